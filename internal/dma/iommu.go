@@ -1,0 +1,221 @@
+package dma
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// An Addr is an address as a device sees it; see the package comment for its
+// layout. The zero Addr is never valid.
+type Addr uint64
+
+// Access is what a device may do with mapped memory.
+type Access uint8
+
+const (
+	// Read lets the device read: data going out to the medium.
+	Read Access = 1 << iota
+	// Write lets the device write: data coming in from the medium.
+	Write
+)
+
+// A Window is one slot of an IOMMU. It holds one mapping at a time.
+type Window uint16
+
+const (
+	windowShift     = 48
+	generationShift = 32
+
+	extentLenBits  = 27
+	extentBaseBits = 64 - extentLenBits
+	// MaxMapBytes is the longest mapping.
+	MaxMapBytes = 1<<extentLenBits - 1
+
+	// A window's state is generation<<8 | access; no access means unmapped.
+	stateGenerationShift = 8
+	stateAccessMask      = 1<<stateGenerationShift - 1
+
+	// Windows is the number of windows of an IOMMU. Window 0 is never handed
+	// out, so that the zero Addr always faults.
+	Windows = 1 << 16
+)
+
+// ErrNoWindow means that every window is taken.
+var ErrNoWindow = errors.New("dma: no free IOMMU window")
+
+// A Fault is an access outside a live mapping.
+type Fault struct {
+	Addr   Addr
+	Bytes  int
+	Access Access
+	Reason string // what was wrong with it
+}
+
+func (f Fault) String() string {
+	return fmt.Sprintf("DMA fault: %s %d bytes at %#x (window %d, generation %d, offset %d): %s",
+		f.Access, f.Bytes, uint64(f.Addr), f.Addr.window(), f.Addr.generation(), f.Addr.offset(), f.Reason)
+}
+
+func (a Access) String() string {
+	switch a {
+	case Read:
+		return "read"
+	case Write:
+		return "write"
+	case Read | Write:
+		return "read+write"
+	}
+	return "no access"
+}
+
+func (a Addr) window() Window     { return Window(a >> windowShift) }
+func (a Addr) generation() uint16 { return uint16(a >> generationShift) }
+func (a Addr) offset() uint32     { return uint32(a) }
+
+// window is one mapping. Its words are atomics because a device may look up a
+// stale Addr at any time; Map stores extent before state, and Translate loads
+// state on both sides of extent.
+type window struct {
+	state  atomic.Uint64
+	extent atomic.Uint64 // base<<extentLenBits | length
+}
+
+// An IOMMU is the table of mappings through which a device reaches an Arena.
+type IOMMU struct {
+	arena   *Arena
+	windows []window
+
+	faults  atomic.Uint64
+	onFault atomic.Pointer[func(Fault)]
+
+	mu sync.Mutex
+	// +checklocks:mu
+	free []Window // returned windows, last in first out
+	// +checklocks:mu
+	nextFresh int // windows from here on were never used
+}
+
+// NewIOMMU returns an IOMMU over a without mappings.
+func NewIOMMU(a *Arena) *IOMMU {
+	return &IOMMU{arena: a, windows: make([]window, Windows), nextFresh: 1}
+}
+
+// Arena is the memory behind the IOMMU.
+func (m *IOMMU) Arena() *Arena { return m.arena }
+
+// OnFault sets a function that is told of every fault, on the goroutine that
+// caused it. It must not call back into the IOMMU.
+func (m *IOMMU) OnFault(fn func(Fault)) { m.onFault.Store(&fn) }
+
+// Faults is the number of faults so far.
+func (m *IOMMU) Faults() uint64 { return m.faults.Load() }
+
+// NewWindow reserves a window. It is meant for set-up, not for each request.
+func (m *IOMMU) NewWindow() (Window, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := len(m.free); n > 0 {
+		w := m.free[n-1]
+		m.free = m.free[:n-1]
+		return w, nil
+	}
+	if m.nextFresh >= Windows {
+		return 0, ErrNoWindow
+	}
+	w := Window(m.nextFresh)
+	m.nextFresh++
+	return w, nil
+}
+
+// FreeWindow returns an unmapped window.
+func (m *IOMMU) FreeWindow(w Window) {
+	if m.windows[w].state.Load()&stateAccessMask != 0 {
+		panic(fmt.Sprintf("dma: window %d freed while mapped", w))
+	}
+	m.mu.Lock()
+	m.free = append(m.free, w)
+	m.mu.Unlock()
+}
+
+// WindowsInUse is the number of windows reserved.
+func (m *IOMMU) WindowsInUse() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nextFresh - 1 - len(m.free)
+}
+
+// Map makes b, memory of the arena, reachable through w with a new generation,
+// and returns the address of its first byte.
+//
+// Concurrency: w must be unmapped and its owner makes one call at a time.
+func (m *IOMMU) Map(w Window, b []byte, access Access) Addr {
+	base := m.arena.offset(b)
+	if base < 0 || base+len(b) > len(m.arena.mem) || len(b) == 0 || len(b) > MaxMapBytes {
+		panic(fmt.Sprintf("dma: map of %d bytes at arena offset %d: not 1 to %d bytes of this arena", len(b), base, MaxMapBytes))
+	}
+	e := &m.windows[w]
+	old := e.state.Load()
+	if old&stateAccessMask != 0 {
+		panic(fmt.Sprintf("dma: window %d mapped twice", w))
+	}
+	generation := uint16(old>>stateGenerationShift) + 1
+	e.extent.Store(uint64(base)<<extentLenBits | uint64(len(b)))
+	e.state.Store(uint64(generation)<<stateGenerationShift | uint64(access))
+	return Addr(w)<<windowShift | Addr(generation)<<generationShift
+}
+
+// Unmap ends w's mapping: its addresses fault from now on. Unmapping an
+// unmapped window does nothing.
+func (m *IOMMU) Unmap(w Window) {
+	e := &m.windows[w]
+	if old := e.state.Load(); old&stateAccessMask != 0 {
+		e.state.Store(old &^ stateAccessMask)
+	}
+}
+
+// Translate returns the n bytes at addr if they lie inside one live mapping
+// that allows access. If not it counts a fault and reports false.
+//
+// The memory may be unmapped while the caller uses it: a device that blocks
+// between Translate and its last touch asks Live afterwards.
+func (m *IOMMU) Translate(addr Addr, n int, access Access) ([]byte, bool) {
+	e := &m.windows[addr.window()]
+	state := e.state.Load()
+	extent := e.extent.Load()
+	if e.state.Load() != state || uint16(state>>stateGenerationShift) != addr.generation() || state&stateAccessMask == 0 {
+		m.fault(addr, n, access, "no live mapping")
+		return nil, false
+	}
+	if Access(state)&access != access {
+		m.fault(addr, n, access, "mapped for "+Access(state&stateAccessMask).String()+" only")
+		return nil, false
+	}
+	length := int(extent & MaxMapBytes)
+	off := int(addr.offset())
+	if n < 0 || off > length || n > length-off {
+		m.fault(addr, n, access, "beyond the mapping's end")
+		return nil, false
+	}
+	start := int(extent>>extentLenBits) + off
+	return m.arena.mem[start : start+n : start+n], true
+}
+
+// Live reports whether addr still lies in a live mapping, and counts a fault if
+// not: the device touched memory that was no longer its own.
+func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
+	state := m.windows[addr.window()].state.Load()
+	if uint16(state>>stateGenerationShift) == addr.generation() && state&stateAccessMask != 0 {
+		return true
+	}
+	m.fault(addr, n, access, "unmapped during the transfer")
+	return false
+}
+
+func (m *IOMMU) fault(addr Addr, n int, access Access, reason string) {
+	m.faults.Add(1)
+	if fn := m.onFault.Load(); fn != nil {
+		(*fn)(Fault{Addr: addr, Bytes: n, Access: access, Reason: reason})
+	}
+}
