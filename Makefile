@@ -1,0 +1,149 @@
+# vhbad: a Linux block device served over NBD from a virtual host bus adapter.
+# `make` lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PACKAGES := $(shell sed -e 's/\#.*//' deploy/ci/packages.txt)
+
+# Where `make run` listens, and what it serves.
+LISTEN ?= tcp://127.0.0.1:10809
+DISK   ?= disk0=memory:1GiB
+
+# Tools are built from internal/tools/go.mod, once for each version of that file and of Go.
+TOOLS_KEY := $(shell { cat internal/tools/go.mod; $(GO) env GOVERSION GOOS GOARCH; } | sha256sum | cut -c1-16)
+TOOLS     := .cache/bin/$(TOOLS_KEY)
+TOOL_BUILD = $(GO) build -modfile=internal/tools/go.mod -o $@
+
+FUZZTIME ?= 30s
+SOAKTIME ?= 5m
+COUNT    ?= 10
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the static binary bin/vhbad
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vhbad ./cmd/vhbad
+
+.PHONY: run
+run: build ## build and serve a 1 GiB memory disk (LISTEN=, DISK= to change)
+	@case '$(LISTEN)' in \
+	  tcp://*) address='$(LISTEN:tcp://%=%)'; client="$${address%:*} $${address##*:}" ;; \
+	  unix://*) client='-unix $(LISTEN:unix://%=%)' ;; \
+	  *) echo "LISTEN=$(LISTEN): want tcp://HOST:PORT or unix:///PATH" >&2; exit 2 ;; \
+	esac; \
+	disk='$(DISK)'; \
+	echo "attach it, as root, with:"; \
+	echo "  modprobe nbd && nbd-client $$client /dev/nbd0 -N $${disk%%=*} -C 4"; \
+	echo "and detach it with:"; \
+	echo "  nbd-client -d /dev/nbd0"; \
+	echo "Ctrl-C stops the daemon."
+	@exec bin/vhbad serve --listen '$(LISTEN)' --disk '$(DISK)'
+
+.PHONY: deps
+deps: ## install the Debian packages that the tests need (root), or say which
+	@missing=; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${db:Status-Status}' "$$p" 2>/dev/null | grep -qx installed || missing="$$missing $$p"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" -eq 0 ]; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -q; \
+	  apt-get install -y -q --no-install-recommends $$missing; \
+	else \
+	  echo "missing packages; install them with:" >&2; \
+	  echo "  sudo apt-get install --no-install-recommends$$missing" >&2; \
+	  exit 1; \
+	fi
+
+# The rungs run from cheap to dear, one after the other, so that the first failure is the simplest.
+.PHONY: test
+test: ## everything: packages, unit, race, interop, real kernel (15 minutes on two cores)
+	@$(MAKE) deps
+	@$(MAKE) unit
+	@$(MAKE) race
+	@$(MAKE) interop
+	@$(MAKE) kernel
+
+.PHONY: unit
+unit: ## unit tests; needs nothing but Go
+	$(GO) test -timeout 5m ./...
+
+.PHONY: race
+race: ## unit tests under the race detector; needs a C compiler
+	$(GO) test -race -timeout 8m ./...
+
+.PHONY: interop
+interop: ## peers on this host and bad input; needs the packages of `make deps`
+	$(GO) test -tags interop -count=1 -timeout 5m ./cmd/vhbad/e2e/...
+
+.PHONY: kernel
+kernel: ## /dev/nbd0 in a guest kernel (User-Mode Linux); needs the packages of `make deps`
+	$(GO) test -tags kernel -count=1 -timeout 10m -parallel 2 ./cmd/vhbad/e2e/...
+
+.PHONY: golden
+golden: ## rewrite the golden transcripts; read the diff
+	@for p in $$(grep -rl --include='*_test.go' 'cockroachdb/datadriven' . | xargs -r dirname | sort -u); do \
+	  $(GO) test -count=1 "$$p" -args -rewrite; \
+	done
+	@git --no-pager diff --stat
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -e 's/:func / /' | sort | \
+	while read -r file target; do \
+	  echo "== $$file $$target"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	done
+
+.PHONY: soak
+soak: ## unit tests under the race detector, over and over for SOAKTIME, in random order
+	@end=$$(( SECONDS + $$(echo '$(SOAKTIME)' | sed -e 's/h/*3600/' -e 's/m/*60/' -e 's/s//') )); \
+	while [ $$SECONDS -lt $$end ]; do $(GO) test -race -count=1 -shuffle=on -timeout 8m ./...; done
+
+.PHONY: bench
+bench: ## all benchmarks, COUNT times, into .cache/bench.txt, and their summary
+bench: $(TOOLS)/benchstat
+	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./... | tee .cache/bench.txt
+	$(TOOLS)/benchstat .cache/bench.txt
+
+.PHONY: lint
+lint: ## form, vet, golangci-lint, tidy module files, lock annotations
+lint: $(TOOLS)/gofumpt $(TOOLS)/golangci-lint $(TOOLS)/checklocks
+	@out=$$($(TOOLS)/gofumpt -l .); if [ -n "$$out" ]; then echo "not in form; run make fmt:" >&2; echo "$$out" >&2; exit 1; fi
+	$(GO) mod tidy -diff
+	cd internal/tools && $(GO) mod tidy -diff
+	$(GO) vet -tags 'interop kernel' ./...
+	$(GO) vet -vettool=$(CURDIR)/$(TOOLS)/checklocks ./...
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: ## put all Go files in form
+fmt: $(TOOLS)/gofumpt
+	$(TOOLS)/gofumpt -w .
+
+.PHONY: clean
+clean: ## remove what make built
+	rm -rf bin .cache
+
+$(TOOLS)/golangci-lint:
+	@mkdir -p $(@D)
+	$(TOOL_BUILD) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(TOOLS)/gofumpt:
+	@mkdir -p $(@D)
+	$(TOOL_BUILD) mvdan.cc/gofumpt
+
+$(TOOLS)/checklocks:
+	@mkdir -p $(@D)
+	$(TOOL_BUILD) gvisor.dev/gvisor/tools/checklocks/cmd/checklocks
+
+$(TOOLS)/benchstat:
+	@mkdir -p $(@D)
+	$(TOOL_BUILD) golang.org/x/perf/cmd/benchstat
