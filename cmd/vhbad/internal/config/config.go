@@ -1,0 +1,247 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Defaults.
+const (
+	DefaultListen = "tcp://127.0.0.1:10809"
+	DefaultDisk   = "disk0=memory:1GiB"
+	DefaultHTTP   = "127.0.0.1:9810"
+
+	DefaultMemory       = 512 * MiB
+	DefaultWorkers      = 8
+	DefaultConnections  = 256
+	DefaultRequests     = 256
+	DefaultQueues       = 4
+	DefaultDrainTimeout = Duration(30 * time.Second)
+)
+
+// Bounds of numbers, checked by Resolve.
+const (
+	// MinMemory holds the largest request (64 MiB) beside the rings and slots.
+	MinMemory      = 128 * MiB
+	MaxMemory      = 64 * GiB
+	MaxWorkers     = 1024
+	MaxQueues      = 64
+	MaxConnections = 4096
+	MinRequests    = 128
+	MaxRequests    = 4096
+	// MaxDisks is what one adapter can address: 128 targets of 128 units.
+	MaxDisks = 128 * 128
+)
+
+// Off switches a listener off where an address is expected.
+const Off = "none"
+
+// A File is a configuration file. Whatever is absent keeps its zero value, which
+// Resolve takes as "the default".
+type File struct {
+	Listen []Address `yaml:"listen"`
+	Disks  []Disk    `yaml:"disks"`
+	// HTTP is HOST:PORT for metrics and health, or "none".
+	HTTP string `yaml:"http"`
+	// Admin is the path of the control socket, or "none".
+	Admin  string `yaml:"admin"`
+	Log    Log    `yaml:"log"`
+	Limits Limits `yaml:"limits"`
+	HBA    HBA    `yaml:"hba"`
+	// ReadOnly makes every disk read-only.
+	ReadOnly bool `yaml:"read-only"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	// Format is "text", "json" or "auto": text on a terminal, JSON otherwise.
+	Format string `yaml:"format"`
+	// Level is "debug", "info", "warn" or "error".
+	Level string `yaml:"level"`
+}
+
+// Limits bounds what clients can make the daemon use.
+type Limits struct {
+	// Memory is the arena that all rings and buffers come from.
+	Memory Size `yaml:"memory"`
+	// Connections is how many there may be at once.
+	Connections int `yaml:"connections"`
+	// Requests is how many one connection may have in flight.
+	Requests int `yaml:"requests"`
+	// DrainTimeout bounds an orderly stop.
+	DrainTimeout Duration `yaml:"drain-timeout"`
+}
+
+// HBA shapes the adapter and its driver.
+type HBA struct {
+	// Queues is the number of queue pairs.
+	Queues int `yaml:"queues"`
+	// Workers is how many goroutines run what blocks.
+	Workers int `yaml:"workers"`
+	// HalfDuplex has the driver exclude StartIo and the interrupt handler.
+	HalfDuplex bool `yaml:"half-duplex"`
+	// Interrupts is "per-message", "all" or "line".
+	Interrupts Interrupts `yaml:"interrupts"`
+	// StrictSegments cuts buffers at pages, so that scatter lists get long.
+	StrictSegments bool `yaml:"strict-segments"`
+	// Verify checks every rule of the port's contract.
+	Verify bool `yaml:"verify"`
+}
+
+// Interrupts says how the adapter's interrupts exclude each other.
+type Interrupts string
+
+// The values of Interrupts.
+const (
+	InterruptsPerMessage Interrupts = "per-message"
+	InterruptsAll        Interrupts = "all"
+	InterruptsLine       Interrupts = "line"
+)
+
+// Config is a File with its defaults, checked.
+type Config struct {
+	Listen []Address
+	Disks  []Disk
+	// HTTP and Admin are empty if switched off.
+	HTTP  string
+	Admin string
+	// LogFormat is "text", "json" or "auto".
+	LogFormat string
+	LogLevel  slog.Level
+	Limits    Limits
+	HBA       HBA
+}
+
+// Resolve fills in defaults and checks everything that can be checked without
+// touching the machine. defaultAdmin is the control socket's path if f has none.
+// If noListen, an empty list of addresses stays so: sockets were inherited.
+func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
+	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits}
+	if len(c.Listen) == 0 && !noListen {
+		a, err := ParseAddress(DefaultListen)
+		if err != nil {
+			return nil, err
+		}
+		c.Listen = []Address{a}
+	}
+	if len(c.Disks) == 0 {
+		d, err := ParseDisk(DefaultDisk)
+		if err != nil {
+			return nil, err
+		}
+		c.Disks = []Disk{d}
+	}
+	if err := c.checkDisks(f.ReadOnly); err != nil {
+		return nil, err
+	}
+	seen := make(map[Address]bool, len(c.Listen))
+	for _, a := range c.Listen {
+		if seen[a] && !strings.HasSuffix(a.Target, ":0") {
+			return nil, fmt.Errorf("listen: %s is given twice", a)
+		}
+		seen[a] = true
+	}
+	c.HTTP = cmp.Or(f.HTTP, DefaultHTTP)
+	if c.HTTP == Off {
+		c.HTTP = ""
+	} else if err := checkHostPort(c.HTTP); err != nil {
+		return nil, fmt.Errorf("http %q: %w: want HOST:PORT, or %q", c.HTTP, err, Off)
+	}
+	c.Admin = cmp.Or(f.Admin, defaultAdmin)
+	if c.Admin == Off {
+		c.Admin = ""
+	} else if err := CheckSocketPath(c.Admin); err != nil {
+		return nil, fmt.Errorf("admin: %w: want an absolute path, or %q", err, Off)
+	}
+	if seen[Address{Network: "unix", Target: c.Admin}] {
+		return nil, fmt.Errorf("admin: %s is an address to listen on too: want two different paths", c.Admin)
+	}
+	if err := c.resolveLog(f.Log); err != nil {
+		return nil, err
+	}
+	return c, c.resolveNumbers()
+}
+
+func (c *Config) checkDisks(readOnly bool) error {
+	if len(c.Disks) > MaxDisks {
+		return fmt.Errorf("disks: %d of them: want at most %d", len(c.Disks), MaxDisks)
+	}
+	names := make(map[string]bool, len(c.Disks))
+	files := make(map[string]string, len(c.Disks))
+	for i := range c.Disks {
+		d := &c.Disks[i]
+		if err := d.check(); err != nil {
+			return fmt.Errorf("disk %q: %w", d.Name, err)
+		}
+		d.BlockSize = d.blockBytes()
+		d.ReadOnly = d.ReadOnly || readOnly
+		if names[d.Name] {
+			return fmt.Errorf("disk %q: two disks have this name: want each its own", d.Name)
+		}
+		names[d.Name] = true
+		if d.File == "" {
+			continue
+		}
+		if other, ok := files[d.File]; ok {
+			return fmt.Errorf("disk %q: file %q belongs to disk %q already", d.Name, d.File, other)
+		}
+		files[d.File] = d.Name
+	}
+	return nil
+}
+
+func (c *Config) resolveLog(l Log) error {
+	c.LogFormat = cmp.Or(l.Format, "auto")
+	switch c.LogFormat {
+	case "auto", "text", "json":
+	default:
+		return fmt.Errorf("log format %q: want auto, text or json", l.Format)
+	}
+	switch l.Level {
+	case "", "info":
+		c.LogLevel = slog.LevelInfo
+	case "debug":
+		c.LogLevel = slog.LevelDebug
+	case "warn":
+		c.LogLevel = slog.LevelWarn
+	case "error":
+		c.LogLevel = slog.LevelError
+	default:
+		return fmt.Errorf("log level %q: want debug, info, warn or error", l.Level)
+	}
+	return nil
+}
+
+func (c *Config) resolveNumbers() error {
+	l, h := &c.Limits, &c.HBA
+	l.Memory = cmp.Or(l.Memory, DefaultMemory)
+	if l.Memory < MinMemory || l.Memory > MaxMemory {
+		return fmt.Errorf("memory %s: want %s to %s", l.Memory, MinMemory, MaxMemory)
+	}
+	l.DrainTimeout = cmp.Or(l.DrainTimeout, DefaultDrainTimeout)
+	h.Interrupts = cmp.Or(h.Interrupts, InterruptsPerMessage)
+	switch h.Interrupts {
+	case InterruptsPerMessage, InterruptsAll, InterruptsLine:
+	default:
+		return fmt.Errorf("interrupts %q: want %s, %s or %s", h.Interrupts, InterruptsPerMessage, InterruptsAll, InterruptsLine)
+	}
+	for _, n := range []struct {
+		name             string
+		value            *int
+		def, least, most int
+	}{
+		{"connections", &l.Connections, DefaultConnections, 1, MaxConnections},
+		{"requests", &l.Requests, DefaultRequests, MinRequests, MaxRequests},
+		{"queues", &h.Queues, DefaultQueues, 1, MaxQueues},
+		{"workers", &h.Workers, DefaultWorkers, 1, MaxWorkers},
+	} {
+		*n.value = cmp.Or(*n.value, n.def)
+		if *n.value < n.least || *n.value > n.most {
+			return fmt.Errorf("%s %d: want %d to %d", n.name, *n.value, n.least, n.most)
+		}
+	}
+	return nil
+}

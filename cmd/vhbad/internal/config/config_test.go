@@ -1,0 +1,279 @@
+package config
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseSize(t *testing.T) {
+	for in, want := range map[string]Size{
+		"0": 0, "512": 512, "4096": 4096, "1K": KiB, "1k": KiB, "64MiB": 64 * MiB, "64M": 64 * MiB,
+		"1GiB": GiB, "3G": 3 * GiB, "64TiB": 64 * TiB, "9223372036854775807": math.MaxInt64,
+	} {
+		got, err := ParseSize(in)
+		if err != nil || got != want {
+			t.Errorf("ParseSize(%q) = %d, %v; want %d", in, got, err, want)
+		}
+	}
+}
+
+func TestParseSize_Bad(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "whole number", "-1": "whole number", "1.5G": `unit ".5G"`, "64MB": `unit "MB"`, "64 MiB": `unit " MiB"`,
+		"MiB": "whole number", "9223372036854775808": "whole number", "8388608TiB": "more than", "64mib": `unit "mib"`,
+	} {
+		_, err := ParseSize(in)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseSize(%q): error %v, want one with %q", in, err, want)
+		}
+	}
+}
+
+func FuzzParseSize(f *testing.F) {
+	for _, s := range []string{"1", "64MiB", "1.5G", "99999999999999999999", "7T"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := ParseSize(s)
+		if err != nil {
+			return
+		}
+		if back, err := ParseSize(n.String()); err != nil || back != n {
+			t.Errorf("ParseSize(%q) = %d, whose spelling %q reads as %d, %v", s, n, n.String(), back, err)
+		}
+	})
+}
+
+func TestParseDuration(t *testing.T) {
+	got, err := ParseDuration("1m30s")
+	if err != nil || got.Std() != 90*time.Second {
+		t.Errorf("ParseDuration(1m30s) = %v, %v", got, err)
+	}
+	for _, in := range []string{"", "5", "-5ms", "5 ms", "soon"} {
+		if _, err := ParseDuration(in); err == nil || !strings.Contains(err.Error(), "5ms or 1m30s") {
+			t.Errorf("ParseDuration(%q): error %v, want one that shows the form", in, err)
+		}
+	}
+}
+
+func TestParseAddress(t *testing.T) {
+	for in, want := range map[string]Address{
+		"tcp://127.0.0.1:10809": {"tcp", "127.0.0.1:10809"},
+		"tcp://:0":              {"tcp", ":0"},
+		"tcp://[::1]:1":         {"tcp", "[::1]:1"},
+		"unix:///run/x.sock":    {"unix", "/run/x.sock"},
+		"unix:///run//./x.sock": {"unix", "/run/x.sock"},
+	} {
+		got, err := ParseAddress(in)
+		if err != nil || got != want {
+			t.Errorf("ParseAddress(%q) = %v, %v; want %v", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"":                                     "want tcp://",
+		"127.0.0.1:10809":                      "want tcp://",
+		"udp://x:1":                            `scheme "udp"`,
+		"tcp://localhost":                      "no port",
+		"tcp://::1:10809":                      "brackets",
+		"tcp://x:65536":                        "0 to 65535",
+		"tcp://x:nbd":                          "0 to 65535",
+		"unix://run/x":                         "not absolute",
+		"unix:///run/":                         "folder",
+		"unix:///" + strings.Repeat("x", 107):  "exceeds the 107",
+		"unix:///a\x00b":                       "NUL",
+		"tcp://127.0.0.1:10809/with/some/path": "0 to 65535",
+	} {
+		if _, err := ParseAddress(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseAddress(%q): error %v, want one with %q", in, err, want)
+		}
+	}
+}
+
+func TestParseDisk(t *testing.T) {
+	for in, want := range map[string]Disk{
+		"d=memory:1GiB":                         {Name: "d", Memory: GiB},
+		"d=memory:1M,block-size=4096,read-only": {Name: "d", Memory: MiB, BlockSize: 4096, ReadOnly: true},
+		"a b=file:/x=y:z,size=2M,description=one,, two": {
+			Name: "a b", File: "/x=y:z", Size: 2 * MiB, Description: "one, two",
+		},
+		"d=file:rel/with,,comma":      {Name: "d", File: "rel/with,comma"},
+		"d=memory:1M,read-only=false": {Name: "d", Memory: MiB},
+	} {
+		got, err := ParseDisk(in)
+		if err != nil {
+			t.Errorf("ParseDisk(%q): %v", in, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("ParseDisk(%q): -want +got\n%s", in, diff)
+		}
+	}
+}
+
+func TestParseDisk_Bad(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                      "want NAME=memory:SIZE",
+		"d":                                     "want NAME=memory:SIZE",
+		"d=1GiB":                                "want NAME=memory:SIZE",
+		"d=tape:1":                              `medium "tape"`,
+		"d=memory:":                             "whole number",
+		"d=memory:0":                            "at least one block",
+		"d=memory:1000":                         "not a multiple of the block size 512: the next smaller is 512",
+		"d=memory:6K,block-size=4K":             "not a multiple",
+		"d=memory:1M,block-size=1024":           "want 512 or 4096",
+		"d=memory:1M,size=1M":                   "size belongs to a file",
+		"d=memory:1M,colour=red":                `option "colour" is not known`,
+		"d=memory:1M,description":               "value is missing",
+		"d=memory:1M,read-only,read-only":       "given twice",
+		"d=memory:1M,read-only=maybe":           "true or false",
+		"d=file:":                               "path is empty",
+		"d=file:/x,size=0":                      "at least one block",
+		"=memory:1M":                            "name is empty",
+		"a\x00b=memory:1M":                      "control character",
+		" d=memory:1M":                          "space",
+		"\xff=memory:1M":                        "not UTF-8",
+		strings.Repeat("n", 256) + "=memory:1M": "want 1 to 255",
+	} {
+		if _, err := ParseDisk(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseDisk(%q): error %v, want one with %q", in, err, want)
+		}
+	}
+}
+
+const full = `# everything
+listen: [tcp://127.0.0.1:0, unix:///run/x.sock]
+disks:
+  - name: a
+    memory: 64MiB
+    description: scratch
+  - {name: b, file: /b.img, size: 1GiB, block-size: 4096, read-only: true}
+http: none
+admin: /run/a.sock
+log: {format: json, level: debug}
+limits: {memory: 256MiB, connections: 3, requests: 128, drain-timeout: 5s}
+hba: {queues: 2, workers: 1, half-duplex: true, interrupts: line, strict-segments: true, verify: true}
+read-only: false
+`
+
+func TestParse(t *testing.T) {
+	f, err := Parse("c.yaml", []byte(full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &File{
+		Listen: []Address{{"tcp", "127.0.0.1:0"}, {"unix", "/run/x.sock"}},
+		Disks: []Disk{
+			{Name: "a", Memory: 64 * MiB, Description: "scratch"},
+			{Name: "b", File: "/b.img", Size: GiB, BlockSize: 4096, ReadOnly: true},
+		},
+		HTTP: "none", Admin: "/run/a.sock",
+		Log:    Log{Format: "json", Level: "debug"},
+		Limits: Limits{Memory: 256 * MiB, Connections: 3, Requests: 128, DrainTimeout: Duration(5 * time.Second)},
+		HBA:    HBA{Queues: 2, Workers: 1, HalfDuplex: true, Interrupts: InterruptsLine, StrictSegments: true, Verify: true},
+	}
+	if diff := cmp.Diff(want, f); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if _, err := f.Resolve("/run/vhbad.sock", false); err != nil {
+		t.Errorf("Resolve: %v", err)
+	}
+}
+
+func TestParse_Bad(t *testing.T) {
+	for in, want := range map[string]string{
+		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": want block-size, description, file, memory, name, read-only, size`,
+		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, disks`,
+		"hba:\n  queues: many\n":             "c.yaml:2: cannot unmarshal",
+		"http: a\nhttp: b\n":                 "c.yaml:2: mapping key",
+		"limits:\n\n  memory: 64MB\n":        `c.yaml:3: size "64MB"`,
+		"limits: {drain-timeout: 5}\n":       `c.yaml:1: duration "5"`,
+		"listen: [tcp://x]\n":                "c.yaml:1: address",
+		"a: [\n":                             "c.yaml:",
+		"---\na: 1\n---\nb: 2\n":             "more than one YAML document",
+		"disks:\n- name: a\n  memory: 1M\n- name: b\n  memory: 1000\n": `c.yaml:4: disk "b": size 1000 is not a multiple`,
+		"disks:\n- name: a\n":                         `c.yaml:2: disk "a": want either memory (a size) or file (a path), not neither`,
+		"disks:\n- {name: a, memory: 1M, file: /x}\n": "not both",
+		"- a\n":      "c.yaml:1: cannot unmarshal",
+		"disks: 7\n": "c.yaml:1: cannot unmarshal",
+	} {
+		if _, err := Parse("c.yaml", []byte(in)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Parse(%q): error %v, want one with %q", in, err, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(full))
+	f.Add([]byte("disks: [{name: a}]"))
+	f.Add([]byte("x: &a [*a]"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		file, err := Parse("c.yaml", b)
+		if err == nil {
+			_, _ = file.Resolve("/run/vhbad.sock", false)
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "c.yaml") {
+			t.Errorf("error without the file's name: %v", err)
+		}
+	})
+}
+
+func TestResolve_Defaults(t *testing.T) {
+	f, err := Parse("c.yaml", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := f.Resolve("/run/vhbad.sock", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen[0].String() != DefaultListen || c.HTTP != DefaultHTTP || c.Admin != "/run/vhbad.sock" {
+		t.Errorf("got %v, %q, %q", c.Listen, c.HTTP, c.Admin)
+	}
+	if len(c.Disks) != 1 || c.Disks[0].Name != "disk0" || c.Disks[0].Memory != GiB || c.Disks[0].BlockSize != 512 {
+		t.Errorf("disks %+v", c.Disks)
+	}
+	if c.Limits.Memory != DefaultMemory || c.HBA.Interrupts != InterruptsPerMessage {
+		t.Errorf("limits %+v, hba %+v", c.Limits, c.HBA)
+	}
+	if c, err := f.Resolve("/run/vhbad.sock", true); err != nil || len(c.Listen) != 0 {
+		t.Errorf("with inherited sockets: %v, %v; want nothing to listen on", c.Listen, err)
+	}
+}
+
+func TestResolve_Bad(t *testing.T) {
+	disk := Disk{Name: "a", Memory: MiB}
+	for want, f := range map[string]File{
+		"two disks have this name":        {Disks: []Disk{disk, disk}},
+		`belongs to disk "a" already`:     {Disks: []Disk{{Name: "a", File: "/x"}, {Name: "b", File: "/x"}}},
+		"is given twice":                  {Listen: []Address{{"tcp", "x:1"}, {"tcp", "x:1"}}},
+		`http "9810": "9810" has no port`: {HTTP: "9810"},
+		"admin: path \"x\" is not abs":    {Admin: "x"},
+		"two different paths":             {Admin: "/x", Listen: []Address{{"unix", "/x"}}},
+		`log format "xml": want auto`:     {Log: Log{Format: "xml"}},
+		`log level "loud": want debug`:    {Log: Log{Level: "loud"}},
+		"memory 1MiB: want 128MiB":        {Limits: Limits{Memory: MiB}},
+		"connections -1: want 1 to":       {Limits: Limits{Connections: -1}},
+		"requests 5: want 128 to":         {Limits: Limits{Requests: 5}},
+		"queues 65: want 1 to 64":         {HBA: HBA{Queues: 65}},
+		"workers 9999: want 1 to":         {HBA: HBA{Workers: 9999}},
+		`interrupts "some": want per-me`:  {HBA: HBA{Interrupts: "some"}},
+	} {
+		if _, err := f.Resolve("/run/vhbad.sock", false); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
+}
+
+func TestResolve_ReadOnlyEverything(t *testing.T) {
+	f := File{ReadOnly: true, Disks: []Disk{{Name: "a", Memory: MiB}}}
+	c, err := f.Resolve("/run/vhbad.sock", false)
+	if err != nil || !c.Disks[0].ReadOnly {
+		t.Errorf("got %+v, %v; want a read-only disk", c, err)
+	}
+	if f.Disks[0].ReadOnly {
+		t.Error("Resolve changed the file it was given")
+	}
+}

@@ -1,0 +1,208 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxNameBytes is the longest name of a disk: it travels as a SCSI serial number
+// (VPD page 80h), whose length is one byte.
+const MaxNameBytes = 255
+
+// Block sizes that a disk may have, in bytes.
+const (
+	BlockBytes512  = 512
+	BlockBytes4096 = 4096
+)
+
+// A Disk is one disk: its name, which is also its export's, where its bytes are
+// and what is special about it.
+type Disk struct {
+	Name string `yaml:"name"`
+	// Memory is the size of a disk in memory. Exactly one of Memory and File is
+	// set.
+	Memory Size `yaml:"memory,omitempty"`
+	// File is the path of an image.
+	File string `yaml:"file,omitempty"`
+	// Size makes the file that large if it does not exist; zero takes it as it
+	// is.
+	Size Size `yaml:"size,omitempty"`
+	// BlockSize is the logical block in bytes, 512 or 4096. Zero means 512.
+	BlockSize   Size   `yaml:"block-size,omitempty"`
+	ReadOnly    bool   `yaml:"read-only,omitempty"`
+	Description string `yaml:"description,omitempty"`
+}
+
+// Backend names the kind of medium.
+func (d *Disk) Backend() string {
+	if d.File != "" {
+		return "file"
+	}
+	return "memory"
+}
+
+const (
+	specForms   = "want NAME=memory:SIZE or NAME=file:PATH, with options after commas"
+	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only and description=TEXT; a comma inside a value is written twice"
+)
+
+// ParseDisk reads the command line's form of a disk:
+//
+//	NAME=memory:SIZE[,block-size=512|4096][,read-only][,description=TEXT]
+//	NAME=file:PATH[,size=SIZE][,block-size=512|4096][,read-only][,description=TEXT]
+//
+// A comma inside a value is written twice, as in qemu.
+func ParseDisk(spec string) (Disk, error) {
+	d, err := parseDisk(spec)
+	if err != nil {
+		return Disk{}, fmt.Errorf("disk %q: %w", spec, err)
+	}
+	return d, nil
+}
+
+func parseDisk(spec string) (Disk, error) {
+	name, rest, ok := strings.Cut(spec, "=")
+	if !ok {
+		return Disk{}, errors.New(specForms)
+	}
+	kind, rest, ok := strings.Cut(rest, ":")
+	if !ok {
+		return Disk{}, errors.New(specForms)
+	}
+	parts := splitOptions(rest)
+	d := Disk{Name: name}
+	switch kind {
+	case "memory":
+		size, err := ParseSize(parts[0])
+		if err != nil {
+			return Disk{}, err
+		}
+		if size == 0 {
+			return Disk{}, errors.New("size is 0: want at least one block")
+		}
+		d.Memory = size
+	case "file":
+		if parts[0] == "" {
+			return Disk{}, errors.New("the path is empty: " + specForms)
+		}
+		d.File = parts[0]
+	default:
+		return Disk{}, fmt.Errorf("medium %q is not known: %s", kind, specForms)
+	}
+	seen := make(map[string]bool, len(parts))
+	for _, option := range parts[1:] {
+		key, value, hasValue := strings.Cut(option, "=")
+		if seen[key] {
+			return Disk{}, fmt.Errorf("option %q is given twice", key)
+		}
+		seen[key] = true
+		if err := d.setOption(key, value, hasValue); err != nil {
+			return Disk{}, err
+		}
+	}
+	return d, d.check()
+}
+
+func (d *Disk) setOption(key, value string, hasValue bool) error {
+	if !hasValue && key != "read-only" {
+		return fmt.Errorf("option %q: not known, or its value is missing: %s", key, specOptions)
+	}
+	switch key {
+	case "size":
+		if err := d.Size.Set(value); err != nil {
+			return err
+		}
+		if d.Size == 0 {
+			return errors.New("size is 0: want at least one block")
+		}
+		return nil
+	case "block-size":
+		return d.BlockSize.Set(value)
+	case "description":
+		d.Description = value
+		return nil
+	case "read-only":
+		d.ReadOnly = true
+		if hasValue {
+			on, err := strconv.ParseBool(value)
+			if err != nil {
+				return fmt.Errorf("read-only=%q: want true or false", value)
+			}
+			d.ReadOnly = on
+		}
+		return nil
+	}
+	return fmt.Errorf("option %q is not known: %s", key, specOptions)
+}
+
+// splitOptions splits at single commas and turns double ones into one.
+func splitOptions(s string) []string {
+	var parts []string
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] != ',':
+			b.WriteByte(s[i])
+		case i+1 < len(s) && s[i+1] == ',':
+			b.WriteByte(',')
+			i++
+		default:
+			parts = append(parts, b.String())
+			b.Reset()
+		}
+	}
+	return append(parts, b.String())
+}
+
+// blockBytes is the block size with its default.
+func (d *Disk) blockBytes() Size {
+	if d.BlockSize == 0 {
+		return BlockBytes512
+	}
+	return d.BlockSize
+}
+
+// check reports what is wrong with d by itself.
+func (d *Disk) check() error {
+	if err := CheckName(d.Name); err != nil {
+		return err
+	}
+	if (d.Memory != 0) == (d.File != "") {
+		return fmt.Errorf("want either memory (a size) or file (a path), not %s", map[bool]string{true: "both", false: "neither"}[d.File != ""])
+	}
+	block := d.blockBytes()
+	if block != BlockBytes512 && block != BlockBytes4096 {
+		return fmt.Errorf("block-size %d: want %d or %d", block, BlockBytes512, BlockBytes4096)
+	}
+	if d.Memory != 0 && d.Size != 0 {
+		return errors.New("size belongs to a file; a memory disk has its size after memory")
+	}
+	if size := d.Memory + d.Size; size%block != 0 {
+		return fmt.Errorf("size %d is not a multiple of the block size %d: the next smaller is %d", size, block, size-size%block)
+	}
+	if len(d.Description) > 4096 || !utf8.ValidString(d.Description) || strings.ContainsRune(d.Description, 0) {
+		return errors.New("description: want at most 4096 bytes of UTF-8 without NUL")
+	}
+	return nil
+}
+
+// CheckName reports why name cannot be that of a disk.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("the name is empty: want 1 to 255 bytes")
+	case len(name) > MaxNameBytes:
+		return fmt.Errorf("name of %d bytes: want 1 to %d", len(name), MaxNameBytes)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("name %q is not UTF-8", name)
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return fmt.Errorf("name %q contains a NUL or another control character", name)
+	case strings.TrimSpace(name) != name:
+		return fmt.Errorf("name %q begins or ends with a space, which SCSI pads serial numbers with", name)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// MaxFileBytes bounds a configuration file.
+const MaxFileBytes = 4 << 20
+
+// Load reads a configuration file. Its errors name the file and the line.
+func Load(path string) (*File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, MaxFileBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxFileBytes {
+		return nil, fmt.Errorf("%s: longer than %d bytes: is it a configuration file?", path, MaxFileBytes)
+	}
+	return Parse(path, b)
+}
+
+// Parse is Load for text at hand; name stands for the file in errors.
+func Parse(name string, text []byte) (*File, error) {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var root yaml.Node
+	if err := dec.Decode(&root); err != nil {
+		if errors.Is(err, io.EOF) {
+			return &File{}, nil // empty or comments only: all defaults
+		}
+		return nil, nameErrors(name, err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: more than one YAML document: want one", name)
+	}
+	if err := checkValues(name, &root); err != nil {
+		return nil, err
+	}
+	f := &File{}
+	strict := yaml.NewDecoder(bytes.NewReader(text))
+	strict.KnownFields(true)
+	if err := strict.Decode(f); err != nil && !errors.Is(err, io.EOF) {
+		return nil, nameErrors(name, err)
+	}
+	if err := checkDiskLines(name, &root, f); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// checkValues parses every size, duration and address by itself first: the YAML
+// package does not give the line of what UnmarshalText refuses.
+func checkValues(name string, root *yaml.Node) error {
+	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
+		return nil
+	}
+	return walk(root.Content[0], reflect.TypeFor[File](), func(n *yaml.Node, t reflect.Type) error {
+		u, ok := reflect.New(t).Interface().(interface{ UnmarshalText(text []byte) error })
+		if !ok || n.Kind != yaml.ScalarNode {
+			return nil
+		}
+		if err := u.UnmarshalText([]byte(n.Value)); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, n.Line, err)
+		}
+		return nil
+	})
+}
+
+// walk calls fn for every scalar of n together with the type it will have.
+func walk(n *yaml.Node, t reflect.Type, fn func(*yaml.Node, reflect.Type) error) error {
+	if n.Kind == yaml.AliasNode {
+		return nil // its anchor is walked where it stands
+	}
+	switch {
+	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
+		for _, c := range n.Content {
+			if err := walk(c, t.Elem(), fn); err != nil {
+				return err
+			}
+		}
+	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			field, ok := fieldOf(t, n.Content[i].Value)
+			if !ok {
+				continue // reported by the strict decoder
+			}
+			if err := walk(n.Content[i+1], field.Type, fn); err != nil {
+				return err
+			}
+		}
+	default:
+		return fn(n, t)
+	}
+	return nil
+}
+
+func keyOf(f reflect.StructField) string {
+	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+	return key
+}
+
+func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
+	for f := range t.Fields() {
+		if keyOf(f) == key {
+			return f, true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
+// checkDiskLines checks each disk so that its error has its line.
+func checkDiskLines(name string, root *yaml.Node, f *File) error {
+	var lines []int
+	if len(root.Content) > 0 {
+		top := root.Content[0]
+		for i := 0; i+1 < len(top.Content); i += 2 {
+			if top.Content[i].Value == "disks" {
+				for _, n := range top.Content[i+1].Content {
+					lines = append(lines, n.Line)
+				}
+			}
+		}
+	}
+	for i := range f.Disks {
+		if err := f.Disks[i].check(); err != nil {
+			line := 1
+			if i < len(lines) {
+				line = lines[i]
+			}
+			return fmt.Errorf("%s:%d: disk %q: %w", name, line, f.Disks[i].Name, err)
+		}
+	}
+	return nil
+}
+
+var (
+	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type config\.(\w+)$`)
+	otherError = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
+)
+
+// nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds to an
+// unknown key those that are known.
+func nameErrors(name string, err error) error {
+	lines := []string{err.Error()}
+	var te *yaml.TypeError
+	if errors.As(err, &te) {
+		lines = te.Errors
+	}
+	var out []error
+	for _, line := range lines {
+		switch {
+		case unknownKey.MatchString(line):
+			m := unknownKey.FindStringSubmatch(line)
+			out = append(out, fmt.Errorf("%s:%s: unknown key %q: want %s", name, m[1], m[2], strings.Join(keys(m[3]), ", ")))
+		case otherError.MatchString(line):
+			m := otherError.FindStringSubmatch(line)
+			out = append(out, fmt.Errorf("%s:%s: %s", name, m[1], m[2]))
+		default:
+			out = append(out, fmt.Errorf("%s: %s", name, strings.TrimPrefix(line, "yaml: ")))
+		}
+	}
+	return errors.Join(out...)
+}
+
+// keys lists the keys of one of this package's structures.
+func keys(typeName string) []string {
+	var out []string
+	for _, t := range []reflect.Type{
+		reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
+		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](),
+	} {
+		if t.Name() == typeName {
+			for f := range t.Fields() {
+				out = append(out, keyOf(f))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
