@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 )
 
@@ -82,21 +83,24 @@ func NewArena(sizeBytes int) (*Arena, error) {
 
 // order is the smallest o with MinBlockBytes<<o >= n.
 func order(n int) int {
-	pages := (n + MinBlockBytes - 1) / MinBlockBytes
-	if pages <= 1 {
+	if n < 0 {
+		panic(fmt.Sprintf("dma: block of %d bytes", n))
+	}
+	if n <= MinBlockBytes {
 		return 0
 	}
-	return bits.Len(uint(pages - 1))
+	return bits.Len(uint(n-1) / MinBlockBytes)
 }
 
-// BlockBytes is the capacity of the block that Alloc(n) returns.
+// BlockBytes is the capacity of the block that Alloc(n) returns, n being 0 to
+// MaxArenaBytes.
 func BlockBytes(n int) int { return MinBlockBytes << order(n) }
 
 // SizeBytes is the arena's capacity.
 func (a *Arena) SizeBytes() int { return len(a.mem) }
 
 // Alloc returns a block with length n and the capacity of its size class, or
-// nil if none is free. The caller owns it until Free.
+// nil if none is free or others wait in line. The caller owns it until Free.
 func (a *Arena) Alloc(n int) []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -110,7 +114,8 @@ func (a *Arena) Alloc(n int) []byte {
 	return b[:n]
 }
 
-// AllocWait is Alloc, but waits in line for memory.
+// AllocWait is Alloc, but waits in line for memory: first come, first served,
+// whatever the sizes.
 //
 // Errors: ErrTooBig, or the context's error.
 func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
@@ -135,7 +140,7 @@ func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
 	a.mu.Lock()
 	for i := range a.waiters {
 		if a.waiters[i] == w {
-			a.waiters = append(a.waiters[:i], a.waiters[i+1:]...)
+			a.waiters = slices.Delete(a.waiters, i, i+1)
 			break
 		}
 	}
@@ -186,7 +191,7 @@ func (a *Arena) grantLocked() {
 			return
 		}
 		a.waiters[0].ready <- b
-		a.waiters = a.waiters[1:]
+		a.waiters = slices.Delete(a.waiters, 0, 1)
 	}
 }
 

@@ -14,6 +14,7 @@
 // memory while the mapping lives. Every Map gives a fresh generation, so an Addr
 // that outlives its mapping faults instead of reaching somebody else's data:
 // a device that touches a request's pages after completion is seen, not lucky.
+// (Generations are 16 bits: an address exactly 65536 mappings old passes.)
 //
 //	Addr  63      48 47      32 31               0
 //	      [ window  ][generation][ offset, bytes  ]

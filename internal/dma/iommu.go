@@ -8,7 +8,8 @@ import (
 )
 
 // An Addr is an address as a device sees it; see the package comment for its
-// layout. The zero Addr is never valid.
+// layout. Adding n to an Addr moves it n bytes on inside its mapping. The zero
+// Addr is never valid.
 type Addr uint64
 
 // Access is what a device may do with mapped memory.
@@ -95,11 +96,13 @@ type IOMMU struct {
 	free []Window // returned windows, last in first out
 	// +checklocks:mu
 	nextFresh int // windows from here on were never used
+	// +checklocks:mu
+	reserved []uint64 // one bit for each window: handed out
 }
 
 // NewIOMMU returns an IOMMU over a without mappings.
 func NewIOMMU(a *Arena) *IOMMU {
-	return &IOMMU{arena: a, windows: make([]window, Windows), nextFresh: 1}
+	return &IOMMU{arena: a, windows: make([]window, Windows), nextFresh: 1, reserved: make([]uint64, Windows/64)}
 }
 
 // Arena is the memory behind the IOMMU.
@@ -119,6 +122,7 @@ func (m *IOMMU) NewWindow() (Window, error) {
 	if n := len(m.free); n > 0 {
 		w := m.free[n-1]
 		m.free = m.free[:n-1]
+		m.reserved[w/64] |= 1 << (w % 64)
 		return w, nil
 	}
 	if m.nextFresh >= Windows {
@@ -126,17 +130,23 @@ func (m *IOMMU) NewWindow() (Window, error) {
 	}
 	w := Window(m.nextFresh)
 	m.nextFresh++
+	m.reserved[w/64] |= 1 << (w % 64)
 	return w, nil
 }
 
-// FreeWindow returns an unmapped window.
+// FreeWindow returns an unmapped window. Its generation lives on, so that
+// addresses of the old owner fault in the hands of the new one too.
 func (m *IOMMU) FreeWindow(w Window) {
 	if m.windows[w].state.Load()&stateAccessMask != 0 {
 		panic(fmt.Sprintf("dma: window %d freed while mapped", w))
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.reserved[w/64]&(1<<(w%64)) == 0 {
+		panic(fmt.Sprintf("dma: window %d freed but not reserved", w))
+	}
+	m.reserved[w/64] &^= 1 << (w % 64)
 	m.free = append(m.free, w)
-	m.mu.Unlock()
 }
 
 // WindowsInUse is the number of windows reserved.
@@ -151,6 +161,9 @@ func (m *IOMMU) WindowsInUse() int {
 //
 // Concurrency: w must be unmapped and its owner makes one call at a time.
 func (m *IOMMU) Map(w Window, b []byte, access Access) Addr {
+	if w == 0 || access == 0 || access&^(Read|Write) != 0 {
+		panic(fmt.Sprintf("dma: map of window %d for access %#x", w, uint8(access)))
+	}
 	base := m.arena.offset(b)
 	if base < 0 || base+len(b) > len(m.arena.mem) || len(b) == 0 || len(b) > MaxMapBytes {
 		panic(fmt.Sprintf("dma: map of %d bytes at arena offset %d: not 1 to %d bytes of this arena", len(b), base, MaxMapBytes))

@@ -1,0 +1,4 @@
+package dma
+
+// OffsetForTest is where b starts in m's arena.
+func (m *IOMMU) OffsetForTest(b []byte) int { return m.arena.offset(b) }
