@@ -1,0 +1,111 @@
+package client
+
+import "time"
+
+// Status is what a daemon says about itself: the body of GET /v1/status.
+type Status struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	StartedAt time.Time `json:"started_at"`
+	// UptimeSeconds is the time since StartedAt by a clock that never jumps.
+	UptimeSeconds float64 `json:"uptime_seconds"`
+	// State is "starting", "ready" or "draining".
+	State string `json:"state"`
+	// Listeners are the addresses being served, as URIs.
+	Listeners []string `json:"listeners"`
+	// HTTP is the address of metrics and health, empty if switched off.
+	HTTP        string       `json:"http,omitempty"`
+	Disks       []Disk       `json:"disks"`
+	Connections []Connection `json:"connections"`
+	Adapter     Adapter      `json:"adapter"`
+	Memory      Memory       `json:"memory"`
+}
+
+// Disk is one disk and its export.
+type Disk struct {
+	Name string `json:"name"`
+	// Default is set for the disk behind the empty export name.
+	Default     bool   `json:"default,omitempty"`
+	Description string `json:"description,omitempty"`
+	// Backend is the kind of medium: "memory" or "file".
+	Backend string `json:"backend"`
+	// Path is the file, if there is one.
+	Path      string `json:"path,omitempty"`
+	SizeBytes uint64 `json:"size_bytes"`
+	// BlockBytes is the logical block.
+	BlockBytes uint32 `json:"block_bytes"`
+	ReadOnly   bool   `json:"read_only,omitempty"`
+	// Address is bus, target and unit, as in "0:0:3".
+	Address string `json:"address"`
+	// Connections is how many clients have the export open.
+	Connections int `json:"connections"`
+	// Depth is how many commands the unit takes at once; Outstanding how many it
+	// has and Queued how many wait for it.
+	Depth       int `json:"depth"`
+	Outstanding int `json:"outstanding"`
+	Queued      int `json:"queued"`
+	// Operations has an entry for each kind of request.
+	Operations []Operation `json:"operations"`
+}
+
+// Operation counts one kind of request of one disk.
+type Operation struct {
+	// Op is "read", "write", "flush", "trim", "write_zeroes" or "cache".
+	Op       string `json:"op"`
+	Requests uint64 `json:"requests"`
+	Errors   uint64 `json:"errors"`
+	Bytes    uint64 `json:"bytes"`
+	InFlight int64  `json:"in_flight"`
+	// MeanSeconds is the mean time from parsing a request to its reply, zero
+	// without requests.
+	MeanSeconds float64 `json:"mean_seconds"`
+}
+
+// Connection is one client.
+type Connection struct {
+	ID uint64 `json:"id"`
+	// Remote is the peer's address; empty for most unix sockets.
+	Remote string `json:"remote"`
+	// Export is the disk in use, empty during negotiation.
+	Export   string `json:"export"`
+	State    string `json:"state"`
+	InFlight int    `json:"in_flight"`
+}
+
+// Adapter is the host bus adapter.
+type Adapter struct {
+	Synchronization string  `json:"synchronization"`
+	Interrupts      string  `json:"interrupts"`
+	Queues          []Queue `json:"queues"`
+	Resets          uint64  `json:"resets"`
+	Timeouts        uint64  `json:"timeouts"`
+	DMAFaults       uint64  `json:"dma_faults"`
+	// Verify is whether the verifier runs, Violations what it found.
+	Verify     bool   `json:"verify"`
+	Violations uint64 `json:"violations"`
+}
+
+// Queue is one queue pair of the adapter.
+type Queue struct {
+	Queue       int    `json:"queue"`
+	Commands    uint64 `json:"commands"`
+	Completions uint64 `json:"completions"`
+	Interrupts  uint64 `json:"interrupts"`
+	Doorbells   uint64 `json:"doorbells"`
+	InFlight    int    `json:"in_flight"`
+}
+
+// Memory is the arena that buffers come from.
+type Memory struct {
+	SizeBytes  int `json:"size_bytes"`
+	InUseBytes int `json:"in_use_bytes"`
+	PeakBytes  int `json:"peak_bytes"`
+	// Waiters is how many requests wait for memory.
+	Waiters int `json:"waiters"`
+}
+
+// Problem is the body of every answer that is not a success.
+type Problem struct {
+	// Message says what was wrong and what is allowed.
+	Message string `json:"error"`
+}

@@ -1,0 +1,87 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+)
+
+// Source tells what the API reports.
+type Source interface {
+	// Status may be called from any goroutine, at any time until Close returns.
+	Status() client.Status
+}
+
+// A Server answers the admin API on one listener.
+type Server struct {
+	http http.Server
+	log  *slog.Logger
+	done chan struct{}
+}
+
+// Time limits for one request.
+const (
+	readTimeout  = 10 * time.Second
+	writeTimeout = 30 * time.Second
+	idleTimeout  = 60 * time.Second
+)
+
+// Serve answers on l, which it closes, until Close.
+func Serve(l net.Listener, src Source, log *slog.Logger) *Server {
+	s := &Server{log: log, done: make(chan struct{})}
+	s.http = http.Server{
+		Handler:           Handler(src),
+		ReadHeaderTimeout: readTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	go func() {
+		defer close(s.done)
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("admin socket failed", "error", err)
+		}
+	}()
+	return s
+}
+
+// Close lets requests finish until ctx ends, and stops.
+func (s *Server) Close(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, s.http.Close())
+	}
+	<-s.done
+	return err
+}
+
+// Handler is the API without a listener.
+func Handler(src Source) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, src.Status())
+	})
+	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", "GET, HEAD")
+		answer(w, http.StatusMethodNotAllowed, client.Problem{Message: r.Method + " " + r.URL.Path + ": want GET"})
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusNotFound, client.Problem{Message: r.Method + " " + r.URL.Path + ": no such thing: want GET /v1/status"})
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	// An error means that the client has gone; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(body)
+}
