@@ -1,0 +1,524 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
+)
+
+// AdapterOptions are the port's own parameters for an adapter: what the vendor
+// keeps in the registry. Zero values stand for the defaults.
+type AdapterOptions struct {
+	// Name is used in logs and errors.
+	Name string
+	// DefaultTimeoutSecs is for SRBs that name none. Default 60.
+	DefaultTimeoutSecs uint32
+	// BusyRetryCount is how often a BUSY SRB is tried again before its owner
+	// sees it. Default 20; negative: without limit.
+	BusyRetryCount int
+	// BusyPauseTime is how long a unit waits after BUSY. Default 250 ms.
+	BusyPauseTime time.Duration
+	// QueueFullWaitPercent is how much of what is outstanding must complete
+	// after QUEUE FULL. Default 25.
+	QueueFullWaitPercent int
+	// ResetTimeout is how long each step of the reset road may take. Default 10 s.
+	ResetTimeout time.Duration
+	// StrictSegments splits scatter/gather lists at every page.
+	StrictSegments bool
+}
+
+func (o *AdapterOptions) setDefaults() {
+	if o.Name == "" {
+		o.Name = "hba0"
+	}
+	if o.DefaultTimeoutSecs == 0 {
+		o.DefaultTimeoutSecs = 60
+	}
+	if o.BusyRetryCount == 0 {
+		o.BusyRetryCount = 20
+	}
+	if o.BusyPauseTime == 0 {
+		o.BusyPauseTime = 250 * time.Millisecond
+	}
+	if o.QueueFullWaitPercent == 0 {
+		o.QueueFullWaitPercent = 25
+	}
+	if o.ResetTimeout == 0 {
+		o.ResetTimeout = 10 * time.Second
+	}
+}
+
+// Adapter states.
+const (
+	adapterStarting uint32 = iota
+	adapterRunning
+	adapterStopped
+	adapterFailed  // the miniport or its hardware is beyond recovery
+	adapterRemoved // gone: support routines do nothing
+)
+
+// Errors of the life cycle; they come wrapped in what was being done.
+var (
+	ErrNotFound       = errors.New("the miniport does not know this adapter")
+	ErrBadConfig      = errors.New("the miniport rejects the adapter's configuration")
+	ErrInitialize     = errors.New("the miniport could not initialize the adapter")
+	ErrAdapterStopped = errors.New("the adapter is not running")
+)
+
+// An Adapter is one host bus adapter: a device on the bus, the miniport that
+// drives it, and the port's state between the two.
+//
+// Lock order: see the package comment. mu is a leaf.
+type Adapter struct {
+	sys      *System
+	function pci.Function
+	options  AdapterOptions
+	config   Config // fixed after FindAdapter but for what Initialize negotiates
+
+	miniport  Miniport
+	builder   IoBuilder // nil: none
+	committer IoCommitter
+	messages  MessageInterrupter
+	units     atomic.Pointer[unitTable]
+
+	lineMode       bool
+	interrupts     []interrupt
+	interruptLocks []spinLock // one, or one for each message
+	startIoLock    spinLock
+	channelLocks   []spinLock // not empty: concurrent channels
+	perf           PerfConfigurationData
+	wantPassive    bool // EnablePassiveInitialization was called
+	dpcCount       int
+	uncached       []byte
+	uncachedWindow dma.Window
+	uncachedAddr   dma.Addr
+	kickDpc        Dpc
+	timerFn        func(p *Processor)
+
+	state atomic.Uint32
+	gate  atomic.Uint32
+	_     [56]byte // the gate is read by all, outstanding is written by all
+	// outstanding counts SRBs charged against MaxNumberOfIO; it changes once a
+	// batch.
+	outstanding atomic.Int64
+	starved     atomic.Bool // a unit found outstanding at its limit
+	_           [48]byte
+
+	syncCount uint64 // SynchronizeAccess calls; under interrupt lock 0
+	resets    [3]atomic.Uint64
+	timeouts  atomic.Uint64
+	detected  atomic.Uint64 // ResetDetected
+	nextTag   atomic.Uint32
+
+	service  *service // timers and events; never waits
+	worker   *service // work items, which may wait
+	recovery *service // the reset road
+
+	mu sync.Mutex
+	// +checklocks:mu
+	busyLeft int
+	// +checklocks:mu
+	pauseTurn uint64
+	// +checklocks:mu
+	timerTurn uint64
+	// idle is closed when nothing is outstanding while Stop waits.
+	// +checklocks:mu
+	idle chan struct{}
+	// +checklocks:mu
+	onUnits func(added, removed []*LogicalUnit)
+	// +checklocks:mu
+	rescanQueued bool
+
+	// enumMu makes enumerations take turns. It is held across I/O.
+	enumMu sync.Mutex
+	// resetSRBs are for the reset road: one for each level that uses an SRB.
+	resetSRBs [2]*SRB
+}
+
+// unitTable is the adapter's units; it is replaced as a whole.
+type unitTable struct {
+	list []*LogicalUnit // by address
+}
+
+// AddAdapter brings an adapter up: FindAdapter, interrupts connected,
+// Initialize, PassiveInitialize. Enumerate finds its units.
+//
+// Level: Passive. Errors: ErrNotFound, ErrBadConfig, ErrInitialize, or what the
+// device or the memory has to say.
+func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
+	o.setDefaults()
+	a := &Adapter{sys: s, function: fn, options: o, miniport: mp}
+	a.units.Store(&unitTable{})
+	a.builder, _ = mp.(IoBuilder)
+	a.committer, _ = mp.(IoCommitter)
+	a.messages, _ = mp.(MessageInterrupter)
+	a.startIoLock = spinLock{a: a, rank: rankStartIo}
+	a.kickDpc.routine, a.kickDpc.a = a.dispatchAll, a
+	a.kickDpc.lock = spinLock{a: a, rank: rankDpc}
+	a.dpcCount = 1
+	if err := a.find(p); err != nil {
+		return nil, fmt.Errorf("%s: FindAdapter: %w", o.Name, err)
+	}
+	if err := a.startServices(); err != nil {
+		a.freeUncached()
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	if err := a.initialize(p); err != nil {
+		a.function.DisconnectInterrupt()
+		a.stopServices()
+		a.freeUncached()
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	for i := range a.resetSRBs {
+		srb, err := a.NewSRB(1)
+		if err != nil {
+			a.Remove(p)
+			return nil, fmt.Errorf("%s: %w", o.Name, err)
+		}
+		srb.recovery = true
+		a.resetSRBs[i] = srb
+	}
+	return a, nil
+}
+
+// find runs FindAdapter and checks what it says.
+func (a *Adapter) find(p *Processor) error {
+	c := &a.config
+	*c = Config{
+		InterruptMessages:      a.function.Messages(),
+		MaximumTransferLength:  Uninitialized,
+		NumberOfPhysicalBreaks: Uninitialized,
+		MaxNumberOfIO:          1000, MaxIOsPerLun: 255, InitialLunQueueDepth: 20,
+		NumberOfBuses: 1, MaximumNumberOfTargets: 1, MaximumNumberOfLogicalUnits: 255,
+	}
+	e := p.enter(inFindAdapter)
+	result := a.miniport.FindAdapter(p, a, c)
+	p.leave(e)
+	switch result {
+	case Found:
+	case FindNotFound:
+		a.freeUncached()
+		return ErrNotFound
+	case FindBadConfig:
+		a.freeUncached()
+		return ErrBadConfig
+	case FindError, FoundNone:
+		a.freeUncached()
+		return fmt.Errorf("the miniport failed (result %d)", result)
+	}
+	if err := a.checkConfig(p); err != nil {
+		a.freeUncached()
+		return err
+	}
+	a.lineMode = c.InterruptSynchronizationMode == InterruptSupportNone
+	if a.lineMode || c.InterruptMessages < 1 {
+		c.InterruptMessages = 1
+	}
+	locks := 1
+	if c.InterruptSynchronizationMode == InterruptSynchronizePerMessage {
+		locks = c.InterruptMessages
+	}
+	a.interruptLocks = make([]spinLock, locks)
+	for i := range a.interruptLocks {
+		a.interruptLocks[i] = spinLock{a: a, rank: rankInterrupt, index: i}
+	}
+	a.interrupts = make([]interrupt, c.InterruptMessages)
+	for i := range a.interrupts {
+		a.interrupts[i].a, a.interrupts[i].message = a, uint16(i)
+		a.interrupts[i].lock = a.lockOfMessage(uint16(i))
+	}
+	return nil
+}
+
+// checkConfig is V20 and the limits that the port relies on.
+func (a *Adapter) checkConfig(p *Processor) error {
+	c := &a.config
+	var problems []error
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			problems = append(problems, fmt.Errorf(format, args...))
+		}
+	}
+	require(c.MaximumTransferLength != Uninitialized && c.MaximumTransferLength > 0, "MaximumTransferLength is not set")
+	require(c.NumberOfPhysicalBreaks != Uninitialized, "NumberOfPhysicalBreaks is not set")
+	require(c.AlignmentMask <= 0x1ff, "AlignmentMask %#x: want 0 to 0x1ff", c.AlignmentMask)
+	require(c.MaxNumberOfIO > 0, "MaxNumberOfIO %d: want at least 1", c.MaxNumberOfIO)
+	require(c.MaxIOsPerLun > 0 && c.MaxIOsPerLun <= c.MaxNumberOfIO, "MaxIOsPerLun %d: want 1 to MaxNumberOfIO (%d)", c.MaxIOsPerLun, c.MaxNumberOfIO)
+	require(c.InitialLunQueueDepth > 0 && c.InitialLunQueueDepth <= c.MaxIOsPerLun, "InitialLunQueueDepth %d: want 1 to MaxIOsPerLun (%d)", c.InitialLunQueueDepth, c.MaxIOsPerLun)
+	require(c.NumberOfBuses > 0 && c.NumberOfBuses <= 255, "NumberOfBuses %d: want 1 to 255", c.NumberOfBuses)
+	require(c.MaximumNumberOfTargets > 0 && c.MaximumNumberOfTargets <= 255, "MaximumNumberOfTargets %d: want 1 to 255", c.MaximumNumberOfTargets)
+	require(c.MaximumNumberOfLogicalUnits > 0 && c.MaximumNumberOfLogicalUnits <= 255, "MaximumNumberOfLogicalUnits %d: want 1 to 255", c.MaximumNumberOfLogicalUnits)
+	require(c.InterruptMessages >= 1 && c.InterruptMessages <= a.function.Messages(), "InterruptMessages %d: want 1 to %d", c.InterruptMessages, a.function.Messages())
+	err := errors.Join(problems...)
+	if err != nil && p.verify {
+		p.violate(CheckFindAdapter, nil, err.Error())
+	}
+	return err
+}
+
+// initialize connects interrupts and runs Initialize and PassiveInitialize.
+func (a *Adapter) initialize(p *Processor) error {
+	mode := pci.MessageSignaled
+	if a.lineMode {
+		mode = pci.Line
+	}
+	var runnerErr error
+	newRunner := func(name string) pci.Runner {
+		r, err := a.sys.NewProcessor(name)
+		if err != nil {
+			runnerErr = err
+			return nil
+		}
+		return r
+	}
+	if err := a.function.ConnectInterrupt(mode, a.raiseInterrupt, newRunner); err != nil {
+		return fmt.Errorf("connect interrupts: %w", err)
+	}
+	if runnerErr != nil {
+		return runnerErr
+	}
+	a.wantPassive = false
+	if !a.callInitialize(p) {
+		return ErrInitialize
+	}
+	if a.wantPassive {
+		pi, ok := a.miniport.(PassiveInitializer)
+		if !ok {
+			return fmt.Errorf("%w: EnablePassiveInitialization without a PassiveInitialize", ErrInitialize)
+		}
+		e := p.enter(inPassiveInitialize)
+		ok = pi.PassiveInitialize(p)
+		p.leave(e)
+		if !ok {
+			return ErrInitialize
+		}
+	}
+	a.channelLocks = nil
+	if a.perf.Flags&PerfConcurrentChannels != 0 {
+		locks := make([]spinLock, a.perf.ConcurrentChannels)
+		for i := range locks {
+			locks[i] = spinLock{a: a, rank: rankChannel, index: i}
+		}
+		a.channelLocks = locks
+	}
+	a.state.Store(adapterRunning)
+	return nil
+}
+
+func (a *Adapter) callInitialize(p *Processor) bool {
+	old := p.raise(Device)
+	a.acquireInterrupts(p)
+	e := p.enter(inInitialize)
+	ok := a.miniport.Initialize(p, SyncToken{a: a, p: p, message: AllMessages})
+	p.leave(e)
+	a.releaseInterrupts(p)
+	p.lower(old)
+	return ok
+}
+
+// Config returns what FindAdapter and Initialize settled on.
+func (a *Adapter) Config() Config { return a.config }
+
+// Name is the adapter's name.
+func (a *Adapter) Name() string { return a.options.Name }
+
+// System is the machine that the adapter is in.
+func (a *Adapter) System() *System { return a.sys }
+
+// Channels is the number of concurrent channels, 1 without them.
+func (a *Adapter) Channels() int { return max(1, len(a.channelLocks)) }
+
+// LogicalUnits returns the units found so far, in order of address.
+func (a *Adapter) LogicalUnits() []*LogicalUnit {
+	return append([]*LogicalUnit(nil), a.units.Load().list...)
+}
+
+// unit finds a unit by address. It walks: the hot path never asks.
+func (a *Adapter) unit(path, target, lun uint8) *LogicalUnit {
+	for _, lu := range a.units.Load().list {
+		if lu.path == path && lu.target == target && lu.lun == lun {
+			return lu
+		}
+	}
+	return nil
+}
+
+// Stop waits until nothing is outstanding and stops the adapter
+// (ScsiStopAdapter). SRBs submitted meanwhile wait for Restart.
+//
+// Level: Passive.
+func (a *Adapter) Stop(p *Processor) error {
+	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
+		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
+	}
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() | gateStopped)
+	idle := make(chan struct{})
+	if a.outstanding.Load() == 0 {
+		close(idle)
+	} else {
+		a.idle = idle
+	}
+	a.mu.Unlock()
+	<-idle
+	if p.verify {
+		for _, lu := range a.units.Load().list {
+			if n := lu.Stats().Outstanding; n != 0 {
+				p.violate(CheckStopOutstanding, nil, fmt.Sprintf("%s: stopped with %d SRBs outstanding", lu, n))
+			}
+		}
+	}
+	if a.control(p, ControlStopAdapter) != ControlSuccess {
+		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
+	}
+	return nil
+}
+
+// Restart starts a stopped adapter again (ScsiRestartAdapter) and lets waiting
+// SRBs go.
+//
+// Level: Passive.
+func (a *Adapter) Restart(p *Processor) error {
+	if a.state.Load() != adapterStopped {
+		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
+	}
+	if a.control(p, ControlRestartAdapter) != ControlSuccess {
+		a.fail("the miniport could not restart the adapter")
+		return fmt.Errorf("%s: the miniport could not restart the adapter", a.options.Name)
+	}
+	a.state.Store(adapterRunning)
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() &^ gateStopped)
+	a.mu.Unlock()
+	a.kick(p)
+	return nil
+}
+
+func (a *Adapter) control(p *Processor, t ControlType) ControlResult {
+	old := p.raise(Dispatch)
+	e := p.enter(inAdapterControl)
+	r := a.miniport.AdapterControl(p, t)
+	p.leave(e)
+	p.lower(old)
+	return r
+}
+
+// Remove takes the adapter away. Its units' waiting SRBs complete with
+// StatusNoDevice; it must be stopped, so that none is outstanding.
+//
+// Level: Passive.
+func (a *Adapter) Remove(p *Processor) {
+	if a.state.Load() == adapterRunning {
+		if err := a.Stop(p); err != nil {
+			a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
+		}
+	}
+	units := a.units.Swap(&unitTable{}).list
+	for _, lu := range units {
+		a.detach(p, lu)
+	}
+	a.state.Store(adapterRemoved)
+	a.stopServices()
+	a.function.DisconnectInterrupt()
+	for i, srb := range a.resetSRBs {
+		if srb != nil && srb.owner.Load() == ownerClass {
+			a.FreeSRB(srb)
+		}
+		a.resetSRBs[i] = nil
+	}
+	a.freeUncached()
+}
+
+// detach ends a unit: what waits fails, and what comes will.
+func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
+	old := p.raise(Dispatch)
+	lu.mu.Lock()
+	lu.closeGateLocked(gateRemoved)
+	lu.failWaitingLocked(p, StatusNoDevice)
+	lu.mu.Unlock()
+	lu.dispatch(p) // built SRBs still go down
+	p.lower(old)
+}
+
+// fail marks the adapter broken.
+func (a *Adapter) fail(why string) {
+	a.state.Store(adapterFailed)
+	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
+}
+
+func (a *Adapter) freeUncached() {
+	if a.uncached == nil {
+		return
+	}
+	a.sys.iommu.Unmap(a.uncachedWindow)
+	a.sys.iommu.FreeWindow(a.uncachedWindow)
+	a.sys.iommu.Arena().Free(a.uncached)
+	a.uncached = nil
+}
+
+// NewSRB makes an SRB for this adapter that can carry up to buffers pieces of
+// data (1 to 3). It belongs to the caller, who uses it again and again; making
+// one is for set-up, not for each request.
+//
+// Errors: no memory or no IOMMU window left.
+func (a *Adapter) NewSRB(buffers int) (*SRB, error) {
+	s := &SRB{}
+	if buffers < 1 || buffers > len(s.windows) {
+		return nil, fmt.Errorf("port: SRB with %d buffers: want 1 to %d", buffers, len(s.windows))
+	}
+	s.adapter = a
+	s.Tag = a.nextTag.Add(1)
+	for i := range buffers {
+		w, err := a.sys.iommu.NewWindow()
+		if err != nil {
+			a.FreeSRB(s)
+			return nil, err
+		}
+		s.windows[i] = w
+		s.buffers++
+	}
+	segments := buffers
+	if a.options.StrictSegments {
+		segments += min(int(a.config.NumberOfPhysicalBreaks)+1, int(a.config.MaximumTransferLength)/strictSegmentBytes+1)
+	}
+	s.sglStore = make([]Segment, 0, segments)
+	if n := a.config.SrbExtensionBytes; n > 0 {
+		if s.Extension = a.sys.extensions.alloc(n); s.Extension == nil {
+			a.FreeSRB(s)
+			return nil, fmt.Errorf("port: no memory for an SRB extension of %d bytes", n)
+		}
+	}
+	return s, nil
+}
+
+// FreeSRB gives back an SRB that the caller owns.
+func (a *Adapter) FreeSRB(s *SRB) {
+	if s.owner.Load() != ownerClass {
+		panic("port: freed while it belongs to the port or the miniport: " + s.String())
+	}
+	for i := range s.buffers {
+		a.sys.iommu.FreeWindow(s.windows[i])
+	}
+	s.buffers = 0
+	if s.extWindow != 0 {
+		a.sys.iommu.FreeWindow(s.extWindow)
+		s.extWindow = 0
+	}
+	if s.Extension != nil {
+		a.sys.extensions.release(s.Extension)
+		s.Extension = nil
+	}
+}
+
+// OnUnitsChanged sets a function that is told which units came and went, at
+// Passive after each enumeration that found a change.
+func (a *Adapter) OnUnitsChanged(fn func(added, removed []*LogicalUnit)) {
+	a.mu.Lock()
+	a.onUnits = fn
+	a.mu.Unlock()
+}

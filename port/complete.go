@@ -1,0 +1,197 @@
+package port
+
+import (
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Complete gives srb back to the port with its final Status: it is the only way
+// out for an SRB that the miniport owns, and the last time the miniport may
+// touch it. The device must be done with the SRB's memory, which is unmapped
+// here. The port tells the SRB's owner later, at Dispatch with no lock held.
+//
+// Level: any; from every callback that has an SRB.
+// Source: storport.h StorPortNotification(RequestComplete).
+func (a *Adapter) Complete(p *Processor, srb *SRB) {
+	if !srb.owner.CompareAndSwap(ownerMiniport, ownerPort) {
+		if p.verify {
+			p.violate(CheckDoubleCompletion, srb, "completed an SRB that is not the miniport's")
+			return
+		}
+		panic("port: completed an SRB that is not the miniport's: " + srb.String())
+	}
+	if p.verify {
+		p.checkCompletion(srb)
+	}
+	a.unmap(srb)
+	p.pushCompleted(srb)
+	if p.level == Passive {
+		p.drain()
+	}
+}
+
+// checkCompletion is the verifier's part of Complete.
+func (p *Processor) checkCompletion(s *SRB) {
+	p.trail.add("Complete", s.Tag)
+	switch {
+	case s.Status.Code() == StatusPending:
+		p.violate(CheckStatus, s, "completed with status PENDING")
+	case s.Status&StatusQueueFrozen != 0:
+		p.violate(CheckStatus, s, "completed with QUEUE_FROZEN, which is the port's to set")
+	case !s.Status.valid():
+		p.violate(CheckStatus, s, "completed with an unknown status")
+	}
+}
+
+func (p *Processor) pushCompleted(s *SRB) {
+	s.next = nil
+	if p.completedTail == nil {
+		p.completedHead = s
+	} else {
+		p.completedTail.next = s
+	}
+	p.completedTail = s
+}
+
+// finishByPort completes an SRB that the miniport does not own.
+func (p *Processor) finishByPort(s *SRB, status Status) {
+	s.Status = status
+	p.pushCompleted(s)
+}
+
+// finishCompleted does the port's part for every SRB that completed on p: it
+// settles the units' accounts, queues again what was BUSY, starts what waited,
+// and gives the rest back to its owners.
+//
+// Level: Dispatch, no lock held.
+func (p *Processor) finishCompleted() {
+	s := p.completedHead
+	p.completedHead, p.completedTail = nil, nil
+	for s != nil {
+		lu := s.lu
+		var up, again, run srbQueue
+		freed := 0
+		lu.mu.Lock()
+		for s != nil && s.lu == lu {
+			next := s.next
+			if s.pending {
+				lu.unlinkLocked(s)
+				lu.stats.Completed++
+			}
+			if s.charged {
+				s.charged = false
+				freed++
+			}
+			if isBusy(s) && lu.retryBusyLocked(p, s) {
+				again.push(s)
+			} else {
+				lu.freezeLocked(s)
+				up.push(s)
+			}
+			s = next
+		}
+		lu.waiting.prepend(&again)
+		lu.rearmLocked()
+		lu.countBusyLocked(freed)
+		want := min(lu.waiting.n, lu.depth-lu.outstanding)
+		credits := 0
+		if want > 0 {
+			// What was freed is used again at once; more only if that is short.
+			credits = min(want, freed)
+			freed -= credits
+			if want > credits {
+				credits += lu.a.reserve(want - credits)
+			}
+			lu.startWaitingLocked(&run, &credits)
+			lu.stats.Started += uint64(run.n)
+		}
+		lu.mu.Unlock()
+		a := lu.a
+		a.unreserve(p, freed+credits)
+		if gate := a.gate.Load(); gate != 0 {
+			a.noteCompletions(p, up.n+again.n)
+		}
+		for up.head != nil {
+			u := up.pop()
+			u.owner.Store(ownerClass)
+			e := p.enter(inCompleteSRB)
+			u.Completer.CompleteSRB(p, u)
+			p.leave(e)
+		}
+		if run.head != nil {
+			a.issue(p, run.head)
+		}
+	}
+}
+
+// isBusy reports whether s was turned away and is to be tried again.
+func isBusy(s *SRB) bool {
+	code := s.Status.Code()
+	return code == StatusBusy || code == StatusError && (s.ScsiStatus == scsi.StatusBusy || s.ScsiStatus == scsi.StatusTaskSetFull)
+}
+
+// retryBusyLocked decides about a BUSY completion. True: it goes back to the
+// front of the queue, to be built and started again, and the unit waits a
+// while: for a quarter of what is outstanding if the queue was full, for
+// BusyPauseTime otherwise.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) retryBusyLocked(p *Processor, s *SRB) bool {
+	a := lu.a
+	lu.stats.Busy++
+	if p.verify && s.Status.Code() == StatusBusy && s.ScsiStatus == scsi.StatusGood && s.SenseBytes != 0 {
+		p.violate(CheckBusyAfterDevice, s, "completed BUSY with sense data from the device")
+	}
+	s.busyTries++
+	if s.recovery || lu.gate.Load()&gateRemoved != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
+		return false
+	}
+	s.owner.Store(ownerPort)
+	lu.closeGateLocked(gateBusy)
+	if s.ScsiStatus == scsi.StatusTaskSetFull {
+		lu.stats.QueueFull++
+		if n := lu.outstanding * a.options.QueueFullWaitPercent / 100; n > 0 || lu.outstanding > 0 {
+			lu.busyLeft = max(1, n)
+			return true
+		}
+	}
+	lu.busyLeft = 0
+	lu.busyTurn++
+	a.endBusyAfter(lu, lu.busyTurn)
+	return true
+}
+
+// countBusyLocked counts n completions towards the end of gateBusy.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) countBusyLocked(n int) {
+	if lu.busyLeft == 0 {
+		return
+	}
+	lu.busyLeft -= n
+	if lu.busyLeft <= 0 || lu.outstanding == 0 {
+		lu.busyLeft = 0
+		lu.openGateLocked(gateBusy)
+	}
+}
+
+// freezeLocked freezes the unit's queue if s failed and asked for that.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) freezeLocked(s *SRB) {
+	if s.Flags&FlagNoQueueFreeze != 0 || s.recovery || !freezes(s.Status.Code()) {
+		return
+	}
+	lu.closeGateLocked(gateFrozen)
+	s.Status |= StatusQueueFrozen
+}
+
+// freezes reports whether a status is of the kind that freezes a queue: a
+// device error, a timeout, or a reset or abort while the request ran.
+func freezes(code Status) bool {
+	switch code {
+	case StatusError, StatusTimeout, StatusCommandTimeout, StatusBusReset, StatusAborted:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,69 @@
+// Package port is the port driver: it owns SRBs and decides when a miniport
+// runs, after the model of Storport with a physical miniport.
+//
+// # Names
+//
+// A routine that stands for a vendor DDI keeps its spelling without the prefix
+// (StorPortSynchronizeAccess is SynchronizeAccess, HwStorBuildIo is BuildIo), so
+// that a search finds the vendor's page and our code alike. Everything else is
+// ordinary Go.
+//
+// # Processors
+//
+// Go has no interrupt request level, so there is one here: every goroutine that
+// enters the port owns a Processor, which knows its level, the locks held, the
+// interrupts that wait for the level to drop, and the DPCs to run then. All
+// callbacks and routines take it. See Processor.
+//
+// # An SRB's way
+//
+//  1. The class driver (package disk) fills an SRB and calls
+//     LogicalUnit.Submit. The processor goes to Dispatch.
+//  2. The unit's queue takes it: depth, busy, pause, frozen, locked, order of
+//     tags. What may not go yet waits there. (unit.go, issue.go)
+//  3. Its buffers are mapped for DMA and BuildIo runs: no lock, on as many
+//     processors at once as there are.
+//  4. StartIo runs under the StartIo lock, in half duplex under the interrupt
+//     locks as well, or under a channel; then CommitIo, with no lock.
+//  5. The device raises an interrupt. It is serviced on the processor that was
+//     lending the device its goroutine, at Device level under the message's
+//     lock: at once, or when that processor's level drops. (interrupt.go)
+//  6. The handler issues a DPC, which runs when the level drops below
+//     Dispatch and calls Complete. (dpc.go, complete.go)
+//  7. The port settles the unit's accounts, starts what waited, and gives the
+//     SRB back to its Completer, at Dispatch with no lock held.
+//
+// If the device is fast, all of this happens on the goroutine that submitted,
+// once for a whole batch.
+//
+// # Who runs beside whom
+//
+//	                BuildIo   StartIo   handler   DPC   SynchronizeAccess routine
+//	BuildIo          yes       yes       yes      yes        yes
+//	StartIo          yes       no (1)    yes (2)  yes        yes (2)
+//	handler          yes       yes (2)   no (3)   yes        no
+//	routine          yes       yes (2)   no       yes        no
+//
+// (1) yes on different concurrent channels. (2) no in half duplex. (3) yes for
+// different messages with a lock per message.
+//
+// # Lock order
+//
+// Outermost first; never take a lock while holding one listed under it, nor two
+// of a kind but upwards. The verifier checks it at run time.
+//
+//	Adapter.enumMu             held across I/O, so above everything
+//	  Adapter.startIoLock      StartIo, timer, ResetBus
+//	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all
+//	      Dpc.lock             DpcLock
+//	        Adapter.interruptLocks   handlers, SynchronizeAccess; ascending by message
+//	          LogicalUnit.mu   leaf: queue and accounts
+//	          Adapter.mu       leaf
+//	          System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu   leaves
+//
+// WorkItem.mu may be held while service.mu is taken.
+//
+// A miniport may hold, on top of what it was called with, locks further down
+// only. No lock of the port is held while anything above the port is called, or
+// while a socket or a medium is waited for.
+package port

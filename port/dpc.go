@@ -1,0 +1,131 @@
+package port
+
+import "sync/atomic"
+
+// A DpcRoutine does the part of interrupt handling that need not hold up
+// interrupts.
+//
+// Level: Dispatch, no lock held. One instance of a Dpc runs at a time.
+// Source: storport.h HW_DPC_ROUTINE.
+type DpcRoutine func(p *Processor, d *Dpc)
+
+// A Dpc is a deferred procedure call: queued by IssueDpc, run on the same
+// processor when its level drops below Dispatch. There are no arguments: calls
+// coalesce, so the work must be found in the state that the DPC drains.
+// Source: storport.h STOR_DPC.
+type Dpc struct {
+	routine DpcRoutine
+	a       *Adapter
+	lock    spinLock
+	state   atomic.Uint32
+	next    *Dpc // queue of one processor
+	runs    atomic.Uint64
+	// Context is the miniport's own; set it before the first IssueDpc.
+	Context any
+}
+
+// States of a Dpc.
+//
+//	idle ─issue▶ queued ─run▶ running ─end▶ idle
+//	               │cancel        │issue
+//	               ▼              ▼
+//	            cancelled     runningQueued ─end▶ queued (same processor)
+const (
+	dpcIdle uint32 = iota
+	dpcQueued
+	dpcCancelled // still on a processor's queue, which drops it; issue revives it
+	dpcRunning
+	dpcRunningQueued
+)
+
+// InitializeDpc prepares d. Its DPC lock ranks after those of DPCs initialized
+// earlier on the adapter.
+//
+// Level: Passive; in PassiveInitialize.
+// Source: storport.h StorPortInitializeDpc.
+func (a *Adapter) InitializeDpc(p *Processor, d *Dpc, routine DpcRoutine) {
+	p.check(a, routineInitializeDpc)
+	d.routine, d.a = routine, a
+	d.lock.a, d.lock.rank, d.lock.index = a, rankDpc, a.dpcCount
+	a.dpcCount++
+}
+
+// IssueDpc queues d on p. False: it was queued already, and will run after this
+// call anyway.
+//
+// Level: any.
+// Source: storport.h StorPortIssueDpc.
+func (a *Adapter) IssueDpc(p *Processor, d *Dpc) bool {
+	for {
+		switch d.state.Load() {
+		case dpcIdle:
+			if d.state.CompareAndSwap(dpcIdle, dpcQueued) {
+				p.queueDpc(d)
+				return true
+			}
+		case dpcCancelled:
+			if d.state.CompareAndSwap(dpcCancelled, dpcQueued) {
+				return true
+			}
+		case dpcRunning:
+			if d.state.CompareAndSwap(dpcRunning, dpcRunningQueued) {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// CancelDpc takes d back if it is queued and not yet running.
+//
+// Level: any.
+// Source: storport.h StorPortCancelDpc.
+func (a *Adapter) CancelDpc(_ *Processor, d *Dpc) bool {
+	return d.state.CompareAndSwap(dpcQueued, dpcCancelled) || d.state.CompareAndSwap(dpcRunningQueued, dpcRunning)
+}
+
+func (p *Processor) queueDpc(d *Dpc) {
+	d.next = nil
+	if p.dpcTail == nil {
+		p.dpcHead = d
+	} else {
+		p.dpcTail.next = d
+	}
+	p.dpcTail = d
+	if p.level == Passive {
+		p.drain()
+	}
+}
+
+// runDpc runs the first queued DPC at Dispatch.
+func (p *Processor) runDpc() {
+	d := p.dpcHead
+	p.dpcHead = d.next
+	if p.dpcHead == nil {
+		p.dpcTail = nil
+	}
+	d.next = nil
+	if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+		if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
+			return
+		}
+		// Revived between the two: run it.
+		if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+			panic("port: a queued DPC is in no queued state")
+		}
+	}
+	e := p.enter(inDpc)
+	d.routine(p, d)
+	p.leave(e)
+	d.runs.Add(1)
+	for {
+		if d.state.CompareAndSwap(dpcRunning, dpcIdle) {
+			return
+		}
+		if d.state.CompareAndSwap(dpcRunningQueued, dpcQueued) {
+			p.queueDpc(d)
+			return
+		}
+	}
+}

@@ -1,0 +1,194 @@
+package port
+
+import "time"
+
+// Flow control. These routines may be called at any level: they change a gate
+// and leave it to a DPC to start what a gate held back.
+
+// Busy holds back new SRBs for the whole adapter until n of those outstanding
+// have completed, or all of them, if they are fewer. With none outstanding the
+// adapter stays ready.
+// Source: storport.h StorPortBusy.
+func (a *Adapter) Busy(_ *Processor, n int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := int(a.outstanding.Load())
+	if n = min(n, out); n <= 0 {
+		return true
+	}
+	a.busyLeft = n
+	a.gate.Store(a.gate.Load() | gateBusy)
+	if int(a.outstanding.Load()) == 0 { // all completed meanwhile, without seeing the gate
+		a.busyLeft = 0
+		a.gate.Store(a.gate.Load() &^ gateBusy)
+	}
+	return true
+}
+
+// Ready ends Busy.
+// Source: storport.h StorPortReady.
+func (a *Adapter) Ready(p *Processor) bool {
+	a.mu.Lock()
+	a.busyLeft = 0
+	a.gate.Store(a.gate.Load() &^ gateBusy)
+	a.mu.Unlock()
+	a.kick(p)
+	return true
+}
+
+// noteCompletions counts completions towards the end of Busy, and tells Stop
+// when nothing is outstanding.
+func (a *Adapter) noteCompletions(p *Processor, n int) {
+	a.mu.Lock()
+	opened := false
+	if a.busyLeft > 0 {
+		a.busyLeft -= n
+		if a.busyLeft <= 0 || a.outstanding.Load() == 0 {
+			a.busyLeft = 0
+			a.gate.Store(a.gate.Load() &^ gateBusy)
+			opened = true
+		}
+	}
+	if a.idle != nil && a.outstanding.Load() == 0 {
+		close(a.idle)
+		a.idle = nil
+	}
+	a.mu.Unlock()
+	if opened {
+		a.kick(p)
+	}
+}
+
+// Pause holds back new SRBs for the whole adapter, for so many seconds or until
+// Resume. A second Pause replaces the first.
+// Source: storport.h StorPortPause.
+func (a *Adapter) Pause(_ *Processor, seconds int) bool {
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() | gatePaused)
+	a.pauseTurn++
+	turn := a.pauseTurn
+	a.mu.Unlock()
+	a.after(time.Duration(seconds)*time.Second, func(p *Processor) {
+		a.mu.Lock()
+		current := a.pauseTurn == turn
+		a.mu.Unlock()
+		if current {
+			a.Resume(p)
+		}
+	})
+	return true
+}
+
+// Resume ends Pause.
+// Source: storport.h StorPortResume.
+func (a *Adapter) Resume(p *Processor) bool {
+	a.mu.Lock()
+	a.pauseTurn++
+	a.gate.Store(a.gate.Load() &^ gatePaused)
+	a.mu.Unlock()
+	a.kick(p)
+	return true
+}
+
+// DeviceBusy is Busy for one unit. False: there is no such unit.
+// Source: storport.h StorPortDeviceBusy.
+func (a *Adapter) DeviceBusy(_ *Processor, path, target, lun uint8, n int) bool {
+	lu := a.unit(path, target, lun)
+	if lu == nil {
+		return false
+	}
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	if n = min(n, lu.outstanding); n > 0 {
+		lu.busyLeft = n
+		lu.closeGateLocked(gateBusy)
+	}
+	return true
+}
+
+// DeviceReady ends DeviceBusy.
+// Source: storport.h StorPortDeviceReady.
+func (a *Adapter) DeviceReady(p *Processor, path, target, lun uint8) bool {
+	lu := a.unit(path, target, lun)
+	if lu == nil {
+		return false
+	}
+	lu.mu.Lock()
+	lu.busyLeft = 0
+	lu.busyTurn++
+	lu.openGateLocked(gateBusy)
+	lu.mu.Unlock()
+	a.kick(p)
+	return true
+}
+
+// PauseDevice is Pause for one unit. False: there is no such unit.
+// Source: storport.h StorPortPauseDevice.
+func (a *Adapter) PauseDevice(_ *Processor, path, target, lun uint8, seconds int) bool {
+	lu := a.unit(path, target, lun)
+	if lu == nil {
+		return false
+	}
+	lu.mu.Lock()
+	lu.closeGateLocked(gatePaused)
+	lu.pauseTurn++
+	turn := lu.pauseTurn
+	lu.mu.Unlock()
+	a.after(time.Duration(seconds)*time.Second, func(p *Processor) {
+		lu.mu.Lock()
+		current := lu.pauseTurn == turn
+		lu.mu.Unlock()
+		if current {
+			a.ResumeDevice(p, path, target, lun)
+		}
+	})
+	return true
+}
+
+// ResumeDevice ends PauseDevice.
+// Source: storport.h StorPortResumeDevice.
+func (a *Adapter) ResumeDevice(p *Processor, path, target, lun uint8) bool {
+	lu := a.unit(path, target, lun)
+	if lu == nil {
+		return false
+	}
+	lu.mu.Lock()
+	lu.pauseTurn++
+	lu.openGateLocked(gatePaused)
+	lu.mu.Unlock()
+	a.kick(p)
+	return true
+}
+
+// endBusyAfter opens a unit's gate BusyPauseTime after a BUSY completion.
+func (a *Adapter) endBusyAfter(lu *LogicalUnit, turn uint64) {
+	a.after(a.options.BusyPauseTime, func(p *Processor) {
+		lu.mu.Lock()
+		if lu.busyTurn == turn && lu.busyLeft == 0 {
+			lu.openGateLocked(gateBusy)
+		}
+		lu.mu.Unlock()
+		a.kick(p)
+	})
+}
+
+// SetDeviceQueueDepth sets how many SRBs of a unit may be outstanding, from 1
+// to Config.MaxIOsPerLun. A depth below what is outstanding takes effect as
+// those complete. False: no such unit, or not such a depth.
+//
+// Level: any, from the unit's first INQUIRY on.
+// Source: storport.h StorPortSetDeviceQueueDepth.
+func (a *Adapter) SetDeviceQueueDepth(p *Processor, path, target, lun uint8, depth int) bool {
+	lu := a.unit(path, target, lun)
+	if lu == nil || depth < 1 || depth > a.config.MaxIOsPerLun {
+		return false
+	}
+	lu.mu.Lock()
+	grown := depth > lu.depth
+	lu.depth = depth
+	lu.mu.Unlock()
+	if grown {
+		a.kick(p)
+	}
+	return true
+}

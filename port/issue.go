@@ -1,0 +1,380 @@
+package port
+
+import (
+	"fmt"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// Submit hands SRBs to the unit, in order. What the unit can take goes to the
+// miniport at once: BuildIo for each with no lock held, StartIo for each under
+// the StartIo lock or the channel, CommitIo. The rest waits in the unit's queue.
+// When Submit returns to Passive it has delivered the interrupts and run the
+// DPCs that arrived on p, so SRBs may have completed before it returns.
+//
+// Level: Passive or Dispatch, no lock held. Ownership: the SRBs are the port's
+// until their Completer is called; the slice is the caller's again on return.
+func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
+	a := lu.a
+	old := p.raise(Dispatch)
+	var run srbQueue
+	starved := false
+	credits := a.reserve(len(batch))
+	lu.mu.Lock()
+	for _, s := range batch {
+		if owner := s.owner.Load(); owner != ownerClass {
+			lu.mu.Unlock()
+			panic("port: submitted while it belongs to the port or the miniport: " + s.String())
+		}
+		s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
+		s.owner.Store(ownerPort)
+		s.built, s.busyTries, s.SenseBytes = false, 0, 0
+		if p.verify {
+			p.trail.add("submit", s.Tag)
+		}
+		switch {
+		case lu.gate.Load()&gateRemoved != 0:
+			p.finishByPort(s, StatusNoDevice)
+		case isQueueFunction(s.Function):
+			lu.queueFunctionLocked(p, s)
+		case s.recovery:
+			lu.linkLocked(s)
+			run.push(s)
+		case lu.waiting.head == nil && credits > 0 && lu.mayStartLocked(s):
+			credits--
+			s.charged = true
+			lu.linkLocked(s)
+			run.push(s)
+		default:
+			starved = starved || credits == 0
+			lu.enqueueLocked(s)
+		}
+	}
+	if s := lu.waiting.head; s != nil && credits > 0 && run.head == nil {
+		// A head-of-queue SRB, or one behind a queue function, may be able to go.
+		lu.startWaitingLocked(&run, &credits)
+	}
+	lu.stats.Started += uint64(run.n)
+	lu.mu.Unlock()
+	a.unreserve(p, credits)
+	if run.head != nil {
+		a.issue(p, run.head)
+	}
+	if starved {
+		a.retryStarved(p)
+	}
+	p.lower(old)
+}
+
+// startWaitingLocked moves what may start from the queue to run.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) startWaitingLocked(run *srbQueue, credits *int) {
+	for lu.waiting.head != nil && *credits > 0 && lu.mayStartLocked(lu.waiting.head) {
+		s := lu.waiting.pop()
+		*credits--
+		s.charged = true
+		lu.linkLocked(s)
+		run.push(s)
+	}
+}
+
+// dispatch starts what the unit's queue holds and may start.
+//
+// Level: Dispatch, no lock held.
+func (lu *LogicalUnit) dispatch(p *Processor) {
+	a := lu.a
+	var run srbQueue
+	lu.mu.Lock()
+	want := min(lu.waiting.n, lu.depth-lu.outstanding)
+	if want <= 0 {
+		lu.mu.Unlock()
+		return
+	}
+	credits := a.reserve(want)
+	starved := credits == 0
+	lu.startWaitingLocked(&run, &credits)
+	lu.stats.Started += uint64(run.n)
+	lu.mu.Unlock()
+	a.unreserve(p, credits)
+	if run.head != nil {
+		a.issue(p, run.head)
+	}
+	if starved {
+		a.retryStarved(p)
+	}
+}
+
+// reserve takes up to n of the adapter's MaxNumberOfIO and returns how many.
+func (a *Adapter) reserve(n int) int {
+	for {
+		used := a.outstanding.Load()
+		got := min(int64(n), int64(a.config.MaxNumberOfIO)-used)
+		if got <= 0 {
+			return 0
+		}
+		if a.outstanding.CompareAndSwap(used, used+got) {
+			return int(got)
+		}
+	}
+}
+
+// unreserve gives n back, and lets those in who found none.
+func (a *Adapter) unreserve(p *Processor, n int) {
+	if n == 0 {
+		return
+	}
+	a.outstanding.Add(int64(-n))
+	if a.starved.Load() && a.starved.CompareAndSwap(true, false) {
+		a.kick(p)
+	}
+}
+
+// retryStarved notes that a unit found the adapter full; if that has changed
+// meanwhile, it tries again.
+func (a *Adapter) retryStarved(p *Processor) {
+	a.starved.Store(true)
+	if a.outstanding.Load() < int64(a.config.MaxNumberOfIO) && a.starved.CompareAndSwap(true, false) {
+		a.kick(p)
+	}
+}
+
+// issue brings SRBs, linked by next and outstanding, to the miniport.
+//
+// Level: Dispatch, no lock held.
+func (a *Adapter) issue(p *Processor, s *SRB) {
+	var run srbQueue
+	channel := 0
+	if n := len(a.channelLocks); n > 0 {
+		channel = p.number % n
+	}
+	for s != nil {
+		next := s.next // s may complete, and be submitted again, inside BuildIo
+		if s.built || a.build(p, s, channel) {
+			run.push(s)
+		}
+		s = next
+	}
+	for run.head != nil {
+		a.start(p, &run)
+	}
+}
+
+// build maps s's data and runs BuildIo. It reports whether StartIo is next.
+func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
+	s.attempt++
+	s.channel = channel
+	s.Status, s.ScsiStatus, s.started = StatusPending, 0, false
+	if !a.mapData(s) {
+		p.finishByPort(s, StatusInvalidRequest)
+		return false
+	}
+	if p.verify {
+		p.trail.add("BuildIo", s.Tag)
+		poison(s.Extension)
+	}
+	s.owner.Store(ownerMiniport)
+	if a.builder != nil {
+		e := p.enter(inBuildIo)
+		ok := a.builder.BuildIo(p, s)
+		p.leave(e)
+		if !ok {
+			return false // completed, or the miniport will: it is not ours to touch
+		}
+		if p.verify && s.owner.Load() != ownerMiniport {
+			p.violate(CheckBuildIoCompleted, s, "BuildIo returned true for an SRB that it completed")
+			return false
+		}
+	}
+	// Until StartIo the SRB is the port's again, as BuildIo left it.
+	s.owner.Store(ownerPort)
+	s.built = true
+	return true
+}
+
+// start runs StartIo for the SRBs at run's head that share a channel.
+func (a *Adapter) start(p *Processor, run *srbQueue) {
+	channel := run.head.channel
+	started := false
+	var parked srbQueue
+	old := a.acquireStartIo(p, channel)
+	for run.head != nil && run.head.channel == channel {
+		s := run.pop()
+		// The unit may have become busy, frozen or under reset since BuildIo.
+		if gate := s.lu.gate.Load() | a.gate.Load(); gate != 0 && !s.passes(gate) {
+			parked.push(s)
+			continue
+		}
+		if p.verify {
+			p.trail.add("StartIo", s.Tag)
+		}
+		s.built, s.started = false, true
+		s.owner.Store(ownerMiniport)
+		e := p.enter(inStartIo)
+		ok := a.miniport.StartIo(p, s)
+		p.leave(e)
+		if !ok && p.verify {
+			p.trail.add("StartIo refused", s.Tag)
+		}
+		started = true
+	}
+	a.releaseStartIo(p, channel, old)
+	if started && a.committer != nil {
+		e := p.enter(inCommitIo)
+		a.committer.CommitIo(p, channel)
+		p.leave(e)
+	}
+	for parked.head != nil {
+		lu := parked.head.lu
+		var group srbQueue
+		for parked.head != nil && parked.head.lu == lu {
+			group.push(parked.pop())
+		}
+		lu.park(p, &group)
+	}
+}
+
+// park puts built SRBs back to the front of their unit's queue: StartIo follows
+// when the unit is ready again, without another BuildIo.
+func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
+	n := group.n
+	lu.mu.Lock()
+	for s := group.head; s != nil; s = s.next {
+		lu.unlinkLocked(s)
+		s.charged = false
+	}
+	lu.rearmLocked()
+	lu.waiting.prepend(group)
+	lu.stats.Parked += uint64(n)
+	lu.stats.Started -= uint64(n)
+	lu.mu.Unlock()
+	lu.a.unreserve(p, n)
+	if lu.gate.Load()|lu.a.gate.Load() == 0 {
+		lu.a.kick(p) // the gate opened between the check and here
+	}
+}
+
+// mapData maps s's buffers and builds its scatter/gather list. False: the class
+// driver exceeded the adapter's limits.
+func (a *Adapter) mapData(s *SRB) bool {
+	s.SGL = s.sglStore[:0]
+	if s.DataTransferBytes == 0 {
+		return true
+	}
+	if s.DataTransferBytes > a.config.MaximumTransferLength {
+		return false
+	}
+	var access dma.Access
+	if s.Flags&FlagDataIn != 0 {
+		access |= dma.Write
+	}
+	if s.Flags&FlagDataOut != 0 {
+		access |= dma.Read
+	}
+	limit := int(a.config.NumberOfPhysicalBreaks) + 1
+	for i, b := range s.DataBuffers[:s.buffers] {
+		if len(b) == 0 {
+			break
+		}
+		addr := a.sys.iommu.Map(s.windows[i], b, access)
+		s.mapped = i + 1
+		if !a.options.StrictSegments {
+			s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(len(b))})
+			continue
+		}
+		for len(b) > 0 {
+			n := min(len(b), strictSegmentBytes)
+			s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(n)})
+			addr += dma.Addr(n)
+			b = b[n:]
+		}
+	}
+	if len(s.SGL) > limit {
+		a.unmap(s)
+		return false
+	}
+	return true
+}
+
+// strictSegmentBytes is the length of elements with StrictSegments: a page.
+const strictSegmentBytes = 4096
+
+// unmap ends the device's access to s's memory.
+func (a *Adapter) unmap(s *SRB) {
+	for i := range s.mapped {
+		a.sys.iommu.Unmap(s.windows[i])
+	}
+	s.mapped = 0
+	if s.extAddr != 0 {
+		a.sys.iommu.Unmap(s.extWindow)
+		s.extAddr = 0
+	}
+}
+
+// poison makes use of stale extension contents visible.
+func poison(b []byte) {
+	for i := range b {
+		b[i] = 0xDB
+	}
+}
+
+// kick has every unit's queue looked at soon, on p. It may be called at any
+// level.
+func (a *Adapter) kick(p *Processor) { a.IssueDpc(p, &a.kickDpc) }
+
+// dispatchAll is the routine of kickDpc.
+func (a *Adapter) dispatchAll(p *Processor, _ *Dpc) {
+	for _, lu := range a.units.Load().list {
+		lu.dispatch(p)
+	}
+}
+
+func isQueueFunction(f Function) bool {
+	return f == FunctionReleaseQueue || f == FunctionFlushQueue || f == FunctionLockQueue || f == FunctionUnlockQueue
+}
+
+// queueFunctionLocked does what is asked of the queue itself.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
+	status := StatusSuccess
+	switch s.Function {
+	case FunctionReleaseQueue:
+		lu.openGateLocked(gateFrozen)
+	case FunctionFlushQueue:
+		lu.failWaitingLocked(p, StatusRequestFlushed)
+		lu.openGateLocked(gateFrozen)
+	case FunctionLockQueue:
+		lu.lockCount++
+		lu.closeGateLocked(gateLocked)
+	case FunctionUnlockQueue:
+		if lu.lockCount == 0 {
+			status = StatusInvalidRequest
+			break
+		}
+		lu.lockCount--
+		if lu.lockCount == 0 {
+			lu.openGateLocked(gateLocked)
+		}
+	default:
+		panic(fmt.Sprintf("port: %s is no queue function", s.Function))
+	}
+	p.finishByPort(s, status)
+	lu.a.kick(p)
+}
+
+// failWaitingLocked completes what waits, but for SRBs that are built: those
+// hold resources of the miniport, which only StartIo and completion give back.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) failWaitingLocked(p *Processor, status Status) {
+	var kept srbQueue
+	for lu.waiting.head != nil {
+		if s := lu.waiting.pop(); s.built {
+			kept.push(s)
+		} else {
+			p.finishByPort(s, status)
+		}
+	}
+	lu.waiting = kept
+}

@@ -1,0 +1,287 @@
+package port
+
+import (
+	"fmt"
+	"sync"
+)
+
+// SpinLock names the locks that a miniport may take.
+// Source: storport.h STOR_SPINLOCK.
+type SpinLock uint8
+
+// Spin locks, with the values of storport.h.
+const (
+	DpcLock       SpinLock = 1
+	StartIoLock   SpinLock = 2
+	InterruptLock SpinLock = 3
+)
+
+// lockRank is a lock's place in the total order; see the package comment.
+type lockRank uint8
+
+const (
+	rankStartIo lockRank = iota
+	rankChannel
+	rankDpc
+	rankInterrupt
+	rankCount
+)
+
+var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "interrupt"}
+
+// A spinLock is a port lock with a place in the lock order. It is a mutex: on a
+// Go scheduler spinning while the owner is off its thread would be waste, and
+// sync.Mutex gives way to a waiter of one millisecond, so nobody starves.
+type spinLock struct {
+	mu    sync.Mutex
+	a     *Adapter
+	rank  lockRank
+	index int // message, channel or DPC number
+}
+
+func (l *spinLock) String() string {
+	switch l.rank {
+	case rankStartIo:
+		return "StartIo lock"
+	case rankChannel, rankDpc, rankInterrupt, rankCount:
+	}
+	return fmt.Sprintf("%s lock %d", rankNames[l.rank], l.index)
+}
+
+// acquire takes l. With the verifier on, it reports a breach of the lock order
+// and refuses a lock that p holds already, which would otherwise hang.
+func (l *spinLock) acquire(p *Processor) bool {
+	if p.verify && !p.mayAcquire(l) {
+		return false
+	}
+	l.mu.Lock()
+	if p.nheld == len(p.held) {
+		p.held = append(p.held, nil)
+	}
+	p.held[p.nheld] = l
+	p.nheld++
+	return true
+}
+
+// release gives l back. Locks may be released in any order.
+func (l *spinLock) release(p *Processor) {
+	for i := p.nheld - 1; i >= 0; i-- {
+		if p.held[i] == l {
+			p.nheld--
+			copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
+			p.held[p.nheld] = nil
+			l.mu.Unlock()
+			return
+		}
+	}
+	if p.verify {
+		p.violate(CheckLockRules, nil, "release of "+l.String()+", which is not held")
+		return
+	}
+	panic("port: release of " + l.String() + ", which is not held")
+}
+
+// holds reports whether p holds l.
+func (p *Processor) holds(l *spinLock) bool {
+	for i := range p.nheld {
+		if p.held[i] == l {
+			return true
+		}
+	}
+	return false
+}
+
+// heldInterruptLocks counts the interrupt locks of a that p holds.
+func (p *Processor) heldInterruptLocks(a *Adapter) int {
+	n := 0
+	for i := range p.nheld {
+		if l := p.held[i]; l.rank == rankInterrupt && l.a == a {
+			n++
+		}
+	}
+	return n
+}
+
+// acquireInterrupts takes every interrupt lock of a, in ascending order of
+// message.
+func (a *Adapter) acquireInterrupts(p *Processor) bool {
+	for i := range a.interruptLocks {
+		if !a.interruptLocks[i].acquire(p) {
+			for i--; i >= 0; i-- {
+				a.interruptLocks[i].release(p)
+			}
+			return false
+		}
+	}
+	return true
+}
+
+func (a *Adapter) releaseInterrupts(p *Processor) {
+	for i := len(a.interruptLocks) - 1; i >= 0; i-- {
+		a.interruptLocks[i].release(p)
+	}
+}
+
+// acquireStartIo takes what surrounds StartIo on one channel: the StartIo lock,
+// or the channel with concurrent channels, and in half duplex the interrupt
+// locks on top.
+func (a *Adapter) acquireStartIo(p *Processor, channel int) Level {
+	old := p.raise(Dispatch)
+	if len(a.channelLocks) > 0 {
+		a.channelLocks[channel].acquire(p)
+		return old
+	}
+	a.startIoLock.acquire(p)
+	if a.config.SynchronizationModel == HalfDuplex {
+		p.raise(Device)
+		a.acquireInterrupts(p)
+	}
+	return old
+}
+
+func (a *Adapter) releaseStartIo(p *Processor, channel int, old Level) {
+	if len(a.channelLocks) > 0 {
+		a.channelLocks[channel].release(p)
+		p.lower(old)
+		return
+	}
+	if a.config.SynchronizationModel == HalfDuplex {
+		a.releaseInterrupts(p)
+	}
+	a.startIoLock.release(p)
+	p.lower(old)
+}
+
+// acquireExclusive takes what surrounds ResetBus and the adapter timer: the
+// StartIo lock, in half duplex the interrupt locks, and, if allChannels, every
+// channel.
+func (a *Adapter) acquireExclusive(p *Processor, allChannels bool) Level {
+	old := p.raise(Dispatch)
+	a.startIoLock.acquire(p)
+	if allChannels {
+		for i := range a.channelLocks {
+			a.channelLocks[i].acquire(p)
+		}
+	}
+	if a.config.SynchronizationModel == HalfDuplex {
+		p.raise(Device)
+		a.acquireInterrupts(p)
+	}
+	return old
+}
+
+func (a *Adapter) releaseExclusive(p *Processor, allChannels bool, old Level) {
+	if a.config.SynchronizationModel == HalfDuplex {
+		a.releaseInterrupts(p)
+	}
+	if allChannels {
+		for i := len(a.channelLocks) - 1; i >= 0; i-- {
+			a.channelLocks[i].release(p)
+		}
+	}
+	a.startIoLock.release(p)
+	p.lower(old)
+}
+
+// A LockHandle is one acquisition of a spin lock. The zero handle is none.
+// Source: storport.h STOR_LOCK_HANDLE.
+type LockHandle struct {
+	a    *Adapter
+	kind SpinLock
+	dpc  *Dpc
+	old  Level
+}
+
+// AcquireSpinLock takes one of the port's locks on top of those that the
+// callback was entered with, in the order StartIo, DPC, interrupt. The
+// interrupt lock is every message's lock and raises to Device; the others raise
+// to Dispatch. d names the DPC for DpcLock and is nil otherwise.
+//
+// A lock that the processor holds already, or a wrong order, deadlocks; the
+// verifier reports it instead and returns a zero handle.
+// Source: storport.h StorPortAcquireSpinLock.
+func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandle {
+	h := LockHandle{a: a, kind: kind, dpc: d, old: p.level}
+	ok := false
+	switch kind {
+	case StartIoLock:
+		p.raise(Dispatch)
+		ok = a.startIoLock.acquire(p)
+	case DpcLock:
+		p.raise(Dispatch)
+		ok = d.lock.acquire(p)
+	case InterruptLock:
+		p.raise(Device)
+		ok = a.acquireInterrupts(p)
+	default:
+		panic(fmt.Sprintf("port: AcquireSpinLock of kind %d: want DpcLock, StartIoLock or InterruptLock", kind))
+	}
+	if !ok {
+		p.lower(h.old)
+		return LockHandle{}
+	}
+	return h
+}
+
+// ReleaseSpinLock gives a lock back and returns to the level before it.
+// Source: storport.h StorPortReleaseSpinLock.
+func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
+	if h.a == nil {
+		return // AcquireSpinLock was refused and reported
+	}
+	switch h.kind {
+	case StartIoLock:
+		a.startIoLock.release(p)
+	case DpcLock:
+		h.dpc.lock.release(p)
+	case InterruptLock:
+		a.releaseInterrupts(p)
+	}
+	p.lower(h.old)
+}
+
+// An MSILock is one acquisition of a message's lock, with the token that opens
+// what the lock guards.
+type MSILock struct {
+	Token SyncToken
+	lock  *spinLock
+	old   Level
+}
+
+// AcquireMSISpinLock takes the lock of one message. From the handler of message
+// k, only messages above k may be taken. For adapters with
+// InterruptSynchronizePerMessage; with any other mode the verifier objects and
+// the one interrupt lock is taken.
+//
+// Level: any; raises to Device.
+// Source: storport.h StorPortAcquireMSISpinLock.
+func (a *Adapter) AcquireMSISpinLock(p *Processor, message uint16) MSILock {
+	if p.verify && a.config.InterruptSynchronizationMode != InterruptSynchronizePerMessage {
+		p.violate(CheckMSILock, nil, "AcquireMSISpinLock with "+a.config.InterruptSynchronizationMode.String())
+	}
+	l := a.lockOfMessage(message)
+	m := MSILock{lock: l, old: p.raise(Device)}
+	if !l.acquire(p) {
+		m.lock = nil
+		return m
+	}
+	m.Token = a.tokenFor(p, message)
+	return m
+}
+
+// ReleaseMSISpinLock gives a message's lock back.
+// Source: storport.h StorPortReleaseMSISpinLock.
+func (a *Adapter) ReleaseMSISpinLock(p *Processor, m MSILock) {
+	if m.lock != nil {
+		m.lock.release(p)
+	}
+	p.lower(m.old)
+}
+
+// lockOfMessage is the lock that the handler of a message runs under.
+func (a *Adapter) lockOfMessage(message uint16) *spinLock {
+	if len(a.interruptLocks) == 1 {
+		return &a.interruptLocks[0]
+	}
+	return &a.interruptLocks[message]
+}

@@ -1,0 +1,92 @@
+package port
+
+import (
+	"sync"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// An extensionPool cuts SRB extensions, which are much smaller than a block of
+// the arena, out of arena blocks. SRBs are made for keeps, so a block is given
+// back only when all its pieces are.
+type extensionPool struct {
+	arena *dma.Arena
+
+	mu sync.Mutex
+	// +checklocks:mu
+	free map[int][][]byte // by size class
+	// +checklocks:mu
+	blocks map[*byte]*extensionBlock // by first byte of each piece
+}
+
+type extensionBlock struct {
+	memory []byte
+	pieces int
+	inUse  int
+}
+
+// extensionAlign keeps extensions on cache lines of their own.
+const extensionAlign = 64
+
+func extensionClass(n int) int { return (n + extensionAlign - 1) &^ (extensionAlign - 1) }
+
+// alloc returns n bytes of arena memory, or nil if the arena is exhausted.
+func (x *extensionPool) alloc(n int) []byte {
+	class := extensionClass(n)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.free[class]) == 0 && !x.growLocked(class) {
+		return nil
+	}
+	list := x.free[class]
+	b := list[len(list)-1]
+	x.free[class] = list[:len(list)-1]
+	x.blocks[&b[0]].inUse++
+	return b[:n]
+}
+
+// growLocked adds one arena block to a class.
+//
+// +checklocks:x.mu
+func (x *extensionPool) growLocked(class int) bool {
+	memory := x.arena.Alloc(max(dma.MinBlockBytes, class))
+	if memory == nil {
+		return false
+	}
+	if x.free == nil {
+		x.free, x.blocks = map[int][][]byte{}, map[*byte]*extensionBlock{}
+	}
+	memory = memory[:cap(memory)]
+	block := &extensionBlock{memory: memory, pieces: len(memory) / class}
+	for i := range block.pieces {
+		piece := memory[i*class : (i+1)*class : (i+1)*class]
+		x.free[class] = append(x.free[class], piece)
+		x.blocks[&piece[0]] = block
+	}
+	return true
+}
+
+// release takes back what alloc gave.
+func (x *extensionPool) release(b []byte) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b = b[:cap(b)]
+	class := len(b)
+	block := x.blocks[&b[0]]
+	x.free[class] = append(x.free[class], b)
+	block.inUse--
+	if block.inUse > 0 {
+		return
+	}
+	kept := x.free[class][:0]
+	for _, piece := range x.free[class] {
+		if x.blocks[&piece[0]] == block {
+			delete(x.blocks, &piece[0])
+		} else {
+			kept = append(kept, piece)
+		}
+	}
+	clear(x.free[class][len(kept):])
+	x.free[class] = kept
+	x.arena.Free(block.memory)
+}

@@ -1,0 +1,178 @@
+package port
+
+import (
+	"fmt"
+
+	"github.com/vhbad/vhbad/internal/pci"
+)
+
+// A Processor is a virtual CPU: what a goroutine needs to be inside the port.
+//
+// It carries the level, the locks held, the interrupts that arrived while the
+// level was too high, and the DPCs to run when it drops. Raising and lowering
+// do the work: an interrupt that arrives below Device is serviced there and
+// then; DPCs run when the level drops below Dispatch. So one goroutine can
+// carry a batch of requests from the socket to the device and back without a
+// hand-over, and where another goroutine takes over, the same code runs on its
+// processor.
+//
+// Concurrency: one goroutine at a time runs on a Processor and only that one
+// uses it.
+type Processor struct {
+	sys    *System
+	name   string
+	number int
+	verify bool
+
+	level    Level
+	callback Callback
+	inSync   bool // inside a SynchronizeAccess routine
+
+	held  []*spinLock // the first nheld are held
+	nheld int
+
+	pendingHead, pendingTail *interrupt
+	dpcHead, dpcTail         *Dpc
+	completedHead            *SRB
+	completedTail            *SRB
+
+	passive, passiveSpare []Deferred
+	inPassive             bool
+
+	trail trail
+}
+
+var _ pci.Runner = (*Processor)(nil)
+
+// Deferred is work that waits for a processor to come back to Passive.
+type Deferred interface {
+	// RunPassive is called once for each Defer.
+	//
+	// Level: Passive, no lock held. It should not block for long: the
+	// processor's goroutine has other work.
+	RunPassive(p *Processor)
+}
+
+// Number is the processor's number, from 0 and below SystemConfig.MaxProcessors.
+// A number is used again once its processor is closed.
+func (p *Processor) Number() int { return p.number }
+
+// Name is what the processor was called at NewProcessor.
+func (p *Processor) Name() string { return p.name }
+
+// RunnerName implements pci.Runner.
+func (p *Processor) RunnerName() string { return p.name }
+
+// Level is the current level (StorPortGetCurrentIrql).
+func (p *Processor) Level() Level { return p.level }
+
+// System is the system that the processor belongs to.
+func (p *Processor) System() *System { return p.sys }
+
+// Defer has d run once on this processor at Passive, after the DPCs that are
+// queued. Called at Passive, it runs d at once.
+func (p *Processor) Defer(d Deferred) {
+	p.passive = append(p.passive, d)
+	if p.level == Passive && !p.inPassive {
+		p.drain()
+	}
+}
+
+// Close gives the processor back. It must be at Passive with nothing queued.
+func (p *Processor) Close() {
+	if p.level != Passive || p.nheld != 0 || p.dpcHead != nil || p.pendingHead != nil || p.completedHead != nil {
+		panic(fmt.Sprintf("port: processor %s closed at %s with work queued or locks held", p.name, p.level))
+	}
+	p.sys.releaseProcessor(p)
+}
+
+// raise goes to level to if that is higher, and returns the level before.
+func (p *Processor) raise(to Level) Level {
+	old := p.level
+	if to > old {
+		p.level = to
+	}
+	return old
+}
+
+// lower goes to level to and does what waited for it.
+func (p *Processor) lower(to Level) {
+	p.level = to
+	if to < Device && p.pendingHead != nil {
+		p.deliverPending()
+	}
+	if to == Passive && (p.dpcHead != nil || p.completedHead != nil || len(p.passive) != 0) {
+		p.drain()
+	}
+}
+
+// deliverPending services the interrupts that arrived at Device level.
+func (p *Processor) deliverPending() {
+	for p.pendingHead != nil {
+		i := p.pendingHead
+		p.pendingHead = i.nextPending
+		if p.pendingHead == nil {
+			p.pendingTail = nil
+		}
+		i.nextPending = nil
+		level := p.level
+		i.service(p)
+		p.level = level
+	}
+}
+
+// drain runs DPCs, completions and deferred work until there is none.
+func (p *Processor) drain() {
+	for {
+		for p.dpcHead != nil || p.completedHead != nil || p.pendingHead != nil {
+			p.level = Dispatch
+			switch {
+			case p.pendingHead != nil:
+				p.deliverPending()
+			case p.dpcHead != nil:
+				p.runDpc()
+			default:
+				p.finishCompleted()
+			}
+		}
+		p.level = Passive
+		if p.inPassive || len(p.passive) == 0 {
+			return
+		}
+		p.inPassive = true
+		list := p.passive
+		p.passive = p.passiveSpare[:0]
+		for i := range list {
+			d := list[i]
+			list[i] = nil
+			d.RunPassive(p)
+		}
+		p.passiveSpare = list[:0]
+		p.inPassive = false
+	}
+}
+
+// enter notes that a callback begins and returns what leave needs.
+func (p *Processor) enter(c Callback) entered {
+	e := entered{callback: p.callback, level: p.level, nheld: p.nheld}
+	p.callback = c
+	return e
+}
+
+// entered is the state of a processor before a callback.
+type entered struct {
+	callback Callback
+	level    Level
+	nheld    int
+}
+
+// leave ends the callback that enter began. A callback returns at the level and
+// with the locks it was entered with; where the verifier is on, it says so if
+// not, and in any case the port goes on from the state before.
+func (p *Processor) leave(e entered) {
+	if p.verify && (p.level != e.level || p.nheld != e.nheld) {
+		p.violate(CheckLockRules, nil, fmt.Sprintf("%s returned at %s with %d locks, was entered at %s with %d",
+			p.callback, p.level, p.nheld, e.level, e.nheld))
+	}
+	p.callback = e.callback
+}

@@ -1,0 +1,192 @@
+package port
+
+import (
+	"fmt"
+	"time"
+)
+
+// The reset road. A unit whose timer ran out gets, one after the other until
+// one helps: a logical unit reset, a target reset, a bus reset. The first two
+// are SRBs that pass every gate; the last is ResetBus. Only the miniport hands
+// SRBs back, and only when its device has stopped using their memory.
+
+// ResetLevel is a step of the reset road.
+type ResetLevel uint8
+
+// Reset levels, in the order in which they are tried.
+const (
+	ResetUnit ResetLevel = iota
+	ResetTarget
+	ResetBus
+	ResetLevels // number of levels
+)
+
+func (l ResetLevel) String() string { return [...]string{"unit", "target", "bus"}[l] }
+
+// recover brings a unit back whose timer ran out; gateRecovering is closed.
+//
+// Level: Passive, on the recovery service.
+func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
+	log := a.sys.log.With("adapter", a.options.Name, "unit", lu.String())
+	lu.mu.Lock()
+	stuck := lu.outstanding
+	oldest := ""
+	if lu.pendingHead != nil {
+		oldest = lu.pendingHead.String()
+	}
+	lu.mu.Unlock()
+	if stuck > 0 {
+		log.Warn("request timed out, resetting", "outstanding", stuck, "oldest", oldest)
+	}
+	for level := ResetUnit; stuck > 0 && level < ResetLevels; level++ {
+		a.resets[level].Add(1)
+		ok := a.reset(p, lu, level)
+		left := a.heldByMiniport(lu, level)
+		if ok && left == 0 {
+			log.Warn("reset done", "level", level.String())
+			stuck = 0
+			break
+		}
+		if ok && p.verify {
+			p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
+		}
+		log.Error("reset failed", "level", level.String(), "outstanding", left)
+	}
+	if stuck > 0 {
+		a.giveUp(p, lu)
+		return
+	}
+	a.reopen(p, lu)
+}
+
+// reset does one step and reports success.
+func (a *Adapter) reset(p *Processor, lu *LogicalUnit, level ResetLevel) bool {
+	switch level {
+	case ResetUnit:
+		return a.sendReset(p, lu, a.resetSRBs[0], FunctionResetLogicalUnit)
+	case ResetTarget:
+		return a.sendReset(p, lu, a.resetSRBs[1], FunctionResetDevice)
+	case ResetBus, ResetLevels:
+	}
+	old := a.acquireExclusive(p, true)
+	e := p.enter(inResetBus)
+	ok := a.miniport.ResetBus(p, lu.path)
+	p.leave(e)
+	a.releaseExclusive(p, true, old)
+	return ok
+}
+
+// sendReset sends a reset SRB and waits for it, ResetTimeout at most. An SRB
+// that did not come back stays the miniport's; until it does, its level counts
+// as failed.
+func (a *Adapter) sendReset(p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
+	if srb.owner.Load() != ownerClass {
+		return false
+	}
+	done := make(chan Status, 1)
+	srb.Function = f
+	srb.Flags = FlagNoQueueFreeze | FlagQueueActionEnable
+	srb.QueueAction = HeadOfQueueTag
+	srb.CDBBytes, srb.DataTransferBytes = 0, 0
+	srb.Completer = resetCompleter(done)
+	lu.Submit(p, []*SRB{srb})
+	timer := time.NewTimer(a.options.ResetTimeout)
+	defer timer.Stop()
+	select {
+	case status := <-done:
+		return status.Code() == StatusSuccess
+	case <-timer.C:
+		return false
+	}
+}
+
+// resetCompleter passes on the status of a reset SRB.
+type resetCompleter chan Status
+
+// CompleteSRB implements Completer.
+func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
+
+// heldByMiniport counts the SRBs of a reset's scope that the miniport still
+// holds, reset SRBs aside.
+func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
+	n := 0
+	for _, u := range a.units.Load().list {
+		if u != lu && (level == ResetUnit || u.path != lu.path || level == ResetTarget && u.target != lu.target) {
+			continue
+		}
+		u.mu.Lock()
+		for s := u.pendingHead; s != nil; s = s.pendNext {
+			if !s.recovery && s.started && s.owner.Load() == ownerMiniport {
+				n++
+			}
+		}
+		u.mu.Unlock()
+	}
+	return n
+}
+
+// reopen lets a unit work again.
+func (a *Adapter) reopen(p *Processor, lu *LogicalUnit) {
+	lu.mu.Lock()
+	lu.openGateLocked(gateRecovering)
+	if lu.pendingHead != nil {
+		lu.rearmLocked()
+	}
+	lu.mu.Unlock()
+	a.kick(p)
+}
+
+// giveUp fails a unit that no reset brought back: what waits and what comes
+// completes with StatusNoDevice. What the miniport holds stays there, since its
+// memory may still be written; the reset road is taken again after another
+// timeout.
+func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
+	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String())
+	old := p.raise(Dispatch)
+	lu.mu.Lock()
+	lu.closeGateLocked(gateRemoved)
+	lu.openGateLocked(gateRecovering)
+	lu.failWaitingLocked(p, StatusNoDevice)
+	lu.rearmLocked()
+	lu.mu.Unlock()
+	p.lower(old)
+}
+
+// ResetDetected tells the port that the hardware saw a bus reset that the port
+// did not ask for. The miniport still completes its active requests
+// (StatusBusReset); their owners try again.
+//
+// Level: any.
+// Source: storport.h StorPortNotification(ResetDetected).
+func (a *Adapter) ResetDetected(*Processor) { a.detected.Add(1) }
+
+// ResetNow takes a unit down the reset road from level on as if it had timed
+// out, and waits for the result.
+//
+// Level: Passive.
+func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
+	done := make(chan bool, 1)
+	lu.mu.Lock()
+	busy := lu.gate.Load()&gateRecovering != 0
+	lu.closeGateLocked(gateRecovering)
+	lu.mu.Unlock()
+	if busy {
+		return fmt.Errorf("%s: a reset is under way already", lu)
+	}
+	posted := a.recovery.post(func(p *Processor) {
+		a.resets[level].Add(1)
+		ok := a.reset(p, lu, level)
+		if left := a.heldByMiniport(lu, level); ok && left != 0 && p.verify {
+			p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
+		}
+		a.reopen(p, lu)
+		done <- ok
+	})
+	if !posted {
+		return fmt.Errorf("%s: %w", a.options.Name, ErrAdapterStopped)
+	}
+	if !<-done {
+		return fmt.Errorf("%s: %s reset failed", lu, level)
+	}
+	return nil
+}

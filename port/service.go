@@ -1,0 +1,211 @@
+package port
+
+import (
+	"sync"
+	"time"
+)
+
+// A service is a goroutine of the port with a processor of its own, and a queue
+// of work for it. It carries what happens rarely: timers, work items, resets.
+type service struct {
+	p    *Processor
+	wake chan struct{} // capacity 1
+	done chan struct{}
+
+	mu sync.Mutex
+	// +checklocks:mu
+	queue []func(p *Processor)
+	// +checklocks:mu
+	stopped bool
+}
+
+// newService starts a service. tick, if not nil, is called every period.
+func (s *System) newService(name string, period time.Duration, tick func(p *Processor)) (*service, error) {
+	p, err := s.NewProcessor(name)
+	if err != nil {
+		return nil, err
+	}
+	v := &service{p: p, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go v.run(period, tick)
+	return v, nil
+}
+
+func (v *service) run(period time.Duration, tick func(p *Processor)) {
+	defer close(v.done)
+	defer v.p.Close()
+	var ticks <-chan time.Time
+	if tick != nil {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		ticks = t.C
+	}
+	for {
+		select {
+		case <-ticks:
+			tick(v.p)
+		case <-v.wake:
+		}
+		for {
+			v.mu.Lock()
+			if len(v.queue) == 0 {
+				stopped := v.stopped
+				v.mu.Unlock()
+				if stopped {
+					return
+				}
+				break
+			}
+			fn := v.queue[0]
+			v.queue[0] = nil
+			v.queue = v.queue[1:]
+			v.mu.Unlock()
+			fn(v.p)
+		}
+	}
+}
+
+// post queues fn, to be called at Passive. False: the service has stopped.
+func (v *service) post(fn func(p *Processor)) bool {
+	v.mu.Lock()
+	if v.stopped {
+		v.mu.Unlock()
+		return false
+	}
+	v.queue = append(v.queue, fn)
+	v.mu.Unlock()
+	v.signal()
+	return true
+}
+
+func (v *service) signal() {
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+}
+
+// stop lets the service finish its queue and waits for it.
+func (v *service) stop() {
+	v.mu.Lock()
+	v.stopped = true
+	v.mu.Unlock()
+	v.signal()
+	<-v.done
+}
+
+// startServices starts the adapter's three services. They are apart because a
+// work item may wait for I/O that only a reset brings back, and a reset for a
+// timer.
+func (a *Adapter) startServices() (err error) {
+	name := a.options.Name
+	if a.service, err = a.sys.newService(name+" timer", time.Second, a.tick); err != nil {
+		return err
+	}
+	if a.worker, err = a.sys.newService(name+" worker", 0, nil); err != nil {
+		a.service.stop()
+		return err
+	}
+	if a.recovery, err = a.sys.newService(name+" recovery", 0, nil); err != nil {
+		a.service.stop()
+		a.worker.stop()
+		return err
+	}
+	return nil
+}
+
+func (a *Adapter) stopServices() {
+	a.worker.stop()
+	a.recovery.stop()
+	a.service.stop()
+}
+
+// after has fn called on the timer service once d has passed.
+func (a *Adapter) after(d time.Duration, fn func(p *Processor)) {
+	time.AfterFunc(d, func() { a.service.post(fn) })
+}
+
+// tick counts down the units' timers, once a second.
+func (a *Adapter) tick(*Processor) {
+	for _, lu := range a.units.Load().list {
+		lu.mu.Lock()
+		expired := false
+		if lu.timeLeft > 0 && lu.gate.Load()&gateRecovering == 0 {
+			lu.timeLeft--
+			expired = lu.timeLeft == 0
+		}
+		if expired {
+			lu.stats.Timeouts++
+			lu.closeGateLocked(gateRecovering)
+		}
+		lu.mu.Unlock()
+		if expired {
+			a.timeouts.Add(1)
+			a.recovery.post(func(p *Processor) { a.recover(p, lu) })
+		}
+	}
+}
+
+// RequestTimer sets the adapter's one timer: fn is called after d at Dispatch
+// with the StartIo lock held, in half duplex at Device with the interrupt locks
+// too. A new request replaces the last; a d of zero cancels it. With
+// concurrent channels StartIo does not take the StartIo lock, so fn and StartIo
+// may overlap.
+//
+// Level: any.
+// Source: storport.h StorPortNotification(RequestTimerCall).
+func (a *Adapter) RequestTimer(_ *Processor, fn func(p *Processor), d time.Duration) {
+	a.mu.Lock()
+	a.timerTurn++
+	turn := a.timerTurn
+	a.mu.Unlock()
+	if d <= 0 {
+		return
+	}
+	a.after(d, func(p *Processor) {
+		a.mu.Lock()
+		current := a.timerTurn == turn
+		a.mu.Unlock()
+		if !current {
+			return
+		}
+		old := a.acquireExclusive(p, false)
+		e := p.enter(inTimer)
+		fn(p)
+		p.leave(e)
+		a.releaseExclusive(p, false, old)
+	})
+}
+
+// A WorkItem is work at Passive level that a miniport queues.
+// Source: storport.h StorPortInitializeWorker.
+type WorkItem struct {
+	// Routine does the work. Level: Passive, no lock held; it may wait.
+	Routine func(p *Processor)
+
+	mu sync.Mutex
+	// +checklocks:mu
+	queued bool
+}
+
+// QueueWorkItem has w run soon. False: it is queued already, or the adapter is
+// being removed.
+//
+// Level: up to Dispatch.
+// Source: storport.h StorPortQueueWorkItem.
+func (a *Adapter) QueueWorkItem(p *Processor, w *WorkItem) bool {
+	p.check(a, routineQueueWorkItem)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.queued {
+		return false
+	}
+	w.queued = a.worker.post(func(p *Processor) {
+		w.mu.Lock()
+		w.queued = false
+		w.mu.Unlock()
+		e := p.enter(inWorkItem)
+		w.Routine(p)
+		p.leave(e)
+	})
+	return w.queued
+}

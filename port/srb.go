@@ -1,0 +1,177 @@
+package port
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Function says what an SRB asks for.
+// Source: srb.h SRB_FUNCTION_*.
+type Function uint8
+
+// SRB functions that have a meaning here, with the values of srb.h.
+const (
+	FunctionExecuteScsi      Function = 0x00
+	FunctionReleaseQueue     Function = 0x04 // port only: thaw a frozen queue
+	FunctionShutdown         Function = 0x07
+	FunctionFlush            Function = 0x08
+	FunctionAbortCommand     Function = 0x10
+	FunctionResetBus         Function = 0x12
+	FunctionResetDevice      Function = 0x13 // the target
+	FunctionFlushQueue       Function = 0x15 // port only: fail what is queued, thaw
+	FunctionLockQueue        Function = 0x18 // port only
+	FunctionUnlockQueue      Function = 0x19 // port only
+	FunctionResetLogicalUnit Function = 0x20
+)
+
+var functionNames = map[Function]string{
+	FunctionExecuteScsi: "EXECUTE_SCSI", FunctionReleaseQueue: "RELEASE_QUEUE", FunctionShutdown: "SHUTDOWN",
+	FunctionFlush: "FLUSH", FunctionAbortCommand: "ABORT_COMMAND", FunctionResetBus: "RESET_BUS",
+	FunctionResetDevice: "RESET_DEVICE", FunctionFlushQueue: "FLUSH_QUEUE", FunctionLockQueue: "LOCK_QUEUE",
+	FunctionUnlockQueue: "UNLOCK_QUEUE", FunctionResetLogicalUnit: "RESET_LOGICAL_UNIT",
+}
+
+func (f Function) String() string {
+	if n, ok := functionNames[f]; ok {
+		return n
+	}
+	return fmt.Sprintf("function %#02x", uint8(f))
+}
+
+// Flags modify how the port treats an SRB. Read-only to miniports.
+// Source: srb.h SRB_FLAGS_*.
+type Flags uint32
+
+// SRB flags, with the values of srb.h.
+const (
+	FlagQueueActionEnable Flags = 0x00000002 // tagged; without it the unit is drained and the SRB runs alone
+	FlagBypassFrozenQueue Flags = 0x00000010
+	FlagDisableAutosense  Flags = 0x00000020
+	FlagDataIn            Flags = 0x00000040 // device to host
+	FlagDataOut           Flags = 0x00000080 // host to device
+	FlagNoQueueFreeze     Flags = 0x00000100
+	FlagBypassLockedQueue Flags = 0x00080000
+)
+
+// QueueAction is the ordering of a tagged SRB within its logical unit.
+type QueueAction uint8
+
+// Queue actions, with the values of srb.h.
+const (
+	SimpleTag      QueueAction = 0x20 // after every older head-of-queue and ordered SRB
+	HeadOfQueueTag QueueAction = 0x21 // before everything queued
+	OrderedTag     QueueAction = 0x22 // after everything older, before everything younger
+)
+
+// MaxDataBuffers is how many pieces an SRB's data may be in.
+const MaxDataBuffers = 3
+
+// SenseBufferBytes is the size of SRB.Sense.
+const SenseBufferBytes = 64
+
+// A Segment is one element of a scatter/gather list: memory as the device sees
+// it.
+type Segment struct {
+	Addr  dma.Addr
+	Bytes uint32
+}
+
+// A Completer is told when the SRB it belongs to has completed.
+type Completer interface {
+	// CompleteSRB takes srb back from the port. It may submit SRBs, this one
+	// included.
+	//
+	// Level: Dispatch, no lock held.
+	CompleteSRB(p *Processor, srb *SRB)
+}
+
+// An SRB is one request to a logical unit on its way through port, miniport
+// and device. It has the meaning of the vendor's STORAGE_REQUEST_BLOCK (wide
+// tag, priority) and no byte layout.
+//
+// Ownership: the class driver fills the first group of fields and submits; from
+// then on the SRB is the port's, from BuildIo to Complete the miniport's, then
+// the port's again until Completer gives it back. SRBs are made with
+// Adapter.NewSRB, once, and used again and again.
+// Source: srb.h SCSI_REQUEST_BLOCK, STORAGE_REQUEST_BLOCK.
+type SRB struct {
+	// Written by the class driver.
+
+	Function          Function
+	QueueAction       QueueAction
+	Flags             Flags
+	CDBBytes          uint8
+	CDB               [16]byte
+	TimeoutSecs       uint32                 // TimeOutValue; zero means the unit's default
+	DataBuffers       [MaxDataBuffers][]byte // data in arena memory, in order; unused ones are nil
+	Completer         Completer
+	VictimSRB         *SRB   // NextSrb: what FunctionAbortCommand aborts
+	DataTransferBytes uint32 // DataTransferLength: asked for, then moved
+
+	// Written by the port.
+
+	PathID, TargetID, Lun uint8
+	Tag                   uint32 // unique among the adapter's SRBs
+	// SGL is the scatter/gather list of the data, valid from BuildIo to
+	// Complete. The miniport must not change or keep it.
+	SGL []Segment
+	// Extension is the miniport's own memory of Config.SrbExtensionBytes,
+	// reachable by DMA (GetPhysicalAddress). It is not zeroed, and what is in it
+	// does not survive a StatusBusy completion.
+	Extension []byte
+
+	// Written by the miniport before Complete.
+
+	Status     Status
+	ScsiStatus scsi.Status
+	SenseBytes uint8 // valid bytes in Sense, with StatusAutosenseValid
+	Sense      [SenseBufferBytes]byte
+
+	srbPort
+}
+
+// srbPort is the port's part of an SRB.
+type srbPort struct {
+	adapter *Adapter
+	lu      *LogicalUnit
+
+	// owner is who may touch the SRB now; Complete moves it from ownerMiniport
+	// to ownerPort exactly once for each attempt.
+	owner atomic.Uint32
+
+	next *SRB // any one list: a batch, a queue, a completion list
+
+	// pendNext and pendPrev link LogicalUnit.pending while pending is true.
+	pendNext, pendPrev *SRB
+	pending            bool
+	charged            bool // holds one of the adapter's MaxNumberOfIO
+
+	built     bool // BuildIo returned true; StartIo is next
+	started   bool // StartIo was called
+	recovery  bool // sent by the reset road: passes every gate
+	channel   int
+	busyTries int
+	attempt   uint32
+
+	windows   [MaxDataBuffers]dma.Window // one for each buffer the SRB was made for
+	mapped    int                        // how many of them are mapped
+	buffers   int                        // how many of them exist
+	extWindow dma.Window                 // zero until first needed
+	extAddr   dma.Addr                   // non-zero while the extension is mapped
+	sglStore  []Segment
+}
+
+const (
+	ownerClass uint32 = iota
+	ownerPort
+	ownerMiniport
+)
+
+func (s *SRB) String() string {
+	return fmt.Sprintf("SRB tag %d %s [%d:%d:%d] cdb % x, %d bytes, status %s, scsi status %#02x, attempt %d",
+		s.Tag, s.Function, s.PathID, s.TargetID, s.Lun, s.CDB[:min(int(s.CDBBytes), len(s.CDB))], s.DataTransferBytes,
+		s.Status, uint8(s.ScsiStatus), s.attempt)
+}

@@ -1,0 +1,44 @@
+package port
+
+// InterruptStats are the counters of one interrupt message, or of the line.
+type InterruptStats struct {
+	Message   uint16
+	Edges     uint64 // raised by the device
+	Runs      uint64 // calls of the handler: fewer where edges coalesced
+	Unhandled uint64 // the handler said that it was not for it
+}
+
+// AdapterStats is a snapshot of an adapter's counters.
+type AdapterStats struct {
+	Interrupts        []InterruptStats
+	SynchronizeAccess uint64
+	Outstanding       int64 // SRBs charged against MaxNumberOfIO
+	Timeouts          uint64
+	Resets            [ResetLevels]uint64
+	ResetsDetected    uint64
+}
+
+// Stats returns the adapter's counters. It takes the first interrupt lock for
+// a moment.
+//
+// Level: Passive; p is the caller's.
+func (a *Adapter) Stats(p *Processor) AdapterStats {
+	s := AdapterStats{
+		Outstanding: a.outstanding.Load(), Timeouts: a.timeouts.Load(), ResetsDetected: a.detected.Load(),
+	}
+	for i := range a.interrupts {
+		n := &a.interrupts[i]
+		s.Interrupts = append(s.Interrupts, InterruptStats{
+			Message: n.message, Edges: n.edges.Load(), Runs: n.runs.Load(), Unhandled: n.unhandled.Load(),
+		})
+	}
+	for i := range a.resets {
+		s.Resets[i] = a.resets[i].Load()
+	}
+	old := p.raise(Device)
+	a.interruptLocks[0].acquire(p)
+	s.SynchronizeAccess = a.syncCount
+	a.interruptLocks[0].release(p)
+	p.lower(old)
+	return s
+}

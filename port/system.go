@@ -1,0 +1,106 @@
+package port
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// DefaultMaxProcessors is the number of processors if SystemConfig does not say.
+const DefaultMaxProcessors = 4096
+
+// SystemConfig configures a System.
+type SystemConfig struct {
+	// IOMMU is the host memory that devices reach.
+	IOMMU *dma.IOMMU
+	// MaxProcessors bounds the processors in use at once.
+	MaxProcessors int
+	// Verify turns the verifier on; Strict makes it panic at a violation.
+	Verify, Strict bool
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// A System is the machine that adapters are plugged into: its processors, its
+// memory and its verifier.
+//
+// Concurrency: any goroutine. mu is a leaf.
+type System struct {
+	iommu         *dma.IOMMU
+	maxProcessors int
+	log           *slog.Logger
+	verifier      *Verifier // nil: off
+	extensions    extensionPool
+
+	mu sync.Mutex
+	// processors holds the processors in use by number.
+	// +checklocks:mu
+	processors []*Processor
+	// +checklocks:mu
+	inUse int
+	// +checklocks:mu
+	freeNumbers []int
+}
+
+// NewSystem makes a system without processors or adapters.
+func NewSystem(c SystemConfig) *System {
+	s := &System{iommu: c.IOMMU, maxProcessors: c.MaxProcessors, log: c.Log}
+	s.extensions.arena = c.IOMMU.Arena()
+	if s.maxProcessors <= 0 {
+		s.maxProcessors = DefaultMaxProcessors
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if c.Verify {
+		s.verifier = &Verifier{strict: c.Strict, log: s.log}
+		s.iommu.OnFault(func(f dma.Fault) {
+			s.verifier.record(Violation{Check: CheckDMA, What: f.String(), Processor: "device"})
+		})
+	}
+	return s
+}
+
+// Verifier returns the verifier, or nil if it is off.
+func (s *System) Verifier() *Verifier { return s.verifier }
+
+// MaxProcessors is the bound on processors in use at once.
+func (s *System) MaxProcessors() int { return s.maxProcessors }
+
+// NewProcessor makes a processor, which the caller's goroutine owns until Close.
+func (s *System) NewProcessor(name string) (*Processor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &Processor{sys: s, name: name, verify: s.verifier != nil, held: make([]*spinLock, 4)}
+	if n := len(s.freeNumbers); n > 0 {
+		p.number = s.freeNumbers[n-1]
+		s.freeNumbers = s.freeNumbers[:n-1]
+		s.processors[p.number] = p
+	} else {
+		if len(s.processors) >= s.maxProcessors {
+			return nil, fmt.Errorf("port: all %d processors are in use", s.maxProcessors)
+		}
+		p.number = len(s.processors)
+		s.processors = append(s.processors, p)
+	}
+	s.inUse++
+	return p, nil
+}
+
+func (s *System) releaseProcessor(p *Processor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.processors[p.number] = nil
+	s.freeNumbers = append(s.freeNumbers, p.number)
+	s.inUse--
+}
+
+// ProcessorsInUse is the number of processors that are open.
+func (s *System) ProcessorsInUse() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inUse
+}

@@ -1,0 +1,282 @@
+package port
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Reasons why SRBs must wait. A logical unit's gate and its adapter's are bit
+// sets of them; zero is open. They are changed under the unit's (adapter's) mu
+// and read without it just before StartIo.
+const (
+	gatePaused     uint32 = 1 << iota // Pause, PauseDevice
+	gateBusy                          // Busy, DeviceBusy, or a BUSY completion
+	gateFrozen                        // after an error, until RELEASE_QUEUE or FLUSH_QUEUE
+	gateLocked                        // LOCK_QUEUE
+	gateRecovering                    // a reset is under way
+	gateStopped                       // the adapter is being stopped
+	gateRemoved                       // the unit is gone: SRBs complete with NO_DEVICE
+)
+
+// A LogicalUnit is one unit of an adapter with its queue: SRBs wait here, in
+// order of arrival, until the unit and the adapter take them. The vendor's
+// stack shows it to class drivers as a physical device object.
+type LogicalUnit struct {
+	a                 *Adapter
+	path, target, lun uint8
+	inquiry           [scsi.StandardInquiryBytes]byte
+
+	// Extension is the miniport's own memory for this unit, of
+	// Config.LuExtensionBytes, zeroed when the unit was found.
+	Extension []byte
+
+	gate atomic.Uint32
+	_    [60]byte // gate is read by every processor, what follows is written
+
+	// mu guards the queue. It is a leaf: nothing of the miniport and nothing
+	// upward is called with it held.
+	mu sync.Mutex
+	// waiting SRBs are the port's, oldest first.
+	// +checklocks:mu
+	waiting srbQueue
+	// pending SRBs were given to the miniport and have not been finished,
+	// oldest first.
+	// +checklocks:mu
+	pendingHead, pendingTail *SRB
+	// outstanding is the length of the pending list.
+	// +checklocks:mu
+	outstanding int
+	// +checklocks:mu
+	depth int
+	// heads counts head-of-queue SRBs outstanding: simple ones wait for them.
+	// +checklocks:mu
+	heads int
+	// exclusive: an ordered or untagged SRB is outstanding and nothing else starts.
+	// +checklocks:mu
+	exclusive bool
+	// busyLeft is how many completions end gateBusy; zero if only time does.
+	// +checklocks:mu
+	busyLeft int
+	// lockCount counts LOCK_QUEUE.
+	// +checklocks:mu
+	lockCount int
+	// pauseTurn and busyTurn number the pauses, so that a timer ends only its own.
+	// +checklocks:mu
+	pauseTurn, busyTurn uint64
+	// timeLeft is the unit's one timer in seconds: -1 when nothing is pending.
+	// +checklocks:mu
+	timeLeft int64
+	// +checklocks:mu
+	stats LUStats
+}
+
+// LUStats is a snapshot of a unit's queue and counters.
+type LUStats struct {
+	Depth, Outstanding, Waiting int
+	Started, Completed          uint64 // SRBs given to the miniport, finished
+	Busy, QueueFull             uint64 // BUSY completions, and those for a full queue
+	Parked                      uint64 // built, but the unit was not ready for StartIo
+	Timeouts                    uint64
+}
+
+// Path, Target and Lun are the unit's address.
+func (lu *LogicalUnit) Path() uint8   { return lu.path }
+func (lu *LogicalUnit) Target() uint8 { return lu.target }
+func (lu *LogicalUnit) Lun() uint8    { return lu.lun }
+
+// Adapter is the adapter that the unit hangs on.
+func (lu *LogicalUnit) Adapter() *Adapter { return lu.a }
+
+// Inquiry is the unit's standard INQUIRY data.
+func (lu *LogicalUnit) Inquiry() []byte { return lu.inquiry[:] }
+
+func (lu *LogicalUnit) String() string {
+	return fmt.Sprintf("%s [%d:%d:%d]", lu.a.options.Name, lu.path, lu.target, lu.lun)
+}
+
+// Stats returns the unit's counters.
+func (lu *LogicalUnit) Stats() LUStats {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	s := lu.stats
+	s.Depth, s.Outstanding, s.Waiting = lu.depth, lu.outstanding, lu.waiting.n
+	return s
+}
+
+// srbQueue is a list of SRBs linked by next.
+type srbQueue struct {
+	head, tail *SRB
+	n          int
+}
+
+func (q *srbQueue) push(s *SRB) {
+	s.next = nil
+	if q.tail == nil {
+		q.head = s
+	} else {
+		q.tail.next = s
+	}
+	q.tail = s
+	q.n++
+}
+
+func (q *srbQueue) pushFront(s *SRB) {
+	s.next = q.head
+	q.head = s
+	if q.tail == nil {
+		q.tail = s
+	}
+	q.n++
+}
+
+func (q *srbQueue) pop() *SRB {
+	s := q.head
+	q.head = s.next
+	if q.head == nil {
+		q.tail = nil
+	}
+	s.next = nil
+	q.n--
+	return s
+}
+
+// prepend puts all of l before what is in q, keeping l's order.
+func (q *srbQueue) prepend(l *srbQueue) {
+	if l.n == 0 {
+		return
+	}
+	l.tail.next = q.head
+	q.head = l.head
+	if q.tail == nil {
+		q.tail = l.tail
+	}
+	q.n += l.n
+	*l = srbQueue{}
+}
+
+// passes reports whether s goes down although gate is not open.
+func (s *SRB) passes(gate uint32) bool {
+	if s.recovery {
+		return true
+	}
+	if s.Flags&FlagBypassFrozenQueue != 0 {
+		gate &^= gateFrozen
+	}
+	if s.Flags&FlagBypassLockedQueue != 0 {
+		gate &^= gateLocked
+	}
+	if s.built {
+		gate &^= gateRemoved // the device will say that there is no such unit
+	}
+	return gate == 0
+}
+
+// alone reports whether s runs with nothing else outstanding on its unit.
+func (s *SRB) alone() bool {
+	return s.Flags&FlagQueueActionEnable == 0 || s.QueueAction == OrderedTag
+}
+
+// mayStartLocked reports whether s can go to the miniport now.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
+	if s.recovery {
+		return true
+	}
+	if gate := lu.gate.Load() | lu.a.gate.Load(); gate != 0 && !s.passes(gate) {
+		return false
+	}
+	if lu.exclusive || lu.outstanding >= lu.depth {
+		return false
+	}
+	if s.alone() {
+		return lu.outstanding == 0
+	}
+	return lu.heads == 0 || s.QueueAction == HeadOfQueueTag
+}
+
+// linkLocked makes s outstanding.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) linkLocked(s *SRB) {
+	s.pendNext, s.pendPrev = nil, lu.pendingTail
+	if lu.pendingTail == nil {
+		lu.pendingHead = s
+		lu.timeLeft = int64(s.timeout())
+	} else {
+		lu.pendingTail.pendNext = s
+	}
+	lu.pendingTail = s
+	s.pending = true
+	lu.outstanding++
+	if s.alone() {
+		lu.exclusive = true
+	} else if s.QueueAction == HeadOfQueueTag {
+		lu.heads++
+	}
+}
+
+// unlinkLocked ends s's being outstanding.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) unlinkLocked(s *SRB) {
+	if s.pendPrev == nil {
+		lu.pendingHead = s.pendNext
+	} else {
+		s.pendPrev.pendNext = s.pendNext
+	}
+	if s.pendNext == nil {
+		lu.pendingTail = s.pendPrev
+	} else {
+		s.pendNext.pendPrev = s.pendPrev
+	}
+	s.pendNext, s.pendPrev, s.pending = nil, nil, false
+	lu.outstanding--
+	if s.alone() {
+		lu.exclusive = false
+	} else if s.QueueAction == HeadOfQueueTag {
+		lu.heads--
+	}
+}
+
+// rearmLocked sets the unit's timer after a completion: to the timeout of the
+// request that is now the oldest, or off. The unit is timed, not the request.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) rearmLocked() {
+	lu.timeLeft = -1
+	if lu.pendingHead != nil {
+		lu.timeLeft = int64(lu.pendingHead.timeout())
+	}
+}
+
+// timeout is the SRB's time in seconds.
+func (s *SRB) timeout() uint32 {
+	if s.TimeoutSecs != 0 {
+		return s.TimeoutSecs
+	}
+	return s.adapter.options.DefaultTimeoutSecs
+}
+
+// enqueueLocked puts s into the queue: behind everything, or, head of queue,
+// before everything.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) enqueueLocked(s *SRB) {
+	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 {
+		lu.waiting.pushFront(s)
+		return
+	}
+	lu.waiting.push(s)
+}
+
+// closeGate adds a reason to wait.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) closeGateLocked(reason uint32) { lu.gate.Store(lu.gate.Load() | reason) }
+
+// +checklocks:lu.mu
+func (lu *LogicalUnit) openGateLocked(reason uint32) { lu.gate.Store(lu.gate.Load() &^ reason) }
