@@ -1,0 +1,229 @@
+package archtest
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// root is the repository as seen from this package's folder, where tests run.
+const root = "../.."
+
+// A file is one parsed Go file of ours.
+type file struct {
+	path string // from the root
+	*ast.File
+}
+
+// parseAll parses every Go file of the repository, whatever its build tags.
+func parseAll(t *testing.T) (*token.FileSet, []file) {
+	t.Helper()
+	set := token.NewFileSet()
+	var files []file
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := entry.Name()
+		if entry.IsDir() {
+			if path != root && (strings.HasPrefix(name, ".") || name == "testdata" || name == "bin") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(name, ".go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(set, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{relative, parsed})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Fatal("no Go files found")
+	}
+	return set, files
+}
+
+// TestHouseRules_PackageDoc wants one package comment in each package, in doc.go:
+// a newcomer knows where to start, and two comments would be joined by chance.
+func TestHouseRules_PackageDoc(t *testing.T) {
+	_, files := parseAll(t)
+	documented := map[string]bool{}
+	for _, f := range files {
+		folder, name := filepath.Split(f.path)
+		if _, ok := documented[folder]; !ok {
+			documented[folder] = false
+		}
+		if f.Doc == nil {
+			continue
+		}
+		if name != "doc.go" {
+			t.Errorf("%s has a package comment: move it to %sdoc.go, or put a blank line below it", f.path, folder)
+			continue
+		}
+		documented[folder] = true
+	}
+	for folder, ok := range documented {
+		if !ok {
+			t.Errorf("%sdoc.go with a package comment is missing: say what the package owns and where to start", folder)
+		}
+	}
+}
+
+// TestHouseRules_Unsafe keeps unsafe in files that say so, so that a reviewer finds all of it.
+func TestHouseRules_Unsafe(t *testing.T) {
+	_, files := parseAll(t)
+	for _, f := range files {
+		name := strings.TrimSuffix(strings.TrimSuffix(f.path, ".go"), "_test")
+		if strings.HasSuffix(name, "_unsafe") {
+			continue
+		}
+		for _, i := range f.Imports {
+			if i.Path.Value == `"unsafe"` {
+				t.Errorf("%s imports unsafe: move that code to a file named *_unsafe.go (or *_unsafe_test.go)", f.path)
+			}
+		}
+	}
+}
+
+// forbidden are functions that have something better, by import path and name.
+var forbidden = []struct{ path, pattern, instead string }{
+	{"time", `^Sleep$`, "wait on a channel, pass a clock, or run in testing/synctest"},
+	{"encoding/binary", `^(Read|Write)$`, "use binary.BigEndian.Uint32 and friends: no reflection, no allocation"},
+	{"sync/atomic", `^(Add|And|CompareAndSwap|Load|Or|Store|Swap)`, "use the typed atomics, such as atomic.Uint32: no plain access can slip in"},
+	{"math/rand", `.`, "use math/rand/v2 with a seed that the test prints"},
+	{"io/ioutil", `.`, "use io and os"},
+}
+
+// TestHouseRules_Forbidden looks at every selector; it knows packages by import, so
+// a renamed import does not hide one.
+func TestHouseRules_Forbidden(t *testing.T) {
+	set, files := parseAll(t)
+	for _, f := range files {
+		names := map[string]string{} // local name -> import path
+		for _, i := range f.Imports {
+			path, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := path[strings.LastIndex(path, "/")+1:]
+			if i.Name != nil {
+				name = i.Name.Name
+			}
+			names[name] = path
+		}
+		ast.Inspect(f.File, func(n ast.Node) bool {
+			selector, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			receiver, ok := selector.X.(*ast.Ident)
+			if !ok {
+				return true
+			}
+			for _, rule := range forbidden {
+				if names[receiver.Name] == rule.path && regexp.MustCompile(rule.pattern).MatchString(selector.Sel.Name) {
+					t.Errorf("%s: %s.%s: %s", set.Position(n.Pos()), rule.path, selector.Sel.Name, rule.instead)
+				}
+			}
+			return true
+		})
+	}
+}
+
+// TestHouseRules_NoSkip wants no test that can be green without having run.
+func TestHouseRules_NoSkip(t *testing.T) {
+	set, files := parseAll(t)
+	for _, f := range files {
+		if !strings.HasSuffix(f.path, "_test.go") {
+			continue
+		}
+		ast.Inspect(f.File, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			selector, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			switch selector.Sel.Name {
+			case "Skip", "Skipf", "SkipNow":
+				if receiver, ok := selector.X.(*ast.Ident); ok && (receiver.Name == "t" || receiver.Name == "b" || receiver.Name == "f") {
+					t.Errorf("%s: a skipped test is green and proves nothing: fail and say what is missing, or use a build tag", set.Position(n.Pos()))
+				}
+			}
+			return true
+		})
+	}
+}
+
+// TestHouseRules_Mutexes wants locks that can be found by name, as the comments
+// that guard fields name them.
+func TestHouseRules_Mutexes(t *testing.T) {
+	set, files := parseAll(t)
+	for _, f := range files {
+		ast.Inspect(f.File, func(n ast.Node) bool {
+			named, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			structure, ok := named.Type.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			for _, field := range structure.Fields.List {
+				kind, ok := field.Type.(*ast.SelectorExpr)
+				if !ok {
+					continue
+				}
+				if from, ok := kind.X.(*ast.Ident); !ok || from.Name != "sync" || kind.Sel.Name != "Mutex" && kind.Sel.Name != "RWMutex" {
+					continue
+				}
+				if len(field.Names) == 0 && named.Name.IsExported() {
+					t.Errorf("%s: the embedded mutex of %s exports Lock: name it mu", set.Position(field.Pos()), named.Name)
+				}
+				for _, name := range field.Names {
+					if name.Name != "mu" && !strings.HasSuffix(name.Name, "Mu") {
+						t.Errorf("%s: mutex %s: name it mu or somethingMu", set.Position(name.Pos()), name.Name)
+					}
+				}
+			}
+			return true
+		})
+	}
+}
+
+// unfinished finds notes that something is not done.
+var unfinished = regexp.MustCompile(`\b(TODO|FIXME|XXX|HACK)\b`)
+
+// TestHouseRules_Finished wants no promise in the code: an issue, or a BUG note in
+// the package comment, is where one belongs.
+func TestHouseRules_Finished(t *testing.T) {
+	set, files := parseAll(t)
+	for _, f := range files {
+		for _, group := range f.Comments {
+			for _, comment := range group.List {
+				if unfinished.MatchString(comment.Text) {
+					t.Errorf("%s: finish it, or write a BUG note in doc.go that says what is missing", set.Position(comment.Pos()))
+				}
+			}
+		}
+	}
+}
