@@ -1,0 +1,138 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"time"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel's generic netlink family.
+// Source: linux/nbd-netlink.h.
+const (
+	familyName = "nbd"
+
+	cmdConnect    = 1
+	cmdDisconnect = 2
+
+	attrIndex          = 1
+	attrSizeBytes      = 2
+	attrBlockSizeBytes = 3
+	attrTimeout        = 4 // seconds
+	attrServerFlags    = 5
+	attrSockets        = 7
+	attrDeadConn       = 8 // seconds
+
+	sockItem = 1
+	sockFD   = 1
+)
+
+// ErrNoModule means that the kernel has no nbd driver loaded.
+var ErrNoModule = errors.New("the kernel's nbd driver is not loaded: run `modprobe nbd` as root (and note that containers see it only in the host's network namespace)")
+
+// ErrNoPrivilege means that the caller lacks CAP_SYS_ADMIN.
+var ErrNoPrivilege = errors.New("not permitted: attaching and detaching need CAP_SYS_ADMIN: run as root")
+
+// ErrBusy means that a device is in use.
+var ErrBusy = errors.New("busy")
+
+// connectRequest is what NBD_CMD_CONNECT carries.
+type connectRequest struct {
+	index                    int
+	sizeBytes, blockBytes    uint64
+	timeout, deadConnTimeout time.Duration
+	serverFlags              uint16
+	fds                      []uintptr
+}
+
+// driver is the kernel's nbd driver, reached by generic netlink.
+type driver struct {
+	conn   *genetlink.Conn
+	family genetlink.Family
+}
+
+// openDriver finds the family on conn, which it closes on failure.
+//
+// Errors: ErrNoModule.
+func openDriver(conn *genetlink.Conn) (*driver, error) {
+	family, err := conn.GetFamily(familyName)
+	if err != nil {
+		_ = conn.Close()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrNoModule
+		}
+		return nil, fmt.Errorf("ask the kernel for its nbd driver: %w", err)
+	}
+	return &driver{conn: conn, family: family}, nil
+}
+
+func (d *driver) close() error { return d.conn.Close() }
+
+// connect makes device r.index out of the sockets. The kernel keeps its own
+// references to them.
+//
+// Errors: ErrBusy, ErrNoPrivilege.
+func (d *driver) connect(r connectRequest) error {
+	e := netlink.NewAttributeEncoder()
+	e.Uint32(attrIndex, uint32(r.index))
+	e.Uint64(attrSizeBytes, r.sizeBytes)
+	e.Uint64(attrBlockSizeBytes, r.blockBytes)
+	if r.timeout > 0 {
+		e.Uint64(attrTimeout, wholeSeconds(r.timeout))
+	}
+	if r.deadConnTimeout > 0 {
+		e.Uint64(attrDeadConn, wholeSeconds(r.deadConnTimeout))
+	}
+	e.Uint64(attrServerFlags, uint64(r.serverFlags))
+	e.Nested(attrSockets, func(list *netlink.AttributeEncoder) error {
+		for _, fd := range r.fds {
+			list.Nested(sockItem, func(item *netlink.AttributeEncoder) error {
+				item.Uint32(sockFD, uint32(fd))
+				return nil
+			})
+		}
+		return nil
+	})
+	// The kernel answers with the index; there is nothing to acknowledge besides.
+	return d.execute(cmdConnect, e, netlink.Request)
+}
+
+// disconnect tells the driver to let go of device index: it sends NBD_CMD_DISC
+// and fails what is in flight.
+//
+// Errors: ErrNoPrivilege; fs.ErrNotExist without such a device.
+func (d *driver) disconnect(index int) error {
+	e := netlink.NewAttributeEncoder()
+	e.Uint32(attrIndex, uint32(index))
+	return d.execute(cmdDisconnect, e, netlink.Request|netlink.Acknowledge)
+}
+
+func (d *driver) execute(command uint8, e *netlink.AttributeEncoder, flags netlink.HeaderFlags) error {
+	data, err := e.Encode()
+	if err != nil {
+		return err
+	}
+	_, err = d.conn.Execute(genetlink.Message{
+		Header: genetlink.Header{Command: command, Version: d.family.Version},
+		Data:   data,
+	}, d.family.ID, flags)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return ErrBusy
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return ErrNoPrivilege
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w: the kernel log says more", err)
+	}
+	return err
+}
+
+// wholeSeconds rounds up: a timeout below a second must not become "none".
+func wholeSeconds(d time.Duration) uint64 {
+	return uint64(math.Ceil(d.Seconds()))
+}
