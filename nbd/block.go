@@ -1,0 +1,135 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// Sizes of blocks, in bytes.
+const (
+	// minBlockBytes is all that an idle connection keeps.
+	minBlockBytes = 32 << 10
+	// maxBlockBytes is what receive and reply blocks grow to under load.
+	maxBlockBytes = 256 << 10
+	// minReplyBlockBytes is the first size of a reply block.
+	minReplyBlockBytes = 64 << 10
+	// ownBlockBytes is the longest payload that is awaited in a receive block.
+	ownBlockBytes = 64 << 10
+)
+
+// memoryWait is how long a request waits for arena memory before it is answered
+// with ENOMEM. Others stand in line behind it, so it must not wait for ever.
+const memoryWait = 5 * time.Second
+
+// A block is arena memory shared by requests of one connection.
+//
+// Each request whose Data lies in it holds a reference until its reply is sent;
+// the reader holds one while it receives into the block or carves from it. A
+// block with the reader's reference alone is the reader's to fill anew.
+type block struct {
+	mem  []byte
+	refs atomic.Int32
+}
+
+// allocate returns a block with one reference, or nil if there is no memory or
+// budget now: then the reader must send what it has and call awaitMemory.
+//
+// Concurrency: reader only.
+func (c *Conn) allocate(sizeBytes int) *block {
+	size := dma.BlockBytes(sizeBytes)
+	mem := c.granted
+	if mem != nil {
+		if cap(mem) != size {
+			c.arena.Free(mem)
+			mem = nil
+		}
+		c.granted = nil
+	}
+	c.mu.Lock()
+	if c.overBudgetLocked(size) {
+		c.mu.Unlock()
+		if mem != nil {
+			c.arena.Free(mem)
+		}
+		return nil
+	}
+	var b *block
+	if n := len(c.spare); n > 0 {
+		b = c.spare[n-1]
+		c.spare = c.spare[:n-1]
+	}
+	c.heldBytes.Add(int64(size))
+	c.mu.Unlock()
+	if b == nil {
+		b = &block{}
+	}
+	if mem == nil {
+		mem = c.arena.Alloc(size)
+	}
+	if mem == nil {
+		c.giveBack(b, size)
+		return nil
+	}
+	b.mem = mem[:size]
+	b.refs.Store(1)
+	return b
+}
+
+// overBudgetLocked says whether size more bytes have to wait. With no request
+// in flight they never do, so the largest one always gets through.
+//
+// +checklocks:c.mu
+func (c *Conn) overBudgetLocked(size int) bool {
+	return int(c.heldBytes.Load())+size > c.limits.MaxBytesInFlight && c.inFlightLocked() > 0
+}
+
+// giveBack returns a block's shell and its budget.
+func (c *Conn) giveBack(b *block, size int) {
+	c.mu.Lock()
+	c.spare = append(c.spare, b)
+	c.heldBytes.Add(int64(-size))
+	c.mu.Unlock()
+}
+
+// drop gives up the reader's reference.
+//
+// Concurrency: reader only.
+func (c *Conn) drop(b *block) {
+	if b != nil && b.refs.Add(-1) == 0 {
+		size := len(b.mem)
+		c.arena.Free(b.mem)
+		b.mem = nil
+		c.giveBack(b, size)
+	}
+}
+
+// errMemory means that awaitMemory waited long enough.
+var errMemory = errors.New("no memory")
+
+// awaitMemory waits until allocate(sizeBytes) is worth another try.
+//
+// Concurrency: reader only, asleep in the sense of Conn.park.
+// Errors: errMemory, or that the connection is dead.
+func (c *Conn) awaitMemory(sizeBytes int) error {
+	size := dma.BlockBytes(sizeBytes)
+	c.mu.Lock()
+	for c.overBudgetLocked(size) && !c.dead.Load() {
+		c.cond.Wait()
+	}
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(c.ctx, memoryWait)
+	defer cancel()
+	mem, err := c.arena.AllocWait(ctx, size)
+	switch {
+	case err == nil:
+		c.granted = mem
+		return nil
+	case c.ctx.Err() != nil:
+		return c.ctx.Err()
+	}
+	return errMemory
+}

@@ -1,0 +1,302 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// slotChunk is how many request slots are made at a time.
+const slotChunk = 16
+
+// A Conn is one client's connection.
+//
+// It lives through four states, in this order: negotiating, by the rules of
+// handshake.go; transmitting, the reader in transmit; finishing, after DISC or
+// when the server drains: nothing is read any more, what is in flight is
+// answered; dead, after any failure and at the end of finishing: replies are
+// dropped. A dead Conn stays until the device has completed every request,
+// however late, and only then closes its Session and returns its memory.
+type Conn struct {
+	// Immutable after the negotiation.
+	server  *Server
+	arena   *dma.Arena
+	limits  *Limits
+	nc      net.Conn
+	stream  stream
+	id      uint64
+	remote  string
+	since   time.Time
+	export  Export
+	info    Info
+	rules   rules
+	session Session
+	ctx     context.Context // ends when the connection is dead
+	cancel  context.CancelFunc
+
+	// transmitting is guarded by Server.mu.
+	transmitting bool
+
+	receiver // the reader's
+
+	// wishes are what the server asks of the reader; see poke.
+	wishes atomic.Uint32
+	dead   atomic.Bool
+	reason atomic.Uint32 // a CloseReason, once dead
+
+	// payloadSince and replySince are when the client last got on with a payload
+	// or a reply that it owes or is owed, in ns since epoch; zero if none is.
+	payloadSince atomic.Int64
+	replySince   atomic.Int64
+	// reads counts reads, for the server to tell idle connections.
+	reads atomic.Uint64
+
+	heldBytes     atomic.Int64 // of blocks; stored with mu held
+	receivedBytes atomic.Uint64
+	sentBytes     atomic.Uint64
+	ops           [OpCount + 1]opCounters
+
+	mu   sync.Mutex
+	cond sync.Cond // L is &mu; the reader waits here
+	// replies are completed requests that nobody is sending yet.
+	// +checklocks:mu
+	replies []*Request
+	// returned are slots on their way back to the reader.
+	// +checklocks:mu
+	returned []*Request
+	// answered counts the requests whose slots have come back, ever.
+	// +checklocks:mu
+	answered uint64
+	// spare are blocks without memory, for reuse.
+	// +checklocks:mu
+	spare []*block
+	// readerAwake is set while the reader is sure to call Flush before it sleeps.
+	// +checklocks:mu
+	readerAwake bool
+	// promised is set while some caller of Complete owes a Flush.
+	// +checklocks:mu
+	promised bool
+	// flushing is the right to send. Its holder owns sender.
+	// +checklocks:mu
+	flushing bool
+
+	sender sender
+}
+
+// What a server asks of a reader by poke.
+const (
+	wishDrain = 1 << iota // stop reading, finish
+	wishTrim              // give memory back, the connection is idle
+)
+
+var epoch = time.Now()
+
+// now is the time in nanoseconds since epoch; it never goes back.
+func now() int64 { return int64(time.Since(epoch)) }
+
+// Remote returns the peer's address.
+func (c *Conn) Remote() string { return c.remote }
+
+// ID returns a number that no other connection of the server has.
+func (c *Conn) ID() uint64 { return c.id }
+
+// MaxRequests is one more than the largest Request.Slot of this connection.
+func (c *Conn) MaxRequests() int { return c.limits.MaxRequests }
+
+// Flush sends the replies that are queued. A caller for whom Request.Complete
+// returned true owes one call, which may cover any number of completions.
+//
+// It does not wait for the client: what the socket does not take at once is left
+// to the connection's writer goroutine.
+//
+// Concurrency: any goroutine, no lock needed; it makes a system call, so it
+// should not be called with one held.
+func (c *Conn) Flush() {
+	c.mu.Lock()
+	c.promised = false
+	if c.flushing || len(c.replies) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	c.flushing = true
+	c.takeRepliesLocked()
+	c.mu.Unlock()
+	c.pump(false)
+}
+
+// Complete ends the request with errno and queues its reply. The request and
+// its Data are no longer the caller's. Completing twice panics.
+//
+// If it returns true the caller must see to it that Flush of the request's Conn,
+// which it has to fetch beforehand, is called once afterwards, by any goroutine
+// and soon: nobody else will send the reply.
+//
+// Concurrency: any goroutine; takes a lock for a few instructions.
+func (r *Request) Complete(errno Errno) (flush bool) {
+	c := r.conn
+	c.mu.Lock()
+	if r.state != slotSubmitted {
+		c.mu.Unlock()
+		panic("nbd: request completed twice, or never submitted")
+	}
+	r.state = slotCompleted
+	r.errno = errno
+	c.replies = append(c.replies, r)
+	if !c.readerAwake && !c.promised && !c.flushing {
+		c.promised = true
+		flush = true
+	}
+	c.mu.Unlock()
+	return flush
+}
+
+// Conn returns the connection that the request came by.
+func (r *Request) Conn() *Conn { return r.conn }
+
+// slotState follows a Request: free, taken by the reader, submitted to the
+// session, completed and waiting for its reply to be sent, free.
+type slotState uint8
+
+const (
+	slotFree slotState = iota
+	slotSubmitted
+	slotCompleted
+)
+
+// transmission is the connection's part of a Request.
+type transmission struct {
+	cookie     uint64
+	receivedNs int64 // when its header was read, since epoch
+	// block holds Data; nil if there is none.
+	block *block
+	// replyAt is where in block the reply header goes, right before Data; -1 if
+	// there is no room for it there.
+	replyAt int
+	errno   Errno
+	state   slotState
+	// counted is the operation for statistics: Op, or opUnknown.
+	counted Op
+}
+
+// inFlightLocked is the number of requests whose reply is not yet sent. Only the
+// reader may ask: taken is its own.
+//
+// +checklocks:c.mu
+func (c *Conn) inFlightLocked() int { return int(c.taken - c.answered) }
+
+// kill makes the connection dead for the first reason given and wakes all who
+// wait for the client.
+//
+// Concurrency: any goroutine, no lock held.
+func (c *Conn) kill(reason CloseReason) {
+	c.mu.Lock()
+	first := !c.dead.Load()
+	if first {
+		c.reason.Store(uint32(reason))
+		c.dead.Store(true)
+	}
+	c.cond.Signal()
+	c.mu.Unlock()
+	if first {
+		c.cancel()
+		_ = c.nc.Close() // there is nobody to tell
+	}
+}
+
+// poke asks the reader to heed wish, waking it if it waits for input.
+//
+// Concurrency: any goroutine.
+func (c *Conn) poke(wish uint32) {
+	c.wishes.Or(wish)
+	// A read that waits ends with a deadline error. An error here means that the
+	// connection is closed, and then nobody reads.
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+	if wish&wishDrain != 0 {
+		c.mu.Lock()
+		c.cond.Signal()
+		c.mu.Unlock()
+	}
+}
+
+// draining says whether the server is shutting down.
+func (c *Conn) draining() bool { return c.wishes.Load()&wishDrain != 0 }
+
+// heed is called by the reader when a read met its deadline: it lifts the
+// deadline before it looks at the wishes, so that none is lost.
+func (c *Conn) heed() {
+	_ = c.nc.SetReadDeadline(time.Time{})
+	if w := c.wishes.Load(); w&wishTrim != 0 {
+		c.wishes.And(^uint32(wishTrim))
+		c.trim()
+	}
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// lingerTime is how long a drained connection waits for the client to close.
+const lingerTime = 250 * time.Millisecond
+
+// transmit serves the connection from the end of its negotiation to its end.
+func (c *Conn) transmit() {
+	reason := c.receive()
+	switch reason {
+	case CloseDisconnect:
+		c.finish()
+	case CloseShutdown:
+		c.finish()
+		c.linger()
+	default:
+	}
+	c.kill(reason)
+	c.finish()
+	c.abandon()
+	c.session.Close()
+	c.stopWriter()
+}
+
+// finish waits until nothing is in flight: every request is completed and its
+// reply sent or, on a dead connection, dropped.
+func (c *Conn) finish() {
+	c.park()
+	c.mu.Lock()
+	for c.inFlightLocked() > 0 || c.flushing {
+		if len(c.replies) > 0 && !c.flushing {
+			c.mu.Unlock()
+			c.Flush()
+			c.mu.Lock()
+			continue
+		}
+		c.cond.Wait()
+	}
+	c.mu.Unlock()
+}
+
+// linger gives the client time to take the last replies: closing a TCP socket
+// that holds unread requests resets it, and a reset throws replies away.
+func (c *Conn) linger() {
+	w, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || w.CloseWrite() != nil {
+		return
+	}
+	if c.nc.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	for {
+		if _, err := c.nc.Read(c.rx.mem); err != nil {
+			return
+		}
+	}
+}
+
+// loadOps adds the connection's counters to t.
+func (c *Conn) loadOps(t *OpTable) {
+	for i := range c.ops {
+		c.ops[i].load(&t[i])
+	}
+}

@@ -1,0 +1,91 @@
+package nbd
+
+// An Op is a transmission command as a Device sees it.
+type Op uint8
+
+// The commands that reach a Device. DISC never does.
+const (
+	OpRead Op = iota
+	OpWrite
+	OpFlush
+	OpTrim
+	OpWriteZeroes
+	OpCache
+	OpCount // number of operations, for tables indexed by Op
+)
+
+// Info describes a device to clients. It is asked for at each negotiation, so
+// that a change (a resize, say) is seen by the next client.
+type Info struct {
+	SizeBytes   uint64
+	Description string
+	ReadOnly    bool
+	Rotational  bool
+	// CanFlush, CanFUA, CanTrim, CanWriteZeroes, CanCache say which commands
+	// and flags the device takes.
+	CanFlush, CanFUA, CanTrim, CanWriteZeroes, CanCache bool
+	// CanMultiConn promises that a flush or FUA on one connection covers what
+	// was acknowledged on every other.
+	CanMultiConn bool
+	// Block sizes in bytes, all powers of two but the last, which is a multiple
+	// of the preferred one.
+	MinBlockBytes, PreferredBlockBytes, MaxPayloadBytes uint32
+}
+
+// A Device is what stands behind an export.
+//
+// Concurrency: any goroutine.
+type Device interface {
+	Info() Info
+
+	// Open begins the device's side of one connection.
+	Open(c *Conn) (Session, error)
+}
+
+// A Session is one connection's way into a Device.
+type Session interface {
+	// Submit starts every request of batch, in any order, and has each
+	// completed exactly once through Request.Complete: before Submit returns or
+	// later, from any goroutine, even after the client has gone. What completes
+	// inside Submit on the calling goroutine needs no Conn.Flush.
+	//
+	// Range, alignment to the minimum block size, read-only and flags were
+	// checked by the caller. The slice is the caller's again on return; each
+	// request, its Data included, is the session's until Complete.
+	//
+	// Concurrency: one call at a time, from the connection's reader. It must
+	// not wait for the medium.
+	Submit(batch []*Request)
+
+	// Close ends the session. Every request has completed.
+	Close()
+}
+
+// A Request is one NBD command in flight.
+//
+// Requests are made once per connection, a bounded number of them, and used
+// again: see Slot.
+type Request struct {
+	// Slot is the request's index in its connection, from 0 and below
+	// Limits.MaxRequests. It does not change, so a Session can keep what belongs
+	// to a request in a slice of its own.
+	Slot int
+
+	Op Op
+	// FUA asks that the command's effect be durable before it completes. It is
+	// set on OpWrite, OpTrim and OpWriteZeroes only.
+	FUA bool
+	// NoHole forbids OpWriteZeroes to deallocate.
+	NoHole bool
+
+	// OffsetBytes and LengthBytes are the range. Both are zero for OpFlush.
+	OffsetBytes uint64
+	LengthBytes uint64
+
+	// Data is the payload of OpWrite and the destination of OpRead, of
+	// LengthBytes in the arena of package dma; nil otherwise.
+	Data []byte
+
+	conn *Conn
+	transmission
+}

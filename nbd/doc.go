@@ -1,0 +1,64 @@
+// Package nbd is the server side of the Network Block Device protocol: the
+// fixed newstyle handshake, the request and reply codec, and the transmission
+// phase. It knows devices only by the interface Device, and nothing of SCSI.
+//
+// Section numbers in comments are those of the protocol document, doc/proto.md
+// of https://github.com/NetworkBlockDevice/nbd.
+//
+// # Parts
+//
+//	Server        listeners, the registry of connections, draining, statistics
+//	  negotiation the handshake of one connection (handshake.go, option.go)
+//	  Conn        its transmission phase
+//	    receiver  socket -> Requests, by one reader goroutine (receive.go)
+//	    sender    completed Requests -> socket, by whoever flushes (send.go)
+//	    stream    readv and writev on sockets, or any net.Conn (stream.go)
+//	Device        what an export stands for; Session is one connection's way in
+//
+// # Life of a request
+//
+//  1. The reader reads as much as its receive block holds and turns every
+//     complete header into a Request: a slot of the connection, used again and
+//     again. It checks flags, range, read-only and alignment; what fails is
+//     answered at once and never seen by the device.
+//  2. Data is memory of the arena, so that a device can reach it by DMA. The
+//     payload of a write stays where the socket put it, in the receive block; a
+//     long one that has not arrived whole gets a block of its own, read into
+//     directly. The destination of a read is carved from a reply block, right
+//     behind the 16 bytes of its reply header.
+//  3. Session.Submit takes the batch.
+//  4. Request.Complete, on any goroutine, queues the reply.
+//  5. Flush sends everything queued by one writev: the reader does so after
+//     Submit; while the reader sleeps, the completing goroutine. Replies leave in
+//     the order of completion. If the socket is full the connection's writer
+//     goroutine takes over, and the reader goes on until slots or memory run out.
+//  6. When the reply is sent the slot and its share of the block go back.
+//
+// Blocks are counted: a receive block may be filled anew when every request
+// whose payload lies in it has been answered, a reply block likewise. If a device
+// completes inside Submit, the same two blocks are used for ever and the
+// allocator is never called.
+//
+// # Bounds
+//
+// Slots, bytes in blocks, options, option data, connections and waiting times
+// are bounded by Limits. When slots or bytes run out the reader stops reading
+// and the client feels it through its socket; nothing grows.
+//
+// # Locks
+//
+// Outermost first:
+//
+//	Server.mu       the registry and folded totals
+//	  Conn.mu       queued replies, returned slots, block budget
+//	    dma.Arena   leaf
+//
+// No lock is held over Session.Submit or a system call on the socket. The
+// right to send belongs to one goroutine at a time: Conn.flushing.
+//
+// # What is absent
+//
+// TLS, structured replies, meta contexts with block status and extended headers
+// are refused as the protocol asks (ERR_UNSUP). The seams for them: stream for
+// TLS, sender.appendReply for reply formats, decodeRequest for header formats.
+package nbd

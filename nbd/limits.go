@@ -1,0 +1,91 @@
+package nbd
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// Limits bound what clients can take from the server. A zero field means its
+// default.
+type Limits struct {
+	// MaxConnections counts all connections, also those that still negotiate.
+	// More are closed at once. Default 1024.
+	MaxConnections int
+	// MaxRequests is how many requests of one connection are in flight at most,
+	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
+	MaxRequests int
+	// MaxBytesInFlight bounds the arena memory of one connection. A single
+	// request may exceed it when nothing else is in flight. Default 68 MiB.
+	MaxBytesInFlight int
+	// MaxPayloadBytes is the longest read or write, 4 KiB to 64 MiB. The arena
+	// must hold two. Default 64 MiB: old clients send almost 50 MB at once.
+	MaxPayloadBytes int
+	// HandshakeTimeout is the time from connect to transmission. Default 10 s.
+	HandshakeTimeout time.Duration
+	// ReplyTimeout is how long a client may take nothing of a reply, or send
+	// nothing of a payload that it began, before its connection is closed.
+	// Default 60 s.
+	ReplyTimeout time.Duration
+	// MaxOptions and MaxOptionBytes bound the handshake. Defaults 64, 64 KiB.
+	MaxOptions     int
+	MaxOptionBytes int
+}
+
+const (
+	maxSlots        = 4096
+	maxPayloadLimit = 64 << 20
+	minPayloadLimit = 4 << 10
+
+	// skipFactor times MaxPayloadBytes is the longest payload that is read and
+	// thrown away for the sake of an error reply.
+	skipFactor = 2
+)
+
+// withDefaults returns l with its zero fields filled in.
+//
+// Errors: a value out of its range, by name.
+func (l Limits) withDefaults(arena *dma.Arena) (Limits, error) {
+	ints := []struct {
+		name          string
+		value         *int
+		def, min, max int
+	}{
+		{"MaxConnections", &l.MaxConnections, 1024, 1, 1 << 20},
+		{"MaxRequests", &l.MaxRequests, 256, 1, maxSlots},
+		{"MaxBytesInFlight", &l.MaxBytesInFlight, 68 << 20, 4 << 10, 1 << 40},
+		{"MaxPayloadBytes", &l.MaxPayloadBytes, maxPayloadLimit, minPayloadLimit, maxPayloadLimit},
+		{"MaxOptions", &l.MaxOptions, 64, 1, 1 << 16},
+		{"MaxOptionBytes", &l.MaxOptionBytes, 64 << 10, maxStringBytes + 4 + 2, 1 << 20},
+	}
+	for _, f := range ints {
+		if *f.value == 0 {
+			*f.value = f.def
+		}
+		if *f.value < f.min || *f.value > f.max {
+			return l, fmt.Errorf("nbd: limit %s is %d: want %d to %d", f.name, *f.value, f.min, f.max)
+		}
+	}
+	times := []struct {
+		name  string
+		value *time.Duration
+		def   time.Duration
+	}{
+		{"HandshakeTimeout", &l.HandshakeTimeout, 10 * time.Second},
+		{"ReplyTimeout", &l.ReplyTimeout, 60 * time.Second},
+	}
+	for _, f := range times {
+		if *f.value == 0 {
+			*f.value = f.def
+		}
+		if *f.value < time.Millisecond || *f.value > 24*time.Hour {
+			return l, fmt.Errorf("nbd: limit %s is %v: want 1ms to 24h", f.name, *f.value)
+		}
+	}
+	if arena.SizeBytes() < 2*l.MaxPayloadBytes {
+		return l, fmt.Errorf("nbd: arena of %d bytes holds fewer than two payloads of limit MaxPayloadBytes %d",
+			arena.SizeBytes(), l.MaxPayloadBytes)
+	}
+	return l, nil
+}

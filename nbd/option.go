@@ -1,0 +1,218 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// exportName answers NBD_OPT_EXPORT_NAME, the old way into transmission. It has
+// no error reply: the connection is closed instead.
+//
+// Source: proto.md, "NBD_OPT_EXPORT_NAME".
+func (n *negotiation) exportName(data []byte) (verdict, error) {
+	name := string(data)
+	if CheckName(name) != nil {
+		return 0, negotiationError(NegotiationNoExport)
+	}
+	e, ok := n.c.server.Exports.Lookup(name)
+	if !ok {
+		return 0, negotiationError(NegotiationNoExport)
+	}
+	if err := n.open(e); err != nil {
+		return 0, err
+	}
+	size := 8 + 2 + exportNameZeroes
+	if n.noZeroes {
+		size = 8 + 2
+	}
+	b := make([]byte, size)
+	binary.BigEndian.PutUint64(b[0:], n.c.info.SizeBytes)
+	binary.BigEndian.PutUint16(b[8:], n.c.info.flags())
+	if _, err := n.c.nc.Write(b); err != nil {
+		return 0, err
+	}
+	return transmit, nil
+}
+
+// list answers NBD_OPT_LIST.
+//
+// Source: proto.md, "NBD_OPT_LIST", "NBD_REP_SERVER".
+func (n *negotiation) list(data []byte) error {
+	if len(data) != 0 {
+		return n.refuse(optList, repErrInvalid, fmt.Sprintf("LIST with %d bytes of data: want none", len(data)))
+	}
+	for _, e := range n.c.server.Exports.List() {
+		var length [4]byte
+		binary.BigEndian.PutUint32(length[:], uint32(len(e.Name)))
+		description := clip(e.Device.Info().Description)
+		if err := n.reply(optList, repServer, length[:], []byte(e.Name), []byte(description)); err != nil {
+			return err
+		}
+	}
+	return n.reply(optList, repAck)
+}
+
+// clip bounds a string of ours to what the protocol carries.
+func clip(s string) string { return s[:min(len(s), maxStringBytes)] }
+
+// infoRequest is the decoded data of NBD_OPT_INFO and NBD_OPT_GO.
+type infoRequest struct {
+	name                         string
+	wantName, wantDesc, wantSize bool
+}
+
+// decodeInfoRequest checks every length against the data. Unknown and repeated
+// information types are ignored.
+//
+// Source: proto.md, "NBD_OPT_INFO".
+func decodeInfoRequest(data []byte) (q infoRequest, err error) {
+	if len(data) < 4+2 {
+		return q, fmt.Errorf("data of %d bytes: want at least 6", len(data))
+	}
+	nameBytes := binary.BigEndian.Uint32(data)
+	if int64(nameBytes) > int64(len(data)-6) {
+		return q, fmt.Errorf("name of %d bytes in data of %d", nameBytes, len(data))
+	}
+	q.name = string(data[4 : 4+nameBytes])
+	if err := CheckName(q.name); err != nil {
+		return q, err
+	}
+	rest := data[4+nameBytes:]
+	count := int(binary.BigEndian.Uint16(rest))
+	rest = rest[2:]
+	if len(rest) != 2*count {
+		return q, fmt.Errorf("%d information requests in %d bytes: want %d", count, len(rest), 2*count)
+	}
+	for ; len(rest) > 0; rest = rest[2:] {
+		switch binary.BigEndian.Uint16(rest) {
+		case infoName:
+			q.wantName = true
+		case infoDescription:
+			q.wantDesc = true
+		case infoBlockSize:
+			q.wantSize = true
+		}
+	}
+	return q, nil
+}
+
+// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO, which differ in what follows.
+//
+// Source: proto.md, "NBD_OPT_INFO", "NBD_OPT_GO", "NBD_INFO_EXPORT".
+func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
+	q, err := decodeInfoRequest(data)
+	if err != nil {
+		return haggle, n.refuse(id, repErrInvalid, err.Error())
+	}
+	c := n.c
+	e, ok := c.server.Exports.Lookup(q.name)
+	if !ok {
+		return haggle, n.refuse(id, repErrUnknown, fmt.Sprintf("no export %q", clip(q.name)))
+	}
+	info := e.Device.Info().normalize(c.limits.MaxPayloadBytes)
+	if q.wantSize {
+		n.sized, n.hasSized = e.Name, true
+	}
+	sized := n.hasSized && n.sized == e.Name
+	if info.MinBlockBytes > 1 && !sized {
+		if err := n.replyBlockSize(id, info); err != nil {
+			return 0, err
+		}
+		return haggle, n.refuse(id, repErrBlockSizeReqd,
+			fmt.Sprintf("export %q needs blocks of %d bytes: ask for NBD_INFO_BLOCK_SIZE", e.Name, info.MinBlockBytes))
+	}
+	if id == optGo {
+		if err := n.open(e); err != nil {
+			var why negotiationError
+			if !errors.As(err, &why) || NegotiationFailure(why) != NegotiationOpenFailed {
+				return 0, err
+			}
+			return haggle, n.refuse(id, repErrUnknown, fmt.Sprintf("export %q cannot be opened", e.Name))
+		}
+		info = c.info
+	}
+	var b [infoExportBytes]byte
+	binary.BigEndian.PutUint16(b[0:], infoExport)
+	binary.BigEndian.PutUint64(b[2:], info.SizeBytes)
+	binary.BigEndian.PutUint16(b[10:], info.flags())
+	if err := n.reply(id, repInfo, b[:]); err != nil {
+		return 0, err
+	}
+	if q.wantName {
+		if err := n.replyString(id, infoName, e.Name); err != nil {
+			return 0, err
+		}
+	}
+	if q.wantDesc && info.Description != "" {
+		if err := n.replyString(id, infoDescription, info.Description); err != nil {
+			return 0, err
+		}
+	}
+	if q.wantSize {
+		if err := n.replyBlockSize(id, info); err != nil {
+			return 0, err
+		}
+	}
+	if err := n.reply(id, repAck); err != nil {
+		return 0, err
+	}
+	if id == optGo {
+		return transmit, nil
+	}
+	return haggle, nil
+}
+
+func (n *negotiation) replyString(id uint32, typ uint16, s string) error {
+	return n.reply(id, repInfo, binary.BigEndian.AppendUint16(nil, typ), []byte(clip(s)))
+}
+
+// replyBlockSize sends NBD_INFO_BLOCK_SIZE.
+//
+// Source: proto.md, "NBD_INFO_BLOCK_SIZE".
+func (n *negotiation) replyBlockSize(id uint32, info Info) error {
+	var b [infoBlockSizeBytes]byte
+	binary.BigEndian.PutUint16(b[0:], infoBlockSize)
+	binary.BigEndian.PutUint32(b[2:], info.MinBlockBytes)
+	binary.BigEndian.PutUint32(b[6:], info.PreferredBlockBytes)
+	binary.BigEndian.PutUint32(b[10:], info.MaxPayloadBytes)
+	return n.reply(id, repInfo, b[:])
+}
+
+// open makes the connection ready to transmit for e. After it the only ways on
+// are transmission and the end of the connection.
+//
+// Errors: negotiationError with NegotiationOpenFailed leaves the connection as it
+// was; any other ends it.
+func (n *negotiation) open(e Export) error {
+	c := n.c
+	st, err := newStream(c.nc)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, c.limits.HandshakeTimeout)
+	defer cancel()
+	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
+	if err != nil {
+		return err
+	}
+	c.stream = st
+	c.export = e
+	c.info = e.Device.Info().normalize(c.limits.MaxPayloadBytes)
+	c.rules = newRules(&c.info, c.info.MaxPayloadBytes)
+	c.granted = mem
+	c.rxBytes, c.txBytes = minBlockBytes, minReplyBlockBytes
+	c.rx = c.allocate(minBlockBytes)
+	c.mu.Lock()
+	c.readerAwake = true
+	c.mu.Unlock()
+	session, err := e.Device.Open(c)
+	if err != nil {
+		c.server.Log.Warn("export cannot be opened", "conn", c.id, "export", e.Name, "err", err)
+		c.abandon()
+		return negotiationError(NegotiationOpenFailed)
+	}
+	c.session = session
+	return nil
+}

@@ -1,0 +1,539 @@
+package nbd
+
+import (
+	"errors"
+	"io"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+const (
+	// maxBatch is how many requests go to Session.Submit at once.
+	maxBatch = 64
+	// maxBatchBytes closes a batch early, so that its first reply does not wait
+	// for megabytes and data stays in the processor's cache.
+	maxBatchBytes = 1 << 20
+	// minReadBytes is the least room worth a read.
+	minReadBytes = 4 << 10
+	// nextHeaderBytes is the room behind a long payload: enough for what follows
+	// it, little enough that not much of the next payload must be copied.
+	nextHeaderBytes = 4 << 10
+)
+
+// A receiver is the reading half of a Conn.
+//
+// Concurrency: everything here belongs to the reader goroutine.
+type receiver struct {
+	rx *block
+	// rx.mem[start:end] is received and not parsed.
+	start, end int
+	// needBytes is how much, from start on, the next step of parse wants.
+	needBytes int
+	// rxBytes is the size wanted for the next receive block.
+	rxBytes int
+
+	tx *block
+	// txAt is where the next reply is carved from tx.
+	txAt    int
+	txBytes int // the size wanted for the next reply block
+
+	// free holds request slots; slotsMade of them exist.
+	free      []*Request
+	slotsMade int
+	// taken counts the requests that were ever enqueued or answered.
+	taken uint64
+
+	batch      [maxBatch]*Request
+	batchLen   int
+	batchBytes int
+	started    [OpCount + 1]uint64 // requests since the last publication
+
+	// filling is a write whose payload is being read into its own block, filled
+	// bytes of it so far.
+	filling *Request
+	filled  int
+
+	// skipBytes of payload are to be thrown away, then skipFor is answered.
+	skipBytes int
+	skipFor   *Request
+
+	// wantBytes is the block that parse could not get; denied is set when
+	// waiting for it was in vain.
+	wantBytes int
+	denied    bool
+	// granted is arena memory that awaitMemory got.
+	granted []byte
+
+	readNs int64 // when the input was read
+}
+
+// A step says why parse stopped.
+type step uint8
+
+const (
+	stepInput   step = iota // it needs needBytes from start on, or more payload
+	stepFull                // the batch is full
+	stepSlot                // every slot is in flight
+	stepMemory              // there is no block of wantBytes
+	stepDisc                // the client disconnects
+	stepMagic               // the stream is out of step
+	stepTooLong             // a payload is too long to skip
+)
+
+// receive reads and submits requests until there is a reason to stop.
+func (c *Conn) receive() CloseReason {
+	for {
+		s := c.parse()
+		c.submit()
+		switch s {
+		case stepInput:
+			if reason, stop := c.fill(); stop {
+				return reason
+			}
+		case stepFull:
+		case stepSlot:
+			c.park()
+			c.awaitSlot()
+			c.unpark()
+			if c.draining() {
+				return CloseShutdown
+			}
+		case stepMemory:
+			if !c.awaitBlock() {
+				return CloseKilled
+			}
+		case stepDisc:
+			return CloseDisconnect
+		case stepMagic:
+			return CloseBadMagic
+		case stepTooLong:
+			return ClosePayloadTooLong
+		}
+		if c.dead.Load() {
+			return CloseKilled // kill knows the true reason
+		}
+	}
+}
+
+// parse turns what was received into requests of the batch.
+func (c *Conn) parse() step {
+	for {
+		have := c.end - c.start
+		if c.skipFor != nil {
+			n := min(have, c.skipBytes)
+			c.start += n
+			c.skipBytes -= n
+			if c.skipBytes > 0 {
+				c.needBytes = 1
+				return stepInput
+			}
+			c.answer(c.skipFor, c.skipFor.errno)
+			c.skipFor = nil
+			continue
+		}
+		if c.filling != nil {
+			if c.filled < len(c.filling.Data) {
+				return stepInput
+			}
+			r := c.filling
+			c.filling = nil
+			c.payloadSince.Store(0)
+			c.enqueue(r)
+			continue
+		}
+		if c.batchLen == maxBatch || c.batchBytes >= maxBatchBytes {
+			return stepFull
+		}
+		if have < requestBytes {
+			c.needBytes = requestBytes
+			return stepInput
+		}
+		h := decodeRequest(c.rx.mem[c.start:c.end])
+		if h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST {
+			return stepMagic
+		}
+		if h.Type == cmdDisc {
+			return stepDisc // offset and length are not looked at
+		}
+		r := c.slot()
+		if r == nil {
+			return stepSlot
+		}
+		if s, ok := c.parseRequest(r, &h); !ok {
+			return s
+		}
+	}
+}
+
+// parseRequest fills slot r from header h at c.start. If it cannot go on it
+// consumes nothing, returns the slot and says why.
+func (c *Conn) parseRequest(r *Request, h *protocol.TransmissionRequestHeader) (s step, ok bool) {
+	op, errno := c.rules.check(h)
+	length := int(h.Length)
+	r.Op, r.counted = op, op
+	r.FUA = h.CommandFlags&cmdFlagFUA != 0 && (op == OpWrite || op == OpTrim || op == OpWriteZeroes)
+	r.NoHole = h.CommandFlags&cmdFlagNoHole != 0
+	r.OffsetBytes, r.LengthBytes = h.Offset, uint64(length)
+	r.Data, r.block, r.replyAt = nil, nil, -1
+	r.cookie = h.Handle
+	r.receivedNs = c.readNs
+
+	if errno == OK && length > 0 && c.denied {
+		errno = ENOMEM
+	}
+	c.denied = false
+	switch {
+	case errno != OK:
+		if h.Type == cmdWrite && length > 0 {
+			if length > skipFactor*c.limits.MaxPayloadBytes {
+				c.putBack(r)
+				return stepTooLong, false
+			}
+			r.errno = errno
+			c.skipFor, c.skipBytes = r, length
+		} else {
+			c.answer(r, errno)
+		}
+	case op == OpFlush:
+		r.OffsetBytes, r.LengthBytes = 0, 0
+		c.enqueue(r)
+	case length == 0:
+		c.answer(r, OK) // nothing to do, and no reason to disconnect
+	case op == OpRead:
+		if !c.carve(r, length) {
+			c.putBack(r)
+			if c.batchLen > 0 {
+				return stepFull, false // its replies may free what is wanted
+			}
+			return stepMemory, false
+		}
+		c.enqueue(r)
+	case op == OpWrite:
+		return c.parseWrite(r, length)
+	default:
+		c.enqueue(r)
+	}
+	c.start += requestBytes
+	return 0, true
+}
+
+// parseWrite gives a write its payload: in place if it is there, else awaited
+// in place if it is short, else in its own block.
+func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
+	at := c.start + requestBytes
+	if c.end-at >= length {
+		r.Data = c.rx.mem[at : at+length : at+length]
+		r.block = c.rx
+		c.rx.refs.Add(1)
+		c.start = at + length
+		c.enqueue(r)
+		return 0, true
+	}
+	if length <= ownBlockBytes && requestBytes+length <= len(c.rx.mem) {
+		c.putBack(r)
+		c.needBytes = requestBytes + length
+		return stepInput, false
+	}
+	b := c.allocate(length)
+	if b == nil {
+		c.putBack(r)
+		c.wantBytes = length
+		if c.batchLen > 0 {
+			return stepFull, false
+		}
+		return stepMemory, false
+	}
+	r.block = b // the request's own reference
+	r.Data = b.mem[:length:length]
+	c.filled = copy(r.Data, c.rx.mem[at:c.end])
+	c.start = c.end
+	c.filling = r
+	return 0, true
+}
+
+// carve gives a read its destination. If it cannot, wantBytes says what lacks.
+func (c *Conn) carve(r *Request, length int) bool {
+	size := simpleReplyBytes + length
+	if size > minReplyBlockBytes {
+		b := c.allocate(length)
+		if b == nil {
+			c.wantBytes = length
+			return false
+		}
+		r.block = b
+		r.Data = b.mem[:length:length]
+		return true
+	}
+	if c.tx != nil && c.txAt > 0 && c.tx.refs.Load() == 1 {
+		c.txAt = 0 // everything carved from it has left
+	}
+	if c.tx == nil || c.txAt+size > len(c.tx.mem) {
+		if c.tx != nil && c.txBytes < maxBlockBytes {
+			c.txBytes *= 2 // it did not last for what is in flight
+		} else if c.tx != nil && c.batchLen > 0 {
+			c.wantBytes = c.txBytes
+			return false // if the batch completes at once this block will do again
+		}
+		b := c.allocate(c.txBytes)
+		if b == nil && c.txBytes > minReplyBlockBytes {
+			c.txBytes = minReplyBlockBytes
+			b = c.allocate(c.txBytes)
+		}
+		if b == nil {
+			c.wantBytes = c.txBytes
+			return false
+		}
+		c.drop(c.tx)
+		c.tx, c.txAt = b, 0
+	}
+	at := c.txAt + simpleReplyBytes
+	r.replyAt = c.txAt
+	r.block = c.tx
+	r.Data = c.tx.mem[at : at+length : at+length]
+	c.tx.refs.Add(1)
+	c.txAt += size
+	return true
+}
+
+// slot takes a free request, or nil if MaxRequests are in flight.
+func (c *Conn) slot() *Request {
+	if len(c.free) == 0 {
+		c.mu.Lock()
+		c.free, c.returned = c.returned, c.free
+		c.mu.Unlock()
+	}
+	if len(c.free) == 0 {
+		n := min(slotChunk, c.limits.MaxRequests-c.slotsMade)
+		if n == 0 {
+			return nil
+		}
+		c.makeSlots(n)
+	}
+	r := c.free[len(c.free)-1]
+	c.free = c.free[:len(c.free)-1]
+	return r
+}
+
+func (c *Conn) makeSlots(n int) {
+	chunk := make([]Request, n)
+	for i := range chunk {
+		chunk[i].Slot = c.slotsMade + i
+		chunk[i].conn = c
+	}
+	// Backwards, so that low slots are used first.
+	for i := n - 1; i >= 0; i-- {
+		c.free = append(c.free, &chunk[i])
+	}
+	c.slotsMade += n
+}
+
+// putBack undoes slot.
+func (c *Conn) putBack(r *Request) { c.free = append(c.free, r) }
+
+// awaitSlot waits until a slot comes back, or there is no point any more.
+func (c *Conn) awaitSlot() {
+	c.mu.Lock()
+	for len(c.returned) == 0 && !c.dead.Load() && !c.draining() {
+		c.cond.Wait()
+	}
+	c.mu.Unlock()
+}
+
+// awaitBlock waits for memory for what parse wanted. False means that the
+// connection is dead.
+func (c *Conn) awaitBlock() bool {
+	c.park()
+	err := c.awaitMemory(c.wantBytes)
+	c.unpark()
+	if errors.Is(err, errMemory) {
+		c.denied = true // parse meets the same request again
+		err = nil
+	}
+	return err == nil
+}
+
+// enqueue adds r to the batch.
+func (c *Conn) enqueue(r *Request) {
+	r.state = slotSubmitted
+	c.taken++
+	c.started[r.counted]++
+	c.batch[c.batchLen] = r
+	c.batchLen++
+	c.batchBytes += len(r.Data)
+}
+
+// answer completes a request that never reaches the device.
+func (c *Conn) answer(r *Request, errno Errno) {
+	r.state = slotSubmitted
+	c.taken++
+	c.started[r.counted]++
+	r.Complete(errno) // the reader is awake, so it flushes
+}
+
+// submit hands the batch to the device and sends what it completed, and what
+// was answered without it.
+func (c *Conn) submit() {
+	for op, n := range c.started {
+		if n > 0 {
+			c.ops[op].started.Add(n)
+			c.started[op] = 0
+		}
+	}
+	if n := c.batchLen; n > 0 {
+		c.batchLen, c.batchBytes = 0, 0
+		c.session.Submit(c.batch[:n])
+	}
+	c.Flush()
+}
+
+// park is called before the reader waits for something: replies are sent, and
+// those that come while it sleeps are for others to send.
+func (c *Conn) park() {
+	c.mu.Lock()
+	for len(c.replies) > 0 && !c.flushing {
+		c.mu.Unlock()
+		c.Flush()
+		c.mu.Lock()
+	}
+	c.readerAwake = false
+	c.mu.Unlock()
+}
+
+func (c *Conn) unpark() {
+	c.mu.Lock()
+	c.readerAwake = true
+	c.mu.Unlock()
+}
+
+// fill reads more input.
+func (c *Conn) fill() (reason CloseReason, stop bool) {
+	if c.draining() {
+		return CloseShutdown, true
+	}
+	if !c.makeRoom() {
+		return CloseKilled, true
+	}
+	var first, second []byte
+	if c.filling != nil {
+		first = c.filling.Data[c.filled:]
+		second = c.rx.mem[c.end:min(len(c.rx.mem), c.end+nextHeaderBytes)]
+		c.payloadSince.Store(now())
+	} else {
+		first = c.rx.mem[c.end:]
+	}
+	c.park()
+	n, err := c.stream.read(first, second)
+	c.unpark()
+	c.readNs = now()
+	c.reads.Add(1)
+	if err != nil {
+		switch {
+		case isTimeout(err):
+			c.heed()
+			return 0, false
+		case c.dead.Load():
+			return CloseKilled, true
+		case !errors.Is(err, io.EOF):
+			return CloseReadError, true
+		case c.filling != nil || c.skipFor != nil || c.start < c.end:
+			return CloseTruncated, true
+		}
+		return CloseEOF, true
+	}
+	c.receivedBytes.Add(uint64(n))
+	if c.filling != nil {
+		k := min(n, len(first))
+		c.filled += k
+		c.end += n - k
+		return 0, false
+	}
+	c.end += n
+	if n == len(first) && n >= len(c.rx.mem)/2 {
+		c.rxBytes = min(2*c.rxBytes, maxBlockBytes) // more was waiting, probably
+	}
+	return 0, false
+}
+
+// makeRoom sees to it that the receive block has room for what parse needs. It
+// reuses the block if nobody else refers to it, else takes a fresh one. False
+// means that the connection is dead.
+func (c *Conn) makeRoom() bool {
+	alone := c.rx.refs.Load() == 1
+	if alone && c.start == c.end {
+		c.start, c.end = 0, 0
+	}
+	if c.filling != nil {
+		return true // any room will do, even none
+	}
+	tail := c.end - c.start
+	need := max(c.needBytes, tail+1)
+	if alone && len(c.rx.mem) >= c.rxBytes {
+		if len(c.rx.mem)-c.start < max(need, tail+minReadBytes) {
+			copy(c.rx.mem, c.rx.mem[c.start:c.end])
+			c.start, c.end = 0, tail
+		}
+		return true
+	}
+	if len(c.rx.mem)-c.end >= minReadBytes && len(c.rx.mem)-c.start >= need && len(c.rx.mem) >= c.rxBytes {
+		return true
+	}
+	b := c.allocate(c.rxBytes)
+	for b == nil {
+		// Do with what there is, or with the least that holds the tail.
+		if alone {
+			copy(c.rx.mem, c.rx.mem[c.start:c.end])
+			c.start, c.end = 0, tail
+			return true
+		}
+		c.rxBytes = minBlockBytes
+		if need > c.rxBytes {
+			c.rxBytes = len(c.rx.mem) // parse never wants more than it has
+		}
+		c.wantBytes = c.rxBytes
+		if !c.awaitBlock() {
+			return false
+		}
+		c.denied = false // only requests are denied; this one insists
+		b = c.allocate(c.rxBytes)
+		alone = c.rx.refs.Load() == 1
+	}
+	c.end = copy(b.mem, c.rx.mem[c.start:c.end])
+	c.start = 0
+	c.drop(c.rx)
+	c.rx = b
+	return true
+}
+
+// trim gives back memory that an idle connection does not need.
+func (c *Conn) trim() {
+	if c.tx != nil && c.tx.refs.Load() == 1 {
+		c.drop(c.tx)
+		c.tx, c.txAt, c.txBytes = nil, 0, minReplyBlockBytes
+	}
+	if c.start < c.end || c.filling != nil || len(c.rx.mem) <= minBlockBytes {
+		return
+	}
+	c.rxBytes = minBlockBytes
+	if b := c.allocate(minBlockBytes); b != nil {
+		c.drop(c.rx)
+		c.rx, c.start, c.end = b, 0, 0
+	}
+}
+
+// abandon returns all memory of a connection that has nothing in flight.
+func (c *Conn) abandon() {
+	for _, r := range []*Request{c.filling, c.skipFor} {
+		if r != nil {
+			c.drop(r.block)
+			c.putBack(r)
+		}
+	}
+	c.filling, c.skipFor = nil, nil
+	c.drop(c.rx)
+	c.drop(c.tx)
+	c.rx, c.tx = nil, nil
+	if c.granted != nil {
+		c.arena.Free(c.granted)
+		c.granted = nil
+	}
+}

@@ -1,0 +1,291 @@
+package nbd
+
+import (
+	"encoding/binary"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+const (
+	// maxSendBytes and maxSendBufs bound one writev. A longer reply goes alone.
+	maxSendBytes = 1 << 20
+	maxSendBufs  = 1024 // IOV_MAX
+	// maxSendHeaders bounds the replies of one writev that carry no data.
+	maxSendHeaders = 256
+)
+
+// A sender is the writing half of a Conn.
+//
+// Concurrency: it belongs to whoever has the right to send, Conn.flushing. The
+// right is taken and given up with Conn.mu held.
+type sender struct {
+	// list are the replies being sent: those before first are sent, those in
+	// [first, next) are encoded in bufs.
+	list        []*Request
+	first, next int
+
+	// bufs[unsent:] is what remains to be written of the encoded replies.
+	bufs   [][]byte
+	unsent int
+	// headers holds reply headers that have no room before their data.
+	headers   []byte
+	headersAt int
+	// tail is where the last of bufs ends, so that what follows in memory can be
+	// joined to it: offset tailEnd of tailBlock, or of headers if that is nil.
+	tailBlock *block
+	tailEnd   int
+
+	// freed are blocks whose memory went back, freedBytes of it.
+	freed      []*block
+	freedBytes int
+
+	// wake starts the writer goroutine, done ends with it; nil until needed.
+	wake, done chan struct{}
+}
+
+// takeRepliesLocked makes the queued replies the sender's.
+//
+// +checklocks:c.mu
+func (c *Conn) takeRepliesLocked() {
+	c.sender.list, c.replies = c.replies, c.sender.list[:0]
+	c.sender.first, c.sender.next = 0, 0
+}
+
+// recycleLocked returns slots and budget of replies that were sent.
+//
+// +checklocks:c.mu
+func (c *Conn) recycleLocked() {
+	s := &c.sender
+	for _, r := range s.list {
+		r.state = slotFree
+	}
+	c.returned = append(c.returned, s.list...)
+	c.answered += uint64(len(s.list))
+	s.list = s.list[:0]
+	if len(s.freed) > 0 {
+		c.spare = append(c.spare, s.freed...)
+		c.heldBytes.Add(int64(-s.freedBytes))
+		s.freed, s.freedBytes = s.freed[:0], 0
+	}
+	c.cond.Signal()
+}
+
+// pump sends until no reply is queued, then gives up the right to send. Without
+// wait it hands over to the writer goroutine when the socket is full.
+//
+// Concurrency: with the right to send; no lock held.
+func (c *Conn) pump(wait bool) {
+	for {
+		if !c.send(wait) {
+			c.wakeWriter() // the right to send is the writer's now
+			return
+		}
+		c.mu.Lock()
+		c.recycleLocked()
+		if len(c.replies) == 0 {
+			c.flushing = false
+			c.replySince.Store(0)
+			c.mu.Unlock()
+			return
+		}
+		c.takeRepliesLocked()
+		c.mu.Unlock()
+	}
+}
+
+// send writes the replies of sender.list, or drops them if the connection is
+// dead. Without wait it returns false when the socket is full.
+func (c *Conn) send(wait bool) bool {
+	s := &c.sender
+	for {
+		for s.unsent < len(s.bufs) && !c.dead.Load() {
+			n, err := c.stream.tryWrite(s.bufs[s.unsent:])
+			if n == 0 && err == nil {
+				if !wait {
+					return false
+				}
+				c.replySince.Store(now())
+				n, err = c.stream.write(s.bufs[s.unsent:])
+			}
+			if err != nil {
+				c.kill(CloseWriteError)
+				break
+			}
+			c.sentBytes.Add(uint64(n))
+			s.advance(n)
+		}
+		s.resetBufs()
+		c.account(s.list[s.first:s.next])
+		c.release(s.list[s.first:s.next])
+		s.first = s.next
+		if s.first == len(s.list) {
+			return true
+		}
+		if c.dead.Load() {
+			s.next = len(s.list)
+			continue
+		}
+		s.encode()
+	}
+}
+
+// advance takes n written bytes off the front of bufs.
+func (s *sender) advance(n int) {
+	for n > 0 {
+		b := s.bufs[s.unsent]
+		if n < len(b) {
+			s.bufs[s.unsent] = b[n:]
+			return
+		}
+		n -= len(b)
+		s.unsent++
+	}
+}
+
+// resetBufs forgets the encoded replies.
+func (s *sender) resetBufs() {
+	clear(s.bufs)
+	s.bufs, s.unsent, s.headersAt = s.bufs[:0], 0, 0
+	s.tailBlock, s.tailEnd = nil, -1
+}
+
+// encode appends the next replies to bufs, at least one and as many as make a
+// good writev.
+func (s *sender) encode() {
+	if s.headers == nil {
+		s.headers = make([]byte, maxSendHeaders*simpleReplyBytes)
+	}
+	bytes := 0
+	for s.next < len(s.list) {
+		r := s.list[s.next]
+		size := simpleReplyBytes
+		if r.errno == OK && r.Op == OpRead {
+			size += len(r.Data)
+		}
+		if s.next > s.first && (bytes+size > maxSendBytes || len(s.bufs)+2 > maxSendBufs ||
+			s.headersAt+simpleReplyBytes > len(s.headers)) {
+			return
+		}
+		s.appendReply(r)
+		bytes += size
+		s.next++
+	}
+}
+
+// appendReply encodes one simple reply. An error carries no data.
+//
+// Source: proto.md, "Simple reply message".
+func (s *sender) appendReply(r *Request) {
+	withData := r.errno == OK && r.Op == OpRead && len(r.Data) > 0
+	if withData && r.replyAt >= 0 {
+		end := r.replyAt + simpleReplyBytes + len(r.Data)
+		putSimpleReply(r.block.mem[r.replyAt:], r)
+		s.appendBytes(r.block, r.block.mem, r.replyAt, end)
+		return
+	}
+	at := s.headersAt
+	s.headersAt += simpleReplyBytes
+	putSimpleReply(s.headers[at:], r)
+	s.appendBytes(nil, s.headers, at, s.headersAt)
+	if withData {
+		s.appendBytes(r.block, r.block.mem, 0, len(r.Data))
+	}
+}
+
+func putSimpleReply(b []byte, r *Request) {
+	_ = b[simpleReplyBytes-1]
+	binary.BigEndian.PutUint32(b[0:], protocol.TRANSMISSION_MAGIC_REPLY)
+	binary.BigEndian.PutUint32(b[4:], uint32(r.errno))
+	binary.BigEndian.PutUint64(b[8:], r.cookie)
+}
+
+// appendBytes adds mem[from:to] to bufs, joined to the last if it follows it.
+func (s *sender) appendBytes(b *block, mem []byte, from, to int) {
+	if n := len(s.bufs) - 1; n >= 0 && s.tailBlock == b && s.tailEnd == from {
+		last := s.bufs[n]
+		s.bufs[n] = mem[from-len(last) : to]
+	} else {
+		s.bufs = append(s.bufs, mem[from:to])
+	}
+	s.tailBlock, s.tailEnd = b, to
+}
+
+// account counts the replies in sent. One look at the clock serves all.
+func (c *Conn) account(sent []*Request) {
+	if len(sent) == 0 {
+		return
+	}
+	at := now()
+	// Requests of one operation and one read are counted together.
+	for i := 0; i < len(sent); {
+		r := sent[i]
+		var bytes, errs uint64
+		j := i
+		for ; j < len(sent) && sent[j].counted == r.counted && sent[j].receivedNs == r.receivedNs; j++ {
+			if sent[j].errno != OK {
+				errs++
+			} else {
+				bytes += sent[j].LengthBytes
+			}
+		}
+		n := uint64(j - i)
+		ns := at - r.receivedNs
+		ops := &c.ops[r.counted]
+		ops.bytes.Add(bytes)
+		if errs > 0 {
+			ops.errors.Add(errs)
+		}
+		ops.latencySum.Add(ns * int64(n))
+		ops.latency[latencyBucket(ns)].Add(n)
+		ops.requests.Add(n)
+		i = j
+	}
+}
+
+// release gives up the references that requests hold on blocks.
+func (c *Conn) release(sent []*Request) {
+	s := &c.sender
+	for i := 0; i < len(sent); {
+		b := sent[i].block
+		j := i
+		for ; j < len(sent) && sent[j].block == b; j++ {
+			sent[j].block, sent[j].Data = nil, nil
+		}
+		if b != nil && b.refs.Add(int32(i-j)) == 0 {
+			s.freedBytes += len(b.mem)
+			c.arena.Free(b.mem)
+			b.mem = nil
+			s.freed = append(s.freed, b)
+		}
+		i = j
+	}
+}
+
+// wakeWriter gives the right to send to the writer goroutine, which is started
+// when a connection first needs it.
+func (c *Conn) wakeWriter() {
+	s := &c.sender
+	c.replySince.Store(now())
+	if s.wake == nil {
+		s.wake, s.done = make(chan struct{}, 1), make(chan struct{})
+		go c.writer(s.wake, s.done)
+	}
+	s.wake <- struct{}{} // never blocks: there is one right to send
+}
+
+// writer sends what the socket would not take at once. The server closes the
+// connection if the client takes nothing for Limits.ReplyTimeout.
+func (c *Conn) writer(wake <-chan struct{}, done chan<- struct{}) {
+	defer close(done)
+	for range wake {
+		c.pump(true)
+	}
+}
+
+// stopWriter ends the writer goroutine. Nothing is in flight any more.
+func (c *Conn) stopWriter() {
+	if c.sender.wake != nil {
+		close(c.sender.wake)
+		<-c.sender.done
+	}
+}

@@ -1,0 +1,350 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown.
+var ErrServerClosed = errors.New("nbd: server closed")
+
+// sweepInterval is how often connections are looked over for clients that have
+// stalled and for memory that idle ones do not need.
+const sweepInterval = time.Second
+
+// A Server serves exports to NBD clients. Set its exported fields, which must
+// not change afterwards, and call Serve.
+//
+// Concurrency: its methods may be called from any goroutine.
+type Server struct {
+	// Exports are what clients can ask for.
+	Exports Exports
+	// Arena is where all data lives on its way, reachable for devices.
+	Arena *dma.Arena
+	// Limits bound what clients can take.
+	Limits Limits
+	// Log is told of connections; nil discards.
+	Log *slog.Logger
+
+	setupOnce sync.Once
+	setupErr  error
+	limits    Limits // with defaults filled in
+
+	wg sync.WaitGroup // connections and the sweeper
+
+	// mu guards the registry; see the package comment for its place.
+	mu sync.Mutex
+	// +checklocks:mu
+	conns map[*Conn]struct{}
+	// +checklocks:mu
+	listeners map[net.Listener]struct{}
+	// +checklocks:mu
+	draining bool
+	// stop is closed when draining begins.
+	stop chan struct{}
+	// +checklocks:mu
+	sweeping bool
+	// alone tells the sweeper that the last connection has gone.
+	alone chan struct{}
+	// nextID counts connections, ever.
+	// +checklocks:mu
+	nextID uint64
+	// +checklocks:mu
+	failures [NegotiationFailureCount]uint64
+	// +checklocks:mu
+	closes [CloseReasonCount]uint64
+	// folded has the counters of closed connections, by export. A live
+	// connection's export has an entry too.
+	// +checklocks:mu
+	folded map[string]*OpTable
+	// +checklocks:mu
+	receivedBytes, sentBytes uint64
+}
+
+// setup checks the configuration, once.
+func (s *Server) setup() error {
+	s.setupOnce.Do(func() {
+		s.stop = make(chan struct{})
+		s.alone = make(chan struct{}, 1)
+		s.mu.Lock()
+		s.conns = make(map[*Conn]struct{})
+		s.listeners = make(map[net.Listener]struct{})
+		s.folded = make(map[string]*OpTable)
+		s.mu.Unlock()
+		if s.Log == nil {
+			s.Log = slog.New(slog.DiscardHandler)
+		}
+		switch {
+		case s.Exports == nil:
+			s.setupErr = errors.New("nbd: server without Exports")
+		case s.Arena == nil:
+			s.setupErr = errors.New("nbd: server without Arena")
+		default:
+			s.limits, s.setupErr = s.Limits.withDefaults(s.Arena)
+		}
+	})
+	return s.setupErr
+}
+
+// Serve accepts connections from l until Shutdown, and closes l.
+//
+// Errors: ErrServerClosed after Shutdown; a wrong configuration; what Accept
+// returned. Running out of file descriptors is not final: it tries again.
+func (s *Server) Serve(l net.Listener) error {
+	defer func() { _ = l.Close() }() // Shutdown may have closed it
+	if err := s.setup(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.draining {
+		s.mu.Unlock()
+		return ErrServerClosed
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+	}()
+	const minPause, maxPause = 5 * time.Millisecond, time.Second
+	pause := minPause
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			pause = minPause
+			if c := s.register(nc); c != nil {
+				go s.run(c)
+			}
+			continue
+		}
+		select {
+		case <-s.stop:
+			return ErrServerClosed
+		default:
+		}
+		if !acceptAgain(err) {
+			return fmt.Errorf("nbd: accept on %v: %w", l.Addr(), err)
+		}
+		s.Log.Warn("cannot accept", "listener", l.Addr().String(), "err", err, "retry_in", pause)
+		select {
+		case <-s.stop:
+			return ErrServerClosed
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// ServeConn serves one connection to its end and closes it.
+//
+// Errors: only a wrong configuration. How the connection ended is logged and
+// counted.
+func (s *Server) ServeConn(nc net.Conn) error {
+	if err := s.setup(); err != nil {
+		_ = nc.Close()
+		return err
+	}
+	if c := s.register(nc); c != nil {
+		s.run(c)
+	}
+	return nil
+}
+
+// register makes nc a connection of the server, or closes it and returns nil.
+func (s *Server) register(nc net.Conn) *Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nextID++
+	if s.draining || len(s.conns) >= s.limits.MaxConnections {
+		why := NegotiationTooManyConnections
+		if s.draining {
+			why = NegotiationShutdown
+		}
+		s.failures[why]++
+		_ = nc.Close()
+		return nil
+	}
+	c := &Conn{
+		server: s,
+		arena:  s.Arena,
+		limits: &s.limits,
+		nc:     nc,
+		id:     s.nextID,
+		since:  time.Now(),
+	}
+	if a := nc.RemoteAddr(); a != nil {
+		c.remote = a.String()
+	}
+	c.cond.L = &c.mu
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	if !s.sweeping {
+		s.sweeping = true
+		s.wg.Go(s.sweep)
+	}
+	return c
+}
+
+// run is the life of a registered connection.
+func (s *Server) run(c *Conn) {
+	defer s.wg.Done()
+	log := s.Log.With("conn", c.id, "remote", c.remote)
+	if tcp, ok := c.nc.(*net.TCPConn); ok {
+		// Best effort: the connection works without.
+		_ = tcp.SetNoDelay(true)
+		_ = tcp.SetKeepAlive(true)
+	}
+	outcome, ok := c.negotiate()
+	if ok {
+		log.Info("connected", "export", c.export.Name)
+		c.transmit()
+		log.Info("disconnected", "export", c.export.Name, "reason", CloseReason(c.reason.Load()).String())
+	} else {
+		c.kill(CloseKilled)
+		switch outcome {
+		case NegotiationFailureCount, NegotiationProbe:
+			log.Debug("closed in negotiation", "reason", outcome.String())
+		default:
+			log.Warn("negotiation failed", "reason", outcome.String())
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		select {
+		case s.alone <- struct{}{}:
+		default:
+		}
+	}
+	if !c.transmitting {
+		if outcome < NegotiationFailureCount {
+			s.failures[outcome]++
+		}
+		return
+	}
+	s.closes[c.reason.Load()]++
+	c.loadOps(s.folded[c.export.Name])
+	s.receivedBytes += c.receivedBytes.Load()
+	s.sentBytes += c.sentBytes.Load()
+}
+
+// enter marks c as transmitting for c.export. It is false if the server is
+// draining.
+func (s *Server) enter(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return false
+	}
+	c.transmitting = true
+	if s.folded[c.export.Name] == nil {
+		s.folded[c.export.Name] = &OpTable{}
+	}
+	return true
+}
+
+// sweep looks over the connections until none is left.
+func (s *Server) sweep() {
+	interval := min(sweepInterval, max(s.limits.ReplyTimeout/4, time.Millisecond))
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	lastReads := make(map[*Conn]uint64)
+	for {
+		ticked := false
+		select {
+		case <-tick.C:
+			ticked = true
+		case <-s.alone:
+		}
+		s.mu.Lock()
+		if len(s.conns) == 0 {
+			s.sweeping = false
+			s.mu.Unlock()
+			return
+		}
+		conns := make([]*Conn, 0, len(s.conns))
+		for c := range s.conns {
+			if c.transmitting {
+				conns = append(conns, c)
+			}
+		}
+		s.mu.Unlock()
+		if !ticked {
+			continue
+		}
+		at := now()
+		reads := make(map[*Conn]uint64, len(conns))
+		for _, c := range conns {
+			if since := c.replySince.Load(); since != 0 && at-since > int64(s.limits.ReplyTimeout) {
+				c.kill(CloseReplyTimeout)
+				continue
+			}
+			if since := c.payloadSince.Load(); since != 0 && at-since > int64(s.limits.ReplyTimeout) {
+				c.kill(ClosePayloadTimeout)
+				continue
+			}
+			n := c.reads.Load()
+			last, seen := lastReads[c]
+			if seen && last == n && c.heldBytes.Load() > minBlockBytes {
+				c.poke(wishTrim)
+			}
+			reads[c] = n
+		}
+		lastReads = reads
+	}
+}
+
+// Shutdown drains the server: it stops accepting, ends negotiations, lets each
+// connection answer what it has in flight and closes it. When ctx ends it closes
+// the remaining connections at once and returns without waiting for what their
+// devices still have to complete.
+//
+// Errors: the context's error if the drain did not finish.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.setup(); err != nil {
+		return nil //nolint:nilerr // a server that was never able to serve has nothing to shut down
+	}
+	s.mu.Lock()
+	if !s.draining {
+		s.draining = true
+		close(s.stop)
+	}
+	for l := range s.listeners {
+		_ = l.Close() // Serve sees it
+	}
+	for c := range s.conns {
+		c.poke(wishDrain)
+	}
+	s.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	conns := make([]*Conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.kill(CloseKilled)
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,253 @@
+package nbd
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// A NegotiationFailure says why a connection never reached transmission. A
+// client that ends the handshake in good order is no failure.
+type NegotiationFailure uint8
+
+// Reasons of NegotiationFailure.
+const (
+	NegotiationTooManyConnections NegotiationFailure = iota // Limits.MaxConnections
+	NegotiationProbe                                        // closed before it sent anything
+	NegotiationTimeout                                      // Limits.HandshakeTimeout
+	NegotiationBroken                                       // closed or reset in the middle
+	NegotiationClientFlags                                  // unknown client flags
+	NegotiationBadMagic                                     // an option without its magic
+	NegotiationOptionTooLong                                // Limits.MaxOptionBytes
+	NegotiationTooManyOptions                               // Limits.MaxOptions
+	NegotiationNoExport                                     // EXPORT_NAME of an unknown export
+	NegotiationOpenFailed                                   // the device refused
+	NegotiationShutdown                                     // the server is draining
+	NegotiationFailureCount                                 // number of reasons, for tables
+)
+
+// String returns the reason as a metric label.
+func (n NegotiationFailure) String() string {
+	return [...]string{
+		"too_many_connections", "probe", "timeout", "broken", "client_flags", "bad_magic", "option_too_long",
+		"too_many_options", "no_export", "open_failed", "shutdown", "none",
+	}[min(n, NegotiationFailureCount)]
+}
+
+// A CloseReason says why a connection left transmission.
+type CloseReason uint8
+
+// Values of CloseReason.
+const (
+	CloseDisconnect     CloseReason = iota // the client sent DISC
+	CloseEOF                               // the client closed between requests
+	CloseTruncated                         // the client closed inside a request
+	CloseBadMagic                          // a request without its magic
+	ClosePayloadTooLong                    // a payload too long even to skip
+	CloseReadError                         // the socket failed on read
+	CloseWriteError                        // the socket failed on write
+	CloseReplyTimeout                      // the client did not take replies
+	ClosePayloadTimeout                    // the client did not finish a payload
+	CloseShutdown                          // the server drained
+	CloseKilled                            // the drain ran out of time
+	CloseReasonCount                       // number of reasons, for tables
+)
+
+// String returns the reason as a metric label.
+func (r CloseReason) String() string {
+	return [...]string{
+		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
+		"reply_timeout", "payload_timeout", "shutdown", "killed", "none",
+	}[min(r, CloseReasonCount)]
+}
+
+// String returns the operation as a metric label.
+func (op Op) String() string {
+	return [...]string{"read", "write", "flush", "trim", "write_zeroes", "cache", "unknown"}[min(op, OpCount)]
+}
+
+// Buckets of latency histograms. Their upper bounds in seconds are those of a
+// Prometheus native histogram of schema LatencySchema, 2^LatencySchema to the
+// octave, so that they serve as classic and as native buckets alike.
+const (
+	LatencySchema = 2
+	// LatencyMinIndex is the native index of bucket 0, whose upper bound is
+	// 2^(LatencyMinIndex/4) s, just under a microsecond.
+	LatencyMinIndex = -20 << LatencySchema
+	// LatencyBuckets is the number of bounded buckets; the last bound is 64 s.
+	LatencyBuckets = 26<<LatencySchema + 1
+)
+
+// LatencyBound returns the upper bound, inclusive, of a bucket in seconds.
+func LatencyBound(bucket int) float64 {
+	return math.Exp2(float64(LatencyMinIndex+bucket) / (1 << LatencySchema))
+}
+
+// latencyBoundNs holds LatencyBound in whole nanoseconds, rounded down: a
+// duration is a whole number, so the bucket it falls into is the same.
+var latencyBoundNs = func() (b [LatencyBuckets]int64) {
+	for i := range b {
+		b[i] = int64(LatencyBound(i) * 1e9)
+	}
+	return b
+}()
+
+// latencyBucket returns the bucket of ns, LatencyBuckets if it is beyond all.
+func latencyBucket(ns int64) int {
+	lo, hi := 0, LatencyBuckets
+	for lo < hi {
+		mid := (lo + hi) / 2
+		if latencyBoundNs[mid] < ns {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
+
+// OpStats count one operation of an export or a connection. A request counts
+// when its reply is sent; its latency runs from the read that brought its header
+// to the writev that took its reply.
+type OpStats struct {
+	Requests uint64
+	Errors   uint64 // replies with an error
+	Bytes    uint64 // sum of the lengths of successful requests
+	InFlight uint64
+	// LatencySum and Latency are a histogram; the last bucket has no bound.
+	LatencySum time.Duration
+	Latency    [LatencyBuckets + 1]uint64
+}
+
+func (s *OpStats) add(o *OpStats) {
+	s.Requests += o.Requests
+	s.Errors += o.Errors
+	s.Bytes += o.Bytes
+	s.InFlight += o.InFlight
+	s.LatencySum += o.LatencySum
+	for i := range s.Latency {
+		s.Latency[i] += o.Latency[i]
+	}
+}
+
+// OpTable has one OpStats for each Op; the one at OpCount counts commands that
+// the protocol does not know or the export did not offer.
+type OpTable [OpCount + 1]OpStats
+
+func (t *OpTable) add(o *OpTable) {
+	for i := range t {
+		t[i].add(&o[i])
+	}
+}
+
+// ExportStats are the sums over all connections of an export, closed ones
+// included.
+type ExportStats struct {
+	Name        string
+	Connections int // open now
+	Ops         OpTable
+}
+
+// ConnStats describe one open connection.
+type ConnStats struct {
+	ID            uint64
+	Remote        string
+	Export        string // empty while it negotiates
+	Transmitting  bool
+	Since         time.Time
+	ReceivedBytes uint64
+	SentBytes     uint64
+	HeldBytes     int // arena memory
+	Requests      uint64
+	InFlight      uint64
+}
+
+// Stats is a snapshot of a Server's counters.
+type Stats struct {
+	ConnectionsOpen     int
+	ConnectionsTotal    uint64
+	NegotiationFailures [NegotiationFailureCount]uint64
+	Closes              [CloseReasonCount]uint64
+	// ReceivedBytes and SentBytes are of the transmission phase.
+	ReceivedBytes, SentBytes uint64
+	Exports                  []ExportStats // by name
+	Connections              []ConnStats   // by ID
+}
+
+// opCounters are a connection's counters of one operation. They are stored by
+// whoever holds the right to send, but started by the reader; anyone may load.
+type opCounters struct {
+	started    atomic.Uint64
+	_          [56]byte // the reader's line and the sender's
+	requests   atomic.Uint64
+	errors     atomic.Uint64
+	bytes      atomic.Uint64
+	latencySum atomic.Int64
+	latency    [LatencyBuckets + 1]atomic.Uint64
+}
+
+// load adds the counters to s.
+func (c *opCounters) load(s *OpStats) {
+	requests := c.requests.Load()
+	s.Requests += requests
+	s.Errors += c.errors.Load()
+	s.Bytes += c.bytes.Load()
+	s.LatencySum += time.Duration(c.latencySum.Load())
+	for i := range c.latency {
+		s.Latency[i] += c.latency[i].Load()
+	}
+	// The reader may publish a request after its reply was sent.
+	if started := c.started.Load(); started > requests {
+		s.InFlight += started - requests
+	}
+}
+
+// Snapshot returns the counters as they are now.
+//
+// Concurrency: any goroutine; it takes no lock that a request needs.
+func (s *Server) Snapshot() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := Stats{
+		ConnectionsOpen:     len(s.conns),
+		ConnectionsTotal:    s.nextID,
+		NegotiationFailures: s.failures,
+		Closes:              s.closes,
+		ReceivedBytes:       s.receivedBytes,
+		SentBytes:           s.sentBytes,
+	}
+	byName := make(map[string]*ExportStats, len(s.folded))
+	for name, ops := range s.folded {
+		byName[name] = &ExportStats{Name: name, Ops: *ops}
+	}
+	for c := range s.conns {
+		cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
+		if c.transmitting {
+			cs.Transmitting = true
+			cs.Export = c.export.Name
+			cs.ReceivedBytes = c.receivedBytes.Load()
+			cs.SentBytes = c.sentBytes.Load()
+			cs.HeldBytes = int(c.heldBytes.Load())
+			var ops OpTable
+			c.loadOps(&ops)
+			for i := range ops {
+				cs.Requests += ops[i].Requests
+				cs.InFlight += ops[i].InFlight
+			}
+			e := byName[c.export.Name]
+			e.Connections++
+			e.Ops.add(&ops)
+			out.ReceivedBytes += cs.ReceivedBytes
+			out.SentBytes += cs.SentBytes
+		}
+		out.Connections = append(out.Connections, cs)
+	}
+	slices.SortFunc(out.Connections, func(a, b ConnStats) int { return cmp.Compare(a.ID, b.ID) })
+	for _, e := range byName {
+		out.Exports = append(out.Exports, *e)
+	}
+	slices.SortFunc(out.Exports, func(a, b ExportStats) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

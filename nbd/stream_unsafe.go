@@ -1,0 +1,34 @@
+package nbd
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// iovec describes b, which must not be empty.
+func iovec(b []byte) syscall.Iovec {
+	v := syscall.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
+}
+
+func readv(fd uintptr, iov []syscall.Iovec) (int, syscall.Errno) {
+	return vectored(syscall.SYS_READV, fd, iov)
+}
+
+func writev(fd uintptr, iov []syscall.Iovec) (int, syscall.Errno) {
+	return vectored(syscall.SYS_WRITEV, fd, iov)
+}
+
+func vectored(trap, fd uintptr, iov []syscall.Iovec) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.Syscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		switch errno {
+		case 0:
+			return int(n), 0
+		case syscall.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
