@@ -1,0 +1,313 @@
+package disk
+
+import (
+	"github.com/vhbad/vhbad/internal/scsi"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// A command is one request of a session on its way: a sequence of steps, each
+// one SCSI command of the same SRB.
+//
+// Concurrency: it belongs to whoever runs its next step: the session's
+// goroutine, then whatever processor completes its SRB.
+type command struct {
+	s   *session
+	srb *port.SRB
+	one [1]*port.SRB // srb, as a batch of its own
+	req *nbd.Request
+
+	// param holds the parameter list of UNMAP, in arena memory.
+	param []byte
+
+	pos, end  uint64 // bytes of the range still to be done
+	stepBytes uint64 // bytes of the range that the current step covers
+	want      uint32 // bytes that the current step must move
+	step      step
+	tries     int
+	errno     nbd.Errno
+
+	hold             hold
+	lockFrom, lockTo uint64 // blocks' byte range for the gate
+	ownsBounce       bool
+}
+
+// A step says what the SRB under way does.
+type step uint8
+
+const (
+	stepNone      step = iota
+	stepBlocks         // whole blocks: the request itself, or a piece of it
+	stepReadPart       // reads the block around a part of one
+	stepWritePart      // writes it back, changed
+	stepSync           // makes the rest durable
+)
+
+// begin starts a request. If a step is ready it joins the session's batch.
+//
+// Concurrency: on the session's goroutine.
+func (c *command) begin(p *port.Processor, r *nbd.Request) {
+	g := c.s.d.geometry.Load()
+	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
+	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
+	mask := g.blockBytes - 1
+	if r.Op == nbd.OpTrim {
+		// A hint: only whole blocks are trimmed.
+		c.pos, c.end = (c.pos+mask)&^mask, c.end&^mask
+		c.end = max(c.pos, c.end)
+	}
+	switch r.Op {
+	case nbd.OpWrite, nbd.OpTrim, nbd.OpWriteZeroes:
+		c.lockFrom, c.lockTo = c.pos&^mask, (c.end+mask)&^mask
+		if (c.pos|c.end)&mask != 0 {
+			c.startGranted(p, c.s.d.gate.enterSlow(c, holdExclusive))
+			return
+		}
+		if !c.s.d.gate.enterFast(&c.s.fast) {
+			c.startGranted(p, c.s.d.gate.enterSlow(c, holdShared))
+			return
+		}
+		c.hold = holdFast
+	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpCount:
+	}
+	switch c.prepare(g) {
+	case ready:
+		c.s.batch = append(c.s.batch, c.srb)
+	case finished:
+		c.finish(p)
+	case waiting:
+	}
+}
+
+// startGranted runs commands, of any session, that the gate let in.
+func (c *command) startGranted(p *port.Processor, granted []*command) {
+	for _, x := range granted {
+		x.advance(p)
+	}
+}
+
+// advance prepares the next step and submits it, or finishes.
+func (c *command) advance(p *port.Processor) {
+	switch c.prepare(c.s.d.geometry.Load()) {
+	case ready:
+		c.s.d.lu.Submit(p, c.one[:])
+	case finished:
+		c.finish(p)
+	case waiting:
+	}
+}
+
+// outcome of prepare.
+type outcome uint8
+
+const (
+	ready    outcome = iota // the SRB is filled
+	finished                // nothing is left to do
+	waiting                 // the command continues when the block buffer is free
+)
+
+// prepare fills the SRB for the next step.
+func (c *command) prepare(g *geometry) outcome {
+	r := c.req
+	if r.Op == nbd.OpFlush {
+		if c.step == stepSync {
+			return finished
+		}
+		c.sync()
+		return ready
+	}
+	if c.pos >= c.end {
+		if c.step != stepSync && c.step != stepNone && c.syncsAfter(g) {
+			c.sync()
+			return ready
+		}
+		return finished
+	}
+	mask := g.blockBytes - 1
+	if c.pos&mask != 0 || c.end-c.pos < g.blockBytes {
+		if r.Op == nbd.OpCache {
+			// A hint again: the whole block will do.
+			c.pos &^= mask
+			c.end = (c.end + mask) &^ mask
+		} else {
+			return c.partOfBlock(g)
+		}
+	}
+	c.wholeBlocks(g)
+	return ready
+}
+
+// syncsAfter reports whether the request's durability needs a command of its
+// own.
+func (c *command) syncsAfter(g *geometry) bool {
+	if !c.req.FUA {
+		return false
+	}
+	switch c.req.Op {
+	case nbd.OpTrim, nbd.OpWriteZeroes:
+		return true
+	case nbd.OpWrite:
+		return !g.fua
+	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpCount:
+	}
+	return false
+}
+
+// reset makes the SRB ready to be filled.
+func (c *command) reset(s step, cdbBytes int) *port.SRB {
+	c.step = s
+	srb := c.srb
+	srb.Function = port.FunctionExecuteScsi
+	srb.CDBBytes = uint8(cdbBytes)
+	srb.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
+	srb.QueueAction = port.SimpleTag
+	srb.DataBuffers[0] = nil
+	srb.DataTransferBytes, c.want = 0, 0
+	return srb
+}
+
+func (c *command) data(flags port.Flags, b []byte) {
+	c.srb.Flags |= flags
+	c.srb.DataBuffers[0] = b
+	c.want = uint32(len(b))
+	c.srb.DataTransferBytes = c.want
+}
+
+func (c *command) sync() {
+	c.stepBytes = 0
+	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
+}
+
+// wholeBlocks fills the SRB for as many whole blocks from pos on as one command
+// takes.
+func (c *command) wholeBlocks(g *geometry) {
+	r := c.req
+	lba := c.pos / g.blockBytes
+	blocks := (c.end - c.pos) / g.blockBytes
+	done := c.pos - r.OffsetBytes
+	cdb := &c.srb.CDB
+	switch r.Op {
+	case nbd.OpRead:
+		blocks = min(blocks, g.maxTransfer)
+		c.reset(stepBlocks, scsi.PutRead16(cdb, lba, uint32(blocks), false, false))
+		c.data(port.FlagDataIn, r.Data[done:done+blocks*g.blockBytes])
+	case nbd.OpWrite:
+		blocks = min(blocks, g.maxTransfer)
+		c.reset(stepBlocks, scsi.PutWrite16(cdb, lba, uint32(blocks), r.FUA && g.fua, false))
+		c.data(port.FlagDataOut, r.Data[done:done+blocks*g.blockBytes])
+	case nbd.OpTrim:
+		blocks = min(blocks, g.maxUnmap)
+		n := scsi.PutUnmapHeader(c.param, 1)
+		scsi.PutUnmapDescriptor(c.param[n:], lba, uint32(blocks))
+		c.reset(stepBlocks, scsi.PutUnmap(cdb, false, unmapParameterBytes))
+		c.data(port.FlagDataOut, c.param)
+	case nbd.OpWriteZeroes:
+		blocks = min(blocks, g.maxWriteSame)
+		c.reset(stepBlocks, scsi.PutWriteSame16(cdb, lba, uint32(blocks), !r.NoHole && g.unmapZeros, false, true))
+	case nbd.OpCache:
+		blocks = min(blocks, g.maxPrefetch)
+		c.reset(stepBlocks, scsi.PutPreFetch16(cdb, lba, uint32(blocks), false))
+	case nbd.OpFlush, nbd.OpCount:
+		panic("disk: no blocks in this operation")
+	}
+	c.stepBytes = blocks * g.blockBytes
+}
+
+// partOfBlock fills the SRB to read the block around pos into the block buffer.
+func (c *command) partOfBlock(g *geometry) outcome {
+	if !c.ownsBounce && !c.s.takeBounce(c) {
+		return waiting
+	}
+	c.s.d.stats.partialBlocks.Add(1)
+	inBlock := c.pos & (g.blockBytes - 1)
+	c.stepBytes = min(g.blockBytes-inBlock, c.end-c.pos)
+	c.reset(stepReadPart, scsi.PutRead16(&c.srb.CDB, c.pos/g.blockBytes, 1, false, false))
+	c.data(port.FlagDataIn, c.s.bounce[:g.blockBytes])
+	return ready
+}
+
+// writePart changes the block in the buffer and fills the SRB to write it back.
+func (c *command) writePart(g *geometry) {
+	r := c.req
+	inBlock := c.pos & (g.blockBytes - 1)
+	part := c.s.bounce[inBlock : inBlock+c.stepBytes]
+	if r.Op == nbd.OpWrite {
+		copy(part, r.Data[c.pos-r.OffsetBytes:])
+	} else {
+		clear(part)
+	}
+	fua := r.FUA && g.fua && r.Op == nbd.OpWrite
+	c.reset(stepWritePart, scsi.PutWrite16(&c.srb.CDB, c.pos/g.blockBytes, 1, fua, false))
+	c.data(port.FlagDataOut, c.s.bounce[:g.blockBytes])
+}
+
+// CompleteSRB implements port.Completer.
+func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
+	v, errno := judge(srb, c.want)
+	if v == verdictDone {
+		c.tries = 0
+		c.stepDone(p)
+		return
+	}
+	d := c.s.d
+	if a, ok := unitAttention(srb); ok {
+		d.attention(p, a)
+	}
+	if v == verdictRetry && c.tries < d.options.RetryCount {
+		c.tries++
+		d.stats.retries.Add(1)
+		srb.DataTransferBytes = c.want
+		d.lu.Submit(p, c.one[:])
+		return
+	}
+	c.errno = errno
+	c.finish(p)
+}
+
+// stepDone goes on after a step that worked.
+func (c *command) stepDone(p *port.Processor) {
+	switch c.step {
+	case stepReadPart:
+		if c.req.Op != nbd.OpRead {
+			c.writePart(c.s.d.geometry.Load())
+			c.s.d.lu.Submit(p, c.one[:])
+			return
+		}
+		inBlock := c.pos & (c.s.d.geometry.Load().blockBytes - 1)
+		copy(c.req.Data[c.pos-c.req.OffsetBytes:], c.s.bounce[inBlock:inBlock+c.stepBytes])
+	case stepBlocks, stepWritePart, stepSync, stepNone:
+	}
+	c.pos += c.stepBytes
+	if c.ownsBounce {
+		c.passBounce(p)
+	}
+	if c.pos >= c.end && !c.req.FUA {
+		c.finish(p)
+		return
+	}
+	c.advance(p)
+}
+
+// passBounce gives the block buffer to the next in line and lets that go on.
+func (c *command) passBounce(p *port.Processor) {
+	if next := c.s.releaseBounce(c); next != nil {
+		next.advance(p)
+	}
+}
+
+// finish answers the request. The slot may be used again as soon as Complete is
+// called, so that comes last.
+func (c *command) finish(p *port.Processor) {
+	if c.ownsBounce {
+		c.passBounce(p)
+	}
+	if c.hold != holdNone {
+		c.startGranted(p, c.s.d.gate.leave(c))
+	}
+	s, r := c.s, c.req
+	c.req = nil
+	c.srb.DataBuffers[0] = nil
+	if r.Complete(c.errno) {
+		p.Defer(s)
+	}
+}

@@ -1,0 +1,372 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// MaxPayloadBytes is the longest READ or WRITE that clients are told of.
+const MaxPayloadBytes = 64 << 20
+
+// Options configure a Disk. Zero values stand for the defaults.
+type Options struct {
+	// Arena is where block buffers come from. Mandatory.
+	Arena *dma.Arena
+	// Description is shown to clients.
+	Description string
+	// RetryCount is how often a command is sent again after a unit attention, a
+	// reset or a timeout. Default 8.
+	RetryCount int
+	// TimeoutSecs is the time-out of each command. Default: the adapter's.
+	TimeoutSecs uint32
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// A Disk is one logical unit as clients see it. It implements nbd.Device.
+//
+// Concurrency: any goroutine.
+type Disk struct {
+	lu       *port.LogicalUnit
+	adapter  *port.Adapter
+	options  Options
+	serial   string
+	geometry atomic.Pointer[geometry]
+	gate     rangeGate
+	refresh  port.WorkItem
+	stats    stats
+}
+
+var _ nbd.Device = (*Disk)(nil)
+
+// geometry is what the unit said about itself. It is replaced as a whole.
+type geometry struct {
+	blocks     uint64
+	blockBytes uint64
+	readOnly   bool
+	rotational bool
+	fua        bool // WRITE takes FUA
+	unmap      bool
+	unmapZeros bool // WRITE SAME with UNMAP reads back as zeros
+	// Limits in blocks for one command.
+	maxTransfer, maxUnmap, maxWriteSame, maxPrefetch uint64
+	preferredBytes                                   uint32
+}
+
+func (g *geometry) sizeBytes() uint64 { return g.blocks * g.blockBytes }
+
+type stats struct {
+	retries, unitAttentions, partialBlocks atomic.Uint64
+}
+
+// Stats is a snapshot of a disk's rare events.
+type Stats struct {
+	Retries        uint64 // commands sent again
+	UnitAttentions uint64
+	PartialBlocks  uint64 // blocks read, changed and written back, or read in part
+}
+
+// Stats returns the disk's counters.
+func (d *Disk) Stats() Stats {
+	return Stats{
+		Retries: d.stats.retries.Load(), UnitAttentions: d.stats.unitAttentions.Load(),
+		PartialBlocks: d.stats.partialBlocks.Load(),
+	}
+}
+
+// Attach asks a unit what it is and returns the Disk for it.
+//
+// Level: Passive. Errors: the unit is no disk, does not answer, or says what
+// cannot be.
+func Attach(p *port.Processor, lu *port.LogicalUnit, o Options) (*Disk, error) {
+	if o.RetryCount == 0 {
+		o.RetryCount = 8
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	d := &Disk{lu: lu, adapter: lu.Adapter(), options: o}
+	d.refresh.Routine = d.readAgain
+	q, ok := scsi.ParseInquiryData(lu.Inquiry())
+	if !ok || !q.Disk() {
+		return nil, fmt.Errorf("%s: not a disk (peripheral %#02x)", lu, q.Peripheral)
+	}
+	if err := d.learn(p); err != nil {
+		return nil, fmt.Errorf("%s: %w", lu, err)
+	}
+	return d, nil
+}
+
+// Serial is the unit's serial number (VPD page 80h).
+func (d *Disk) Serial() string { return d.serial }
+
+// LogicalUnit is the unit behind the disk.
+func (d *Disk) LogicalUnit() *port.LogicalUnit { return d.lu }
+
+// Info implements nbd.Device.
+func (d *Disk) Info() nbd.Info {
+	g := d.geometry.Load()
+	return nbd.Info{
+		SizeBytes:   g.sizeBytes(),
+		Description: d.options.Description,
+		ReadOnly:    g.readOnly,
+		Rotational:  g.rotational,
+		CanFlush:    true,
+		// A unit without FUA gets a SYNCHRONIZE CACHE after each such write.
+		CanFUA:         true,
+		CanTrim:        g.unmap,
+		CanWriteZeroes: true,
+		CanCache:       true,
+		// Every connection reaches the same unit and the same cache, and a write
+		// is acknowledged only when the unit has it.
+		CanMultiConn:        true,
+		MinBlockBytes:       1,
+		PreferredBlockBytes: g.preferredBytes,
+		MaxPayloadBytes:     MaxPayloadBytes,
+	}
+}
+
+// Flush makes durable what was acknowledged before.
+//
+// Level: Passive.
+func (d *Disk) Flush(p *port.Processor) error {
+	t, err := d.newTalker(p)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	return t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
+}
+
+// readAgain is the work item that follows a unit attention.
+func (d *Disk) readAgain(p *port.Processor) {
+	if err := d.learn(p); err != nil {
+		d.options.Log.Error("reading the unit's parameters again", "unit", d.lu.String(), "error", err)
+	}
+}
+
+// A talker sends commands one at a time and waits for each.
+type talker struct {
+	d    *Disk
+	p    *port.Processor
+	srb  *port.SRB
+	data []byte
+}
+
+const talkerBytes = 4096
+
+func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
+	srb, err := d.adapter.NewSRB(1)
+	if err != nil {
+		return nil, err
+	}
+	data := d.options.Arena.Alloc(talkerBytes)
+	if data == nil {
+		d.adapter.FreeSRB(srb)
+		return nil, fmt.Errorf("no memory for a buffer of %d bytes", talkerBytes)
+	}
+	return &talker{d: d, p: p, srb: srb, data: data}, nil
+}
+
+func (t *talker) close() {
+	t.d.options.Arena.Free(t.data)
+	t.d.adapter.FreeSRB(t.srb)
+}
+
+// command sends the CDB that was put into t.srb and reads up to inBytes into
+// t.data, of which it returns what came through srb.DataTransferBytes.
+func (t *talker) command(name string, cdbBytes, inBytes int) error {
+	for try := 0; ; try++ {
+		clear(t.data)
+		s := t.srb
+		s.Function = port.FunctionExecuteScsi
+		s.CDBBytes = uint8(cdbBytes)
+		s.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
+		s.QueueAction = port.SimpleTag
+		s.TimeoutSecs = t.d.options.TimeoutSecs
+		s.DataBuffers[0], s.DataTransferBytes = nil, 0
+		if inBytes > 0 {
+			s.Flags |= port.FlagDataIn
+			s.DataBuffers[0], s.DataTransferBytes = t.data[:inBytes], uint32(inBytes)
+		}
+		t.d.lu.Execute(t.p, s)
+		if s.Status.Code() == port.StatusDataOverrun && s.DataTransferBytes <= uint32(inBytes) {
+			return nil // shorter than the allocation length, which is usual
+		}
+		v, errno := judge(s, s.DataTransferBytes)
+		if v == verdictDone {
+			return nil
+		}
+		if v == verdictFail || try >= t.d.options.RetryCount {
+			return fmt.Errorf("%s: %s (%s)", name, errno, s)
+		}
+		t.d.stats.retries.Add(1)
+	}
+}
+
+// in is the data of the last command.
+func (t *talker) in() []byte { return t.data[:t.srb.DataTransferBytes] }
+
+// learn asks for everything that geometry holds.
+func (d *Disk) learn(p *port.Processor) error {
+	t, err := d.newTalker(p)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if err := t.command("TEST UNIT READY", scsi.PutTestUnitReady(&t.srb.CDB), 0); err != nil {
+		return err
+	}
+	g := &geometry{}
+	capacity, err := t.capacity()
+	if err != nil {
+		return err
+	}
+	g.blocks, g.blockBytes = capacity.Blocks, uint64(capacity.BlockBytes)
+	if b := g.blockBytes; b < 512 || b > talkerBytes || b&(b-1) != 0 {
+		return fmt.Errorf("block size %d bytes: want a power of two from 512 to %d", b, talkerBytes)
+	}
+	if g.blocks > math.MaxInt64/g.blockBytes {
+		return fmt.Errorf("capacity of %d blocks of %d bytes exceeds %d bytes", g.blocks, g.blockBytes, int64(math.MaxInt64))
+	}
+	if err := t.mode(g); err != nil {
+		return err
+	}
+	if err := t.pages(g, capacity); err != nil {
+		return err
+	}
+	d.geometry.Store(g)
+	return nil
+}
+
+func (t *talker) capacity() (scsi.Capacity, error) {
+	const allocation = 32
+	err16 := t.command("READ CAPACITY(16)", scsi.PutReadCapacity16(&t.srb.CDB, allocation), allocation)
+	if err16 == nil {
+		if c, ok := scsi.ParseReadCapacity16Data(t.in()); ok {
+			return c, nil
+		}
+		return scsi.Capacity{}, fmt.Errorf("READ CAPACITY(16): %d bytes make no answer", len(t.in()))
+	}
+	err := t.command("READ CAPACITY(10)", scsi.PutReadCapacity10(&t.srb.CDB), scsi.ReadCapacity10Bytes)
+	if err != nil {
+		return scsi.Capacity{}, errors.Join(err16, err)
+	}
+	c, tooBig, ok := scsi.ParseReadCapacity10Data(t.in())
+	if !ok || tooBig {
+		return scsi.Capacity{}, errors.Join(err16, errors.New("READ CAPACITY(10): the capacity does not fit"))
+	}
+	return c, nil
+}
+
+// mode asks for write protection, FUA and the cache.
+func (t *talker) mode(g *geometry) error {
+	const allocation = 252
+	err := t.command("MODE SENSE(10)", scsi.PutModeSense10(&t.srb.CDB, scsi.ModePageCaching, true, allocation), allocation)
+	if err != nil {
+		return err
+	}
+	m, ok := scsi.ParseModeSense10Data(t.in())
+	if !ok {
+		return fmt.Errorf("MODE SENSE(10): %d bytes make no answer", len(t.in()))
+	}
+	g.readOnly, g.fua = m.WriteProtected, m.DPOFUA
+	return nil
+}
+
+// pages asks for the vital product data that matter, as far as the unit has
+// them.
+func (t *talker) pages(g *geometry, c scsi.Capacity) error {
+	const allocation = 252
+	page := func(n scsi.VPDPage) ([]byte, error) {
+		err := t.command(fmt.Sprintf("INQUIRY page %#02x", uint8(n)), scsi.PutInquiryVPD(&t.srb.CDB, n, allocation), allocation)
+		return t.in(), err
+	}
+	list, err := page(scsi.VPDSupportedPages)
+	if err != nil {
+		return err
+	}
+	supported := append([]byte(nil), list...)
+	if scsi.VPDSupports(supported, scsi.VPDUnitSerialNumber) {
+		b, err := page(scsi.VPDUnitSerialNumber)
+		if err != nil {
+			return err
+		}
+		if serial, ok := scsi.ParseVPDSerial(b); ok && t.d.serial == "" {
+			t.d.serial = serial
+		}
+	}
+	var limits scsi.BlockLimits
+	if scsi.VPDSupports(supported, scsi.VPDBlockLimits) {
+		b, err := page(scsi.VPDBlockLimits)
+		if err != nil {
+			return err
+		}
+		limits, _ = scsi.ParseVPDBlockLimits(b)
+	}
+	if scsi.VPDSupports(supported, scsi.VPDBlockCharacteristics) {
+		b, err := page(scsi.VPDBlockCharacteristics)
+		if err != nil {
+			return err
+		}
+		x, ok := scsi.ParseVPDBlockCharacteristics(b)
+		g.rotational = ok && x.RotationRate != scsi.RotationNotReported && x.RotationRate != scsi.RotationNone
+	}
+	if c.Provisioned && scsi.VPDSupports(supported, scsi.VPDLogicalBlockProvisioning) {
+		b, err := page(scsi.VPDLogicalBlockProvisioning)
+		if err != nil {
+			return err
+		}
+		x, ok := scsi.ParseVPDProvisioning(b)
+		g.unmap = ok && x.Unmap
+		g.unmapZeros = ok && x.WriteSame16 && x.ReadZeros && c.ReadZeros
+	}
+	t.d.limits(g, limits)
+	return nil
+}
+
+// limits settles how much one command may cover.
+func (d *Disk) limits(g *geometry, l scsi.BlockLimits) {
+	least := func(limits ...uint64) uint64 {
+		n := uint64(math.MaxUint32)
+		for _, x := range limits {
+			if x != 0 {
+				n = min(n, x)
+			}
+		}
+		return n
+	}
+	config := d.adapter.Config()
+	// Whatever the buffers' pages are, the list of segments is long enough.
+	segmentsBytes := uint64(config.NumberOfPhysicalBreaks) * 4096
+	transferBytes := least(uint64(config.MaximumTransferLength), segmentsBytes)
+	g.maxTransfer = max(1, least(transferBytes/g.blockBytes, uint64(l.MaxTransfer)))
+	g.maxUnmap = least(uint64(l.MaxUnmap))
+	g.maxWriteSame = least(l.MaxWriteSame)
+	g.maxPrefetch = least(uint64(l.MaxPrefetch))
+	if l.MaxUnmap == 0 {
+		g.unmap = false
+	}
+	g.preferredBytes = uint32(max(4096, uint64(l.OptimalGranularity)*g.blockBytes))
+	if g.preferredBytes&(g.preferredBytes-1) != 0 {
+		g.preferredBytes = 4096
+	}
+}
+
+// attention is told of every unit attention.
+func (d *Disk) attention(p *port.Processor, a scsi.Additional) {
+	d.stats.unitAttentions.Add(1)
+	d.options.Log.Info("unit attention", "unit", d.lu.String(), "condition", a.String())
+	if a == scsi.CapacityDataHasChanged {
+		d.adapter.QueueWorkItem(p, &d.refresh)
+	}
+}

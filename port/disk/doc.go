@@ -1,0 +1,34 @@
+// Package disk is the class driver: it turns requests of package nbd into CDBs
+// and SRBs for one logical unit, and SRB status and sense data into errors.
+//
+// A Disk learns all it knows about its unit by SCSI, as any class driver does:
+// capacity, block size, write protection, cache, provisioning, limits. It
+// implements nbd.Device; each connection opens a session, with an SRB for each
+// request slot and a processor for the connection's goroutine.
+//
+// # A request's way
+//
+// A request becomes one SCSI command after another: pieces of at most the
+// adapter's longest transfer, and single blocks where it starts or ends inside
+// one. Most are one piece. All commands of a batch go to the port together.
+//
+//	READ           READ(16)
+//	WRITE          WRITE(16), with FUA as asked
+//	FLUSH          SYNCHRONIZE CACHE(16)
+//	TRIM           UNMAP, of the whole blocks inside the range
+//	WRITE_ZEROES   WRITE SAME(16) without data, with UNMAP unless NO_HOLE
+//	CACHE          PRE-FETCH(16)
+//
+// TRIM and WRITE_ZEROES with FUA are followed by SYNCHRONIZE CACHE(16).
+//
+// # Bytes and blocks
+//
+// Clients may address bytes; units have blocks. A write that covers part of a
+// block reads the block, changes it and writes it back, and no other write may
+// come in between. rangeGate sees to that, and costs writes of whole blocks one
+// load while no such write is about.
+//
+// # Locks
+//
+// rangeGate.mu and session.mu are leaves; neither is held across Submit.
+package disk

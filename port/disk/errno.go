@@ -1,0 +1,95 @@
+package disk
+
+import (
+	"github.com/vhbad/vhbad/internal/scsi"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// verdict is what is to be done about a completed SRB.
+type verdict uint8
+
+const (
+	verdictDone  verdict = iota // it worked
+	verdictRetry                // send it again, a bounded number of times
+	verdictFail                 // tell the client
+)
+
+// judge maps an SRB's outcome to a verdict and, for verdictFail and for a retry
+// that is one too many, to the client's error. want is how many bytes had to be
+// moved.
+//
+// Source of the division of labour: "Storage Class Driver's RetryRequest
+// Routine": the port retries what the transport did, the class driver what the
+// device said, resets and timeouts.
+func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
+	switch srb.Status.Code() {
+	case port.StatusSuccess:
+		if srb.DataTransferBytes != want {
+			return verdictFail, nbd.EIO // a short transfer; NBD has none
+		}
+		return verdictDone, nbd.OK
+	case port.StatusError:
+		return judgeScsi(srb)
+	case port.StatusBusy, port.StatusThrottledRequest, port.StatusInsufficientResources,
+		port.StatusAborted, port.StatusBusReset, port.StatusTimeout, port.StatusCommandTimeout,
+		port.StatusRequestFlushed, port.StatusParityError, port.StatusUnexpectedBusFree, port.StatusLinkDown:
+		return verdictRetry, nbd.EIO
+	case port.StatusNoDevice, port.StatusInvalidPathID, port.StatusInvalidLun, port.StatusInvalidTargetID,
+		port.StatusNoHBA, port.StatusSelectionTimeout, port.StatusNotPowered:
+		return verdictFail, nbd.ESHUTDOWN
+	case port.StatusInvalidRequest, port.StatusBadFunction, port.StatusBadSrbBlockLength:
+		return verdictFail, nbd.EINVAL
+	default:
+		return verdictFail, nbd.EIO
+	}
+}
+
+// judgeScsi maps a SCSI status and its sense data.
+func judgeScsi(srb *port.SRB) (verdict, nbd.Errno) {
+	switch srb.ScsiStatus {
+	case scsi.StatusBusy, scsi.StatusTaskSetFull, scsi.StatusTaskAborted, scsi.StatusACAActive:
+		return verdictRetry, nbd.EIO
+	case scsi.StatusReservationConflict:
+		return verdictFail, nbd.EPERM
+	case scsi.StatusConditionMet:
+		return verdictDone, nbd.OK
+	default:
+	}
+	if srb.Status&port.StatusAutosenseValid == 0 {
+		return verdictFail, nbd.EIO
+	}
+	sense, ok := scsi.ParseSense(srb.Sense[:srb.SenseBytes])
+	if !ok {
+		return verdictFail, nbd.EIO
+	}
+	switch sense.Key {
+	case scsi.KeyRecoveredError:
+		return verdictDone, nbd.OK
+	case scsi.KeyUnitAttention, scsi.KeyAbortedCommand:
+		return verdictRetry, nbd.EIO
+	case scsi.KeyNotReady:
+		return verdictFail, nbd.EIO
+	case scsi.KeyDataProtect:
+		if sense.Additional == scsi.SpaceAllocationFailed {
+			return verdictFail, nbd.ENOSPC
+		}
+		return verdictFail, nbd.EPERM
+	case scsi.KeyIllegalRequest:
+		if sense.Additional == scsi.LBAOutOfRange && srb.Flags&port.FlagDataOut != 0 {
+			return verdictFail, nbd.ENOSPC
+		}
+		return verdictFail, nbd.EINVAL
+	default:
+		return verdictFail, nbd.EIO
+	}
+}
+
+// unitAttention returns the unit attention that srb reports, if it does.
+func unitAttention(srb *port.SRB) (scsi.Additional, bool) {
+	if srb.Status.Code() != port.StatusError || srb.Status&port.StatusAutosenseValid == 0 {
+		return 0, false
+	}
+	sense, ok := scsi.ParseSense(srb.Sense[:srb.SenseBytes])
+	return sense.Additional, ok && sense.Key == scsi.KeyUnitAttention
+}

@@ -1,0 +1,151 @@
+package disk
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// A rangeGate keeps writes apart where they must be: one that changes part of a
+// block reads it first, and a write that came between would be undone.
+//
+// Writes of whole blocks take the fast way: they count themselves in their own
+// session's counter and look whether any exclusive write is about. An exclusive
+// write first announces itself and then waits until the fast ones it may have
+// missed are gone. Both sides store before they load, so one sees the other.
+// While exclusive writes are about, all writes take the slow way: a list of
+// ranges, granted in order of arrival where they overlap.
+type rangeGate struct {
+	// exclusive counts exclusive writes waiting or running.
+	exclusive atomic.Int32
+	_         [60]byte
+
+	mu sync.Mutex
+	// sessions holds the counters of fast writes.
+	// +checklocks:mu
+	sessions []*atomic.Int64
+	// running and waiting hold the ranges of the slow way, in order of arrival.
+	// +checklocks:mu
+	running, waiting []*command
+}
+
+// How a command holds the gate.
+type hold uint8
+
+const (
+	holdNone hold = iota
+	holdFast
+	holdShared
+	holdExclusive
+)
+
+// register adds a session's counter of fast writes.
+func (g *rangeGate) register(n *atomic.Int64) {
+	g.mu.Lock()
+	g.sessions = append(g.sessions, n)
+	g.mu.Unlock()
+}
+
+func (g *rangeGate) unregister(n *atomic.Int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range g.sessions {
+		if g.sessions[i] == n {
+			g.sessions = append(g.sessions[:i], g.sessions[i+1:]...)
+			return
+		}
+	}
+}
+
+// enterFast lets a write of whole blocks in if no exclusive write is about.
+func (g *rangeGate) enterFast(fast *atomic.Int64) bool {
+	fast.Add(1)
+	if g.exclusive.Load() == 0 {
+		return true
+	}
+	fast.Add(-1)
+	return false
+}
+
+// enterSlow queues c by its range and returns the commands, c perhaps among
+// them, that may run now.
+func (g *rangeGate) enterSlow(c *command, h hold) []*command {
+	if h == holdExclusive {
+		g.exclusive.Add(1)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c.hold = h
+	g.waiting = append(g.waiting, c)
+	return g.grantLocked()
+}
+
+// leave ends c's hold and returns the commands that may run now.
+func (g *rangeGate) leave(c *command) []*command {
+	h := c.hold
+	c.hold = holdNone
+	switch h {
+	case holdNone:
+		return nil
+	case holdFast:
+		c.s.fast.Add(-1)
+		if g.exclusive.Load() == 0 {
+			return nil
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.grantLocked()
+	case holdShared, holdExclusive:
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range g.running {
+		if g.running[i] == c {
+			g.running = append(g.running[:i], g.running[i+1:]...)
+			break
+		}
+	}
+	if h == holdExclusive {
+		g.exclusive.Add(-1)
+	}
+	return g.grantLocked()
+}
+
+// grantLocked moves from waiting to running what overlaps nothing that runs,
+// nor anything that came earlier and still waits.
+//
+// +checklocks:g.mu
+func (g *rangeGate) grantLocked() (granted []*command) {
+	if len(g.waiting) == 0 {
+		return nil
+	}
+	drained := true
+	for _, n := range g.sessions {
+		if n.Load() != 0 {
+			drained = false
+			break
+		}
+	}
+	kept := g.waiting[:0]
+	for _, c := range g.waiting {
+		if c.hold == holdExclusive && !drained || conflicts(c, g.running) || conflicts(c, kept) {
+			kept = append(kept, c)
+			continue
+		}
+		g.running = append(g.running, c)
+		granted = append(granted, c)
+	}
+	clear(g.waiting[len(kept):])
+	g.waiting = kept
+	return granted
+}
+
+// conflicts reports whether c must not run beside one of others: they share a
+// block and one of the two is exclusive.
+func conflicts(c *command, others []*command) bool {
+	for _, o := range others {
+		if (c.hold == holdExclusive || o.hold == holdExclusive) && c.lockFrom < o.lockTo && o.lockFrom < c.lockTo {
+			return true
+		}
+	}
+	return false
+}
