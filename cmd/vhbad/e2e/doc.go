@@ -27,6 +27,8 @@
 // # Flags
 //
 //	-vhbad FILE      test this binary instead of building one
+//	-race-daemon     build the daemon with the race detector
+//	-full            kernel: every file system in every pairing, for a long run
 //	-server NAME     vhbad (default) or nbdkit, to tell a fault of the tests, of
 //	                 the guest kernel or of nbd-client from one of ours
 package e2e

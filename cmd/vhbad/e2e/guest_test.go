@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -69,6 +70,7 @@ func guestMain() bool {
 	if name == "" || os.Getpid() != 1 {
 		return false
 	}
+	debug.SetGCPercent(-1) // a scenario allocates little, and fresh pages are dear here
 	results, err := os.OpenFile(guestResults, os.O_WRONLY, 0)
 	if err != nil {
 		fmt.Println("guest:", err)
@@ -97,11 +99,11 @@ func runScenario(name string, results *os.File) {
 		}
 	}
 	steps := []step{{name: bootStep, run: (*guest).boot}}
-	for _, s := range scenarios() {
-		if s.name == name {
-			steps = append(steps, s.steps...)
-		}
+	s, ok := scenarioNamed(name)
+	if !ok {
+		steps = append(steps, step{name: "scenario", run: func(*guest) error { return fmt.Errorf("no scenario %q", name) }})
 	}
+	steps = append(steps, s.steps...)
 	for _, s := range steps {
 		began := time.Now()
 		err := s.run(g)
@@ -150,6 +152,9 @@ func (g *guest) boot() error {
 			return err
 		}
 	}
+	if err := os.Unsetenv("GODEBUG"); err != nil { // it was for init, not for its children
+		return err
+	}
 	for name, value := range map[string]string{
 		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": "/run/tmp", "HOME": "/run", "LC_ALL": "C",
 	} {
@@ -175,8 +180,8 @@ func (g *guest) boot() error {
 	return g.run("ip", "link", "set", "lo", "up")
 }
 
-// commandTimeout bounds every command in the guest; the host bounds the boot.
-const commandTimeout = 2 * time.Minute
+// guestCommandTimeout bounds every command in the guest; the host bounds the boot.
+const guestCommandTimeout = 2 * time.Minute
 
 // run runs a command to its end; its error holds the end of what it printed.
 func (g *guest) run(name string, args ...string) error {
@@ -185,13 +190,13 @@ func (g *guest) run(name string, args ...string) error {
 }
 
 func (g *guest) output(name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), guestCommandTimeout)
 	defer cancel()
 	command := exec.CommandContext(ctx, name, args...)
 	command.WaitDelay = time.Second
 	out, err := command.CombinedOutput()
 	if ctx.Err() != nil {
-		err = errors.Join(err, fmt.Errorf("no end after %v", commandTimeout))
+		err = errors.Join(err, fmt.Errorf("no end after %v", guestCommandTimeout))
 	}
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %w\n%s", strings.Join(command.Args, " "), err, tail(out))
@@ -244,6 +249,12 @@ func (g *guest) startServer(tr transport, disk string) error {
 	server, err := config.command()
 	if err != nil {
 		return err
+	}
+	if g.kind == serverNbdkit && tr.network == "unix" {
+		// nbdkit leaves its socket behind; vhbad must cope by itself.
+		if err := os.RemoveAll(tr.address); err != nil {
+			return err
+		}
 	}
 	log := new(bytes.Buffer)
 	server.Stdout, server.Stderr = log, log

@@ -30,24 +30,37 @@ var (
 	btrfs = filesystem{"btrfs", []string{"mkfs.btrfs", "-q"}, []string{"btrfs", "check", "--readonly"}}
 )
 
-// scenarios lists all boots. Host and guest run the same binary, so they agree.
+// scenarios lists all boots. Each client takes each file system over each transport
+// and over one and four connections, in as few boots as that needs.
 func scenarios() []scenario {
-	all := []string{ext4.name, xfs.name, btrfs.name}
 	return []scenario{
-		attachScenario(nbdClient, overUnix, 1, all...),
-		attachScenario(nbdClient, overUnix, 4, all...),
-		attachScenario(nbdClient, overTCP, 1, all...),
-		attachScenario(nbdClient, overTCP, 4, all...),
-		attachScenario(vhbadClient, overUnix, 4, all...),
-		attachScenario(vhbadClient, overTCP, 1, ext4.name),
 		verifyScenario(),
+		attachScenario(nbdClient, overUnix, 1, ext4, btrfs),
+		attachScenario(nbdClient, overTCP, 4, ext4, btrfs),
+		attachScenario(nbdClient, overUnix, 4, xfs),
+		attachScenario(nbdClient, overTCP, 1, xfs),
+		attachScenario(vhbadClient, overUnix, 4, ext4, btrfs),
+		attachScenario(vhbadClient, overTCP, 1, xfs),
 		restartScenario(),
 	}
 }
 
-// scenarioNamed finds one scenario.
+// fullScenarios lists what -full adds: all file systems in each pairing.
+func fullScenarios() []scenario {
+	var full []scenario
+	for _, c := range []client{nbdClient, vhbadClient} {
+		for _, tr := range []transport{overUnix, overTCP} {
+			for _, connections := range []int{1, 4} {
+				full = append(full, attachScenario(c, tr, connections, ext4, xfs, btrfs))
+			}
+		}
+	}
+	return full
+}
+
+// scenarioNamed finds a scenario. Host and guest run the same binary, so they agree.
 func scenarioNamed(name string) (scenario, bool) {
-	for _, s := range scenarios() {
+	for _, s := range append(scenarios(), fullScenarios()...) {
 		if s.name == name {
 			return s, true
 		}
@@ -57,18 +70,14 @@ func scenarioNamed(name string) (scenario, bool) {
 
 // attachScenario takes each file system through its life on a device of so many
 // connections: make it, fill it, trim it, detach, attach again, check everything.
-func attachScenario(c client, tr transport, connections int, names ...string) scenario {
+func attachScenario(c client, tr transport, connections int, filesystems ...filesystem) scenario {
 	s := scenario{name: fmt.Sprintf("%s/%s/connections=%d", c.name, tr.network, connections)}
+	for _, fs := range filesystems {
+		s.name += "/" + fs.name
+	}
 	add := func(name string, run func(g *guest) error) { s.steps = append(s.steps, step{name, run}) }
 	add("start", func(g *guest) error { return g.startServer(tr, "memory:"+diskSize) })
-	for _, fs := range []filesystem{ext4, xfs, btrfs} {
-		wanted := false
-		for _, name := range names {
-			wanted = wanted || name == fs.name
-		}
-		if !wanted {
-			continue
-		}
+	for _, fs := range filesystems {
 		add(fs.name+"/attach", func(g *guest) error { return g.attach(c, tr, connections) })
 		s.steps = append(s.steps, fillSteps(fs)...)
 		add(fs.name+"/detach", func(g *guest) error { return g.detach(c) })

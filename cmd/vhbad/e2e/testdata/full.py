@@ -1,0 +1,22 @@
+# Run by nbdsh against a disk that is larger than the file system it lies on.
+
+chunk = b"\xa5" * (1 << 20)
+written = 0
+while written < h.get_size():
+    try:
+        h.pwrite(chunk, written, nbd.CMD_FLAG_FUA)
+    except nbd.Error as e:
+        assert e.errno == "ENOSPC", "got %s, want ENOSPC" % e.errno
+        break
+    written += len(chunk)
+else:
+    raise AssertionError("the disk never got full")
+assert written > 0, "nothing could be written"
+
+# What was acknowledged is there, and room that is given back can be used.
+for offset in range(0, written, len(chunk)):
+    assert h.pread(len(chunk), offset) == chunk, "byte %d was lost" % offset
+h.trim(len(chunk), 0)
+h.pwrite(chunk, h.get_size() - len(chunk), nbd.CMD_FLAG_FUA)
+h.flush()
+h.shutdown()
