@@ -1,0 +1,37 @@
+// Package media is where a logical unit's bytes are at rest.
+//
+// A Media is a flat range of bytes with read, write and flush. What else a
+// medium can do (discard, zero, tell its holes, answer without blocking) is a
+// one-method interface each, found once by Probe when the medium is attached
+// and never asked for again on the way of a request.
+//
+//	Memory   sparse, in memory outside the Go heap; gone when closed
+//	File     a sparse file or a block device; survives the process
+//	Backend  any backend.Backend of go-nbd
+//
+// # Promises
+//
+// Every Media keeps these, and the conformance test of this package checks them:
+//
+//   - What was never written, or was discarded or zeroed, reads as zeros.
+//   - A write that has returned is seen by every read that begins later.
+//   - What was written before a Flush began is durable when Flush returns nil,
+//     as far as the medium outlives anything at all.
+//   - A range beyond Size is refused with ErrRange and changes nothing.
+//   - A call that fails may have done a part of its work. An *Error says where
+//     it stopped.
+//   - Doing the same write, discard or zero again gives the same bytes.
+//
+// # Concurrency
+//
+// Any number of calls may run at once, on the same range too; then a read sees
+// each of its blocks before or after a write to it. Memory never tears a block;
+// File tears where the kernel does, at its pages' ends. Close waits for calls in
+// progress; later ones give ErrClosed.
+//
+// # Lock order
+//
+// Within Memory: resizeMu, then the stripes in ascending order, then tableMu or
+// pool.mu, which are leaves. Within File and Backend: life, the stripes in
+// ascending order, then the flush group's mu, a leaf.
+package media

@@ -1,0 +1,381 @@
+package media
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// A File is a medium in a sparse file or on a block device. It is locked against
+// other processes, and other Files of this one, while it is open.
+//
+// Reads and writes go through the page cache; Flush is fdatasync, FUA is
+// RWF_DSYNC.
+type File struct {
+	path     string
+	fd       int
+	readOnly bool
+	device   bool // a block device, whose size is not ours to set
+
+	size atomic.Int64 // bytes; negative once closed
+
+	// What the file system turned out not to do. They are stored at open or when
+	// the kernel first says so, and never go back.
+	noTryRead, noTryWrite, noDSync atomic.Bool
+	noHoles, noExtents             atomic.Bool
+
+	// ranges keeps COMPARE AND WRITE alone on its range: writes share their
+	// stripes. Reads share their first, and what may last long but writes nothing
+	// shares life, so that Close closes no descriptor in use.
+	ranges  rangeLock
+	life    sync.RWMutex
+	flushes flushGroup
+}
+
+var (
+	_ Media             = (*File)(nil)
+	_ NonBlockingReader = (*File)(nil)
+	_ NonBlockingWriter = (*File)(nil)
+	_ FUAWriter         = (*File)(nil)
+	_ Discarder         = (*File)(nil)
+	_ Zeroer            = (*File)(nil)
+	_ ExtentLister      = (*File)(nil)
+	_ Resizer           = (*File)(nil)
+	_ Prefetcher        = (*File)(nil)
+	_ ComparerWriter    = (*File)(nil)
+	_ Supporter         = (*File)(nil)
+)
+
+// Size is the number of bytes.
+func (f *File) Size() int64 { return max(f.size.Load(), 0) }
+
+// ReadOnly reports whether the file was opened for reading only.
+func (f *File) ReadOnly() bool { return f.readOnly }
+
+// Supports implements Supporter.
+func (f *File) Supports(a Ability) bool {
+	switch a {
+	case AbilityTryRead:
+		return !f.noTryRead.Load()
+	case AbilityTryWrite:
+		return !f.readOnly && !f.noTryWrite.Load()
+	case AbilityFUA, AbilityZero, AbilityCompareAndWrite:
+		return !f.readOnly
+	case AbilityDiscard:
+		return !f.readOnly && !f.noHoles.Load()
+	case AbilityExtents:
+		return !f.noExtents.Load()
+	case AbilityResize:
+		return !f.readOnly && !f.device
+	case AbilityPrefetch:
+		return true
+	}
+	return false
+}
+
+// enter checks a range and takes its stripes for shared use. Who gets nil
+// leaves by f.ranges.unshare(s).
+func (f *File) enter(op string, off, n int64, s stripeSet) error {
+	f.ranges.share(s)
+	if !inside(off, n, f.size.Load()) {
+		f.ranges.unshare(s)
+		return f.refuse(op, off, n)
+	}
+	return nil
+}
+
+// refuse is the error for a range that is not inside.
+func (f *File) refuse(op string, off, n int64) error {
+	kind := ErrRange
+	if f.size.Load() < 0 {
+		kind = ErrClosed
+	}
+	return &Error{Op: op, Name: f.path, OffsetBytes: off, LengthBytes: n, Kind: kind}
+}
+
+// fail is the error for a system call that failed.
+func (f *File) fail(op string, off, n int64, err error) error {
+	return &Error{Op: op, Name: f.path, OffsetBytes: off, LengthBytes: n, Kind: kindOfErrno(err), Err: err}
+}
+
+// kindOfErrno is the kind of failure that an errno stands for.
+func kindOfErrno(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		return ErrNoSpace
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EPERM), errors.Is(err, unix.EBADF):
+		return ErrReadOnly
+	}
+	return ErrMedium
+}
+
+// errTruncated: the file is shorter than it was when it was opened.
+var errTruncated = fmt.Errorf("the file ends here, it was cut short by somebody else: %w", io.ErrUnexpectedEOF)
+
+// ReadAt implements Media.
+//
+// Errors: ErrMedium, also if the file was truncated meanwhile.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	s := stripesOf(off, 1)
+	if err := f.enter("read", off, int64(len(p)), s); err != nil {
+		return 0, err
+	}
+	defer f.ranges.unshare(s)
+	return f.readShared(p, off)
+}
+
+// readShared is ReadAt with a stripe held.
+func (f *File) readShared(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil && n == 0:
+			err = errTruncated
+		}
+		if err != nil {
+			return done, f.fail("read", off+int64(done), int64(len(p)-done), err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// TryReadAt implements NonBlockingReader: it reads what is in the page cache.
+func (f *File) TryReadAt(p []byte, off int64) (bool, error) {
+	s := stripesOf(off, 1)
+	if f.noTryRead.Load() || len(p) == 0 || !f.ranges.tryShare(s) {
+		return false, nil
+	}
+	defer f.ranges.unshare(s)
+	if !inside(off, int64(len(p)), f.size.Load()) {
+		return true, f.refuse("read", off, int64(len(p)))
+	}
+	n, errno := preadNoWait(f.fd, p, off)
+	if errno == 0 {
+		// A short count means that the rest is not cached, or the end of a file
+		// that was truncated; ReadAt finds out which.
+		return n == len(p), nil
+	}
+	if noSuchFlag(errno) {
+		f.noTryRead.Store(true)
+	}
+	return false, nil
+}
+
+// WriteAt implements Media.
+//
+// Errors: ErrNoSpace if the file system is full, ErrReadOnly, ErrMedium.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	s := stripesOf(off, int64(len(p)))
+	if err := f.enter("write", off, int64(len(p)), s); err != nil {
+		return 0, err
+	}
+	defer f.ranges.unshare(s)
+	return f.writeShared(p, off)
+}
+
+// writeShared is WriteAt with the stripes held.
+func (f *File) writeShared(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pwrite(f.fd, p[done:], off+int64(done))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil && n == 0:
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return done, f.fail("write", off+int64(done), int64(len(p)-done), err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// TryWriteAt implements NonBlockingWriter, where the file system does.
+func (f *File) TryWriteAt(p []byte, off int64) (bool, error) {
+	s := stripesOf(off, int64(len(p)))
+	if f.noTryWrite.Load() || len(p) == 0 || !f.ranges.tryShare(s) {
+		return false, nil
+	}
+	defer f.ranges.unshare(s)
+	if !inside(off, int64(len(p)), f.size.Load()) {
+		return true, f.refuse("write", off, int64(len(p)))
+	}
+	n, errno := pwriteFlags(f.fd, p, off, unix.RWF_NOWAIT)
+	if errno == 0 {
+		return n == len(p), nil
+	}
+	if noSuchFlag(errno) {
+		f.noTryWrite.Store(true)
+	}
+	// WriteAt tells every other error, should it happen again.
+	return false, nil
+}
+
+// noSuchFlag reports whether the kernel or the file system does not know a flag.
+func noSuchFlag(errno unix.Errno) bool {
+	return errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.EINVAL
+}
+
+// WriteAtFUA implements FUAWriter by RWF_DSYNC, or by fdatasync where that is
+// not to be had.
+func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
+	s := stripesOf(off, int64(len(p)))
+	if err := f.enter("write", off, int64(len(p)), s); err != nil {
+		return 0, err
+	}
+	defer f.ranges.unshare(s)
+	done := 0
+	for done < len(p) && !f.noDSync.Load() {
+		n, errno := pwriteFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case noSuchFlag(errno):
+			f.noDSync.Store(true)
+			continue
+		case errno != 0:
+			// The kernel tells a lost write once. If it told us now, an older write
+			// may be meant as well, so the next flush has to say so too.
+			f.flushes.taint(errno)
+			return done, f.fail("write", off+int64(done), int64(len(p)-done), errno)
+		}
+		done += n
+	}
+	if done == len(p) {
+		return done, nil
+	}
+	n, err := f.writeShared(p[done:], off+int64(done))
+	if err != nil {
+		return done + n, err
+	}
+	return len(p), f.flushShared()
+}
+
+// Flush implements Media. Calls at the same time share one fdatasync, if it
+// begins after all of them.
+//
+// Errors: ErrMedium or ErrNoSpace, as the kernel tells them: to every Flush that
+// shared the fdatasync, and once.
+func (f *File) Flush() error {
+	f.life.RLock()
+	defer f.life.RUnlock()
+	if f.size.Load() < 0 {
+		return f.refuse("flush", 0, 0)
+	}
+	return f.flushShared()
+}
+
+func (f *File) flushShared() error {
+	if f.readOnly {
+		return nil
+	}
+	if err := f.flushes.do(f.fd); err != nil {
+		return f.fail("flush", 0, f.size.Load(), err)
+	}
+	return nil
+}
+
+// Prefetch implements Prefetcher.
+func (f *File) Prefetch(off, n int64) error {
+	f.life.RLock()
+	defer f.life.RUnlock()
+	if !inside(off, n, f.size.Load()) {
+		return f.refuse("prefetch", off, n)
+	}
+	if n == 0 {
+		return nil // to fadvise it would mean everything
+	}
+	if err := unix.Fadvise(f.fd, off, n, unix.FADV_WILLNEED); err != nil {
+		return f.fail("prefetch", off, n, err)
+	}
+	return nil
+}
+
+// CompareAndWriteAt implements ComparerWriter.
+func (f *File) CompareAndWriteAt(compare, data []byte, off int64) (int, error) {
+	s := stripesOf(off, int64(len(data)))
+	f.ranges.lock(s)
+	defer f.ranges.unlock(s)
+	if !inside(off, int64(len(data)), f.size.Load()) {
+		return -1, f.refuse("compare and write", off, int64(len(data)))
+	}
+	return compareAndWrite(compare, data, off, f.readShared, f.writeShared)
+}
+
+// compareAndWrite does so by read and write; the caller excludes others.
+func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, int64) (int, error)) (int, error) {
+	if len(compare) != len(data) {
+		panic(fmt.Sprintf("media: compare %d bytes and write %d", len(compare), len(data)))
+	}
+	var page [pageBytes]byte
+	for done := 0; done < len(compare); {
+		part := page[:min(len(compare)-done, len(page))]
+		if _, err := read(part, off+int64(done)); err != nil {
+			return -1, err
+		}
+		if i := mismatch(part, compare[done:]); i >= 0 {
+			return done + i, nil
+		}
+		done += len(part)
+	}
+	_, err := write(data, off)
+	return -1, err
+}
+
+// Resize implements Resizer, for files.
+func (f *File) Resize(sizeBytes int64) error {
+	f.ranges.lock(allStripes)
+	defer f.ranges.unlock(allStripes)
+	old := f.size.Load()
+	switch {
+	case old < 0:
+		return f.refuse("resize", 0, sizeBytes)
+	case f.readOnly || f.device:
+		return &Error{Op: "resize", Name: f.path, LengthBytes: sizeBytes, Kind: ErrReadOnly}
+	case sizeBytes < 1:
+		return fmt.Errorf("media: resize %s to %d bytes: want at least 1", f.path, sizeBytes)
+	}
+	if err := ignoringEINTR(func() error { return unix.Ftruncate(f.fd, sizeBytes) }); err != nil {
+		return f.fail("resize", 0, sizeBytes, err)
+	}
+	f.size.Store(sizeBytes)
+	if err := f.flushes.do(f.fd); err != nil {
+		return f.fail("flush", 0, sizeBytes, err)
+	}
+	return nil
+}
+
+// Close implements Media.
+func (f *File) Close() error {
+	f.life.Lock()
+	defer f.life.Unlock()
+	f.ranges.lock(allStripes)
+	defer f.ranges.unlock(allStripes)
+	if f.size.Load() < 0 {
+		return f.refuse("close", 0, 0)
+	}
+	f.size.Store(-1)
+	if err := unix.Close(f.fd); err != nil {
+		return f.fail("close", 0, 0, err)
+	}
+	return nil
+}
+
+// ignoringEINTR calls fn until no signal interrupts it.
+func ignoringEINTR(fn func() error) error {
+	for {
+		if err := fn(); err != unix.EINTR {
+			return err
+		}
+	}
+}

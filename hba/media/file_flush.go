@@ -1,0 +1,80 @@
+package media
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A flushGroup lets flushes that arrive during an fdatasync share the next one.
+//
+// Rounds are numbered. A flush is served by any round that begins after it
+// arrived; whoever finds no round running runs the next.
+type flushGroup struct {
+	mu sync.Mutex
+	// cond is signalled, under mu, when a round ends. It is made by the first
+	// flush.
+	// +checklocks:mu
+	cond *sync.Cond
+	// +checklocks:mu
+	running bool
+	// begun and ended count rounds.
+	// +checklocks:mu
+	begun, ended uint64
+	// failed is the latest round that failed, with failure as its error; 0 if none.
+	// +checklocks:mu
+	failed uint64
+	// +checklocks:mu
+	failure error
+	// tainted is an error that the next round reports though its fdatasync says
+	// nothing.
+	// +checklocks:mu
+	tainted error
+}
+
+// taint makes the next flush report err.
+func (g *flushGroup) taint(err error) {
+	g.mu.Lock()
+	g.tainted = err
+	g.mu.Unlock()
+}
+
+// do returns after an fdatasync of fd that began after the call did, with its
+// error.
+func (g *flushGroup) do(fd int) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.cond == nil {
+		g.cond = sync.NewCond(&g.mu)
+	}
+	need := g.begun + 1
+	for g.running && g.ended < need {
+		g.cond.Wait()
+	}
+	if g.ended >= need {
+		// Rounds from need on have all begun after us, and a write lost in one of
+		// them may be ours.
+		if g.failed >= need {
+			return g.failure
+		}
+		return nil
+	}
+	g.running = true
+	g.begun++
+	round := g.begun
+	tainted := g.tainted
+	g.tainted = nil
+	g.mu.Unlock()
+	err := ignoringEINTR(func() error { return unix.Fdatasync(fd) })
+	g.mu.Lock()
+	if err == nil {
+		err = tainted
+	}
+	if err != nil {
+		g.failed, g.failure = round, err
+	}
+	g.running = false
+	g.ended = round
+	g.cond.Broadcast()
+	return err
+}

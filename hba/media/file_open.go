@@ -1,0 +1,218 @@
+package media
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// FileConfig describes a File.
+type FileConfig struct {
+	Path string
+	// SizeBytes is the size of a file to create, or what an existing one must
+	// have. Zero takes an existing file or device as it is.
+	SizeBytes int64
+	// BlockBytes must divide the size; 512 if zero.
+	BlockBytes uint32
+	// ReadOnly opens for reading; the lock is then shared with other readers.
+	ReadOnly bool
+	// AllowBlockDevice lets Path be a block device. It is a guard against
+	// overwriting one by mistake.
+	AllowBlockDevice bool
+}
+
+// OpenFile opens or creates a file as a medium.
+//
+// An empty file counts as one to create. Errors name the path, what is wrong
+// with it and what would help.
+func OpenFile(c FileConfig) (*File, error) {
+	if c.BlockBytes == 0 {
+		c.BlockBytes = 512
+	}
+	if c.Path == "" {
+		return nil, errors.New("media: file without a path")
+	}
+	if c.SizeBytes < 0 || c.SizeBytes%int64(c.BlockBytes) != 0 {
+		return nil, c.errorf("size %d bytes is not a multiple of the block size, %d bytes", c.SizeBytes, c.BlockBytes)
+	}
+	fd, created, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly}
+	if err := f.setUp(c, created); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return f, nil
+}
+
+func (c *FileConfig) errorf(format string, args ...any) error {
+	return fmt.Errorf("media: file %s: %w", c.Path, fmt.Errorf(format, args...))
+}
+
+// open opens the file, and creates it if it is not there and has a size.
+func (c *FileConfig) open() (fd int, created bool, err error) {
+	// The kind of a file is looked at before it is opened, as opening a device
+	// can have effects, and again afterwards.
+	var st unix.Stat_t
+	err = unix.Stat(c.Path, &st)
+	switch {
+	case err == unix.ENOENT && c.SizeBytes == 0:
+		return -1, false, c.errorf("does not exist; give size= to create it")
+	case err == unix.ENOENT && c.ReadOnly:
+		return -1, false, c.errorf("does not exist, and a read-only disk cannot create it")
+	case err == unix.ENOENT:
+		fd, err = openRetry(c.Path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
+		if err != nil {
+			return -1, false, c.errorf("create: %w", err)
+		}
+		return fd, true, nil
+	case err != nil:
+		return -1, false, c.errorf("%w", err)
+	}
+	if err := c.checkKind(&st); err != nil {
+		return -1, false, err
+	}
+	flags := unix.O_RDWR
+	if c.ReadOnly {
+		flags = unix.O_RDONLY
+	} else if st.Mode&0o222 == 0 {
+		// Root could write it nevertheless; its owner has said not to.
+		return -1, false, c.errorf("is write-protected (mode %#o); serve it with the read-only option or chmod it", st.Mode&0o777)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		flags |= unix.O_EXCL // fails if it is mounted or otherwise taken
+	}
+	fd, err = openRetry(c.Path, flags)
+	switch {
+	case err == nil:
+		return fd, false, nil
+	case err == unix.EROFS:
+		return -1, false, c.errorf("is on a read-only file system; serve it with the read-only option")
+	case err == unix.EACCES && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
+		return -1, false, c.errorf("may not be written by this user; serve it with the read-only option or chmod it")
+	case err == unix.EACCES:
+		return -1, false, c.errorf("may not be read by this user")
+	case err == unix.EBUSY:
+		return -1, false, c.errorf("is a block device in use, mounted perhaps")
+	}
+	return -1, false, c.errorf("open: %w", err)
+}
+
+func openRetry(path string, flags int) (fd int, err error) {
+	err = ignoringEINTR(func() error {
+		var err error
+		fd, err = unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_LARGEFILE, 0o600)
+		return err
+	})
+	return fd, err
+}
+
+func (c *FileConfig) checkKind(st *unix.Stat_t) error {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return nil
+	case unix.S_IFBLK:
+		if c.AllowBlockDevice {
+			return nil
+		}
+		return c.errorf("is a block device, which would be overwritten; allow block devices to mean it")
+	case unix.S_IFDIR:
+		return c.errorf("is a directory; want a regular file")
+	}
+	return c.errorf("is neither a regular file nor a block device")
+}
+
+// setUp locks the open file, settles its size and finds out what it can do.
+func (f *File) setUp(c FileConfig, created bool) error {
+	how := unix.LOCK_EX
+	if c.ReadOnly {
+		how = unix.LOCK_SH
+	}
+	err := ignoringEINTR(func() error { return unix.Flock(f.fd, how|unix.LOCK_NB) })
+	if err == unix.EWOULDBLOCK {
+		return c.errorf("is in use: another disk or process holds its lock")
+	}
+	if err != nil {
+		return c.errorf("lock: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return c.errorf("stat: %w", err)
+	}
+	if err := c.checkKind(&st); err != nil {
+		return err
+	}
+	f.device = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	size, err := unix.Seek(f.fd, 0, unix.SEEK_END)
+	if err != nil {
+		return c.errorf("find the end: %w", err)
+	}
+	if size == 0 && c.SizeBytes > 0 && !c.ReadOnly && !f.device {
+		if err := f.makeSize(c, created); err != nil {
+			if created {
+				err = errors.Join(err, unix.Unlink(c.Path))
+			}
+			return err
+		}
+		size = c.SizeBytes
+	}
+	switch {
+	case size == 0:
+		return c.errorf("is empty; give size= to make it a disk")
+	case c.SizeBytes > 0 && size > c.SizeBytes:
+		return c.errorf("has %d bytes, more than size=%d; drop size= or truncate it yourself", size, c.SizeBytes)
+	case c.SizeBytes > 0 && size < c.SizeBytes:
+		return c.errorf("has %d bytes, less than size=%d; drop size= or grow it first: truncate -s %d %s",
+			size, c.SizeBytes, c.SizeBytes, c.Path)
+	case size%int64(c.BlockBytes) != 0:
+		return c.errorf("has %d bytes, not a multiple of the block size, %d bytes", size, c.BlockBytes)
+	}
+	f.size.Store(size)
+	f.probe()
+	return nil
+}
+
+// makeSize gives an empty file its size, durably.
+func (f *File) makeSize(c FileConfig, created bool) error {
+	if err := ignoringEINTR(func() error { return unix.Ftruncate(f.fd, c.SizeBytes) }); err != nil {
+		return c.errorf("set its size to %d bytes: %w", c.SizeBytes, err)
+	}
+	if err := ignoringEINTR(func() error { return unix.Fsync(f.fd) }); err != nil {
+		return c.errorf("sync: %w", err)
+	}
+	if !created {
+		return nil
+	}
+	dir, err := unix.Open(filepath.Dir(c.Path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // a directory that cannot be read cannot be synced either
+	}
+	err = ignoringEINTR(func() error { return unix.Fsync(dir) })
+	if closeErr := unix.Close(dir); err == nil {
+		err = closeErr
+	}
+	if err != nil && err != unix.EINVAL { // EINVAL: directories have no sync here
+		return c.errorf("sync its directory: %w", err)
+	}
+	return nil
+}
+
+// probe asks for what changes nothing, to learn what the file system can do.
+func (f *File) probe() {
+	size := f.size.Load()
+	if !f.readOnly && !f.device {
+		// Beyond the end there is nothing to punch.
+		err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, size, pageBytes)
+		f.noHoles.Store(notSupported(err))
+	}
+	if _, err := unix.Seek(f.fd, 0, unix.SEEK_DATA); err != nil && err != unix.ENXIO {
+		f.noExtents.Store(true)
+	}
+	var b [1]byte
+	if _, errno := preadNoWait(f.fd, b[:], 0); noSuchFlag(errno) {
+		f.noTryRead.Store(true)
+	}
+}

@@ -1,0 +1,34 @@
+package media
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// preadNoWait is preadv2 with RWF_NOWAIT and one buffer. p must not be empty.
+func preadNoWait(fd int, p []byte, off int64) (int, unix.Errno) {
+	iov := unix.Iovec{Base: &p[0]}
+	iov.SetLen(len(p))
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1,
+		uintptr(off), uintptr(uint64(off)>>32), unix.RWF_NOWAIT)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
+// pwriteFlags is pwritev2 with one buffer. p must not be empty.
+//
+// The kernel puts the offset together from two registers, the second shifted out
+// where one holds it all.
+func pwriteFlags(fd int, p []byte, off int64, flags uintptr) (int, unix.Errno) {
+	iov := unix.Iovec{Base: &p[0]}
+	iov.SetLen(len(p))
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1,
+		uintptr(off), uintptr(uint64(off)>>32), flags)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}

@@ -1,0 +1,202 @@
+package media
+
+import "fmt"
+
+// extentScanChunks bounds how much data ExtentAt looks at in one call.
+const extentScanChunks = 1 << 18
+
+// Discard implements Discarder. It is exact: the whole range reads as zeros.
+func (m *Memory) Discard(off, n int64) error { return m.Zero(off, n, false) }
+
+// Zero implements Zeroer. Without allocate its time is in proportion to the
+// chunks that the range holds, not to its length.
+//
+// Errors: ErrNoSpace if allocate needs more than the limit leaves.
+func (m *Memory) Zero(off, n int64, allocate bool) error {
+	if !inside(off, n, m.size.Load()) {
+		return m.refuse("zero", off, n)
+	}
+	if !allocate {
+		m.hole(off, n)
+		return nil
+	}
+	if missing := m.missingChunks(off, n); !m.pool.room(missing) {
+		return &Error{
+			Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: n, Kind: ErrNoSpace,
+			Err: fmt.Errorf("%d bytes more than the limit of %d bytes leaves", missing*chunkBytes, m.pool.limit*chunkBytes),
+		}
+	}
+	for end := off + n; off < end; {
+		i, at := off>>chunkShift, int(off&(chunkBytes-1))
+		k := int(min(end-off, int64(chunkBytes-at)))
+		if err := m.zeroChunk(i, at, k, off); err != nil {
+			return err
+		}
+		off += int64(k)
+	}
+	return nil
+}
+
+// missingChunks is how many chunks of the range are not there.
+func (m *Memory) missingChunks(off, n int64) int64 {
+	if n == 0 {
+		return 0
+	}
+	first, last := off>>chunkShift, (off+n-1)>>chunkShift
+	missing := last - first + 1
+	root := *m.root.Load()
+	for i := first; i <= last; i++ {
+		if i/chunksPerLeaf >= int64(len(root)) {
+			break
+		}
+		l := root[i/chunksPerLeaf].Load()
+		if l == nil || l.used.Load() == 0 {
+			i |= chunksPerLeaf - 1
+			continue
+		}
+		if l.cells[i%chunksPerLeaf].chunk.Load() != nil {
+			missing--
+		}
+	}
+	return missing
+}
+
+// zeroChunk zeroes n bytes at offset at of chunk i, which then exists.
+func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
+	s := &m.stripes[i%memoryStripes]
+	s.Lock()
+	defer s.Unlock()
+	if !inside(off, int64(n), m.size.Load()) {
+		return m.refuse("zero", off, int64(n))
+	}
+	l := m.leafOf(i)
+	c := &l.cells[i%chunksPerLeaf]
+	ch, err := m.chunkLocked(l, c)
+	if err != nil {
+		return &Error{Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: int64(n), Kind: ErrNoSpace, Err: err}
+	}
+	clearPages(ch, c.pages.Load(), at, n)
+	c.pages.Store(c.pages.Load() | pagesTouched(at, n))
+	return nil
+}
+
+// clearPages zeroes n bytes at offset at, those on written pages.
+func clearPages(ch *chunk, written uint32, at, n int) {
+	for end := at + n; at < end; {
+		k := min(end-at, pageBytes-at&(pageBytes-1))
+		if written>>(at>>pageShift)&1 != 0 {
+			clear(ch[at : at+k])
+		}
+		at += k
+	}
+}
+
+// hole zeroes n bytes from off, which the caller has checked, and releases the
+// chunks that this empties.
+func (m *Memory) hole(off, n int64) {
+	var batch releaseBatch
+	root := *m.root.Load()
+	for end := off + n; off < end; {
+		leafEnd := min(end, off|(leafBytes-1)+1)
+		if off>>leafShift >= int64(len(root)) {
+			break // closed meanwhile
+		}
+		l := root[off>>leafShift].Load()
+		if l == nil || l.used.Load() == 0 {
+			off = leafEnd
+			continue
+		}
+		for off < leafEnd {
+			i, at := off>>chunkShift, int(off&(chunkBytes-1))
+			k := int(min(leafEnd-off, int64(chunkBytes-at)))
+			// A chunk that is not there now reads as zeros now, which is when this
+			// call took effect for it.
+			if c := &l.cells[i%chunksPerLeaf]; c.chunk.Load() != nil {
+				m.holeChunk(l, c, i, at, k, &batch)
+			}
+			off += int64(k)
+		}
+	}
+	m.pool.release(&batch)
+}
+
+func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseBatch) {
+	s := &m.stripes[i%memoryStripes]
+	s.Lock()
+	ch := c.chunk.Load()
+	if ch == nil || m.size.Load() < 0 {
+		s.Unlock()
+		return
+	}
+	whole := pagesTouched(at, n)
+	if at&(pageBytes-1) != 0 {
+		whole &^= 1 << (at >> pageShift)
+	}
+	if end := at + n; end&(pageBytes-1) != 0 {
+		whole &^= 1 << (end >> pageShift)
+	}
+	left := c.pages.Load() &^ whole
+	if left != 0 {
+		clearPages(ch, c.pages.Load(), at, n)
+		c.pages.Store(left)
+		s.Unlock()
+		return
+	}
+	c.pages.Store(0)
+	c.chunk.Store(nil)
+	l.used.Add(-1)
+	s.Unlock()
+	// Nobody else can reach ch any more.
+	if batch.add(ch) {
+		m.pool.release(batch)
+	}
+}
+
+// ExtentAt implements ExtentLister, exactly to pages of 4 KiB.
+func (m *Memory) ExtentAt(off int64) (Extent, error) {
+	size := m.size.Load()
+	if size < 0 || off < 0 || off >= size {
+		return Extent{}, m.refuse("extent", off, 0)
+	}
+	data := m.pageWritten(off)
+	end := off&^(pageBytes-1) + pageBytes
+	root := *m.root.Load()
+	for scanned := 0; end < size && scanned < extentScanChunks; {
+		if end>>leafShift >= int64(len(root)) {
+			break
+		}
+		l := root[end>>leafShift].Load()
+		if l == nil || l.used.Load() == 0 {
+			if data {
+				break
+			}
+			end = end&^(leafBytes-1) + leafBytes
+			continue
+		}
+		c := &l.cells[end>>chunkShift%chunksPerLeaf]
+		scanned++
+		pages := c.pages.Load()
+		if !data {
+			pages = ^pages
+		}
+		first := int(end & (chunkBytes - 1) >> pageShift)
+		run := 0
+		for first+run < pagesPerChunk && pages>>(first+run)&1 != 0 {
+			run++
+		}
+		end += int64(run) << pageShift
+		if first+run < pagesPerChunk {
+			break
+		}
+	}
+	return Extent{OffsetBytes: off, LengthBytes: min(end, size) - off, Data: data}, nil
+}
+
+func (m *Memory) pageWritten(off int64) bool {
+	root := *m.root.Load()
+	if off>>leafShift >= int64(len(root)) {
+		return false
+	}
+	l := root[off>>leafShift].Load()
+	return l != nil && l.cells[off>>chunkShift%chunksPerLeaf].pages.Load()>>(off&(chunkBytes-1)>>pageShift)&1 != 0
+}

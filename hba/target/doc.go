@@ -1,0 +1,44 @@
+// Package target is the SCSI side of the device: targets, and the direct access
+// logical units behind them, which execute commands on a medium.
+//
+// A Target holds logical units by number. It answers for addresses that have
+// none. A Unit executes a Task, the form in which the device hands a command
+// over: the CDB, the direction and the translated data buffers; status, sense
+// data and the number of bytes transferred come back in it.
+//
+//	Target.Execute -> Unit.Execute -> one function for each command -> media.Media
+//
+//	task.go        Task, data-in and data-out, sense
+//	target.go      the table of units, REPORT LUNS, addresses without a unit
+//	unit.go        a unit's making, size, unit attentions; the switch over commands
+//	transfer.go    READ and WRITE, the way that must be short
+//	primary.go     INQUIRY, MODE SENSE, REQUEST SENSE, TEST UNIT READY, START STOP UNIT
+//	block.go       READ CAPACITY, SYNCHRONIZE CACHE, PRE-FETCH, VERIFY, COMPARE AND WRITE
+//	provision.go   UNMAP, WRITE SAME, GET LBA STATUS
+//	errors.go      what of the medium becomes which sense data
+//
+// # Blocking
+//
+// Execute with mayBlock false does what needs no waiting and reports whether the
+// command is done. If it is not, nothing has been reported and the caller
+// executes the same Task again where it may wait; doing a part of a command
+// twice is harmless. On memory nothing waits; still, a command that would zero
+// more than 64 MiB is put off, as it takes long.
+//
+// # Unit attentions
+//
+// There is one I_T nexus, so a unit keeps one set of conditions. A unit comes up
+// without one: nobody has seen an earlier state of it, so nothing is lost that a
+// power-on condition would warn of. Reset sets one, a change of size another.
+// Adding or removing a unit sets one on the target's other units, once anybody
+// has read the list of units. INQUIRY, REPORT LUNS and REQUEST SENSE go through
+// while one is pending; the latter two clear what they tell.
+//
+// # Concurrency
+//
+// Any number of Execute may run on a unit, each with its own Task. They share no
+// lock and no counter; whether their effects meet is the medium's business.
+// Lock order: Target.mu is held for changes of the table only, and is a leaf.
+//
+// Sections in comments are those of SPC-4 and SBC-3, as in package scsi.
+package target

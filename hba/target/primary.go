@@ -1,0 +1,175 @@
+package target
+
+import (
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// inquiry is INQUIRY; SPC-4 6.6.
+func (u *Unit) inquiry(t *Task) {
+	n, _ := scsi.AllocationBytes(&t.CDB)
+	var b [512]byte
+	length := 0
+	page := scsi.VPDPage(t.CDB[2])
+	switch t.CDB[1] {
+	case 0:
+		if page != 0 {
+			u.invalidCDB(t, 2)
+			return
+		}
+		length = scsi.PutInquiryData(b[:], &scsi.Inquiry{
+			Peripheral: scsi.PeripheralDisk, CommandQueuing: true,
+			Vendor: u.config.Vendor, Product: u.config.Product, Revision: u.config.Revision,
+		})
+	case scsi.CDBEVPD:
+		if length = u.putVPD(b[:], page); length == 0 {
+			u.invalidCDB(t, 2)
+			return
+		}
+	default:
+		u.invalidCDB(t, 1)
+		return
+	}
+	in := t.dataIn(n)
+	in.put(b[:length])
+}
+
+// vpdPages is the list of pages; the last one is there only with thin
+// provisioning.
+var vpdPages = []scsi.VPDPage{
+	scsi.VPDSupportedPages, scsi.VPDUnitSerialNumber, scsi.VPDDeviceIdentification,
+	scsi.VPDBlockLimits, scsi.VPDBlockCharacteristics, scsi.VPDLogicalBlockProvisioning,
+}
+
+// putVPD writes a page of vital product data and returns its length, 0 if there
+// is no such page.
+func (u *Unit) putVPD(b []byte, page scsi.VPDPage) int {
+	switch page {
+	case scsi.VPDSupportedPages:
+		pages := vpdPages
+		if !u.thin {
+			pages = pages[:len(pages)-1]
+		}
+		return scsi.PutVPDSupportedPages(b, pages)
+	case scsi.VPDUnitSerialNumber:
+		return scsi.PutVPDSerial(b, u.config.Serial)
+	case scsi.VPDDeviceIdentification:
+		return scsi.PutVPDIdentification(b, &u.identification)
+	case scsi.VPDBlockLimits:
+		return scsi.PutVPDBlockLimits(b, u.blockLimits())
+	case scsi.VPDBlockCharacteristics:
+		c := scsi.BlockCharacteristics{RotationRate: scsi.RotationNone}
+		if u.config.Rotational {
+			c.RotationRate = 7200
+		}
+		return scsi.PutVPDBlockCharacteristics(b, &c)
+	case scsi.VPDLogicalBlockProvisioning:
+		if !u.thin {
+			return 0
+		}
+		return scsi.PutVPDProvisioning(b, &scsi.Provisioning{
+			Unmap: true, WriteSame16: true, WriteSame10: true, ReadZeros: true, Anchor: u.anchor, Thin: true,
+		})
+	}
+	return 0
+}
+
+func (u *Unit) blockLimits() *scsi.BlockLimits {
+	l := &scsi.BlockLimits{
+		WriteSameNonZero:   true,
+		MaxCompareAndWrite: u.maxCompare,
+		OptimalGranularity: uint16(min(u.config.PhysicalBlockBytes>>u.shift, 1<<16-1)),
+		MaxTransfer:        u.maxBlocks,
+	}
+	if !u.config.ReadOnly {
+		l.MaxWriteSame = maxWriteSameBytes >> u.shift
+	}
+	if u.thin {
+		l.MaxUnmap, l.MaxUnmapDescriptors = maxUnmapBlocks, maxUnmapDescriptors
+		l.OptimalUnmap = max(u.config.PhysicalBlockBytes, 4096) >> u.shift
+		l.UnmapAlignmentValid = true
+	}
+	return l
+}
+
+// modeSense is MODE SENSE (6) and (10); SPC-4 6.13, 6.14.
+func (u *Unit) modeSense(t *Task, ten bool) {
+	n, _ := scsi.AllocationBytes(&t.CDB)
+	r := scsi.ModeRequest{
+		Ten:        ten,
+		Page:       scsi.ModePage(t.CDB[2] & 0x3f),
+		Control:    scsi.PageControl(t.CDB[2] >> 6),
+		Descriptor: t.CDB[1]&scsi.CDBDBD == 0,
+		LongLBA:    ten && t.CDB[1]&scsi.CDBLLBAA != 0,
+		Blocks:     u.blocks.Load(),
+		BlockBytes: u.config.BlockBytes,
+	}
+	if r.Control == scsi.PageControlSaved {
+		u.failCode(t, scsi.KeyIllegalRequest, scsi.SavingParametersNotSupported)
+		return
+	}
+	if sub := t.CDB[3]; sub != 0 && sub != 0xff { // no page has sub-pages
+		u.invalidCDB(t, 3)
+		return
+	}
+	var b [scsi.ModeSenseMaxBytes]byte
+	length, ok := scsi.PutModeSenseData(b[:], &scsi.Mode{
+		WriteProtected: u.config.ReadOnly, DPOFUA: true,
+		WriteCache: u.config.WriteCache, DescriptorSense: u.descriptorSense(),
+	}, &r)
+	if !ok {
+		u.invalidCDB(t, 2)
+		return
+	}
+	in := t.dataIn(n)
+	in.put(b[:length])
+}
+
+// requestSense is REQUEST SENSE; SPC-4 6.39. Sense data go along with CHECK
+// CONDITION, so what is left to tell is the unit's condition.
+func (u *Unit) requestSense(t *Task) {
+	s := scsi.Sense{Key: scsi.KeyNoSense, Additional: scsi.NoAdditionalSense}
+	if code, ok := u.takeAttention(); ok {
+		s = scsi.Sense{Key: scsi.KeyUnitAttention, Additional: code}
+	} else if u.conditions.Load()&conditionStopped != 0 {
+		s = scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyInitializingRequired}
+	}
+	putSenseData(t, &s)
+}
+
+// reportLUNs is REPORT LUNS, which the target answers. A unit that is attached
+// to none knows only of itself.
+func (u *Unit) reportLUNs(t *Task) {
+	at := u.target.Load()
+	if at == nil {
+		at = NewTarget()
+		units := [MaxUnits]*Unit{0: u}
+		at.units.Store(&units)
+	}
+	if field, ok := at.reportLUNs(t); !ok {
+		u.invalidCDB(t, int(field))
+	}
+}
+
+// startStop is START STOP UNIT; SBC-3 5.25. Stopping flushes first.
+func (u *Unit) startStop(t *Task, mayBlock bool) (done bool) {
+	how := t.CDB[4]
+	if how&(scsi.StartStopPowerCondition|scsi.StartStopLoadEject) != 0 {
+		u.invalidCDB(t, 4)
+		return true
+	}
+	if how&scsi.StartStopStart != 0 {
+		u.conditions.And(^conditionStopped)
+		return true
+	}
+	if how&scsi.StartStopNoFlush == 0 {
+		if !u.mayRun(mayBlock, 0) {
+			return false
+		}
+		if err := u.medium.Flush(); err != nil {
+			u.flushFailed(t, err)
+			return true
+		}
+	}
+	u.conditions.Or(conditionStopped)
+	return true
+}

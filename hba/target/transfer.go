@@ -1,0 +1,194 @@
+package target
+
+import (
+	"fmt"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// A transfer is a READ or WRITE whose CDB is in order.
+type transfer struct {
+	off    int64 // bytes on the medium
+	length int   // bytes
+	fua    bool
+}
+
+// transferOf checks the CDB and the buffers of t, a READ or WRITE, and ends t if
+// it has to.
+func (u *Unit) transferOf(t *Task, want Direction) (x transfer, ok bool) {
+	op := scsi.Opcode(t.CDB[0])
+	n := scsi.CDBBytes(op)
+	if t.CDBBytes < n || t.CDB[n-1]&scsi.CDBNACA != 0 {
+		u.invalidCDB(t, n-1)
+		return x, false
+	}
+	lba, blocks, _ := scsi.BlockRange(&t.CDB)
+	if n > 6 { // the short ones have no flags, but address bits instead
+		if t.CDB[1]&scsi.CDBProtectMask != 0 {
+			u.invalidCDB(t, 1)
+			return x, false
+		}
+		x.fua = t.CDB[1]&scsi.CDBFUA != 0
+	}
+	if !u.inRange(t, lba, uint64(blocks)) {
+		return x, false
+	}
+	if blocks > u.maxBlocks {
+		u.invalidCDB(t, transferLengthField(n))
+		return x, false
+	}
+	x.off, x.length = int64(lba<<u.shift), int(blocks)<<u.shift
+	if x.length > 0 && (t.Direction != want || t.DataBytes < x.length) {
+		u.invalidData(t)
+		return x, false
+	}
+	return x, true
+}
+
+// transferLengthField is the first byte of the transfer length in a CDB of n
+// bytes.
+func transferLengthField(n int) int {
+	switch n {
+	case 6:
+		return 4
+	case 10:
+		return 7
+	case 12:
+		return 6
+	}
+	return 10
+}
+
+// inRange ends t if the blocks from lba are not all on the unit.
+func (u *Unit) inRange(t *Task, lba, blocks uint64) bool {
+	if total := u.blocks.Load(); lba > total || blocks > total-lba {
+		u.outOfRange(t)
+		return false
+	}
+	return true
+}
+
+// read is READ (6), (10), (12) and (16).
+//
+// FUA asks for what is on the medium, not in a volatile cache, so the cache is
+// flushed first; SBC-3 4.15.
+func (u *Unit) read(t *Task, mayBlock bool) (done bool) {
+	x, ok := u.transferOf(t, DataIn)
+	if !ok {
+		return true
+	}
+	if x.fua && x.length > 0 && !u.neverBlocks {
+		if !mayBlock {
+			return false
+		}
+		if err := u.medium.Flush(); err != nil {
+			u.flushFailed(t, err)
+			return true
+		}
+	}
+	left := x.length
+	for i := 0; left > 0; i++ {
+		p := segment(t, i, left)
+		var err error
+		switch {
+		case mayBlock || u.neverBlocks:
+			_, err = u.medium.ReadAt(p, x.off)
+		case u.can.TryRead != nil:
+			if done, err = u.can.TryRead.TryReadAt(p, x.off); !done {
+				t.TransferredBytes = 0
+				return false
+			}
+		default:
+			return false
+		}
+		if err != nil {
+			u.mediumFailed(t, err, scsi.UnrecoveredReadError, uint64(x.off)>>u.shift)
+			return true
+		}
+		left -= len(p)
+		x.off += int64(len(p))
+		t.TransferredBytes += len(p)
+	}
+	return true
+}
+
+// segment is the i-th buffer of t, cut to n bytes.
+func segment(t *Task, i, n int) []byte {
+	if i >= len(t.Segments) {
+		panic(fmt.Sprintf("target: %d bytes short of DataBytes in the segments of %v", n, t))
+	}
+	p := t.Segments[i]
+	return p[:min(len(p), n)]
+}
+
+// write is WRITE (6), (10), (12) and (16).
+func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
+	if u.config.ReadOnly {
+		u.writeProtected(t)
+		return true
+	}
+	x, ok := u.transferOf(t, DataOut)
+	if !ok || x.length == 0 {
+		return true
+	}
+	durable := (x.fua || u.writeThrough) && !u.neverBlocks
+	if durable {
+		return u.writeDurable(t, x, mayBlock)
+	}
+	left := x.length
+	for i := 0; left > 0; i++ {
+		p := segment(t, i, left)
+		var err error
+		switch {
+		case mayBlock || u.neverBlocks:
+			_, err = u.medium.WriteAt(p, x.off)
+		case u.can.TryWrite != nil:
+			if done, err = u.can.TryWrite.TryWriteAt(p, x.off); !done {
+				t.TransferredBytes = 0
+				return false
+			}
+		default:
+			return false
+		}
+		if err != nil {
+			u.mediumFailed(t, err, scsi.WriteError, uint64(x.off)>>u.shift)
+			return true
+		}
+		left -= len(p)
+		x.off += int64(len(p))
+		t.TransferredBytes += len(p)
+	}
+	return true
+}
+
+// writeDurable writes so that the data outlive a power cut once it is done: by
+// one write through the cache, or by writes and a flush.
+func (u *Unit) writeDurable(t *Task, x transfer, mayBlock bool) (done bool) {
+	if !mayBlock {
+		return false
+	}
+	left := x.length
+	through := u.can.FUA != nil && len(t.Segments[0]) >= left
+	for i := 0; left > 0; i++ {
+		p := segment(t, i, left)
+		var err error
+		if through {
+			_, err = u.can.FUA.WriteAtFUA(p, x.off)
+		} else {
+			_, err = u.medium.WriteAt(p, x.off)
+		}
+		if err != nil {
+			u.mediumFailed(t, err, scsi.WriteError, uint64(x.off)>>u.shift)
+			return true
+		}
+		left -= len(p)
+		x.off += int64(len(p))
+		t.TransferredBytes += len(p)
+	}
+	if !through {
+		if err := u.medium.Flush(); err != nil {
+			u.flushFailed(t, err)
+		}
+	}
+	return true
+}

@@ -1,0 +1,343 @@
+package target
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Limits of a unit.
+const (
+	// MaxTransferBytes is the longest READ, WRITE or VERIFY.
+	MaxTransferBytes = 32 << 20
+	// maxUnmapDescriptors is how many ranges one UNMAP may have.
+	maxUnmapDescriptors = 256
+	// maxUnmapBlocks is how many blocks they may have together.
+	maxUnmapBlocks = 1<<32 - 1
+	// maxWriteSameBytes bounds WRITE SAME, which may have to write it all.
+	maxWriteSameBytes = 4 << 30
+	// inlineMaxBytes is how much a medium that never blocks zeroes where waiting
+	// is not allowed.
+	inlineMaxBytes = 64 << 20
+)
+
+const (
+	defaultVendor   = "VHBAD"
+	defaultProduct  = "Virtual Disk"
+	defaultRevision = "1.0"
+)
+
+// Config describes a logical unit. What it can do besides comes from the
+// medium's abilities.
+type Config struct {
+	// Serial is the unit serial number, of 1 to 32 printable ASCII characters;
+	// hosts tell units apart by it.
+	Serial string
+	// Vendor, Product and Revision are the names in INQUIRY data, of at most 8,
+	// 16 and 4 printable ASCII characters. Empty ones get a default.
+	Vendor, Product, Revision string
+	// BlockBytes is the logical block length, 512 or 4096; 512 if zero.
+	BlockBytes uint32
+	// PhysicalBlockBytes is a multiple of BlockBytes by a power of two up to
+	// 2^15, below which writes are slow; BlockBytes if zero.
+	PhysicalBlockBytes uint32
+	// ReadOnly refuses everything that writes.
+	ReadOnly bool
+	// Rotational makes the unit a spinning disk in the eyes of hosts.
+	Rotational bool
+	// WriteCache says that the medium has a volatile cache which hosts have to
+	// flush. Without, the unit makes every write durable before it is done.
+	WriteCache bool
+}
+
+// Conditions of a unit, a bit each, by priority of the unit attentions.
+const (
+	attentionReset    uint32 = 1 << iota // reset since the last command
+	attentionLUNs                        // the target's list of units has changed
+	attentionCapacity                    // the size has changed
+	conditionStopped                     // stopped by START STOP UNIT
+
+	attentions = attentionReset | attentionLUNs | attentionCapacity
+)
+
+// A Unit is a direct access block device: a device server for one medium.
+type Unit struct {
+	config Config
+	medium media.Media
+	can    media.Abilities
+
+	shift          uint8 // logical block length as a power of two
+	maxBlocks      uint32
+	maxCompare     uint8
+	thin           bool // UNMAP works
+	anchor         bool // so does the ANCHOR bit
+	writeThrough   bool // writes have to be made durable
+	neverBlocks    bool
+	identification scsi.Identification
+
+	// conditions is read by every command; it changes seldom.
+	conditions atomic.Uint32
+	// blocks is the capacity in logical blocks. Stored by NewUnit and under
+	// sizeMu.
+	blocks atomic.Uint64
+	sizeMu sync.Mutex
+
+	// target is where the unit is attached, or nil.
+	target atomic.Pointer[Target]
+}
+
+// NewUnit returns a unit on medium m, which stays the caller's to close.
+//
+// Errors name what is wrong with the configuration.
+func NewUnit(m media.Media, c Config) (*Unit, error) {
+	if err := c.complete(); err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	u := &Unit{config: c, medium: m, can: media.Probe(m), shift: uint8(bits.TrailingZeros32(c.BlockBytes))}
+	size := m.Size()
+	if size < int64(c.BlockBytes) || size%int64(c.BlockBytes) != 0 {
+		return nil, fmt.Errorf("target: medium of %d bytes: want a multiple of the block length, %d bytes", size, c.BlockBytes)
+	}
+	u.blocks.Store(uint64(size) >> u.shift)
+	u.neverBlocks = u.can.NeverBlocks
+	u.maxBlocks = MaxTransferBytes >> u.shift
+	if u.can.CompareAndWrite != nil && !c.ReadOnly {
+		// What is compared and what is written share a scratch buffer.
+		u.maxCompare = uint8(min(scratchBytes/2>>u.shift, 255))
+	}
+	u.thin = u.can.Discard != nil && !c.ReadOnly
+	u.anchor = u.thin && u.can.Zero != nil
+	u.writeThrough = !c.WriteCache
+	u.identification = scsi.Identification{
+		Vendor: c.Vendor, Unique: c.Product + " " + c.Serial, NAA: naaLocal(c.Vendor, c.Product, c.Serial),
+	}
+	return u, nil
+}
+
+// complete fills in what has a default and checks everything.
+func (c *Config) complete() error {
+	for _, s := range []struct {
+		name, fallback string
+		value          *string
+		maxBytes       int
+	}{
+		{"serial number", "", &c.Serial, 32},
+		{"vendor", defaultVendor, &c.Vendor, 8},
+		{"product", defaultProduct, &c.Product, 16},
+		{"revision", defaultRevision, &c.Revision, 4},
+	} {
+		if *s.value == "" {
+			*s.value = s.fallback
+		}
+		if n := len(*s.value); n == 0 || n > s.maxBytes {
+			return fmt.Errorf("%s %q: want 1 to %d characters", s.name, *s.value, s.maxBytes)
+		}
+		for _, b := range []byte(*s.value) {
+			if b < 0x20 || b > 0x7e {
+				return fmt.Errorf("%s %q: want printable ASCII", s.name, *s.value)
+			}
+		}
+	}
+	if c.BlockBytes == 0 {
+		c.BlockBytes = 512
+	}
+	if c.BlockBytes != 512 && c.BlockBytes != 4096 {
+		return fmt.Errorf("block length %d bytes: want 512 or 4096", c.BlockBytes)
+	}
+	if c.PhysicalBlockBytes == 0 {
+		c.PhysicalBlockBytes = c.BlockBytes
+	}
+	ratio := c.PhysicalBlockBytes / c.BlockBytes
+	if c.PhysicalBlockBytes%c.BlockBytes != 0 || bits.OnesCount32(ratio) != 1 || ratio > 1<<15 {
+		return fmt.Errorf("physical block length %d bytes: want a multiple of %d by a power of two up to 2^15",
+			c.PhysicalBlockBytes, c.BlockBytes)
+	}
+	return nil
+}
+
+// naaLocal is an NAA locally assigned name, 3h and 60 bits from the unit's
+// names by FNV-1a, so it is the same after a restart.
+func naaLocal(names ...string) uint64 {
+	h := uint64(14695981039346656037)
+	for _, s := range names {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+		h *= 1099511628211 // an end, so that "a"+"bc" is not "ab"+"c"
+	}
+	return 3<<60 | h&(1<<60-1)
+}
+
+// Config is the configuration, completed by defaults.
+func (u *Unit) Config() Config { return u.config }
+
+// Medium is what the unit keeps its blocks on.
+func (u *Unit) Medium() media.Media { return u.medium }
+
+// Blocks is the capacity in logical blocks.
+func (u *Unit) Blocks() uint64 { return u.blocks.Load() }
+
+// Reset is told of a logical unit reset, after which the next command reports
+// it. Commands in progress are not the unit's to end. A stopped unit stays
+// stopped.
+func (u *Unit) Reset() { u.conditions.Or(attentionReset) }
+
+// ErrNoResize means that the medium has a size that cannot change.
+var ErrNoResize = errors.New("target: the medium cannot be resized")
+
+// Resize changes the size of the medium and has the next command report it.
+// Commands beyond a smaller size fail from now on.
+//
+// Concurrency: any goroutine; commands may be running.
+// Errors: ErrNoResize, a size that is no multiple of the block length, or the
+// medium's error.
+func (u *Unit) Resize(sizeBytes int64) error {
+	u.sizeMu.Lock()
+	defer u.sizeMu.Unlock()
+	if u.can.Resize == nil {
+		return ErrNoResize
+	}
+	if sizeBytes < int64(u.config.BlockBytes) || sizeBytes&(1<<u.shift-1) != 0 {
+		return fmt.Errorf("target: size of %d bytes: want a multiple of the block length, %d bytes", sizeBytes, u.config.BlockBytes)
+	}
+	if sizeBytes < u.medium.Size() {
+		// First nobody may go there any more.
+		u.setBlocks(uint64(sizeBytes) >> u.shift)
+	}
+	err := u.can.Resize.Resize(sizeBytes)
+	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
+	return err
+}
+
+// Refresh takes over a size that the medium has got by itself.
+func (u *Unit) Refresh() {
+	u.sizeMu.Lock()
+	defer u.sizeMu.Unlock()
+	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
+}
+
+// setBlocks sets the capacity, and the unit attention if that is a change.
+func (u *Unit) setBlocks(blocks uint64) {
+	if u.blocks.Swap(blocks) != blocks {
+		u.conditions.Or(attentionCapacity)
+	}
+}
+
+// Execute runs t.
+//
+// If it reports false, which it does only if mayBlock is false, the command
+// would have to wait: nothing has been reported, and the caller executes t again
+// where it may wait.
+//
+// Concurrency: any number of calls, each with its own task.
+func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
+	t.Status, t.TransferredBytes, t.SenseBytes = scsi.StatusGood, 0, 0
+	op := scsi.Opcode(t.CDB[0])
+	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
+		return true
+	}
+	switch op {
+	case scsi.OpRead16, scsi.OpRead10, scsi.OpRead12, scsi.OpRead6:
+		return u.read(t, mayBlock)
+	case scsi.OpWrite16, scsi.OpWrite10, scsi.OpWrite12, scsi.OpWrite6:
+		return u.write(t, mayBlock)
+	}
+	return u.executeOther(t, op, mayBlock)
+}
+
+// executeOther is Execute for everything but READ and WRITE.
+func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) {
+	n := scsi.CDBBytes(op)
+	if n == 0 {
+		u.failCode(t, scsi.KeyIllegalRequest, scsi.InvalidCommandOperationCode)
+		return true
+	}
+	if t.CDBBytes < n || t.CDB[n-1]&scsi.CDBNACA != 0 {
+		u.invalidCDB(t, n-1)
+		return true
+	}
+	switch op {
+	case scsi.OpTestUnitReady:
+		// Whatever keeps the unit from being ready is a condition.
+	case scsi.OpRequestSense:
+		u.requestSense(t)
+	case scsi.OpInquiry:
+		u.inquiry(t)
+	case scsi.OpModeSense6, scsi.OpModeSense10:
+		u.modeSense(t, op == scsi.OpModeSense10)
+	case scsi.OpReportLUNs:
+		u.reportLUNs(t)
+	case scsi.OpReadCapacity10:
+		u.readCapacity10(t)
+	case scsi.OpServiceActionIn16:
+		return u.serviceActionIn(t, mayBlock)
+	case scsi.OpStartStopUnit:
+		return u.startStop(t, mayBlock)
+	case scsi.OpSynchronizeCache10, scsi.OpSynchronizeCache16:
+		return u.synchronizeCache(t, mayBlock)
+	case scsi.OpPreFetch10, scsi.OpPreFetch16:
+		return u.preFetch(t, mayBlock)
+	case scsi.OpVerify10, scsi.OpVerify12, scsi.OpVerify16:
+		return u.verify(t, mayBlock)
+	case scsi.OpCompareAndWrite:
+		return u.compareAndWrite(t, mayBlock)
+	case scsi.OpUnmap:
+		return u.unmap(t, mayBlock)
+	case scsi.OpWriteSame10, scsi.OpWriteSame16:
+		return u.writeSame(t, mayBlock)
+	default:
+		u.failCode(t, scsi.KeyIllegalRequest, scsi.InvalidCommandOperationCode)
+	}
+	return true
+}
+
+// checkConditions ends t if a unit attention is pending or the unit is stopped,
+// and op is not one that goes through.
+func (u *Unit) checkConditions(t *Task, op scsi.Opcode) (ended bool) {
+	if op == scsi.OpInquiry || op == scsi.OpReportLUNs || op == scsi.OpRequestSense {
+		return false
+	}
+	if code, ok := u.takeAttention(); ok {
+		u.failCode(t, scsi.KeyUnitAttention, code)
+		return true
+	}
+	if u.conditions.Load()&conditionStopped == 0 || op == scsi.OpStartStopUnit ||
+		op == scsi.OpModeSense6 || op == scsi.OpModeSense10 {
+		return false
+	}
+	u.failCode(t, scsi.KeyNotReady, scsi.NotReadyInitializingRequired)
+	return true
+}
+
+// takeAttention removes the unit attention of highest priority.
+func (u *Unit) takeAttention() (code scsi.Additional, ok bool) {
+	for {
+		old := u.conditions.Load()
+		pending := old & attentions
+		if pending == 0 {
+			return 0, false
+		}
+		bit := pending & -pending
+		if !u.conditions.CompareAndSwap(old, old&^bit) {
+			continue
+		}
+		switch bit {
+		case attentionReset:
+			return scsi.BusDeviceResetFunctionOccurred, true
+		case attentionLUNs:
+			return scsi.ReportedLUNsDataHasChanged, true
+		}
+		return scsi.CapacityDataHasChanged, true
+	}
+}
+
+// mayRun reports whether a command that is not READ or WRITE and covers n bytes
+// may touch the medium now.
+func (u *Unit) mayRun(mayBlock bool, n int64) bool {
+	return mayBlock || u.neverBlocks && n <= inlineMaxBytes
+}
