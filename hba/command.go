@@ -21,11 +21,14 @@ type Opcode uint8
 
 // What a queue can be asked to do.
 const (
-	// OpExecute runs the SCSI command in CDB.
+	// OpExecute runs the SCSI command in CDB. The segments add up to DataBytes.
 	OpExecute Opcode = 1
-	// OpAbort aborts the command of the same queue whose tag is in AbortTag.
+	// OpAbort aborts the command of the same queue whose tag is in CDB. It
+	// completes after its victim, once that touches host memory no more.
 	OpAbort Opcode = 2
-	// OpResetLun aborts every command of the logical unit, on all queues.
+	// OpResetLun aborts every command of the logical unit that was submitted
+	// before, on all queues. It completes after all of them, once they touch host
+	// memory no more.
 	OpResetLun Opcode = 3
 	// OpResetTarget does so for every logical unit of the target.
 	OpResetTarget Opcode = 4
@@ -37,12 +40,14 @@ const (
 	CommandDataIn uint8 = 1 << iota
 	// CommandDataOut: the device reads host memory.
 	CommandDataOut
-	// CommandChained: Segments[0] describes a list of Segment in host memory;
-	// SegmentCount is the number of elements in that list.
+	// CommandChained: Segments[0] describes a list of Segment in host memory,
+	// aligned to 8 bytes; SegmentCount is the number of elements in that list.
+	// The list stays in place until the completion.
 	CommandChained
 )
 
 // A Command is one entry of a submission ring, little endian, in host memory.
+// Rings are aligned to CommandBytes.
 type Command struct {
 	_ structs.HostLayout
 

@@ -15,9 +15,9 @@ const BAR = 0
 const (
 	RegCapability     = 0x00 // see the Cap functions
 	RegVersion        = 0x08 // 1<<16 | minor
-	RegControl        = 0x10 // Control bits
+	RegControl        = 0x10 // Control bits; reads back what is in force
 	RegStatus         = 0x18 // Status bits
-	RegInterruptCause = 0x20 // line mode: one bit per queue pair; write 1 to clear
+	RegInterruptCause = 0x20 // line mode: one bit per queue pair, and CauseEvent; write 1 to clear
 	RegInterruptMask  = 0x28 // line mode: causes that do not assert the line
 	RegQueueSelect    = 0x30 // queue pair that the queue registers below refer to
 	RegQueueSize      = 0x38 // submission entries | completion entries << 32
@@ -29,12 +29,24 @@ const (
 
 	// RegDoorbells starts the doorbells: for queue pair q, the submission tail
 	// at RegDoorbells+16q and the completion head at RegDoorbells+16q+8, both
-	// [32] and free-running counts.
+	// [32] and free-running counts. A value at or up to 2^31 behind the last one
+	// is ignored, so that doorbells may be rung without a lock and overtake each
+	// other. One that is ahead of what the rings can hold is StatusFatal.
 	RegDoorbells   = 0x1000
 	DoorbellStride = 16
 )
 
-// Control bits.
+// Registers that do not exist read as all ones, as does every access of the
+// wrong width; writes to them are lost. Queue registers read 0 while
+// RegQueueSelect names no queue pair.
+
+// CauseEvent is the cause of the event message (the last one): the set of units
+// or the Status bits have changed. See RegUnitsChanged and RegStatus.
+const CauseEvent = 1 << 63
+
+// Control bits. A reset is asynchronous: the write starts it, ControlReset reads
+// back 1 until the device touches host memory no more, then everything is as
+// after power on. Writes to queue and control registers are ignored meanwhile.
 const (
 	ControlEnable = 1 << 0 // the device fetches commands
 	ControlReset  = 1 << 1 // stop all DMA, drop all commands, delete all queues; clears itself

@@ -1,0 +1,282 @@
+package hba
+
+import (
+	"context"
+	"encoding/binary"
+	"slices"
+)
+
+// A controlKind says what a control does to the commands that it waits for.
+type controlKind uint8
+
+const (
+	controlAbort controlKind = iota // one command, by tag
+	controlReset                    // all of a unit or target
+	controlDrain                    // none: it only waits
+)
+
+// A control waits until certain commands touch host memory no more, and then
+// completes: an OpAbort, OpResetLun or OpResetTarget, or RemoveUnit. It is made
+// on a cold path and may be allocated. Guarded by Device.mu.
+type control struct {
+	kind   controlKind
+	target uint8
+	lun    uint8
+	allLun bool // every unit of the target
+
+	// queue and tag are where it completes; drains close done instead.
+	queue *queue
+	tag   uint32
+	done  chan struct{}
+
+	// victim is the record that an abort waits for. Whoever releases a record
+	// looks at the controls before anybody else can take it.
+	victim *record
+	// marks are how far the others wait, for each queue that there was.
+	marks []mark
+}
+
+// A mark is a position in a queue: commands before it are meant.
+type mark struct {
+	queue    *queue
+	position uint32
+}
+
+func (c *control) meansUnit(cmd *Command) bool {
+	return c.target == cmd.Target && (c.allLun || c.lun == cmd.Lun)
+}
+
+// means reports whether a command at a position of q is one that c waits for.
+func (c *control) means(q *queue, position uint32, cmd *Command) bool {
+	if !c.meansUnit(cmd) {
+		return false
+	}
+	for _, m := range c.marks {
+		if m.queue == q {
+			return int32(m.position-position) > 0
+		}
+	}
+	return false
+}
+
+// isAborted reports whether a reset has come before the command was executed.
+func (d *Device) isAborted(q *queue, position uint32, cmd *Command) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.isAbortedLocked(q, position, cmd)
+}
+
+// +checklocks:d.mu
+func (d *Device) isAbortedLocked(q *queue, position uint32, cmd *Command) bool {
+	for _, c := range d.controls {
+		if c.kind == controlReset && c.means(q, position, cmd) {
+			return true
+		}
+	}
+	return false
+}
+
+// startControl begins an abort or reset that the engine of q has fetched. All
+// that came before it on q is posted or has a record.
+func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
+	d.mu.Lock()
+	if q.gate.Load()&gateDead != 0 {
+		d.mu.Unlock()
+		return
+	}
+	c := &control{queue: q, tag: cmd.Tag, target: cmd.Target, lun: cmd.Lun}
+	var match func(rec *record) bool
+	if cmd.Opcode == OpAbort {
+		c.kind = controlAbort
+		if c.victim = q.recordOfTag(binary.LittleEndian.Uint32(cmd.CDB[:])); c.victim == nil {
+			q.raise |= d.postLocked(q, cmd.Tag, CodeAbortUnknown)
+			d.mu.Unlock()
+			return
+		}
+		match = func(rec *record) bool { return rec == c.victim }
+	} else {
+		c.kind = controlReset
+		c.allLun = cmd.Opcode == OpResetTarget
+		c.marks = d.marksLocked((*queue).submitted)
+		for i := range c.marks {
+			if c.marks[i].queue == q {
+				c.marks[i].position = position // what follows the reset is not meant
+			}
+		}
+		match = func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }
+	}
+	d.controls = append(d.controls, c)
+	d.updateGatesLocked() // from here on, engines look at controls
+	q.raise |= d.abortLocked(match) | d.advanceLocked()
+	d.mu.Unlock()
+}
+
+func (q *queue) submitted() uint32 { return q.tail.Load() }
+func (q *queue) fetched() uint32   { return q.head.Load() }
+
+// marksLocked notes a position of each queue.
+//
+// +checklocks:d.mu
+func (d *Device) marksLocked(position func(*queue) uint32) []mark {
+	var marks []mark
+	for i := range d.slots {
+		if q := d.slots[i].queue.Load(); q != nil {
+			marks = append(marks, mark{q, position(q)})
+		}
+	}
+	return marks
+}
+
+// recordOfTag finds a command in flight. Device.mu is held.
+func (q *queue) recordOfTag(tag uint32) *record {
+	for i := range q.records {
+		if rec := &q.records[i]; rec.state != recordFree && rec.cmd.Tag == tag {
+			return rec
+		}
+	}
+	return nil
+}
+
+// abortLocked ends the matching commands that wait for a worker, and marks
+// those that run. It returns the queues whose interrupt is to be raised.
+//
+// +checklocks:d.mu
+func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
+	d.pool.takeIf(match, func(rec *record) {
+		raise |= d.postLocked(rec.queue, rec.cmd.Tag, CodeAborted)
+		d.releaseLocked(rec)
+	})
+	for i := range d.slots {
+		q := d.slots[i].queue.Load()
+		if q == nil {
+			continue
+		}
+		for j := range q.records {
+			if rec := &q.records[j]; rec.state == recordRunning && match(rec) {
+				rec.aborted = true
+			}
+		}
+	}
+	return raise
+}
+
+// postLocked posts one completion without data. It returns the queue's bit.
+//
+// +checklocks:d.mu
+func (d *Device) postLocked(q *queue, tag uint32, code CompletionCode) (raise uint64) {
+	if q.gate.Load()&gateDead != 0 {
+		return 0
+	}
+	var out [1]Completion
+	out[0].set(tag, code)
+	if !q.post(out[:]) {
+		d.failLocked("the completion ring is not mapped", q.index)
+		return 0
+	}
+	return 1 << q.index
+}
+
+// advance completes controls whose commands have ended. The caller is the
+// engine of q, which has just settled a batch.
+func (d *Device) advance(q *queue) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	q.raise |= d.advanceLocked()
+}
+
+// advanceLocked is advance for any caller. It returns the queues whose
+// interrupt is to be raised.
+//
+// +checklocks:d.mu
+func (d *Device) advanceLocked() (raise uint64) {
+	before := len(d.controls)
+	d.controls = slices.DeleteFunc(d.controls, func(c *control) bool {
+		if !d.isOverLocked(c) {
+			return false
+		}
+		switch c.kind {
+		case controlDrain:
+			close(c.done)
+			return true
+		case controlReset:
+			d.resetUnits(c)
+		case controlAbort:
+		}
+		raise |= d.postLocked(c.queue, c.tag, CodeExecuted)
+		return true
+	})
+	if len(d.controls) != before {
+		d.updateGatesLocked()
+	}
+	return raise
+}
+
+// isOverLocked reports whether nothing that c waits for is left.
+//
+// +checklocks:d.mu
+func (d *Device) isOverLocked(c *control) bool {
+	if c.kind == controlAbort {
+		return c.victim.state == recordFree
+	}
+	for _, m := range c.marks {
+		q := m.queue
+		if q.gate.Load()&gateDead != 0 {
+			// Its engine drops what it has, but may be executing one command.
+			if q.engine.Load() == engineRunning {
+				return false
+			}
+		} else if int32(q.settled.Load()-m.position) < 0 {
+			return false
+		}
+		for i := range q.records {
+			if rec := &q.records[i]; rec.state != recordFree && c.means(q, rec.position, &rec.cmd) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// resetUnits tells the units that they have been reset.
+func (d *Device) resetUnits(c *control) {
+	if int(c.target) >= len(d.targets) {
+		return
+	}
+	t := d.targets[c.target].Load()
+	if t == nil {
+		return
+	}
+	if !c.allLun {
+		if u := t.Unit(c.lun); u != nil {
+			u.Reset()
+		}
+		return
+	}
+	for lun := range uint8(MaxLuns) {
+		if u := t.Unit(lun); u != nil {
+			u.Reset()
+		}
+	}
+}
+
+// drain waits until no command that has been fetched runs on a unit.
+func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
+	c := &control{kind: controlDrain, target: targetID, lun: lun, done: make(chan struct{})}
+	d.mu.Lock()
+	c.marks = d.marksLocked((*queue).fetched)
+	d.controls = append(d.controls, c)
+	d.updateGatesLocked()
+	raise := d.advanceLocked()
+	d.mu.Unlock()
+	d.interruptLater(raise)
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+	}
+	d.mu.Lock()
+	d.controls = slices.DeleteFunc(d.controls, func(other *control) bool { return other == c })
+	d.updateGatesLocked()
+	d.mu.Unlock()
+	return ctx.Err()
+}

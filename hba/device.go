@@ -1,0 +1,305 @@
+package hba
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
+)
+
+// Limits of a device.
+const (
+	MaxQueuePairs    = 63      // one cause bit each; the last is CauseEvent
+	MaxRingEntries   = 1 << 15 // most entries of a ring that New accepts
+	minRingEntries   = 2
+	MaxWorkers       = 1024
+	MaxTargets       = 16
+	MaxLuns          = 255
+	MaxTransferBytes = 32 << 20 // longest data phase of one command
+)
+
+// Defaults of Config.
+const (
+	DefaultQueuePairs  = 4
+	DefaultRingEntries = 1024
+	DefaultWorkers     = 16
+)
+
+var (
+	// ErrClosed means that the device has been closed.
+	ErrClosed = errors.New("hba: device is closed")
+	// ErrBadAddress means that a target or unit number is out of range.
+	ErrBadAddress = errors.New("hba: no such address")
+	// ErrUnitExists means that the address is taken.
+	ErrUnitExists = errors.New("hba: address is taken")
+	// ErrNoUnit means that there is no unit at the address.
+	ErrNoUnit = errors.New("hba: no unit at this address")
+)
+
+// Config says what device to build.
+type Config struct {
+	// QueuePairs is how many queue pairs the driver may create, 1 to
+	// MaxQueuePairs. 0 means DefaultQueuePairs.
+	QueuePairs int
+	// RingEntries is the largest ring the driver may create, a power of two up
+	// to MaxRingEntries. 0 means DefaultRingEntries.
+	RingEntries int
+	// Workers is the number of goroutines for commands that would block, 1 to
+	// MaxWorkers. A flush or trim occupies one, so there should be more than
+	// units that flush at once. 0 means DefaultWorkers.
+	Workers int
+	// IOMMU is how the device reaches host memory. Mandatory.
+	IOMMU *dma.IOMMU
+	// Log receives fatal conditions and resets. Nil means slog.Default.
+	Log *slog.Logger
+}
+
+// A Device is a host bus adapter. It is the driver's as a pci.Function and its
+// owner's through the remaining methods.
+//
+// # Locks
+//
+// Outermost first. None is held while an interrupt is delivered, a command
+// executes or a register write returns.
+//
+//	Device.mu          queues coming and going, workers' commands, resets
+//	  queue.postMu     the completion ring
+//	Device.unitMu      which units are attached
+//	interrupts.mu
+//	  interrupts.lineMu
+//
+// The engine of a queue is no lock: nobody waits for it.
+type Device struct {
+	iommu   *dma.IOMMU
+	log     *slog.Logger
+	cap     Capability
+	workers int
+	bar     registers
+	config  [configSpaceBytes]byte
+
+	slots   []slot // by queue pair
+	targets [MaxTargets]atomic.Pointer[unitTable]
+	intr    interrupts
+
+	unitsChanged atomic.Uint64
+	eventRaised  atomic.Bool
+	raiseLater   atomic.Uint64 // queue pairs whose interrupt the event goroutine owes
+	resets       atomic.Uint64
+
+	stop       chan struct{} // closed by Close
+	goroutines sync.WaitGroup
+
+	unitMu sync.Mutex // serialises AddUnit and RemoveUnit
+
+	mu sync.Mutex
+	// +checklocks:mu
+	enabled bool
+	// +checklocks:mu
+	fatal bool
+	// +checklocks:mu
+	resetting bool
+	// +checklocks:mu
+	closed bool
+	// +checklocks:mu
+	queueSelect uint64
+	// pool is the line of commands that wait for a worker.
+	// +checklocks:mu
+	pool recordList
+	// +checklocks:mu
+	workersBusy int
+	// controls are the aborts, resets and removals that wait for commands to
+	// end. Each but a removal holds a place in a completion ring.
+	// +checklocks:mu
+	controls []*control
+	// work is signalled when pool gets a record, and broadcast by Close.
+	// +checklocks:mu
+	work sync.Cond
+	// quiet is broadcast when a reset has finished.
+	// +checklocks:mu
+	quiet sync.Cond
+}
+
+// A slot is the place of one queue pair: the registers that describe it, the
+// queue while there is one, and counters that outlive it.
+type slot struct {
+	queue atomic.Pointer[queue]
+	_     [56]byte
+	count counters
+	regs  queueRegisters
+}
+
+// New builds a device. Close ends it.
+func New(c Config) (*Device, error) {
+	if c.QueuePairs == 0 {
+		c.QueuePairs = DefaultQueuePairs
+	}
+	if c.RingEntries == 0 {
+		c.RingEntries = DefaultRingEntries
+	}
+	if c.Workers == 0 {
+		c.Workers = DefaultWorkers
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	switch {
+	case c.IOMMU == nil:
+		return nil, errors.New("hba: Config.IOMMU is missing")
+	case c.QueuePairs < 1 || c.QueuePairs > MaxQueuePairs:
+		return nil, fmt.Errorf("hba: %d queue pairs: want 1 to %d", c.QueuePairs, MaxQueuePairs)
+	case c.RingEntries < 0 || !validEntries(uint64(c.RingEntries), MaxRingEntries):
+		return nil, fmt.Errorf("hba: %d ring entries: want a power of two from %d to %d", c.RingEntries, minRingEntries, MaxRingEntries)
+	case c.Workers < 1 || c.Workers > MaxWorkers:
+		return nil, fmt.Errorf("hba: %d workers: want 1 to %d", c.Workers, MaxWorkers)
+	case binary.NativeEndian.Uint16([]byte{1, 0}) != 1:
+		return nil, errors.New("hba: rings are little endian and this machine is not")
+	}
+	d := &Device{
+		iommu:   c.IOMMU,
+		log:     c.Log,
+		workers: c.Workers,
+		slots:   make([]slot, c.QueuePairs),
+		stop:    make(chan struct{}),
+		cap: Capability(c.QueuePairs) |
+			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |
+			MaxTargets<<32 | MaxLuns<<40 |
+			MaxTransferBytes>>16<<48,
+	}
+	d.bar = registers{d}
+	d.work.L, d.quiet.L = &d.mu, &d.mu
+	d.intr.init(c.QueuePairs + 1)
+	d.config = configSpace(d.bar.SizeBytes(), d.Messages())
+	d.goroutines.Go(d.events)
+	for i := range c.Workers {
+		d.goroutines.Go(func() { d.worker(ownEvents + 1 + i) })
+	}
+	return d, nil
+}
+
+// Close resets the device, waits until it touches host memory no more and
+// stops its goroutines. A command that is blocked in its medium is waited for.
+// Register accesses afterwards do nothing.
+func (d *Device) Close() {
+	d.mu.Lock()
+	first := !d.closed
+	d.closed = true
+	d.startResetLocked()
+	for d.resetting {
+		d.quiet.Wait()
+	}
+	d.work.Broadcast()
+	d.mu.Unlock()
+	if first {
+		close(d.stop)
+	}
+	d.goroutines.Wait()
+}
+
+func (d *Device) isClosed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closed
+}
+
+// IOMMU is how the device reaches host memory.
+func (d *Device) IOMMU() *dma.IOMMU { return d.iommu }
+
+// AddUnit attaches u at an address, at any time. The driver learns of it by
+// RegUnitsChanged and the event message.
+//
+// Errors: ErrBadAddress, ErrUnitExists, ErrClosed.
+func (d *Device) AddUnit(targetID, lun uint8, u Unit) error {
+	if targetID >= MaxTargets || lun >= MaxLuns {
+		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
+	}
+	if d.isClosed() {
+		return ErrClosed
+	}
+	d.unitMu.Lock()
+	defer d.unitMu.Unlock()
+	t := d.targets[targetID].Load()
+	if t == nil {
+		t = &unitTable{}
+	}
+	if t.Unit(lun) != nil {
+		return fmt.Errorf("%w: target %d unit %d", ErrUnitExists, targetID, lun)
+	}
+	if err := t.AddUnit(lun, u); err != nil {
+		return err
+	}
+	d.targets[targetID].Store(t)
+	d.unitsChanged.Add(1)
+	d.signalEvent()
+	return nil
+}
+
+// RemoveUnit detaches the unit at an address, at any time, and waits until no
+// command runs on it any more: its medium may then be closed. Commands that
+// come later find no unit. The driver learns of it as of AddUnit.
+//
+// Errors: ErrBadAddress, ErrNoUnit, or the context's error: then the unit is
+// detached, but a command may still run.
+func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
+	if targetID >= MaxTargets || lun >= MaxLuns {
+		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
+	}
+	if err := d.detachUnit(targetID, lun); err != nil {
+		return err
+	}
+	d.unitsChanged.Add(1)
+	d.signalEvent()
+	return d.drain(ctx, targetID, lun)
+}
+
+func (d *Device) detachUnit(targetID, lun uint8) error {
+	d.unitMu.Lock()
+	defer d.unitMu.Unlock()
+	t := d.targets[targetID].Load()
+	if t == nil || t.Unit(lun) == nil {
+		return fmt.Errorf("%w: target %d unit %d", ErrNoUnit, targetID, lun)
+	}
+	return t.RemoveUnit(lun)
+}
+
+// fail puts the device into StatusFatal, which only a reset ends.
+func (d *Device) fail(reason string, queueIndex int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failLocked(reason, queueIndex)
+}
+
+// +checklocks:d.mu
+func (d *Device) failLocked(reason string, queueIndex int) {
+	if d.fatal || d.resetting {
+		return
+	}
+	d.fatal = true
+	d.updateGatesLocked()
+	d.log.Error("device is broken until reset", "reason", reason, "queue", queueIndex)
+	d.signalEvent()
+}
+
+// BAR implements pci.Function.
+func (d *Device) BAR(n int) pci.Registers {
+	if n != BAR {
+		return nil
+	}
+	return d.bar
+}
+
+// ReadConfig implements pci.Function.
+func (d *Device) ReadConfig(offset int, p []byte) int {
+	if offset < 0 || offset >= len(d.config) {
+		return 0
+	}
+	return copy(p, d.config[offset:])
+}
+
+var _ pci.Function = (*Device)(nil)

@@ -1,0 +1,149 @@
+package hba
+
+import "github.com/vhbad/vhbad/internal/pci"
+
+// An engine takes commands in batches, and after a turn it gives up the queue
+// for a moment to raise its interrupt, so that completions of a long run do not
+// wait for its end.
+const (
+	batchCommands = 32
+	batchBytes    = 1 << 20
+	turnCommands  = 256
+	turnBytes     = 4 << 20
+)
+
+// runnable reports whether an engine would find work.
+func (q *queue) runnable() bool {
+	return q.gate.Load()&gateOpen != 0 && q.fetchable() > 0
+}
+
+// fetchable is how many commands could be fetched now: those submitted, as far
+// as the completion ring has room for them.
+func (q *queue) fetchable() uint32 {
+	head := q.head.Load()
+	return min(q.tail.Load()-head, q.completionEntries-(head-q.consumed.Load()))
+}
+
+// run makes the calling goroutine the queue's engine if there is work and no
+// other goroutine is it, and executes commands until there is no more.
+//
+// No wake-up is lost: a goroutine that has stored a new tail and then finds an
+// engine running leaves its entries to that one, and an engine looks at the
+// tail again after it has stopped being the engine.
+func (q *queue) run(r pci.Runner) {
+	for {
+		commands, bytes, raise := 0, uint64(0), uint64(0)
+		for commands < turnCommands && bytes < turnBytes && q.runnable() {
+			if !q.engine.CompareAndSwap(engineIdle, engineRunning) {
+				break
+			}
+			for commands < turnCommands && bytes < turnBytes {
+				n, b := q.runBatch()
+				if n == 0 {
+					break
+				}
+				commands += n
+				bytes += b
+			}
+			raise |= q.raise
+			q.raise = 0
+			q.engine.Store(engineIdle)
+			if q.gate.Load()&gateDead != 0 {
+				q.dev.settle() // a reset may wait for this engine
+			}
+		}
+		if raise == 1<<q.index {
+			q.interrupt(source{runner: r})
+		} else if raise != 0 { // a reset has ended commands of other queues
+			q.dev.interruptAll(raise, source{runner: r})
+		}
+		if commands < turnCommands && bytes < turnBytes {
+			return
+		}
+	}
+}
+
+// runBatch fetches some commands, executes them and posts what is complete. The
+// caller is the engine.
+func (q *queue) runBatch() (commands int, bytes uint64) {
+	if q.gate.Load()&gateOpen == 0 {
+		return 0, 0
+	}
+	most := min(q.fetchable(), batchCommands)
+	if most == 0 {
+		return 0, 0
+	}
+	ring, ok := q.submissionRing()
+	if !ok {
+		q.dev.fail("the submission ring is not mapped", q.index)
+		return 0, 0
+	}
+	entries := Commands(ring)
+	head := q.head.Load()
+	var n uint32
+	for n < most && bytes < batchBytes {
+		// Copied, so that the driver cannot change a command under our hands.
+		q.batch[n] = entries[(head+n)&(q.submissionEntries-1)]
+		bytes += uint64(q.batch[n].DataBytes)
+		n++
+	}
+	q.head.Store(head + n)
+	q.tally.commands += uint64(n)
+	for i := range n {
+		q.dispatch(head+i, &q.batch[i])
+	}
+	q.flush()
+	q.settled.Store(head + n)
+	q.tally.addTo(q.count)
+	if q.gate.Load()&gateControl != 0 {
+		q.dev.advance(q)
+	}
+	return int(n), bytes
+}
+
+// dispatch executes one command or passes it on.
+func (q *queue) dispatch(position uint32, c *Command) {
+	gate := q.gate.Load()
+	if gate&gateDead != 0 {
+		return
+	}
+	switch c.Opcode {
+	case OpExecute:
+		out := &q.out[q.results]
+		if gate&gateControl != 0 && q.dev.isAborted(q, position, c) {
+			out.set(c.Tag, CodeAborted)
+		} else if !q.exec.run(q.dev, c, out, &q.tally, false) {
+			if q.dev.handOver(q, position, c) {
+				q.tally.handed++
+				return
+			}
+			out.set(c.Tag, CodeAborted)
+		}
+		q.results++
+	case OpAbort, OpResetLun, OpResetTarget:
+		// What came before must be out of the engine's hands.
+		q.flush()
+		q.settled.Store(position)
+		q.dev.startControl(q, position, c)
+	default:
+		q.out[q.results].set(c.Tag, CodeBadCommand)
+		q.results++
+	}
+}
+
+// flush posts the results so far.
+func (q *queue) flush() {
+	if q.results == 0 {
+		return
+	}
+	if !q.post(q.out[:q.results]) {
+		q.dev.fail("the completion ring is not mapped", q.index)
+	}
+	q.results = 0
+	q.raise |= 1 << q.index
+}
+
+// set makes c the completion of a command without data or status.
+func (c *Completion) set(tag uint32, code CompletionCode) {
+	*c = Completion{Tag: tag, Code: code}
+}

@@ -1,0 +1,43 @@
+package hba
+
+// SetPositions makes an idle queue pair's rings start at a position, as if so
+// many commands had gone by.
+func (d *Device) SetPositions(queueIndex int, position uint32) {
+	q := d.slots[queueIndex].queue.Load()
+	for _, p := range []interface{ Store(uint32) }{&q.tail, &q.consumed, &q.head, &q.settled, &q.posted} {
+		p.Store(position)
+	}
+}
+
+// Left describes what a device holds that it should not hold when idle, or "".
+func (d *Device) Left() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case len(d.controls) != 0:
+		return "controls"
+	case d.pool.length != 0 || d.pool.first != nil:
+		return "records in the pool"
+	case d.workersBusy != 0:
+		return "busy workers"
+	}
+	for i := range d.slots {
+		q := d.slots[i].queue.Load()
+		if q == nil {
+			continue
+		}
+		free := 0
+		for rec := q.free; rec != nil; rec = rec.next {
+			free++
+		}
+		switch {
+		case free != len(q.records):
+			return "records out of the free list"
+		case q.engine.Load() != engineIdle:
+			return "an engine"
+		case q.gate.Load() != gateOpen:
+			return "a gate that is not just open"
+		}
+	}
+	return ""
+}

@@ -1,0 +1,391 @@
+package hba
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/pci"
+)
+
+// ErrConnected means that interrupts are connected already.
+var ErrConnected = errors.New("hba: interrupts are connected")
+
+// Bits of an interrupt message's state word. Everything that decides whether a
+// message is delivered, kept or in delivery is in one word, so that each change
+// is one compare-and-swap and no edge falls between two looks.
+const (
+	messageMasked    uint32 = 1 << iota // the bus has masked it
+	messagePending                      // raised, but not delivered yet (PBA bit)
+	messageConnected                    // there is somebody to deliver to
+	messageLine                         // connected in line mode
+	_
+	_
+	_
+	_
+	messageCall // one call of the interrupt function under way; counts from here up
+)
+
+// An interruptMessage is one MSI-X vector. Words of different messages do not
+// share a cache line: queue pairs raise on different processors.
+type interruptMessage struct {
+	state atomic.Uint32
+	_     [60]byte
+}
+
+// A source says on whose behalf an interrupt is raised: runner for a borrowed
+// goroutine, own for a goroutine of the device.
+type source struct {
+	runner pci.Runner
+	own    int // 1 for the event goroutine, 2 and up for workers; 0: runner
+}
+
+const ownEvents = 1
+
+// A connection is what ConnectInterrupt was given. It does not change while a
+// call counted in a message's state is under way.
+type connection struct {
+	mode    pci.LineMode
+	raise   pci.InterruptFunc
+	runners []pci.Runner // by source.own
+}
+
+// interrupts is the device's interrupt logic: messages and the line.
+//
+// Lock order: mu, then lineMu. Neither is held while an interrupt is delivered.
+type interrupts struct {
+	messages []interruptMessage
+	conn     atomic.Pointer[connection]
+
+	// kick wakes the event goroutine to deliver what was kept while there was
+	// no goroutine to deliver it on. Capacity 1.
+	kick chan struct{}
+
+	// mu serialises connecting and disconnecting.
+	mu sync.Mutex
+	// idle is signalled when the last call on a disconnected message ends.
+	// +checklocks:mu
+	idle sync.Cond
+
+	lineMu sync.Mutex
+	// +checklocks:lineMu
+	cause uint64
+	// +checklocks:lineMu
+	mask uint64
+}
+
+func (x *interrupts) init(messages int) {
+	x.messages = make([]interruptMessage, messages)
+	x.kick = make(chan struct{}, 1)
+	x.idle.L = &x.mu
+}
+
+// raise signals message m, or in line mode sets cause. While nobody is
+// connected, or m is masked, it is kept as one pending bit.
+func (x *interrupts) raise(src source, m pci.Message, cause uint64) {
+	w := &x.messages[m]
+	for {
+		s := w.state.Load()
+		if s&messageConnected == 0 || s&(messageMasked|messageLine) == messageMasked {
+			if w.state.CompareAndSwap(s, s|messagePending) {
+				return
+			}
+			continue
+		}
+		next := s + messageCall
+		if s&messageLine == 0 {
+			next &^= messagePending
+		}
+		if !w.state.CompareAndSwap(s, next) {
+			continue
+		}
+		if s&messageLine == 0 {
+			x.call(src, m)
+		} else if x.assert(cause) {
+			x.deliverLine(src)
+		}
+		x.leave(w)
+		return
+	}
+}
+
+// call runs the interrupt function. The caller has counted the call.
+func (x *interrupts) call(src source, m pci.Message) {
+	c := x.conn.Load()
+	r := src.runner
+	if src.own != 0 {
+		r = c.runners[src.own]
+	}
+	c.raise(r, m)
+}
+
+func (x *interrupts) leave(w *interruptMessage) {
+	if s := w.state.Add(^(messageCall - 1)); s&messageConnected == 0 && s < messageCall {
+		x.mu.Lock()
+		x.idle.Broadcast()
+		x.mu.Unlock()
+	}
+}
+
+// assert sets causes and reports whether the line went up.
+func (x *interrupts) assert(cause uint64) bool {
+	x.lineMu.Lock()
+	defer x.lineMu.Unlock()
+	was := x.cause &^ x.mask
+	x.cause |= cause
+	return was == 0 && x.cause&^x.mask != 0
+}
+
+// deliverLine reports that the line went up.
+func (x *interrupts) deliverLine(src source) {
+	w := &x.messages[0]
+	for {
+		s := w.state.Load()
+		if s&messageConnected == 0 || s&messageMasked != 0 {
+			if w.state.CompareAndSwap(s, s|messagePending) {
+				return
+			}
+			continue
+		}
+		if w.state.CompareAndSwap(s, s&^messagePending+messageCall) {
+			x.call(src, 0)
+			x.leave(w)
+			return
+		}
+	}
+}
+
+// deliverPending delivers m if it is pending and nothing forbids it, after
+// clearing clearBits.
+func (x *interrupts) deliverPending(src source, m pci.Message, clearBits uint32) {
+	w := &x.messages[m]
+	for {
+		s := w.state.Load()
+		next := s &^ clearBits
+		deliver := next&(messagePending|messageConnected|messageMasked) == messagePending|messageConnected
+		if deliver {
+			next = next&^messagePending + messageCall
+		}
+		if !w.state.CompareAndSwap(s, next) {
+			continue
+		}
+		if !deliver {
+			return
+		}
+		// A line that went down meanwhile has nothing to tell.
+		if s&messageLine == 0 || x.asserted() {
+			x.call(src, m)
+		}
+		x.leave(w)
+		return
+	}
+}
+
+// deliverAllPending runs on the event goroutine.
+func (x *interrupts) deliverAllPending(src source) {
+	for m := range x.messages {
+		x.deliverPending(src, pci.Message(m), 0)
+	}
+}
+
+// wake makes the event goroutine look again.
+func (x *interrupts) wake() {
+	select {
+	case x.kick <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+func (x *interrupts) maskMessage(m pci.Message) {
+	x.messages[m].state.Or(messageMasked)
+}
+
+func (x *interrupts) asserted() bool {
+	x.lineMu.Lock()
+	defer x.lineMu.Unlock()
+	return x.cause&^x.mask != 0
+}
+
+func (x *interrupts) causes() uint64 {
+	x.lineMu.Lock()
+	defer x.lineMu.Unlock()
+	return x.cause
+}
+
+func (x *interrupts) maskedCauses() uint64 {
+	x.lineMu.Lock()
+	defer x.lineMu.Unlock()
+	return x.mask
+}
+
+func (x *interrupts) clearCauses(bits uint64) {
+	x.lineMu.Lock()
+	x.cause &^= bits
+	x.lineMu.Unlock()
+}
+
+// maskCauses stores the line's mask; taking bits away may bring the line up.
+func (x *interrupts) maskCauses(src source, mask uint64) {
+	x.lineMu.Lock()
+	was := x.cause &^ x.mask
+	x.mask = mask
+	up := was == 0 && x.cause&^x.mask != 0
+	x.lineMu.Unlock()
+	if up {
+		x.deliverLine(src)
+	}
+}
+
+// connect routes interrupts to c. causeOf says which causes stand for a
+// message: what was kept in one form is carried over into the other.
+func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.conn.Load() != nil {
+		return ErrConnected
+	}
+	x.conn.Store(c)
+	if c.mode == pci.MessageSignaled {
+		x.lineMu.Lock()
+		kept := x.cause
+		x.cause = 0
+		x.lineMu.Unlock()
+		for m := range x.messages {
+			bits := messageConnected
+			if kept&causeOf(pci.Message(m)) != 0 {
+				bits |= messagePending
+			}
+			x.messages[m].state.Or(bits)
+		}
+	} else {
+		var kept uint64
+		for m := range x.messages {
+			w := &x.messages[m].state
+			for {
+				s := w.Load()
+				if w.CompareAndSwap(s, s&^messagePending|messageConnected|messageLine) {
+					if s&messagePending != 0 {
+						kept |= causeOf(pci.Message(m))
+					}
+					break
+				}
+			}
+		}
+		x.assert(kept)
+		if x.asserted() {
+			x.messages[0].state.Or(messagePending)
+		}
+	}
+	x.wake()
+	return nil
+}
+
+// disconnect stops delivery and waits for calls under way.
+func (x *interrupts) disconnect() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.conn.Load() == nil {
+		return
+	}
+	for m := range x.messages {
+		x.messages[m].state.And(^(messageConnected | messageLine))
+	}
+	for m := range x.messages {
+		for x.messages[m].state.Load() >= messageCall {
+			x.idle.Wait()
+		}
+	}
+	x.conn.Store(nil)
+}
+
+// ConnectInterrupt implements pci.Function. What was raised before is delivered
+// on the device's event goroutine, soon after ConnectInterrupt returns or
+// before.
+//
+// Errors: ErrConnected, ErrClosed, or an unknown mode.
+func (d *Device) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(name string) pci.Runner) error {
+	if mode != pci.MessageSignaled && mode != pci.Line {
+		return fmt.Errorf("hba: interrupt mode %d: want message signaled (%d) or line (%d)", mode, pci.MessageSignaled, pci.Line)
+	}
+	if d.isClosed() {
+		return ErrClosed
+	}
+	if d.intr.conn.Load() != nil {
+		return ErrConnected // before runners are made for nothing
+	}
+	c := &connection{mode: mode, raise: raise, runners: make([]pci.Runner, ownEvents+1+d.workers)}
+	c.runners[ownEvents] = newRunner("hba-events")
+	for i := range d.workers {
+		c.runners[ownEvents+1+i] = newRunner(fmt.Sprintf("hba-worker-%d", i))
+	}
+	return d.intr.connect(c, d.causesOfMessage)
+}
+
+// causesOfMessage are the line-mode causes of what message m reports.
+func (d *Device) causesOfMessage(m pci.Message) uint64 {
+	var causes uint64
+	if m == d.eventMessage() {
+		causes |= CauseEvent
+	}
+	for i := range d.slots {
+		if q := d.slots[i].queue.Load(); q != nil && q.message == m {
+			causes |= 1 << i
+		}
+	}
+	return causes
+}
+
+// DisconnectInterrupt implements pci.Function. It must not be called from an
+// interrupt function of this device, for which it would wait.
+func (d *Device) DisconnectInterrupt() { d.intr.disconnect() }
+
+// Asserted implements pci.Function.
+func (d *Device) Asserted() bool { return d.intr.asserted() }
+
+// MaskMessage implements pci.Function. A call that has begun is not waited
+// for, as a message already on the bus is not called back. In line mode message
+// 0 stands for the line.
+func (d *Device) MaskMessage(m pci.Message) {
+	if int(m) < len(d.intr.messages) {
+		d.intr.maskMessage(m)
+	}
+}
+
+// UnmaskMessage implements pci.Function.
+func (d *Device) UnmaskMessage(r pci.Runner, m pci.Message) {
+	if int(m) < len(d.intr.messages) {
+		d.intr.deliverPending(source{runner: r}, m, messageMasked)
+	}
+}
+
+// Messages implements pci.Function: one for each queue pair and the event
+// message, which is the last.
+func (d *Device) Messages() int { return len(d.intr.messages) }
+
+func (d *Device) eventMessage() pci.Message { return pci.Message(len(d.intr.messages) - 1) }
+
+// events is the body of the event goroutine. It raises what no other goroutine
+// is there to raise on: changes of units and status, and interrupts kept from
+// before they were connected.
+func (d *Device) events() {
+	for {
+		select {
+		case <-d.stop:
+			return
+		case <-d.intr.kick:
+		}
+		src := source{own: ownEvents}
+		if d.eventRaised.Swap(false) {
+			d.intr.raise(src, d.eventMessage(), CauseEvent)
+		}
+		d.interruptAll(d.raiseLater.Swap(0), src)
+		d.intr.deliverAllPending(src)
+	}
+}
+
+// signalEvent makes the event goroutine raise the event message.
+func (d *Device) signalEvent() {
+	d.eventRaised.Store(true)
+	d.intr.wake()
+}

@@ -1,0 +1,204 @@
+package hba
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
+)
+
+// Bits of a queue's gate: what its engine must know before each command. They
+// are stored under Device.mu.
+const (
+	gateOpen    uint32 = 1 << iota // commands may be fetched
+	gateControl                    // Device.controls is not empty: look there
+	gateDead                       // being deleted: drop everything
+)
+
+// States of a queue's engine.
+const (
+	engineIdle    uint32 = iota
+	engineRunning        // some goroutine is the engine
+	engineGone           // the queue is deleted; nobody will be the engine again
+)
+
+// A queue is a queue pair from its creation to its deletion. Creating it again
+// makes a new one, so that nobody who still holds the old one can do harm.
+//
+// Positions are free-running counts (ring.go):
+//
+//	consumed <= posted <= settled <= head <= tail
+//
+// up to settled, commands are posted or have a record; up to head they are
+// fetched. Each fetched command makes one completion, so that head - consumed
+// is what the completion ring must be able to hold.
+type queue struct {
+	// Immutable.
+	dev                                  *Device
+	index                                int
+	count                                *counters
+	submission, completion               dma.Addr
+	submissionEntries, completionEntries uint32 // powers of two
+	message                              pci.Message
+
+	_ [64]byte
+	// tail is how far the driver has submitted; stored by its doorbells.
+	tail atomic.Uint32
+	// consumed is how far the driver has consumed; likewise.
+	consumed atomic.Uint32
+	_        [56]byte
+
+	gate   atomic.Uint32
+	engine atomic.Uint32 // one of the engine states
+	// head and settled are stored by the engine.
+	head, settled atomic.Uint32
+	_             [48]byte
+
+	engineState
+
+	postMu sync.Mutex
+	// posted is how far completions have been posted. It is stored under postMu.
+	posted atomic.Uint32
+
+	// The rest is guarded by Device.mu: commands that workers have or wait for.
+	records []record // as many as completion entries: one for each command in flight
+	free    *record
+	busy    int // records that a worker runs
+}
+
+// engineState belongs to whoever is the engine.
+type engineState struct {
+	exec    executor
+	results int    // in out, not yet posted
+	raise   uint64 // queue pairs whose interrupt this engine owes
+	tally   tally
+	batch   [batchCommands]Command
+	out     [batchCommands]Completion
+}
+
+// A tally counts during a batch what counters get at its end.
+type tally struct {
+	commands, handed             uint64
+	bytesIn, bytesOut, dmaFaults uint64
+}
+
+func (t *tally) addTo(c *counters) {
+	for _, x := range [...]struct {
+		n  uint64
+		to *atomic.Uint64
+	}{
+		{t.commands, &c.commands},
+		{t.handed, &c.handed},
+		{t.bytesIn, &c.bytesIn},
+		{t.bytesOut, &c.bytesOut},
+		{t.dmaFaults, &c.dmaFaults},
+	} {
+		if x.n != 0 {
+			x.to.Add(x.n)
+		}
+	}
+	*t = tally{}
+}
+
+// submissionRing and completionRing are the rings' memory, or false if the
+// driver has unmapped it.
+func (q *queue) submissionRing() ([]byte, bool) {
+	return q.dev.iommu.Translate(q.submission, int(q.submissionEntries)*CommandBytes, dma.Read)
+}
+
+func (q *queue) completionRing() ([]byte, bool) {
+	return q.dev.iommu.Translate(q.completion, int(q.completionEntries)*CompletionBytes, dma.Write)
+}
+
+// submit is the submission doorbell.
+func (q *queue) submit(r pci.Runner, tail uint32) {
+	for {
+		old := q.tail.Load()
+		v := judge(old, tail, q.head.Load()+q.submissionEntries)
+		if v == doorbellStale {
+			return // whoever rang the newer one sees to everything
+		}
+		if v == doorbellBad {
+			if q.tail.Load() != old {
+				continue // head may have gone past what we compared with
+			}
+			q.dev.fail(fmt.Sprintf("submission tail %d, which is more than %d entries beyond what was fetched", tail, q.submissionEntries), q.index)
+			return
+		}
+		if q.tail.CompareAndSwap(old, tail) {
+			break
+		}
+	}
+	q.run(r)
+}
+
+// consume is the completion doorbell. It resumes an engine that stopped because
+// the completion ring had no room.
+func (q *queue) consume(r pci.Runner, consumed uint32) {
+	for {
+		old := q.consumed.Load()
+		switch judge(old, consumed, q.posted.Load()) {
+		case doorbellStale:
+			return
+		case doorbellBad:
+			if q.consumed.Load() != old {
+				continue // posted may be older than what we compared with
+			}
+			q.dev.fail(fmt.Sprintf("completion head %d, which was not posted", consumed), q.index)
+			return
+		case doorbellNewer:
+		}
+		if q.consumed.CompareAndSwap(old, consumed) {
+			break
+		}
+	}
+	q.run(r)
+}
+
+// post stores completions into the ring and reports whether the ring could be
+// reached. The caller raises the interrupt, with no lock held.
+func (q *queue) post(results []Completion) bool {
+	q.postMu.Lock()
+	defer q.postMu.Unlock()
+	if q.gate.Load()&gateDead != 0 {
+		return true // dropped
+	}
+	ring, ok := q.completionRing()
+	if !ok {
+		return false
+	}
+	entries := Completions(ring)
+	position, head := q.posted.Load(), q.head.Load()
+	if position+uint32(len(results))-q.consumed.Load() > q.completionEntries {
+		panic(fmt.Sprintf("hba: queue %d: completion ring overrun: posted %d, %d more, consumed %d",
+			q.index, position, len(results), q.consumed.Load()))
+	}
+	// Stored first, so that a driver that consumes an entry at once is not taken
+	// for one that consumes what was never posted.
+	q.posted.Store(position + uint32(len(results)))
+	for i := range results {
+		from, to := &results[i], &entries[position&(q.completionEntries-1)]
+		to.Tag = from.Tag
+		to.Code = from.Code
+		to.ScsiStatus = from.ScsiStatus
+		to.SenseBytes = from.SenseBytes
+		to.DataBytes = from.DataBytes
+		to.SubmissionHead = head
+		if from.SenseBytes != 0 {
+			to.Sense = from.Sense
+		}
+		to.StorePhase(PhaseAt(position, int(q.completionEntries))) // pairs with the driver's LoadPhase
+		position++
+	}
+	q.count.completions.Add(uint64(len(results)))
+	return true
+}
+
+// interrupt raises the queue's interrupt. No lock is held and the caller is not
+// the engine: the handler may come back through the registers.
+func (q *queue) interrupt(src source) {
+	q.count.interrupts.Add(1)
+	q.dev.intr.raise(src, q.message, 1<<q.index)
+}

@@ -1,0 +1,100 @@
+package hba
+
+// A reset deletes every queue. A queue is deleted in two steps: its gate is
+// marked dead, which stops fetching and drops what waits for a worker; and it is
+// gone once its engine has stopped and no worker runs a command of it, because
+// only then is host memory its driver's again. Whoever ends such work looks
+// whether it was the last (settle), so nobody waits for it but Close.
+
+// startResetLocked begins a reset, unless one is under way.
+//
+// +checklocks:d.mu
+func (d *Device) startResetLocked() {
+	if d.resetting {
+		return
+	}
+	d.resetting = true
+	d.enabled = false
+	d.resets.Add(1)
+	d.log.Debug("device reset")
+	for i := range d.slots {
+		if q := d.slots[i].queue.Load(); q != nil {
+			d.closeQueueLocked(q)
+		}
+	}
+	d.settleLocked()
+}
+
+// closeQueueLocked begins a queue's deletion.
+//
+// +checklocks:d.mu
+func (d *Device) closeQueueLocked(q *queue) {
+	q.gate.Store(gateDead)
+	d.pool.takeIf(
+		func(rec *record) bool { return rec.queue == q },
+		func(rec *record) { d.releaseLocked(rec) })
+	kept := d.controls[:0]
+	for _, c := range d.controls {
+		if c.queue != q {
+			kept = append(kept, c)
+		}
+	}
+	clear(d.controls[len(kept):])
+	d.controls = kept
+	d.updateGatesLocked()
+}
+
+// settle finishes what waits for an engine or a worker to stop.
+func (d *Device) settle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.settleLocked()
+}
+
+// +checklocks:d.mu
+func (d *Device) settleLocked() {
+	gone := true
+	for i := range d.slots {
+		q := d.slots[i].queue.Load()
+		if q == nil {
+			continue
+		}
+		if q.gate.Load()&gateDead != 0 && q.busy == 0 && q.engine.CompareAndSwap(engineIdle, engineGone) {
+			d.slots[i].queue.Store(nil)
+			continue
+		}
+		gone = false
+	}
+	if len(d.controls) != 0 {
+		d.interruptLater(d.advanceLocked())
+	}
+	if !d.resetting || !gone {
+		return
+	}
+	for i := range d.slots {
+		d.slots[i].regs = queueRegisters{}
+	}
+	d.queueSelect = 0
+	d.intr.clearCauses(^uint64(CauseEvent))
+	d.fatal = false
+	d.resetting = false
+	d.quiet.Broadcast()
+}
+
+// updateGatesLocked tells the engines of a change.
+//
+// +checklocks:d.mu
+func (d *Device) updateGatesLocked() {
+	var gate uint32
+	if d.enabled && !d.fatal && !d.resetting {
+		gate |= gateOpen
+	}
+	if len(d.controls) != 0 {
+		gate |= gateControl
+	}
+	for i := range d.slots {
+		if q := d.slots[i].queue.Load(); q != nil && q.gate.Load()&gateDead == 0 {
+			q.gate.Store(gate)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package hba
+
+import "sync/atomic"
+
+// counters are those of one queue pair. The groups are written by different
+// goroutines and lie on different cache lines. Whoever counts adds once per
+// batch.
+type counters struct {
+	// By those who ring.
+	submissionDoorbells, completionDoorbells atomic.Uint64
+	interrupts                               atomic.Uint64
+	_                                        [40]byte
+	// By engine and workers.
+	commands, completions, handed atomic.Uint64
+	bytesIn, bytesOut, dmaFaults  atomic.Uint64
+	_                             [16]byte
+}
+
+// QueueStats is a snapshot of one queue pair. Counts are since New and outlive
+// resets.
+type QueueStats struct {
+	Commands            uint64 // fetched
+	Completions         uint64 // posted
+	Interrupts          uint64 // raised: at most one for each batch of completions
+	SubmissionDoorbells uint64
+	CompletionDoorbells uint64
+	HandedToWorkers     uint64 // commands that would have blocked
+	BytesIn             uint64 // written to host memory
+	BytesOut            uint64 // read from host memory
+	DMAFaults           uint64 // commands ended by CodeDMAFault
+
+	Submitted  uint32 // in the submission ring, not yet fetched
+	InFlight   uint32 // fetched, not yet completed
+	Unconsumed uint32 // in the completion ring, not yet consumed by the driver
+}
+
+// Stats is a snapshot of a device. The numbers are each exact, but not of the
+// same instant.
+type Stats struct {
+	Resets         uint64
+	UnitsChanged   uint64
+	Workers        int
+	WorkersBusy    int
+	WaitForWorkers int // commands in line for a worker
+	Queues         []QueueStats
+}
+
+// Stats returns a snapshot of the device's counters.
+func (d *Device) Stats() Stats {
+	s := Stats{
+		Resets:       d.resets.Load(),
+		UnitsChanged: d.unitsChanged.Load(),
+		Workers:      d.workers,
+		Queues:       make([]QueueStats, len(d.slots)),
+	}
+	d.mu.Lock()
+	s.WorkersBusy, s.WaitForWorkers = d.workersBusy, d.pool.length
+	d.mu.Unlock()
+	for i := range d.slots {
+		c, o := &d.slots[i].count, &s.Queues[i]
+		o.Commands = c.commands.Load()
+		o.Completions = c.completions.Load()
+		o.Interrupts = c.interrupts.Load()
+		o.SubmissionDoorbells = c.submissionDoorbells.Load()
+		o.CompletionDoorbells = c.completionDoorbells.Load()
+		o.HandedToWorkers = c.handed.Load()
+		o.BytesIn = c.bytesIn.Load()
+		o.BytesOut = c.bytesOut.Load()
+		o.DMAFaults = c.dmaFaults.Load()
+		if q := d.slots[i].queue.Load(); q != nil {
+			// In this order no difference can turn negative.
+			consumed, posted := q.consumed.Load(), q.posted.Load()
+			head := q.head.Load()
+			o.Unconsumed, o.InFlight, o.Submitted = posted-consumed, head-posted, q.tail.Load()-head
+		}
+	}
+	return s
+}

@@ -1,0 +1,185 @@
+package hba
+
+import "fmt"
+
+// States of a record.
+type recordState uint8
+
+const (
+	recordFree    recordState = iota // in its queue's free list
+	recordWaiting                    // in Device.pool
+	recordRunning                    // on a worker
+)
+
+// A record is a command that is or will be on a worker. Its queue has one for
+// each command that can be in flight. Guarded by Device.mu, but for cmd, which
+// does not change while the record is in use.
+type record struct {
+	cmd      Command
+	queue    *queue
+	position uint32
+	state    recordState
+	aborted  bool // completes with CodeAborted
+	// next links free records and those in the pool.
+	next *record
+}
+
+// A recordList is a queue of records, first in first out.
+type recordList struct {
+	first, last *record
+	length      int
+}
+
+func (l *recordList) push(rec *record) {
+	rec.next = nil
+	if l.last == nil {
+		l.first = rec
+	} else {
+		l.last.next = rec
+	}
+	l.last = rec
+	l.length++
+}
+
+func (l *recordList) pop() *record {
+	rec := l.first
+	if rec == nil {
+		return nil
+	}
+	l.first = rec.next
+	if l.first == nil {
+		l.last = nil
+	}
+	rec.next = nil
+	l.length--
+	return rec
+}
+
+// takeIf removes the records that match, and calls fn with each.
+func (l *recordList) takeIf(match func(*record) bool, fn func(*record)) {
+	old := *l
+	*l = recordList{}
+	for rec := old.pop(); rec != nil; rec = old.pop() {
+		if match(rec) {
+			fn(rec)
+		} else {
+			l.push(rec)
+		}
+	}
+}
+
+// handOver gives a command to the workers. False: it has been aborted, and is
+// still the engine's.
+func (d *Device) handOver(q *queue, position uint32, c *Command) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if q.gate.Load()&gateDead != 0 {
+		return true // dropped
+	}
+	if d.isAbortedLocked(q, position, c) {
+		return false
+	}
+	rec := q.free
+	if rec == nil {
+		panic(fmt.Sprintf("hba: queue %d has more than %d commands in flight", q.index, len(q.records)))
+	}
+	q.free = rec.next
+	rec.cmd, rec.queue, rec.position, rec.state, rec.aborted = *c, q, position, recordWaiting, false
+	d.pool.push(rec)
+	d.work.Signal()
+	return true
+}
+
+// releaseLocked gives a record back to its queue.
+//
+// +checklocks:d.mu
+func (d *Device) releaseLocked(rec *record) {
+	rec.state = recordFree
+	rec.next = rec.queue.free
+	rec.queue.free = rec
+}
+
+// worker is the body of a worker goroutine: it runs commands that may block.
+func (d *Device) worker(own int) {
+	var (
+		exec executor
+		out  [1]Completion
+	)
+	for {
+		rec := d.nextRecord()
+		if rec == nil {
+			return
+		}
+		var t tally
+		exec.run(d, &rec.cmd, &out[0], &t, true)
+		t.addTo(rec.queue.count)
+		d.finish(rec, &out, source{own: own})
+	}
+}
+
+// nextRecord waits for a command. Nil: the device is closed.
+func (d *Device) nextRecord() *record {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for d.pool.first == nil {
+		if d.closed && !d.resetting {
+			return nil
+		}
+		d.work.Wait()
+	}
+	rec := d.pool.pop()
+	rec.state = recordRunning
+	rec.queue.busy++
+	d.workersBusy++
+	return rec
+}
+
+// finish completes a command that ran on a worker. It no longer touches host
+// memory.
+func (d *Device) finish(rec *record, out *[1]Completion, src source) {
+	d.mu.Lock()
+	q := rec.queue
+	if rec.aborted {
+		out[0].set(rec.cmd.Tag, CodeAborted)
+	}
+	// Posted before the record is released: until then a reset waits.
+	if !q.post(out[:]) {
+		d.failLocked("the completion ring is not mapped", q.index)
+	}
+	raise := uint64(1) << q.index
+	if q.gate.Load()&gateDead != 0 {
+		raise = 0
+	}
+	q.busy--
+	d.workersBusy--
+	d.releaseLocked(rec)
+	if len(d.controls) != 0 {
+		raise |= d.advanceLocked()
+	}
+	if q.gate.Load()&gateDead != 0 {
+		d.settleLocked()
+	}
+	d.mu.Unlock()
+	d.interruptAll(raise, src)
+}
+
+// interruptLater raises interrupts for a caller that has no runner: the event
+// goroutine does it.
+func (d *Device) interruptLater(set uint64) {
+	if set != 0 {
+		d.raiseLater.Or(set)
+		d.intr.wake()
+	}
+}
+
+// interruptAll raises the interrupts of the queue pairs in a bit set.
+func (d *Device) interruptAll(set uint64, src source) {
+	for i := range d.slots {
+		if set&(1<<i) == 0 {
+			continue
+		}
+		if q := d.slots[i].queue.Load(); q != nil {
+			q.interrupt(src)
+		}
+	}
+}
