@@ -33,6 +33,7 @@ const (
 
 // TestKernel boots one guest per scenario; each step is a subtest.
 func TestKernel(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{
 		"linux.uml", "nbd-client", "fio", "ip", "blkdiscard", "fstrim",
 		"mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_repair", "mkfs.btrfs", "btrfs",

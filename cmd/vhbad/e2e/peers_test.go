@@ -42,6 +42,7 @@ func image(t *testing.T, sizeBytes int) string {
 
 func TestNbdinfo_Abilities(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		var info struct {
 			Protocol string `json:"protocol"`
 			Exports  []struct {
@@ -78,6 +79,7 @@ func TestNbdinfo_Abilities(t *testing.T) {
 
 func TestNbdinfo_Exports(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		if got := strings.TrimSpace(run(t, "nbdinfo", "--size", d.uri(""))); got != strconv.Itoa(diskBytes) {
 			t.Errorf("size of the default export: got %s, want %d", got, diskBytes)
 		}
@@ -95,6 +97,7 @@ func TestNbdinfo_Exports(t *testing.T) {
 
 func TestNbdcopy_BothWays(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		for _, options := range [][]string{
 			nil,
 			{"--connections=4", "--requests=64", "--request-size=1048576", "--flush"},
@@ -109,11 +112,15 @@ func TestNbdcopy_BothWays(t *testing.T) {
 }
 
 func TestNbdsh_Requests(t *testing.T) {
-	overBoth(t, func(t *testing.T, d *daemon) { nbdsh(t, d.uri(exportName), "requests.py") })
+	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
+		nbdsh(t, d.uri(exportName), "requests.py")
+	})
 }
 
 func TestQemuImg_ConvertCompare(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		in, back := image(t, diskBytes), filepath.Join(t.TempDir(), "back.qcow2")
 		run(t, "qemu-img", "convert", "-n", "-W", "-f", "raw", "-O", "raw", in, d.uri(exportName))
 		run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", in, d.uri(exportName))
@@ -128,6 +135,7 @@ func TestQemuImg_ConvertCompare(t *testing.T) {
 
 func TestQemuIo_Patterns(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		commands := []string{
 			"write -P 0x11 0 64k", "read -P 0x11 0 64k",
 			"write -f -P 0x22 64k 4k", "read -P 0x22 64k 4k", "read -P 0x11 0 64k",
@@ -154,6 +162,7 @@ func TestQemuIo_Patterns(t *testing.T) {
 
 func TestFio_Verify(t *testing.T) {
 	overBoth(t, func(t *testing.T, d *daemon) {
+		t.Helper()
 		seed, err := rand.Int(rand.Reader, big.NewInt(1<<31))
 		if err != nil {
 			t.Fatal(err)
