@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
 )
@@ -85,7 +86,7 @@ type Device struct {
 	config  [configSpaceBytes]byte
 
 	slots   []slot // by queue pair
-	targets [MaxTargets]atomic.Pointer[unitTable]
+	targets [MaxTargets]atomic.Pointer[target.Target]
 	intr    interrupts
 
 	unitsChanged atomic.Uint64
@@ -215,7 +216,7 @@ func (d *Device) IOMMU() *dma.IOMMU { return d.iommu }
 // RegUnitsChanged and the event message.
 //
 // Errors: ErrBadAddress, ErrUnitExists, ErrClosed.
-func (d *Device) AddUnit(targetID, lun uint8, u Unit) error {
+func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
 	if targetID >= MaxTargets || lun >= MaxLuns {
 		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
 	}
@@ -226,7 +227,7 @@ func (d *Device) AddUnit(targetID, lun uint8, u Unit) error {
 	defer d.unitMu.Unlock()
 	t := d.targets[targetID].Load()
 	if t == nil {
-		t = &unitTable{}
+		t = target.NewTarget()
 	}
 	if t.Unit(lun) != nil {
 		return fmt.Errorf("%w: target %d unit %d", ErrUnitExists, targetID, lun)
@@ -265,7 +266,16 @@ func (d *Device) detachUnit(targetID, lun uint8) error {
 	if t == nil || t.Unit(lun) == nil {
 		return fmt.Errorf("%w: target %d unit %d", ErrNoUnit, targetID, lun)
 	}
-	return t.RemoveUnit(lun)
+	if err := t.RemoveUnit(lun); err != nil {
+		return err
+	}
+	for lun := range uint8(MaxLuns) {
+		if t.Unit(lun) != nil {
+			return nil
+		}
+	}
+	d.targets[targetID].Store(nil) // nobody answers there any more
+	return nil
 }
 
 // fail puts the device into StatusFatal, which only a reset ends.

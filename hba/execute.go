@@ -1,6 +1,7 @@
 package hba
 
 import (
+	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 )
 
@@ -9,7 +10,7 @@ import (
 // number and not by the commands in flight. A command that is handed over is
 // gathered again by the worker.
 type executor struct {
-	task Task
+	task target.Task
 	// list and segments hold the scatter/gather list as the driver gave it, and
 	// translated. They grow to the longest list met, MaxSegments at most.
 	list     []Segment
@@ -32,11 +33,6 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 		out.Code = CodeNoDevice
 		return true
 	}
-	unit := tgt.Unit(c.Lun)
-	if unit == nil {
-		out.Code = CodeNoDevice
-		return true
-	}
 	access := dma.Write
 	if c.Flags&CommandDataOut != 0 {
 		access = dma.Read
@@ -53,7 +49,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task.Direction = directionOf(c.Flags)
 	task.Segments = x.segments
 	task.DataBytes = int(c.DataBytes)
-	if !unit.Execute(task, mayBlock) {
+	if !tgt.Execute(c.Lun, task, mayBlock) {
 		return false
 	}
 	if mayBlock && !x.live(d.iommu, access) {
@@ -74,14 +70,14 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	return true
 }
 
-func directionOf(flags uint8) Direction {
+func directionOf(flags uint8) target.Direction {
 	switch {
 	case flags&CommandDataIn != 0:
-		return DataIn
+		return target.DataIn
 	case flags&CommandDataOut != 0:
-		return DataOut
+		return target.DataOut
 	}
-	return NoData
+	return target.NoData
 }
 
 // valid checks what can be told from the command alone.

@@ -8,6 +8,7 @@ import (
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/hbatest"
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 )
 
@@ -31,7 +32,7 @@ var disk0 = hbatest.Address{}
 // may be left: no window, no memory, no fault that the test did not allow.
 func newWorld(t testing.TB, hc hba.Config, dc hbatest.Config) *world {
 	t.Helper()
-	arena, err := dma.NewArena(32 << 20)
+	arena, err := dma.NewArena(8 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +62,10 @@ func newWorld(t testing.TB, hc hba.Config, dc hbatest.Config) *world {
 	w.attach(t, disk0, w.memory)
 	w.driver = hbatest.Start(t, w.dev, w.iommu, dc)
 	return w
+}
+
+func newUnit(m media.Media) (*target.Unit, error) {
+	return target.NewUnit(m, target.Config{Serial: "test", WriteCache: true})
 }
 
 func (w *world) attach(t testing.TB, a hbatest.Address, m media.Media) {
