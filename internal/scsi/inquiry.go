@@ -88,16 +88,20 @@ type VPDPage uint8
 
 // Pages of vital product data.
 const (
-	VPDSupportedPages            VPDPage = 0x00 // SPC-4 7.8.17
-	VPDUnitSerialNumber          VPDPage = 0x80 // SPC-4 7.8.18
-	VPDDeviceIdentification      VPDPage = 0x83 // SPC-4 7.8.6
-	VPDBlockLimits               VPDPage = 0xb0 // SBC-3 6.5.3
-	VPDBlockCharacteristics      VPDPage = 0xb1 // SBC-3 6.5.2
-	VPDLogicalBlockProvisioning  VPDPage = 0xb2 // SBC-3 6.5.4
-	vpdHeaderBytes                       = 4
-	vpdMaxListBytes                      = 255
-	vpdSerialMaxBytes                    = 32
-	vpdIdentificationVendorBytes         = 8
+	VPDSupportedPages           VPDPage = 0x00 // SPC-4 7.8.17
+	VPDUnitSerialNumber         VPDPage = 0x80 // SPC-4 7.8.18
+	VPDDeviceIdentification     VPDPage = 0x83 // SPC-4 7.8.6
+	VPDBlockLimits              VPDPage = 0xb0 // SBC-3 6.5.3
+	VPDBlockCharacteristics     VPDPage = 0xb1 // SBC-3 6.5.2
+	VPDLogicalBlockProvisioning VPDPage = 0xb2 // SBC-3 6.5.4
+)
+
+// Lengths within pages of vital product data, in bytes.
+const (
+	vpdHeaderBytes               = 4
+	vpdMaxListBytes              = 255
+	vpdSerialMaxBytes            = 32
+	vpdIdentificationVendorBytes = 8
 )
 
 func putVPDHeader(b []byte, page VPDPage, bodyBytes int) {
