@@ -341,6 +341,7 @@ func TestResetLun_Stress(t *testing.T) {
 func TestReset_FromInterrupt(t *testing.T) {
 	w, m := slowWorld(t, 1, 1)
 	calls := 0
+	w.dev.MaskMessage(1) // units have changed
 	err := w.dev.ConnectInterrupt(pci.MessageSignaled, func(pci.Runner, pci.Message) {
 		calls++
 		w.driver.Write(hba.RegControl, hba.ControlReset)
@@ -350,7 +351,6 @@ func TestReset_FromInterrupt(t *testing.T) {
 	}
 	defer w.dev.DisconnectInterrupt()
 	m.Hold()
-	w.dev.MaskMessage(1) // units have changed
 	q := w.driver.Queues[0]
 	q.Submit(slow.Flush(1), disk0.TestUnitReady(2))
 	q.Ring(runner)

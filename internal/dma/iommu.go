@@ -202,7 +202,11 @@ func (m *IOMMU) Translate(addr Addr, n int, access Access) ([]byte, bool) {
 		return nil, false
 	}
 	if Access(state)&access != access {
-		m.fault(addr, n, access, "mapped for "+Access(state&stateAccessMask).String()+" only")
+		reason := "mapped for read only"
+		if Access(state)&Write != 0 {
+			reason = "mapped for write only"
+		}
+		m.fault(addr, n, access, reason)
 		return nil, false
 	}
 	length := int(extent & MaxMapBytes)
