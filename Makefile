@@ -32,18 +32,7 @@ build: ## build the static binary bin/vhbad
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vhbad ./cmd/vhbad
 
 .PHONY: run
-run: build ## build and serve a 1 GiB memory disk (LISTEN=, DISK= to change)
-	@case '$(LISTEN)' in \
-	  tcp://*) address='$(LISTEN:tcp://%=%)'; client="$${address%:*} $${address##*:}" ;; \
-	  unix://*) client='-unix $(LISTEN:unix://%=%)' ;; \
-	  *) echo "LISTEN=$(LISTEN): want tcp://HOST:PORT or unix:///PATH" >&2; exit 2 ;; \
-	esac; \
-	disk='$(DISK)'; \
-	echo "attach it, as root, with:"; \
-	echo "  modprobe nbd && nbd-client $$client /dev/nbd0 -N $${disk%%=*} -C 4"; \
-	echo "and detach it with:"; \
-	echo "  nbd-client -d /dev/nbd0"; \
-	echo "Ctrl-C stops the daemon."
+run: build ## build and serve a 1 GiB memory disk (LISTEN=, DISK= to change); prints how to attach it
 	@exec bin/vhbad serve --listen '$(LISTEN)' --disk '$(DISK)'
 
 .PHONY: deps

@@ -151,7 +151,7 @@ func start(t *testing.T, config serverConfig, command *exec.Cmd) *daemon {
 }
 
 // ready is the line that vhbad prints for each listener.
-var ready = regexp.MustCompile(`(?m)^.*\bready\b.*?\b((?:tcp|unix)://[^\s"]+)`)
+var ready = regexp.MustCompile(`(?m)^ready ((?:tcp|unix)://\S+)\n`)
 
 // waitReady waits for the ready line, and learns the port from it.
 func (d *daemon) waitReady(t *testing.T) {

@@ -10,15 +10,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// refuses runs `vhbad serve` with arguments it must refuse: it ends by itself, with
-// a status other than 0, names what is wrong, and shows no stack.
-func refuses(t *testing.T, command *exec.Cmd, names ...string) {
+// Exit codes of vhbad, which scripts depend on.
+const (
+	exitFailure = 1 // something went wrong at run time
+	exitUsage   = 2 // wrong command line or configuration
+)
+
+// refuses runs vhbad with something it must refuse: it ends by itself with the
+// right code, names what is wrong, and shows no stack.
+func refuses(t *testing.T, command *exec.Cmd, code int, names ...string) {
 	t.Helper()
 	out := newOutput()
 	command.Stdout, command.Stderr = out, out
@@ -33,8 +40,8 @@ func refuses(t *testing.T, command *exec.Cmd, names ...string) {
 		t.Fatalf("%s: still runs after %v, want an error\n%s", strings.Join(command.Args, " "), startTimeout, out)
 	}
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() <= 0 {
-		t.Errorf("%s: got %v, want an exit status other than 0\n%s", strings.Join(command.Args, " "), err, out)
+	if !errors.As(err, &exit) || exit.ExitCode() != code {
+		t.Errorf("%s: got %v, want exit status %d\n%s", strings.Join(command.Args, " "), err, code, out)
 	}
 	for _, name := range names {
 		if !strings.Contains(out.String(), name) {
@@ -94,7 +101,7 @@ func TestServe_BadImage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, command := serve(t, "file:"+path)
-			refuses(t, command, path)
+			refuses(t, command, exitFailure, path)
 		})
 	}
 }
@@ -106,7 +113,7 @@ func TestServe_ReadOnlyImage(t *testing.T) {
 
 	_, command := serve(t, "file:"+path)
 	private(command, protect)
-	refuses(t, command, path, "read-only")
+	refuses(t, command, exitFailure, path, "read-only")
 
 	config, command := serve(t, "file:"+path+",read-only")
 	private(command, protect)
@@ -145,7 +152,7 @@ func TestServe_BadFlags(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"serve", "--http", "127.0.0.1:0", "--admin", filepath.Join(socketFolder(t), "a")}, tt.args...)
-			refuses(t, exec.Command(vhbadBinary, args...), tt.names...)
+			refuses(t, exec.Command(vhbadBinary, args...), exitUsage, tt.names...)
 		})
 	}
 }
@@ -156,8 +163,8 @@ func TestConfig_UnknownKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{path + ":4", "unixsocket"}
-	refuses(t, exec.Command(vhbadBinary, "serve", "--config", path), want...)
-	refuses(t, exec.Command(vhbadBinary, "config", "check", path), want...)
+	refuses(t, exec.Command(vhbadBinary, "serve", "--config", path), exitUsage, want...)
+	refuses(t, exec.Command(vhbadBinary, "config", "check", path), exitUsage, want...)
 }
 
 func TestServe_SecondDaemon(t *testing.T) {
@@ -172,7 +179,7 @@ func TestServe_SecondDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refuses(t, command, strings.TrimPrefix(first.listen, "unix://"))
+		refuses(t, command, exitFailure, strings.TrimPrefix(first.listen, "unix://"))
 	})
 	t.Run("same_admin_socket", func(t *testing.T) {
 		second, _ := serve(t, "memory:1MiB")
@@ -181,11 +188,11 @@ func TestServe_SecondDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refuses(t, command, first.folder)
+		refuses(t, command, exitFailure, first.folder)
 	})
 	t.Run("same_image", func(t *testing.T) {
 		_, command := serve(t, "file:"+path)
-		refuses(t, command, path)
+		refuses(t, command, exitFailure, path)
 	})
 	t.Run("first_still_serves", func(t *testing.T) {
 		run(t, "nbdcopy", d.uri(exportName), "null:")
@@ -395,5 +402,15 @@ func TestServe_ManyDisksAndListeners(t *testing.T) {
 				t.Errorf("export %q over %s: got %s bytes, want %d", export, listen, got, sizeBytes)
 			}
 		}
+	}
+}
+
+// A client of libnbd starts the daemon itself and passes it a listening socket.
+func TestServe_SocketActivation(t *testing.T) {
+	daemon := []string{"[", vhbadBinary, "serve", "--disk", "d=memory:1MiB", "--http", "none", "--admin", "none", "]"}
+	// Both print to the same standard output.
+	got := strings.Fields(run(t, "nbdinfo", append([]string{"--size", "--"}, daemon...)...))
+	if !slices.Contains(got, fmt.Sprint(1<<20)) {
+		t.Errorf("size over an inherited socket: got %s, want %d in it", got, 1<<20)
 	}
 }
