@@ -248,6 +248,7 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	c.filled = copy(r.Data, c.rx.mem[at:c.end])
 	c.start = c.end
 	c.filling = r
+	c.payloadSince.Store(c.readNs)
 	return 0, true
 }
 
@@ -417,7 +418,6 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	if c.filling != nil {
 		first = c.filling.Data[c.filled:]
 		second = c.rx.mem[c.end:min(len(c.rx.mem), c.end+nextHeaderBytes)]
-		c.payloadSince.Store(now())
 	} else {
 		first = c.rx.mem[c.end:]
 	}
@@ -442,6 +442,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	}
 	c.receivedBytes.Add(uint64(n))
 	if c.filling != nil {
+		c.payloadSince.Store(c.readNs)
 		k := min(n, len(first))
 		c.filled += k
 		c.end += n - k

@@ -289,13 +289,14 @@ func (s *Server) sweep() {
 				c.kill(CloseReplyTimeout)
 				continue
 			}
-			if since := c.payloadSince.Load(); since != 0 && at-since > int64(s.limits.ReplyTimeout) {
+			payload := c.payloadSince.Load()
+			if payload != 0 && at-payload > int64(s.limits.ReplyTimeout) {
 				c.kill(ClosePayloadTimeout)
 				continue
 			}
 			n := c.reads.Load()
 			last, seen := lastReads[c]
-			if seen && last == n && c.heldBytes.Load() > minBlockBytes {
+			if seen && last == n && payload == 0 && c.heldBytes.Load() > minBlockBytes {
 				c.poke(wishTrim)
 			}
 			reads[c] = n

@@ -152,10 +152,13 @@ type ExportStats struct {
 
 // ConnStats describe one open connection.
 type ConnStats struct {
-	ID            uint64
-	Remote        string
-	Export        string // empty while it negotiates
-	Transmitting  bool
+	ID           uint64
+	Remote       string
+	Export       string // empty while it negotiates
+	Transmitting bool
+	// Closing means that the client is gone, and the connection waits for the
+	// device to complete what is in flight.
+	Closing       bool
 	Since         time.Time
 	ReceivedBytes uint64
 	SentBytes     uint64
@@ -226,6 +229,7 @@ func (s *Server) Snapshot() Stats {
 		cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
 		if c.transmitting {
 			cs.Transmitting = true
+			cs.Closing = c.dead.Load()
 			cs.Export = c.export.Name
 			cs.ReceivedBytes = c.receivedBytes.Load()
 			cs.SentBytes = c.sentBytes.Load()

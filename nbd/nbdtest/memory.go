@@ -60,6 +60,13 @@ func (m *Memory) Open(c *nbd.Conn) (nbd.Session, error) {
 	return s, nil
 }
 
+// Fill sets the first bytes of the memory.
+func (m *Memory) Fill(b []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	copy(m.data, b)
+}
+
 // Bytes returns a copy of the memory.
 func (m *Memory) Bytes() []byte {
 	m.mu.RLock()

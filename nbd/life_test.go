@@ -1,0 +1,499 @@
+package nbd_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// TestBackPressure: a client that sends without reading gets no further than
+// the limits allow, and everything is answered once it reads.
+func TestBackPressure(t *testing.T) {
+	tests := []struct {
+		name   string
+		limits nbd.Limits
+		length uint32
+		n      int
+		// inFlight and held are what the server must not exceed.
+		inFlight uint64
+		held     int
+	}{
+		{"slots", nbd.Limits{MaxRequests: 8}, 4096, 2000, 8, 1 << 20},
+		{"bytes", nbd.Limits{MaxBytesInFlight: 2 << 20}, 1 << 20, 64, 256, 3 << 20},
+	}
+	for _, tt := range tests {
+		for _, network := range []string{"unix", "pipe"} {
+			t.Run(network+"/"+tt.name, func(t *testing.T) {
+				s := newServer(t, nbdtest.NewMemory(2<<20), tt.limits)
+				c := s.client(network)
+				var cmds []nbdtest.Command
+				for i := range tt.n {
+					cmds = append(cmds, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: uint64(i), Length: tt.length})
+				}
+				sent := make(chan error, 1)
+				go func() { sent <- c.Send(cmds...) }()
+				// The server works until the socket is full, then holds still.
+				s.waitStats("load", func(st nbd.Stats) bool {
+					return len(st.Connections) == 1 && st.Connections[0].InFlight > 0
+				})
+				for range tt.n {
+					for _, cs := range s.Snapshot().Connections {
+						if cs.InFlight > tt.inFlight || cs.HeldBytes > tt.held {
+							t.Fatalf("%d requests in flight, %d bytes held: want at most %d, %d", cs.InFlight, cs.HeldBytes, tt.inFlight, tt.held)
+						}
+					}
+					if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+						t.Fatalf("%v, %v", r.Errno, err)
+					}
+				}
+				if err := <-sent; err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// TestOneLargeRequest: a request beyond the whole budget is served when it is
+// alone.
+func TestOneLargeRequest(t *testing.T) {
+	const size = 8 << 20
+	c := newServer(t, nbdtest.NewMemory(size), nbd.Limits{MaxBytesInFlight: 64 << 10}).client("unix")
+	for i := range uint64(3) {
+		data := pattern(size, byte(i))
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: i, Length: size, Payload: data}, nbd.OK)
+		if r := must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: i, Length: size}, nbd.OK); string(r.Data) != string(data) {
+			t.Fatal("other data than was written")
+		}
+	}
+}
+
+// TestVanish drops connections at awkward moments. Others must not notice, and
+// the session must be closed exactly once, after the last completion.
+func TestVanish(t *testing.T) {
+	header := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 1 << 20}.Append(nil)
+	tests := []struct {
+		name   string
+		send   []byte
+		reason nbd.CloseReason
+	}{
+		{"between requests", nil, nbd.CloseEOF},
+		{"inside a header", header[:13], nbd.CloseTruncated},
+		{"inside a short payload", nbdtest.Command{Type: nbdtest.CmdWrite, Length: 100, Payload: []byte("short")}.Append(nil), nbd.CloseTruncated},
+		{"inside a long payload", append(header, make([]byte, 300_000)...), nbd.CloseTruncated},
+		{"inside a skipped payload", nbdtest.Command{Type: nbdtest.CmdWrite, Flags: 1 << 15, Length: 1 << 20, Payload: make([]byte, 1000)}.Append(nil), nbd.CloseTruncated},
+	}
+	for _, network := range []string{"unix", "tcp", "pipe"} {
+		for _, tt := range tests {
+			t.Run(network+"/"+tt.name, func(t *testing.T) {
+				d := nbdtest.NewManual(4 << 20)
+				s := newServer(t, d, nbd.Limits{})
+				other := s.client(network)
+				c := s.client(network)
+				// One request is with the device when the client vanishes.
+				if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 4096}); err != nil {
+					t.Fatal(err)
+				}
+				stuck := <-d.Requests
+				if _, err := c.Conn.Write(tt.send); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Conn.Close(); err != nil {
+					t.Fatal(err)
+				}
+				// Serving the other meanwhile.
+				if err := other.Send(nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 9}); err != nil {
+					t.Fatal(err)
+				}
+				nbdtest.Complete(<-d.Requests, nbd.OK)
+				if r, err := other.Receive(); err != nil || r.Cookie != 9 {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				s.waitStats("vanished client", func(st nbd.Stats) bool {
+					return len(st.Connections) == 2 && st.Connections[1].Closing
+				})
+				if len(d.Closed) != 0 {
+					t.Fatal("the session was closed with a request outstanding")
+				}
+				for i := range stuck.Data {
+					stuck.Data[i] = 1 // the memory must still be the request's
+				}
+				nbdtest.Complete(stuck, nbd.OK)
+				<-d.Closed
+				s.waitStats("close", func(st nbd.Stats) bool { return st.Closes[tt.reason] == 1 && st.ConnectionsOpen == 1 })
+			})
+		}
+	}
+}
+
+// TestDisconnect_FinishesInFlight: DISC waits for what was sent before it.
+func TestDisconnect_FinishesInFlight(t *testing.T) {
+	d := nbdtest.NewManual(1 << 20)
+	s := newServer(t, d, nbd.Limits{})
+	c := s.client("unix")
+	if err := c.Send(
+		nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 512},
+		nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 2},
+		nbdtest.Command{Type: nbdtest.CmdDisc},
+	); err != nil {
+		t.Fatal(err)
+	}
+	for want := range uint64(2) {
+		nbdtest.Complete(<-d.Requests, nbd.OK)
+		if r, err := c.Receive(); err != nil || r.Cookie != want+1 {
+			t.Fatalf("%+v, %v, want cookie %d", r, err, want+1)
+		}
+	}
+	expectEnd(t, c.Conn)
+	<-d.Closed
+}
+
+// TestShutdown_Drains: what is in flight is answered, then the connection ends;
+// those that negotiate are closed; new ones are not accepted.
+func TestShutdown_Drains(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			d := nbdtest.NewManual(1 << 20)
+			s := newServer(t, d, nbd.Limits{})
+			c := s.client(network)
+			haggling := s.dial(network)
+			expect(t, haggling, hello)
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 5, Length: 4096}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-d.Requests
+			done := make(chan error, 1)
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), deadline)
+				defer cancel()
+				done <- s.Shutdown(ctx)
+			}()
+			expectEnd(t, haggling)
+			select {
+			case err := <-done:
+				t.Fatalf("Shutdown returned %v with a request in flight", err)
+			default:
+			}
+			nbdtest.Complete(r, nbd.OK)
+			if rep, err := c.Receive(); err != nil || rep.Cookie != 5 || len(rep.Data) != 4096 {
+				t.Fatalf("%v, %v", rep.Cookie, err)
+			}
+			expectEnd(t, c.Conn)
+			if err := c.Conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			st := s.Snapshot()
+			if st.Closes[nbd.CloseShutdown] != 1 || st.NegotiationFailures[nbd.NegotiationShutdown] != 1 {
+				t.Errorf("closes %v, failures %v", st.Closes, st.NegotiationFailures)
+			}
+			if nc, err := net.Dial(network, s.listener.Addr().String()); err == nil {
+				_ = nc.Close()
+				t.Error("the listener still accepts")
+			}
+		})
+	}
+}
+
+// TestShutdown_Deadline: a device that completes nothing cannot hold Shutdown
+// beyond its context, and completing long afterwards is harmless.
+func TestShutdown_Deadline(t *testing.T) {
+	d := nbdtest.NewManual(1 << 20)
+	s := newServer(t, d, nbd.Limits{})
+	c := s.client("unix")
+	if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Length: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	r := <-d.Requests
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want the context's error", err)
+	}
+	expectEnd(t, c.Conn)
+	nbdtest.Complete(r, nbd.OK)
+	<-d.Closed
+}
+
+// synctestServer is a server inside a bubble, where time is free.
+func synctestServer(t *testing.T, d nbd.Device, limits nbd.Limits) (*nbd.Server, *dma.Arena) {
+	t.Helper()
+	limits.MaxPayloadBytes = 1 << 20
+	arena, err := dma.NewArena(4 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := nbd.NewExportSet(nbd.Export{Name: "disk0", Device: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &nbd.Server{Exports: set, Arena: arena, Limits: limits}, arena
+}
+
+func pipeTo(s *nbd.Server) net.Conn {
+	ours, theirs := net.Pipe()
+	go func() { _ = s.ServeConn(theirs) }()
+	return ours
+}
+
+func TestHandshake_Timeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		begin := time.Now()
+		nc := pipeTo(s)
+		expect(t, nc, hello)
+		expectEnd(t, nc)
+		if d := time.Since(begin); d != 10*time.Second {
+			t.Errorf("closed after %v, want 10s", d)
+		}
+		synctest.Wait()
+		if n := s.Snapshot().NegotiationFailures[nbd.NegotiationTimeout]; n != 1 {
+			t.Errorf("%d timeouts counted, want 1", n)
+		}
+	})
+}
+
+// TestReplyTimeout: a client that never takes its replies is closed.
+func TestReplyTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{ReplyTimeout: 5 * time.Second})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Length: 4096}); err != nil {
+			t.Fatal(err)
+		}
+		for s.Snapshot().ConnectionsOpen > 0 {
+			<-time.After(100 * time.Millisecond)
+		}
+		if d := time.Since(begin); d < 5*time.Second || d > 8*time.Second {
+			t.Errorf("closed after %v, want a little more than 5s", d)
+		}
+		if n := s.Snapshot().Closes[nbd.CloseReplyTimeout]; n != 1 {
+			t.Errorf("closes %v, want one by reply timeout", s.Snapshot().Closes)
+		}
+	})
+}
+
+// TestPayloadTimeout: a client that begins a long payload and stops is closed;
+// one that is merely idle is not.
+func TestPayloadTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{ReplyTimeout: 5 * time.Second})
+		idle, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Length: 1 << 20, Payload: make([]byte, 70_000)}); err != nil {
+			t.Fatal(err)
+		}
+		expectEnd(t, c.Conn)
+		<-time.After(time.Minute)
+		if n := s.Snapshot().Closes[nbd.ClosePayloadTimeout]; n != 1 {
+			t.Errorf("closes %v, want one by payload timeout", s.Snapshot().Closes)
+		}
+		must(t, idle, nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
+		if err := idle.Close(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := arena.Stats().InUseBytes; n != 0 {
+			t.Errorf("%d bytes in use", n)
+		}
+	})
+}
+
+// TestIdle: a connection that was busy gives its memory back when it rests.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cmds []nbdtest.Command
+		for i := range uint64(200) {
+			cmds = append(cmds, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: i, Length: 30_000, Payload: make([]byte, 30_000)},
+				nbdtest.Command{Type: nbdtest.CmdRead, Cookie: i + 1000, Length: 30_000})
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- c.Send(cmds...) }()
+		for range cmds {
+			if _, err := c.Receive(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := arena.Stats().InUseBytes; n <= 64<<10 {
+			t.Fatalf("busy connection holds %d bytes: the test does not test", n)
+		}
+		<-time.After(5 * time.Second)
+		synctest.Wait()
+		if n := arena.Stats().InUseBytes; n > 32<<10 {
+			t.Errorf("idle connection holds %d bytes, want at most 32 KiB", n)
+		}
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 100_000}, nbd.OK)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestNoMemory: a request that cannot have memory for a while is answered with
+// ENOMEM, its payload skipped, and the connection goes on.
+func TestNoMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 4096}, nbd.OK)
+		var taken [][]byte
+		for b := arena.Alloc(64 << 10); b != nil; b = arena.Alloc(64 << 10) {
+			taken = append(taken, b)
+		}
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 2, Length: 200_000, Payload: make([]byte, 200_000)}, nbd.ENOMEM)
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 3, Length: 200_000}, nbd.ENOMEM)
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 4, Length: 4096}, nbd.OK)
+		// A request that waits gets what others return.
+		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 5, Length: 200_000}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for _, b := range taken {
+			arena.Free(b)
+		}
+		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK || len(r.Data) != 200_000 {
+			t.Fatalf("%v, %v", r.Errno, err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// flakyListener fails Accept a few times before it goes on.
+type flakyListener struct {
+	net.Listener
+	errs []error
+}
+
+func (l *flakyListener) Accept() (net.Conn, error) {
+	if len(l.errs) > 0 {
+		err := l.errs[0]
+		l.errs = l.errs[1:]
+		return nil, err
+	}
+	return l.Listener.Accept()
+}
+
+func TestServe_AcceptErrors(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+	s.listener, s.served = l, make(chan error, 1)
+	go func() {
+		s.served <- s.Serve(&flakyListener{Listener: l, errs: []error{
+			&net.OpError{Op: "accept", Err: syscall.EMFILE}, &net.OpError{Op: "accept", Err: syscall.ECONNABORTED},
+		}})
+	}()
+	must(t, s.client("tcp"), nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
+
+	boom := errors.New("boom")
+	if err := s.Serve(&flakyListener{Listener: nopListener{}, errs: []error{boom}}); !errors.Is(err, boom) {
+		t.Errorf("got %v, want boom", err)
+	}
+}
+
+type nopListener struct{}
+
+func (nopListener) Accept() (net.Conn, error) { return nil, io.EOF }
+func (nopListener) Close() error              { return nil }
+func (nopListener) Addr() net.Addr            { return &net.UnixAddr{Name: "nowhere", Net: "unix"} }
+
+func TestServer_Configuration(t *testing.T) {
+	arena, err := dma.NewArena(64 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := nbd.NewExportSet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name   string
+		server *nbd.Server
+	}{
+		{"no exports", &nbd.Server{Arena: arena}},
+		{"no arena", &nbd.Server{Exports: set}},
+		{"arena too small", &nbd.Server{Exports: set, Arena: arena}},
+		{"MaxRequests", &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxRequests: 4097, MaxPayloadBytes: 1 << 20}}},
+		{"MaxConnections", &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxConnections: -1, MaxPayloadBytes: 1 << 20}}},
+		{"MaxPayloadBytes", &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxPayloadBytes: 1}}},
+		{"ReplyTimeout", &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{ReplyTimeout: -1, MaxPayloadBytes: 1 << 20}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			if err := tt.server.ServeConn(theirs); err == nil {
+				t.Error("ServeConn took the configuration")
+			}
+			expectEnd(t, ours)
+		})
+	}
+}
+
+func TestExportSet(t *testing.T) {
+	d := nbdtest.NewMemory(1)
+	set, err := nbd.NewExportSet(nbd.Export{Name: "a", Device: d}, nbd.Export{Name: "b", Device: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := set.Lookup(""); !ok || e.Name != "a" {
+		t.Errorf("the default export is %q, %v, want a", e.Name, ok)
+	}
+	if err := set.Replace(nbd.Export{Name: "c", Device: d}, nbd.Export{Name: "c", Device: d}); err == nil {
+		t.Error("a name was taken twice")
+	}
+	if err := set.Replace(nbd.Export{Name: "\xff", Device: d}); err == nil {
+		t.Error("a name that is not UTF-8 was taken")
+	}
+	if err := set.Replace(nbd.Export{Name: "x"}); err == nil {
+		t.Error("an export without a device was taken")
+	}
+	if l := set.List(); len(l) != 2 {
+		t.Errorf("failed Replace left %d exports, want the 2 from before", len(l))
+	}
+	if err := set.Replace(nbd.Export{Name: "b", Device: d}, nbd.Export{Name: "", Device: d}); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := set.Lookup(""); !ok || e.Name != "" {
+		t.Errorf("the default export is %q, %v, want the one without a name", e.Name, ok)
+	}
+	if _, ok := set.Lookup("a"); ok {
+		t.Error("a is still there")
+	}
+}
