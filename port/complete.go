@@ -91,7 +91,7 @@ func (p *Processor) finishCompleted() {
 		}
 		lu.waiting.prepend(&again)
 		lu.rearmLocked()
-		lu.countBusyLocked(freed)
+		lu.countBusyLocked(up.n) // what was BUSY itself does not count
 		want := min(lu.waiting.n, lu.depth-lu.outstanding)
 		credits := 0
 		if want > 0 {
@@ -104,9 +104,13 @@ func (p *Processor) finishCompleted() {
 			lu.startWaitingLocked(&run, &credits)
 			lu.stats.Started += uint64(run.n)
 		}
+		starved := lu.starvedLocked(credits)
 		lu.mu.Unlock()
 		a := lu.a
 		a.unreserve(p, freed+credits)
+		if starved {
+			a.retryStarved(p)
+		}
 		if gate := a.gate.Load(); gate != 0 {
 			a.noteCompletions(p, up.n+again.n)
 		}

@@ -18,7 +18,6 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	a := lu.a
 	old := p.raise(Dispatch)
 	var run srbQueue
-	starved := false
 	credits := a.reserve(len(batch))
 	lu.mu.Lock()
 	for _, s := range batch {
@@ -46,7 +45,6 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			lu.linkLocked(s)
 			run.push(s)
 		default:
-			starved = starved || credits == 0
 			lu.enqueueLocked(s)
 		}
 	}
@@ -55,6 +53,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		lu.startWaitingLocked(&run, &credits)
 	}
 	lu.stats.Started += uint64(run.n)
+	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
 	a.unreserve(p, credits)
 	if run.head != nil {
@@ -79,6 +78,14 @@ func (lu *LogicalUnit) startWaitingLocked(run *srbQueue, credits *int) {
 	}
 }
 
+// starvedLocked reports whether SRBs wait for the adapter's MaxNumberOfIO, which
+// none of the unit's own completions may bring back.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) starvedLocked(credits int) bool {
+	return credits == 0 && lu.waiting.head != nil && lu.outstanding < lu.depth
+}
+
 // dispatch starts what the unit's queue holds and may start.
 //
 // Level: Dispatch, no lock held.
@@ -92,9 +99,9 @@ func (lu *LogicalUnit) dispatch(p *Processor) {
 		return
 	}
 	credits := a.reserve(want)
-	starved := credits == 0
 	lu.startWaitingLocked(&run, &credits)
 	lu.stats.Started += uint64(run.n)
+	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
 	a.unreserve(p, credits)
 	if run.head != nil {

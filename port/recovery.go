@@ -39,16 +39,11 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 		log.Warn("request timed out, resetting", "outstanding", stuck, "oldest", oldest)
 	}
 	for level := ResetUnit; stuck > 0 && level < ResetLevels; level++ {
-		a.resets[level].Add(1)
-		ok := a.reset(p, lu, level)
-		left := a.heldByMiniport(lu, level)
+		ok, left := a.resetScope(p, lu, level)
 		if ok && left == 0 {
 			log.Warn("reset done", "level", level.String())
 			stuck = 0
 			break
-		}
-		if ok && p.verify {
-			p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
 		}
 		log.Error("reset failed", "level", level.String(), "outstanding", left)
 	}
@@ -57,6 +52,49 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 		return
 	}
 	a.reopen(p, lu)
+}
+
+// inScope reports whether a reset of a level on lu's account resets u too.
+func inScope(u, lu *LogicalUnit, level ResetLevel) bool {
+	switch level {
+	case ResetUnit:
+		return u == lu
+	case ResetTarget:
+		return u.path == lu.path && u.target == lu.target
+	case ResetBus, ResetLevels:
+	}
+	return u.path == lu.path
+}
+
+// resetScope does one step with everything in its scope held back, so that what
+// the miniport still has afterwards it had before. It reports success and how
+// many SRBs of the scope the miniport still holds.
+func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (ok bool, left int) {
+	a.resets[level].Add(1)
+	var closed []*LogicalUnit
+	for _, u := range a.units.Load().list {
+		if !inScope(u, lu, level) {
+			continue
+		}
+		u.mu.Lock()
+		if u.gate.Load()&gateRecovering == 0 {
+			u.closeGateLocked(gateRecovering)
+			closed = append(closed, u)
+		}
+		u.mu.Unlock()
+	}
+	// Who found a gate open has left StartIo once its locks have been free.
+	old := a.acquireExclusive(p, true)
+	a.releaseExclusive(p, true, old)
+	ok = a.reset(p, lu, level)
+	left = a.heldByMiniport(lu, level)
+	if ok && left != 0 && p.verify {
+		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
+	}
+	for _, u := range closed {
+		a.reopen(p, u)
+	}
+	return ok, left
 }
 
 // reset does one step and reports success.
@@ -111,7 +149,7 @@ func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
 func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
 	n := 0
 	for _, u := range a.units.Load().list {
-		if u != lu && (level == ResetUnit || u.path != lu.path || level == ResetTarget && u.target != lu.target) {
+		if !inScope(u, lu, level) {
 			continue
 		}
 		u.mu.Lock()
@@ -174,11 +212,7 @@ func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) erro
 		return fmt.Errorf("%s: a reset is under way already", lu)
 	}
 	posted := a.recovery.post(func(p *Processor) {
-		a.resets[level].Add(1)
-		ok := a.reset(p, lu, level)
-		if left := a.heldByMiniport(lu, level); ok && left != 0 && p.verify {
-			p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
-		}
+		ok, _ := a.resetScope(p, lu, level)
 		a.reopen(p, lu)
 		done <- ok
 	})

@@ -1,0 +1,437 @@
+package port
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// tags lists SRBs by tag.
+func tags(srbs []*SRB) []uint32 {
+	var out []uint32
+	for _, s := range srbs {
+		out = append(out, s.Tag)
+	}
+	return out
+}
+
+func (b *bench) wantStarted(want ...*SRB) []*SRB {
+	b.t.Helper()
+	got := b.d.take()
+	if !slices.Equal(tags(got), tags(want)) {
+		b.t.Fatalf("started tags %v, want %v", tags(got), tags(want))
+	}
+	return got
+}
+
+func (b *bench) srbs(n int, done *finished) []*SRB {
+	var out []*SRB
+	for range n {
+		out = append(out, b.srb(done))
+	}
+	return out
+}
+
+// Depth bounds what is outstanding; completions let the next in, in order.
+func TestQueue_Depth(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	if !b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 2) || b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 65) || b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 0) {
+		t.Error("SetDeviceQueueDepth: want 2 taken, 65 and 0 refused")
+	}
+	s := b.srbs(4, &finished{})
+	b.lu.Submit(b.p, s)
+	b.wantStarted(s[0], s[1])
+	b.d.complete(b.p, s[1])
+	b.wantStarted(s[2])
+	b.d.complete(b.p, s[0])
+	b.wantStarted(s[3])
+	b.d.complete(b.p, s[2])
+	b.d.complete(b.p, s[3])
+	if st := b.lu.Stats(); st.Outstanding != 0 || st.Waiting != 0 || st.Completed != 4 {
+		t.Errorf("stats %+v", st)
+	}
+	b.wantNoViolations()
+}
+
+// MaxNumberOfIO bounds the adapter across its units, and nobody is forgotten.
+func TestQueue_AdapterLimit(t *testing.T) {
+	d := &driver{model: FullDuplex, features: func(c *Config) {
+		c.MaxNumberOfIO, c.MaxIOsPerLun, c.InitialLunQueueDepth = 3, 3, 3
+	}}
+	b := newBench(t, d, AdapterOptions{})
+	other := b.a.unitAt(0, 0, 1)
+	b.a.publish(other)
+	done := &finished{}
+	first, second := b.srbs(3, done), b.srbs(2, done)
+	b.lu.Submit(b.p, first)
+	other.Submit(b.p, second)
+	b.wantStarted(first...)
+	b.d.complete(b.p, first[0])
+	b.wantStarted(second[0])
+	b.d.complete(b.p, first[1])
+	b.wantStarted(second[1])
+	for _, s := range []*SRB{first[2], second[0], second[1]} {
+		b.d.complete(b.p, s)
+	}
+	if n := b.a.outstanding.Load(); n != 0 {
+		t.Errorf("%d charged at the end", n)
+	}
+}
+
+// Ordered SRBs wait for all before them and hold all behind them; head-of-queue
+// SRBs go first, the last one foremost; untagged ones run alone.
+func TestQueue_Actions(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	s := b.srbs(6, &finished{})
+	s[1].QueueAction = OrderedTag
+	b.lu.Submit(b.p, s[:4])
+	b.wantStarted(s[0])
+	s[4].QueueAction, s[5].QueueAction = HeadOfQueueTag, HeadOfQueueTag
+	b.lu.Submit(b.p, s[4:5])
+	b.wantStarted(s[4]) // before everything queued
+	b.d.complete(b.p, s[0])
+	b.wantStarted() // the ordered one waits for the head-of-queue one
+	b.d.complete(b.p, s[4])
+	b.wantStarted(s[1])
+	b.lu.Submit(b.p, s[5:])
+	b.wantStarted()
+	b.d.complete(b.p, s[1])
+	b.wantStarted(s[5]) // simple ones wait for it
+	b.d.complete(b.p, s[5])
+	b.wantStarted(s[2], s[3])
+	b.d.complete(b.p, s[2])
+	b.d.complete(b.p, s[3])
+
+	s[0].Flags &^= FlagQueueActionEnable
+	b.lu.Submit(b.p, []*SRB{s[2], s[0], s[3]})
+	b.wantStarted(s[2])
+	b.d.complete(b.p, s[2])
+	b.wantStarted(s[0])
+	b.d.complete(b.p, s[0])
+	b.wantStarted(s[3])
+	b.d.complete(b.p, s[3])
+}
+
+// BUSY with QUEUE FULL waits for a quarter of what is outstanding, and comes
+// back through BuildIo at the front of the queue.
+func TestQueue_QueueFull(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	built := map[uint32]int{}
+	d.buildIo = func(_ *Processor, s *SRB) bool { built[s.Tag]++; return true }
+	b := newBench(t, d, AdapterOptions{})
+	s := b.srbs(9, &finished{})
+	b.lu.Submit(b.p, s[:8])
+	b.wantStarted(s[:8]...)
+	d.startIo = func(p *Processor, srb *SRB) bool {
+		srb.Status, srb.ScsiStatus = StatusBusy, scsi.StatusTaskSetFull
+		d.a.Complete(p, srb)
+		return true
+	}
+	b.lu.Submit(b.p, s[8:])
+	d.startIo = nil
+	b.d.complete(b.p, s[0])
+	b.wantStarted()
+	b.d.complete(b.p, s[1])
+	b.wantStarted(s[8])
+	if built[s[8].Tag] != 2 {
+		t.Errorf("BuildIo ran %d times, want 2", built[s[8].Tag])
+	}
+	for _, x := range s[2:] {
+		b.d.complete(b.p, x)
+	}
+	b.wantNoViolations()
+}
+
+// Other BUSY waits BusyPauseTime, and after BusyRetryCount the owner sees it.
+func TestQueue_BusyRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		tries := 0
+		var times []time.Duration
+		begin := time.Now()
+		d.startIo = func(p *Processor, srb *SRB) bool {
+			tries++
+			times = append(times, time.Since(begin))
+			srb.Status, srb.ScsiStatus = StatusBusy, scsi.StatusBusy
+			d.a.Complete(p, srb)
+			return true
+		}
+		b := newBench(t, d, AdapterOptions{BusyRetryCount: 3, BusyPauseTime: time.Second})
+		done := &finished{}
+		s := b.srb(done)
+		b.lu.Submit(b.p, []*SRB{s})
+		time.Sleep(10 * time.Second) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		if tries != 4 || !slices.Equal(times, []time.Duration{0, time.Second, 2 * time.Second, 3 * time.Second}) {
+			t.Errorf("%d tries at %v, want 4, a second apart", tries, times)
+		}
+		if l := done.list(); len(l) != 1 || l[0].Status.Code() != StatusBusy {
+			t.Errorf("completions %v, want one BUSY", l)
+		}
+		b.a.FreeSRB(s)
+	})
+}
+
+// Between BuildIo and StartIo the unit may close; the SRB is parked as built,
+// and StartIo follows without another BuildIo.
+func TestQueue_ParksBuilt(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	built := 0
+	d.buildIo = func(p *Processor, _ *SRB) bool {
+		if built++; built == 1 {
+			d.a.PauseDevice(p, 0, 0, 0, 60)
+		}
+		return true
+	}
+	b := newBench(t, d, AdapterOptions{})
+	s := b.srbs(3, &finished{})
+	b.lu.Submit(b.p, s)
+	b.wantStarted()
+	if st := b.lu.Stats(); st.Parked != 3 || st.Waiting != 3 || st.Outstanding != 0 {
+		t.Errorf("stats %+v, want 3 parked and waiting", st)
+	}
+	b.a.ResumeDevice(b.p, 0, 0, 0)
+	b.wantStarted(s...)
+	if built != 3 {
+		t.Errorf("BuildIo ran %d times, want 3", built)
+	}
+	for _, x := range s {
+		b.d.complete(b.p, x)
+	}
+	b.wantNoViolations()
+}
+
+// Pauses end by time or by Resume; a second one replaces the first.
+func TestQueue_PauseAndBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+		s := b.srbs(4, &finished{})
+		b.a.Pause(b.p, 10)
+		b.a.Pause(b.p, 60)
+		b.lu.Submit(b.p, s[:1])
+		time.Sleep(30 * time.Second) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		b.wantStarted()
+		time.Sleep(31 * time.Second) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		b.wantStarted(s[0])
+
+		b.a.Busy(b.p, 100) // more than outstanding: all of them
+		b.lu.Submit(b.p, s[1:2])
+		b.wantStarted()
+		b.d.complete(b.p, s[0])
+		b.wantStarted(s[1])
+		b.d.complete(b.p, s[1])
+		b.a.Busy(b.p, 1) // nothing outstanding: ready at once
+		b.lu.Submit(b.p, s[2:3])
+		b.wantStarted(s[2])
+
+		b.a.DeviceBusy(b.p, 0, 0, 0, 1)
+		b.lu.Submit(b.p, s[3:])
+		b.wantStarted()
+		b.a.DeviceReady(b.p, 0, 0, 0)
+		b.wantStarted(s[3])
+		b.d.complete(b.p, s[2])
+		b.d.complete(b.p, s[3])
+	})
+}
+
+// A failure freezes the queue unless told not to; RELEASE_QUEUE thaws it,
+// FLUSH_QUEUE empties it.
+func TestQueue_Freeze(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	done := &finished{}
+	s := b.srbs(4, done)
+	s[0].Flags &^= FlagNoQueueFreeze
+	b.lu.Submit(b.p, s[:1])
+	b.wantStarted(s[0])
+	s[0].Status = StatusError
+	b.a.Complete(b.p, s[0])
+	if s[0].Status&StatusQueueFrozen == 0 {
+		t.Error("the failed SRB does not say QUEUE_FROZEN")
+	}
+	b.lu.Submit(b.p, s[1:2])
+	b.wantStarted()
+	s[2].Flags |= FlagBypassFrozenQueue
+	b.lu.Submit(b.p, s[2:3])
+	release := b.srb(done)
+	release.Function = FunctionReleaseQueue
+	b.lu.Submit(b.p, []*SRB{release})
+	b.wantStarted(s[1], s[2])
+	b.d.complete(b.p, s[1])
+	b.d.complete(b.p, s[2])
+
+	lock := b.srb(done)
+	lock.Function = FunctionLockQueue
+	b.lu.Submit(b.p, []*SRB{lock})
+	b.lu.Submit(b.p, s[3:])
+	b.wantStarted()
+	flush := b.srb(done)
+	flush.Function = FunctionFlushQueue
+	b.lu.Submit(b.p, []*SRB{flush})
+	if s[3].Status != StatusRequestFlushed {
+		t.Errorf("queued SRB has %s, want REQUEST_FLUSHED", s[3].Status)
+	}
+	lock.Function = FunctionUnlockQueue
+	b.lu.Submit(b.p, []*SRB{lock})
+	b.lu.Submit(b.p, s[3:])
+	b.wantStarted(s[3])
+	b.d.complete(b.p, s[3])
+}
+
+// The unit's timer starts the reset road, which goes from unit to target to
+// bus until one works; only the miniport hands SRBs back.
+func TestReset_Escalates(t *testing.T) {
+	for level := range ResetLevels {
+		t.Run(level.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex, channels: 2}
+				var stuck []*SRB
+				var seen []string
+				giveBack := func(p *Processor) {
+					for _, s := range stuck {
+						s.Status = StatusBusReset
+						d.a.Complete(p, s)
+					}
+					stuck = nil
+				}
+				step := func(p *Processor, l ResetLevel) bool {
+					seen = append(seen, l.String())
+					if l == level {
+						giveBack(p)
+					}
+					return l == level
+				}
+				d.startIo = func(p *Processor, s *SRB) bool {
+					l, reset := ResetUnit, true
+					switch s.Function {
+					case FunctionResetLogicalUnit:
+					case FunctionResetDevice:
+						l = ResetTarget
+					default:
+						reset = false
+					}
+					switch {
+					case !reset:
+						stuck = append(stuck, s)
+						return true
+					case step(p, l):
+						s.Status = StatusSuccess
+					default:
+						s.Status = StatusError
+					}
+					d.a.Complete(p, s)
+					return true
+				}
+				d.resetBus = func(p *Processor, _ uint8) bool {
+					if !p.holds(&d.a.startIoLock) || !p.holds(&d.a.channelLocks[0]) || !p.holds(&d.a.channelLocks[1]) {
+						t.Error("ResetBus without the StartIo lock and every channel")
+					}
+					return step(p, ResetBus)
+				}
+				b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5})
+				done := &finished{}
+				s := b.srbs(2, done)
+				b.lu.Submit(b.p, s)
+				time.Sleep(4 * time.Second) //nolint:forbidigo // synctest's clock
+				synctest.Wait()
+				if len(seen) != 0 {
+					t.Fatalf("resets %v before the timeout", seen)
+				}
+				time.Sleep(2 * time.Second) //nolint:forbidigo // synctest's clock
+				synctest.Wait()
+				if want := []string{"unit", "target", "bus"}[:level+1]; !slices.Equal(seen, want) {
+					t.Errorf("resets %v, want %v", seen, want)
+				}
+				if l := done.list(); len(l) != 2 || l[0].Status.Code() != StatusBusReset {
+					t.Errorf("%d completions, want both with BUS_RESET", len(l))
+				}
+				b.lu.Submit(b.p, s[:1])
+				if len(stuck) != 1 {
+					t.Error("the unit takes no SRBs after the reset")
+				}
+				giveBack(b.p)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
+// A completion re-arms the unit's one timer: it expires only if the unit stops
+// completing.
+func TestTimeout_RearmedByCompletions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5})
+		s := b.srbs(10, &finished{})
+		b.lu.Submit(b.p, s)
+		b.d.take()
+		for _, x := range s[1:] {
+			time.Sleep(3 * time.Second) //nolint:forbidigo // synctest's clock
+			synctest.Wait()
+			b.d.complete(b.p, x)
+		}
+		if n := b.a.timeouts.Load(); n != 0 {
+			t.Errorf("%d timeouts while the unit made progress", n)
+		}
+		b.d.complete(b.p, s[0])
+		time.Sleep(time.Minute) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		if n := b.a.timeouts.Load(); n != 0 {
+			t.Errorf("%d timeouts with nothing outstanding", n)
+		}
+	})
+}
+
+// What the verifier sees of completions.
+func TestVerifier_Completions(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	s := b.srbs(2, &finished{})
+	b.lu.Submit(b.p, s[:1])
+	b.d.take()
+	b.d.complete(b.p, s[0])
+	b.a.Complete(b.p, s[0])
+	if b.sys.Verifier().Count(CheckDoubleCompletion) != 1 {
+		t.Error("a double completion was not reported")
+	}
+	b.lu.Submit(b.p, s[1:])
+	b.d.take()
+	s[1].Status = StatusPending
+	b.a.Complete(b.p, s[1])
+	if b.sys.Verifier().Count(CheckStatus) != 1 {
+		t.Error("completion as PENDING was not reported")
+	}
+	h := b.a.AcquireSpinLock(b.p, InterruptLock, nil)
+	if again := b.a.AcquireSpinLock(b.p, InterruptLock, nil); again != (LockHandle{}) {
+		t.Error("the interrupt lock was taken twice")
+	}
+	wrong := b.a.AcquireSpinLock(b.p, StartIoLock, nil)
+	b.a.ReleaseSpinLock(b.p, wrong)
+	b.a.ReleaseSpinLock(b.p, h)
+	if n := b.sys.Verifier().Count(CheckLockRules); n != 2 {
+		t.Errorf("%d lock violations, want 2: re-acquired, wrong order", n)
+	}
+}
+
+// Submitting to and completing on memory media allocates nothing.
+func TestSubmit_NoAllocs(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	d.startIo = func(p *Processor, s *SRB) bool { d.complete(p, s); return true }
+	b := newBench(t, d, AdapterOptions{})
+	b.p.verify = false
+	done := nothing{}
+	batch := b.srbs(8, nil)
+	for _, s := range batch {
+		s.Completer = done
+	}
+	if n := testing.AllocsPerRun(100, func() { b.lu.Submit(b.p, batch) }); n != 0 {
+		t.Errorf("%v allocations for a batch, want 0", n)
+	}
+}
+
+type nothing struct{}
+
+func (nothing) CompleteSRB(*Processor, *SRB) {}
