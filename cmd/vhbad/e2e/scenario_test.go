@@ -132,9 +132,9 @@ func verifyScenario() scenario {
 		prefix := fmt.Sprintf("connections=%d/", connections)
 		s.steps = append(s.steps,
 			step{prefix + "attach", func(g *guest) error { return g.attach(nbdClient, overUnix, connections) }},
-			step{prefix + "verify_4KiB", func(g *guest) error { return g.fio("randwrite", "4k", "24m") }},
-			step{prefix + "verify_mixed", func(g *guest) error { return g.fio("randrw", "512-128k", "48m") }},
-			step{prefix + "verify_trim", func(g *guest) error { return g.fio("randtrimwrite", "64k", "32m") }},
+			step{prefix + "verify_4KiB", func(g *guest) error { return g.fio("randwrite", "4k", "12m") }},
+			step{prefix + "verify_mixed", func(g *guest) error { return g.fio("randrw", "512-128k", "24m") }},
+			step{prefix + "verify_trim", func(g *guest) error { return g.fio("randtrimwrite", "64k", "16m") }},
 			step{prefix + "detach", func(g *guest) error { return g.detach(nbdClient) }})
 	}
 	s.steps = append(s.steps, step{"stop", (*guest).stopServer})
@@ -146,7 +146,7 @@ func verifyScenario() scenario {
 func (g *guest) fio(mix, blockSize, size string) error {
 	return g.run("fio", "--name=verify", "--filename="+guestDevice, "--rw="+mix, "--bsrange="+blockRange(blockSize),
 		"--size="+size, "--iodepth=32", "--ioengine=libaio", "--direct=1", "--thread",
-		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=256",
+		"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--do_verify=1", "--fsync=256",
 		fmt.Sprintf("--randseed=%d", g.seed%1_000_000_007))
 }
 
