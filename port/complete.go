@@ -12,7 +12,8 @@ import (
 // Level: any; from every callback that has an SRB.
 // Source: storport.h StorPortNotification(RequestComplete).
 func (a *Adapter) Complete(p *Processor, srb *SRB) {
-	if !srb.owner.CompareAndSwap(ownerMiniport, ownerPort) {
+	owner := srb.owner.Load()
+	if owner != ownerMiniport && owner != ownerBuilding || !srb.owner.CompareAndSwap(owner, ownerPort) {
 		if p.verify {
 			p.violate(CheckDoubleCompletion, srb, "completed an SRB that is not the miniport's")
 			return

@@ -171,7 +171,7 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	s.attempt++
 	s.channel = channel
-	s.Status, s.ScsiStatus, s.started = StatusPending, 0, false
+	s.Status, s.ScsiStatus = StatusPending, 0
 	if !a.mapData(s) {
 		p.finishByPort(s, StatusInvalidRequest)
 		return false
@@ -180,7 +180,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		p.trail.add("BuildIo", s.Tag)
 		poison(s.Extension)
 	}
-	s.owner.Store(ownerMiniport)
+	s.owner.Store(ownerBuilding)
 	if a.builder != nil {
 		e := p.enter(inBuildIo)
 		ok := a.builder.BuildIo(p, s)
@@ -188,7 +188,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		if !ok {
 			return false // completed, or the miniport will: it is not ours to touch
 		}
-		if p.verify && s.owner.Load() != ownerMiniport {
+		if p.verify && s.owner.Load() != ownerBuilding {
 			p.violate(CheckBuildIoCompleted, s, "BuildIo returned true for an SRB that it completed")
 			return false
 		}
@@ -215,7 +215,7 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 		if p.verify {
 			p.trail.add("StartIo", s.Tag)
 		}
-		s.built, s.started = false, true
+		s.built = false
 		s.owner.Store(ownerMiniport)
 		e := p.enter(inStartIo)
 		ok := a.miniport.StartIo(p, s)

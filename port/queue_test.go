@@ -2,6 +2,7 @@ package port
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -289,17 +290,28 @@ func TestReset_Escalates(t *testing.T) {
 		t.Run(level.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &driver{model: FullDuplex, channels: 2}
+				var mu sync.Mutex // guards stuck and seen
 				var stuck []*SRB
 				var seen []string
 				giveBack := func(p *Processor) {
-					for _, s := range stuck {
+					mu.Lock()
+					back := stuck
+					stuck = nil
+					mu.Unlock()
+					for _, s := range back {
 						s.Status = StatusBusReset
 						d.a.Complete(p, s)
 					}
-					stuck = nil
+				}
+				steps := func() []string {
+					mu.Lock()
+					defer mu.Unlock()
+					return slices.Clone(seen)
 				}
 				step := func(p *Processor, l ResetLevel) bool {
+					mu.Lock()
 					seen = append(seen, l.String())
+					mu.Unlock()
 					if l == level {
 						giveBack(p)
 					}
@@ -316,7 +328,9 @@ func TestReset_Escalates(t *testing.T) {
 					}
 					switch {
 					case !reset:
+						mu.Lock()
 						stuck = append(stuck, s)
+						mu.Unlock()
 						return true
 					case step(p, l):
 						s.Status = StatusSuccess
@@ -338,21 +352,23 @@ func TestReset_Escalates(t *testing.T) {
 				b.lu.Submit(b.p, s)
 				time.Sleep(4 * time.Second) //nolint:forbidigo // synctest's clock
 				synctest.Wait()
-				if len(seen) != 0 {
-					t.Fatalf("resets %v before the timeout", seen)
+				if got := steps(); len(got) != 0 {
+					t.Fatalf("resets %v before the timeout", got)
 				}
 				time.Sleep(2 * time.Second) //nolint:forbidigo // synctest's clock
 				synctest.Wait()
-				if want := []string{"unit", "target", "bus"}[:level+1]; !slices.Equal(seen, want) {
-					t.Errorf("resets %v, want %v", seen, want)
+				if got, want := steps(), []string{"unit", "target", "bus"}[:level+1]; !slices.Equal(got, want) {
+					t.Errorf("resets %v, want %v", got, want)
 				}
 				if l := done.list(); len(l) != 2 || l[0].Status.Code() != StatusBusReset {
 					t.Errorf("%d completions, want both with BUS_RESET", len(l))
 				}
 				b.lu.Submit(b.p, s[:1])
+				mu.Lock()
 				if len(stuck) != 1 {
 					t.Error("the unit takes no SRBs after the reset")
 				}
+				mu.Unlock()
 				giveBack(b.p)
 				b.wantNoViolations()
 			})

@@ -32,7 +32,7 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 	stuck := lu.outstanding
 	oldest := ""
 	if lu.pendingHead != nil {
-		oldest = lu.pendingHead.String()
+		oldest = lu.pendingHead.request()
 	}
 	lu.mu.Unlock()
 	if stuck > 0 {
@@ -154,7 +154,7 @@ func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
 		}
 		u.mu.Lock()
 		for s := u.pendingHead; s != nil; s = s.pendNext {
-			if !s.recovery && s.started && s.owner.Load() == ownerMiniport {
+			if !s.recovery && s.owner.Load() == ownerMiniport {
 				n++
 			}
 		}

@@ -138,8 +138,8 @@ type srbPort struct {
 	adapter *Adapter
 	lu      *LogicalUnit
 
-	// owner is who may touch the SRB now; Complete moves it from ownerMiniport
-	// to ownerPort exactly once for each attempt.
+	// owner is who may touch the SRB now; Complete moves it from the miniport to
+	// the port exactly once for each attempt.
 	owner atomic.Uint32
 
 	next *SRB // any one list: a batch, a queue, a completion list
@@ -150,7 +150,6 @@ type srbPort struct {
 	charged            bool // holds one of the adapter's MaxNumberOfIO
 
 	built     bool // BuildIo returned true; StartIo is next
-	started   bool // StartIo was called
 	recovery  bool // sent by the reset road: passes every gate
 	channel   int
 	busyTries int
@@ -165,13 +164,21 @@ type srbPort struct {
 }
 
 const (
-	ownerClass uint32 = iota
-	ownerPort
-	ownerMiniport
+	ownerClass    uint32 = iota
+	ownerPort            // waiting, parked or completed
+	ownerBuilding        // the miniport's, in BuildIo or after it returned false
+	ownerMiniport        // the miniport's, from StartIo on
 )
 
+// request describes what was asked for: the part of an SRB that does not change
+// while it is outstanding, and so may be read by anybody who keeps it from
+// ending.
+func (s *SRB) request() string {
+	return fmt.Sprintf("SRB tag %d %s [%d:%d:%d] cdb % x",
+		s.Tag, s.Function, s.PathID, s.TargetID, s.Lun, s.CDB[:min(int(s.CDBBytes), len(s.CDB))])
+}
+
 func (s *SRB) String() string {
-	return fmt.Sprintf("SRB tag %d %s [%d:%d:%d] cdb % x, %d bytes, status %s, scsi status %#02x, attempt %d",
-		s.Tag, s.Function, s.PathID, s.TargetID, s.Lun, s.CDB[:min(int(s.CDBBytes), len(s.CDB))], s.DataTransferBytes,
-		s.Status, uint8(s.ScsiStatus), s.attempt)
+	return fmt.Sprintf("%s, %d bytes, status %s, scsi status %#02x, attempt %d",
+		s.request(), s.DataTransferBytes, s.Status, uint8(s.ScsiStatus), s.attempt)
 }
