@@ -103,7 +103,8 @@ type Completion struct {
 	// DataBytes is how much was transferred.
 	DataBytes uint32
 	// SubmissionHead is how far the device has fetched, as a free-running
-	// count: entries before it may be used again.
+	// count: entries before it may be used again. It never goes back from one
+	// completion of a ring to the next.
 	SubmissionHead uint32
 	Sense          [CompletionSenseBytes]byte
 	_              [4]byte

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba"
@@ -617,6 +618,43 @@ func TestDoorbell_NoLostWakeUp(t *testing.T) {
 		}
 	}
 	w.wantStatus(t, hba.StatusReady)
+	w.wantIdle(t)
+}
+
+// TestDoorbell_LoserIsSeen: two goroutines ring at the same moment, so that one
+// is the engine and the other leaves its entry to it. When both have returned,
+// both commands have completed.
+func TestDoorbell_LoserIsSeen(t *testing.T) {
+	const rounds = 100000
+	w := newWorld(t, hba.Config{QueuePairs: 1}, hbatest.Config{})
+	q := w.driver.Queues[0]
+	var round, arrived atomic.Uint32
+	var wg sync.WaitGroup
+	ringer := func() {
+		for r := range uint32(rounds) {
+			for round.Load() == r {
+				runtime.Gosched()
+			}
+			q.Submit(disk0.TestUnitReady(r))
+			q.Ring(runner)
+			arrived.Add(1)
+		}
+	}
+	wg.Go(ringer)
+	wg.Go(ringer)
+	out := make([]hba.Completion, 3)
+	for r := range uint32(rounds) {
+		round.Add(1)
+		for arrived.Load() != 2*(r+1) {
+			runtime.Gosched()
+		}
+		if n := q.Consume(out); n != 2 {
+			t.Errorf("round %d: %d of 2 commands completed", r, n)
+			q.Ring(runner)
+		}
+		q.Ack(runner)
+	}
+	wg.Wait()
 	w.wantIdle(t)
 }
 

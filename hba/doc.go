@@ -16,10 +16,47 @@
 //     runs them against the logical unit while they do not block. One that
 //     would block goes to a worker.
 //  4. A Completion (64 bytes, sense data inside) is posted to the completion
-//     ring with the ring's phase bit, and one interrupt is raised for the batch.
+//     ring with the ring's phase bit, and one interrupt is raised for the batch,
+//     on the goroutine that posted, when it is no engine and holds no lock.
 //  5. The driver consumes completions and writes the new head into the second
 //     doorbell.
 //
 // The device never has more commands in flight on a queue than its completion
-// ring can hold, so a completion is never dropped.
+// ring can hold, so a completion is never dropped; a full ring stops fetching,
+// and the second doorbell resumes it.
+//
+// # How a driver brings it up
+//
+//	RegControl       ControlReset, then poll until it reads back 0
+//	RegQueueSelect   for each queue pair: its index,
+//	RegQueueSize       entries of both rings, powers of two,
+//	RegQueueSubmit     DMA addresses, aligned to 64 bytes and mapped for as long
+//	RegQueueComplete   as the queue pair exists; the completion ring is zeroed
+//	RegQueueMessage    interrupt message
+//	RegQueueEnable     1, which reads back 0 if the device does not like it
+//	RegControl       ControlEnable
+//
+// The queue registers are one set, which the driver uses from one goroutine at a
+// time. Doorbells may be rung from any number of goroutines at once.
+//
+// # Stopping
+//
+// A reset, the deletion of a queue pair, an abort and RemoveUnit all promise
+// that something touches host memory no more. None of them makes anyone wait:
+// they mark what is concerned, drop what waits for a worker, and are over when
+// the last engine or worker that still executes such a command is done with it.
+// A command that hangs in its medium is waited for, as its DMA may still happen.
+//
+// # Where to read on
+//
+//	registers.go command.go   what a driver sees
+//	bar.go config.go          register accesses, configuration space
+//	queue.go ring.go          rings and doorbells
+//	engine.go execute.go      fetching, the data path
+//	worker.go                 commands that block
+//	control.go reset.go       aborts, resets
+//	interrupt.go              messages, line, masks
+//
+// Goroutines of the device: Config.Workers workers and one that raises events.
+// The locks and their order are in the comment of Device.
 package hba

@@ -274,6 +274,86 @@ func TestResetLun(t *testing.T) {
 	}
 }
 
+// TestResetLun_WaitsForEngine: a command that another queue pair's engine is
+// executing is waited for, by a reset as well as by RemoveUnit. That engine then
+// completes the reset and raises the interrupt of both queue pairs.
+func TestResetLun_WaitsForEngine(t *testing.T) {
+	w := newWorld(t, hba.Config{QueuePairs: 2}, hbatest.Config{})
+	inline := hbatest.Address{Lun: 3}
+	m := w.attachSlow(t, inline, hbatest.MediaConfig{Inline: true})
+	w.dev.MaskMessage(2) // units have changed
+	var x recorder
+	if err := w.dev.ConnectInterrupt(pci.MessageSignaled, x.raise, newRunner); err != nil {
+		t.Fatal(err)
+	}
+	defer w.dev.DisconnectInterrupt()
+	q0, q1 := w.driver.Queues[0], w.driver.Queues[1]
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	m.Hold()
+	q1.Submit(inline.Read(1, 0, 1, b))
+	rung, removed := make(chan bool), make(chan error)
+	go func() {
+		q1.Ring(hbatest.Runner("engine"))
+		close(rung)
+	}()
+	m.WaitHeld(1)
+	q0.Submit(inline.Reset(2, false), inline.TestUnitReady(3))
+	q0.Ring(runner)
+	wantCode(t, w.reap(q0, 1)[0], 3, hba.CodeExecuted)
+	go func() { removed <- w.dev.RemoveUnit(t.Context(), inline.Target, inline.Lun) }()
+	for range 1000 {
+		runtime.Gosched()
+	}
+	select {
+	case err := <-removed:
+		t.Errorf("RemoveUnit returned %v while an engine executes", err)
+	default:
+	}
+	if n := q0.Consume(make([]hba.Completion, 1)); n != 0 {
+		t.Error("the reset completed while an engine executes")
+	}
+	m.Release()
+	<-rung
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
+	wantCode(t, w.reap(q1, 1)[0], 1, hba.CodeExecuted)
+	wantCode(t, w.reap(q0, 1)[0], 2, hba.CodeExecuted)
+	got := x.take()
+	if len(got) != 3 || got[0] != (call{"test", 0}) || got[1] != (call{"engine", 0}) || got[2] != (call{"engine", 1}) {
+		t.Errorf("interrupts %v, want test's of 0, then engine's of 0 and 1", got)
+	}
+	w.wantIdle(t)
+}
+
+// TestReset_WaitsForEngine: so does a reset of the device, which drops it.
+func TestReset_WaitsForEngine(t *testing.T) {
+	w := newWorld(t, hba.Config{QueuePairs: 1}, hbatest.Config{})
+	inline := hbatest.Address{Lun: 3}
+	m := w.attachSlow(t, inline, hbatest.MediaConfig{Inline: true})
+	q := w.driver.Queues[0]
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	m.Hold()
+	q.Submit(inline.Read(1, 0, 1, b), inline.Read(2, 0, 1, b))
+	rung := make(chan bool)
+	go func() {
+		q.Ring(hbatest.Runner("engine"))
+		close(rung)
+	}()
+	m.WaitHeld(1)
+	w.driver.Write(hba.RegControl, hba.ControlReset)
+	if got := w.driver.Read(hba.RegControl); got != hba.ControlReset {
+		t.Errorf("RegControl = %#x while an engine executes, want a reset under way", got)
+	}
+	m.Release()
+	w.driver.WaitReset()
+	clear(b.Bytes)
+	<-rung
+	if n := q.Consume(make([]hba.Completion, 1)); n != 0 {
+		t.Error("a dropped command completed")
+	}
+}
+
 // TestResetLun_NothingThere completes at once, also for an address without a unit.
 func TestResetLun_NothingThere(t *testing.T) {
 	w := newWorld(t, hba.Config{QueuePairs: 2}, hbatest.Config{})

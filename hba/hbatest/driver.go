@@ -260,10 +260,7 @@ func (q *Queue) Consume(out []hba.Completion) int {
 	}
 	if n > 0 {
 		q.fetchedMu.Lock()
-		// A worker's completion may carry an older head than an engine's.
-		if head := out[n-1].SubmissionHead; int32(head-q.fetched) > 0 {
-			q.fetched = head
-		}
+		q.fetched = out[n-1].SubmissionHead
 		q.fetchedMu.Unlock()
 	}
 	return n

@@ -19,10 +19,14 @@ type MediaConfig struct {
 	// ErrorRate and TornRate are probabilities: a call that does nothing and
 	// fails, and a write that stores its first half and fails.
 	ErrorRate, TornRate float64
+	// Inline makes the medium claim that it never blocks.
+	Inline bool
 }
 
-// A Media is a medium that always blocks, so that a device hands each command
-// to a worker, and misbehaves on demand. It may be used from any goroutine.
+// A Media is a medium that misbehaves on demand. It may always block, so that a
+// device hands each command to a worker; with Inline, a device's engine runs
+// them, and a call that is held holds the engine. It may be used from any
+// goroutine.
 type Media struct {
 	media  media.Media
 	config MediaConfig
@@ -41,7 +45,10 @@ type Media struct {
 	changed sync.Cond
 }
 
-var _ media.Media = (*Media)(nil)
+var (
+	_ media.Media        = (*Media)(nil)
+	_ media.NeverBlocker = (*Media)(nil)
+)
 
 // NewMedia wraps m.
 func NewMedia(m media.Media, c MediaConfig) *Media {
@@ -156,6 +163,9 @@ func (m *Media) Flush() error {
 	}
 	return m.media.Flush()
 }
+
+// NeverBlocks implements media.NeverBlocker.
+func (m *Media) NeverBlocks() bool { return m.config.Inline }
 
 // Size implements media.Media.
 func (m *Media) Size() int64 { return m.media.Size() }
