@@ -139,7 +139,7 @@ func TestHandshake(t *testing.T) {
 				hxb(exportInfo),
 				rep, "00000007", "00000003", "00000007", "0001", hxs("disk0"), // the canonical name
 				rep, "00000007", "00000003", "0000000a", "0002", hxs("the disk"),
-				rep, "00000007", "00000003", "0000000e", "0003", "00000001", "00001000", "04000000", // 1, 4 KiB, 64 MiB
+				rep, "00000007", "00000003", "0000000e", "0003", "00000001", "00001000", "00100000", // 1, 4 KiB, 1 MiB
 				rep, "00000007", "00000001", "00000000",
 			),
 		}}},
@@ -200,13 +200,13 @@ func TestHandshake(t *testing.T) {
 		{name: "block size required", flags: fixedNoZer, then: "transmission", steps: []step{
 			{
 				send: hx(opt, "00000007", "0000000a", "00000004", hxs("tiny"), "0000"),
-				want: hx(rep, "00000007", "00000003", "0000000e", "0003", "00000200", "00001000", "04000000"),
+				want: hx(rep, "00000007", "00000003", "0000000e", "0003", "00000200", "00001000", "00100000"),
 			},
 			{wantErr: errSizeReqd, errOf: 7},
 			{ // asking by INFO is enough
 				send: hx(opt, "00000006", "0000000c", "00000004", hxs("tiny"), "0001", "0003"),
 				want: hx(rep, "00000006", "00000003", "0000000c", "0000", "0000000000001000", diskFlags,
-					rep, "00000006", "00000003", "0000000e", "0003", "00000200", "00001000", "04000000",
+					rep, "00000006", "00000003", "0000000e", "0003", "00000200", "00001000", "00100000",
 					rep, "00000006", "00000001", "00000000"),
 			},
 			{
@@ -229,7 +229,7 @@ func TestHandshake(t *testing.T) {
 				if strings.Contains(tt.name, "cannot open") {
 					exports = append(exports, nbd.Export{Name: "shut", Device: shut})
 				}
-				s := newServerOf(t, nbd.Limits{}, arenaBytes, exports...)
+				s := newServerOf(t, nbd.Limits{MaxPayloadBytes: payloadBytes}, arenaBytes, exports...)
 				nc := s.dial(network)
 				expect(t, nc, hello)
 				send := func(b []byte) {

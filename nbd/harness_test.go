@@ -20,7 +20,12 @@ import (
 // deadline bounds every wait of a test; only a failing test meets it.
 const deadline = 20 * time.Second
 
-const arenaBytes = 256 << 20
+// Most tests make do with payloads of 1 MiB and little memory: under the race
+// detector an arena is zeroed Go memory.
+const (
+	payloadBytes = 1 << 20
+	arenaBytes   = 8 << 20
+)
 
 // A testServer serves one device as export "disk0". At the end of the test it
 // must drain and have returned all memory.
@@ -34,7 +39,10 @@ type testServer struct {
 
 func newServer(t testing.TB, d nbd.Device, limits nbd.Limits) *testServer {
 	t.Helper()
-	return newServerOf(t, limits, arenaBytes, nbd.Export{Name: "disk0", Device: d})
+	if limits.MaxPayloadBytes == 0 {
+		limits.MaxPayloadBytes = payloadBytes
+	}
+	return newServerOf(t, limits, max(arenaBytes, 4*limits.MaxPayloadBytes), nbd.Export{Name: "disk0", Device: d})
 }
 
 func newServerOf(t testing.TB, limits nbd.Limits, arenaBytes int, exports ...nbd.Export) *testServer {

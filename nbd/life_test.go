@@ -67,7 +67,7 @@ func TestBackPressure(t *testing.T) {
 // alone.
 func TestOneLargeRequest(t *testing.T) {
 	const size = 8 << 20
-	c := newServer(t, nbdtest.NewMemory(size), nbd.Limits{MaxBytesInFlight: 64 << 10}).client("unix")
+	c := newServer(t, nbdtest.NewMemory(size), nbd.Limits{MaxBytesInFlight: 64 << 10, MaxPayloadBytes: size}).client("unix")
 	for i := range uint64(3) {
 		data := pattern(size, byte(i))
 		must(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: i, Length: size, Payload: data}, nbd.OK)

@@ -193,17 +193,19 @@ type opCounters struct {
 
 // load adds the counters to s.
 func (c *opCounters) load(s *OpStats) {
+	started := c.started.Load()
 	requests := c.requests.Load()
 	s.Requests += requests
+	// Loaded in this order the difference never exceeds what is in flight; it
+	// may be negative, also because the reader publishes late.
+	if started > requests {
+		s.InFlight += started - requests
+	}
 	s.Errors += c.errors.Load()
 	s.Bytes += c.bytes.Load()
 	s.LatencySum += time.Duration(c.latencySum.Load())
 	for i := range c.latency {
 		s.Latency[i] += c.latency[i].Load()
-	}
-	// The reader may publish a request after its reply was sent.
-	if started := c.started.Load(); started > requests {
-		s.InFlight += started - requests
 	}
 }
 
