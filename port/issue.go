@@ -131,7 +131,9 @@ func (a *Adapter) unreserve(p *Processor, n int) {
 	if n == 0 {
 		return
 	}
-	a.outstanding.Add(int64(-n))
+	if a.outstanding.Add(int64(-n)) == 0 && a.gate.Load() != 0 {
+		a.noteCompletions(p, 0) // Stop or Busy may have been waiting for just that
+	}
 	if a.starved.Load() && a.starved.CompareAndSwap(true, false) {
 		a.kick(p)
 	}
@@ -251,6 +253,10 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		s.charged = false
 	}
 	lu.rearmLocked()
+	if lu.busyLeft > 0 && lu.outstanding == 0 {
+		lu.busyLeft = 0 // no completion is left to end it
+		lu.openGateLocked(gateBusy)
+	}
 	lu.waiting.prepend(group)
 	lu.stats.Parked += uint64(n)
 	lu.stats.Started -= uint64(n)
