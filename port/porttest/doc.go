@@ -1,0 +1,13 @@
+// Package porttest tests what is on either side of package port's border to
+// miniports.
+//
+// TestMiniport is a conformance suite: any port.Miniport with its device must
+// pass it, in every mode that it has. Miniport is a small miniport with its own
+// hardware behind it, for tests of the port: it can be run in every
+// synchronization model, calls hooks from inside each callback, and holds,
+// refuses or fails requests as a script says. It passes the suite as well.
+//
+// Machine is the ground both stand on: memory, IOMMU and a system with the
+// verifier on, which fails the test at its end if anything was left behind or
+// any rule of the contract was broken.
+package porttest
