@@ -279,7 +279,7 @@ func (f *File) flushShared() error {
 	if f.readOnly {
 		return nil
 	}
-	if err := f.flushes.do(f.fd); err != nil {
+	if err := f.flushes.do(); err != nil {
 		return f.fail("flush", 0, f.size.Load(), err)
 	}
 	return nil
@@ -349,7 +349,7 @@ func (f *File) Resize(sizeBytes int64) error {
 		return f.fail("resize", 0, sizeBytes, err)
 	}
 	f.size.Store(sizeBytes)
-	if err := f.flushes.do(f.fd); err != nil {
+	if err := f.flushes.do(); err != nil {
 		return f.fail("flush", 0, sizeBytes, err)
 	}
 	return nil

@@ -1,16 +1,15 @@
 package media
 
-import (
-	"sync"
+import "sync"
 
-	"golang.org/x/sys/unix"
-)
-
-// A flushGroup lets flushes that arrive during an fdatasync share the next one.
+// A flushGroup lets flushes that arrive during a sync share the next one.
 //
 // Rounds are numbered. A flush is served by any round that begins after it
 // arrived; whoever finds no round running runs the next.
 type flushGroup struct {
+	// sync makes durable what was written before it began. Set before use.
+	sync func() error
+
 	mu sync.Mutex
 	// cond is signalled, under mu, when a round ends. It is made by the first
 	// flush.
@@ -26,8 +25,7 @@ type flushGroup struct {
 	failed uint64
 	// +checklocks:mu
 	failure error
-	// tainted is an error that the next round reports though its fdatasync says
-	// nothing.
+	// tainted is an error that the next round reports though its sync says nothing.
 	// +checklocks:mu
 	tainted error
 }
@@ -39,9 +37,8 @@ func (g *flushGroup) taint(err error) {
 	g.mu.Unlock()
 }
 
-// do returns after an fdatasync of fd that began after the call did, with its
-// error.
-func (g *flushGroup) do(fd int) error {
+// do returns after a sync that began after the call did, with its error.
+func (g *flushGroup) do() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.cond == nil {
@@ -65,7 +62,7 @@ func (g *flushGroup) do(fd int) error {
 	tainted := g.tainted
 	g.tainted = nil
 	g.mu.Unlock()
-	err := ignoringEINTR(func() error { return unix.Fdatasync(fd) })
+	err := g.sync()
 	g.mu.Lock()
 	if err == nil {
 		err = tainted

@@ -42,6 +42,7 @@ func OpenFile(c FileConfig) (*File, error) {
 		return nil, err
 	}
 	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly}
+	f.flushes.sync = func() error { return ignoringEINTR(func() error { return unix.Fdatasync(fd) }) }
 	if err := f.setUp(c, created); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}

@@ -1,0 +1,199 @@
+package media
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestStripesOf(t *testing.T) {
+	const stripeBytes = 1 << lockStripeShift
+	for _, tt := range []struct {
+		off, n int64
+		want   stripeSet
+	}{
+		{0, 0, 1}, {0, 1, 1}, {0, stripeBytes, 1}, {0, stripeBytes + 1, 3}, {stripeBytes - 1, 2, 3},
+		{63 * stripeBytes, 2 * stripeBytes, 1<<63 | 1},
+		{64 * stripeBytes, 1, 1},
+		{0, 63 * stripeBytes, allStripes >> 1},
+		{0, 64 * stripeBytes, allStripes}, {0, 1 << 62, allStripes}, {5, 64 * stripeBytes, allStripes},
+		{-1, 1, 1 << 63},
+	} {
+		if got := stripesOf(tt.off, tt.n); got != tt.want {
+			t.Errorf("%d bytes at %d: stripes %064b, want %064b", tt.n, tt.off, got, tt.want)
+		}
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 1000 { // against the plain way
+		off, n := r.Int64N(1<<40), 1+r.Int64N(80*stripeBytes)
+		want := stripeSet(0)
+		for i := off / stripeBytes; i <= (off+n-1)/stripeBytes; i++ {
+			want |= 1 << (i % lockStripes)
+		}
+		if got := stripesOf(off, n); got != want {
+			t.Fatalf("%d bytes at %d (seed 5, 6): stripes %064b, want %064b", n, off, got, want)
+		}
+	}
+}
+
+func TestRangeLock_TryShare(t *testing.T) {
+	var l rangeLock
+	l.lock(1 << 7)
+	if l.tryShare(1<<3 | 1<<7 | 1<<9) {
+		t.Fatal("shared what is held alone")
+	}
+	if !l.tryShare(1<<3 | 1<<9) {
+		t.Fatal("could not share what is free")
+	}
+	l.unshare(1<<3 | 1<<9)
+	l.unlock(1 << 7)
+	// Nothing is left held.
+	l.lock(allStripes)
+	l.unlock(allStripes)
+}
+
+func TestInside(t *testing.T) {
+	for _, tt := range []struct {
+		off, n, size int64
+		want         bool
+	}{
+		{0, 0, 0, true}, {0, 1, 1, true}, {1, 0, 1, true}, {1, 1, 1, false}, {2, 0, 1, false}, {-1, 1, 1, false},
+		{0, -1, 1, false}, {1, 1<<63 - 1, 1<<63 - 1, false}, {0, 1, -1, false}, {0, 0, -1, false},
+	} {
+		if got := inside(tt.off, tt.n, tt.size); got != tt.want {
+			t.Errorf("%d bytes at %d of %d: %v, want %v", tt.n, tt.off, tt.size, got, tt.want)
+		}
+	}
+}
+
+func TestPagesTouched(t *testing.T) {
+	for _, tt := range []struct {
+		at, n int
+		want  uint32
+	}{
+		{0, 1, 1}, {0, 4096, 1}, {4095, 2, 3}, {65535, 1, 1 << 15}, {0, 65536, 1<<16 - 1}, {8192, 8192, 12},
+	} {
+		if got := pagesTouched(tt.at, tt.n); got != tt.want {
+			t.Errorf("%d bytes at %d: pages %016b, want %016b", tt.n, tt.at, got, tt.want)
+		}
+	}
+}
+
+func TestKindOfErrno(t *testing.T) {
+	for err, want := range map[error]error{
+		unix.ENOSPC: ErrNoSpace, unix.EDQUOT: ErrNoSpace, unix.EFBIG: ErrNoSpace,
+		unix.EROFS: ErrReadOnly, unix.EPERM: ErrReadOnly, unix.EBADF: ErrReadOnly,
+		unix.EIO: ErrMedium, unix.ENXIO: ErrMedium, io.ErrUnexpectedEOF: ErrMedium,
+	} {
+		if got := kindOfErrno(err); got != want {
+			t.Errorf("%v is %v, want %v", err, got, want)
+		}
+	}
+}
+
+// TestFlushGroup_Shares: flushes that arrive during a sync share the next one,
+// and nobody is served by a sync that began before it arrived.
+func TestFlushGroup_Shares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began, finish := 0, make(chan error)
+		g := flushGroup{sync: func() error {
+			began++
+			return <-finish
+		}}
+		results := make([]error, 5)
+		var group sync.WaitGroup
+		flush := func(i int) { group.Go(func() { results[i] = g.do() }) }
+		flush(0)
+		synctest.Wait()
+		for i := 1; i < 5; i++ {
+			flush(i)
+		}
+		synctest.Wait()
+		if began != 1 {
+			t.Fatalf("%d syncs, want one in progress", began)
+		}
+		finish <- nil
+		synctest.Wait()
+		if began != 2 {
+			t.Fatalf("%d syncs, want a second one for those who came late", began)
+		}
+		finish <- io.ErrClosedPipe
+		group.Wait()
+		if began != 2 {
+			t.Errorf("%d syncs for 5 flushes, want 2", began)
+		}
+		if results[0] != nil {
+			t.Errorf("the first flush: %v", results[0])
+		}
+		for i := 1; i < 5; i++ {
+			if results[i] != io.ErrClosedPipe {
+				t.Errorf("flush %d: %v, want the error of its sync", i, results[i])
+			}
+		}
+	})
+}
+
+func TestFlushGroup_Taint(t *testing.T) {
+	g := flushGroup{sync: func() error { return nil }}
+	g.taint(io.ErrClosedPipe)
+	if err := g.do(); err != io.ErrClosedPipe {
+		t.Errorf("%v, want the error that was left for it", err)
+	}
+	if err := g.do(); err != nil {
+		t.Errorf("%v, want it told once", err)
+	}
+}
+
+// TestFile_WithoutHelp: a file system that can neither punch, zero, write
+// through nor answer at once costs time, not data.
+func TestFile_WithoutHelp(t *testing.T) {
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.noHoles.Store(true)
+	f.noDSync.Store(true)
+	f.noTryRead.Store(true)
+	f.noTryWrite.Store(true)
+	syncs := 0
+	f.flushes.sync = func() error { syncs++; return nil }
+	if f.Supports(AbilityDiscard) || f.Supports(AbilityTryRead) || f.Supports(AbilityTryWrite) || f.Supports(1<<15) {
+		t.Error("it says that it can")
+	}
+	p := bytes.Repeat([]byte{1}, 300<<10)
+	if n, err := f.WriteAtFUA(p, 100); n != len(p) || err != nil || syncs != 1 {
+		t.Errorf("write through: %d, %v, %d syncs", n, err, syncs)
+	}
+	if done, err := f.TryReadAt(p, 0); done || err != nil {
+		t.Errorf("try read: %v, %v", done, err)
+	}
+	if done, err := f.TryWriteAt(p, 0); done || err != nil {
+		t.Errorf("try write: %v, %v", done, err)
+	}
+	if err := f.Discard(200, 200<<10); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Clone(p)
+	clear(want[100 : 100+200<<10])
+	got := make([]byte, len(p))
+	if _, err := f.ReadAt(got, 100); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("zeros were not written: %v", err)
+	}
+	f.flushes.sync = func() error { return unix.EIO }
+	if err := f.Flush(); !errors.Is(err, ErrMedium) || !errors.Is(err, unix.EIO) {
+		t.Errorf("flush: %v", err)
+	}
+	if _, err := f.WriteAtFUA(p, 0); !errors.Is(err, ErrMedium) {
+		t.Errorf("write through: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}

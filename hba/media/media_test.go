@@ -1,0 +1,214 @@
+package media_test
+
+import (
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pojntfx/go-nbd/pkg/backend"
+
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/media/mediatest"
+)
+
+func newMemory(t testing.TB, c media.MemoryConfig) *media.Memory {
+	t.Helper()
+	m, err := media.NewMemory(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil && !errors.Is(err, media.ErrClosed) {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return m
+}
+
+func newFile(t testing.TB, c media.FileConfig) *media.File {
+	t.Helper()
+	if c.Path == "" {
+		c.Path = filepath.Join(t.TempDir(), "disk")
+	}
+	f, err := media.OpenFile(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil && !errors.Is(err, media.ErrClosed) {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return f
+}
+
+func TestMemory_Conformance(t *testing.T) {
+	mediatest.Run(t, func(t *testing.T) media.Media {
+		return newMemory(t, media.MemoryConfig{SizeBytes: mediatest.MinBytes + 3<<30 + 512})
+	})
+}
+
+func TestFile_Conformance(t *testing.T) {
+	mediatest.Run(t, func(t *testing.T) media.Media {
+		return newFile(t, media.FileConfig{SizeBytes: mediatest.MinBytes + 64<<10 + 512})
+	})
+}
+
+func TestBackend_Conformance(t *testing.T) {
+	mediatest.Run(t, func(t *testing.T) media.Media {
+		b, err := media.NewBackend("plain", backend.NewMemoryBackend(make([]byte, mediatest.MinBytes+512)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	})
+}
+
+// An ableBackend is a go-nbd backend that can do what our interfaces ask for,
+// because it is one of our media.
+type ableBackend struct{ *media.Memory }
+
+func (b ableBackend) Size() (int64, error) { return b.Memory.Size(), nil }
+func (b ableBackend) Sync() error          { return b.Flush() }
+
+func (b ableBackend) WriteAtFUA(p []byte, off int64) (int, error) { return b.WriteAt(p, off) }
+func (b ableBackend) Prefetch(int64, int64) error                 { return nil }
+
+func TestBackend_ConformanceWithAbilities(t *testing.T) {
+	mediatest.Run(t, func(t *testing.T) media.Media {
+		inner, err := media.NewMemory(media.MemoryConfig{SizeBytes: mediatest.MinBytes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := media.NewBackend("able", ableBackend{inner})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := media.Probe(b)
+		if a.Discard == nil || a.Zero == nil || a.Extents == nil || a.Resize == nil || a.FUA == nil || a.Prefetch == nil {
+			t.Fatalf("abilities are lost: %+v", a)
+		}
+		return b
+	})
+}
+
+func TestProbe(t *testing.T) {
+	a := media.Probe(newMemory(t, media.MemoryConfig{SizeBytes: 4096}))
+	if !a.NeverBlocks || a.TryRead == nil || a.Discard == nil || a.FUA != nil || a.Prefetch != nil {
+		t.Errorf("memory: %+v", a)
+	}
+	b, err := media.NewBackend("plain", backend.NewMemoryBackend(make([]byte, 4096)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a = media.Probe(b)
+	if a.NeverBlocks || a.TryRead != nil || a.Discard != nil || a.FUA != nil || a.Resize != nil || a.CompareAndWrite == nil {
+		t.Errorf("backend: %+v", a)
+	}
+	for bit := media.AbilityTryRead; bit <= media.AbilityCompareAndWrite; bit <<= 1 {
+		if got, want := a.Has(bit), bit == media.AbilityCompareAndWrite; got != want {
+			t.Errorf("Has(%#x) = %v, want %v", bit, got, want)
+		}
+	}
+	if a.Has(1 << 15) {
+		t.Error("it has what does not exist")
+	}
+}
+
+// A badBackend misbehaves as it is told.
+type badBackend struct {
+	size    int64
+	sizeErr error
+	short   int // bytes less than asked for
+	err     error
+	calls   int
+	closed  bool
+}
+
+func (b *badBackend) Size() (int64, error) { return b.size, b.sizeErr }
+func (b *badBackend) Sync() error          { return b.err }
+func (b *badBackend) Close() error         { b.closed = true; return nil }
+
+func (b *badBackend) ReadAt(p []byte, _ int64) (int, error) {
+	b.calls++
+	return len(p) - b.short, b.err
+}
+
+func (b *badBackend) WriteAt(p []byte, _ int64) (int, error) {
+	b.calls++
+	return len(p) - b.short, b.err
+}
+
+func TestBackend_Errors(t *testing.T) {
+	for _, b := range []*badBackend{{size: 0}, {size: -1}, {size: 4096, sizeErr: io.ErrClosedPipe}} {
+		if _, err := media.NewBackend("bad", b); err == nil || !strings.Contains(err.Error(), "bad") {
+			t.Errorf("size %d, error %v: %v", b.size, b.sizeErr, err)
+		}
+	}
+	b := &badBackend{size: 4096}
+	m, err := media.NewBackend("bad", b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 512)
+	for _, tt := range []struct {
+		name   string
+		short  int
+		err    error
+		read   error // kind
+		write  error
+		offset int64
+	}{
+		{"full read and end of file", 0, io.EOF, nil, media.ErrMedium, 1512},
+		{"short without an error", 12, nil, media.ErrMedium, media.ErrMedium, 1500},
+		{"short at the end of file", 12, io.EOF, media.ErrMedium, media.ErrMedium, 1500},
+		{"an error", 512, io.ErrClosedPipe, media.ErrMedium, media.ErrMedium, 1000},
+		{"more bytes missing than asked for", 513, io.ErrClosedPipe, media.ErrMedium, media.ErrMedium, 1000},
+		{"no space, in our words", 512, media.ErrNoSpace, media.ErrNoSpace, media.ErrNoSpace, 1000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b.short, b.err = tt.short, tt.err
+			check := func(op string, got error, want error) {
+				var where *media.Error
+				switch {
+				case want == nil && got != nil, want != nil && !errors.Is(got, want):
+					t.Errorf("%s: %v, want %v", op, got, want)
+				case want != nil && (!errors.As(got, &where) || where.OffsetBytes != tt.offset || where.Name != "bad"):
+					t.Errorf("%s: %v, want it at %d", op, got, tt.offset)
+				case want != nil && tt.err != nil && tt.err != io.EOF && !errors.Is(got, tt.err):
+					t.Errorf("%s: %v hides its cause", op, got)
+				}
+			}
+			_, err := m.ReadAt(p, 1000)
+			check("read", err, tt.read)
+			_, err = m.WriteAt(p, 1000)
+			check("write", err, tt.write)
+		})
+	}
+	if err := m.Flush(); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("flush: %v", err)
+	}
+	before := b.calls
+	if _, err := m.ReadAt(nil, 0); err != nil || b.calls != before {
+		t.Errorf("nothing was asked of the backend: %v", err)
+	}
+	if err := m.Close(); err != nil || !b.closed {
+		t.Errorf("close: %v, reached the backend: %v", err, b.closed)
+	}
+}
+
+func TestError(t *testing.T) {
+	err := &media.Error{Op: "read", Name: "x", OffsetBytes: 512, LengthBytes: 10, Kind: media.ErrMedium, Err: io.ErrUnexpectedEOF}
+	if got, want := err.Error(), "media: read x: 10 bytes at 512: unexpected EOF"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	err.Err = nil
+	if got, want := err.Error(), "media: read x: 10 bytes at 512: medium error"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !errors.Is(err, media.ErrMedium) || errors.Is(err, media.ErrRange) {
+		t.Error("the kind is wrong")
+	}
+}

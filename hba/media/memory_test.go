@@ -1,0 +1,269 @@
+package media_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+const chunk = 64 << 10
+
+func mustWrite(t testing.TB, m media.Media, n int, b byte, off int64) {
+	t.Helper()
+	if _, err := m.WriteAt(bytes.Repeat([]byte{b}, n), off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustBe(t testing.TB, m media.Media, n int, b byte, off int64) {
+	t.Helper()
+	p := make([]byte, n)
+	if _, err := m.ReadAt(p, off); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(p, bytes.Repeat([]byte{b}, n)) {
+		t.Fatalf("%d bytes at %d are not all %#x", n, off, b)
+	}
+}
+
+func TestNewMemory_Refused(t *testing.T) {
+	for _, c := range []media.MemoryConfig{
+		{}, {SizeBytes: -1}, {SizeBytes: media.MaxMemoryBytes + 1},
+		{SizeBytes: 4096, LimitBytes: -1}, {SizeBytes: 4096, LimitBytes: 4096},
+	} {
+		if _, err := media.NewMemory(c); err == nil {
+			t.Errorf("%+v was accepted", c)
+		}
+	}
+}
+
+// TestMemory_Huge: far more than the machine has, at once, and what is not
+// written takes nothing.
+func TestMemory_Huge(t *testing.T) {
+	m := newMemory(t, media.MemoryConfig{SizeBytes: 64 << 40})
+	places := []int64{0, 5<<40 + 12345, 64<<40 - 3}
+	for i, off := range places {
+		mustWrite(t, m, 3, byte(i+1), off)
+	}
+	for i, off := range places {
+		mustBe(t, m, 3, byte(i+1), off)
+	}
+	mustBe(t, m, 1<<20, 0, 30<<40)
+	if got := m.AllocatedBytes(); got != 3*chunk {
+		t.Errorf("%d bytes allocated, want %d", got, 3*chunk)
+	}
+	// By the chunk this would take hours.
+	start := time.Now()
+	if err := m.Discard(1, 64<<40-1); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("discarding everything took %v", d)
+	}
+	mustBe(t, m, 1, 1, 0)
+	mustBe(t, m, 2, 0, 1)
+	mustBe(t, m, 3, 0, places[2])
+	if got := m.AllocatedBytes(); got != chunk {
+		t.Errorf("%d bytes allocated, want %d", got, chunk)
+	}
+}
+
+func TestMemory_ReleasesWhatIsEmpty(t *testing.T) {
+	m := newMemory(t, media.MemoryConfig{SizeBytes: 16 << 20})
+	mustWrite(t, m, 16<<20, 1, 0)
+	if got := m.AllocatedBytes(); got != 16<<20 {
+		t.Fatalf("%d bytes allocated", got)
+	}
+	for off := int64(0); off < 8<<20; off += 4096 { // page by page, as a file system trims
+		if err := m.Discard(off, 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := m.AllocatedBytes(); got != 8<<20 {
+		t.Errorf("%d bytes allocated, want half", got)
+	}
+	mustBe(t, m, 8<<20, 0, 0)
+	mustBe(t, m, 8<<20, 1, 8<<20)
+	// Chunks that come back are zeros.
+	mustWrite(t, m, 1, 2, 100)
+	mustBe(t, m, 100, 0, 0)
+	mustBe(t, m, chunk-101, 0, 101)
+	if err := m.Discard(0, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.AllocatedBytes(); got != 0 {
+		t.Errorf("%d bytes allocated, want none", got)
+	}
+}
+
+func TestMemory_Limit(t *testing.T) {
+	m := newMemory(t, media.MemoryConfig{Name: "disk7", SizeBytes: 1 << 30, LimitBytes: 3*chunk + 5})
+	n, err := m.WriteAt(make([]byte, 5*chunk), 10)
+	var where *media.Error
+	if !errors.Is(err, media.ErrNoSpace) || !errors.As(err, &where) || where.OffsetBytes != 3*chunk || where.Name != "disk7" || n != 3*chunk-10 {
+		t.Fatalf("%d bytes written, %v", n, err)
+	}
+	mustWrite(t, m, 3*chunk, 1, 0) // what is there can be written again
+	if err := m.Zero(3*chunk, chunk, true); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("allocate: %v, want ErrNoSpace", err)
+	}
+	if err := m.Zero(0, 1<<30, true); !errors.Is(err, media.ErrNoSpace) || m.AllocatedBytes() != 3*chunk {
+		t.Errorf("allocate everything: %v, want ErrNoSpace and nothing taken; %d bytes are", err, m.AllocatedBytes())
+	}
+	if err := m.Zero(0, 1<<30, false); err != nil {
+		t.Errorf("zero without allocating: %v", err)
+	}
+	if err := m.Zero(chunk, 3*chunk, true); err != nil || m.AllocatedBytes() != 3*chunk {
+		t.Errorf("allocate: %v, %d bytes allocated", err, m.AllocatedBytes())
+	}
+	mustWrite(t, m, 3*chunk, 1, chunk)
+	if _, err := m.WriteAt([]byte{1}, 0); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("write: %v, want ErrNoSpace", err)
+	}
+	if i, err := m.CompareAndWriteAt([]byte{0}, []byte{1}, 0); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("compare and write: %d, %v, want ErrNoSpace", i, err)
+	}
+}
+
+func TestMemory_Extents(t *testing.T) {
+	const size = 3<<28 + 1000 // ends within a page
+	m := newMemory(t, media.MemoryConfig{SizeBytes: size})
+	list := func() (all []media.Extent) {
+		for off := int64(0); off < size; {
+			e, err := m.ExtentAt(off)
+			if err != nil || e.OffsetBytes != off {
+				t.Fatalf("extent at %d: %+v, %v", off, e, err)
+			}
+			all = append(all, e)
+			off = e.End()
+		}
+		return all
+	}
+	check := func(want ...media.Extent) {
+		t.Helper()
+		if got := list(); !cmp.Equal(got, want) {
+			t.Error(cmp.Diff(want, got))
+		}
+	}
+	check(media.Extent{LengthBytes: size})
+	mustWrite(t, m, 1, 1, 5000)
+	mustWrite(t, m, 2*chunk, 1, 1<<28-chunk) // across two leaves of the table
+	mustWrite(t, m, 1, 1, size-1)
+	want := []media.Extent{
+		{OffsetBytes: 0, LengthBytes: 4096},
+		{OffsetBytes: 4096, LengthBytes: 4096, Data: true},
+		{OffsetBytes: 8192, LengthBytes: 1<<28 - chunk - 8192},
+		{OffsetBytes: 1<<28 - chunk, LengthBytes: 2 * chunk, Data: true},
+		{OffsetBytes: 1<<28 + chunk, LengthBytes: 2<<28 - chunk},
+		{OffsetBytes: 3 << 28, LengthBytes: 1000, Data: true},
+	}
+	check(want...)
+	if err := m.Zero(0, 4096, true); err != nil { // allocated is not a hole
+		t.Fatal(err)
+	}
+	if err := m.Discard(4096, 100); err != nil { // and neither is a part of a page
+		t.Fatal(err)
+	}
+	want = append([]media.Extent{{LengthBytes: 8192, Data: true}}, want[2:]...)
+	check(want...)
+	if e, err := m.ExtentAt(1<<28 - 100); err != nil || e != (media.Extent{OffsetBytes: 1<<28 - 100, LengthBytes: chunk + 100, Data: true}) {
+		t.Errorf("from the middle: %+v, %v", e, err)
+	}
+}
+
+// TestMemory_ResizeMeanwhile grows and shrinks under readers and writers.
+func TestMemory_ResizeMeanwhile(t *testing.T) {
+	m := newMemory(t, media.MemoryConfig{SizeBytes: 1 << 28})
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	for w := range 3 {
+		group.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(w), 4))
+			p := make([]byte, 4096)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				off := r.Int64N(1<<29) &^ 4095
+				var err error
+				if w == 0 {
+					_, err = m.ReadAt(p, off)
+				} else {
+					_, err = m.WriteAt(p, off)
+				}
+				if err != nil && !errors.Is(err, media.ErrRange) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 50 {
+		if err := m.Resize(int64(1+i%8) << 26); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	group.Wait()
+	if err := m.Resize(4096); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.AllocatedBytes(); got > chunk {
+		t.Errorf("%d bytes allocated for 4096", got)
+	}
+	if err := m.Resize(1 << 28); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := m.ExtentAt(4096); err != nil || e.Data || e.End() != 1<<28 {
+		t.Errorf("what was cut off has left %+v, %v", e, err)
+	}
+}
+
+// TestMemory_CloseMeanwhile: calls in progress end well, later ones are refused.
+func TestMemory_CloseMeanwhile(t *testing.T) {
+	for range 20 {
+		m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 1 << 24})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var group sync.WaitGroup
+		for w := range 3 {
+			group.Go(func() {
+				p := make([]byte, 200<<10)
+				for {
+					var err error
+					switch w {
+					case 0:
+						_, err = m.ReadAt(p, 1000)
+					case 1:
+						_, err = m.WriteAt(p, 1000)
+					default:
+						err = m.Discard(0, 1<<24)
+					}
+					if err != nil {
+						if !errors.Is(err, media.ErrClosed) {
+							t.Error(err)
+						}
+						return
+					}
+				}
+			})
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		group.Wait()
+		if m.AllocatedBytes() != 0 {
+			t.Errorf("%d bytes allocated after Close", m.AllocatedBytes())
+		}
+	}
+}
