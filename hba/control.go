@@ -142,10 +142,11 @@ func (q *queue) recordOfTag(tag uint32) *record {
 //
 // +checklocks:d.mu
 func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
-	d.pool.takeIf(match, func(rec *record) {
+	taken := d.pool.take(match)
+	for rec := taken.pop(); rec != nil; rec = taken.pop() {
 		raise |= d.postLocked(rec.queue, rec.cmd.Tag, CodeAborted)
 		d.releaseLocked(rec)
-	})
+	}
 	for i := range d.slots {
 		q := d.slots[i].queue.Load()
 		if q == nil {
@@ -189,23 +190,25 @@ func (d *Device) advance(q *queue) {
 //
 // +checklocks:d.mu
 func (d *Device) advanceLocked() (raise uint64) {
-	before := len(d.controls)
-	d.controls = slices.DeleteFunc(d.controls, func(c *control) bool {
+	kept := d.controls[:0]
+	for _, c := range d.controls {
 		if !d.isOverLocked(c) {
-			return false
+			kept = append(kept, c)
+			continue
 		}
 		switch c.kind {
 		case controlDrain:
 			close(c.done)
-			return true
+			continue
 		case controlReset:
 			d.resetUnits(c)
 		case controlAbort:
 		}
 		raise |= d.postLocked(c.queue, c.tag, CodeExecuted)
-		return true
-	})
-	if len(d.controls) != before {
+	}
+	if len(kept) != len(d.controls) {
+		clear(d.controls[len(kept):])
+		d.controls = kept
 		d.updateGatesLocked()
 	}
 	return raise

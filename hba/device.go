@@ -119,12 +119,9 @@ type Device struct {
 	// end. Each but a removal holds a place in a completion ring.
 	// +checklocks:mu
 	controls []*control
-	// work is signalled when pool gets a record, and broadcast by Close.
-	// +checklocks:mu
-	work sync.Cond
-	// quiet is broadcast when a reset has finished.
-	// +checklocks:mu
-	quiet sync.Cond
+
+	work  sync.Cond // on mu: signalled when pool gets a record, broadcast by Close
+	quiet sync.Cond // on mu: broadcast when a reset has finished
 }
 
 // A slot is the place of one queue pair: the registers that describe it, the

@@ -62,11 +62,8 @@ type interrupts struct {
 	// no goroutine to deliver it on. Capacity 1.
 	kick chan struct{}
 
-	// mu serialises connecting and disconnecting.
-	mu sync.Mutex
-	// idle is signalled when the last call on a disconnected message ends.
-	// +checklocks:mu
-	idle sync.Cond
+	mu   sync.Mutex // serialises connecting and disconnecting
+	idle sync.Cond  // on mu: broadcast when the last call on a disconnected message ends
 
 	lineMu sync.Mutex
 	// +checklocks:lineMu

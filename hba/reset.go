@@ -30,9 +30,10 @@ func (d *Device) startResetLocked() {
 // +checklocks:d.mu
 func (d *Device) closeQueueLocked(q *queue) {
 	q.gate.Store(gateDead)
-	d.pool.takeIf(
-		func(rec *record) bool { return rec.queue == q },
-		func(rec *record) { d.releaseLocked(rec) })
+	taken := d.pool.take(func(rec *record) bool { return rec.queue == q })
+	for rec := taken.pop(); rec != nil; rec = taken.pop() {
+		d.releaseLocked(rec)
+	}
 	kept := d.controls[:0]
 	for _, c := range d.controls {
 		if c.queue != q {

@@ -55,17 +55,18 @@ func (l *recordList) pop() *record {
 	return rec
 }
 
-// takeIf removes the records that match, and calls fn with each.
-func (l *recordList) takeIf(match func(*record) bool, fn func(*record)) {
+// take removes the records that match and returns them.
+func (l *recordList) take(match func(*record) bool) (taken recordList) {
 	old := *l
 	*l = recordList{}
 	for rec := old.pop(); rec != nil; rec = old.pop() {
 		if match(rec) {
-			fn(rec)
+			taken.push(rec)
 		} else {
 			l.push(rec)
 		}
 	}
+	return taken
 }
 
 // handOver gives a command to the workers. False: it has been aborted, and is

@@ -86,13 +86,13 @@ func NewDriver(fn pci.Function, m *dma.IOMMU, c Config) (*Driver, error) {
 
 // Start is NewDriver for a test, which it fails on an error; the driver is
 // closed at the test's end.
-func Start(t testing.TB, fn pci.Function, m *dma.IOMMU, c Config) *Driver {
-	t.Helper()
+func Start(tb testing.TB, fn pci.Function, m *dma.IOMMU, c Config) *Driver {
+	tb.Helper()
 	d, err := NewDriver(fn, m, c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(d.Close)
+	tb.Cleanup(d.Close)
 	return d
 }
 
@@ -157,9 +157,10 @@ func (d *Driver) Write(offset uint32, value uint64) {
 // A Queue is the driver's side of a queue pair. Submitting and consuming are
 // each serialised, and run side by side.
 type Queue struct {
-	driver                 *Driver
-	index                  int
-	submission, completion *Buffer
+	driver     *Driver
+	index      int
+	submission *Buffer
+	completion *Buffer
 
 	submitMu sync.Mutex
 	// +checklocks:submitMu
@@ -325,14 +326,14 @@ func (d *Driver) NewBuffer(n int) (*Buffer, error) {
 }
 
 // MappedBuffer is NewBuffer and Map for a test, which frees it at its end.
-func (d *Driver) MappedBuffer(t testing.TB, n int, access dma.Access) *Buffer {
-	t.Helper()
+func (d *Driver) MappedBuffer(tb testing.TB, n int, access dma.Access) *Buffer {
+	tb.Helper()
 	b, err := d.NewBuffer(n)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	b.Map(access)
-	t.Cleanup(b.Free)
+	tb.Cleanup(b.Free)
 	return b
 }
 

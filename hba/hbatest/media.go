@@ -39,10 +39,11 @@ type Media struct {
 	// +checklocks:mu
 	permits int // calls that may pass although hold is on
 	// +checklocks:mu
-	running, peak int
-	// changed is broadcast when anything of the above changes.
+	running int
 	// +checklocks:mu
-	changed sync.Cond
+	peak int
+
+	changed sync.Cond // on mu: broadcast when anything above changes
 }
 
 var (

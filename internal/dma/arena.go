@@ -34,7 +34,9 @@ type Arena struct {
 	free []uint32
 	// next and prev link free blocks, indexed by the block's first page.
 	// +checklocks:mu
-	next, prev []uint32
+	next []uint32
+	// +checklocks:mu
+	prev []uint32
 	// state holds the order of the block that starts at a page, plus one, with
 	// the freeBit if it is free; zero inside a block.
 	// +checklocks:mu

@@ -15,15 +15,15 @@ import (
 	"github.com/vhbad/vhbad/internal/dma"
 )
 
-func newArena(t testing.TB, sizeBytes int) *dma.Arena {
-	t.Helper()
+func newArena(tb testing.TB, sizeBytes int) *dma.Arena {
+	tb.Helper()
 	a, err := dma.NewArena(sizeBytes)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := a.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return a

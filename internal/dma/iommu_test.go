@@ -9,15 +9,15 @@ import (
 	"github.com/vhbad/vhbad/internal/dma"
 )
 
-func newIOMMU(t testing.TB, sizeBytes int) (*dma.IOMMU, []byte, dma.Window) {
-	t.Helper()
-	a := newArena(t, sizeBytes)
+func newIOMMU(tb testing.TB, sizeBytes int) (*dma.IOMMU, []byte, dma.Window) {
+	tb.Helper()
+	a := newArena(tb, sizeBytes)
 	m := dma.NewIOMMU(a)
 	b := a.Alloc(sizeBytes)
-	t.Cleanup(func() { a.Free(b) })
+	tb.Cleanup(func() { a.Free(b) })
 	w, err := m.NewWindow()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return m, b, w
 }
