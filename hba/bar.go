@@ -57,7 +57,7 @@ func (b registers) Write32(r pci.Runner, offset, value uint32) {
 	q := s.queue.Load()
 	switch {
 	case q == nil:
-		b.d.fail("doorbell of a queue pair that does not exist", i)
+		b.d.strayDoorbell(i)
 	case submission:
 		q.submit(r, value)
 	default:

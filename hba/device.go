@@ -282,6 +282,17 @@ func (d *Device) fail(reason string, queueIndex int) {
 	d.failLocked(reason, queueIndex)
 }
 
+// strayDoorbell handles a doorbell of a queue pair that does not exist. Around a
+// reset that is one that came late, and harmless; on a running device it is a
+// driver that has lost its way.
+func (d *Device) strayDoorbell(queueIndex int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.enabled {
+		d.failLocked("doorbell of a queue pair that does not exist", queueIndex)
+	}
+}
+
 // +checklocks:d.mu
 func (d *Device) failLocked(reason string, queueIndex int) {
 	if d.fatal || d.resetting {

@@ -349,6 +349,14 @@ func TestDoorbell_Bad(t *testing.T) {
 			w.driver.Write(hba.RegQueueEnable, 0)
 			q.RingTail(runner, 1)
 		}, true},
+		{"late, after a reset", func(w *world, q *hbatest.Queue) {
+			w.driver.Reset()
+			q.RingTail(runner, 1)
+			q.AckHead(runner, 1)
+			if err := w.driver.Restart(); err != nil {
+				t.Error(err)
+			}
+		}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, hba.Config{QueuePairs: 2}, hbatest.Config{SubmissionEntries: 8, CompletionEntries: 8})

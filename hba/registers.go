@@ -31,7 +31,8 @@ const (
 	// at RegDoorbells+16q and the completion head at RegDoorbells+16q+8, both
 	// [32] and free-running counts. A value at or up to 2^31 behind the last one
 	// is ignored, so that doorbells may be rung without a lock and overtake each
-	// other. One that is ahead of what the rings can hold is StatusFatal.
+	// other. One that is ahead of what the rings can hold is StatusFatal, and so
+	// is one of a queue pair that does not exist, unless the device is disabled.
 	RegDoorbells   = 0x1000
 	DoorbellStride = 16
 )
