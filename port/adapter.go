@@ -133,6 +133,9 @@ type Adapter struct {
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
 	rescanQueued bool
+	// runners are the processors of the device's own goroutines.
+	// +checklocks:mu
+	runners []*Processor
 
 	// enumMu makes enumerations take turns. It is held across I/O.
 	enumMu sync.Mutex
@@ -169,7 +172,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	if err := a.initialize(p); err != nil {
-		a.function.DisconnectInterrupt()
+		a.disconnect()
 		a.stopServices()
 		a.freeUncached()
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -274,6 +277,9 @@ func (a *Adapter) initialize(p *Processor) error {
 			runnerErr = err
 			return nil
 		}
+		a.mu.Lock()
+		a.runners = append(a.runners, r)
+		a.mu.Unlock()
 		return r
 	}
 	if err := a.function.ConnectInterrupt(mode, a.raiseInterrupt, newRunner); err != nil {
@@ -424,7 +430,7 @@ func (a *Adapter) Remove(p *Processor) {
 	}
 	a.state.Store(adapterRemoved)
 	a.stopServices()
-	a.function.DisconnectInterrupt()
+	a.disconnect()
 	for i, srb := range a.resetSRBs {
 		if srb != nil && srb.owner.Load() == ownerClass {
 			a.FreeSRB(srb)
@@ -432,6 +438,17 @@ func (a *Adapter) Remove(p *Processor) {
 		a.resetSRBs[i] = nil
 	}
 	a.freeUncached()
+}
+
+// disconnect ends interrupts, and with them the device's use of its processors.
+func (a *Adapter) disconnect() {
+	a.function.DisconnectInterrupt()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.runners {
+		r.Close()
+	}
+	a.runners = nil
 }
 
 // detach ends a unit: what waits fails, and what comes will.

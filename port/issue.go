@@ -172,6 +172,9 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 // build maps s's data and runs BuildIo. It reports whether StartIo is next.
 func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	s.attempt++
+	if v := s.VictimSRB; s.Function == FunctionAbortCommand && v != nil && v.owner.Load() == ownerMiniport {
+		channel = v.channel // where the miniport has the victim
+	}
 	s.channel = channel
 	s.Status, s.ScsiStatus = StatusPending, 0
 	if !a.mapData(s) {
