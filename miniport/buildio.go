@@ -1,0 +1,148 @@
+package miniport
+
+import (
+	"encoding/binary"
+
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/internal/scsi"
+	"github.com/vhbad/vhbad/port"
+)
+
+// BuildIo implements port.IoBuilder. It does nearly all the work of a request:
+// what it leaves for StartIo is one copy of 64 bytes.
+func (d *Driver) BuildIo(p *port.Processor, srb *port.SRB) bool {
+	x := extensionOf(srb.Extension)
+	c := &x.command
+	q := d.queueFor(p, srb)
+	x.queue, x.visits = uint32(q.index), 0
+	c.Flags, c.CDBBytes, c.SegmentCount, c.DataBytes = 0, 0, 0, 0
+	c.Target, c.Lun = srb.TargetID, srb.Lun
+
+	if srb.PathID != 0 {
+		return d.refuse(p, srb, port.StatusInvalidPathID)
+	}
+	switch srb.Function {
+	case port.FunctionExecuteScsi:
+		if !d.buildExecute(p, srb, x) {
+			return d.refuse(p, srb, port.StatusInvalidRequest)
+		}
+	case port.FunctionResetLogicalUnit:
+		c.Opcode = hba.OpResetLun
+	case port.FunctionResetDevice:
+		c.Opcode = hba.OpResetTarget
+	case port.FunctionAbortCommand:
+		c.Opcode = hba.OpAbort
+		if srb.VictimSRB == nil || !port.SynchronizeAccess(d.a, p, findVictim, abort{q, srb.VictimSRB, x}) {
+			return d.refuse(p, srb, port.StatusAbortFailed)
+		}
+		q = d.queues[x.queue]
+	case port.FunctionFlush, port.FunctionShutdown:
+		// The adapter caches nothing; the units' caches are flushed by SCSI.
+		return d.refuse(p, srb, port.StatusSuccess)
+	case port.FunctionReleaseQueue, port.FunctionResetBus, port.FunctionFlushQueue, port.FunctionLockQueue, port.FunctionUnlockQueue:
+		return d.refuse(p, srb, port.StatusInvalidRequest)
+	default:
+		return d.refuse(p, srb, port.StatusInvalidRequest)
+	}
+	if !d.takeTag(p, q, x) {
+		return d.refuseQueueFull(p, q, srb)
+	}
+	return true
+}
+
+// queueFor is the queue pair that srb's command goes to: its channel's, or
+// without channels one by processor, so that completions spread.
+func (d *Driver) queueFor(p *port.Processor, srb *port.SRB) *queue {
+	if d.channels {
+		return d.queues[d.a.GetStartIoPerfParams(p, srb).ChannelNumber]
+	}
+	if len(d.queues) == 1 {
+		return d.queues[0]
+	}
+	return d.queues[p.Number()%len(d.queues)]
+}
+
+// buildExecute fills x's command for a SCSI command. False: the SRB makes no
+// sense.
+func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) bool {
+	c := &x.command
+	if int(srb.CDBBytes) > len(c.CDB) || len(srb.SGL) > maxSegments {
+		return false
+	}
+	c.Opcode = hba.OpExecute
+	c.CDB = srb.CDB
+	c.CDBBytes = srb.CDBBytes
+	if len(srb.SGL) == 0 {
+		return srb.DataTransferBytes == 0
+	}
+	c.DataBytes = srb.DataTransferBytes
+	if srb.Flags&port.FlagDataIn != 0 {
+		c.Flags |= hba.CommandDataIn
+	}
+	if srb.Flags&port.FlagDataOut != 0 {
+		c.Flags |= hba.CommandDataOut
+	}
+	c.SegmentCount = uint16(len(srb.SGL))
+	list := c.Segments[:]
+	if len(srb.SGL) > hba.InlineSegments {
+		listBytes := len(srb.SGL) * hba.SegmentBytes
+		addr := d.a.GetPhysicalAddress(p, srb, srb.Extension[extensionHeadBytes:extensionHeadBytes+listBytes])
+		c.Flags |= hba.CommandChained
+		c.Segments[0] = hba.Segment{Addr: uint64(addr), Bytes: uint32(listBytes)}
+		list = x.segments[:]
+	}
+	for i, s := range srb.SGL {
+		list[i] = hba.Segment{Addr: uint64(s.Addr), Bytes: s.Bytes}
+	}
+	return true
+}
+
+// An abort is the context of findVictim.
+type abort struct {
+	q      *queue // of the abort's channel
+	victim *port.SRB
+	x      *extension // of the abort
+}
+
+// findVictim puts the victim's tag into the abort's command and the command on
+// the victim's queue, where the device looks for it. With concurrent channels
+// that is the abort's own queue, as the port gives an abort its victim's
+// channel. False: the device does not have the victim.
+//
+// Under SynchronizeAccess no completion is consumed, so what the table says of
+// the victim holds until the routine ends; a victim that completes later leaves
+// a tag that names nothing.
+func findVictim(_ port.SyncToken, a abort) bool {
+	d := a.q.d
+	v := extensionOf(a.victim.Extension)
+	tag, index := v.command.Tag, v.queue
+	if tag == 0 || int(index) >= len(d.queues) || d.channels && int(index) != a.q.index {
+		return false
+	}
+	q := d.queues[index]
+	if int(tag&tagIndexMask) >= len(q.table) {
+		return false
+	}
+	if e := &q.table[tag&tagIndexMask]; e.live.Load() != tag || e.srb != a.victim {
+		return false
+	}
+	a.x.queue = index
+	binary.LittleEndian.PutUint32(a.x.command.CDB[:], tag)
+	return true
+}
+
+// refuse completes an SRB that will not go to the device, and is what BuildIo or
+// StartIo then returns.
+func (d *Driver) refuse(p *port.Processor, srb *port.SRB, status port.Status) bool {
+	srb.Status = status
+	d.a.Complete(p, srb)
+	return false
+}
+
+// refuseQueueFull has the port try again when some of the unit's SRBs have
+// completed. The device has not seen srb.
+func (d *Driver) refuseQueueFull(p *port.Processor, q *queue, srb *port.SRB) bool {
+	q.queueFull.Add(1)
+	srb.ScsiStatus = scsi.StatusTaskSetFull
+	return d.refuse(p, srb, port.StatusBusy)
+}
