@@ -154,7 +154,7 @@ func (f fixed) Status() client.Status { return client.Status(f) }
 
 func TestServe_Status(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
-	s := Serve(listen(t, path, 0o600), fixed{Version: "v9", State: "ready"}, slog.New(slog.DiscardHandler))
+	s := Serve(listen(t, path, 0o600), Handler(fixed{Version: "v9", State: "ready"}), slog.New(slog.DiscardHandler))
 	c := client.New(path)
 	defer c.Close()
 	got, err := c.Status(t.Context())

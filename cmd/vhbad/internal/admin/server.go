@@ -18,10 +18,10 @@ type Source interface {
 	Status() client.Status
 }
 
-// A Server answers the admin API on one listener.
+// A Server serves HTTP on one listener, within limits that fit a control or
+// metrics interface.
 type Server struct {
 	http http.Server
-	log  *slog.Logger
 	done chan struct{}
 }
 
@@ -32,11 +32,11 @@ const (
 	idleTimeout  = 60 * time.Second
 )
 
-// Serve answers on l, which it closes, until Close.
-func Serve(l net.Listener, src Source, log *slog.Logger) *Server {
-	s := &Server{log: log, done: make(chan struct{})}
+// Serve answers with h on l, which it closes, until Close.
+func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
+	s := &Server{done: make(chan struct{})}
 	s.http = http.Server{
-		Handler:           Handler(src),
+		Handler:           h,
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -47,7 +47,7 @@ func Serve(l net.Listener, src Source, log *slog.Logger) *Server {
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("admin socket failed", "error", err)
+			log.Error("HTTP listener failed", "listener", l.Addr().String(), "error", err)
 		}
 	}()
 	return s

@@ -46,6 +46,31 @@ type Options struct {
 	Device string
 }
 
+// Check reports what is wrong with o, as far as that can be seen without asking
+// server or kernel.
+func (o *Options) Check() error { return o.check(&thisKernel().sysfs) }
+
+func (o *Options) check(s *sysfs) error {
+	if o.Connections < 1 || o.Connections > MaxConnections {
+		return fmt.Errorf("%d connections: want 1 to %d", o.Connections, MaxConnections)
+	}
+	if b := o.BlockBytes; b != 0 && (b < minBlockBytes || b > maxBlockBytes || b&(b-1) != 0) {
+		return fmt.Errorf("block size %d: want 512, 1024, 2048 or 4096", b)
+	}
+	if o.Device != "" {
+		return checkDevice(s, o.Device)
+	}
+	return nil
+}
+
+// CheckDevice reports whether device is not the name of an nbd device.
+func CheckDevice(device string) error { return checkDevice(&thisKernel().sysfs, device) }
+
+func checkDevice(s *sysfs, device string) error {
+	_, err := s.index(device)
+	return err
+}
+
 // A Device is an attached export.
 type Device struct {
 	Path        string `json:"device"`
@@ -103,16 +128,8 @@ func (k *kernel) open() (*driver, error) {
 }
 
 func (k *kernel) attach(ctx context.Context, o Options) (Device, error) {
-	if o.Connections < 1 || o.Connections > MaxConnections {
-		return Device{}, fmt.Errorf("%d connections: want 1 to %d", o.Connections, MaxConnections)
-	}
-	if b := o.BlockBytes; b != 0 && (b < minBlockBytes || b > maxBlockBytes || b&(b-1) != 0) {
-		return Device{}, fmt.Errorf("block size %d: want 512, 1024, 2048 or 4096", b)
-	}
-	if o.Device != "" {
-		if _, err := k.index(o.Device); err != nil {
-			return Device{}, err
-		}
+	if err := o.check(&k.sysfs); err != nil {
+		return Device{}, err
 	}
 	d, err := k.open()
 	if err != nil {

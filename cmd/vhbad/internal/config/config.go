@@ -15,7 +15,7 @@ const (
 	DefaultHTTP   = "127.0.0.1:9810"
 
 	DefaultMemory       = 512 * MiB
-	DefaultWorkers      = 8
+	DefaultWorkers      = 16
 	DefaultConnections  = 256
 	DefaultRequests     = 256
 	DefaultQueues       = 4
@@ -24,16 +24,18 @@ const (
 
 // Bounds of numbers, checked by Resolve.
 const (
-	// MinMemory holds the largest request (64 MiB) beside the rings and slots.
-	MinMemory      = 128 * MiB
+	// MinMemory holds two of the largest request (64 MiB) beside the rings.
+	MinMemory      = 256 * MiB
 	MaxMemory      = 64 * GiB
 	MaxWorkers     = 1024
-	MaxQueues      = 64
+	MaxQueues      = 63
 	MaxConnections = 4096
 	MinRequests    = 128
 	MaxRequests    = 4096
-	// MaxDisks is what one adapter can address: 128 targets of 128 units.
-	MaxDisks = 128 * 128
+	// UnitsPerTarget is how many disks share a target address, and MaxDisks what
+	// one adapter can address: 16 targets of as many units.
+	UnitsPerTarget = 128
+	MaxDisks       = 16 * UnitsPerTarget
 )
 
 // Off switches a listener off where an address is expected.
@@ -65,7 +67,8 @@ type Log struct {
 
 // Limits bounds what clients can make the daemon use.
 type Limits struct {
-	// Memory is the arena that all rings and buffers come from.
+	// Memory is the arena that all rings and buffers come from, rounded up to a
+	// power of two. It is reserved, not used, until clients need it.
 	Memory Size `yaml:"memory"`
 	// Connections is how many there may be at once.
 	Connections int `yaml:"connections"`

@@ -110,6 +110,9 @@ func TestParseDisk(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("ParseDisk(%q): -want +got\n%s", in, diff)
 		}
+		if back, err := ParseDisk(got.String()); err != nil || back != got {
+			t.Errorf("ParseDisk(%q): its spelling %q reads as %+v, %v", in, got, back, err)
+		}
 	}
 }
 
@@ -254,10 +257,10 @@ func TestResolve_Bad(t *testing.T) {
 		"two different paths":             {Admin: "/x", Listen: []Address{{"unix", "/x"}}},
 		`log format "xml": want auto`:     {Log: Log{Format: "xml"}},
 		`log level "loud": want debug`:    {Log: Log{Level: "loud"}},
-		"memory 1MiB: want 128MiB":        {Limits: Limits{Memory: MiB}},
+		"memory 1MiB: want 256MiB":        {Limits: Limits{Memory: MiB}},
 		"connections -1: want 1 to":       {Limits: Limits{Connections: -1}},
 		"requests 5: want 128 to":         {Limits: Limits{Requests: 5}},
-		"queues 65: want 1 to 64":         {HBA: HBA{Queues: 65}},
+		"queues 64: want 1 to 63":         {HBA: HBA{Queues: 64}},
 		"workers 9999: want 1 to":         {HBA: HBA{Workers: 9999}},
 		`interrupts "some": want per-me`:  {HBA: HBA{Interrupts: "some"}},
 	} {

@@ -206,3 +206,28 @@ func CheckName(name string) error {
 	}
 	return nil
 }
+
+// String is the command line's form of d.
+func (d Disk) String() string {
+	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+	var b strings.Builder
+	b.WriteString(d.Name + "=")
+	if d.File == "" {
+		b.WriteString("memory:" + d.Memory.String())
+	} else {
+		b.WriteString("file:" + quote(d.File))
+	}
+	if d.Size != 0 {
+		b.WriteString(",size=" + d.Size.String())
+	}
+	if d.BlockSize != 0 {
+		b.WriteString(",block-size=" + d.BlockSize.String())
+	}
+	if d.ReadOnly {
+		b.WriteString(",read-only")
+	}
+	if d.Description != "" {
+		b.WriteString(",description=" + quote(d.Description))
+	}
+	return b.String()
+}

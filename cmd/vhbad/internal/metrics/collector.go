@@ -1,0 +1,254 @@
+package metrics
+
+import (
+	"runtime"
+	"slices"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// A Collector is a prometheus.Collector over a Source.
+type Collector struct {
+	source  Source
+	version string
+}
+
+var _ prometheus.Collector = (*Collector)(nil)
+
+// NewRegistry returns a registry with the daemon's metrics and those of the Go
+// runtime and the process.
+func NewRegistry(source Source, version string) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(
+		&Collector{source: source, version: version},
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return r
+}
+
+// all lists every description, for Describe.
+var all []*prometheus.Desc
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	d := prometheus.NewDesc("vhbad_"+name, help, labels, nil)
+	all = append(all, d)
+	return d
+}
+
+// The metrics, by layer.
+var (
+	buildInfo = desc("build_info", "1, with what this daemon was built from.", "version", "goversion")
+
+	exportInfo  = desc("export_info", "1, with what is behind an export.", "export", "backend", "read_only")
+	exportSize  = desc("export_size_bytes", "Size of an export.", "export")
+	requests    = desc("requests_total", "NBD requests answered.", "export", "op", "result")
+	bytesMoved  = desc("request_bytes_total", "Bytes that successful NBD requests covered.", "export", "op")
+	duration    = desc("request_duration_seconds", "Time from reading a request to sending its reply.", "export", "op")
+	inFlight    = desc("requests_in_flight", "NBD requests begun and not answered yet.", "export", "op")
+	connections = desc("connections", "Clients that have the export open.", "export")
+
+	connectionsOpen  = desc("connections_open", "Connections, those that still negotiate included.")
+	connectionsTotal = desc("connections_total", "Connections accepted.")
+	failures         = desc("negotiation_failures_total", "Connections that never reached transmission.", "reason")
+	closes           = desc("connection_closes_total", "Connections that left transmission.", "reason")
+	networkBytes     = desc("network_bytes_total", "Bytes on the wire in transmission.", "direction")
+
+	unitDepth       = desc("port_queue_depth", "Commands that the disk's logical unit takes at once.", "export")
+	unitOutstanding = desc("port_outstanding_srbs", "Commands at the adapter.", "export")
+	unitWaiting     = desc("port_waiting_srbs", "Commands that wait in the unit's queue.", "export")
+	unitStarted     = desc("port_srbs_started_total", "Commands given to the adapter.", "export")
+	unitCompleted   = desc("port_srbs_completed_total", "Commands finished.", "export")
+	unitBusy        = desc("port_busy_total", "Commands that the adapter turned away for now.", "export", "reason")
+	unitTimeouts    = desc("port_timeouts_total", "Commands that ran out of time.", "export")
+	resets          = desc("port_resets_total", "Resets that the port driver asked for.", "level")
+	resetsDetected  = desc("port_resets_detected_total", "Resets that the adapter reported by itself.")
+	interruptEdges  = desc("port_interrupt_edges_total", "Interrupts that the device raised.", "message")
+	interruptRuns   = desc("port_interrupts_total", "Calls of the interrupt handler: fewer than edges where they coalesced.", "message")
+	interruptOthers = desc("port_interrupts_unhandled_total", "Interrupts that the handler disowned.", "message")
+	synchronized    = desc("port_synchronize_access_total", "Calls of SynchronizeAccess.")
+
+	driverFull    = desc("miniport_queue_full_total", "Commands turned away because a ring or its tags ran out.", "queue")
+	driverRefused = desc("miniport_refused_total", "Commands turned away because of a reset.", "queue")
+	driverStale   = desc("miniport_stale_completions_total", "Completions of commands from before a reset.", "queue")
+
+	hbaCommands    = desc("hba_commands_total", "Commands fetched.", "queue")
+	hbaCompletions = desc("hba_completions_total", "Completions posted.", "queue")
+	hbaInterrupts  = desc("hba_interrupts_total", "Interrupts raised: at most one for a batch of completions.", "queue")
+	hbaDoorbells   = desc("hba_doorbells_total", "Doorbell writes.", "queue", "ring")
+	hbaHanded      = desc("hba_handed_to_workers_total", "Commands that would have blocked.", "queue")
+	hbaRing        = desc("hba_ring_entries", "Commands by where they are.", "queue", "state")
+	hbaDMA         = desc("hba_dma_bytes_total", "Bytes moved by DMA; in is towards host memory.", "queue", "direction")
+	hbaFaults      = desc("hba_dma_fault_completions_total", "Commands ended by a DMA fault.", "queue")
+	hbaResets      = desc("hba_resets_total", "Controller resets.")
+	hbaWorkers     = desc("hba_workers", "Goroutines for commands that block.")
+	hbaWorkersBusy = desc("hba_workers_busy", "Workers that run a command.")
+	hbaWorkersWait = desc("hba_workers_waiting_commands", "Commands in line for a worker.")
+
+	arenaSize    = desc("memory_size_bytes", "Memory for rings and buffers.")
+	arenaInUse   = desc("memory_in_use_bytes", "Memory handed out.")
+	arenaPeak    = desc("memory_peak_bytes", "Most memory ever handed out.")
+	arenaWaiters = desc("memory_waiters", "Requests that wait for memory.")
+	iommuWindows = desc("iommu_windows_in_use", "Mappings reserved.")
+	iommuFaults  = desc("iommu_faults_total", "Accesses of the device outside a live mapping.")
+
+	verifierOn = desc("verifier_enabled", "1 if the verifier runs.")
+	violations = desc("verifier_violations_total", "Breaches of the port's contract.", "check")
+)
+
+// Describe implements prometheus.Collector.
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range all {
+		ch <- d
+	}
+}
+
+// sink sends constant metrics.
+type sink chan<- prometheus.Metric
+
+func (s sink) counter(d *prometheus.Desc, v uint64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+func (s sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (s sink) flag(d *prometheus.Desc, on bool) {
+	v := 0.0
+	if on {
+		v = 1
+	}
+	s.gauge(d, v)
+}
+
+// Collect implements prometheus.Collector.
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
+	s := sink(ch)
+	s.gauge(buildInfo, 1, c.version, runtime.Version())
+	snap, ok := c.source.Snapshot()
+	if !ok {
+		return
+	}
+	s.disks(&snap)
+	s.connections(&snap.NBD)
+	s.port(&snap)
+	s.device(&snap)
+	s.memory(&snap)
+}
+
+// noStats stands for an export that nobody has used yet: all its series exist
+// from the start, so that a rate sees the first request.
+var noStats nbd.ExportStats
+
+func (s sink) disks(snap *Snapshot) {
+	for i := range snap.Disks {
+		d := &snap.Disks[i]
+		s.gauge(exportInfo, 1, d.Name, d.Backend, strconv.FormatBool(d.ReadOnly))
+		s.gauge(exportSize, float64(d.SizeBytes), d.Name)
+		e := &noStats
+		if at := slices.IndexFunc(snap.NBD.Exports, func(e nbd.ExportStats) bool { return e.Name == d.Name }); at >= 0 {
+			e = &snap.NBD.Exports[at]
+		}
+		s.gauge(connections, float64(e.Connections), d.Name)
+		for op := range e.Ops {
+			o, name := &e.Ops[op], nbd.Op(op).String()
+			s.counter(requests, o.Requests-o.Errors, d.Name, name, "ok")
+			s.counter(requests, o.Errors, d.Name, name, "error")
+			if op == int(nbd.OpCount) {
+				continue // commands that do not exist move nothing and take no time
+			}
+			s.counter(bytesMoved, o.Bytes, d.Name, name)
+			s.gauge(inFlight, float64(o.InFlight), d.Name, name)
+			s <- &latency{desc: duration, labels: prometheus.MakeLabelPairs(duration, []string{d.Name, name}), stats: o}
+		}
+		u := &d.Unit
+		s.gauge(unitDepth, float64(u.Depth), d.Name)
+		s.gauge(unitOutstanding, float64(u.Outstanding), d.Name)
+		s.gauge(unitWaiting, float64(u.Waiting), d.Name)
+		s.counter(unitStarted, u.Started, d.Name)
+		s.counter(unitCompleted, u.Completed, d.Name)
+		s.counter(unitBusy, u.QueueFull, d.Name, "queue_full")
+		s.counter(unitBusy, u.Busy-u.QueueFull, d.Name, "busy")
+		s.counter(unitTimeouts, u.Timeouts, d.Name)
+	}
+}
+
+func (s sink) connections(n *nbd.Stats) {
+	s.gauge(connectionsOpen, float64(n.ConnectionsOpen))
+	s.counter(connectionsTotal, n.ConnectionsTotal)
+	for i, v := range n.NegotiationFailures {
+		s.counter(failures, v, nbd.NegotiationFailure(i).String())
+	}
+	for i, v := range n.Closes {
+		s.counter(closes, v, nbd.CloseReason(i).String())
+	}
+	s.counter(networkBytes, n.ReceivedBytes, "receive")
+	s.counter(networkBytes, n.SentBytes, "transmit")
+}
+
+func (s sink) port(snap *Snapshot) {
+	a := &snap.Adapter
+	for i := range a.Interrupts {
+		n := &a.Interrupts[i]
+		message := strconv.Itoa(int(n.Message))
+		s.counter(interruptEdges, n.Edges, message)
+		s.counter(interruptRuns, n.Runs, message)
+		s.counter(interruptOthers, n.Unhandled, message)
+	}
+	for i, v := range a.Resets {
+		s.counter(resets, v, port.ResetLevel(i).String())
+	}
+	s.counter(resetsDetected, a.ResetsDetected)
+	s.counter(synchronized, a.SynchronizeAccess)
+	s.flag(verifierOn, snap.Verify)
+	if snap.Verify {
+		for c := port.CheckDoubleCompletion; int(c) < port.Checks; c++ {
+			s.counter(violations, snap.Verifier.Count(c), c.String())
+		}
+	}
+	for i := range snap.Driver {
+		q, queue := &snap.Driver[i], strconv.Itoa(i)
+		s.counter(driverFull, q.QueueFull, queue)
+		s.counter(driverRefused, q.Refused, queue)
+		s.counter(driverStale, q.StaleCompletions, queue)
+	}
+}
+
+func (s sink) device(snap *Snapshot) {
+	d := &snap.Device
+	for i := range d.Queues {
+		q, queue := &d.Queues[i], strconv.Itoa(i)
+		s.counter(hbaCommands, q.Commands, queue)
+		s.counter(hbaCompletions, q.Completions, queue)
+		s.counter(hbaInterrupts, q.Interrupts, queue)
+		s.counter(hbaDoorbells, q.SubmissionDoorbells, queue, "submission")
+		s.counter(hbaDoorbells, q.CompletionDoorbells, queue, "completion")
+		s.counter(hbaHanded, q.HandedToWorkers, queue)
+		s.gauge(hbaRing, float64(q.Submitted), queue, "submitted")
+		s.gauge(hbaRing, float64(q.InFlight), queue, "in_flight")
+		s.gauge(hbaRing, float64(q.Unconsumed), queue, "unconsumed")
+		s.counter(hbaDMA, q.BytesIn, queue, "in")
+		s.counter(hbaDMA, q.BytesOut, queue, "out")
+		s.counter(hbaFaults, q.DMAFaults, queue)
+	}
+	s.counter(hbaResets, d.Resets)
+	s.gauge(hbaWorkers, float64(d.Workers))
+	s.gauge(hbaWorkersBusy, float64(d.WorkersBusy))
+	s.gauge(hbaWorkersWait, float64(d.WaitForWorkers))
+}
+
+func (s sink) memory(snap *Snapshot) {
+	a := &snap.Arena
+	s.gauge(arenaSize, float64(a.SizeBytes))
+	s.gauge(arenaInUse, float64(a.InUseBytes))
+	s.gauge(arenaPeak, float64(a.PeakBytes))
+	s.gauge(arenaWaiters, float64(a.Waiters))
+	s.gauge(iommuWindows, float64(snap.Windows))
+	s.counter(iommuFaults, snap.Faults)
+}

@@ -1,0 +1,40 @@
+package metrics
+
+import (
+	"io"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Health says what state the daemon is in.
+type Health interface {
+	// Ready reports whether clients are served: neither starting nor draining.
+	Ready() bool
+}
+
+// Handler serves /metrics, /healthz and /readyz. It controls nothing, so it may
+// be shown to others.
+//
+// /healthz is 200 as long as the process answers; /readyz is 200 while clients
+// are served and 503 otherwise.
+func Handler(r *prometheus.Registry, h Health) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{Registry: r, EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if h.Ready() {
+			text(w, http.StatusOK, "ready\n")
+			return
+		}
+		text(w, http.StatusServiceUnavailable, "not ready\n")
+	})
+	return mux
+}
+
+func text(w http.ResponseWriter, code int, body string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	_, _ = io.WriteString(w, body) // an error means that the client has gone
+}

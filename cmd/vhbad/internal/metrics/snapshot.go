@@ -1,0 +1,39 @@
+package metrics
+
+import (
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/miniport"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// A Snapshot is every layer's counters at about one time.
+type Snapshot struct {
+	Disks    []Disk
+	NBD      nbd.Stats
+	Adapter  port.AdapterStats
+	Driver   []miniport.QueueStats
+	Device   hba.Stats
+	Arena    dma.Stats
+	Windows  int // IOMMU windows in use
+	Faults   uint64
+	Verify   bool
+	Verifier *port.Verifier // nil-safe
+}
+
+// A Disk is one export with the logical unit behind it.
+type Disk struct {
+	Name      string
+	Backend   string
+	SizeBytes uint64
+	ReadOnly  bool
+	Unit      port.LUStats
+}
+
+// A Source gives snapshots.
+type Source interface {
+	// Snapshot may be called from any goroutine. It is false while there is
+	// nothing to tell yet, or any more.
+	Snapshot() (Snapshot, bool)
+}
