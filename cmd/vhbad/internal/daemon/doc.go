@@ -1,0 +1,25 @@
+// Package daemon puts the layers together and takes them apart: media, device,
+// driver, port, disks, NBD server, and the listeners around them.
+//
+// # Life
+//
+//	Start    1 admin socket and HTTP, which say "starting"
+//	         2 media, one for each disk
+//	         3 memory, IOMMU, device, units
+//	         4 processors, adapter with its driver, enumeration
+//	         5 a disk for each unit that answered; its serial number is the
+//	           export's name, nothing else connects the two
+//	         6 NBD listeners
+//	Stop     the same backwards: stop accepting, finish what is in flight, flush
+//	         every disk through the whole stack, stop the adapter, close device,
+//	         memory and media, and the admin socket last.
+//
+// Each step of Start pushes how to undo it, so a failure in the middle and an
+// orderly stop walk the same list. When clients' requests cannot be finished in
+// time, Stop goes no further: taking memory away under a device that still uses
+// it would be worse than exiting.
+//
+// # Concurrency
+//
+// Start and Stop are for one goroutine; Snapshot, Status and Ready for any.
+package daemon

@@ -1,0 +1,151 @@
+package daemon
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+)
+
+// Snapshot implements metrics.Source.
+func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.machine == nil {
+		return metrics.Snapshot{}, false
+	}
+	return d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error), true
+}
+
+func (m *machine) snapshot(verify bool, complain func(string, ...any)) metrics.Snapshot {
+	m.statsMu.Lock()
+	defer m.statsMu.Unlock()
+	s := metrics.Snapshot{
+		NBD:      m.server.Snapshot(),
+		Driver:   m.driver.Stats(),
+		Device:   m.device.Stats(),
+		Arena:    m.arena.Stats(),
+		Windows:  m.iommu.WindowsInUse(),
+		Faults:   m.iommu.Faults(),
+		Verify:   verify,
+		Verifier: m.system.Verifier(),
+	}
+	err := m.onProcessor("statistics", func(p *port.Processor) error {
+		s.Adapter = m.adapter.Stats(p)
+		return nil
+	})
+	if err != nil {
+		complain("no processor for statistics", "error", err)
+	}
+	for _, e := range m.exports {
+		info := e.Info()
+		s.Disks = append(s.Disks, metrics.Disk{
+			Name: e.config.Name, Backend: e.config.Backend(), SizeBytes: info.SizeBytes, ReadOnly: info.ReadOnly,
+			Unit: e.LogicalUnit().Stats(),
+		})
+	}
+	return s
+}
+
+// Status implements admin.Source.
+func (d *Daemon) Status() client.Status {
+	st := client.Status{
+		Version:       d.o.Version,
+		PID:           os.Getpid(),
+		StartedAt:     d.started.Round(0),
+		UptimeSeconds: time.Since(d.started).Seconds(),
+		State:         state(d.state.Load()).String(),
+		Listeners:     []string{},
+		Disks:         []client.Disk{},
+		Connections:   []client.Connection{},
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.machine == nil {
+		return st
+	}
+	snap := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
+	if d.Ready() { // endpoints do not change from then on
+		st.HTTP = d.httpAddr
+		for _, e := range d.endpoints {
+			st.Listeners = append(st.Listeners, e.URI)
+		}
+	}
+	for i, e := range d.machine.exports {
+		st.Disks = append(st.Disks, diskStatus(i, e, &snap))
+	}
+	for i := range snap.NBD.Connections {
+		c := &snap.NBD.Connections[i]
+		phase := "negotiating"
+		if c.Transmitting {
+			phase = "transmitting"
+		}
+		st.Connections = append(st.Connections, client.Connection{
+			ID: c.ID, Remote: strings.TrimPrefix(c.Remote, "@"), Export: c.Export, State: phase, InFlight: int(c.InFlight),
+		})
+	}
+	st.Adapter = adapterStatus(d.machine, &snap)
+	st.Memory = client.Memory{
+		SizeBytes: snap.Arena.SizeBytes, InUseBytes: snap.Arena.InUseBytes, PeakBytes: snap.Arena.PeakBytes, Waiters: snap.Arena.Waiters,
+	}
+	return st
+}
+
+func diskStatus(i int, e *export, snap *metrics.Snapshot) client.Disk {
+	lu, unit := e.LogicalUnit(), &snap.Disks[i].Unit
+	out := client.Disk{
+		Name: e.config.Name, Default: i == 0, Description: e.config.Description,
+		Backend: e.config.Backend(), Path: e.config.File,
+		SizeBytes: snap.Disks[i].SizeBytes, BlockBytes: uint32(e.config.BlockSize), ReadOnly: snap.Disks[i].ReadOnly,
+		Address: fmt.Sprintf("%d:%d:%d", lu.Path(), lu.Target(), lu.Lun()),
+		Depth:   unit.Depth, Outstanding: unit.Outstanding, Queued: unit.Waiting,
+		Operations: []client.Operation{},
+	}
+	var x nbd.ExportStats
+	at := slices.IndexFunc(snap.NBD.Exports, func(x nbd.ExportStats) bool { return x.Name == e.config.Name })
+	if at >= 0 {
+		x = snap.NBD.Exports[at]
+	}
+	out.Connections = x.Connections
+	for op := range nbd.OpCount {
+		o := &x.Ops[op]
+		c := client.Operation{Op: op.String(), Requests: o.Requests, Errors: o.Errors, Bytes: o.Bytes, InFlight: int64(o.InFlight)}
+		if o.Requests > 0 {
+			c.MeanSeconds = o.LatencySum.Seconds() / float64(o.Requests)
+		}
+		out.Operations = append(out.Operations, c)
+	}
+	return out
+}
+
+func adapterStatus(m *machine, snap *metrics.Snapshot) client.Adapter {
+	c := m.adapter.Config()
+	out := client.Adapter{
+		Synchronization: c.SynchronizationModel.String(),
+		Interrupts:      c.InterruptSynchronizationMode.String(),
+		DMAFaults:       snap.Faults,
+		Timeouts:        snap.Adapter.Timeouts,
+		Verify:          snap.Verify,
+		Queues:          []client.Queue{},
+	}
+	for _, n := range snap.Adapter.Resets {
+		out.Resets += n
+	}
+	for c := port.CheckDoubleCompletion; int(c) < port.Checks; c++ {
+		out.Violations += snap.Verifier.Count(c)
+	}
+	for i := range snap.Device.Queues {
+		q := &snap.Device.Queues[i]
+		out.Queues = append(out.Queues, client.Queue{
+			Queue: i, Commands: q.Commands, Completions: q.Completions, Interrupts: q.Interrupts,
+			Doorbells: q.SubmissionDoorbells, InFlight: int(q.InFlight),
+		})
+	}
+	return out
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. They are part of the interface: scripts depend on them.
+const (
+	exitOK      = 0
+	exitFailure = 1 // something went wrong at run time
+	exitUsage   = 2 // wrong command line or configuration
+)
+
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
+
+// buildVersion is the version, from the linker or else from the module's build
+// information.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// A usageError is the caller's mistake, not the program's failure.
+type usageError struct {
+	err error
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &usageError{err}
+}
+
+// usageArgs makes what check refuses a usage error.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return usage(check(cmd, args)) }
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vhbad",
+		Short: "A virtual host bus adapter, served as block devices over NBD",
+		Long: `vhbad serves block devices over NBD from a virtual host bus adapter: every
+request becomes a SCSI request block and travels through a port driver, a
+miniport driver and a device with rings, DMA and interrupts.
+
+Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.`,
+		Example: `  vhbad serve
+  vhbad serve --listen unix:///run/nbd.sock --disk db=file:/var/lib/db.img,size=10GiB
+  sudo vhbad attach --export db unix:///run/nbd.sock /dev/nbd0
+  vhbad status`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(cmd.ErrOrStderr())
+			return errors.Join(cmd.Help(), usage(errors.New("want a command")))
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newConfig(), newVersion())
+	return root
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	_, _ = fmt.Fprintf(stderr, "vhbad: %v\n", err)
+	var u *usageError
+	if errors.As(err, &u) {
+		_, _ = fmt.Fprintf(stderr, "See `%s --help`.\n", cmd.CommandPath())
+		return exitUsage
+	}
+	return exitFailure
+}
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}

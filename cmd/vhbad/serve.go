@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
+)
+
+// signalPause is how long after the first signal others do not count: timeout(1)
+// and terminals send the same one twice.
+const signalPause = time.Second
+
+// forceGrace is how long an orderly stop may go on after its time is up, to put
+// away what it still can.
+const forceGrace = 3 * time.Second
+
+// listFlag is a flag that may be given several times, each a T.
+type listFlag[T fmt.Stringer] struct {
+	values []T
+	parse  func(string) (T, error)
+	kind   string
+}
+
+func (l *listFlag[T]) Set(s string) error {
+	v, err := l.parse(s)
+	if err != nil {
+		return err
+	}
+	l.values = append(l.values, v)
+	return nil
+}
+
+func (l *listFlag[T]) Type() string { return l.kind }
+
+func (l *listFlag[T]) String() string {
+	var parts []string
+	for _, v := range l.values {
+		parts = append(parts, v.String())
+	}
+	return strings.Join(parts, " ")
+}
+
+// serveFlags are the command line of serve.
+type serveFlags struct {
+	configPath string
+	file       config.File // what the flags say, with a file's shape
+	listen     listFlag[config.Address]
+	disks      listFlag[config.Disk]
+}
+
+func newServe() *cobra.Command {
+	s := &serveFlags{
+		listen: listFlag[config.Address]{parse: config.ParseAddress, kind: "ADDR"},
+		disks:  listFlag[config.Disk]{parse: config.ParseDisk, kind: "SPEC"},
+	}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon",
+		Long: `Serve exports disks over NBD until SIGTERM or SIGINT. Then it stops accepting,
+finishes what is in flight, flushes every disk and exits 0; a second signal, or
+--drain-timeout, ends it at once with exit code 1.
+
+Disks and addresses of the command line come after those of --config; other
+flags take the place of the file's values. The first disk is also the export
+without a name.
+
+For each address it prints a line "ready ADDR" on standard output, and one that
+shows how to attach the first disk. Sockets passed by a service manager
+(LISTEN_FDS) are served as well.
+
+ADDR  tcp://HOST:PORT or unix:///PATH; port 0 means any that is free
+SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE]; further options after
+      commas: block-size=512|4096, read-only, description=TEXT. A comma inside
+      a value is written twice. With size= a file that does not exist is made.
+SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
+		Example: `  vhbad serve
+  vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB
+  vhbad serve --config /etc/vhbad.yaml --log-level debug --verify`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
+	}
+	s.addFlags(cmd.Flags())
+	values := func(v ...string) cobra.CompletionFunc {
+		return cobra.FixedCompletions(v, cobra.ShellCompDirectiveNoFileComp)
+	}
+	for name, fn := range map[string]cobra.CompletionFunc{
+		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsLine)),
+		"log-format": values("auto", "text", "json"),
+		"log-level":  values("debug", "info", "warn", "error"),
+		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
+	} {
+		if err := cmd.RegisterFlagCompletionFunc(name, fn); err != nil {
+			panic(err) // a flag of that name does not exist
+		}
+	}
+	return cmd
+}
+
+func (s *serveFlags) addFlags(f *pflag.FlagSet) {
+	v := &s.file
+	f.StringVarP(&s.configPath, "config", "c", "", "configuration file, YAML")
+	f.Var(&s.listen, "listen", "address to serve, again for more (default "+config.DefaultListen+")")
+	f.Var(&s.disks, "disk", "disk to serve, again for more (default "+config.DefaultDisk+")")
+	f.StringVar(&v.HTTP, "http", "", "HOST:PORT of metrics and health, or none (default "+config.DefaultHTTP+")")
+	f.StringVar(&v.Admin, "admin", "", "path of the admin socket, or none (default "+client.DefaultPath()+")")
+	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")
+	f.BoolVar(&v.HBA.Verify, "verify", false, "check every rule of the port's contract; slower")
+	f.IntVar(&v.HBA.Queues, "queues", 0, fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues))
+	f.IntVar(&v.HBA.Workers, "workers", 0, fmt.Sprintf("goroutines for commands that block (default %d)", config.DefaultWorkers))
+	f.BoolVar(&v.HBA.HalfDuplex, "half-duplex", false, "never run StartIo and the interrupt handler at once")
+	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "locks of the interrupt handlers: per-message, all or line (default "+string(config.InterruptsPerMessage)+")")
+	f.BoolVar(&v.HBA.StrictSegments, "strict-segments", false, "cut buffers at every page, for long scatter lists")
+	f.Var(&v.Limits.Memory, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")")
+	f.IntVar(&v.Limits.Connections, "connections", 0, fmt.Sprintf("clients at once (default %d)", config.DefaultConnections))
+	f.IntVar(&v.Limits.Requests, "requests", 0, fmt.Sprintf("requests in flight of one client (default %d)", config.DefaultRequests))
+	f.Var(&v.Limits.DrainTimeout, "drain-timeout", "longest time for an orderly stop (default "+config.DefaultDrainTimeout.String()+")")
+	f.StringVar(&v.Log.Format, "log-format", "", "auto, text or json (default auto: text on a terminal)")
+	f.StringVar(&v.Log.Level, "log-level", "", "debug, info, warn or error (default info)")
+	// pflag would show "0" as the default of these.
+	for _, name := range []string{"memory", "drain-timeout"} {
+		f.Lookup(name).DefValue = ""
+	}
+}
+
+// resolve merges file and flags and checks the result.
+func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, error) {
+	file := &config.File{}
+	if s.configPath != "" {
+		var err error
+		if file, err = config.Load(s.configPath); err != nil {
+			return nil, err
+		}
+	}
+	v := &s.file
+	for name, apply := range map[string]func(){
+		"http":            func() { file.HTTP = v.HTTP },
+		"admin":           func() { file.Admin = v.Admin },
+		"read-only":       func() { file.ReadOnly = v.ReadOnly },
+		"verify":          func() { file.HBA.Verify = v.HBA.Verify },
+		"queues":          func() { file.HBA.Queues = v.HBA.Queues },
+		"workers":         func() { file.HBA.Workers = v.HBA.Workers },
+		"half-duplex":     func() { file.HBA.HalfDuplex = v.HBA.HalfDuplex },
+		"interrupts":      func() { file.HBA.Interrupts = v.HBA.Interrupts },
+		"strict-segments": func() { file.HBA.StrictSegments = v.HBA.StrictSegments },
+		"memory":          func() { file.Limits.Memory = v.Limits.Memory },
+		"connections":     func() { file.Limits.Connections = v.Limits.Connections },
+		"requests":        func() { file.Limits.Requests = v.Limits.Requests },
+		"drain-timeout":   func() { file.Limits.DrainTimeout = v.Limits.DrainTimeout },
+		"log-format":      func() { file.Log.Format = v.Log.Format },
+		"log-level":       func() { file.Log.Level = v.Log.Level },
+	} {
+		if f.Changed(name) {
+			apply()
+		}
+	}
+	file.Listen = append(file.Listen, s.listen.values...)
+	file.Disks = append(file.Disks, s.disks.values...)
+	return file.Resolve(client.DefaultPath(), inherited)
+}
+
+// newLog makes the daemon's log, on w.
+func newLog(w io.Writer, c *config.Config) *slog.Logger {
+	o := &slog.HandlerOptions{Level: c.LogLevel}
+	asText := c.LogFormat == "text"
+	if c.LogFormat == "auto" {
+		if f, ok := w.(*os.File); ok {
+			_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+			asText = err == nil
+		}
+	}
+	if asText {
+		return slog.New(slog.NewTextHandler(w, o))
+	}
+	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+func (s *serveFlags) run(cmd *cobra.Command) error {
+	// A reader of our output that goes away must not take clients' disks along.
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 2)
+	stopOn := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup stays in force
+		stopOn = append(stopOn, syscall.SIGHUP)
+	}
+	signal.Notify(signals, stopOn...)
+	defer signal.Stop(signals)
+
+	inherited, err := daemon.Inherited()
+	if err != nil {
+		return usage(err)
+	}
+	c, err := s.resolve(cmd.Flags(), len(inherited) > 0)
+	if err != nil {
+		return usage(err)
+	}
+	log := newLog(cmd.ErrOrStderr(), c)
+	d, err := startUnlessSignalled(cmd.Context(), signals, daemon.Options{
+		Config: c, Version: buildVersion(), Log: log, Inherited: inherited,
+	})
+	if d == nil || err != nil {
+		return err
+	}
+	// Who reads these lines may be gone; the disks are served all the same.
+	out := cmd.OutOrStdout()
+	for _, e := range d.Endpoints() {
+		_, _ = fmt.Fprintf(out, "ready %s\n", e.URI)
+	}
+	for _, e := range d.Endpoints() {
+		_, _ = fmt.Fprintf(out, "attach: %s\n", e.AttachHint)
+	}
+	log.Info("serving", "disks", len(c.Disks), "http", d.HTTPAddress(), "admin", c.Admin)
+
+	var broken error
+	select {
+	case sig := <-signals:
+		log.Info("stopping", "signal", sig.String())
+	case broken = <-d.Failed():
+		log.Error("stopping: a listener failed", "error", broken)
+	case <-cmd.Context().Done():
+		broken = cmd.Context().Err()
+	}
+	return errors.Join(broken, stop(d, c.Limits.DrainTimeout.Std(), signals, log))
+}
+
+// startUnlessSignalled starts the daemon. A signal meanwhile undoes it, and the
+// result is nil.
+func startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemon.Options) (*daemon.Daemon, error) {
+	startCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	started, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case sig := <-signals:
+			o.Log.Info("stopping before everything was up", "signal", sig.String())
+			cancel()
+		case <-started:
+		}
+	}()
+	d, err := daemon.Start(startCtx, o)
+	close(started)
+	<-watched
+	signalled := startCtx.Err() != nil && ctx.Err() == nil
+	if !signalled {
+		return d, err
+	}
+	if err == nil { // the signal came just after the last step
+		stopCtx, cancelStop := context.WithTimeout(ctx, o.Config.Limits.DrainTimeout.Std())
+		defer cancelStop()
+		return nil, d.Stop(stopCtx)
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil, nil
+	}
+	return nil, err
+}
+
+// stop ends the daemon in good order, unless time runs out or a signal says to
+// hurry.
+func stop(d *daemon.Daemon, limit time.Duration, signals <-chan os.Signal, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- d.Stop(ctx) }()
+	force := time.NewTimer(limit + forceGrace)
+	defer force.Stop()
+	begun := time.Now()
+	for {
+		select {
+		case err := <-done:
+			if err == nil {
+				log.Info("stopped")
+			}
+			return err
+		case sig := <-signals:
+			if time.Since(begun) >= signalPause {
+				return fmt.Errorf("%s again: stopped at once; what was in flight is lost", sig)
+			}
+		case <-force.C:
+			return fmt.Errorf("not stopped after %s: gave up; what was in flight is lost", limit)
+		}
+	}
+}

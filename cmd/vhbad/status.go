@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+)
+
+func newStatus() *cobra.Command {
+	var asJSON bool
+	var path string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Ask a running daemon about itself",
+		Example: `  vhbad status
+  vhbad status --json --admin /run/vhbad.sock`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := client.New(path)
+			defer c.Close()
+			st, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), st)
+			}
+			return printStatus(cmd.OutOrStdout(), st)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&path, "admin", "", "admin socket of the daemon (default "+client.DefaultPath()+")")
+	return cmd
+}
+
+func printStatus(w io.Writer, st *client.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
+	line("vhbad %s, process %d, %s for %s", st.Version, st.PID, st.State,
+		time.Duration(st.UptimeSeconds*float64(time.Second)).Round(time.Second))
+	for _, l := range st.Listeners {
+		line("listening on %s", l)
+	}
+	if st.HTTP != "" {
+		line("metrics on http://%s/metrics", st.HTTP)
+	}
+	line("")
+	line("DISK\tSIZE\tBACKEND\tMODE\tADDRESS\tCLIENTS\tDEPTH\tBUSY\tREADS\tWRITES\tERRORS")
+	for i := range st.Disks {
+		d := &st.Disks[i]
+		mode := "rw"
+		if d.ReadOnly {
+			mode = "ro"
+		}
+		var reads, writes, errors uint64
+		for _, o := range d.Operations {
+			errors += o.Errors
+			switch o.Op {
+			case "read":
+				reads = o.Requests
+			case "write":
+				writes = o.Requests
+			}
+		}
+		line("%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d", d.Name, config.Size(d.SizeBytes), d.Backend, mode, d.Address,
+			d.Connections, d.Depth, d.Outstanding+d.Queued, reads, writes, errors)
+	}
+	line("")
+	line("QUEUE\tCOMMANDS\tCOMPLETIONS\tINTERRUPTS\tDOORBELLS\tBUSY")
+	for i := range st.Adapter.Queues {
+		q := &st.Adapter.Queues[i]
+		line("%d\t%d\t%d\t%d\t%d\t%d", q.Queue, q.Commands, q.Completions, q.Interrupts, q.Doorbells, q.InFlight)
+	}
+	line("")
+	line("adapter: %s, interrupts: %s, %d resets, %d timeouts, %d DMA faults", st.Adapter.Synchronization, st.Adapter.Interrupts,
+		st.Adapter.Resets, st.Adapter.Timeouts, st.Adapter.DMAFaults)
+	if st.Adapter.Verify {
+		line("verifier: %d violations", st.Adapter.Violations)
+	}
+	line("memory: %s of %s, at most %s", config.Size(st.Memory.InUseBytes), config.Size(st.Memory.SizeBytes), config.Size(st.Memory.PeakBytes))
+	return t.Flush()
+}
