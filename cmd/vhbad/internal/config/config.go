@@ -24,8 +24,7 @@ const (
 
 // Bounds of numbers, checked by Resolve.
 const (
-	// MinMemory holds two of the largest request (64 MiB) beside the rings.
-	MinMemory      = 256 * MiB
+	MinMemory      = 32 * MiB
 	MaxMemory      = 64 * GiB
 	MaxWorkers     = 1024
 	MaxQueues      = 63
@@ -68,7 +67,8 @@ type Log struct {
 // Limits bounds what clients can make the daemon use.
 type Limits struct {
 	// Memory is the arena that all rings and buffers come from, rounded up to a
-	// power of two. It is reserved, not used, until clients need it.
+	// power of two. It is reserved, not used, until clients need it. A quarter of
+	// it is the longest read or write, up to 64 MiB.
 	Memory Size `yaml:"memory"`
 	// Connections is how many there may be at once.
 	Connections int `yaml:"connections"`

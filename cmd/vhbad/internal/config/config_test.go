@@ -257,7 +257,7 @@ func TestResolve_Bad(t *testing.T) {
 		"two different paths":             {Admin: "/x", Listen: []Address{{"unix", "/x"}}},
 		`log format "xml": want auto`:     {Log: Log{Format: "xml"}},
 		`log level "loud": want debug`:    {Log: Log{Level: "loud"}},
-		"memory 1MiB: want 256MiB":        {Limits: Limits{Memory: MiB}},
+		"memory 1MiB: want 32MiB":         {Limits: Limits{Memory: MiB}},
 		"connections -1: want 1 to":       {Limits: Limits{Connections: -1}},
 		"requests 5: want 128 to":         {Limits: Limits{Requests: 5}},
 		"queues 64: want 1 to 63":         {HBA: HBA{Queues: 64}},

@@ -9,8 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// MaxNameBytes is the longest name of a disk: it travels as a SCSI serial number
-// (VPD page 80h), whose length is one byte.
+// MaxNameBytes is the longest name of a disk.
 const MaxNameBytes = 255
 
 // Block sizes that a disk may have, in bytes.
@@ -202,7 +201,7 @@ func CheckName(name string) error {
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return fmt.Errorf("name %q contains a NUL or another control character", name)
 	case strings.TrimSpace(name) != name:
-		return fmt.Errorf("name %q begins or ends with a space, which SCSI pads serial numbers with", name)
+		return fmt.Errorf("name %q begins or ends with a space", name)
 	}
 	return nil
 }

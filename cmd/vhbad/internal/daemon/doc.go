@@ -7,8 +7,8 @@
 //	         2 media, one for each disk
 //	         3 memory, IOMMU, device, units
 //	         4 processors, adapter with its driver, enumeration
-//	         5 a disk for each unit that answered; its serial number is the
-//	           export's name, nothing else connects the two
+//	         5 a disk for each unit that answered; its serial number, which is
+//	           the export's name or a hash of it, connects the two
 //	         6 NBD listeners
 //	Stop     the same backwards: stop accepting, finish what is in flight, flush
 //	         every disk through the whole stack, stop the adapter, close device,

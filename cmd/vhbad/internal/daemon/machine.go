@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -20,6 +23,10 @@ import (
 
 // spareProcessors are for the port's services and for operations of the daemon.
 const spareProcessors = 64
+
+// payloadShare of the memory is the longest read or write, so that one client's
+// does not keep all others waiting.
+const payloadShare = 4
 
 // machine is everything between the media and the NBD server.
 type machine struct {
@@ -82,8 +89,11 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 	m.server = &nbd.Server{
 		Exports: set,
 		Arena:   m.arena,
-		Limits:  nbd.Limits{MaxConnections: l.Connections, MaxRequests: l.Requests},
-		Log:     d.log,
+		Limits: nbd.Limits{
+			MaxConnections: l.Connections, MaxRequests: l.Requests,
+			MaxPayloadBytes: min(disk.MaxPayloadBytes, m.arena.SizeBytes()/payloadShare),
+		},
+		Log: d.log,
 	}
 	d.setMachine(m)
 	d.push("status", func(context.Context) error {
@@ -152,7 +162,7 @@ func (d *Daemon) startDevice(m *machine) error {
 	})
 	for i, md := range m.media {
 		dc := &c.Disks[i]
-		unit, err := target.NewUnit(md, target.Config{Serial: dc.Name, BlockBytes: uint32(dc.BlockSize), ReadOnly: dc.ReadOnly})
+		unit, err := target.NewUnit(md, target.Config{Serial: serial(dc.Name), BlockBytes: uint32(dc.BlockSize), ReadOnly: dc.ReadOnly})
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", dc.Name, err)
 		}
@@ -207,13 +217,29 @@ func interrupts(i config.Interrupts) miniport.Interrupts {
 	return miniport.PerMessage
 }
 
+// maxSerialBytes is the longest serial number that a unit takes; see
+// target.Config.
+const maxSerialBytes = 32
+
+// serial is the serial number of the disk's unit: its name, or a hash of it if
+// the name is too long for one or is not ASCII. It does not change from one start
+// to the next.
+func serial(name string) string {
+	foreign := func(r rune) bool { return r < ' ' || r > '~' }
+	if len(name) <= maxSerialBytes && !strings.ContainsFunc(name, foreign) {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:maxSerialBytes/2])
+}
+
 // attachDisks makes a disk of each unit and finds out whose it is.
 func (d *Daemon) attachDisks(m *machine) error {
 	disks := d.o.Config.Disks
 	m.exports = make([]*export, len(disks))
 	index := make(map[string]int, len(disks))
 	for i := range disks {
-		index[disks[i].Name] = i
+		index[serial(disks[i].Name)] = i
 	}
 	err := m.onProcessor("attach", func(p *port.Processor) error {
 		for _, lu := range m.adapter.LogicalUnits() {

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+)
+
+// nbdConn is an NBD client just good enough to see that data gets through.
+type nbdConn struct {
+	net.Conn
+	t         *testing.T
+	sizeBytes uint64
+	flags     uint16
+}
+
+// open negotiates an export on a unix socket.
+func open(t *testing.T, path, export string) *nbdConn {
+	t.Helper()
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = nc.Close() })
+	c := &nbdConn{Conn: nc, t: t}
+	c.read(18)
+	be := binary.BigEndian
+	msg := []byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07")
+	msg = be.AppendUint32(msg, uint32(4+len(export)+2))
+	msg = be.AppendUint32(msg, uint32(len(export)))
+	msg = append(append(msg, export...), 0, 0)
+	c.write(msg)
+	for {
+		head := c.read(20)
+		body := c.read(int(be.Uint32(head[16:])))
+		switch be.Uint32(head[12:]) {
+		case 1: // ACK
+			return c
+		case 3: // INFO
+			if be.Uint16(body) == 0 {
+				c.sizeBytes, c.flags = be.Uint64(body[2:]), be.Uint16(body[10:])
+			}
+		default:
+			t.Fatalf("export %q: reply %#x %q", export, be.Uint32(head[12:]), body)
+		}
+	}
+}
+
+func (c *nbdConn) read(n int) []byte {
+	c.t.Helper()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(c, b); err != nil {
+		c.t.Fatalf("read %d bytes: %v", n, err)
+	}
+	return b
+}
+
+func (c *nbdConn) write(b []byte) {
+	c.t.Helper()
+	if _, err := c.Write(b); err != nil {
+		c.t.Fatalf("write %d bytes: %v", len(b), err)
+	}
+}
+
+// Commands.
+const (
+	cmdRead  = 0
+	cmdWrite = 1
+	cmdFlush = 3
+)
+
+// do sends one command and returns what it read, n bytes for a read.
+func (c *nbdConn) do(cmd uint16, offset uint64, n int, data []byte) ([]byte, error) {
+	c.t.Helper()
+	be := binary.BigEndian
+	msg := be.AppendUint32(nil, 0x25609513)
+	msg = be.AppendUint16(msg, 0)
+	msg = be.AppendUint16(msg, cmd)
+	msg = be.AppendUint64(msg, 42)
+	msg = be.AppendUint64(msg, offset)
+	msg = be.AppendUint32(msg, uint32(n))
+	c.write(append(msg, data...))
+	reply := c.read(16)
+	if be.Uint32(reply) != 0x67446698 || be.Uint64(reply[8:]) != 42 {
+		c.t.Fatalf("reply %x", reply)
+	}
+	if errno := be.Uint32(reply[4:]); errno != 0 {
+		return nil, fmt.Errorf("errno %d", errno)
+	}
+	if cmd != cmdRead {
+		return nil, nil
+	}
+	return c.read(n), nil
+}
