@@ -162,7 +162,12 @@ func (d *Daemon) startDevice(m *machine) error {
 	})
 	for i, md := range m.media {
 		dc := &c.Disks[i]
-		unit, err := target.NewUnit(md, target.Config{Serial: serial(dc.Name), BlockBytes: uint32(dc.BlockSize), ReadOnly: dc.ReadOnly})
+		unit, err := target.NewUnit(md, target.Config{
+			Serial: serial(dc.Name), BlockBytes: uint32(dc.BlockSize), ReadOnly: dc.ReadOnly,
+			// A file's writes are in the page cache until a flush, and clients
+			// know to flush: writing through would cost an fdatasync each.
+			WriteCache: true,
+		})
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", dc.Name, err)
 		}

@@ -52,7 +52,7 @@ func newRoad(t *testing.T, queues, ringEntries int, strict bool) *road {
 	iommu := dma.NewIOMMU(arena)
 	device, err := hba.New(hba.Config{QueuePairs: queues, Workers: 1, IOMMU: iommu})
 	must(err)
-	unit, err := target.NewUnit(w.medium, target.Config{Serial: "disk0", BlockBytes: 512})
+	unit, err := target.NewUnit(w.medium, target.Config{Serial: "disk0", BlockBytes: 512, WriteCache: true})
 	must(err)
 	must(device.AddUnit(0, 0, unit))
 	w.system = port.NewSystem(port.SystemConfig{IOMMU: iommu, Verify: true})
