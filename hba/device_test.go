@@ -514,6 +514,7 @@ func FuzzRing(f *testing.F) {
 			w.wantStatus(t, hba.StatusReady)
 		}
 		q.Ring(runner)
+		q.Ack(runner)
 		for n := -1; n != 0; {
 			n = q.Consume(out[:])
 			check(n)
