@@ -22,7 +22,7 @@ type Backend struct {
 	inner   Abilities    // of backend
 	size    atomic.Int64 // bytes; negative once closed
 	ranges  rangeLock    // as in File
-	life    sync.RWMutex // as in File
+	lifeMu  sync.RWMutex // as in File
 }
 
 var (
@@ -164,10 +164,10 @@ func (m *Backend) Flush() error {
 	return m.callLong("flush", 0, 0, m.backend.Sync)
 }
 
-// callLong runs fn, which may last long and writes nothing, with life shared.
+// callLong runs fn, which may last long and writes nothing, with lifeMu shared.
 func (m *Backend) callLong(op string, off, n int64, fn func() error) error {
-	m.life.RLock()
-	defer m.life.RUnlock()
+	m.lifeMu.RLock()
+	defer m.lifeMu.RUnlock()
 	if !inside(off, n, m.size.Load()) {
 		return m.refuse(op, off, n)
 	}
@@ -241,8 +241,8 @@ func (m *Backend) Resize(sizeBytes int64) error {
 
 // Close implements Media.
 func (m *Backend) Close() error {
-	m.life.Lock()
-	defer m.life.Unlock()
+	m.lifeMu.Lock()
+	defer m.lifeMu.Unlock()
 	m.ranges.lock(allStripes)
 	defer m.ranges.unlock(allStripes)
 	if m.size.Load() < 0 {

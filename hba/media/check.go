@@ -52,6 +52,8 @@ func stripesOf(off, n int64) stripeSet {
 }
 
 // share takes every stripe of s for shared use.
+//
+// +checklocksignore: which locks is decided at run time.
 func (l *rangeLock) share(s stripeSet) {
 	for ; s != 0; s &= s - 1 {
 		l.stripes[bits.TrailingZeros64(uint64(s))].RLock()
@@ -59,6 +61,8 @@ func (l *rangeLock) share(s stripeSet) {
 }
 
 // tryShare is share if that needs no waiting.
+//
+// +checklocksignore: which locks is decided at run time.
 func (l *rangeLock) tryShare(s stripeSet) bool {
 	for rest := s; rest != 0; rest &= rest - 1 {
 		if !l.stripes[bits.TrailingZeros64(uint64(rest))].TryRLock() {
@@ -69,6 +73,9 @@ func (l *rangeLock) tryShare(s stripeSet) bool {
 	return true
 }
 
+// unshare gives back what share took.
+//
+// +checklocksignore: which locks is decided at run time.
 func (l *rangeLock) unshare(s stripeSet) {
 	for ; s != 0; s &= s - 1 {
 		l.stripes[bits.TrailingZeros64(uint64(s))].RUnlock()
@@ -76,12 +83,17 @@ func (l *rangeLock) unshare(s stripeSet) {
 }
 
 // lock takes every stripe of s for exclusive use.
+//
+// +checklocksignore: which locks is decided at run time.
 func (l *rangeLock) lock(s stripeSet) {
 	for ; s != 0; s &= s - 1 {
 		l.stripes[bits.TrailingZeros64(uint64(s))].Lock()
 	}
 }
 
+// unlock gives back what lock took.
+//
+// +checklocksignore: which locks is decided at run time.
 func (l *rangeLock) unlock(s stripeSet) {
 	for ; s != 0; s &= s - 1 {
 		l.stripes[bits.TrailingZeros64(uint64(s))].Unlock()

@@ -30,9 +30,9 @@ type File struct {
 
 	// ranges keeps COMPARE AND WRITE alone on its range: writes share their
 	// stripes. Reads share their first, and what may last long but writes nothing
-	// shares life, so that Close closes no descriptor in use.
+	// shares lifeMu, so that Close closes no descriptor in use.
 	ranges  rangeLock
-	life    sync.RWMutex
+	lifeMu  sync.RWMutex
 	flushes flushGroup
 }
 
@@ -134,7 +134,7 @@ func (f *File) readShared(p []byte, off int64) (int, error) {
 	for done < len(p) {
 		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err == nil && n == 0:
 			err = errTruncated
@@ -187,7 +187,7 @@ func (f *File) writeShared(p []byte, off int64) (int, error) {
 	for done < len(p) {
 		n, err := unix.Pwrite(f.fd, p[done:], off+int64(done))
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err == nil && n == 0:
 			err = io.ErrShortWrite
@@ -267,8 +267,8 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 // Errors: ErrMedium or ErrNoSpace, as the kernel tells them: to every Flush that
 // shared the fdatasync, and once.
 func (f *File) Flush() error {
-	f.life.RLock()
-	defer f.life.RUnlock()
+	f.lifeMu.RLock()
+	defer f.lifeMu.RUnlock()
 	if f.size.Load() < 0 {
 		return f.refuse("flush", 0, 0)
 	}
@@ -287,8 +287,8 @@ func (f *File) flushShared() error {
 
 // Prefetch implements Prefetcher.
 func (f *File) Prefetch(off, n int64) error {
-	f.life.RLock()
-	defer f.life.RUnlock()
+	f.lifeMu.RLock()
+	defer f.lifeMu.RUnlock()
 	if !inside(off, n, f.size.Load()) {
 		return f.refuse("prefetch", off, n)
 	}
@@ -357,8 +357,8 @@ func (f *File) Resize(sizeBytes int64) error {
 
 // Close implements Media.
 func (f *File) Close() error {
-	f.life.Lock()
-	defer f.life.Unlock()
+	f.lifeMu.Lock()
+	defer f.lifeMu.Unlock()
 	f.ranges.lock(allStripes)
 	defer f.ranges.unlock(allStripes)
 	if f.size.Load() < 0 {
@@ -374,7 +374,7 @@ func (f *File) Close() error {
 // ignoringEINTR calls fn until no signal interrupts it.
 func ignoringEINTR(fn func() error) error {
 	for {
-		if err := fn(); err != unix.EINTR {
+		if err := fn(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

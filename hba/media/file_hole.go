@@ -78,8 +78,8 @@ func notSupported(err error) bool {
 // ExtentAt implements ExtentLister by SEEK_DATA and SEEK_HOLE, so it is as exact
 // as the file system.
 func (f *File) ExtentAt(off int64) (Extent, error) {
-	f.life.RLock()
-	defer f.life.RUnlock()
+	f.lifeMu.RLock()
+	defer f.lifeMu.RUnlock()
 	size := f.size.Load()
 	if !inside(off, 1, size) {
 		return Extent{}, f.refuse("extent", off, 1)
@@ -87,7 +87,7 @@ func (f *File) ExtentAt(off int64) (Extent, error) {
 	e := Extent{OffsetBytes: off}
 	data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
 	switch {
-	case err == unix.ENXIO: // no data up to the end
+	case errors.Is(err, unix.ENXIO): // no data up to the end
 		e.LengthBytes = size - off
 		return e, nil
 	case err != nil:

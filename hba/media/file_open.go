@@ -60,11 +60,11 @@ func (c *FileConfig) open() (fd int, created bool, err error) {
 	var st unix.Stat_t
 	err = unix.Stat(c.Path, &st)
 	switch {
-	case err == unix.ENOENT && c.SizeBytes == 0:
+	case errors.Is(err, unix.ENOENT) && c.SizeBytes == 0:
 		return -1, false, c.errorf("does not exist; give size= to create it")
-	case err == unix.ENOENT && c.ReadOnly:
+	case errors.Is(err, unix.ENOENT) && c.ReadOnly:
 		return -1, false, c.errorf("does not exist, and a read-only disk cannot create it")
-	case err == unix.ENOENT:
+	case errors.Is(err, unix.ENOENT):
 		fd, err = openRetry(c.Path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
 		if err != nil {
 			return -1, false, c.errorf("create: %w", err)
@@ -90,13 +90,13 @@ func (c *FileConfig) open() (fd int, created bool, err error) {
 	switch {
 	case err == nil:
 		return fd, false, nil
-	case err == unix.EROFS:
+	case errors.Is(err, unix.EROFS):
 		return -1, false, c.errorf("is on a read-only file system; serve it with the read-only option")
-	case err == unix.EACCES && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
+	case errors.Is(err, unix.EACCES) && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
 		return -1, false, c.errorf("may not be written by this user; serve it with the read-only option or chmod it")
-	case err == unix.EACCES:
+	case errors.Is(err, unix.EACCES):
 		return -1, false, c.errorf("may not be read by this user")
-	case err == unix.EBUSY:
+	case errors.Is(err, unix.EBUSY):
 		return -1, false, c.errorf("is a block device in use, mounted perhaps")
 	}
 	return -1, false, c.errorf("open: %w", err)
@@ -133,7 +133,7 @@ func (f *File) setUp(c FileConfig, created bool) error {
 		how = unix.LOCK_SH
 	}
 	err := ignoringEINTR(func() error { return unix.Flock(f.fd, how|unix.LOCK_NB) })
-	if err == unix.EWOULDBLOCK {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return c.errorf("is in use: another disk or process holds its lock")
 	}
 	if err != nil {
@@ -195,7 +195,7 @@ func (f *File) makeSize(c FileConfig, created bool) error {
 	if closeErr := unix.Close(dir); err == nil {
 		err = closeErr
 	}
-	if err != nil && err != unix.EINVAL { // EINVAL: directories have no sync here
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: directories have no sync here
 		return c.errorf("sync its directory: %w", err)
 	}
 	return nil

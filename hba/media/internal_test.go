@@ -19,11 +19,17 @@ func TestStripesOf(t *testing.T) {
 		off, n int64
 		want   stripeSet
 	}{
-		{0, 0, 1}, {0, 1, 1}, {0, stripeBytes, 1}, {0, stripeBytes + 1, 3}, {stripeBytes - 1, 2, 3},
+		{0, 0, 1},
+		{0, 1, 1},
+		{0, stripeBytes, 1},
+		{0, stripeBytes + 1, 3},
+		{stripeBytes - 1, 2, 3},
 		{63 * stripeBytes, 2 * stripeBytes, 1<<63 | 1},
 		{64 * stripeBytes, 1, 1},
 		{0, 63 * stripeBytes, allStripes >> 1},
-		{0, 64 * stripeBytes, allStripes}, {0, 1 << 62, allStripes}, {5, 64 * stripeBytes, allStripes},
+		{0, 64 * stripeBytes, allStripes},
+		{0, 1 << 62, allStripes},
+		{5, 64 * stripeBytes, allStripes},
 		{-1, 1, 1 << 63},
 	} {
 		if got := stripesOf(tt.off, tt.n); got != tt.want {
@@ -64,8 +70,16 @@ func TestInside(t *testing.T) {
 		off, n, size int64
 		want         bool
 	}{
-		{0, 0, 0, true}, {0, 1, 1, true}, {1, 0, 1, true}, {1, 1, 1, false}, {2, 0, 1, false}, {-1, 1, 1, false},
-		{0, -1, 1, false}, {1, 1<<63 - 1, 1<<63 - 1, false}, {0, 1, -1, false}, {0, 0, -1, false},
+		{0, 0, 0, true},
+		{0, 1, 1, true},
+		{1, 0, 1, true},
+		{1, 1, 1, false},
+		{2, 0, 1, false},
+		{-1, 1, 1, false},
+		{0, -1, 1, false},
+		{1, 1<<63 - 1, 1<<63 - 1, false},
+		{0, 1, -1, false},
+		{0, 0, -1, false},
 	} {
 		if got := inside(tt.off, tt.n, tt.size); got != tt.want {
 			t.Errorf("%d bytes at %d of %d: %v, want %v", tt.n, tt.off, tt.size, got, tt.want)
@@ -92,7 +106,7 @@ func TestKindOfErrno(t *testing.T) {
 		unix.EROFS: ErrReadOnly, unix.EPERM: ErrReadOnly, unix.EBADF: ErrReadOnly,
 		unix.EIO: ErrMedium, unix.ENXIO: ErrMedium, io.ErrUnexpectedEOF: ErrMedium,
 	} {
-		if got := kindOfErrno(err); got != want {
+		if got := kindOfErrno(err); !errors.Is(got, want) {
 			t.Errorf("%v is %v, want %v", err, got, want)
 		}
 	}
@@ -133,7 +147,7 @@ func TestFlushGroup_Shares(t *testing.T) {
 			t.Errorf("the first flush: %v", results[0])
 		}
 		for i := 1; i < 5; i++ {
-			if results[i] != io.ErrClosedPipe {
+			if !errors.Is(results[i], io.ErrClosedPipe) {
 				t.Errorf("flush %d: %v, want the error of its sync", i, results[i])
 			}
 		}
@@ -143,7 +157,7 @@ func TestFlushGroup_Shares(t *testing.T) {
 func TestFlushGroup_Taint(t *testing.T) {
 	g := flushGroup{sync: func() error { return nil }}
 	g.taint(io.ErrClosedPipe)
-	if err := g.do(); err != io.ErrClosedPipe {
+	if err := g.do(); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("%v, want the error that was left for it", err)
 	}
 	if err := g.do(); err != nil {

@@ -13,32 +13,32 @@ import (
 	"github.com/vhbad/vhbad/hba/media/mediatest"
 )
 
-func newMemory(t testing.TB, c media.MemoryConfig) *media.Memory {
-	t.Helper()
+func newMemory(tb testing.TB, c media.MemoryConfig) *media.Memory {
+	tb.Helper()
 	m, err := media.NewMemory(c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := m.Close(); err != nil && !errors.Is(err, media.ErrClosed) {
-			t.Errorf("close: %v", err)
+			tb.Errorf("close: %v", err)
 		}
 	})
 	return m
 }
 
-func newFile(t testing.TB, c media.FileConfig) *media.File {
-	t.Helper()
+func newFile(tb testing.TB, c media.FileConfig) *media.File {
+	tb.Helper()
 	if c.Path == "" {
-		c.Path = filepath.Join(t.TempDir(), "disk")
+		c.Path = filepath.Join(tb.TempDir(), "disk")
 	}
 	f, err := media.OpenFile(c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := f.Close(); err != nil && !errors.Is(err, media.ErrClosed) {
-			t.Errorf("close: %v", err)
+			tb.Errorf("close: %v", err)
 		}
 	})
 	return f
@@ -46,18 +46,21 @@ func newFile(t testing.TB, c media.FileConfig) *media.File {
 
 func TestMemory_Conformance(t *testing.T) {
 	mediatest.Run(t, func(t *testing.T) media.Media {
+		t.Helper()
 		return newMemory(t, media.MemoryConfig{SizeBytes: mediatest.MinBytes + 3<<30 + 512})
 	})
 }
 
 func TestFile_Conformance(t *testing.T) {
 	mediatest.Run(t, func(t *testing.T) media.Media {
+		t.Helper()
 		return newFile(t, media.FileConfig{SizeBytes: mediatest.MinBytes + 64<<10 + 512})
 	})
 }
 
 func TestBackend_Conformance(t *testing.T) {
 	mediatest.Run(t, func(t *testing.T) media.Media {
+		t.Helper()
 		b, err := media.NewBackend("plain", backend.NewMemoryBackend(make([]byte, mediatest.MinBytes+512)))
 		if err != nil {
 			t.Fatal(err)
@@ -78,6 +81,7 @@ func (b ableBackend) Prefetch(int64, int64) error                 { return nil }
 
 func TestBackend_ConformanceWithAbilities(t *testing.T) {
 	mediatest.Run(t, func(t *testing.T) media.Media {
+		t.Helper()
 		inner, err := media.NewMemory(media.MemoryConfig{SizeBytes: mediatest.MinBytes})
 		if err != nil {
 			t.Fatal(err)
@@ -177,7 +181,7 @@ func TestBackend_Errors(t *testing.T) {
 					t.Errorf("%s: %v, want %v", op, got, want)
 				case want != nil && (!errors.As(got, &where) || where.OffsetBytes != tt.offset || where.Name != "bad"):
 					t.Errorf("%s: %v, want it at %d", op, got, tt.offset)
-				case want != nil && tt.err != nil && tt.err != io.EOF && !errors.Is(got, tt.err):
+				case want != nil && tt.err != nil && !errors.Is(tt.err, io.EOF) && !errors.Is(got, tt.err):
 					t.Errorf("%s: %v hides its cause", op, got)
 				}
 			}

@@ -332,6 +332,8 @@ func mismatch(a, b []byte) int {
 
 // lockChunks takes the stripes of n chunks from first for exclusive use, in
 // ascending order of the stripes.
+//
+// +checklocksignore: which locks is decided at run time.
 func (m *Memory) lockChunks(first, n int64) {
 	for s := range int64(memoryStripes) {
 		if (s-first)&(memoryStripes-1) < n {
@@ -340,6 +342,9 @@ func (m *Memory) lockChunks(first, n int64) {
 	}
 }
 
+// unlockChunks gives back what lockChunks took.
+//
+// +checklocksignore: which locks is decided at run time.
 func (m *Memory) unlockChunks(first, n int64) {
 	for s := range int64(memoryStripes) {
 		if (s-first)&(memoryStripes-1) < n {

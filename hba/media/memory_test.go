@@ -15,28 +15,31 @@ import (
 
 const chunk = 64 << 10
 
-func mustWrite(t testing.TB, m media.Media, n int, b byte, off int64) {
-	t.Helper()
+func mustWrite(tb testing.TB, m media.Media, n int, b byte, off int64) {
+	tb.Helper()
 	if _, err := m.WriteAt(bytes.Repeat([]byte{b}, n), off); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func mustBe(t testing.TB, m media.Media, n int, b byte, off int64) {
-	t.Helper()
+func mustBe(tb testing.TB, m media.Media, n int, b byte, off int64) {
+	tb.Helper()
 	p := make([]byte, n)
 	if _, err := m.ReadAt(p, off); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if !bytes.Equal(p, bytes.Repeat([]byte{b}, n)) {
-		t.Fatalf("%d bytes at %d are not all %#x", n, off, b)
+		tb.Fatalf("%d bytes at %d are not all %#x", n, off, b)
 	}
 }
 
 func TestNewMemory_Refused(t *testing.T) {
 	for _, c := range []media.MemoryConfig{
-		{}, {SizeBytes: -1}, {SizeBytes: media.MaxMemoryBytes + 1},
-		{SizeBytes: 4096, LimitBytes: -1}, {SizeBytes: 4096, LimitBytes: 4096},
+		{},
+		{SizeBytes: -1},
+		{SizeBytes: media.MaxMemoryBytes + 1},
+		{SizeBytes: 4096, LimitBytes: -1},
+		{SizeBytes: 4096, LimitBytes: 4096},
 	} {
 		if _, err := media.NewMemory(c); err == nil {
 			t.Errorf("%+v was accepted", c)

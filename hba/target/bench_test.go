@@ -58,6 +58,7 @@ func BenchmarkExecute(b *testing.B) {
 }
 
 func benchUnit(b *testing.B, medium string) *target.Unit {
+	b.Helper()
 	if medium == "memory" {
 		u, _ := newMemoryUnit(b, benchUnitBytes, target.Config{})
 		return u

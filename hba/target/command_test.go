@@ -165,7 +165,7 @@ func TestThick(t *testing.T) {
 		field(1))
 	wantGood(t, u, write16(0, 2), target.DataOut, filled(1024, 1))
 	wantGood(t, u, func(c *[16]byte) int { return scsi.PutWriteSame16(c, 1, 1, false, false, true) }, target.NoData)
-	if b := mustRead(t, u, 0, 2, blockBytes); b[511] != 1 || b[512] != 0 {
+	if b := mustRead(t, u, 0, 2); b[511] != 1 || b[512] != 0 {
 		t.Error("WRITE SAME did not write zeros")
 	}
 	if got := lbaStatus(t, u, 5, 256); !cmp.Equal(got, []scsi.LBAStatus{{LBA: 5, Blocks: 2043}}) {
@@ -277,7 +277,7 @@ func TestStartStop(t *testing.T) {
 	stop := func(c *[16]byte) int { return scsi.PutStartStopUnit(c, false, true) }
 	m.setFail("flush", errBroken)
 	wantSense(t, run(t, u, stop, target.NoData), scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError})
-	mustRead(t, u, 0, 1, blockBytes) // it has not stopped
+	mustRead(t, u, 0, 1) // it has not stopped
 	m.setFail("flush", nil)
 	wantGood(t, u, stop, target.NoData)
 	if m.count("flush") != 2 {
@@ -383,7 +383,7 @@ func TestCompareAndWrite(t *testing.T) {
 	if task := wantGood(t, u, caw(4, false), target.DataOut, both[:100], both[100:]); task.TransferredBytes != len(both) {
 		t.Errorf("%d bytes transferred", task.TransferredBytes)
 	}
-	if b := mustRead(t, u, 126, 4, blockBytes); !bytes.Equal(b, filled(4*blockBytes, 'n')) {
+	if b := mustRead(t, u, 126, 4); !bytes.Equal(b, filled(4*blockBytes, 'n')) {
 		t.Error("equal blocks were not written")
 	}
 	both[4*blockBytes] = 'x'
@@ -396,7 +396,7 @@ func TestCompareAndWrite(t *testing.T) {
 	wantSense(t, run(t, u, caw(4, false), target.DataOut, both), scsi.Sense{
 		Key: scsi.KeyMiscompare, Additional: scsi.MiscompareDuringVerify, Information: 3*blockBytes + 9, InformationValid: true,
 	})
-	if b := mustRead(t, u, 126, 4, blockBytes); !bytes.Equal(b, filled(4*blockBytes, 'n')) {
+	if b := mustRead(t, u, 126, 4); !bytes.Equal(b, filled(4*blockBytes, 'n')) {
 		t.Error("unequal blocks were written")
 	}
 	wantSense(t, run(t, u, caw(65, false), target.DataOut, make([]byte, 130*blockBytes)), field(13))
@@ -478,7 +478,7 @@ func TestUnmap(t *testing.T) {
 	clear(want[:256*blockBytes])
 	clear(want[500*blockBytes : 503*blockBytes])
 	clear(want[8191*blockBytes:])
-	if !bytes.Equal(mustRead(t, u, 0, 8192, blockBytes), want) {
+	if !bytes.Equal(mustRead(t, u, 0, 8192), want) {
 		t.Error("what was unmapped does not read as zeros, or more does")
 	}
 	if m.AllocatedBytes() != 1<<22-2<<16 {
@@ -595,7 +595,7 @@ func TestWriteSame(t *testing.T) {
 			if task.TransferredBytes != len(tt.data) {
 				t.Errorf("%d bytes transferred, want %d", task.TransferredBytes, len(tt.data))
 			}
-			if b := mustRead(t, u, 0, blocks+1, blockBytes); !bytes.Equal(b[:blocks*512], filled(blocks*512, tt.want)) || b[blocks*512] != 5 {
+			if b := mustRead(t, u, 0, blocks+1); !bytes.Equal(b[:blocks*512], filled(blocks*512, tt.want)) || b[blocks*512] != 5 {
 				t.Error("wrong bytes")
 			}
 			if got := m.AllocatedBytes(); got != tt.wantAllocated+64<<10 { // and the block behind
@@ -646,7 +646,7 @@ func TestWrite_NoSpace(t *testing.T) {
 		return scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed, Information: lba, InformationValid: true}
 	}
 	wantSense(t, run(t, u, write16(0, 512), target.DataOut, filled(256<<10, 1)), full(256))
-	if b := mustRead(t, u, 0, 256, blockBytes); !bytes.Equal(b, filled(128<<10, 1)) {
+	if b := mustRead(t, u, 0, 256); !bytes.Equal(b, filled(128<<10, 1)) {
 		t.Error("what fitted is lost")
 	}
 	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutWriteSame16(c, 0, 2048, false, false, true) }, target.NoData), full(0))

@@ -12,28 +12,28 @@ import (
 const blockBytes = 512
 
 // newMemoryUnit returns a unit on memory, and the memory.
-func newMemoryUnit(t testing.TB, sizeBytes int64, c target.Config) (*target.Unit, *media.Memory) {
-	t.Helper()
+func newMemoryUnit(tb testing.TB, sizeBytes int64, c target.Config) (*target.Unit, *media.Memory) {
+	tb.Helper()
 	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: sizeBytes})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := m.Close(); err != nil {
-			t.Errorf("close memory: %v", err)
+			tb.Errorf("close memory: %v", err)
 		}
 	})
-	return newUnit(t, m, c), m
+	return newUnit(tb, m, c), m
 }
 
-func newUnit(t testing.TB, m media.Media, c target.Config) *target.Unit {
-	t.Helper()
+func newUnit(tb testing.TB, m media.Media, c target.Config) *target.Unit {
+	tb.Helper()
 	if c.Serial == "" {
 		c.Serial = "TEST0001"
 	}
 	u, err := target.NewUnit(m, c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return u
 }
@@ -57,24 +57,24 @@ type executor interface {
 }
 
 // run executes a command where it may block.
-func run(t testing.TB, u executor, p put, direction target.Direction, segments ...[]byte) *target.Task {
-	t.Helper()
+func run(tb testing.TB, u executor, p put, direction target.Direction, segments ...[]byte) *target.Task {
+	tb.Helper()
 	task := newTask(p, direction, segments...)
 	if !u.Execute(task, true) {
-		t.Fatalf("%v: not done though it may block", task)
+		tb.Fatalf("%v: not done though it may block", task)
 	}
 	return task
 }
 
 // wantGood runs a command that must succeed.
-func wantGood(t testing.TB, u executor, p put, direction target.Direction, segments ...[]byte) *target.Task {
-	t.Helper()
-	task := run(t, u, p, direction, segments...)
+func wantGood(tb testing.TB, u executor, p put, direction target.Direction, segments ...[]byte) *target.Task {
+	tb.Helper()
+	task := run(tb, u, p, direction, segments...)
 	if task.Status != scsi.StatusGood {
-		t.Fatalf("%v, sense %+v; want GOOD", task, senseOf(task))
+		tb.Fatalf("%v, sense %+v; want GOOD", task, senseOf(task))
 	}
 	if task.SenseBytes != 0 {
-		t.Fatalf("%v: %d bytes of sense data with GOOD", task, task.SenseBytes)
+		tb.Fatalf("%v: %d bytes of sense data with GOOD", task, task.SenseBytes)
 	}
 	return task
 }
@@ -85,17 +85,17 @@ func senseOf(task *target.Task) scsi.Sense {
 }
 
 // wantSense checks that task ended with CHECK CONDITION and just this.
-func wantSense(t testing.TB, task *target.Task, want scsi.Sense) {
-	t.Helper()
+func wantSense(tb testing.TB, task *target.Task, want scsi.Sense) {
+	tb.Helper()
 	if task.Status != scsi.StatusCheckCondition {
-		t.Fatalf("%v: want CHECK CONDITION, %v %v", task, want.Key, want.Additional)
+		tb.Fatalf("%v: want CHECK CONDITION, %v %v", task, want.Key, want.Additional)
 	}
 	s, ok := scsi.ParseSense(task.Sense[:task.SenseBytes])
 	if !ok {
-		t.Fatalf("%v: sense data % x cannot be read", task, task.Sense[:task.SenseBytes])
+		tb.Fatalf("%v: sense data % x cannot be read", task, task.Sense[:task.SenseBytes])
 	}
 	if s != want {
-		t.Fatalf("%v:\ngot  %v %v %+v\nwant %v %v %+v", task, s.Key, s.Additional, s, want.Key, want.Additional, want)
+		tb.Fatalf("%v:\ngot  %v %v %+v\nwant %v %v %+v", task, s.Key, s.Additional, s, want.Key, want.Additional, want)
 	}
 }
 
@@ -129,12 +129,12 @@ func raw(b ...byte) put {
 }
 
 // mustRead returns blocks of a unit.
-func mustRead(t testing.TB, u executor, lba uint64, blocks uint32, blockBytes int) []byte {
-	t.Helper()
+func mustRead(tb testing.TB, u executor, lba uint64, blocks uint32) []byte {
+	tb.Helper()
 	b := filled(int(blocks)*blockBytes, 0xee)
-	task := wantGood(t, u, read16(lba, blocks), target.DataIn, b)
+	task := wantGood(tb, u, read16(lba, blocks), target.DataIn, b)
 	if task.TransferredBytes != len(b) {
-		t.Fatalf("%v: want %d bytes transferred", task, len(b))
+		tb.Fatalf("%v: want %d bytes transferred", task, len(b))
 	}
 	return b
 }

@@ -181,7 +181,7 @@ func TestResize(t *testing.T) {
 	wantSense(t, run(t, u, read16(2047, 1), target.DataIn, make([]byte, 512)), illegal(scsi.LBAOutOfRange))
 	u.Refresh()
 	wantSense(t, run(t, u, scsi.PutTestUnitReady, target.NoData), changed)
-	if b := mustRead(t, u, 2047, 1, blockBytes); b[0] != 0 {
+	if b := mustRead(t, u, 2047, 1); b[0] != 0 {
 		t.Error("what was cut off came back")
 	}
 }

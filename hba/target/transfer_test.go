@@ -13,14 +13,14 @@ import (
 )
 
 // newFakeUnit returns a unit on a medium that may block.
-func newFakeUnit(t testing.TB, sizeBytes int64, c target.Config, hidden media.Ability) (*target.Unit, *fakeMedium) {
-	t.Helper()
+func newFakeUnit(tb testing.TB, sizeBytes int64, c target.Config, hidden media.Ability) (*target.Unit, *fakeMedium) {
+	tb.Helper()
 	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: sizeBytes})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	f := &fakeMedium{Memory: m, hidden: hidden}
-	return newUnit(t, f, c), f
+	return newUnit(tb, f, c), f
 }
 
 func TestReadWrite_AllLengths(t *testing.T) {
@@ -60,7 +60,7 @@ func TestReadWrite_AllLengths(t *testing.T) {
 			if task := wantGood(t, u, tt.read, target.DataIn, got); task.TransferredBytes != n {
 				t.Errorf("%d bytes read, want %d", task.TransferredBytes, n)
 			}
-			if !bytes.Equal(got, data) || tt.blocks > 0 && !bytes.Equal(mustRead(t, u, tt.lba, uint32(tt.blocks), blockBytes), data) {
+			if !bytes.Equal(got, data) || tt.blocks > 0 && !bytes.Equal(mustRead(t, u, tt.lba, uint32(tt.blocks)), data) {
 				t.Error("what was written was not read")
 			}
 		})
@@ -91,7 +91,7 @@ func TestReadWrite_Segments(t *testing.T) {
 		if !bytes.Equal(got[len(data):], filled(100, 0xee)) {
 			t.Error("read beyond the transfer length")
 		}
-		if b := mustRead(t, u, 17, 1, blockBytes); !bytes.Equal(b, make([]byte, blockBytes)) {
+		if b := mustRead(t, u, 17, 1); !bytes.Equal(b, make([]byte, blockBytes)) {
 			t.Error("written beyond the transfer length")
 		}
 	}
@@ -158,7 +158,7 @@ func TestWrite_ReadOnly(t *testing.T) {
 			t.Errorf("%s wrote", name)
 		}
 	}
-	mustRead(t, u, 0, 1, blockBytes)
+	mustRead(t, u, 0, 1)
 }
 
 func TestReadWrite_MediumErrors(t *testing.T) {
@@ -333,7 +333,7 @@ func TestWrite_Durable(t *testing.T) {
 			if m.count("fua") != tt.wantFUA || m.count("flush") != tt.wantFlush {
 				t.Errorf("%d FUA writes and %d flushes, want %d and %d", m.count("fua"), m.count("flush"), tt.wantFUA, tt.wantFlush)
 			}
-			if b := mustRead(t, u, 5, uint32(tt.segments), blockBytes); !bytes.Equal(b, filled(tt.segments*blockBytes, 'x')) {
+			if b := mustRead(t, u, 5, uint32(tt.segments)); !bytes.Equal(b, filled(tt.segments*blockBytes, 'x')) {
 				t.Error("what was written was not read")
 			}
 			m.setFail("flush", errBroken)
@@ -364,7 +364,7 @@ func TestRead_DescriptorSenseBeyond32Bits(t *testing.T) {
 	u, _ := newMemoryUnit(t, 1<<42, target.Config{})
 	lba := uint64(1<<32 + 5)
 	wantGood(t, u, write16(lba, 1), target.DataOut, filled(blockBytes, 3))
-	if b := mustRead(t, u, lba, 1, blockBytes); !bytes.Equal(b, filled(blockBytes, 3)) {
+	if b := mustRead(t, u, lba, 1); !bytes.Equal(b, filled(blockBytes, 3)) {
 		t.Error("what was written was not read")
 	}
 	task := run(t, u, func(c *[16]byte) int { return scsi.PutVerify16(c, lba, 1, scsi.BytchkAll) },

@@ -241,6 +241,8 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
 		return true
 	}
+	// The others follow.
+	//exhaustive:ignore
 	switch op {
 	case scsi.OpRead16, scsi.OpRead10, scsi.OpRead12, scsi.OpRead6:
 		return u.read(t, mayBlock)
@@ -261,6 +263,8 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 		u.invalidCDB(t, n-1)
 		return true
 	}
+	// READ and WRITE went before.
+	//exhaustive:ignore
 	switch op {
 	case scsi.OpTestUnitReady:
 		// Whatever keeps the unit from being ready is a condition.

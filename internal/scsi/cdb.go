@@ -51,7 +51,7 @@ const (
 // CDBBytes is the length of a CDB with operation code o, from its group code,
 // or 0 if the group has none (variable length and vendor specific).
 func CDBBytes(o Opcode) int {
-	switch o >> 5 {
+	switch group := uint8(o) >> 5; group {
 	case 0:
 		return 6
 	case 1, 2:
@@ -280,6 +280,8 @@ func PutCompareAndWrite(cdb *[CDBMaxBytes]byte, lba uint64, blocks uint8, fua, d
 // zero of other commands, which has a meaning of its own in some of them, comes
 // back as it is.
 func BlockRange(cdb *[CDBMaxBytes]byte) (lba uint64, blocks uint32, ok bool) {
+	// Only those with a range.
+	//exhaustive:ignore
 	switch Opcode(cdb[0]) {
 	case OpRead6, OpWrite6:
 		lba = uint64(cdb[1]&0x1f)<<16 | uint64(cdb[2])<<8 | uint64(cdb[3])
@@ -309,6 +311,8 @@ func BlockRange(cdb *[CDBMaxBytes]byte) (lba uint64, blocks uint32, ok bool) {
 // or, for UNMAP, the length of the parameter list that it sends. It reports
 // false if the command has no such field.
 func AllocationBytes(cdb *[CDBMaxBytes]byte) (n uint32, ok bool) {
+	// Only those with the field.
+	//exhaustive:ignore
 	switch Opcode(cdb[0]) {
 	case OpRequestSense, OpModeSense6:
 		n = uint32(cdb[4])

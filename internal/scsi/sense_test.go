@@ -110,19 +110,22 @@ func TestParseSense_CutOff(t *testing.T) {
 		{
 			"fixed, up to the length field",
 			[]byte{0xf0, 0, 3, 0, 0, 0, 9, 10},
-			scsi.Sense{Key: scsi.KeyMediumError, Information: 9, InformationValid: true}, true,
+			scsi.Sense{Key: scsi.KeyMediumError, Information: 9, InformationValid: true},
+			true,
 		},
 		{
 			"fixed, length field says no code",
 			[]byte{0xf0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0},
-			scsi.Sense{Key: scsi.KeyMediumError, Information: 9, InformationValid: true}, true,
+			scsi.Sense{Key: scsi.KeyMediumError, Information: 9, InformationValid: true},
+			true,
 		},
 		{"fixed, up to the code", []byte{0xf0, 0, 3, 0, 0, 0, 9, 10, 0, 0, 0, 0, 0x11, 0}, full, true},
 		{"descriptor, too short", []byte{0x72, 3, 0x11}, scsi.Sense{}, false},
 		{
 			"descriptor, descriptor cut off",
 			[]byte{0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0},
-			scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError}, true,
+			scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError},
+			true,
 		},
 		{
 			"descriptor, one of no interest first",

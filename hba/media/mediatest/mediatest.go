@@ -18,6 +18,7 @@ const MinBytes = 1 << 20
 // ones, each used by one test, of at least MinBytes. Abilities are tested if
 // they are there.
 func Run(t *testing.T, open func(t *testing.T) media.Media) {
+	t.Helper()
 	for _, tt := range []struct {
 		name string
 		test func(t *testing.T, m media.Media, a media.Abilities)
@@ -79,11 +80,13 @@ func want(t *testing.T, m media.Media, off int64, n int, b byte) {
 func fill(n int, b byte) []byte { return bytes.Repeat([]byte{b}, n) }
 
 func startsAsZeros(t *testing.T, m media.Media, _ media.Abilities) {
+	t.Helper()
 	want(t, m, 0, MinBytes, 0)
 	want(t, m, m.Size()-4096, 4096, 0)
 }
 
 func readsWhatWasWritten(t *testing.T, m media.Media, _ media.Abilities) {
+	t.Helper()
 	model := make([]byte, MinBytes)
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 100 {
@@ -118,6 +121,7 @@ func readsWhatWasWritten(t *testing.T, m media.Media, _ media.Abilities) {
 }
 
 func refusesRanges(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	size := m.Size()
 	write(t, m, fill(512, 7), size-512)
 	for _, r := range []struct {
@@ -175,6 +179,7 @@ func tried(done bool, err error) error {
 }
 
 func tries(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.NeverBlocks && (a.TryRead == nil || a.TryWrite == nil) {
 		t.Error("a medium that never blocks cannot try")
 	}
@@ -206,6 +211,7 @@ func tries(t *testing.T, m media.Media, a media.Abilities) {
 }
 
 func writesThrough(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.FUA == nil {
 		return
 	}
@@ -226,12 +232,14 @@ var holes = []struct{ off, n int64 }{
 }
 
 func discards(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.Discard != nil {
 		punch(t, m, a.Discard.Discard)
 	}
 }
 
 func zeroes(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.Zero == nil {
 		return
 	}
@@ -258,6 +266,7 @@ func punch(t *testing.T, m media.Media, fn func(off, n int64) error) {
 }
 
 func listsExtents(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.Extents == nil {
 		return
 	}
@@ -287,6 +296,7 @@ func listsExtents(t *testing.T, m media.Media, a media.Abilities) {
 }
 
 func comparesAndWrites(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.CompareAndWrite == nil {
 		return
 	}
@@ -313,6 +323,7 @@ func comparesAndWrites(t *testing.T, m media.Media, a media.Abilities) {
 // counts lets many goroutines count up one number, which only works if nobody's
 // write comes between another's compare and write.
 func counts(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.CompareAndWrite == nil {
 		return
 	}
@@ -353,6 +364,7 @@ func counts(t *testing.T, m media.Media, a media.Abilities) {
 }
 
 func resizes(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.Resize == nil {
 		return
 	}
@@ -382,6 +394,7 @@ func resizes(t *testing.T, m media.Media, a media.Abilities) {
 }
 
 func prefetches(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	if a.Prefetch == nil {
 		return
 	}
@@ -396,6 +409,7 @@ func prefetches(t *testing.T, m media.Media, a media.Abilities) {
 // keepsBlocksWhole has writers fill blocks with one byte each, side by side with
 // readers and discards.
 func keepsBlocksWhole(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	const blocks, block = 64, 512
 	var group sync.WaitGroup
 	for w := range 6 {
@@ -426,6 +440,7 @@ func keepsBlocksWhole(t *testing.T, m media.Media, a media.Abilities) {
 }
 
 func closes(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
 	write(t, m, fill(512, 1), 0)
 	if err := m.Close(); err != nil {
 		t.Fatalf("close: %v", err)
