@@ -90,8 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	_, _ = fmt.Fprintf(stderr, "vhbad: %v\n", err)
-	var u *usageError
-	if errors.As(err, &u) {
+	if _, ok := errors.AsType[*usageError](err); ok {
 		_, _ = fmt.Fprintf(stderr, "See `%s --help`.\n", cmd.CommandPath())
 		return exitUsage
 	}

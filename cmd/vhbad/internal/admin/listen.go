@@ -79,8 +79,7 @@ func listenLocked(ctx context.Context, path string, perm fs.FileMode) (*net.Unix
 
 // plain drops what net wraps around a system call's error.
 func plain(err error) error {
-	var oe *net.OpError
-	if errors.As(err, &oe) {
+	if oe, ok := errors.AsType[*net.OpError](err); ok {
 		return oe.Err
 	}
 	return err

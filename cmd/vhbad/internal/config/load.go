@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -69,7 +70,7 @@ func checkValues(name string, root *yaml.Node) error {
 		return nil
 	}
 	return walk(root.Content[0], reflect.TypeFor[File](), func(n *yaml.Node, t reflect.Type) error {
-		u, ok := reflect.New(t).Interface().(interface{ UnmarshalText(text []byte) error })
+		u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t))
 		if !ok || n.Kind != yaml.ScalarNode {
 			return nil
 		}
@@ -156,8 +157,7 @@ var (
 // unknown key those that are known.
 func nameErrors(name string, err error) error {
 	lines := []string{err.Error()}
-	var te *yaml.TypeError
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
 		lines = te.Errors
 	}
 	var out []error

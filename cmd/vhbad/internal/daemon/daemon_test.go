@@ -303,6 +303,7 @@ func TestStart_Unwinds(t *testing.T) {
 		want  []string
 	}{
 		{"admin in use", func(t *testing.T, s *settings) {
+			t.Helper()
 			s.Admin = filepath.Join(s.dir, "held.sock")
 			hold(t, s.Admin)
 		}, []string{"held.sock", "already served", "--admin"}},
@@ -315,6 +316,7 @@ func TestStart_Unwinds(t *testing.T) {
 			s.Listen = append(s.Listen, config.Address{Network: "tcp", Target: "192.0.2.1:0"})
 		}, []string{"192.0.2.1", "address of this machine"}},
 		{"unix in use", func(t *testing.T, s *settings) {
+			t.Helper()
 			path := filepath.Join(s.dir, "held.sock")
 			hold(t, path)
 			s.Listen = append(s.Listen, config.Address{Network: "unix", Target: path})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,8 +35,8 @@ func (d *Daemon) startListeners(ctx context.Context, m *machine) error {
 		}
 		opened = append(opened, l)
 	}
-	listeners = append(listeners[:len(listeners):len(listeners)], opened...)
-	stopped := make(chan error, len(listeners))
+	listeners = append(slices.Clip(listeners), opened...)
+	stopped := make(chan struct{}, len(listeners))
 	d.push("clients", func(ctx context.Context) error {
 		err := m.server.Shutdown(ctx)
 		for range listeners {
@@ -50,13 +51,13 @@ func (d *Daemon) startListeners(ctx context.Context, m *machine) error {
 		})
 		go func() {
 			err := m.server.Serve(l)
-			stopped <- err
 			if !errors.Is(err, nbd.ErrServerClosed) {
 				select {
 				case d.failed <- err:
 				default: // one is enough to stop for
 				}
 			}
+			stopped <- struct{}{}
 		}()
 	}
 	return nil
@@ -76,8 +77,7 @@ func listen(ctx context.Context, a config.Address) (net.Listener, error) {
 // plain drops what package net wraps around a system call's error, and says what
 // to do about the usual ones.
 func plain(err error) error {
-	var oe *net.OpError
-	if errors.As(err, &oe) {
+	if oe, ok := errors.AsType[*net.OpError](err); ok {
 		err = oe.Err
 	}
 	switch {
