@@ -82,11 +82,11 @@ func (g *rangeGate) enterSlow(c *command, h hold) []*command {
 // leave ends c's hold and returns the commands that may run now.
 func (g *rangeGate) leave(c *command) []*command {
 	h := c.hold
-	c.hold = holdNone
 	switch h {
 	case holdNone:
 		return nil
 	case holdFast:
+		c.hold = holdNone
 		c.s.fast.Add(-1)
 		if g.exclusive.Load() == 0 {
 			return nil
@@ -104,6 +104,7 @@ func (g *rangeGate) leave(c *command) []*command {
 			break
 		}
 	}
+	c.hold = holdNone // others looked at it while c was among the running
 	if h == holdExclusive {
 		g.exclusive.Add(-1)
 	}

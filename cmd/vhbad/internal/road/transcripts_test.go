@@ -1,107 +1,50 @@
-package transcript
+package road
 
 import (
-	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/cockroachdb/datadriven"
 
-	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
-	"github.com/vhbad/vhbad/hba/target"
-	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/port"
-	"github.com/vhbad/vhbad/port/disk"
 )
 
-// A road is the whole stack with one queue pair and one connection.
-type road struct {
-	t      *testing.T
+// A traced is a road whose borders are watched, and one connection on it.
+type traced struct {
+	*road
 	r      *recorder
 	medium *tracedMedium
-	system *port.System
 	conn   net.Conn
 	cookie uint64
 }
 
-const diskBytes = 1 << 20
-
-func newRoad(t *testing.T, queues, ringEntries int, strict bool) *road {
+func newTraced(t *testing.T, queues, ringEntries int, strict bool) *traced {
 	t.Helper()
-	w := &road{t: t, r: &recorder{}}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	memory, err := media.NewMemory(media.MemoryConfig{SizeBytes: diskBytes})
-	must(err)
-	w.medium = &tracedMedium{Memory: memory, r: w.r}
-	arena, err := dma.NewArena(256 << 20)
-	must(err)
-	iommu := dma.NewIOMMU(arena)
-	device, err := hba.New(hba.Config{QueuePairs: queues, Workers: 1, IOMMU: iommu})
-	must(err)
-	unit, err := target.NewUnit(w.medium, target.Config{Serial: "disk0", BlockBytes: 512, WriteCache: true})
-	must(err)
-	must(device.AddUnit(0, 0, unit))
-	w.system = port.NewSystem(port.SystemConfig{IOMMU: iommu, Verify: true})
-	p, err := w.system.NewProcessor("start")
-	must(err)
-	driver := &tracedDriver{miniport.New(miniport.Options{Queues: queues, RingEntries: ringEntries}), w.r}
-	adapter, err := w.system.AddAdapter(p, &tracedFunction{device, w.r}, driver, port.AdapterOptions{StrictSegments: strict})
-	must(err)
-	must(adapter.Enumerate(p))
-	d, err := disk.Attach(p, adapter.LogicalUnits()[0], disk.Options{Arena: arena})
-	must(err)
-	exports, err := nbd.NewExportSet(nbd.Export{Name: "disk0", Device: &tracedDevice{d, w.r}})
-	must(err)
-	server := &nbd.Server{Exports: exports, Arena: arena}
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "nbd"))
-	must(err)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	w.conn, err = net.Dial("unix", l.Addr().String())
-	must(err)
-	w.negotiate()
-	t.Cleanup(func() {
-		_ = w.conn.Close()
-		if err := server.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; !errors.Is(err, nbd.ErrServerClosed) {
-			t.Error(err)
-		}
-		adapter.Remove(p)
-		p.Close()
-		device.Close()
-		if err := memory.Close(); err != nil {
-			t.Error(err)
-		}
-		for _, v := range w.system.Verifier().Violations() {
-			t.Errorf("violation: %s", v)
-		}
-		if n := iommu.WindowsInUse(); n != 0 {
-			t.Errorf("%d IOMMU windows left", n)
-		}
-		if err := arena.Close(); err != nil {
-			t.Error(err)
-		}
+	w := &traced{r: &recorder{}}
+	w.road = newRoad(t, shape{
+		queues: queues, ringEntries: ringEntries, strict: strict, sizeBytes: 1 << 20,
+		medium: func(m *media.Memory) media.Media {
+			w.medium = &tracedMedium{Memory: m, r: w.r}
+			return w.medium
+		},
+		function: func(f pci.Function) pci.Function { return &tracedFunction{f, w.r} },
+		miniport: func(d *miniport.Driver) port.Miniport { return &tracedDriver{d, w.r} },
+		device:   func(d nbd.Device) nbd.Device { return &tracedDevice{d, w.r} },
 	})
+	w.conn = w.dial()
+	w.negotiate()
 	return w
 }
 
-func (w *road) read(n int) []byte {
+func (w *traced) read(n int) []byte {
 	w.t.Helper()
 	b := make([]byte, n)
 	if _, err := io.ReadFull(w.conn, b); err != nil {
@@ -110,7 +53,7 @@ func (w *road) read(n int) []byte {
 	return b
 }
 
-func (w *road) write(b []byte) {
+func (w *traced) write(b []byte) {
 	w.t.Helper()
 	if _, err := w.conn.Write(b); err != nil {
 		w.t.Fatal(err)
@@ -118,7 +61,7 @@ func (w *road) write(b []byte) {
 }
 
 // negotiate asks for the default export with NBD_OPT_EXPORT_NAME.
-func (w *road) negotiate() {
+func (w *traced) negotiate() {
 	w.read(18)
 	w.write([]byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x00"))
 	w.read(10)
@@ -131,7 +74,7 @@ type command struct {
 }
 
 // send sends commands in one write and waits for every reply.
-func (w *road) send(commands []command) {
+func (w *traced) send(commands []command) {
 	w.t.Helper()
 	var msg []byte
 	asked := map[uint64]command{}
@@ -177,13 +120,13 @@ var kinds = map[string]uint16{"read": 0, "write": 1, "flush": 3, "trim": 4, "cac
 
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(outer *testing.T, path string) {
-		var w *road
+		var w *traced
 		datadriven.RunTest(outer, path, func(t *testing.T, d *datadriven.TestData) string {
 			if d.Cmd == "machine" {
 				queues, ring := 1, 64
 				scan(t, d, "queues", &queues)
 				scan(t, d, "ring", &ring)
-				w = newRoad(outer, queues, ring, d.HasArg("strict"))
+				w = newTraced(outer, queues, ring, d.HasArg("strict"))
 				return ""
 			}
 			if d.Cmd == "fail" {

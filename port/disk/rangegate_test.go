@@ -1,0 +1,122 @@
+package disk
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+func gateCommand(g *rangeGate, from, to uint64) *command {
+	s := &session{d: &Disk{}}
+	g.register(&s.fast)
+	return &command{s: s, lockFrom: from, lockTo: to}
+}
+
+func has(list []*command, c *command) bool {
+	for _, x := range list {
+		if x == c {
+			return true
+		}
+	}
+	return false
+}
+
+// A partial write waits for whole-block writes that came before it, and holds
+// back those that overlap and come after.
+func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
+	var g rangeGate
+	early, part := gateCommand(&g, 0, 512), gateCommand(&g, 0, 512)
+	if !g.enterFast(&early.s.fast) {
+		t.Fatal("the fast way is closed with no partial write about")
+	}
+	early.hold = holdFast
+	if got := g.enterSlow(part, holdExclusive); len(got) != 0 {
+		t.Fatal("a partial write ran beside a write that it may have missed")
+	}
+	late, far := gateCommand(&g, 0, 4096), gateCommand(&g, 8192, 8704)
+	for _, c := range []*command{late, far} {
+		if g.enterFast(&c.s.fast) {
+			t.Fatal("the fast way is open with a partial write about")
+		}
+	}
+	if got := g.enterSlow(far, holdShared); !has(got, far) {
+		t.Error("a write elsewhere was held back")
+	}
+	if got := g.enterSlow(late, holdShared); len(got) != 0 {
+		t.Error("a write of the same block overtook the partial one")
+	}
+	if got := g.leave(early); !has(got, part) || has(got, late) {
+		t.Errorf("after the early write: %d granted, want the partial one alone", len(got))
+	}
+	if got := g.leave(part); !has(got, late) {
+		t.Error("the late write was forgotten")
+	}
+	g.leave(late)
+	g.leave(far)
+	if !g.enterFast(&late.s.fast) {
+		t.Error("the fast way stays closed")
+	}
+}
+
+// From many goroutines, a holder of a block alone is alone, and nobody is
+// forgotten.
+func TestRangeGate_Stress(t *testing.T) {
+	const workers, rounds, blocks = 6, 3000, 8
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var g rangeGate
+	var shared, exclusive [blocks]atomic.Int32
+	var wg sync.WaitGroup
+	granted := make([]chan struct{}, workers)
+	byCommand := map[*command]int{}
+	commands := make([]*command, workers)
+	for i := range workers {
+		granted[i] = make(chan struct{}, 1)
+		commands[i] = gateCommand(&g, 0, 0)
+		byCommand[commands[i]] = i
+	}
+	wake := func(list []*command) {
+		for _, c := range list {
+			granted[byCommand[c]] <- struct{}{}
+		}
+	}
+	for i := range workers {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(i)))
+			c := commands[i]
+			for range rounds {
+				b := rng.IntN(blocks)
+				c.lockFrom, c.lockTo = uint64(b), uint64(b+1)
+				alone := rng.IntN(4) == 0
+				switch {
+				case alone:
+					wake(g.enterSlow(c, holdExclusive))
+					<-granted[i]
+				case g.enterFast(&c.s.fast):
+					c.hold = holdFast
+				default:
+					wake(g.enterSlow(c, holdShared))
+					<-granted[i]
+				}
+				if alone {
+					if exclusive[b].Add(1) != 1 || shared[b].Load() != 0 {
+						t.Error("a partial write is not alone")
+					}
+					exclusive[b].Add(-1)
+				} else {
+					shared[b].Add(1)
+					if exclusive[b].Load() != 0 {
+						t.Error("a write runs beside a partial one")
+					}
+					shared[b].Add(-1)
+				}
+				wake(g.leave(c))
+			}
+		})
+	}
+	wg.Wait()
+	if len(g.running) != 0 || len(g.waiting) != 0 || g.exclusive.Load() != 0 {
+		t.Errorf("left over: %d running, %d waiting, %d exclusive", len(g.running), len(g.waiting), g.exclusive.Load())
+	}
+}
