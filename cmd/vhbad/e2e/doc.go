@@ -21,8 +21,8 @@
 // a console of its own, the host turns each line into a subtest, and a step the
 // guest never reached is a failure. So scenarios are Go, on both sides the same.
 //
-// The guest's root is the host's file system mounted read-only. It can write to
-// tmpfs under /run, and to the scratch folder that the test gives it.
+// The guest's root is the host's file system, mounted read-only; it writes only to
+// its own tmpfs under /run.
 //
 // # Flags
 //

@@ -25,7 +25,6 @@ const (
 	envScenario = "VHBAD_GUEST_SCENARIO" // name of the scenario to run
 	envServer   = "VHBAD_GUEST_SERVER"   // serverVhbad or serverNbdkit
 	envBinary   = "VHBAD_GUEST_BINARY"   // path of vhbad
-	envScratch  = "VHBAD_GUEST_SCRATCH"  // host folder that the guest may write to
 )
 
 // A step is one line of a scenario's report. Steps run in order, and the first to
@@ -44,10 +43,9 @@ type scenario struct {
 // A guest is the inside of a boot: it lives in process 1 of the guest kernel.
 // Only the goroutine that runs the steps uses it.
 type guest struct {
-	kind    string // of the server
-	binary  string // vhbad
-	scratch string // writable folder of the host
-	seed    uint64
+	kind   string // of the server
+	binary string // vhbad
+	seed   uint64
 
 	server *exec.Cmd
 	log    *bytes.Buffer // of the server; read only after it was waited for
@@ -55,7 +53,7 @@ type guest struct {
 
 // Where things are in the guest.
 const (
-	guestScratch = "/run/scratch"
+	guestImage   = "/run/tmp/disk.img"
 	guestMount   = "/run/disk"
 	guestSocket  = "/run/vhbad.sock"
 	guestTCP     = "127.0.0.1:10809"
@@ -86,7 +84,7 @@ func guestMain() bool {
 
 func runScenario(name string, results *os.File) {
 	g := &guest{
-		kind: os.Getenv(envServer), binary: os.Getenv(envBinary), scratch: os.Getenv(envScratch),
+		kind: os.Getenv(envServer), binary: os.Getenv(envBinary),
 		seed: uint64(time.Now().UnixNano()),
 	}
 	report := func(step string, began time.Time, err error) {
@@ -128,22 +126,14 @@ func (g *guest) dump() {
 	}
 }
 
-// boot mounts what a system has, lets the guest write to its scratch folder, and
-// loads nbd.ko.
+// boot mounts what a system has and loads nbd.ko.
 func (g *guest) boot() error {
-	for _, m := range []struct{ kind, folder, options string }{
-		{"proc", "/proc", ""},
-		{"sysfs", "/sys", ""},
-		{"tmpfs", "/run", ""},
-		{"tmpfs", "/dev/shm", ""},
-		{"hostfs", guestScratch, g.scratch},
+	for _, m := range []struct{ kind, folder string }{
+		{"proc", "/proc"},
+		{"sysfs", "/sys"},
+		{"tmpfs", "/run"},
 	} {
-		if strings.HasPrefix(m.folder, "/run/") || m.folder == "/dev/shm" {
-			if err := os.MkdirAll(m.folder, 0o755); err != nil {
-				return err
-			}
-		}
-		if err := unix.Mount("none", m.folder, m.kind, 0, m.options); err != nil {
+		if err := unix.Mount("none", m.folder, m.kind, 0, ""); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.kind, m.folder, err)
 		}
 	}

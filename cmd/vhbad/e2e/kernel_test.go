@@ -5,12 +5,10 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,7 +22,7 @@ const (
 	// guestMemory is an upper bound: the guest's memory is a sparse file.
 	guestMemory = "768M"
 	// guestDeadline bounds one boot, from start to power-off.
-	guestDeadline = 5 * time.Minute
+	guestDeadline = 8 * time.Minute
 	// mapCount is how many mappings a host process may have. The guest kernel maps
 	// each page that a guest process touches, so a big daemon needs many.
 	mapCount     = 1 << 20
@@ -89,13 +87,6 @@ type result struct {
 // boot runs one scenario in a guest and turns its steps into subtests.
 func boot(t *testing.T, s scenario) {
 	t.Helper()
-	scratch := t.TempDir()
-	if *serverFlag == serverNbdkit { // vhbad makes its image by itself
-		path := filepath.Join(scratch, "disk.img")
-		if err := errors.Join(os.WriteFile(path, nil, 0o644), os.Truncate(path, 512<<20)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -107,10 +98,10 @@ func boot(t *testing.T, s scenario) {
 	console := new(bytes.Buffer)
 	uml := exec.Command(tool(t, "linux.uml"),
 		"mem="+guestMemory, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+self,
-		"con=null", "con0=null,fd:1", "con1=null,fd:3", "quiet", "panic=-1", "uml_dir="+scratch+"/uml/",
+		"con=null", "con0=null,fd:1", "con1=null,fd:3", "quiet", "panic=-1", "uml_dir="+t.TempDir()+"/",
 		// Signals are dear in the guest; init needs no preemption.
 		"GODEBUG=asyncpreemptoff=1",
-		envScenario+"="+s.name, envServer+"="+*serverFlag, envBinary+"="+vhbadBinary, envScratch+"="+scratch)
+		envScenario+"="+s.name, envServer+"="+*serverFlag, envBinary+"="+vhbadBinary)
 	uml.Stdout, uml.Stderr = console, console
 	uml.ExtraFiles = []*os.File{guestResults}
 	uml.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

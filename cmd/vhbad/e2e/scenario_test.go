@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strings"
 )
 
@@ -158,15 +160,23 @@ func blockRange(size string) string {
 }
 
 // restartScenario keeps files on a file-backed disk over a server's orderly end
-// and over its sudden death.
+// and over its sudden death. The image is on tmpfs: that is where the guest can
+// write, and unlike hostfs it knows holes, so that the disk can be trimmed.
 func restartScenario() scenario {
 	s := scenario{name: "restart"}
 	add := func(name string, run func(g *guest) error) { s.steps = append(s.steps, step{name, run}) }
 	start := func(g *guest) error {
-		if g.kind == serverVhbad {
-			return g.startServer(overUnix, "file:"+guestScratch+"/disk.img,size="+diskSize)
+		if g.kind == serverVhbad { // it makes the image if there is none
+			return g.startServer(overUnix, "file:"+guestImage+",size="+diskSize)
 		}
-		return g.startServer(overUnix, "file:"+guestScratch+"/disk.img")
+		f, err := os.OpenFile(guestImage, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Truncate(512<<20), f.Close()); err != nil {
+			return err
+		}
+		return g.startServer(overUnix, "file:"+guestImage)
 	}
 	attach := func(g *guest) error { return g.attach(nbdClient, overUnix, 4) }
 	detach := func(g *guest) error { return g.detach(nbdClient) }
