@@ -33,7 +33,7 @@ const (
 	// MinBlocks is how many blocks each unit must have.
 	MinBlocks = 8192
 	// ArenaBytes is the memory of the suite's machines.
-	ArenaBytes = 256 << 20
+	ArenaBytes = 64 << 20
 )
 
 // TestMiniport runs the conformance suite. Each test gets a subject of its own,

@@ -1,0 +1,5 @@
+//go:build !race
+
+package miniport_test
+
+const raceEnabled = false
