@@ -25,9 +25,9 @@
 // # Concurrency
 //
 // Any number of calls may run at once, on the same range too; then a read sees
-// each of its blocks before or after a write to it. Memory never tears a block;
-// File tears where the kernel does, at its pages' ends. Close waits for calls in
-// progress; later ones give ErrClosed.
+// each byte before or after a write to it. Memory never shows a block half
+// written; File does if the kernel does, whose reads do not wait for writes.
+// Close waits for calls in progress; later ones give ErrClosed.
 //
 // # Lock order
 //

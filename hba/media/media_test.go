@@ -45,21 +45,21 @@ func newFile(tb testing.TB, c media.FileConfig) *media.File {
 }
 
 func TestMemory_Conformance(t *testing.T) {
-	mediatest.Run(t, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{WholeBlocks: true}, func(t *testing.T) media.Media {
 		t.Helper()
 		return newMemory(t, media.MemoryConfig{SizeBytes: mediatest.MinBytes + 3<<30 + 512})
 	})
 }
 
 func TestFile_Conformance(t *testing.T) {
-	mediatest.Run(t, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{}, func(t *testing.T) media.Media {
 		t.Helper()
 		return newFile(t, media.FileConfig{SizeBytes: mediatest.MinBytes + 64<<10 + 512})
 	})
 }
 
 func TestBackend_Conformance(t *testing.T) {
-	mediatest.Run(t, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{WholeBlocks: true}, func(t *testing.T) media.Media {
 		t.Helper()
 		b, err := media.NewBackend("plain", backend.NewMemoryBackend(make([]byte, mediatest.MinBytes+512)))
 		if err != nil {
@@ -80,7 +80,7 @@ func (b ableBackend) WriteAtFUA(p []byte, off int64) (int, error) { return b.Wri
 func (b ableBackend) Prefetch(int64, int64) error                 { return nil }
 
 func TestBackend_ConformanceWithAbilities(t *testing.T) {
-	mediatest.Run(t, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{WholeBlocks: true}, func(t *testing.T) media.Media {
 		t.Helper()
 		inner, err := media.NewMemory(media.MemoryConfig{SizeBytes: mediatest.MinBytes})
 		if err != nil {

@@ -14,10 +14,16 @@ import (
 // MinBytes is the least size that Run needs of a medium.
 const MinBytes = 1 << 20
 
+// Options say what a medium promises beyond what all do.
+type Options struct {
+	// WholeBlocks: a read never sees a block of 512 bytes half written.
+	WholeBlocks bool
+}
+
 // Run checks the promises of package media on media that open returns: empty
 // ones, each used by one test, of at least MinBytes. Abilities are tested if
 // they are there.
-func Run(t *testing.T, open func(t *testing.T) media.Media) {
+func Run(t *testing.T, o Options, open func(t *testing.T) media.Media) {
 	t.Helper()
 	for _, tt := range []struct {
 		name string
@@ -35,7 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) media.Media) {
 		{"CountsByCompareAndWrite", counts},
 		{"Resizes", resizes},
 		{"Prefetches", prefetches},
-		{"KeepsBlocksWhole", keepsBlocksWhole},
+		{"RunsConcurrently", o.runsConcurrently},
 		{"Closes", closes},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -406,9 +412,9 @@ func prefetches(t *testing.T, m media.Media, a media.Abilities) {
 	want(t, m, 0, 4096, 0)
 }
 
-// keepsBlocksWhole has writers fill blocks with one byte each, side by side with
+// runsConcurrently has writers fill blocks with one byte each, side by side with
 // readers and discards.
-func keepsBlocksWhole(t *testing.T, m media.Media, a media.Abilities) {
+func (o Options) runsConcurrently(t *testing.T, m media.Media, a media.Abilities) {
 	t.Helper()
 	const blocks, block = 64, 512
 	var group sync.WaitGroup
@@ -426,8 +432,11 @@ func keepsBlocksWhole(t *testing.T, m media.Media, a media.Abilities) {
 					err = a.Discard.Discard(off, block)
 				default:
 					_, err = m.ReadAt(p, off)
-					if !bytes.Equal(p, fill(block, p[0])) {
+					if o.WholeBlocks && !bytes.Equal(p, fill(block, p[0])) {
 						t.Errorf("block at %d is torn: begins with %d, ends with %d", off, p[0], p[block-1])
+					}
+					if i := bytes.IndexFunc(p, func(r rune) bool { return r > 3 }); i >= 0 {
+						t.Errorf("byte %d was written by nobody: %d", off+int64(i), p[i])
 					}
 				}
 				if err != nil {
