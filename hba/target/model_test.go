@@ -25,12 +25,13 @@ type model struct {
 	unit   *target.Unit
 	blocks []byte
 	bs     int
+	found  []byte // room for check, which runs after every step
 }
 
 // TestUnit_Model runs random commands on a unit and on a slice of bytes. rapid
 // prints the seed of a failure and shrinks it.
 func TestUnit_Model(t *testing.T) {
-	const sizeBytes = 192 << 10 // three chunks of memory
+	const sizeBytes = 136 << 10 // two chunks of memory and a bit
 	for _, tt := range []struct {
 		name string
 		bs   uint32
@@ -81,7 +82,7 @@ func TestUnit_Model(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				d := &model{unit: u, blocks: make([]byte, sizeBytes), bs: int(tt.bs)}
+				d := &model{unit: u, blocks: make([]byte, sizeBytes), bs: int(tt.bs), found: make([]byte, sizeBytes)}
 				t.Repeat(map[string]func(*rapid.T){
 					"":                d.check,
 					"read":            d.read,
@@ -230,7 +231,7 @@ func (d *model) outOfRange(t *rapid.T) {
 
 // check compares everything, and what the unit says of holes.
 func (d *model) check(t *rapid.T) {
-	got := make([]byte, len(d.blocks))
+	got := d.found
 	d.good(t, read16(0, uint32(len(d.blocks)/d.bs)), target.DataIn, got)
 	if !bytes.Equal(got, d.blocks) {
 		for i := range got {
@@ -239,7 +240,7 @@ func (d *model) check(t *rapid.T) {
 			}
 		}
 	}
-	b := make([]byte, 8+16*1024)
+	b := d.found[:8+16*1024]
 	task := d.execute(t, func(c *[16]byte) int { return scsi.PutGetLBAStatus(c, 0, uint32(len(b))) }, target.DataIn, b)
 	n, _ := scsi.ParseLBAStatusHeader(b)
 	next := uint64(0)
