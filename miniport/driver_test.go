@@ -4,7 +4,6 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/port"
 	"github.com/vhbad/vhbad/port/porttest"
@@ -13,7 +12,7 @@ import (
 // TestInterrupt_StaleCompletion: completions of finished commands, and ones with
 // tags that make no sense, complete nothing and are counted.
 func TestInterrupt_StaleCompletion(t *testing.T) {
-	m, r, p, a := bring(t, miniport.Options{}, hba.Config{})
+	m, r, p, a := bring(t, miniport.Options{})
 	lu := a.LogicalUnits()[0]
 	batch := m.NewBatch(t, a, 1, 4096)
 	batch.Requests[0].Read(0, 1, 512)
@@ -52,7 +51,7 @@ func TestInterrupt_StaleCompletion(t *testing.T) {
 // keeps every SRB; the next one, when it can, hands them back.
 func TestResetBus_Blocked(t *testing.T) {
 	const n = 30
-	m, r, p, a := bring(t, miniport.Options{ResetTimeout: 1}, hba.Config{})
+	m, r, p, a := bring(t, miniport.Options{ResetTimeout: 1})
 	lu := a.LogicalUnits()[0]
 	batch := m.NewBatch(t, a, n, 4096)
 	release := r.hold()
@@ -90,7 +89,7 @@ func TestResetBus_Blocked(t *testing.T) {
 // TestBuildIo_Refusals: what cannot be sent is completed with a status that says
 // so, and takes no tag.
 func TestBuildIo_Refusals(t *testing.T) {
-	m, r, p, a := bring(t, miniport.Options{Queues: 1}, hba.Config{})
+	m, r, p, a := bring(t, miniport.Options{Queues: 1})
 	lu := a.LogicalUnits()[0]
 	batch := m.NewBatch(t, a, 2, 4096)
 	x, other := batch.Requests[0], batch.Requests[1]
@@ -132,7 +131,7 @@ func TestFindAdapter_NotOurs(t *testing.T) {
 // and over; BUSY and QUEUE FULL bring every request through.
 func TestQueueFull_Recovers(t *testing.T) {
 	const n = 64
-	m, r, p, a := bring(t, miniport.Options{RingEntries: 8}, hba.Config{})
+	m, r, p, a := bring(t, miniport.Options{RingEntries: 8})
 	lu := a.LogicalUnits()[0]
 	batch := m.NewBatch(t, a, n, 4096)
 	release := r.hold()

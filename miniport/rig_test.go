@@ -60,11 +60,15 @@ func (m *gatedMedia) TryWriteAt(p []byte, off int64) (bool, error) {
 	return m.Memory.TryWriteAt(p, off)
 }
 
+// shut keeps mu until open.
+//
+// +checklocksignore: held on return.
 func (m *gatedMedia) shut() {
 	m.mu.Lock()
 	m.closed.Store(true)
 }
 
+// +checklocksignore: see shut.
 func (m *gatedMedia) open() {
 	m.closed.Store(false)
 	m.mu.Unlock()
@@ -136,10 +140,10 @@ func (r *rig) subject(strict bool) porttest.Subject {
 }
 
 // bring brings a rig up on a machine of its own, on processor p.
-func bring(t testing.TB, o miniport.Options, c hba.Config) (*porttest.Machine, *rig, *port.Processor, *port.Adapter) {
+func bring(t testing.TB, o miniport.Options) (*porttest.Machine, *rig, *port.Processor, *port.Adapter) {
 	t.Helper()
 	m := porttest.NewMachine(t, porttest.ArenaBytes)
-	r := newRig(t, m.IOMMU, o, c)
+	r := newRig(t, m.IOMMU, o, hba.Config{})
 	p := m.Processor(t, "test")
 	return m, r, p, m.Adapter(t, p, r.subject(false))
 }

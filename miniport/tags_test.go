@@ -32,7 +32,7 @@ func TestTagPool_Model(t *testing.T) {
 				}
 				out[index] = tag
 			},
-			"retire": func(t *rapid.T) {
+			"retire": func(*rapid.T) {
 				for index, tag := range out {
 					delete(out, index)
 					last[index] = tag
@@ -40,7 +40,7 @@ func TestTagPool_Model(t *testing.T) {
 					return
 				}
 			},
-			"put": func(t *rapid.T) {
+			"put": func(*rapid.T) {
 				for index, tag := range out {
 					delete(out, index)
 					pool.put(tag)

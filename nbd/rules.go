@@ -82,11 +82,11 @@ func (r *rules) check(h *protocol.TransmissionRequestHeader) (Op, Errno) {
 		return opUnknown, EINVAL
 	}
 	rule := &r.commands[h.Type]
+	if rule.writes && r.readOnly {
+		return rule.op, EPERM // also for what would not be supported otherwise
+	}
 	if !rule.supported || h.CommandFlags&^rule.flags != 0 {
 		return rule.op, EINVAL
-	}
-	if rule.writes && r.readOnly {
-		return rule.op, EPERM
 	}
 	if !rule.ranged {
 		return rule.op, OK // reserved offset and length are ignored, as most servers do

@@ -98,7 +98,6 @@ type Adapter struct {
 	uncachedWindow dma.Window
 	uncachedAddr   dma.Addr
 	kickDpc        Dpc
-	timerFn        func(p *Processor)
 
 	state atomic.Uint32
 	gate  atomic.Uint32

@@ -48,7 +48,7 @@ func (m InterruptSynchronizationMode) String() string {
 type Feature uint32
 
 const (
-	// FeatureAbortCommand: the miniport takes FunctionAbortCommand.
+	// FeatureAbortCommand says that the miniport takes FunctionAbortCommand.
 	// Source: storport.h STOR_ADAPTER_FEATURE_ABORT_COMMAND.
 	FeatureAbortCommand Feature = 1 << iota
 )

@@ -50,6 +50,8 @@ func (l *spinLock) String() string {
 
 // acquire takes l. With the verifier on, it reports a breach of the lock order
 // and refuses a lock that p holds already, which would otherwise hang.
+//
+// +checklocksignore: the lock is held on return, and tracked at run time.
 func (l *spinLock) acquire(p *Processor) bool {
 	if p.verify && !p.mayAcquire(l) {
 		return false
@@ -64,6 +66,8 @@ func (l *spinLock) acquire(p *Processor) bool {
 }
 
 // release gives l back. Locks may be released in any order.
+//
+// +checklocksignore: see acquire.
 func (l *spinLock) release(p *Processor) {
 	for i := p.nheld - 1; i >= 0; i-- {
 		if p.held[i] == l {

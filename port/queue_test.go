@@ -19,13 +19,12 @@ func tags(srbs []*SRB) []uint32 {
 	return out
 }
 
-func (b *bench) wantStarted(want ...*SRB) []*SRB {
+func (b *bench) wantStarted(want ...*SRB) {
 	b.t.Helper()
 	got := b.d.take()
 	if !slices.Equal(tags(got), tags(want)) {
 		b.t.Fatalf("started tags %v, want %v", tags(got), tags(want))
 	}
-	return got
 }
 
 func (b *bench) srbs(n int, done *finished) []*SRB {
@@ -164,7 +163,7 @@ func TestQueue_BusyRetries(t *testing.T) {
 		done := &finished{}
 		s := b.srb(done)
 		b.lu.Submit(b.p, []*SRB{s})
-		time.Sleep(10 * time.Second) //nolint:forbidigo // synctest's clock
+		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if tries != 4 || !slices.Equal(times, []time.Duration{0, time.Second, 2 * time.Second, 3 * time.Second}) {
 			t.Errorf("%d tries at %v, want 4, a second apart", tries, times)
@@ -213,10 +212,10 @@ func TestQueue_PauseAndBusy(t *testing.T) {
 		b.a.Pause(b.p, 10)
 		b.a.Pause(b.p, 60)
 		b.lu.Submit(b.p, s[:1])
-		time.Sleep(30 * time.Second) //nolint:forbidigo // synctest's clock
+		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		b.wantStarted()
-		time.Sleep(31 * time.Second) //nolint:forbidigo // synctest's clock
+		time.Sleep(31 * time.Second)
 		synctest.Wait()
 		b.wantStarted(s[0])
 
@@ -350,12 +349,12 @@ func TestReset_Escalates(t *testing.T) {
 				done := &finished{}
 				s := b.srbs(2, done)
 				b.lu.Submit(b.p, s)
-				time.Sleep(4 * time.Second) //nolint:forbidigo // synctest's clock
+				time.Sleep(4 * time.Second)
 				synctest.Wait()
 				if got := steps(); len(got) != 0 {
 					t.Fatalf("resets %v before the timeout", got)
 				}
-				time.Sleep(2 * time.Second) //nolint:forbidigo // synctest's clock
+				time.Sleep(2 * time.Second)
 				synctest.Wait()
 				if got, want := steps(), []string{"unit", "target", "bus"}[:level+1]; !slices.Equal(got, want) {
 					t.Errorf("resets %v, want %v", got, want)
@@ -386,7 +385,7 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 		b.lu.Submit(b.p, s)
 		b.d.take()
 		for _, x := range s[1:] {
-			time.Sleep(3 * time.Second) //nolint:forbidigo // synctest's clock
+			time.Sleep(3 * time.Second)
 			synctest.Wait()
 			b.d.complete(b.p, x)
 		}
@@ -394,7 +393,7 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 			t.Errorf("%d timeouts while the unit made progress", n)
 		}
 		b.d.complete(b.p, s[0])
-		time.Sleep(time.Minute) //nolint:forbidigo // synctest's clock
+		time.Sleep(time.Minute)
 		synctest.Wait()
 		if n := b.a.timeouts.Load(); n != 0 {
 			t.Errorf("%d timeouts with nothing outstanding", n)

@@ -202,7 +202,7 @@ func (a *Adapter) ResetDetected(*Processor) { a.detected.Add(1) }
 // out, and waits for the result.
 //
 // Level: Passive.
-func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
+func (a *Adapter) ResetNow(_ *Processor, lu *LogicalUnit, level ResetLevel) error {
 	done := make(chan bool, 1)
 	lu.mu.Lock()
 	busy := lu.gate.Load()&gateRecovering != 0

@@ -284,7 +284,9 @@ func (a *Adapter) StallExecution(p *Processor, d time.Duration) {
 	if p.verify && (d > stallSoftLimit || p.callback == inStartIo) {
 		p.violate(CheckHoldTime, nil, fmt.Sprintf("StallExecution of %s in %s", d, p.callback))
 	}
-	for end := time.Now().Add(min(d, stallHardLimit)); time.Now().Before(end); {
+	end := time.Now().Add(min(d, stallHardLimit))
+	for time.Now().Before(end) {
+		continue // the point is to be busy
 	}
 }
 

@@ -25,9 +25,11 @@ const (
 // order of arrival, until the unit and the adapter take them. The vendor's
 // stack shows it to class drivers as a physical device object.
 type LogicalUnit struct {
-	a                 *Adapter
-	path, target, lun uint8
-	inquiry           [scsi.StandardInquiryBytes]byte
+	a       *Adapter
+	path    uint8
+	target  uint8
+	lun     uint8
+	inquiry [scsi.StandardInquiryBytes]byte
 
 	// Extension is the miniport's own memory for this unit, of
 	// Config.LuExtensionBytes, zeroed when the unit was found.
@@ -45,7 +47,9 @@ type LogicalUnit struct {
 	// pending SRBs were given to the miniport and have not been finished,
 	// oldest first.
 	// +checklocks:mu
-	pendingHead, pendingTail *SRB
+	pendingHead *SRB
+	// +checklocks:mu
+	pendingTail *SRB
 	// outstanding is the length of the pending list.
 	// +checklocks:mu
 	outstanding int
@@ -65,7 +69,9 @@ type LogicalUnit struct {
 	lockCount int
 	// pauseTurn and busyTurn number the pauses, so that a timer ends only its own.
 	// +checklocks:mu
-	pauseTurn, busyTurn uint64
+	pauseTurn uint64
+	// +checklocks:mu
+	busyTurn uint64
 	// timeLeft is the unit's one timer in seconds: -1 when nothing is pending.
 	// +checklocks:mu
 	timeLeft int64
@@ -82,10 +88,14 @@ type LUStats struct {
 	Timeouts                    uint64
 }
 
-// Path, Target and Lun are the unit's address.
-func (lu *LogicalUnit) Path() uint8   { return lu.path }
+// Path is the bus that the unit is on.
+func (lu *LogicalUnit) Path() uint8 { return lu.path }
+
+// Target is the unit's target on that bus.
 func (lu *LogicalUnit) Target() uint8 { return lu.target }
-func (lu *LogicalUnit) Lun() uint8    { return lu.lun }
+
+// Lun is the unit's number on that target.
+func (lu *LogicalUnit) Lun() uint8 { return lu.lun }
 
 // Adapter is the adapter that the unit hangs on.
 func (lu *LogicalUnit) Adapter() *Adapter { return lu.a }

@@ -154,7 +154,7 @@ func (c *command) syncsAfter(g *geometry) bool {
 }
 
 // reset makes the SRB ready to be filled.
-func (c *command) reset(s step, cdbBytes int) *port.SRB {
+func (c *command) reset(s step, cdbBytes int) {
 	c.step = s
 	srb := c.srb
 	srb.Function = port.FunctionExecuteScsi
@@ -163,7 +163,6 @@ func (c *command) reset(s step, cdbBytes int) *port.SRB {
 	srb.QueueAction = port.SimpleTag
 	srb.DataBuffers[0] = nil
 	srb.DataTransferBytes, c.want = 0, 0
-	return srb
 }
 
 func (c *command) data(flags port.Flags, b []byte) {

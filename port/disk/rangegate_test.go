@@ -2,6 +2,7 @@ package disk
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,15 +12,6 @@ func gateCommand(g *rangeGate, from, to uint64) *command {
 	s := &session{d: &Disk{}}
 	g.register(&s.fast)
 	return &command{s: s, lockFrom: from, lockTo: to}
-}
-
-func has(list []*command, c *command) bool {
-	for _, x := range list {
-		if x == c {
-			return true
-		}
-	}
-	return false
 }
 
 // A partial write waits for whole-block writes that came before it, and holds
@@ -40,16 +32,16 @@ func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
 			t.Fatal("the fast way is open with a partial write about")
 		}
 	}
-	if got := g.enterSlow(far, holdShared); !has(got, far) {
+	if got := g.enterSlow(far, holdShared); !slices.Contains(got, far) {
 		t.Error("a write elsewhere was held back")
 	}
 	if got := g.enterSlow(late, holdShared); len(got) != 0 {
 		t.Error("a write of the same block overtook the partial one")
 	}
-	if got := g.leave(early); !has(got, part) || has(got, late) {
+	if got := g.leave(early); !slices.Contains(got, part) || slices.Contains(got, late) {
 		t.Errorf("after the early write: %d granted, want the partial one alone", len(got))
 	}
-	if got := g.leave(part); !has(got, late) {
+	if got := g.leave(part); !slices.Contains(got, late) {
 		t.Error("the late write was forgotten")
 	}
 	g.leave(late)

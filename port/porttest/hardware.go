@@ -112,6 +112,8 @@ func (h *hardware) BAR(n int) pci.Registers {
 }
 
 // Messages implements pci.Function.
+//
+// +checklocksignore: the number of queues does not change.
 func (h *hardware) Messages() int { return len(h.queues) }
 
 // ConnectInterrupt implements pci.Function.
@@ -205,6 +207,8 @@ func (r hardwareRegisters) Read64(_ pci.Runner, offset uint32) uint64 {
 }
 
 // Write32 implements pci.Registers: a doorbell.
+//
+// +checklocksignore: the number of queues does not change.
 func (r hardwareRegisters) Write32(runner pci.Runner, offset, _ uint32) {
 	if q := int(offset-regDoorbells) / 4; offset >= regDoorbells && q < len(r.h.queues) {
 		r.h.run(runner, q)

@@ -49,6 +49,7 @@ func do(t *testing.T, c *nbdtest.Client, cmd nbdtest.Command) nbdtest.Reply {
 // Random commands give what the same commands do to a byte slice, down to the
 // byte, in every shape.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	for name, s := range shapes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -119,14 +119,15 @@ func scan(t *testing.T, d *datadriven.TestData, key string, value *int) {
 var kinds = map[string]uint16{"read": 0, "write": 1, "flush": 3, "trim": 4, "cache": 5, "zero": 6}
 
 func TestTranscripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(outer *testing.T, path string) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var w *traced
-		datadriven.RunTest(outer, path, func(t *testing.T, d *datadriven.TestData) string {
+		whole := t // a machine lives as long as its file
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			if d.Cmd == "machine" {
 				queues, ring := 1, 64
 				scan(t, d, "queues", &queues)
 				scan(t, d, "ring", &ring)
-				w = newTraced(outer, queues, ring, d.HasArg("strict"))
+				w = newTraced(whole, queues, ring, d.HasArg("strict"))
 				return ""
 			}
 			if d.Cmd == "fail" {
