@@ -99,7 +99,7 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		return cobra.FixedCompletions(v, cobra.ShellCompDirectiveNoFileComp)
 	}
 	for name, fn := range map[string]cobra.CompletionFunc{
-		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsLine)),
+		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine)),
 		"log-format": values("auto", "text", "json"),
 		"log-level":  values("debug", "info", "warn", "error"),
 		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
@@ -123,7 +123,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&v.HBA.Queues, "queues", 0, fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues))
 	f.IntVar(&v.HBA.Workers, "workers", 0, fmt.Sprintf("goroutines for commands that block (default %d)", config.DefaultWorkers))
 	f.BoolVar(&v.HBA.HalfDuplex, "half-duplex", false, "never run StartIo and the interrupt handler at once")
-	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "locks of the interrupt handlers: per-message, all or line (default "+string(config.InterruptsPerMessage)+")")
+	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "per-message (a message and a lock for each queue), all (one lock), single (one message) or line (default "+string(config.InterruptsPerMessage)+")")
 	f.BoolVar(&v.HBA.StrictSegments, "strict-segments", false, "cut buffers at every page, for long scatter lists")
 	f.Var(&v.Limits.Memory, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")")
 	f.IntVar(&v.Limits.Connections, "connections", 0, fmt.Sprintf("clients at once (default %d)", config.DefaultConnections))

@@ -86,7 +86,7 @@ type HBA struct {
 	Workers int `yaml:"workers"`
 	// HalfDuplex has the driver exclude StartIo and the interrupt handler.
 	HalfDuplex bool `yaml:"half-duplex"`
-	// Interrupts is "per-message", "all" or "line".
+	// Interrupts is "per-message", "all", "single" or "line".
 	Interrupts Interrupts `yaml:"interrupts"`
 	// StrictSegments cuts buffers at pages, so that scatter lists get long.
 	StrictSegments bool `yaml:"strict-segments"`
@@ -99,9 +99,10 @@ type Interrupts string
 
 // The values of Interrupts.
 const (
-	InterruptsPerMessage Interrupts = "per-message"
-	InterruptsAll        Interrupts = "all"
-	InterruptsLine       Interrupts = "line"
+	InterruptsPerMessage Interrupts = "per-message" // a message and a lock for each queue pair
+	InterruptsAll        Interrupts = "all"         // a message for each queue pair, one lock
+	InterruptsSingle     Interrupts = "single"      // one message for all queue pairs
+	InterruptsLine       Interrupts = "line"        // the interrupt line
 )
 
 // Config is a File with its defaults, checked.
@@ -227,9 +228,9 @@ func (c *Config) resolveNumbers() error {
 	l.DrainTimeout = cmp.Or(l.DrainTimeout, DefaultDrainTimeout)
 	h.Interrupts = cmp.Or(h.Interrupts, InterruptsPerMessage)
 	switch h.Interrupts {
-	case InterruptsPerMessage, InterruptsAll, InterruptsLine:
+	case InterruptsPerMessage, InterruptsAll, InterruptsSingle, InterruptsLine:
 	default:
-		return fmt.Errorf("interrupts %q: want %s, %s or %s", h.Interrupts, InterruptsPerMessage, InterruptsAll, InterruptsLine)
+		return fmt.Errorf("interrupts %q: want %s, %s, %s or %s", h.Interrupts, InterruptsPerMessage, InterruptsAll, InterruptsSingle, InterruptsLine)
 	}
 	for _, n := range []struct {
 		name             string

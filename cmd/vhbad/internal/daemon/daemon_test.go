@@ -261,7 +261,7 @@ func TestDaemon_ManyDisks(t *testing.T) {
 
 func TestDaemon_EveryMode(t *testing.T) {
 	for _, half := range []bool{false, true} {
-		for _, mode := range []config.Interrupts{config.InterruptsPerMessage, config.InterruptsAll, config.InterruptsLine} {
+		for _, mode := range []config.Interrupts{config.InterruptsPerMessage, config.InterruptsAll, config.InterruptsSingle, config.InterruptsLine} {
 			t.Run(fmt.Sprintf("half=%v/interrupts=%s", half, mode), func(t *testing.T) {
 				s := newSettings(t, "d=memory:4MiB")
 				s.HBA.HalfDuplex, s.HBA.Interrupts, s.HBA.StrictSegments, s.HBA.Queues = half, mode, true, 2

@@ -188,7 +188,8 @@ func (d *Daemon) startAdapter(m *machine) error {
 		Log:           d.log,
 	})
 	m.driver = miniport.New(miniport.Options{
-		HalfDuplex: c.HBA.HalfDuplex, Interrupts: interrupts(c.HBA.Interrupts), Queues: c.HBA.Queues, Log: d.log,
+		HalfDuplex: c.HBA.HalfDuplex, Interrupts: interrupts(c.HBA.Interrupts),
+		SingleMessage: c.HBA.Interrupts == config.InterruptsSingle, Queues: c.HBA.Queues, Log: d.log,
 	})
 	err := m.onProcessor("start", func(p *port.Processor) (err error) {
 		m.adapter, err = m.system.AddAdapter(p, m.device, m.driver, port.AdapterOptions{
@@ -217,7 +218,7 @@ func interrupts(i config.Interrupts) miniport.Interrupts {
 		return miniport.AllMessages
 	case config.InterruptsLine:
 		return miniport.Line
-	case config.InterruptsPerMessage:
+	case config.InterruptsPerMessage, config.InterruptsSingle:
 	}
 	return miniport.PerMessage
 }
