@@ -1,0 +1,274 @@
+package interleave
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+)
+
+const (
+	maxTasks = 16
+	// maxSteps ends a run that has no end of its own.
+	maxSteps = 20000
+)
+
+// A Run is one run of a scenario.
+//
+// Concurrency: the scenario's function, then its tasks, then its checks use it,
+// always one at a time.
+type Run struct {
+	decide decider
+
+	tasks   []*task
+	checks  []func() error
+	current *task // nil outside of tasks
+
+	steps []step
+	woken map[*sync.Cond]int // broadcasts so far
+
+	failure error
+	ended   chan struct{} // closed when nobody is to go on
+}
+
+// A step is one decision: who goes on, and what it does next.
+type step struct {
+	task  uint8
+	point string
+}
+
+// A task is one goroutine of a run.
+type task struct {
+	id    uint8
+	name  string
+	body  func()
+	point string      // where it stands
+	ready func() bool // nil: it may go on at once
+	done  bool
+	wake  chan struct{} // the baton; capacity 1
+}
+
+// A decider picks who goes on: a task of the bit set enabled. current is the
+// task that asks, or -1 if that cannot go on.
+type decider interface {
+	pick(enabled uint16, current int) (int, error)
+}
+
+// Go adds a task. It is called by the scenario's function.
+func (r *Run) Go(name string, body func()) {
+	if r.current != nil || len(r.tasks) == maxTasks {
+		panic("interleave: Go from a task, or more than 16 tasks")
+	}
+	r.tasks = append(r.tasks, &task{
+		id: uint8(len(r.tasks)), name: name, body: body, point: "start",
+		wake: make(chan struct{}, 1),
+	})
+}
+
+// Check adds a condition that must hold once all tasks have ended.
+func (r *Run) Check(check func() error) { r.checks = append(r.checks, check) }
+
+// Yield is a step of the current task: others may run before it goes on. point
+// says what it does next. Outside of tasks it does nothing.
+func (r *Run) Yield(point string) {
+	if t := r.current; t != nil {
+		r.stand(t, point, nil)
+	}
+}
+
+// Until is a Yield that goes on only when ready returns true. ready must depend
+// on nothing but what tasks do.
+func (r *Run) Until(point string, ready func() bool) {
+	t := r.current
+	if t == nil {
+		if !ready() {
+			panic("interleave: " + point + ": would wait for ever outside of tasks")
+		}
+		return
+	}
+	r.stand(t, point, ready)
+}
+
+// Lock waits until mu is free. The caller takes it as its next act, before any
+// other step.
+func (r *Run) Lock(point string, mu *sync.Mutex) {
+	r.Until(point, func() bool {
+		if !mu.TryLock() {
+			return false
+		}
+		mu.Unlock()
+		return true
+	})
+}
+
+// Wait is c.Wait.
+func (r *Run) Wait(point string, c *sync.Cond) {
+	if r.current == nil {
+		panic("interleave: " + point + ": would wait for ever outside of tasks")
+	}
+	before := r.woken[c]
+	c.L.Unlock()
+	r.Until(point, func() bool {
+		if r.woken[c] == before {
+			return false
+		}
+		// A condition's lock is a mutex wherever this is used.
+		mu := c.L.(*sync.Mutex) //nolint:errcheck // a panic says enough
+		if !mu.TryLock() {
+			return false
+		}
+		mu.Unlock()
+		return true
+	})
+	c.L.Lock()
+}
+
+// Broadcast wakes those in Wait.
+func (r *Run) Broadcast(c *sync.Cond) {
+	if r.woken == nil {
+		r.woken = make(map[*sync.Cond]int)
+	}
+	r.woken[c]++
+	c.Broadcast()
+}
+
+// Alone reports whether every other task has ended.
+func (r *Run) Alone() bool {
+	left := 0
+	for _, t := range r.tasks {
+		if !t.done {
+			left++
+		}
+	}
+	return left <= 1
+}
+
+// Failf fails the run. In a task it does not return.
+func (r *Run) Failf(format string, args ...any) {
+	if r.failure == nil {
+		r.failure = fmt.Errorf(format, args...)
+	}
+	if r.current != nil {
+		r.abort()
+	}
+}
+
+// abort ends the run in the middle. Its tasks stay where they are for ever: to
+// run their deferred calls would be one more schedule, and a wrong one. There is
+// one such run in a search, its last.
+func (r *Run) abort() {
+	r.current = nil
+	close(r.ended)
+	select {}
+}
+
+// stand lets others run, until it is t's turn again.
+func (r *Run) stand(t *task, point string, ready func() bool) {
+	t.point, t.ready = point, ready
+	next := r.next()
+	if next == nil {
+		r.abort()
+	}
+	if next != t {
+		r.current = next
+		next.wake <- struct{}{}
+		<-t.wake
+	}
+	t.ready = nil
+}
+
+// next decides who goes on. Nil: nobody, and failure says why unless all have
+// ended.
+func (r *Run) next() *task {
+	var enabled uint16
+	left, current := 0, -1
+	for i, t := range r.tasks {
+		if t.done {
+			continue
+		}
+		left++
+		if t.ready == nil || t.ready() {
+			enabled |= 1 << i
+			if t == r.current {
+				current = i
+			}
+		}
+	}
+	switch {
+	case left == 0:
+		return nil
+	case enabled == 0:
+		r.setFailure(r.deadlock())
+		return nil
+	case len(r.steps) == maxSteps:
+		r.setFailure(fmt.Errorf("no end after %d steps", maxSteps))
+		return nil
+	}
+	i, err := r.decide.pick(enabled, current)
+	if err != nil {
+		r.setFailure(err)
+		return nil
+	}
+	t := r.tasks[i]
+	r.steps = append(r.steps, step{t.id, t.point})
+	return t
+}
+
+func (r *Run) setFailure(err error) {
+	if r.failure == nil {
+		r.failure = err
+	}
+}
+
+func (r *Run) deadlock() error {
+	errs := []error{errors.New("deadlock")}
+	for _, t := range r.tasks {
+		if !t.done {
+			errs = append(errs, fmt.Errorf("%s waits at %q", t.name, t.point))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// run is the body of a task's goroutine.
+func (r *Run) run(t *task) {
+	defer func() {
+		t.done = true
+		if v := recover(); v != nil {
+			r.setFailure(fmt.Errorf("%s panicked: %v\n%s", t.name, v, debug.Stack()))
+			r.abort()
+		}
+		if r.current = r.next(); r.current != nil {
+			r.current.wake <- struct{}{}
+		} else {
+			close(r.ended)
+		}
+	}()
+	<-t.wake
+	t.body()
+}
+
+// execute runs the scenario once.
+func execute(scenario func(*Run), d decider) *Run {
+	r := &Run{decide: d, ended: make(chan struct{})}
+	scenario(r)
+	if len(r.tasks) == 0 {
+		panic("interleave: a scenario without tasks")
+	}
+	for _, t := range r.tasks {
+		go r.run(t)
+	}
+	if r.current = r.next(); r.current != nil {
+		r.current.wake <- struct{}{}
+		<-r.ended
+	}
+	if r.failure == nil {
+		for _, check := range r.checks {
+			if err := check(); err != nil {
+				r.failure = err
+				break
+			}
+		}
+	}
+	return r
+}
