@@ -210,10 +210,12 @@ func (d *Driver) FindAdapter(p *port.Processor, a *port.Adapter, c *port.Config)
 
 // makeQueues makes the driver's side of the queue pairs.
 func (d *Driver) makeQueues(queues, entries int) {
-	tags := entries + magazineTags*magazineProcessors
+	// A magazine for each processor that there can be, as far as tags go round.
+	magazines := min(magazineProcessors, d.a.System().MaxProcessors())
+	tags := entries + magazineTags*magazines
 	// Everything that can be outstanding, and resets, of which there are few.
 	reaped := d.maxIO + reapedSlack
-	d.magazines = make([]magazine, magazineProcessors*queues)
+	d.magazines = make([]magazine, magazines*queues)
 	d.sweep = make([]*port.SRB, 0, queues*(entries+reaped))
 	for i := range queues {
 		q := &queue{

@@ -24,8 +24,8 @@ const (
 
 	// magazineTags fills a cache line together with the count.
 	magazineTags = 15
-	// magazineProcessors is how many processors have magazines. Those numbered
-	// from here on go to the pool for each request.
+	// magazineProcessors is how many processors have magazines at the most. Those
+	// numbered from here on go to the pool for each request.
 	magazineProcessors = port.DefaultMaxProcessors
 
 	maxRingEntries = 1<<tagIndexBits - magazineTags*magazineProcessors
