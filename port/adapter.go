@@ -28,9 +28,15 @@ type AdapterOptions struct {
 	QueueFullWaitPercent int
 	// ResetTimeout is how long each step of the reset road may take. Default 10 s.
 	ResetTimeout time.Duration
+	// LinkDownTimeout is how long LinkDown holds SRBs back. Default 30 s, at most
+	// 600 s.
+	LinkDownTimeout time.Duration
 	// StrictSegments splits scatter/gather lists at every page.
 	StrictSegments bool
 }
+
+// maxLinkDownTimeout bounds AdapterOptions.LinkDownTimeout.
+const maxLinkDownTimeout = 600 * time.Second
 
 func (o *AdapterOptions) setDefaults() {
 	if o.Name == "" {
@@ -51,6 +57,10 @@ func (o *AdapterOptions) setDefaults() {
 	if o.ResetTimeout == 0 {
 		o.ResetTimeout = 10 * time.Second
 	}
+	if o.LinkDownTimeout <= 0 {
+		o.LinkDownTimeout = 30 * time.Second
+	}
+	o.LinkDownTimeout = min(o.LinkDownTimeout, maxLinkDownTimeout)
 }
 
 // Adapter states.
@@ -58,8 +68,9 @@ const (
 	adapterStarting uint32 = iota
 	adapterRunning
 	adapterStopped
-	adapterFailed  // the miniport or its hardware is beyond recovery
-	adapterRemoved // gone: support routines do nothing
+	adapterFailed   // the miniport or its hardware is beyond recovery
+	adapterRemoving // hardware gone, SRBs on their way back
+	adapterRemoved  // gone: support routines do nothing
 )
 
 // Errors of the life cycle; they come wrapped in what was being done.
@@ -68,6 +79,7 @@ var (
 	ErrBadConfig      = errors.New("the miniport rejects the adapter's configuration")
 	ErrInitialize     = errors.New("the miniport could not initialize the adapter")
 	ErrAdapterStopped = errors.New("the adapter is not running")
+	ErrOutstanding    = errors.New("the miniport still holds SRBs")
 )
 
 // An Adapter is one host bus adapter: a device on the bus, the miniport that
@@ -92,7 +104,8 @@ type Adapter struct {
 	startIoLock    spinLock
 	channelLocks   []spinLock // not empty: concurrent channels
 	perf           PerfConfigurationData
-	wantPassive    bool // EnablePassiveInitialization was called
+	wantPassive    bool               // EnablePassiveInitialization was called
+	controls       [controlTypes]bool // optional control types, by SetFeatureList
 	dpcCount       int
 	uncached       []byte
 	uncachedWindow dma.Window
@@ -109,6 +122,8 @@ type Adapter struct {
 	_           [48]byte
 
 	syncCount uint64 // SynchronizeAccess calls; under interrupt lock 0
+	syncHold  holdTimes
+	starting  [MaxChannels]atomic.Int32 // StartIo calls by channel; the verifier's
 	resets    [3]atomic.Uint64
 	timeouts  atomic.Uint64
 	detected  atomic.Uint64 // ResetDetected
@@ -124,6 +139,10 @@ type Adapter struct {
 	// +checklocks:mu
 	pauseTurn uint64
 	// +checklocks:mu
+	linkTurn uint64
+	// +checklocks:mu
+	holdTurn uint64
+	// +checklocks:mu
 	timerTurn uint64
 	// idle is closed when nothing is outstanding while Stop waits.
 	// +checklocks:mu
@@ -132,6 +151,8 @@ type Adapter struct {
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
 	rescanQueued bool
+	// +checklocks:mu
+	hardwareResetQueued bool
 	// runners are the processors of the device's own goroutines.
 	// +checklocks:mu
 	runners []*Processor
@@ -140,6 +161,8 @@ type Adapter struct {
 	enumMu sync.Mutex
 	// resetSRBs are for the reset road: one for each level that uses an SRB.
 	resetSRBs [2]*SRB
+	// controlSRB is for FLUSH and SHUTDOWN; used by Stop and Remove only.
+	controlSRB *SRB
 }
 
 // unitTable is the adapter's units; it is replaced as a whole.
@@ -185,6 +208,13 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		srb.recovery = true
 		a.resetSRBs[i] = srb
 	}
+	srb, err := a.NewSRB(1)
+	if err != nil {
+		a.Remove(p)
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	srb.recovery = true // it goes down when nothing else may
+	a.controlSRB = srb
 	return a, nil
 }
 
@@ -311,6 +341,10 @@ func (a *Adapter) initialize(p *Processor) error {
 		}
 		a.channelLocks = locks
 	}
+	// What the miniport can be asked for: after initialization, before any I/O.
+	if a.control(p, ControlQuerySupported) != ControlSuccess {
+		return fmt.Errorf("%w: AdapterControl(ControlQuerySupported) failed", ErrInitialize)
+	}
 	a.state.Store(adapterRunning)
 	return nil
 }
@@ -356,8 +390,15 @@ func (a *Adapter) unit(path, target, lun uint8) *LogicalUnit {
 // Stop waits until nothing is outstanding and stops the adapter
 // (ScsiStopAdapter). SRBs submitted meanwhile wait for Restart.
 //
+// If the miniport caches data, each unit gets FunctionFlush first.
+//
 // Level: Passive.
-func (a *Adapter) Stop(p *Processor) error {
+func (a *Adapter) Stop(p *Processor) error { return a.stop(p, FunctionFlush) }
+
+// stop is Stop with what is sent last to each unit of a miniport that caches
+// data.
+func (a *Adapter) stop(p *Processor, last ...Function) error {
+	p.check(a, routineStop)
 	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
@@ -371,6 +412,13 @@ func (a *Adapter) Stop(p *Processor) error {
 	}
 	a.mu.Unlock()
 	<-idle
+	if a.config.CachesData {
+		for _, lu := range a.units.Load().list {
+			for _, f := range last {
+				a.sendControl(p, lu, f)
+			}
+		}
+	}
 	if p.verify {
 		for _, lu := range a.units.Load().list {
 			if n := lu.Stats().Outstanding; n != 0 {
@@ -389,6 +437,7 @@ func (a *Adapter) Stop(p *Processor) error {
 //
 // Level: Passive.
 func (a *Adapter) Restart(p *Processor) error {
+	p.check(a, routineRestart)
 	if a.state.Load() != adapterStopped {
 		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
 	}
@@ -413,32 +462,6 @@ func (a *Adapter) control(p *Processor, t ControlType) ControlResult {
 	return r
 }
 
-// Remove takes the adapter away. Its units' waiting SRBs complete with
-// StatusNoDevice; it must be stopped, so that none is outstanding.
-//
-// Level: Passive.
-func (a *Adapter) Remove(p *Processor) {
-	if a.state.Load() == adapterRunning {
-		if err := a.Stop(p); err != nil {
-			a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
-		}
-	}
-	units := a.units.Swap(&unitTable{}).list
-	for _, lu := range units {
-		a.detach(p, lu)
-	}
-	a.state.Store(adapterRemoved)
-	a.stopServices()
-	a.disconnect()
-	for i, srb := range a.resetSRBs {
-		if srb != nil && srb.owner.Load() == ownerClass {
-			a.FreeSRB(srb)
-		}
-		a.resetSRBs[i] = nil
-	}
-	a.freeUncached()
-}
-
 // disconnect ends interrupts, and with them the device's use of its processors.
 func (a *Adapter) disconnect() {
 	a.function.DisconnectInterrupt()
@@ -448,23 +471,6 @@ func (a *Adapter) disconnect() {
 		r.Close()
 	}
 	a.runners = nil
-}
-
-// detach ends a unit: what waits fails, and what comes will.
-func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
-	old := p.raise(Dispatch)
-	lu.mu.Lock()
-	lu.closeGateLocked(gateRemoved)
-	lu.failWaitingLocked(p, StatusNoDevice)
-	lu.mu.Unlock()
-	lu.dispatch(p) // built SRBs still go down
-	p.lower(old)
-}
-
-// fail marks the adapter broken.
-func (a *Adapter) fail(why string) {
-	a.state.Store(adapterFailed)
-	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
 }
 
 func (a *Adapter) freeUncached() {
@@ -516,6 +522,11 @@ func (a *Adapter) NewSRB(buffers int) (*SRB, error) {
 func (a *Adapter) FreeSRB(s *SRB) {
 	if s.owner.Load() != ownerClass {
 		panic("port: freed while it belongs to the port or the miniport: " + s.String())
+	}
+	if v := a.sys.verifier; v != nil {
+		if what := s.intact(); what != "" {
+			v.record(Violation{Check: CheckUseAfterComplete, What: what, Processor: "FreeSRB", SRB: s.String()})
+		}
 	}
 	for i := range s.buffers {
 		a.sys.iommu.FreeWindow(s.windows[i])

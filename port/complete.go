@@ -1,6 +1,8 @@
 package port
 
 import (
+	"fmt"
+
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -21,25 +23,40 @@ func (a *Adapter) Complete(p *Processor, srb *SRB) {
 		panic("port: completed an SRB that is not the miniport's: " + srb.String())
 	}
 	if p.verify {
-		p.checkCompletion(srb)
+		p.checkCompletion(a, srb, owner)
 	}
 	a.unmap(srb)
+	if p.verify {
+		srb.sealUp()
+	}
 	p.pushCompleted(srb)
 	if p.level == Passive {
 		p.drain()
 	}
 }
 
-// checkCompletion is the verifier's part of Complete.
-func (p *Processor) checkCompletion(s *SRB) {
+// checkCompletion is the verifier's part of Complete: V1, V2, V11. owner is who
+// had the SRB.
+func (p *Processor) checkCompletion(a *Adapter, s *SRB, owner uint32) {
 	p.trail.add("Complete", s.Tag)
+	code := s.Status.Code()
 	switch {
-	case s.Status.Code() == StatusPending:
+	case s.adapter != a:
+		p.violate(CheckDoubleCompletion, s, "completed on adapter "+a.options.Name+", which the SRB does not belong to")
+	case code == StatusPending:
 		p.violate(CheckStatus, s, "completed with status PENDING")
 	case s.Status&StatusQueueFrozen != 0:
 		p.violate(CheckStatus, s, "completed with QUEUE_FROZEN, which is the port's to set")
 	case !s.Status.valid():
 		p.violate(CheckStatus, s, "completed with an unknown status")
+	case s.Status&StatusAutosenseValid != 0 && (s.SenseBytes == 0 || int(s.SenseBytes) > len(s.Sense)):
+		p.violate(CheckStatus, s, fmt.Sprintf("completed with AUTOSENSE_VALID and %d bytes of sense data", s.SenseBytes))
+	case code != StatusBusy || owner != ownerMiniport:
+		// BUSY of what StartIo has not seen: the device has not seen it either.
+	case p.current != s:
+		p.violate(CheckBusyAfterDevice, s, "completed BUSY after StartIo: the device may have seen it, and would do it twice")
+	case p.wrote:
+		p.violate(CheckBusyAfterDevice, s, "completed BUSY after a register write in its StartIo: the device may have seen it")
 	}
 }
 
@@ -67,6 +84,11 @@ func (p *Processor) finishByPort(s *SRB, status Status) {
 func (p *Processor) finishCompleted() {
 	s := p.completedHead
 	p.completedHead, p.completedTail = nil, nil
+	if p.verify {
+		for x := s; x != nil; x = x.next {
+			p.checkSealed(x)
+		}
+	}
 	for s != nil {
 		lu := s.lu
 		var up, again, run srbQueue
@@ -82,7 +104,7 @@ func (p *Processor) finishCompleted() {
 				s.charged = false
 				freed++
 			}
-			if isBusy(s) && lu.retryBusyLocked(p, s) {
+			if isBusy(s) && lu.retryBusyLocked(s) {
 				again.push(s)
 			} else {
 				lu.freezeLocked(s)
@@ -102,7 +124,7 @@ func (p *Processor) finishCompleted() {
 			if want > credits {
 				credits += lu.a.reserve(want - credits)
 			}
-			lu.startWaitingLocked(&run, &credits)
+			lu.startWaitingLocked(p, &run, &credits)
 			lu.stats.Started += uint64(run.n)
 		}
 		starved := lu.starvedLocked(credits)
@@ -131,7 +153,7 @@ func (p *Processor) finishCompleted() {
 // isBusy reports whether s was turned away and is to be tried again.
 func isBusy(s *SRB) bool {
 	code := s.Status.Code()
-	return code == StatusBusy || code == StatusError && (s.ScsiStatus == scsi.StatusBusy || s.ScsiStatus == scsi.StatusTaskSetFull)
+	return code == StatusBusy || code == StatusLinkDown || code == StatusError && (s.ScsiStatus == scsi.StatusBusy || s.ScsiStatus == scsi.StatusTaskSetFull)
 }
 
 // retryBusyLocked decides about a BUSY completion. True: it goes back to the
@@ -140,12 +162,9 @@ func isBusy(s *SRB) bool {
 // BusyPauseTime otherwise.
 //
 // +checklocks:lu.mu
-func (lu *LogicalUnit) retryBusyLocked(p *Processor, s *SRB) bool {
+func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 	a := lu.a
 	lu.stats.Busy++
-	if p.verify && s.Status.Code() == StatusBusy && s.ScsiStatus == scsi.StatusGood && s.SenseBytes != 0 {
-		p.violate(CheckBusyAfterDevice, s, "completed BUSY with sense data from the device")
-	}
 	s.busyTries++
 	if s.recovery || lu.gate.Load()&gateRemoved != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
 		return false

@@ -1,5 +1,7 @@
 package port
 
+import "time"
+
 // SynchronizationModel says whether StartIo and the interrupt handler may run
 // at the same time.
 // Source: storport.h STOR_SYNCHRONIZATION_MODEL.
@@ -94,6 +96,9 @@ type Config struct {
 
 	// CachesData asks for FunctionFlush and FunctionShutdown.
 	CachesData bool
+	// BusResetHoldTime is how long new SRBs are held back after ResetDetected.
+	// Default 0: not at all.
+	BusResetHoldTime time.Duration
 	// Features says what else the adapter can do.
 	Features Feature
 }

@@ -164,7 +164,6 @@ func newBench(t *testing.T, d *driver, o AdapterOptions) *bench {
 		t.Fatal(err)
 	}
 	b.lu = b.a.unitAt(0, 0, 0)
-	b.a.publish(b.lu)
 	t.Cleanup(func() {
 		if t.Failed() {
 			return // SRBs may be out, and Remove waits for them

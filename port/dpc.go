@@ -1,6 +1,9 @@
 package port
 
-import "sync/atomic"
+import (
+	"fmt"
+	"sync/atomic"
+)
 
 // A DpcRoutine does the part of interrupt handling that need not hold up
 // interrupts.
@@ -20,6 +23,7 @@ type Dpc struct {
 	state   atomic.Uint32
 	next    *Dpc // queue of one processor
 	runs    atomic.Uint64
+	running atomic.Int32 // the verifier's
 	// Context is the miniport's own; set it before the first IssueDpc.
 	Context any
 }
@@ -51,13 +55,22 @@ func (a *Adapter) InitializeDpc(p *Processor, d *Dpc, routine DpcRoutine) {
 }
 
 // IssueDpc queues d on p. False: it was queued already, and will run after this
-// call anyway.
+// call anyway; or it was never initialized.
 //
 // Level: any.
 // Source: storport.h StorPortIssueDpc.
 func (a *Adapter) IssueDpc(p *Processor, d *Dpc) bool {
+	if d.routine == nil {
+		if p.verify {
+			p.violate(CheckCallingPlace, nil, "IssueDpc before InitializeDpc")
+		}
+		return false
+	}
 	for {
-		switch d.state.Load() {
+		yieldPoint("IssueDpc: look at the state")
+		s := d.state.Load()
+		yieldPoint("IssueDpc: change the state")
+		switch s {
 		case dpcIdle:
 			if d.state.CompareAndSwap(dpcIdle, dpcQueued) {
 				p.queueDpc(d)
@@ -82,7 +95,12 @@ func (a *Adapter) IssueDpc(p *Processor, d *Dpc) bool {
 // Level: any.
 // Source: storport.h StorPortCancelDpc.
 func (a *Adapter) CancelDpc(_ *Processor, d *Dpc) bool {
-	return d.state.CompareAndSwap(dpcQueued, dpcCancelled) || d.state.CompareAndSwap(dpcRunningQueued, dpcRunning)
+	yieldPoint("CancelDpc: queued")
+	if d.state.CompareAndSwap(dpcQueued, dpcCancelled) {
+		return true
+	}
+	yieldPoint("CancelDpc: running and queued")
+	return d.state.CompareAndSwap(dpcRunningQueued, dpcRunning)
 }
 
 func (p *Processor) queueDpc(d *Dpc) {
@@ -106,23 +124,36 @@ func (p *Processor) runDpc() {
 		p.dpcTail = nil
 	}
 	d.next = nil
+	yieldPoint("DPC: running")
 	if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+		yieldPoint("DPC: drop it if cancelled")
 		if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
 			return
 		}
 		// Revived between the two: run it.
+		yieldPoint("DPC: running after all")
 		if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
 			panic("port: a queued DPC is in no queued state")
+		}
+	}
+	if p.verify {
+		if n := d.running.Add(1); n > 1 {
+			p.violate(CheckDpcOverlap, nil, fmt.Sprintf("%d runs of DPC %d at once", n, d.lock.index))
 		}
 	}
 	e := p.enter(inDpc)
 	d.routine(p, d)
 	p.leave(e)
+	if p.verify {
+		d.running.Add(-1)
+	}
 	d.runs.Add(1)
 	for {
+		yieldPoint("DPC: idle")
 		if d.state.CompareAndSwap(dpcRunning, dpcIdle) {
 			return
 		}
+		yieldPoint("DPC: queued again")
 		if d.state.CompareAndSwap(dpcRunningQueued, dpcQueued) {
 			p.queueDpc(d)
 			return

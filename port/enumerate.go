@@ -21,7 +21,7 @@ const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 //
 // Level: Passive, no lock held. It replaces srb's Completer.
 func (lu *LogicalUnit) Execute(p *Processor, srb *SRB) {
-	if p.level != Passive {
+	if !p.check(lu.a, routineExecute) {
 		panic("port: Execute at " + p.level.String() + ": it waits")
 	}
 	done := make(waitCompleter, 1)
@@ -42,6 +42,7 @@ func (c waitCompleter) CompleteSRB(*Processor, *SRB) { c <- struct{}{} }
 //
 // Level: Passive; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
+	p.check(a, routineEnumerate)
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
 	if a.state.Load() != adapterRunning {
@@ -62,12 +63,12 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	var now, added []*LogicalUnit
 	for path := range a.config.NumberOfBuses {
 		for target := range a.config.MaximumNumberOfTargets {
-			found, fresh, err := a.enumerateTarget(p, srb, buffer, uint8(path), uint8(target))
+			found, err := a.enumerateTarget(p, srb, buffer, uint8(path), uint8(target))
 			if err != nil {
+				a.replaceUnits(before)
 				return fmt.Errorf("%s: enumerate target %d:%d: %w", a.options.Name, path, target, err)
 			}
 			now = append(now, found...)
-			added = append(added, fresh...)
 		}
 	}
 	var removed []*LogicalUnit
@@ -76,7 +77,14 @@ func (a *Adapter) Enumerate(p *Processor) error {
 			removed = append(removed, lu)
 		}
 	}
-	a.units.Store(&unitTable{list: now})
+	for _, lu := range now {
+		if !slices.Contains(before, lu) {
+			added = append(added, lu)
+		}
+	}
+	if !a.replaceUnits(now) {
+		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
+	}
 	controller, _ := a.miniport.(UnitController)
 	for _, lu := range removed {
 		a.detach(p, lu)
@@ -103,33 +111,28 @@ func (a *Adapter) unitControl(p *Processor, c UnitController, t UnitControlType,
 	p.leave(e)
 }
 
-// enumerateTarget returns the units of one target, and which of them are new.
-func (a *Adapter) enumerateTarget(p *Processor, srb *SRB, buffer []byte, path, target uint8) (units, fresh []*LogicalUnit, err error) {
+// enumerateTarget returns the units of one target.
+func (a *Adapter) enumerateTarget(p *Processor, srb *SRB, buffer []byte, path, target uint8) ([]*LogicalUnit, error) {
 	first := a.unitAt(path, target, 0)
 	srb.CDBBytes = uint8(scsi.PutReportLUNs(&srb.CDB, uint32(len(buffer))))
 	a.enumCommand(p, first, srb, buffer)
 	switch srb.Status.Code() {
 	case StatusSuccess, StatusDataOverrun:
 	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
-		return nil, nil, nil // nobody there
+		return nil, nil // nobody there
 	default:
-		return nil, nil, fmt.Errorf("REPORT LUNS: %s", srb)
+		return nil, fmt.Errorf("REPORT LUNS: %s", srb)
 	}
 	var present [256]bool
 	if _, ok := scsi.ParseReportLUNs(buffer[:min(int(srb.DataTransferBytes), len(buffer))], &present); !ok {
-		return nil, nil, fmt.Errorf("REPORT LUNS: %d bytes make no list", srb.DataTransferBytes)
+		return nil, fmt.Errorf("REPORT LUNS: %d bytes make no list", srb.DataTransferBytes)
 	}
+	var units []*LogicalUnit
 	for lun := range a.config.MaximumNumberOfLogicalUnits {
 		if !present[lun] {
 			continue
 		}
 		lu := a.unitAt(path, target, uint8(lun))
-		known := a.unit(path, target, uint8(lun)) == lu
-		if !known {
-			// The miniport may call SetDeviceQueueDepth at the first INQUIRY, so
-			// the unit must be there to be found.
-			a.publish(lu)
-		}
 		srb.CDBBytes = uint8(scsi.PutInquiry(&srb.CDB, scsi.StandardInquiryBytes))
 		a.enumCommand(p, lu, srb, buffer[:scsi.StandardInquiryBytes])
 		code := srb.Status.Code()
@@ -139,29 +142,55 @@ func (a *Adapter) enumerateTarget(p *Processor, srb *SRB, buffer []byte, path, t
 		}
 		copy(lu.inquiry[:], buffer)
 		units = append(units, lu)
-		if !known {
-			fresh = append(fresh, lu)
-		}
 	}
-	return units, fresh, nil
+	return units, nil
 }
 
-// unitAt returns the known unit at an address, or a new one.
+// unitAt returns the unit at an address, or a new one if there is none in
+// service. A new one is put into the table at once: its commands must be timed
+// and started like any, and the miniport may call SetDeviceQueueDepth at the
+// first INQUIRY.
 func (a *Adapter) unitAt(path, target, lun uint8) *LogicalUnit {
-	if lu := a.unit(path, target, lun); lu != nil {
-		return lu
+	old := a.unit(path, target, lun)
+	if old != nil && old.gate.Load()&gateRemoved == 0 {
+		return old
 	}
 	lu := &LogicalUnit{a: a, path: path, target: target, lun: lun, depth: a.config.InitialLunQueueDepth, timeLeft: -1}
 	if n := a.config.LuExtensionBytes; n > 0 {
 		lu.Extension = make([]byte, n)
 	}
+	a.publish(lu, old)
 	return lu
 }
 
-// publish adds a unit to the table, ahead of the end of the enumeration.
-func (a *Adapter) publish(lu *LogicalUnit) {
-	old := a.units.Load().list
-	a.units.Store(&unitTable{list: append(slices.Clone(old), lu)})
+// publish puts a unit into the table, in the place of old if that is not nil.
+func (a *Adapter) publish(lu, old *LogicalUnit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gate.Load()&gateGone != 0 {
+		lu.gate.Store(gateRemoved) // nobody else knows it yet
+		return
+	}
+	list := slices.DeleteFunc(slices.Clone(a.units.Load().list), func(u *LogicalUnit) bool { return u == old })
+	a.units.Store(&unitTable{list: append(list, lu)})
+}
+
+// replaceUnits makes list the table. False: the adapter is gone.
+func (a *Adapter) replaceUnits(list []*LogicalUnit) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gate.Load()&gateGone != 0 {
+		return false
+	}
+	a.units.Store(&unitTable{list: list})
+	return true
+}
+
+// forget takes a unit out of the table.
+func (a *Adapter) forget(lu *LogicalUnit) {
+	a.enumMu.Lock()
+	defer a.enumMu.Unlock()
+	a.replaceUnits(slices.DeleteFunc(a.LogicalUnits(), func(u *LogicalUnit) bool { return u == lu }))
 }
 
 // enumCommand sends the command in srb's CDB, which reads into data.

@@ -1,6 +1,9 @@
 package port
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Flow control. These routines may be called at any level: they change a gate
 // and leave it to a DPC to start what a gate held back.
@@ -88,6 +91,91 @@ func (a *Adapter) Resume(p *Processor) bool {
 	a.mu.Unlock()
 	a.kick(p)
 	return true
+}
+
+// LinkDown holds back new SRBs for the whole adapter, and the units' timers
+// stand still, until LinkUp or for AdapterOptions.LinkDownTimeout. After that
+// SRBs go down again, and the miniport answers them as the link deserves. A
+// second LinkDown starts the time anew.
+//
+// Level: any.
+// Source: storport.h StorPortNotification(LinkDown).
+func (a *Adapter) LinkDown(*Processor) {
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() | gateLinkDown)
+	a.linkTurn++
+	turn := a.linkTurn
+	a.mu.Unlock()
+	a.sys.log.Warn("link down", "adapter", a.options.Name)
+	a.after(a.options.LinkDownTimeout, func(p *Processor) {
+		a.mu.Lock()
+		expired := a.linkTurn == turn && a.gate.Load()&gateLinkDown != 0
+		a.mu.Unlock()
+		if expired {
+			a.sys.log.Error("link is still down", "adapter", a.options.Name, "after", a.options.LinkDownTimeout)
+			a.LinkUp(p)
+		}
+	})
+}
+
+// LinkUp ends LinkDown. False: the link was not down.
+//
+// Level: any.
+// Source: storport.h StorPortNotification(LinkUp).
+func (a *Adapter) LinkUp(p *Processor) bool {
+	a.mu.Lock()
+	down := a.gate.Load()&gateLinkDown != 0
+	a.linkTurn++
+	a.gate.Store(a.gate.Load() &^ gateLinkDown)
+	a.mu.Unlock()
+	if down {
+		a.kick(p)
+	}
+	return down
+}
+
+// ResetDetected tells the port that the hardware saw a bus reset that the port
+// did not ask for. The miniport still completes its active requests
+// (StatusBusReset); their owners try again. New SRBs are held back for
+// Config.BusResetHoldTime.
+//
+// Level: any.
+// Source: storport.h StorPortNotification(ResetDetected).
+func (a *Adapter) ResetDetected(*Processor) {
+	a.detected.Add(1)
+	hold := a.config.BusResetHoldTime
+	if hold <= 0 {
+		return
+	}
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() | gateHold)
+	a.holdTurn++
+	turn := a.holdTurn
+	a.mu.Unlock()
+	a.after(hold, func(p *Processor) { a.endHold(p, turn) })
+}
+
+// endHold ends the hold time of one ResetDetected.
+func (a *Adapter) endHold(p *Processor, turn uint64) {
+	a.mu.Lock()
+	current := a.holdTurn == turn
+	a.mu.Unlock()
+	if !current {
+		return // another reset followed, with a hold time of its own
+	}
+	if p.verify {
+		for _, lu := range a.units.Load().list {
+			if n := a.heldByMiniport(lu, ResetUnit); n != 0 {
+				p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %d SRBs from before a reset at the end of its hold time", lu, n))
+			}
+		}
+	}
+	a.mu.Lock()
+	if a.holdTurn == turn {
+		a.gate.Store(a.gate.Load() &^ gateHold)
+	}
+	a.mu.Unlock()
+	a.kick(p)
 }
 
 // DeviceBusy is Busy for one unit. False: there is no such unit.

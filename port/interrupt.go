@@ -49,7 +49,10 @@ func (a *Adapter) raiseInterrupt(r pci.Runner, m pci.Message) {
 	i := &a.interrupts[m]
 	i.edges.Add(1)
 	for {
-		switch i.state.Load() {
+		yieldPoint("raise: look at the state")
+		s := i.state.Load()
+		yieldPoint("raise: change the state")
+		switch s {
 		case interruptIdle:
 			if !i.state.CompareAndSwap(interruptIdle, interruptPending) {
 				continue
@@ -90,6 +93,7 @@ func (i *interrupt) service(p *Processor) {
 		i.lock.acquire(p)
 		// From here on a new edge asks for another run; before, this run sees
 		// what it announces.
+		yieldPoint("service: running")
 		i.state.Store(interruptRunning)
 		e := p.enter(inInterrupt)
 		handled := i.a.handle(p, i.message)
@@ -99,12 +103,15 @@ func (i *interrupt) service(p *Processor) {
 			i.unhandled.Store(i.unhandled.Load() + 1)
 		}
 		i.lock.release(p)
+		yieldPoint("service: is the line down")
 		if i.a.lineMode && i.a.function.Asserted() && handled {
 			continue // level-triggered: the line is still up
 		}
+		yieldPoint("service: idle")
 		if i.state.CompareAndSwap(interruptRunning, interruptIdle) {
 			return
 		}
+		yieldPoint("service: again")
 		i.state.Store(interruptPending)
 	}
 }

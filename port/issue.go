@@ -16,6 +16,7 @@ import (
 // until their Completer is called; the slice is the caller's again on return.
 func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	a := lu.a
+	p.check(a, routineSubmit)
 	old := p.raise(Dispatch)
 	var run srbQueue
 	credits := a.reserve(len(batch))
@@ -37,12 +38,12 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		case isQueueFunction(s.Function):
 			lu.queueFunctionLocked(p, s)
 		case s.recovery:
-			lu.linkLocked(s)
+			lu.linkLocked(p, s)
 			run.push(s)
 		case lu.waiting.head == nil && credits > 0 && lu.mayStartLocked(s):
 			credits--
 			s.charged = true
-			lu.linkLocked(s)
+			lu.linkLocked(p, s)
 			run.push(s)
 		default:
 			lu.enqueueLocked(s)
@@ -50,7 +51,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	}
 	if s := lu.waiting.head; s != nil && credits > 0 && run.head == nil {
 		// A head-of-queue SRB, or one behind a queue function, may be able to go.
-		lu.startWaitingLocked(&run, &credits)
+		lu.startWaitingLocked(p, &run, &credits)
 	}
 	lu.stats.Started += uint64(run.n)
 	starved := lu.starvedLocked(credits)
@@ -68,12 +69,12 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 // startWaitingLocked moves what may start from the queue to run.
 //
 // +checklocks:lu.mu
-func (lu *LogicalUnit) startWaitingLocked(run *srbQueue, credits *int) {
+func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *int) {
 	for lu.waiting.head != nil && *credits > 0 && lu.mayStartLocked(lu.waiting.head) {
 		s := lu.waiting.pop()
 		*credits--
 		s.charged = true
-		lu.linkLocked(s)
+		lu.linkLocked(p, s)
 		run.push(s)
 	}
 }
@@ -99,7 +100,7 @@ func (lu *LogicalUnit) dispatch(p *Processor) {
 		return
 	}
 	credits := a.reserve(want)
-	lu.startWaitingLocked(&run, &credits)
+	lu.startWaitingLocked(p, &run, &credits)
 	lu.stats.Started += uint64(run.n)
 	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
@@ -171,6 +172,9 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 
 // build maps s's data and runs BuildIo. It reports whether StartIo is next.
 func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
+	if p.verify {
+		p.unseal(s)
+	}
 	s.attempt++
 	if v := s.VictimSRB; s.Function == FunctionAbortCommand && v != nil && v.owner.Load() == ownerMiniport {
 		channel = v.channel // where the miniport has the victim
@@ -183,23 +187,24 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	}
 	if p.verify {
 		p.trail.add("BuildIo", s.Tag)
-		poison(s.Extension)
+		s.builtAt.Store(a.sys.now().UnixNano())
 	}
 	s.owner.Store(ownerBuilding)
 	if a.builder != nil {
-		e := p.enter(inBuildIo)
+		e := p.enterWith(inBuildIo, s)
 		ok := a.builder.BuildIo(p, s)
 		p.leave(e)
 		if !ok {
 			return false // completed, or the miniport will: it is not ours to touch
 		}
-		if p.verify && s.owner.Load() != ownerBuilding {
-			p.violate(CheckBuildIoCompleted, s, "BuildIo returned true for an SRB that it completed")
-			return false
-		}
 	}
 	// Until StartIo the SRB is the port's again, as BuildIo left it.
-	s.owner.Store(ownerPort)
+	if !s.owner.CompareAndSwap(ownerBuilding, ownerPort) {
+		if p.verify {
+			p.violateFor(CheckBuildIoCompleted, s.request(), "BuildIo returned true for an SRB that it completed")
+		}
+		return false // completion goes its way; to start it would be a second life
+	}
 	s.built = true
 	return true
 }
@@ -219,12 +224,16 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 		}
 		if p.verify {
 			p.trail.add("StartIo", s.Tag)
+			p.checkStart(a, s)
 		}
 		s.built = false
 		s.owner.Store(ownerMiniport)
-		e := p.enter(inStartIo)
+		e := p.enterWith(inStartIo, s)
 		ok := a.miniport.StartIo(p, s)
 		p.leave(e)
+		if p.verify {
+			a.starting[channel].Add(-1)
+		}
 		if !ok && p.verify {
 			p.trail.add("StartIo refused", s.Tag)
 		}
@@ -255,6 +264,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		lu.unlinkLocked(s)
 		s.charged = false
 	}
+	gone := lu.a.gate.Load()&gateGone != 0
 	lu.rearmLocked()
 	if lu.busyLeft > 0 && lu.outstanding == 0 {
 		lu.busyLeft = 0 // no completion is left to end it
@@ -263,6 +273,9 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	lu.waiting.prepend(group)
 	lu.stats.Parked += uint64(n)
 	lu.stats.Started -= uint64(n)
+	if gone {
+		lu.failAllLocked(p) // removeUnits has been here and found nothing
+	}
 	lu.mu.Unlock()
 	lu.a.unreserve(p, n)
 	if lu.gate.Load()|lu.a.gate.Load() == 0 {
@@ -324,13 +337,6 @@ func (a *Adapter) unmap(s *SRB) {
 	if s.extAddr != 0 {
 		a.sys.iommu.Unmap(s.extWindow)
 		s.extAddr = 0
-	}
-}
-
-// poison makes use of stale extension contents visible.
-func poison(b []byte) {
-	for i := range b {
-		b[i] = 0xDB
 	}
 }
 

@@ -36,7 +36,8 @@ type spinLock struct {
 	mu    sync.Mutex
 	a     *Adapter
 	rank  lockRank
-	index int // message, channel or DPC number
+	index int       // message, channel or DPC number
+	watch stopwatch // since when it is held; the holder's, with the verifier on
 }
 
 func (l *spinLock) String() string {
@@ -56,12 +57,16 @@ func (l *spinLock) acquire(p *Processor) bool {
 	if p.verify && !p.mayAcquire(l) {
 		return false
 	}
+	yieldLock("lock", &l.mu)
 	l.mu.Lock()
 	if p.nheld == len(p.held) {
 		p.held = append(p.held, nil)
 	}
 	p.held[p.nheld] = l
 	p.nheld++
+	if p.verify {
+		l.watch = p.startWatch()
+	}
 	return true
 }
 
@@ -74,6 +79,7 @@ func (l *spinLock) release(p *Processor) {
 			p.nheld--
 			copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
 			p.held[p.nheld] = nil
+			yieldPoint("unlock")
 			l.mu.Unlock()
 			return
 		}
@@ -201,10 +207,14 @@ type LockHandle struct {
 // interrupt lock is every message's lock and raises to Device; the others raise
 // to Dispatch. d names the DPC for DpcLock and is nil otherwise.
 //
-// A lock that the processor holds already, or a wrong order, deadlocks; the
-// verifier reports it instead and returns a zero handle.
+// FindAdapter and PassiveInitialize may take none: they get a zero handle, which
+// is no lock. A lock that the processor holds already, or a wrong order,
+// deadlocks; the verifier reports it, and refuses the former with a zero handle.
 // Source: storport.h StorPortAcquireSpinLock.
 func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandle {
+	if !p.check(a, routineAcquireSpinLock) {
+		return LockHandle{}
+	}
 	h := LockHandle{a: a, kind: kind, dpc: d, old: p.level}
 	ok := false
 	switch kind {
@@ -233,6 +243,9 @@ func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 	if h.a == nil {
 		return // AcquireSpinLock was refused and reported
 	}
+	if p.verify {
+		p.checkLockHold(h.lock())
+	}
 	switch h.kind {
 	case StartIoLock:
 		a.startIoLock.release(p)
@@ -242,6 +255,18 @@ func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 		a.releaseInterrupts(p)
 	}
 	p.lower(h.old)
+}
+
+// lock is the lock, or the last of the locks, that h acquired.
+func (h LockHandle) lock() *spinLock {
+	switch h.kind {
+	case StartIoLock:
+		return &h.a.startIoLock
+	case DpcLock:
+		return &h.dpc.lock
+	case InterruptLock:
+	}
+	return &h.a.interruptLocks[len(h.a.interruptLocks)-1]
 }
 
 // An MSILock is one acquisition of a message's lock, with the token that opens
@@ -277,6 +302,9 @@ func (a *Adapter) AcquireMSISpinLock(p *Processor, message uint16) MSILock {
 // Source: storport.h StorPortReleaseMSISpinLock.
 func (a *Adapter) ReleaseMSISpinLock(p *Processor, m MSILock) {
 	if m.lock != nil {
+		if p.verify {
+			p.checkLockHold(m.lock)
+		}
 		m.lock.release(p)
 	}
 	p.lower(m.old)

@@ -143,6 +143,13 @@ const (
 	ControlQuerySupported ControlType = iota // ScsiQuerySupportedControlTypes
 	ControlStopAdapter                       // ScsiStopAdapter: nothing is outstanding
 	ControlRestartAdapter                    // ScsiRestartAdapter: as Initialize, without FindAdapter's routines
+	// ControlSurpriseRemoval (ScsiAdapterSurpriseRemoval) says that the hardware
+	// is gone. It is sent to a miniport that asked for it with SetFeatureList.
+	// The miniport touches no register any more, completes every SRB that it
+	// holds (StatusNoHBA), and the same at once with whatever StartIo still
+	// brings. Gone hardware does no DMA.
+	ControlSurpriseRemoval
+	controlTypes // number of control types
 )
 
 // UnitControlType says what UnitControl reports.

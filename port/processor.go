@@ -2,6 +2,7 @@ package port
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/pci"
 )
@@ -39,7 +40,20 @@ type Processor struct {
 	passive, passiveSpare []Deferred
 	inPassive             bool
 
-	trail trail
+	// What the verifier keeps; see frame.
+	frames  []frame
+	current *SRB          // the SRB whose BuildIo or StartIo runs
+	wrote   bool          // a register was written since that began
+	lent    time.Duration // spent in the device
+	trail   trail
+}
+
+// A frame is what the verifier keeps of a callback that runs. Callbacks nest: an
+// interrupt may arrive in any other.
+type frame struct {
+	watch   stopwatch
+	current *SRB
+	wrote   bool
 }
 
 var _ pci.Runner = (*Processor)(nil)
@@ -156,6 +170,20 @@ func (p *Processor) drain() {
 func (p *Processor) enter(c Callback) entered {
 	e := entered{callback: p.callback, level: p.level, nheld: p.nheld}
 	p.callback = c
+	if p.verify {
+		e.frame = len(p.frames)
+		p.frames = append(p.frames, frame{p.startWatch(), p.current, p.wrote})
+		p.current, p.wrote = nil, false
+	}
+	return e
+}
+
+// enterWith is enter for BuildIo and StartIo of s.
+func (p *Processor) enterWith(c Callback, s *SRB) entered {
+	e := p.enter(c)
+	if p.verify {
+		p.current = s
+	}
 	return e
 }
 
@@ -164,15 +192,35 @@ type entered struct {
 	callback Callback
 	level    Level
 	nheld    int
+	frame    int
 }
 
 // leave ends the callback that enter began. A callback returns at the level and
-// with the locks it was entered with; where the verifier is on, it says so if
-// not, and in any case the port goes on from the state before.
+// with the locks it was entered with; if not, the port goes on from the state
+// before, and where the verifier is on, it says so (V6).
 func (p *Processor) leave(e entered) {
-	if p.verify && (p.level != e.level || p.nheld != e.nheld) {
+	if p.verify {
+		f := p.frames[e.frame]
+		p.frames = p.frames[:e.frame]
+		p.checkHold(p.callback, f.watch)
+		p.current, p.wrote = f.current, f.wrote
+	}
+	if p.level != e.level || p.nheld != e.nheld {
+		p.restore(e)
+	}
+	p.callback = e.callback
+}
+
+// restore puts right what a callback left wrong: locks that it leaked would
+// stop the adapter, and a level that it leaked the processor. A lock that it
+// released in the port's place is reported when the port releases it.
+func (p *Processor) restore(e entered) {
+	if p.verify {
 		p.violate(CheckLockRules, nil, fmt.Sprintf("%s returned at %s with %d locks, was entered at %s with %d",
 			p.callback, p.level, p.nheld, e.level, e.nheld))
 	}
-	p.callback = e.callback
+	for p.nheld > e.nheld {
+		p.held[p.nheld-1].release(p)
+	}
+	p.level = e.level // interrupts and DPCs are delivered when the port lowers it
 }

@@ -63,7 +63,6 @@ func TestQueue_AdapterLimit(t *testing.T) {
 	}}
 	b := newBench(t, d, AdapterOptions{})
 	other := b.a.unitAt(0, 0, 1)
-	b.a.publish(other)
 	done := &finished{}
 	first, second := b.srbs(3, done), b.srbs(2, done)
 	b.lu.Submit(b.p, first)

@@ -106,12 +106,7 @@ func (a *Adapter) reset(p *Processor, lu *LogicalUnit, level ResetLevel) bool {
 		return a.sendReset(p, lu, a.resetSRBs[1], FunctionResetDevice)
 	case ResetBus, ResetLevels:
 	}
-	old := a.acquireExclusive(p, true)
-	e := p.enter(inResetBus)
-	ok := a.miniport.ResetBus(p, lu.path)
-	p.leave(e)
-	a.releaseExclusive(p, true, old)
-	return ok
+	return a.callResetBus(p, lu.path)
 }
 
 // sendReset sends a reset SRB and waits for it, ResetTimeout at most. An SRB
@@ -190,19 +185,12 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	p.lower(old)
 }
 
-// ResetDetected tells the port that the hardware saw a bus reset that the port
-// did not ask for. The miniport still completes its active requests
-// (StatusBusReset); their owners try again.
-//
-// Level: any.
-// Source: storport.h StorPortNotification(ResetDetected).
-func (a *Adapter) ResetDetected(*Processor) { a.detected.Add(1) }
-
 // ResetNow takes a unit down the reset road from level on as if it had timed
 // out, and waits for the result.
 //
 // Level: Passive.
-func (a *Adapter) ResetNow(_ *Processor, lu *LogicalUnit, level ResetLevel) error {
+func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
+	p.check(a, routineResetNow)
 	done := make(chan bool, 1)
 	lu.mu.Lock()
 	busy := lu.gate.Load()&gateRecovering != 0
@@ -223,4 +211,35 @@ func (a *Adapter) ResetNow(_ *Processor, lu *LogicalUnit, level ResetLevel) erro
 		return fmt.Errorf("%s: %s reset failed", lu, level)
 	}
 	return nil
+}
+
+// HardwareReset has the port reset the whole adapter soon: a ResetBus for each
+// bus, with everything held back meanwhile. It is for a miniport that sees its
+// hardware broken and would rather not wait for a unit's timer. Calls before the
+// reset begins coalesce. False: the adapter is going away.
+//
+// Level: any.
+// Source: storport.h StorPortHardwareReset.
+func (a *Adapter) HardwareReset(*Processor) bool {
+	a.mu.Lock()
+	queued := a.hardwareResetQueued
+	a.hardwareResetQueued = true
+	a.mu.Unlock()
+	return queued || a.recovery.post(a.hardwareReset)
+}
+
+// hardwareReset is HardwareReset on the recovery service.
+func (a *Adapter) hardwareReset(p *Processor) {
+	a.mu.Lock()
+	a.hardwareResetQueued = false
+	a.mu.Unlock()
+	var done [256]bool
+	for _, lu := range a.units.Load().list {
+		if done[lu.path] {
+			continue
+		}
+		done[lu.path] = true
+		ok, left := a.resetScope(p, lu, ResetBus)
+		a.sys.log.Warn("hardware reset", "adapter", a.options.Name, "bus", lu.path, "success", ok, "outstanding", left)
+	}
 }

@@ -51,7 +51,10 @@ func (a *Adapter) ReadRegisterUlong(p *Processor, r *RegisterRange, offset uint3
 	if !r.inRange(p, offset, 4) {
 		return ^uint32(0)
 	}
-	return r.registers.Read32(p, offset)
+	w := p.lend()
+	value := r.registers.Read32(p, offset)
+	p.takeBack(w)
+	return value
 }
 
 // ReadRegisterUlong64 reads a 64-bit register. Level: any.
@@ -60,7 +63,10 @@ func (a *Adapter) ReadRegisterUlong64(p *Processor, r *RegisterRange, offset uin
 	if !r.inRange(p, offset, 8) {
 		return ^uint64(0)
 	}
-	return r.registers.Read64(p, offset)
+	w := p.lend()
+	value := r.registers.Read64(p, offset)
+	p.takeBack(w)
+	return value
 }
 
 // WriteRegisterUlong writes a 32-bit register. Device code may run on p's
@@ -69,7 +75,10 @@ func (a *Adapter) ReadRegisterUlong64(p *Processor, r *RegisterRange, offset uin
 // Source: storport.h StorPortWriteRegisterUlong.
 func (a *Adapter) WriteRegisterUlong(p *Processor, r *RegisterRange, offset, value uint32) {
 	if r.inRange(p, offset, 4) {
+		p.wrote = true
+		w := p.lend()
 		r.registers.Write32(p, offset, value)
+		p.takeBack(w)
 	}
 }
 
@@ -77,7 +86,10 @@ func (a *Adapter) WriteRegisterUlong(p *Processor, r *RegisterRange, offset, val
 // Source: storport.h StorPortWriteRegisterUlong64.
 func (a *Adapter) WriteRegisterUlong64(p *Processor, r *RegisterRange, offset uint32, value uint64) {
 	if r.inRange(p, offset, 8) {
+		p.wrote = true
+		w := p.lend()
 		r.registers.Write64(p, offset, value)
+		p.takeBack(w)
 	}
 }
 

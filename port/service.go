@@ -124,8 +124,12 @@ func (a *Adapter) after(d time.Duration, fn func(p *Processor)) {
 	time.AfterFunc(d, func() { a.service.post(fn) })
 }
 
-// tick counts down the units' timers, once a second.
+// tick counts down the units' timers, once a second. While the link is down
+// they stand still: nobody answers, and no reset would change that.
 func (a *Adapter) tick(*Processor) {
+	if a.gate.Load()&gateLinkDown != 0 {
+		return
+	}
 	for _, lu := range a.units.Load().list {
 		lu.mu.Lock()
 		expired := false
@@ -153,12 +157,18 @@ func (a *Adapter) tick(*Processor) {
 //
 // Level: any.
 // Source: storport.h StorPortNotification(RequestTimerCall).
-func (a *Adapter) RequestTimer(_ *Processor, fn func(p *Processor), d time.Duration) {
+func (a *Adapter) RequestTimer(p *Processor, fn func(p *Processor), d time.Duration) {
 	a.mu.Lock()
 	a.timerTurn++
 	turn := a.timerTurn
 	a.mu.Unlock()
 	if d <= 0 {
+		return
+	}
+	if fn == nil {
+		if p.verify {
+			p.violate(CheckNotification, nil, "RequestTimer without a routine")
+		}
 		return
 	}
 	a.after(d, func(p *Processor) {

@@ -155,6 +155,9 @@ type srbPort struct {
 	busyTries int
 	attempt   uint32
 
+	seal    seal         // the verifier's
+	builtAt atomic.Int64 // when BuildIo was called, ns since 1970; zero: watched no more; the verifier's
+
 	windows   [MaxDataBuffers]dma.Window // one for each buffer the SRB was made for
 	mapped    int                        // how many of them are mapped
 	buffers   int                        // how many of them exist

@@ -12,10 +12,13 @@ type InterruptStats struct {
 type AdapterStats struct {
 	Interrupts        []InterruptStats
 	SynchronizeAccess uint64
-	Outstanding       int64 // SRBs charged against MaxNumberOfIO
-	Timeouts          uint64
-	Resets            [ResetLevels]uint64
-	ResetsDetected    uint64
+	// SyncHold says how long SynchronizeAccess routines kept interrupts waiting:
+	// of one call in 64, or of all with the verifier on.
+	SyncHold       HoldStats
+	Outstanding    int64 // SRBs charged against MaxNumberOfIO
+	Timeouts       uint64
+	Resets         [ResetLevels]uint64
+	ResetsDetected uint64
 }
 
 // Stats returns the adapter's counters. It takes the first interrupt lock for
@@ -38,6 +41,7 @@ func (a *Adapter) Stats(p *Processor) AdapterStats {
 	old := p.raise(Device)
 	a.interruptLocks[0].acquire(p)
 	s.SynchronizeAccess = a.syncCount
+	s.SyncHold = a.syncHold.stats()
 	a.interruptLocks[0].release(p)
 	p.lower(old)
 	return s

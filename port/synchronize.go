@@ -80,8 +80,8 @@ func (t SyncToken) check() {
 // take the StartIo or a DPC lock, wait, or call SynchronizeAccess. Interrupts
 // that arrive on p meanwhile are serviced after it.
 //
-// From an interrupt handler, from Initialize, nested, or after the adapter was
-// removed it returns false without calling routine; the verifier reports all
+// From an interrupt handler, from FindAdapter or Initialize, nested, or after the
+// adapter was removed it returns false without calling routine; the verifier reports all
 // but the last. If routine panics, the locks are released, the adapter is
 // marked failed and the panic goes on.
 //
@@ -100,12 +100,18 @@ func SynchronizeAccess[C any](a *Adapter, p *Processor, routine func(t SyncToken
 	return result
 }
 
+// syncSample says that one in so many calls of SynchronizeAccess has its hold
+// time measured; with the verifier on, every one.
+const syncSample = 64
+
 // synchronized is one call of SynchronizeAccess.
 type synchronized struct {
 	a        *Adapter
 	p        *Processor
 	entered  entered
 	old      Level
+	watch    stopwatch
+	sampled  bool // the hold time is measured
 	took     bool // this call acquired the locks
 	returned bool // the routine did not panic
 }
@@ -114,7 +120,7 @@ func (a *Adapter) beginSynchronized(p *Processor) (synchronized, bool) {
 	if a.state.Load() == adapterRemoved {
 		return synchronized{}, false
 	}
-	if p.inSync || p.callback == inInterrupt || p.callback == inInitialize {
+	if p.inSync || p.callback == inInterrupt || p.callback == inInitialize || p.callback == inFindAdapter {
 		if p.verify {
 			p.violate(CheckSynchronizeAccess, nil, "SynchronizeAccess from "+p.callback.String())
 		}
@@ -137,6 +143,9 @@ func (a *Adapter) beginSynchronized(p *Processor) (synchronized, bool) {
 		return synchronized{}, false
 	}
 	a.syncCount++ // under interrupt lock 0
+	if s.sampled = p.verify || a.syncCount%syncSample == 0; s.sampled {
+		s.watch = p.startWatch()
+	}
 	s.entered = p.enter(inSynchronized)
 	p.inSync = true
 	return s, true
@@ -144,6 +153,9 @@ func (a *Adapter) beginSynchronized(p *Processor) (synchronized, bool) {
 
 func (s *synchronized) end() {
 	p := s.p
+	if s.sampled {
+		s.a.syncHold.add(s.watch.elapsed(p))
+	}
 	p.inSync = false
 	if s.returned {
 		p.leave(s.entered)
@@ -154,6 +166,9 @@ func (s *synchronized) end() {
 			p.held[p.nheld-1].release(p)
 		}
 		p.callback = s.entered.callback
+		if p.verify {
+			p.frames = p.frames[:s.entered.frame]
+		}
 	}
 	if s.took {
 		s.a.releaseInterrupts(p)

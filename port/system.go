@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
 )
@@ -20,6 +21,12 @@ type SystemConfig struct {
 	MaxProcessors int
 	// Verify turns the verifier on; Strict makes it panic at a violation.
 	Verify, Strict bool
+	// HoldLimit is the longest a callback may take before the verifier reports
+	// it; Initialize, ResetBus and AdapterControl have ten times as long. Default
+	// DefaultHoldLimit.
+	HoldLimit time.Duration
+	// Clock is what hold times are measured with. Default time.Now.
+	Clock func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -33,6 +40,8 @@ type System struct {
 	maxProcessors int
 	log           *slog.Logger
 	verifier      *Verifier // nil: off
+	holdLimit     time.Duration
+	now           func() time.Time
 	extensions    extensionPool
 
 	mu sync.Mutex
@@ -47,7 +56,13 @@ type System struct {
 
 // NewSystem makes a system without processors or adapters.
 func NewSystem(c SystemConfig) *System {
-	s := &System{iommu: c.IOMMU, maxProcessors: c.MaxProcessors, log: c.Log}
+	s := &System{iommu: c.IOMMU, maxProcessors: c.MaxProcessors, log: c.Log, holdLimit: c.HoldLimit, now: c.Clock}
+	if s.holdLimit <= 0 {
+		s.holdLimit = DefaultHoldLimit
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
 	s.extensions.arena = c.IOMMU.Arena()
 	if s.maxProcessors <= 0 {
 		s.maxProcessors = DefaultMaxProcessors

@@ -19,6 +19,9 @@ const (
 	gateRecovering                    // a reset is under way
 	gateStopped                       // the adapter is being stopped
 	gateRemoved                       // the unit is gone: SRBs complete with NO_DEVICE
+	gateLinkDown                      // LinkDown; adapters only
+	gateHold                          // the hold time after ResetDetected; adapters only
+	gateGone                          // the adapter is gone: built SRBs complete with NO_DEVICE too; adapters only
 )
 
 // A LogicalUnit is one unit of an adapter with its queue: SRBs wait here, in
@@ -211,7 +214,10 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 // linkLocked makes s outstanding.
 //
 // +checklocks:lu.mu
-func (lu *LogicalUnit) linkLocked(s *SRB) {
+func (lu *LogicalUnit) linkLocked(p *Processor, s *SRB) {
+	if p.verify && !s.recovery {
+		lu.checkLimitsLocked(p, s)
+	}
 	s.pendNext, s.pendPrev = nil, lu.pendingTail
 	if lu.pendingTail == nil {
 		lu.pendingHead = s

@@ -3,6 +3,7 @@ package port
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,9 @@ type Verifier struct {
 	// was held.
 	edges [rankCount][rankCount]atomic.Bool
 
+	callbackTimes [callbackCount]holdTimes
+	lockTimes     [rankCount]holdTimes
+
 	mu sync.Mutex
 	// +checklocks:mu
 	violations []Violation
@@ -133,6 +137,44 @@ func (v *Verifier) LockOrder() [][2]string {
 	return out
 }
 
+// LockCycle returns the kinds of lock on a cycle of the lock-order graph, the
+// first again at the end; nil: there is none. Locks of one kind are taken in
+// ascending order, which is checked at the spot (V6), and make no cycle here.
+func LockCycle(edges [][2]string) []string {
+	to := map[string][]string{}
+	for _, e := range edges {
+		if e[0] != e[1] {
+			to[e[0]] = append(to[e[0]], e[1])
+		}
+	}
+	done := map[string]bool{}
+	var path []string
+	var visit func(string) []string
+	visit = func(at string) []string {
+		if i := slices.Index(path, at); i >= 0 {
+			return append(slices.Clone(path[i:]), at)
+		}
+		if done[at] {
+			return nil
+		}
+		path = append(path, at)
+		for _, next := range to[at] {
+			if cycle := visit(next); cycle != nil {
+				return cycle
+			}
+		}
+		path = path[:len(path)-1]
+		done[at] = true
+		return nil
+	}
+	for _, e := range edges {
+		if cycle := visit(e[0]); cycle != nil {
+			return cycle
+		}
+	}
+	return nil
+}
+
 func (v *Verifier) record(x Violation) {
 	v.counts[x.Check].Add(1)
 	v.mu.Lock()
@@ -148,12 +190,19 @@ func (v *Verifier) record(x Violation) {
 
 // violate records a violation seen on p. The verifier is on.
 func (p *Processor) violate(c Check, srb *SRB, what string) {
-	x := Violation{Check: c, What: what, Processor: p.name, Callback: p.callback, Level: p.level, Trail: p.trail.list()}
+	text := ""
+	if srb != nil {
+		text = srb.String()
+	}
+	p.violateFor(c, text, what)
+}
+
+// violateFor is violate for an SRB that others may be writing to: srb describes
+// what can be read of it.
+func (p *Processor) violateFor(c Check, srb, what string) {
+	x := Violation{Check: c, What: what, SRB: srb, Processor: p.name, Callback: p.callback, Level: p.level, Trail: p.trail.list()}
 	for i := range p.nheld {
 		x.Held = append(x.Held, p.held[i].String())
-	}
-	if srb != nil {
-		x.SRB = srb.String()
 	}
 	p.sys.verifier.record(x)
 }
@@ -168,7 +217,9 @@ func (p *Processor) mayAcquire(l *spinLock) bool {
 			return false
 		}
 		p.sys.verifier.edges[h.rank][l.rank].Store(true)
-		if h.a == l.a && (h.rank > l.rank || h.rank == l.rank && h.index > l.index) {
+		if h.a != l.a {
+			p.violate(CheckLockRules, nil, l.String()+" taken while holding "+h.String()+" of another adapter")
+		} else if h.rank > l.rank || h.rank == l.rank && h.index > l.index {
 			p.violate(CheckLockRules, nil, l.String()+" taken while holding "+h.String())
 		}
 	}
@@ -207,54 +258,4 @@ func (t *trail) list() []string {
 		out = append(out, fmt.Sprintf("%s %d", e.what, e.tag))
 	}
 	return out
-}
-
-// routineID names a support routine whose calling place is restricted.
-type routineID uint8
-
-const (
-	routineGetUncachedExtension routineID = iota
-	routineGetDeviceBase
-	routineGetBusData
-	routineEnablePassiveInitialization
-	routineInitializePerfOpts
-	routineInitializeDpc
-	routineQueueWorkItem
-	routineGetMSIInfo
-	routineCount
-)
-
-// places says where a routine may be called from: table 1.4 of the vendor's
-// pages.
-var places = [routineCount]struct {
-	name      string
-	callbacks uint32 // bit set of Callback; zero: any
-	maxLevel  Level
-}{
-	routineGetUncachedExtension:        {"GetUncachedExtension", 1 << inFindAdapter, Passive},
-	routineGetDeviceBase:               {"GetDeviceBase", 1 << inFindAdapter, Passive},
-	routineGetBusData:                  {"GetBusData", 1 << inFindAdapter, Passive},
-	routineEnablePassiveInitialization: {"EnablePassiveInitialization", 1 << inInitialize, Device},
-	routineInitializePerfOpts:          {"InitializePerfOpts", 1<<inInitialize | 1<<inPassiveInitialize, Device},
-	routineInitializeDpc:               {"InitializeDpc", 1 << inPassiveInitialize, Passive},
-	routineQueueWorkItem:               {"QueueWorkItem", 0, Dispatch},
-	routineGetMSIInfo:                  {"GetMSIInfo", ^uint32(1 << inInterrupt), Device},
-}
-
-// allowed reports whether routine r may be called where p is.
-func (p *Processor) allowed(r routineID) bool {
-	pl := &places[r]
-	return (pl.callbacks == 0 || pl.callbacks&(1<<p.callback) != 0) && p.level <= pl.maxLevel
-}
-
-// check reports a routine called in the wrong place (V7) and whether the place
-// was right.
-func (p *Processor) check(_ *Adapter, r routineID) bool {
-	if p.allowed(r) {
-		return true
-	}
-	if p.verify {
-		p.violate(CheckCallingPlace, nil, fmt.Sprintf("%s called from %s at %s", places[r].name, p.callback, p.level))
-	}
-	return false
 }

@@ -1,0 +1,24 @@
+//go:build interleave
+
+package port
+
+import "sync"
+
+// interleaving is the run that decides who goes on at a yield point, or nil.
+// Tests set it while no goroutine of this package's runs.
+var interleaving interface {
+	Yield(point string)
+	Lock(point string, mu *sync.Mutex)
+}
+
+func yieldPoint(next string) {
+	if interleaving != nil {
+		interleaving.Yield(next)
+	}
+}
+
+func yieldLock(next string, mu *sync.Mutex) {
+	if interleaving != nil {
+		interleaving.Lock(next, mu)
+	}
+}

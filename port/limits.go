@@ -1,0 +1,50 @@
+package port
+
+import "fmt"
+
+// The port watches itself: a limit that it promises the miniport and does not
+// keep is a bug here, and the verifier says so like of any other (V4, V15, V17).
+
+// checkLimitsLocked looks at the unit before s becomes outstanding.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) checkLimitsLocked(p *Processor, s *SRB) {
+	if lu.outstanding >= lu.depth {
+		p.violateFor(CheckPortLimits, s.request(), fmt.Sprintf("%s: one more than the queue depth of %d", lu, lu.depth))
+	}
+	if used := lu.a.outstanding.Load(); used > int64(lu.a.config.MaxNumberOfIO) {
+		p.violateFor(CheckPortLimits, s.request(), fmt.Sprintf("%s: %d outstanding, MaxNumberOfIO is %d", lu, used, lu.a.config.MaxNumberOfIO))
+	}
+	if s.Flags&FlagQueueActionEnable == 0 && lu.exclusive {
+		p.violateFor(CheckUntagged, s.request(), lu.String()+": an untagged SRB beside one that runs alone")
+	}
+}
+
+// checkStart looks at what is about to be started. It counts StartIo calls for
+// each channel; the caller counts down.
+func (p *Processor) checkStart(a *Adapter, s *SRB) {
+	if owner := s.owner.Load(); owner != ownerPort || !s.built {
+		p.violateFor(CheckBuildIoFalse, s.request(), "StartIo next for an SRB that BuildIo did not pass on")
+	}
+	if n := a.starting[s.channel].Add(1); n > 1 {
+		p.violateFor(CheckPortLimits, s.request(), fmt.Sprintf("%d calls of StartIo at once on channel %d", n, s.channel))
+	}
+}
+
+// checkOverdue is V4: what BuildIo kept for itself must be completed within its
+// time. It is called once a second.
+func (lu *LogicalUnit) checkOverdue(p *Processor) {
+	now := p.sys.now().UnixNano()
+	var overdue []string
+	lu.mu.Lock()
+	for s := lu.pendingHead; s != nil; s = s.pendNext {
+		at := s.builtAt.Load()
+		if s.owner.Load() == ownerBuilding && at != 0 && now-at > int64(s.timeout())*1e9 && s.builtAt.CompareAndSwap(at, 0) {
+			overdue = append(overdue, s.request())
+		}
+	}
+	lu.mu.Unlock()
+	for _, srb := range overdue {
+		p.violateFor(CheckBuildIoFalse, srb, "BuildIo returned false, and the SRB was not completed within its TimeOutValue")
+	}
+}

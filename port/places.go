@@ -1,0 +1,82 @@
+package port
+
+import "fmt"
+
+// routineID names a support routine that may not be called from everywhere.
+type routineID uint8
+
+const (
+	routineGetUncachedExtension routineID = iota
+	routineGetDeviceBase
+	routineGetBusData
+	routineSetFeatureList
+	routineEnablePassiveInitialization
+	routineInitializePerfOpts
+	routineInitializeDpc
+	routineQueueWorkItem
+	routineGetMSIInfo
+	routineAcquireSpinLock
+	routineSubmit
+	routineExecute
+	routineEnumerate
+	routineStop
+	routineRestart
+	routineRemove
+	routineResetNow
+	routineCount
+)
+
+// Sets of callbacks.
+const (
+	anyCallback    = ^uint32(0)
+	underInterrupt = 1<<inInterrupt | 1<<inSynchronized | 1<<inInitialize
+)
+
+// places says where a routine may be called from: check V7. What a vendor's page
+// allows anywhere, at any level, is not in the table.
+// Source: the vendor's page of each routine; "Storport Driver Verification".
+var places = [routineCount]struct {
+	name      string
+	callbacks uint32 // bit set of Callback
+	maxLevel  Level
+	noLocks   bool // with none of the port's locks held
+}{
+	routineGetUncachedExtension:        {"GetUncachedExtension", 1 << inFindAdapter, Passive, false},
+	routineGetDeviceBase:               {"GetDeviceBase", 1 << inFindAdapter, Passive, false},
+	routineGetBusData:                  {"GetBusData", 1<<inFindAdapter | 1<<inAdapterControl, Dispatch, false},
+	routineSetFeatureList:              {"SetFeatureList", 1 << inFindAdapter, Passive, false},
+	routineEnablePassiveInitialization: {"EnablePassiveInitialization", 1 << inInitialize, Device, false},
+	routineInitializePerfOpts:          {"InitializePerfOpts", 1<<inInitialize | 1<<inPassiveInitialize, Device, false},
+	routineInitializeDpc:               {"InitializeDpc", 1 << inPassiveInitialize, Passive, false},
+	routineQueueWorkItem:               {"QueueWorkItem", anyCallback, Dispatch, false},
+	routineGetMSIInfo:                  {"GetMSIInfo", ^uint32(1 << inInterrupt), Device, false},
+	// Before Initialize there are no interrupts to hold off, and the lock table
+	// lets the passive initialization take none.
+	routineAcquireSpinLock: {"AcquireSpinLock", ^uint32(1<<inFindAdapter | 1<<inPassiveInitialize), Device, false},
+	// The port's upper edge. Submit runs miniport code; the others wait.
+	routineSubmit:    {"Submit", ^uint32(underInterrupt), Dispatch, true},
+	routineExecute:   {"Execute", anyCallback, Passive, true},
+	routineEnumerate: {"Enumerate", anyCallback, Passive, true},
+	routineStop:      {"Stop", anyCallback, Passive, true},
+	routineRestart:   {"Restart", anyCallback, Passive, true},
+	routineRemove:    {"Remove", anyCallback, Passive, true},
+	routineResetNow:  {"ResetNow", anyCallback, Passive, true},
+}
+
+// allowed reports whether routine r may be called where p is.
+func (p *Processor) allowed(r routineID) bool {
+	pl := &places[r]
+	return pl.callbacks&(1<<p.callback) != 0 && p.level <= pl.maxLevel && (!pl.noLocks || p.nheld == 0)
+}
+
+// check reports a routine called in the wrong place (V7) and whether the place
+// was right.
+func (p *Processor) check(_ *Adapter, r routineID) bool {
+	if p.allowed(r) {
+		return true
+	}
+	if p.verify {
+		p.violate(CheckCallingPlace, nil, fmt.Sprintf("%s called from %s at %s with %d locks held", places[r].name, p.callback, p.level, p.nheld))
+	}
+	return false
+}

@@ -1,0 +1,266 @@
+package port
+
+import (
+	"fmt"
+	"time"
+)
+
+// An adapter goes away in one of two ways: in order, with Stop and Remove, or by
+// surprise, when its hardware is gone. In both, only the miniport hands back the
+// SRBs that it holds; what the port holds, it completes itself.
+
+// SetFeatureList says which optional control types the miniport takes in
+// AdapterControl. ControlQuerySupported, ControlStopAdapter and
+// ControlRestartAdapter are not optional and need not be named.
+//
+// Level: Passive, in FindAdapter. Errors: wrong place, unknown control type.
+// Source: storport.h StorPortSetFeatureList.
+func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
+	if !p.check(a, routineSetFeatureList) {
+		return fmt.Errorf("port: SetFeatureList called from %s, want FindAdapter", p.callback)
+	}
+	for _, c := range controls {
+		if c >= controlTypes {
+			return fmt.Errorf("port: control type %d: want 0 to %d", c, controlTypes-1)
+		}
+		a.controls[c] = true
+	}
+	return nil
+}
+
+// Remove takes the adapter away. One that runs is stopped first, and if its
+// miniport caches data, each unit gets FunctionShutdown as its last SRB. SRBs
+// that wait complete with StatusNoDevice. A failed adapter goes as in
+// SurpriseRemove.
+//
+// Level: Passive, once.
+func (a *Adapter) Remove(p *Processor) {
+	switch a.state.Load() {
+	case adapterRemoved:
+		return
+	case adapterFailed:
+		if err := a.SurpriseRemove(p); err != nil {
+			a.sys.log.Error("remove failed adapter", "adapter", a.options.Name, "error", err)
+		}
+		return
+	case adapterRunning:
+		if err := a.stop(p, FunctionFlush, FunctionShutdown); err != nil {
+			a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
+		}
+	}
+	a.removeUnits(p)
+	a.release()
+}
+
+// SurpriseRemove takes away an adapter whose hardware is gone already: SRBs that
+// wait, and those that come, complete with StatusNoDevice; the miniport is told
+// (ControlSurpriseRemoval) and hands back what it holds. A miniport that does
+// not take that control type gets a ResetBus for each bus instead.
+//
+// From its return on SynchronizeAccess returns false without a call. The caller
+// may then use the device's memory for something else, unless the error is
+// ErrOutstanding: the miniport still holds SRBs after
+// AdapterOptions.ResetTimeout. Their memory stays mapped.
+//
+// Level: Passive, once, no SRB of the caller in BuildIo or StartIo.
+func (a *Adapter) SurpriseRemove(p *Processor) error {
+	for {
+		state := a.state.Load()
+		if state == adapterRemoving || state == adapterRemoved {
+			return fmt.Errorf("%s: surprise removal: %w", a.options.Name, ErrAdapterStopped)
+		}
+		if a.state.CompareAndSwap(state, adapterRemoving) {
+			break
+		}
+	}
+	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
+	a.mu.Lock()
+	// A Stop that waits for the device need not any more.
+	a.gate.Store(gateGone | gateStopped)
+	a.mu.Unlock()
+	a.failUnits(p)
+	// Whoever found the gate open has left StartIo once its locks have been free.
+	old := a.acquireExclusive(p, true)
+	a.releaseExclusive(p, true, old)
+	if a.controls[ControlSurpriseRemoval] {
+		if a.control(p, ControlSurpriseRemoval) != ControlSuccess {
+			a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
+		}
+	} else {
+		a.resetAll(p)
+	}
+	err := a.waitIdle()
+	if err != nil && p.verify {
+		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
+	}
+	a.removeUnits(p)
+	if err != nil {
+		a.state.Store(adapterRemoved)
+		return err
+	}
+	a.release()
+	return nil
+}
+
+// resetAll calls ResetBus for every bus.
+func (a *Adapter) resetAll(p *Processor) {
+	for path := range a.config.NumberOfBuses {
+		a.callResetBus(p, uint8(path))
+	}
+}
+
+// callResetBus calls ResetBus with what it is entitled to.
+func (a *Adapter) callResetBus(p *Processor, path uint8) bool {
+	old := a.acquireExclusive(p, true)
+	e := p.enter(inResetBus)
+	ok := a.miniport.ResetBus(p, path)
+	p.leave(e)
+	a.releaseExclusive(p, true, old)
+	return ok
+}
+
+// waitIdle waits until nothing is outstanding, ResetTimeout at most.
+func (a *Adapter) waitIdle() error {
+	a.mu.Lock()
+	idle := a.idle
+	if idle == nil {
+		idle = make(chan struct{})
+		if a.outstanding.Load() == 0 {
+			close(idle)
+		} else {
+			a.idle = idle
+		}
+	}
+	a.mu.Unlock()
+	timer := time.NewTimer(a.options.ResetTimeout)
+	defer timer.Stop()
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%s: %w: %d after %s", a.options.Name, ErrOutstanding, a.outstanding.Load(), a.options.ResetTimeout)
+	}
+}
+
+// removeUnits ends all units and what waits in their queues.
+func (a *Adapter) removeUnits(p *Processor) {
+	a.mu.Lock()
+	a.gate.Store(a.gate.Load() | gateGone)
+	a.mu.Unlock()
+	a.failUnits(p)
+	a.units.Store(&unitTable{}) // gateGone keeps everybody else from storing
+}
+
+// failUnits fails what the units' queues hold, and whatever comes.
+func (a *Adapter) failUnits(p *Processor) {
+	old := p.raise(Dispatch)
+	for _, lu := range a.units.Load().list {
+		lu.mu.Lock()
+		lu.closeGateLocked(gateRemoved)
+		lu.failAllLocked(p)
+		lu.mu.Unlock()
+	}
+	p.lower(old)
+}
+
+// failAllLocked completes everything that waits with StatusNoDevice. Built SRBs
+// are among it: the miniport's resources that they hold go away with the
+// adapter.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) failAllLocked(p *Processor) {
+	for lu.waiting.head != nil {
+		s := lu.waiting.pop()
+		if s.built {
+			s.built = false
+			lu.a.unmap(s)
+		}
+		p.finishByPort(s, StatusNoDevice)
+	}
+}
+
+// release gives back what the adapter has: nothing is outstanding, no callback
+// runs any more.
+func (a *Adapter) release() {
+	a.state.Store(adapterRemoved)
+	a.enumMu.Lock()   // an enumeration that is under way finds nothing and ends
+	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
+	a.stopServices()
+	a.disconnect()
+	for i, srb := range a.resetSRBs {
+		a.freeIfOurs(srb)
+		a.resetSRBs[i] = nil
+	}
+	a.freeIfOurs(a.controlSRB)
+	a.controlSRB = nil
+	a.freeUncached()
+}
+
+// freeIfOurs frees one of the adapter's own SRBs, unless the miniport kept it.
+func (a *Adapter) freeIfOurs(srb *SRB) {
+	if srb != nil && srb.owner.Load() == ownerClass {
+		a.FreeSRB(srb)
+	}
+}
+
+// detach ends one unit of an adapter that stays: what waits fails, and what
+// comes will. Built SRBs go down to the miniport, whose resources they hold.
+func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
+	old := p.raise(Dispatch)
+	lu.mu.Lock()
+	lu.closeGateLocked(gateRemoved)
+	lu.failWaitingLocked(p, StatusNoDevice)
+	lu.mu.Unlock()
+	lu.dispatch(p)
+	p.lower(old)
+}
+
+// sendControl sends FunctionFlush or FunctionShutdown to a unit and waits for
+// it, ResetTimeout at most. A failure is logged: nothing better can be done.
+func (a *Adapter) sendControl(p *Processor, lu *LogicalUnit, f Function) {
+	if !a.sendReset(p, lu, a.controlSRB, f) {
+		a.sys.log.Error("the adapter's cache may not be flushed", "unit", lu.String(), "function", f.String())
+	}
+}
+
+// fail marks the adapter broken: its units end, and what the miniport holds
+// stays there until Remove.
+func (a *Adapter) fail(why string) {
+	for {
+		state := a.state.Load()
+		if state == adapterFailed || state == adapterRemoving || state == adapterRemoved {
+			return
+		}
+		if a.state.CompareAndSwap(state, adapterFailed) {
+			break
+		}
+	}
+	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
+	a.worker.post(a.failUnits)
+}
+
+// MarkDeviceFailed takes a unit out of service: it logs why, what waits and what
+// comes completes with StatusNoDevice, and the next enumeration may find it
+// again. With path, target and lun all 0xFF it is the whole adapter that has
+// failed: only Remove is left for it. False: there is no such unit.
+//
+// Level: any; it takes effect soon, on a goroutine of the port's.
+// Source: storport.h StorPortMarkDeviceFailed, StorPortMarkDeviceFailedEx.
+func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why string) bool {
+	if path == wildcard && target == wildcard && lun == wildcard {
+		a.fail(why)
+		return true
+	}
+	lu := a.unit(path, target, lun)
+	if lu == nil {
+		return false
+	}
+	a.sys.log.Error("unit failed", "unit", lu.String(), "reason", why)
+	return a.worker.post(func(p *Processor) {
+		a.detach(p, lu)
+		a.forget(lu)
+	})
+}
+
+// wildcard stands for all paths, targets or units.
+const wildcard = 0xFF

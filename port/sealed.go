@@ -1,0 +1,90 @@
+package port
+
+import (
+	"bytes"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// A seal is what the verifier keeps of an SRB at its completion, to see whether
+// somebody writes to it afterwards (V3). The extension and the scatter/gather
+// list are filled with poison then, so that a reader goes astray, too.
+type seal struct {
+	set         bool
+	status      Status
+	scsiStatus  scsi.Status
+	senseBytes  uint8
+	dataBytes   uint32
+	sglElements int
+}
+
+const poisonByte = 0xDB
+
+// poisonSegment lies in no mapping: window 0 is never handed out.
+var poisonSegment = Segment{Addr: dma.Addr(poisonByte), Bytes: ^uint32(0)}
+
+// poison fills b.
+func poison(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	b[0] = poisonByte
+	for n := 1; n < len(b); n *= 2 {
+		copy(b[n:], b[:n])
+	}
+}
+
+// poisoned reports whether b is as poison left it.
+func poisoned(b []byte) bool {
+	return len(b) == 0 || b[0] == poisonByte && bytes.Equal(b[1:], b[:len(b)-1])
+}
+
+// sealUp notes what a completion left behind. The verifier is on.
+func (s *SRB) sealUp() {
+	s.seal = seal{true, s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes, len(s.SGL)}
+	poison(s.Extension)
+	for i := range s.SGL {
+		s.SGL[i] = poisonSegment
+	}
+}
+
+// intact reports what has changed since sealUp in the memory that is the
+// miniport's during an attempt only; empty: nothing.
+func (s *SRB) intact() string {
+	if !s.seal.set {
+		return ""
+	}
+	if !poisoned(s.Extension) {
+		return "the extension was written after completion"
+	}
+	for _, x := range s.sglStore[:s.seal.sglElements] {
+		if x != poisonSegment {
+			return "the scatter/gather list was written after completion"
+		}
+	}
+	return ""
+}
+
+// checkSealed looks at an SRB that completed and has not gone back to its owner.
+func (p *Processor) checkSealed(s *SRB) {
+	if !s.seal.set {
+		return
+	}
+	if s.Status != s.seal.status || s.ScsiStatus != s.seal.scsiStatus || s.SenseBytes != s.seal.senseBytes || s.DataTransferBytes != s.seal.dataBytes {
+		p.violate(CheckUseAfterComplete, s, "the SRB was written after completion, which said status "+s.seal.status.String())
+	}
+	if what := s.intact(); what != "" {
+		p.violate(CheckUseAfterComplete, s, what)
+		s.seal.set = false // once is enough
+	}
+}
+
+// unseal looks at an SRB's memory once more before it is used again.
+func (p *Processor) unseal(s *SRB) {
+	if what := s.intact(); what != "" {
+		p.violate(CheckUseAfterComplete, s, what)
+	}
+	s.seal.set = false
+	poison(s.Extension)
+}
