@@ -95,12 +95,23 @@ func (a *Adapter) IssueDpc(p *Processor, d *Dpc) bool {
 // Level: any.
 // Source: storport.h StorPortCancelDpc.
 func (a *Adapter) CancelDpc(_ *Processor, d *Dpc) bool {
-	yieldPoint("CancelDpc: queued")
-	if d.state.CompareAndSwap(dpcQueued, dpcCancelled) {
-		return true
+	for {
+		yieldPoint("CancelDpc: look at the state")
+		s := d.state.Load()
+		yieldPoint("CancelDpc: change the state")
+		switch s {
+		case dpcQueued:
+			if d.state.CompareAndSwap(dpcQueued, dpcCancelled) {
+				return true
+			}
+		case dpcRunningQueued:
+			if d.state.CompareAndSwap(dpcRunningQueued, dpcRunning) {
+				return true
+			}
+		default:
+			return false
+		}
 	}
-	yieldPoint("CancelDpc: running and queued")
-	return d.state.CompareAndSwap(dpcRunningQueued, dpcRunning)
 }
 
 func (p *Processor) queueDpc(d *Dpc) {
@@ -124,17 +135,16 @@ func (p *Processor) runDpc() {
 		p.dpcTail = nil
 	}
 	d.next = nil
-	yieldPoint("DPC: running")
-	if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+	for {
+		yieldPoint("DPC: running")
+		if d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+			break
+		}
 		yieldPoint("DPC: drop it if cancelled")
 		if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
 			return
 		}
-		// Revived between the two: run it.
-		yieldPoint("DPC: running after all")
-		if !d.state.CompareAndSwap(dpcQueued, dpcRunning) {
-			panic("port: a queued DPC is in no queued state")
-		}
+		// Revived between the two, and perhaps cancelled again: look again.
 	}
 	if p.verify {
 		if n := d.running.Add(1); n > 1 {

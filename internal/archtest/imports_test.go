@@ -25,6 +25,7 @@ const sys = "golang.org/x/sys/"
 
 // testModules are for tests in any layer, and never for the program.
 var testModules = []string{
+	module + "internal/interleave",
 	"pgregory.net/rapid", "github.com/google/go-cmp/", "github.com/cockroachdb/datadriven", "github.com/rogpeppe/go-internal/",
 }
 
@@ -38,6 +39,10 @@ var layers = []layer{
 		folder: "internal/dma",
 		allow:  []string{sys, module + "internal/pci"},
 		reason: "host memory is a leaf: every layer stands on it",
+	},
+	{
+		folder: "internal/interleave",
+		reason: "a helper of tests is a leaf: any layer's tests may use it, and no layer's code",
 	},
 	{
 		folder: "internal/pci",
@@ -127,7 +132,7 @@ func TestImports_Direction(t *testing.T) {
 // packages lists ours among all that `./...` depends on.
 func packages(t *testing.T) []listed {
 	t.Helper()
-	list := exec.Command("go", "list", "-e", "-deps", "-tags=interop,kernel",
+	list := exec.Command("go", "list", "-e", "-deps", "-tags=interop,kernel,interleave",
 		"-json=ImportPath,Imports,TestImports,XTestImports", "./...")
 	list.Dir = root
 	var stderr bytes.Buffer
