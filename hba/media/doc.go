@@ -31,7 +31,7 @@
 //
 // # Lock order
 //
-// Within Memory: resizeMu, then the stripes in ascending order, then tableMu or
-// pool.mu, which are leaves. Within File and Backend: lifeMu, the stripes in
+// Within Memory: resizeMu, then lifeMu, then the stripes in ascending order, then
+// tableMu or pool.mu, which are leaves. Within File and Backend: lifeMu, the stripes in
 // ascending order, then the flush group's mu, a leaf.
 package media

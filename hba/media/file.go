@@ -258,7 +258,11 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	if err != nil {
 		return done + n, err
 	}
-	return len(p), f.flushShared()
+	if err := f.flushes.do(); err != nil {
+		f.flushes.taint(err) // for the same reason
+		return len(p), f.fail("flush", 0, f.size.Load(), err)
+	}
+	return len(p), nil
 }
 
 // Flush implements Media. Calls at the same time share one fdatasync, if it

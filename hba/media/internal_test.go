@@ -207,6 +207,13 @@ func TestFile_WithoutHelp(t *testing.T) {
 	if _, err := f.WriteAtFUA(p, 0); !errors.Is(err, ErrMedium) {
 		t.Errorf("write through: %v", err)
 	}
+	f.flushes.sync = func() error { return nil }
+	if err := f.Flush(); !errors.Is(err, unix.EIO) {
+		t.Errorf("flush: %v, want what the write through was told, which may mean older writes", err)
+	}
+	if err := f.Flush(); err != nil {
+		t.Errorf("flush: %v, want it told once", err)
+	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}

@@ -49,6 +49,9 @@ type Memory struct {
 	pool pool
 
 	resizeMu sync.Mutex // held by Resize and Close
+	// lifeMu is shared by what returns chunks to the pool with no stripe held, so
+	// that Close unmaps none of them meanwhile.
+	lifeMu sync.RWMutex
 
 	// size is in bytes; negative once closed. It is stored by NewMemory and under
 	// resizeMu, and checked again under a stripe's lock before memory is touched.
@@ -395,6 +398,8 @@ func (m *Memory) growTable(sizeBytes int64) {
 func (m *Memory) Close() error {
 	m.resizeMu.Lock()
 	defer m.resizeMu.Unlock()
+	m.lifeMu.Lock()
+	defer m.lifeMu.Unlock()
 	m.lockChunks(0, memoryStripes)
 	defer m.unlockChunks(0, memoryStripes)
 	if m.size.Load() < 0 {

@@ -13,6 +13,8 @@ func (m *Memory) Discard(off, n int64) error { return m.Zero(off, n, false) }
 //
 // Errors: ErrNoSpace if allocate needs more than the limit leaves.
 func (m *Memory) Zero(off, n int64, allocate bool) error {
+	m.lifeMu.RLock()
+	defer m.lifeMu.RUnlock()
 	if !inside(off, n, m.size.Load()) {
 		return m.refuse("zero", off, n)
 	}
@@ -92,7 +94,7 @@ func clearPages(ch *chunk, written uint32, at, n int) {
 }
 
 // hole zeroes n bytes from off, which the caller has checked, and releases the
-// chunks that this empties.
+// chunks that this empties. The caller keeps Close out, by lifeMu or resizeMu.
 func (m *Memory) hole(off, n int64) {
 	var batch releaseBatch
 	root := *m.root.Load()

@@ -233,16 +233,17 @@ func TestMemory_ResizeMeanwhile(t *testing.T) {
 
 // TestMemory_CloseMeanwhile: calls in progress end well, later ones are refused.
 func TestMemory_CloseMeanwhile(t *testing.T) {
-	for range 20 {
+	for range 10 {
 		m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 1 << 24})
 		if err != nil {
 			t.Fatal(err)
 		}
-		var group sync.WaitGroup
+		var group, begun sync.WaitGroup
+		begun.Add(3)
 		for w := range 3 {
 			group.Go(func() {
-				p := make([]byte, 200<<10)
-				for {
+				p := make([]byte, 500<<10)
+				for first := true; ; first = false {
 					var err error
 					switch w {
 					case 0:
@@ -251,6 +252,9 @@ func TestMemory_CloseMeanwhile(t *testing.T) {
 						_, err = m.WriteAt(p, 1000)
 					default:
 						err = m.Discard(0, 1<<24)
+					}
+					if first {
+						begun.Done()
 					}
 					if err != nil {
 						if !errors.Is(err, media.ErrClosed) {
@@ -261,6 +265,7 @@ func TestMemory_CloseMeanwhile(t *testing.T) {
 				}
 			})
 		}
+		begun.Wait() // so that Close comes in the middle of things
 		if err := m.Close(); err != nil {
 			t.Error(err)
 		}
