@@ -43,10 +43,8 @@ const (
 	stepSync           // makes the rest durable
 )
 
-// begin starts a request. If a step is ready it joins the session's batch.
-//
-// Concurrency: on the session's goroutine.
-func (c *command) begin(p *port.Processor, r *nbd.Request) {
+// begin starts a request. True: its SRB is ready for the caller to submit.
+func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	g := c.s.d.geometry.Load()
 	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
 	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
@@ -61,22 +59,23 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) {
 		c.lockFrom, c.lockTo = c.pos&^mask, (c.end+mask)&^mask
 		if (c.pos|c.end)&mask != 0 {
 			c.startGranted(p, c.s.d.gate.enterSlow(c, holdExclusive))
-			return
+			return false
 		}
 		if !c.s.d.gate.enterFast(&c.s.fast) {
 			c.startGranted(p, c.s.d.gate.enterSlow(c, holdShared))
-			return
+			return false
 		}
 		c.hold = holdFast
 	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpCount:
 	}
 	switch c.prepare(g) {
 	case ready:
-		c.s.batch = append(c.s.batch, c.srb)
+		return true
 	case finished:
 		c.finish(p)
 	case waiting:
 	}
+	return false
 }
 
 // startGranted runs commands, of any session, that the gate let in.
@@ -295,7 +294,8 @@ func (c *command) passBounce(p *port.Processor) {
 }
 
 // finish answers the request. The slot may be used again as soon as Complete is
-// called, so that comes last.
+// called, and the spare command as soon as nobody waits for it; so those come
+// last.
 func (c *command) finish(p *port.Processor) {
 	if c.ownsBounce {
 		c.passBounce(p)
@@ -303,10 +303,17 @@ func (c *command) finish(p *port.Processor) {
 	if c.hold != holdNone {
 		c.startGranted(p, c.s.d.gate.leave(c))
 	}
-	s, r := c.s, c.req
+	s, r, errno := c.s, c.req, c.errno
 	c.req = nil
 	c.srb.DataBuffers[0] = nil
-	if r.Complete(c.errno) {
+	var next *nbd.Request
+	if c == s.spare {
+		next = s.passSpare()
+	}
+	if r.Complete(errno) {
 		p.Defer(s)
+	}
+	if next != nil && c.begin(p, next) {
+		s.d.lu.Submit(p, c.one[:])
 	}
 }

@@ -21,21 +21,31 @@ type session struct {
 	// Owned by the connection's goroutine.
 	commands []*command // by slot; made when the slot is first used
 	batch    []*port.SRB
-	params   []byte // UNMAP parameter lists of slots, handed out in turn
+	params   []byte // UNMAP parameter lists of commands, handed out in turn
 	blocks   [][]byte
+
+	// spare is the command of requests whose slot has none, because there is no
+	// memory: it serves one after the other, so that want of memory makes
+	// requests wait and none fail.
+	spare *command
 
 	// fast counts writes of whole blocks under way; see rangeGate.
 	_    [64]byte
 	fast atomic.Int64
 	_    [56]byte
 
-	// mu guards the one block buffer for parts of blocks.
+	// mu guards who has the one block buffer for parts of blocks, and who has
+	// the spare command.
 	mu sync.Mutex
 	// +checklocks:mu
 	bounceBusy bool
 	// +checklocks:mu
 	bounceWaiters []*command
 	bounce        []byte
+	// +checklocks:mu
+	spareBusy bool
+	// +checklocks:mu
+	starved []*nbd.Request // wait for spare
 }
 
 var (
@@ -55,6 +65,11 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 		return nil, fmt.Errorf("disk: no memory for a block buffer of %d bytes", dma.MinBlockBytes)
 	}
 	s := &session{d: d, conn: c, p: p, bounce: bounce}
+	if s.spare, err = s.newCommand(); err != nil {
+		d.options.Arena.Free(bounce)
+		p.Close()
+		return nil, fmt.Errorf("disk: %w", err)
+	}
 	d.gate.register(&s.fast)
 	return s, nil
 }
@@ -62,6 +77,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 // Close implements nbd.Session.
 func (s *session) Close() {
 	s.d.gate.unregister(&s.fast)
+	s.d.adapter.FreeSRB(s.spare.srb)
 	for _, c := range s.commands {
 		if c != nil {
 			s.d.adapter.FreeSRB(c.srb)
@@ -83,26 +99,39 @@ func (s *session) RunPassive(*port.Processor) { s.conn.Flush() }
 func (s *session) Submit(requests []*nbd.Request) {
 	s.batch = s.batch[:0]
 	for _, r := range requests {
-		c, err := s.command(r.Slot)
-		if err != nil {
-			s.d.options.Log.Error("request refused", "unit", s.d.lu.String(), "error", err)
-			if r.Complete(nbd.ENOMEM) {
-				s.p.Defer(s)
+		c := s.command(r.Slot)
+		if c == nil {
+			if c = s.takeSpare(r); c == nil {
+				continue
 			}
-			continue
 		}
-		c.begin(s.p, r)
+		if c.begin(s.p, r) {
+			s.batch = append(s.batch, c.srb)
+		}
 	}
 	if len(s.batch) > 0 {
 		s.d.lu.Submit(s.p, s.batch)
 	}
 }
 
-// command returns the command of a request slot.
-func (s *session) command(slot int) (*command, error) {
+// command returns the command of a request slot, or nil if it has none and
+// there is no memory for it.
+func (s *session) command(slot int) *command {
 	if slot < len(s.commands) && s.commands[slot] != nil {
-		return s.commands[slot], nil
+		return s.commands[slot]
 	}
+	c, err := s.newCommand()
+	if err != nil {
+		return nil
+	}
+	for len(s.commands) <= slot {
+		s.commands = append(s.commands, nil)
+	}
+	s.commands[slot] = c
+	return c
+}
+
+func (s *session) newCommand() (*command, error) {
 	srb, err := s.d.adapter.NewSRB(1)
 	if err != nil {
 		return nil, err
@@ -122,10 +151,6 @@ func (s *session) command(slot int) (*command, error) {
 	c.one[0] = srb
 	srb.Completer = c
 	srb.TimeoutSecs = s.d.options.TimeoutSecs
-	for len(s.commands) <= slot {
-		s.commands = append(s.commands, nil)
-	}
-	s.commands[slot] = c
 	return c, nil
 }
 
@@ -159,5 +184,31 @@ func (s *session) releaseBounce(c *command) *command {
 	s.bounceWaiters[0] = nil
 	s.bounceWaiters = s.bounceWaiters[1:]
 	next.ownsBounce = true
+	return next
+}
+
+// takeSpare returns the spare command for r, or nil: then r waits for it.
+func (s *session) takeSpare(r *nbd.Request) *command {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spareBusy {
+		s.starved = append(s.starved, r)
+		return nil
+	}
+	s.spareBusy = true
+	return s.spare
+}
+
+// passSpare returns the request that has the spare command next, or nil.
+func (s *session) passSpare() *nbd.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.starved) == 0 {
+		s.spareBusy = false
+		return nil
+	}
+	next := s.starved[0]
+	s.starved[0] = nil
+	s.starved = s.starved[1:]
 	return next
 }

@@ -1,0 +1,125 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+	"github.com/vhbad/vhbad/port/porttest"
+)
+
+// serve serves the first unit of a fake adapter on a unix socket and returns a
+// client of it.
+func serve(t *testing.T, m *porttest.Machine) *nbdtest.Client {
+	t.Helper()
+	p := m.Processor(t, "test")
+	fake := porttest.New(m, porttest.Options{})
+	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
+	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1}}
+	d.geometry.Store(&geometry{blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096})
+	exports, err := nbd.NewExportSet(nbd.Export{Name: "disk", Device: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "nbd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &nbd.Server{Exports: exports, Arena: m.Arena, Limits: nbd.Limits{MaxPayloadBytes: 1 << 20}}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := server.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, nbd.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+	conn, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	c, err := nbdtest.NewClient(conn, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// exhaust takes all memory of m, but for so many blocks of the smallest size,
+// until the test ends.
+func exhaust(t *testing.T, m *porttest.Machine, leave int) {
+	t.Helper()
+	var taken [][]byte
+	for n := m.Arena.SizeBytes(); n >= dma.MinBlockBytes; n /= 2 {
+		for b := m.Arena.Alloc(n); b != nil; b = m.Arena.Alloc(n) {
+			taken = append(taken, b)
+		}
+	}
+	if len(taken) == 0 {
+		t.Fatal("there was no memory to take")
+	}
+	last := len(taken) - 1
+	m.Arena.Free(taken[last]) // the smallest there was
+	taken = taken[:last]
+	var small [][]byte
+	for b := m.Arena.Alloc(dma.MinBlockBytes); b != nil; b = m.Arena.Alloc(dma.MinBlockBytes) {
+		small = append(small, b)
+	}
+	for _, b := range small[:leave] {
+		m.Arena.Free(b)
+	}
+	for _, b := range append(taken, small[leave:]...) {
+		t.Cleanup(func() { m.Arena.Free(b) })
+	}
+}
+
+// Without memory for SRBs, requests wait for one another; none fails.
+func TestSession_NoMemory(t *testing.T) {
+	const n = 100
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	c := serve(t, m)
+	exhaust(t, m, 0)
+	var batch []nbdtest.Command
+	for i := range n {
+		cmd := nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: uint64(i)}
+		if i%2 == 1 { // a write whose payload needs no memory of its own
+			cmd.Type, cmd.Offset, cmd.Length, cmd.Payload = nbdtest.CmdWrite, uint64(i), 3, []byte{1, 2, 3}
+		}
+		batch = append(batch, cmd)
+	}
+	if err := c.Send(batch...); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(map[uint64]bool)
+	for range batch {
+		r, err := c.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Errno != nbd.OK || answered[r.Cookie] {
+			t.Errorf("request %d: %s, answered before: %t", r.Cookie, r.Errno, answered[r.Cookie])
+		}
+		answered[r.Cookie] = true
+	}
+}
+
+// A connection for which there is not even one SRB is refused.
+func TestOpen_NoMemory(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	p := m.Processor(t, "test")
+	fake := porttest.New(m, porttest.Options{})
+	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
+	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena}}
+	exhaust(t, m, 1) // for the block buffer
+	if _, err := d.Open(nil); err == nil {
+		t.Error("a session without an SRB was opened")
+	}
+}
