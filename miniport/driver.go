@@ -105,6 +105,8 @@ type Driver struct {
 	// by ResetBus, with all of StartIo excluded, and by AdapterControl; CommitIo
 	// looks at it after it has announced itself in queue.ringers.
 	stopped atomic.Bool
+	// gone: the hardware was removed by surprise. Set before stopped, for good.
+	gone atomic.Bool
 
 	// unitsSeen is the last value of the device's count of changes to its units.
 	unitsSeen atomic.Uint64
@@ -169,6 +171,10 @@ func (d *Driver) FindAdapter(p *port.Processor, a *port.Adapter, c *port.Config)
 	d.eventMessage = uint16(capability.QueuePairs())
 	d.maxIO = queues * (entries - reservedEntries)
 
+	if err := a.SetFeatureList(p, port.ControlSurpriseRemoval); err != nil {
+		d.log.Error("the port takes no feature list", "error", err)
+		return port.FindError
+	}
 	c.SynchronizationModel = port.FullDuplex
 	if d.o.HalfDuplex {
 		c.SynchronizationModel = port.HalfDuplex

@@ -75,6 +75,13 @@ func (d *Driver) AdapterControl(p *port.Processor, t port.ControlType) port.Cont
 		if port.SynchronizeAccess(d.a, p, rewindAll, d) && d.stopDMA(p) && d.start(p) {
 			return port.ControlSuccess
 		}
+	case port.ControlSurpriseRemoval:
+		d.gone.Store(true)
+		if d.quiesce(p) && port.SynchronizeAccess(d.a, p, reclaim, d) {
+			d.completeSweep(p)
+			return port.ControlSuccess
+		}
+	default:
 	}
 	return port.ControlUnsuccessful
 }

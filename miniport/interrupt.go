@@ -102,6 +102,6 @@ func (d *Driver) serviceEvent(p *port.Processor) {
 	}
 	if d.read(p, hba.RegStatus)&hba.StatusFatal != 0 && !d.stopped.Load() {
 		d.a.LogError(p, "the device has stopped with a fatal error", slog.Int("queues", len(d.queues)))
-		d.a.ResetDetected(p)
+		d.a.HardwareReset(p)
 	}
 }

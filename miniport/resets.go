@@ -164,6 +164,9 @@ func (d *Driver) completeSweep(p *port.Processor) {
 		d.sweep[i] = nil
 		if c := &extensionOf(srb.Extension).completion; c.Code == codeDropped {
 			srb.Status = port.StatusBusReset
+			if d.gone.Load() {
+				srb.Status = port.StatusNoHBA
+			}
 		} else {
 			srb.Status = d.outcome(srb, c)
 		}

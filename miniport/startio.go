@@ -16,6 +16,9 @@ func (d *Driver) StartIo(p *port.Processor, srb *port.SRB) bool {
 	if d.stopped.Load() {
 		q.refused.Add(1)
 		d.returnTag(p, q, x)
+		if d.gone.Load() {
+			return d.refuse(p, srb, port.StatusNoHBA)
+		}
 		srb.ScsiStatus = scsi.StatusBusy
 		return d.refuse(p, srb, port.StatusBusy)
 	}

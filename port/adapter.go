@@ -107,6 +107,8 @@ type Adapter struct {
 	wantPassive    bool               // EnablePassiveInitialization was called
 	controls       [controlTypes]bool // optional control types, by SetFeatureList
 	dpcCount       int
+	ownedCount     int // KSpinLocks
+	memory         miniportMemory
 	uncached       []byte
 	uncachedWindow dma.Window
 	uncachedAddr   dma.Addr
@@ -153,6 +155,11 @@ type Adapter struct {
 	rescanQueued bool
 	// +checklocks:mu
 	hardwareResetQueued bool
+	// stateChange is the highest change not looked at yet; zero: none.
+	// +checklocks:mu
+	stateChange StateChange
+	// +checklocks:mu
+	stateChangeDone func(p *Processor, change StateChange, found bool)
 	// runners are the processors of the device's own goroutines.
 	// +checklocks:mu
 	runners []*Processor

@@ -73,6 +73,9 @@ func (p *Processor) pushCompleted(s *SRB) {
 // finishByPort completes an SRB that the miniport does not own.
 func (p *Processor) finishByPort(s *SRB, status Status) {
 	s.Status = status
+	if p.verify {
+		s.resultChanged()
+	}
 	p.pushCompleted(s)
 }
 

@@ -29,6 +29,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
 		s.owner.Store(ownerPort)
 		s.built, s.busyTries, s.SenseBytes = false, 0, 0
+		s.ServiceTime = 0
 		if p.verify {
 			p.trail.add("submit", s.Tag)
 		}
@@ -293,13 +294,7 @@ func (a *Adapter) mapData(s *SRB) bool {
 	if s.DataTransferBytes > a.config.MaximumTransferLength {
 		return false
 	}
-	var access dma.Access
-	if s.Flags&FlagDataIn != 0 {
-		access |= dma.Write
-	}
-	if s.Flags&FlagDataOut != 0 {
-		access |= dma.Read
-	}
+	access := accessOf(s.Flags)
 	limit := int(a.config.NumberOfPhysicalBreaks) + 1
 	for i, b := range s.DataBuffers[:s.buffers] {
 		if len(b) == 0 {

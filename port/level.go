@@ -42,6 +42,7 @@ const (
 	inSynchronized
 	inDpc
 	inTimer
+	inStateChange
 	inResetBus
 	inAdapterControl
 	inUnitControl
@@ -52,7 +53,7 @@ const (
 
 var callbackNames = [callbackCount]string{
 	"no callback", "FindAdapter", "Initialize", "PassiveInitialize", "BuildIo", "StartIo", "CommitIo", "Interrupt",
-	"SynchronizeAccess routine", "DPC", "Timer", "ResetBus", "AdapterControl", "UnitControl", "WorkItem", "CompleteSRB",
+	"SynchronizeAccess routine", "DPC", "Timer", "StateChange", "ResetBus", "AdapterControl", "UnitControl", "WorkItem", "CompleteSRB",
 }
 
 func (c Callback) String() string { return callbackNames[c] }

@@ -23,11 +23,12 @@ const (
 	rankStartIo lockRank = iota
 	rankChannel
 	rankDpc
+	rankOwned // the miniport's own locks
 	rankInterrupt
 	rankCount
 )
 
-var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "interrupt"}
+var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "miniport", "interrupt"}
 
 // A spinLock is a port lock with a place in the lock order. It is a mutex: on a
 // Go scheduler spinning while the owner is off its thread would be waste, and
@@ -44,7 +45,7 @@ func (l *spinLock) String() string {
 	switch l.rank {
 	case rankStartIo:
 		return "StartIo lock"
-	case rankChannel, rankDpc, rankInterrupt, rankCount:
+	case rankChannel, rankDpc, rankOwned, rankInterrupt, rankCount:
 	}
 	return fmt.Sprintf("%s lock %d", rankNames[l.rank], l.index)
 }
@@ -199,6 +200,7 @@ type LockHandle struct {
 	a    *Adapter
 	kind SpinLock
 	dpc  *Dpc
+	own  *KSpinLock
 	old  Level
 }
 
@@ -246,6 +248,11 @@ func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 	if p.verify {
 		p.checkLockHold(h.lock())
 	}
+	if h.own != nil {
+		h.own.lock.release(p)
+		p.lower(h.old)
+		return
+	}
 	switch h.kind {
 	case StartIoLock:
 		a.startIoLock.release(p)
@@ -259,6 +266,9 @@ func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 
 // lock is the lock, or the last of the locks, that h acquired.
 func (h LockHandle) lock() *spinLock {
+	if h.own != nil {
+		return &h.own.lock
+	}
 	switch h.kind {
 	case StartIoLock:
 		return &h.a.startIoLock

@@ -23,6 +23,15 @@ const (
 	routineRestart
 	routineRemove
 	routineResetNow
+	routineUpdateAdapterMaxIO
+	routineInitializeTimer
+	routineFreeTimer
+	routineAllocatePool
+	routineFreePool
+	routineAllocateDmaMemory
+	routineGetSystemAddress
+	routineInitializeSpinlock
+	routineLogSystemEvent
 	routineCount
 )
 
@@ -61,6 +70,16 @@ var places = [routineCount]struct {
 	routineRestart:   {"Restart", anyCallback, Passive, true},
 	routineRemove:    {"Remove", anyCallback, Passive, true},
 	routineResetNow:  {"ResetNow", anyCallback, Passive, true},
+
+	routineUpdateAdapterMaxIO: {"UpdateAdapterMaxIO", 1<<inInitialize | 1<<inPassiveInitialize, Device, false},
+	routineInitializeTimer:    {"InitializeTimer", anyCallback, Dispatch, false},
+	routineFreeTimer:          {"FreeTimer", anyCallback, Dispatch, false},
+	routineAllocatePool:       {"AllocatePool", anyCallback, Dispatch, false},
+	routineFreePool:           {"FreePool", anyCallback, Dispatch, false},
+	routineAllocateDmaMemory:  {"AllocateDmaMemory", anyCallback, Dispatch, false},
+	routineGetSystemAddress:   {"GetSystemAddress", anyCallback, Dispatch, false},
+	routineInitializeSpinlock: {"InitializeSpinlock", 1<<inFindAdapter | 1<<inPassiveInitialize, Passive, false},
+	routineLogSystemEvent:     {"LogSystemEvent", anyCallback, Dispatch, false},
 }
 
 // allowed reports whether routine r may be called where p is.

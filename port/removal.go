@@ -193,6 +193,7 @@ func (a *Adapter) release() {
 	}
 	a.freeIfOurs(a.controlSRB)
 	a.controlSRB = nil
+	a.releaseMemory()
 	a.freeUncached()
 }
 

@@ -93,6 +93,53 @@ func (a *Adapter) WriteRegisterUlong64(p *Processor, r *RegisterRange, offset ui
 	}
 }
 
+// ReadRegisterBufferUlong reads consecutive 32-bit registers into b.
+// Level: any.
+// Source: storport.h StorPortReadRegisterBufferUlong.
+func (a *Adapter) ReadRegisterBufferUlong(p *Processor, r *RegisterRange, offset uint32, b []uint32) {
+	for i := range b {
+		b[i] = a.ReadRegisterUlong(p, r, offset+4*uint32(i))
+	}
+}
+
+// WriteRegisterBufferUlong writes b to consecutive 32-bit registers.
+// Level: any.
+// Source: storport.h StorPortWriteRegisterBufferUlong.
+func (a *Adapter) WriteRegisterBufferUlong(p *Processor, r *RegisterRange, offset uint32, b []uint32) {
+	for i, v := range b {
+		a.WriteRegisterUlong(p, r, offset+4*uint32(i), v)
+	}
+}
+
+// ReadRegisterBufferUlong64 reads consecutive 64-bit registers into b.
+// Level: any.
+// Source: storport.h StorPortReadRegisterBufferUlong64.
+func (a *Adapter) ReadRegisterBufferUlong64(p *Processor, r *RegisterRange, offset uint32, b []uint64) {
+	for i := range b {
+		b[i] = a.ReadRegisterUlong64(p, r, offset+8*uint32(i))
+	}
+}
+
+// WriteRegisterBufferUlong64 writes b to consecutive 64-bit registers.
+// Level: any.
+// Source: storport.h StorPortWriteRegisterBufferUlong64.
+func (a *Adapter) WriteRegisterBufferUlong64(p *Processor, r *RegisterRange, offset uint32, b []uint64) {
+	for i, v := range b {
+		a.WriteRegisterUlong64(p, r, offset+8*uint32(i), v)
+	}
+}
+
+// FreeDeviceBase gives a memory range back: accesses through r are out of range
+// from now on.
+//
+// Level: Passive, in FindAdapter.
+// Source: storport.h StorPortFreeDeviceBase.
+func (a *Adapter) FreeDeviceBase(p *Processor, r *RegisterRange) {
+	if p.check(a, routineGetDeviceBase) {
+		r.registers, r.sizeBytes = nil, 0
+	}
+}
+
 // GetBusData copies configuration space from offset on into b and returns how
 // much there was.
 //
@@ -206,8 +253,8 @@ func (a *Adapter) InitializePerfOpts(p *Processor, query bool, d *PerfConfigurat
 		return fmt.Errorf("port: performance options %#x: want a subset of %#x", uint32(d.Flags), uint32(supported))
 	case d.Flags&PerfConcurrentChannels != 0 && (d.ConcurrentChannels < 1 || d.ConcurrentChannels > MaxChannels):
 		return fmt.Errorf("port: %d concurrent channels: want 1 to %d", d.ConcurrentChannels, MaxChannels)
-	case d.Flags&PerfInterruptMessageRanges != 0 && d.Flags&PerfDpcRedirection == 0:
-		return fmt.Errorf("port: interrupt message ranges need DPC redirection")
+	case d.Flags&(PerfInterruptMessageRanges|PerfOptimizeForCompletionDuringStartIo|PerfDpcRedirectionCurrentCPU) != 0 && d.Flags&PerfDpcRedirection == 0:
+		return fmt.Errorf("port: performance options %#x need DPC redirection (%#x)", uint32(d.Flags), uint32(PerfDpcRedirection))
 	case d.Flags&PerfInterruptMessageRanges != 0 && (d.FirstRedirectionMessageNumber > d.LastRedirectionMessageNumber ||
 		int(d.LastRedirectionMessageNumber) >= len(a.interrupts)):
 		return fmt.Errorf("port: interrupt messages %d to %d: want a range within 0 to %d",
@@ -226,12 +273,7 @@ const MaxChannels = 64
 // Level: any.
 // Source: storport.h StorPortGetStartIoPerfParams.
 func (a *Adapter) GetStartIoPerfParams(_ *Processor, srb *SRB) StartIoPerfParams {
-	r := StartIoPerfParams{ChannelNumber: srb.channel}
-	if a.perf.Flags&PerfInterruptMessageRanges != 0 {
-		first, last := int(a.perf.FirstRedirectionMessageNumber), int(a.perf.LastRedirectionMessageNumber)
-		r.MessageNumber = uint16(first + srb.channel%(last-first+1))
-	}
-	return r
+	return StartIoPerfParams{ChannelNumber: srb.channel, MessageNumber: a.messageOfChannel(srb.channel)}
 }
 
 // GetScatterGatherList returns srb's scatter/gather list, valid until Complete.
@@ -307,9 +349,5 @@ func (a *Adapter) StallExecution(p *Processor, d time.Duration) {
 // Level: any.
 // Source: storport.h StorPortLogError.
 func (a *Adapter) LogError(p *Processor, message string, attrs ...slog.Attr) {
-	args := []any{"adapter", a.options.Name, "callback", p.callback.String()}
-	for _, x := range attrs {
-		args = append(args, x)
-	}
-	a.sys.log.Error(message, args...)
+	a.log(p, slog.LevelError, message, attrs)
 }

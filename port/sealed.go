@@ -49,6 +49,12 @@ func (s *SRB) sealUp() {
 	}
 }
 
+// resultChanged notes the result that the port gave an SRB without a new attempt;
+// what an earlier completion left in the miniport's memory is watched on.
+func (s *SRB) resultChanged() {
+	s.seal.status, s.seal.scsiStatus, s.seal.senseBytes, s.seal.dataBytes = s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes
+}
+
 // intact reports what has changed since sealUp in the memory that is the
 // miniport's during an attempt only; empty: nothing.
 func (s *SRB) intact() string {

@@ -149,7 +149,7 @@ func (a *Adapter) tick(*Processor) {
 	}
 }
 
-// RequestTimer sets the adapter's one timer: fn is called after d at Dispatch
+// RequestTimerCall sets the adapter's one timer: fn is called after d at Dispatch
 // with the StartIo lock held, in half duplex at Device with the interrupt locks
 // too. A new request replaces the last; a d of zero cancels it. With
 // concurrent channels StartIo does not take the StartIo lock, so fn and StartIo
@@ -157,7 +157,7 @@ func (a *Adapter) tick(*Processor) {
 //
 // Level: any.
 // Source: storport.h StorPortNotification(RequestTimerCall).
-func (a *Adapter) RequestTimer(p *Processor, fn func(p *Processor), d time.Duration) {
+func (a *Adapter) RequestTimerCall(p *Processor, fn func(p *Processor), d time.Duration) {
 	a.mu.Lock()
 	a.timerTurn++
 	turn := a.timerTurn
@@ -167,7 +167,7 @@ func (a *Adapter) RequestTimer(p *Processor, fn func(p *Processor), d time.Durat
 	}
 	if fn == nil {
 		if p.verify {
-			p.violate(CheckNotification, nil, "RequestTimer without a routine")
+			p.violate(CheckNotification, nil, "RequestTimerCall without a routine")
 		}
 		return
 	}

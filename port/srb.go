@@ -3,6 +3,7 @@ package port
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
@@ -66,6 +67,20 @@ const (
 	OrderedTag     QueueAction = 0x22 // after everything older, before everything younger
 )
 
+// Priority is how urgent an SRB is to its originator. The port hands it through
+// to the miniport; it changes no order in the port.
+// Source: wdm.h IO_PRIORITY_HINT.
+type Priority uint8
+
+// Priorities, with the values of wdm.h.
+const (
+	PriorityVeryLow Priority = iota
+	PriorityLow
+	PriorityNormal
+	PriorityHigh
+	PriorityCritical
+)
+
 // MaxDataBuffers is how many pieces an SRB's data may be in.
 const MaxDataBuffers = 3
 
@@ -103,6 +118,7 @@ type SRB struct {
 	Function          Function
 	QueueAction       QueueAction
 	Flags             Flags
+	Priority          Priority
 	CDBBytes          uint8
 	CDB               [16]byte
 	TimeoutSecs       uint32                 // TimeOutValue; zero means the unit's default
@@ -128,7 +144,9 @@ type SRB struct {
 	Status     Status
 	ScsiStatus scsi.Status
 	SenseBytes uint8 // valid bytes in Sense, with StatusAutosenseValid
-	Sense      [SenseBufferBytes]byte
+	// ServiceTime is what IoTargetRequestServiceTime said, or zero.
+	ServiceTime time.Duration
+	Sense       [SenseBufferBytes]byte
 
 	srbPort
 }

@@ -19,6 +19,8 @@ type AdapterStats struct {
 	Timeouts       uint64
 	Resets         [ResetLevels]uint64
 	ResetsDetected uint64
+	PoolBytes      int    // what the miniport has of AllocatePool
+	PoolInStartIo  uint64 // calls of AllocatePool in StartIo
 }
 
 // Stats returns the adapter's counters. It takes the first interrupt lock for
@@ -35,6 +37,9 @@ func (a *Adapter) Stats(p *Processor) AdapterStats {
 			Message: n.message, Edges: n.edges.Load(), Runs: n.runs.Load(), Unhandled: n.unhandled.Load(),
 		})
 	}
+	a.memory.mu.Lock()
+	s.PoolBytes, s.PoolInStartIo = a.memory.poolBytes, a.memory.poolInStartIo
+	a.memory.mu.Unlock()
 	for i := range a.resets {
 		s.Resets[i] = a.resets[i].Load()
 	}

@@ -1,0 +1,292 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// maxPoolBytes bounds what one adapter's miniport may have in pool.
+const maxPoolBytes = 64 << 20
+
+// ErrNoResources means that memory or IOMMU windows ran out.
+var ErrNoResources = errors.New("port: no memory or IOMMU window left")
+
+// miniportMemory is what a miniport has allocated beside its extensions. It
+// leaves nothing behind: release takes back what the miniport forgot.
+type miniportMemory struct {
+	mu sync.Mutex
+	// pool holds the length of each piece by its first byte.
+	// +checklocks:mu
+	pool map[*byte]int
+	// +checklocks:mu
+	poolBytes int
+	// +checklocks:mu
+	poolInStartIo uint64
+	// +checklocks:mu
+	dma map[*DmaMemory]struct{}
+}
+
+// AllocatePool returns sizeBytes of zeroed memory that the device cannot reach;
+// nil if there is no more (64 MiB for each adapter), or not here. A miniport may
+// as well use make; this is for what is to be counted and checked.
+//
+// Level: up to Dispatch, and so not in StartIo in half duplex. In StartIo in full
+// duplex it is allowed, counted (AdapterStats.PoolInStartIo) and no good idea.
+// Source: storport.h StorPortAllocatePool.
+func (a *Adapter) AllocatePool(p *Processor, sizeBytes int) []byte {
+	if !p.check(a, routineAllocatePool) || sizeBytes <= 0 {
+		return nil
+	}
+	m := &a.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sizeBytes > maxPoolBytes-m.poolBytes {
+		return nil
+	}
+	if p.callback == inStartIo {
+		m.poolInStartIo++
+	}
+	if m.pool == nil {
+		m.pool = map[*byte]int{}
+	}
+	b := make([]byte, sizeBytes)
+	m.pool[&b[0]] = sizeBytes
+	m.poolBytes += sizeBytes
+	return b
+}
+
+// FreePool gives back what AllocatePool returned, whole. It reports whether it
+// did: a piece freed twice, or none of the pool's, is left alone, and the
+// verifier reports it.
+//
+// Level: up to Dispatch.
+// Source: storport.h StorPortFreePool.
+func (a *Adapter) FreePool(p *Processor, b []byte) bool {
+	p.check(a, routineFreePool)
+	if len(b) > 0 && a.memory.freePool(&b[0]) {
+		return true
+	}
+	if p.verify {
+		p.violate(CheckCallingPlace, nil, fmt.Sprintf("FreePool of %d bytes that are not in the pool", len(b)))
+	}
+	return false
+}
+
+func (m *miniportMemory) freePool(first *byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.pool[first]
+	if ok {
+		delete(m.pool, first)
+		m.poolBytes -= n
+	}
+	return ok
+}
+
+// DmaMemory is memory that both miniport and device reach, for as long as the
+// miniport keeps it.
+type DmaMemory struct {
+	Bytes  []byte   // zeroed at first
+	Addr   dma.Addr // where the device finds the first byte
+	window dma.Window
+}
+
+// AllocateDmaMemory returns sizeBytes of memory for the device. Unlike the
+// uncached extension it may be asked for later and more than once.
+//
+// Level: up to Dispatch. Errors: ErrNoResources, a size that cannot be.
+// Source: storport.h StorPortAllocateDmaMemory,
+// StorPortAllocateContiguousMemorySpecifyCacheNode.
+func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, error) {
+	p.check(a, routineAllocateDmaMemory)
+	if sizeBytes < 1 || sizeBytes > dma.MaxMapBytes {
+		return nil, fmt.Errorf("port: DMA memory of %d bytes: want 1 to %d", sizeBytes, dma.MaxMapBytes)
+	}
+	iommu := a.sys.iommu
+	w, err := iommu.NewWindow()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoResources, err)
+	}
+	b := iommu.Arena().Alloc(sizeBytes)
+	if b == nil {
+		iommu.FreeWindow(w)
+		return nil, ErrNoResources
+	}
+	clear(b)
+	d := &DmaMemory{Bytes: b, Addr: iommu.Map(w, b, dma.Read|dma.Write), window: w}
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	if a.memory.dma == nil {
+		a.memory.dma = map[*DmaMemory]struct{}{}
+	}
+	a.memory.dma[d] = struct{}{}
+	return d, nil
+}
+
+// FreeDmaMemory gives back what AllocateDmaMemory returned. The device must be
+// done with it.
+//
+// Level: up to Dispatch.
+// Source: storport.h StorPortFreeDmaMemory.
+func (a *Adapter) FreeDmaMemory(p *Processor, d *DmaMemory) {
+	p.check(a, routineAllocateDmaMemory)
+	a.memory.mu.Lock()
+	_, ok := a.memory.dma[d]
+	delete(a.memory.dma, d)
+	a.memory.mu.Unlock()
+	if !ok {
+		if p.verify {
+			p.violate(CheckCallingPlace, nil, "FreeDmaMemory of memory that is not allocated")
+		}
+		return
+	}
+	a.returnDma(d)
+}
+
+func (a *Adapter) returnDma(d *DmaMemory) {
+	a.sys.iommu.Unmap(d.window)
+	a.sys.iommu.FreeWindow(d.window)
+	a.sys.iommu.Arena().Free(d.Bytes)
+	d.Bytes, d.Addr = nil, 0
+}
+
+// releaseMemory takes back what the miniport has not given back.
+func (a *Adapter) releaseMemory() {
+	m := &a.memory
+	m.mu.Lock()
+	left, poolBytes := m.dma, m.poolBytes
+	m.dma, m.pool, m.poolBytes = nil, nil, 0
+	m.mu.Unlock()
+	for d := range left {
+		a.returnDma(d)
+	}
+	if len(left) > 0 || poolBytes > 0 {
+		a.sys.log.Warn("the miniport left memory behind", "adapter", a.options.Name, "dma_pieces", len(left), "pool_bytes", poolBytes)
+	}
+}
+
+// GetVirtualAddress is the inverse of GetPhysicalAddress: the memory at addr, to
+// the end of the uncached extension, or with srb not nil of srb's extension. Nil:
+// addr lies elsewhere.
+//
+// Level: any.
+// Source: storport.h StorPortGetVirtualAddress.
+func (a *Adapter) GetVirtualAddress(_ *Processor, srb *SRB, addr dma.Addr) []byte {
+	region, base := a.uncached, a.uncachedAddr
+	if srb != nil {
+		region, base = srb.Extension, srb.extAddr
+	}
+	if base == 0 || addr < base || addr-base >= dma.Addr(len(region)) {
+		return nil
+	}
+	return region[addr-base:]
+}
+
+// GetSystemAddress returns srb's data as the processor sees them, in pieces.
+// They are always mapped here, so it does not fail. The device may be writing to
+// them, if the miniport has given it the SRB.
+//
+// Level: up to Dispatch.
+// Source: storport.h StorPortGetSystemAddress.
+func (a *Adapter) GetSystemAddress(p *Processor, srb *SRB) [][]byte {
+	p.check(a, routineGetSystemAddress)
+	return srb.DataBuffers[:srb.mapped]
+}
+
+// A ScatterGatherList is a list for memory of the miniport's own.
+type ScatterGatherList struct {
+	// Segments is valid from the routine's call to PutScatterGatherList.
+	Segments []Segment
+	// Context is the miniport's own.
+	Context any
+
+	a       *Adapter
+	window  dma.Window
+	routine func(p *Processor, l *ScatterGatherList)
+	dpc     Dpc
+	store   [1]Segment
+}
+
+// BuildScatterGatherList maps buffer, a piece of DmaMemory or other memory of the
+// arena, for the device, and has routine run with the list soon: when it returns,
+// routine has not run yet. direction is FlagDataIn, FlagDataOut or both.
+// PutScatterGatherList ends it.
+//
+// Level: exactly Dispatch; so is routine's, with no lock held. Errors: wrong
+// level, a list in use, an empty buffer, no direction, ErrNoResources.
+// Source: storport.h StorPortBuildScatterGatherList.
+func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buffer []byte, direction Flags, routine func(p *Processor, l *ScatterGatherList)) error {
+	if err := p.exactlyDispatch("BuildScatterGatherList"); err != nil {
+		return err
+	}
+	access := accessOf(direction)
+	switch {
+	case l.window != 0:
+		return errors.New("port: the scatter/gather list is in use")
+	case len(buffer) == 0 || len(buffer) > dma.MaxMapBytes:
+		return fmt.Errorf("port: scatter/gather list for %d bytes: want 1 to %d", len(buffer), dma.MaxMapBytes)
+	case access == 0:
+		return errors.New("port: scatter/gather list without FlagDataIn or FlagDataOut")
+	}
+	w, err := a.sys.iommu.NewWindow()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoResources, err)
+	}
+	l.a, l.window, l.routine = a, w, routine
+	l.store[0] = Segment{Addr: a.sys.iommu.Map(w, buffer, access), Bytes: uint32(len(buffer))}
+	l.Segments = l.store[:]
+	l.dpc.a, l.dpc.routine, l.dpc.Context = a, runListRoutine, l
+	a.IssueDpc(p, &l.dpc)
+	return nil
+}
+
+// runListRoutine is the routine of every list's DPC.
+func runListRoutine(p *Processor, d *Dpc) {
+	l := d.Context.(*ScatterGatherList)
+	l.routine(p, l)
+}
+
+// PutScatterGatherList ends what BuildScatterGatherList began. The device must be
+// done with the memory.
+//
+// Level: exactly Dispatch. Errors: wrong level, a list that is not in use.
+// Source: storport.h StorPortPutScatterGatherList.
+func (a *Adapter) PutScatterGatherList(p *Processor, l *ScatterGatherList) error {
+	if err := p.exactlyDispatch("PutScatterGatherList"); err != nil {
+		return err
+	}
+	if l.window == 0 || l.a != a {
+		return errors.New("port: the scatter/gather list is not in use")
+	}
+	a.sys.iommu.Unmap(l.window)
+	a.sys.iommu.FreeWindow(l.window)
+	l.window, l.Segments = 0, nil
+	return nil
+}
+
+// exactlyDispatch checks the level of a routine that wants just that.
+func (p *Processor) exactlyDispatch(routine string) error {
+	if p.level == Dispatch {
+		return nil
+	}
+	what := routine + " called at " + p.level.String() + ", want Dispatch"
+	if p.verify {
+		p.violate(CheckCallingPlace, nil, what)
+	}
+	return errors.New("port: " + what)
+}
+
+// accessOf is what a data direction lets the device do with memory.
+func accessOf(direction Flags) dma.Access {
+	var access dma.Access
+	if direction&FlagDataIn != 0 {
+		access |= dma.Write
+	}
+	if direction&FlagDataOut != 0 {
+		access |= dma.Read
+	}
+	return access
+}

@@ -1,0 +1,57 @@
+package port
+
+// StateChange says what of an adapter has changed, by falling rank.
+// Source: storport.h STOR_STATE_CHANGE flags.
+type StateChange uint8
+
+// State changes. A higher one includes the lower ones.
+const (
+	UnitChanged StateChange = iota + 1
+	TargetChanged
+	BusChanged
+)
+
+// StateChangeDetected has the port look again at what the miniport saw change,
+// and then call done. One look is under way at a time: a call before it begins
+// adds to it, and the highest change wins; one after makes another. The port
+// always enumerates the whole adapter, so what changed matters only to done. A
+// nil done is not called.
+//
+// done's level: Dispatch with the StartIo lock, in half duplex Device with the
+// interrupt locks too; found reports whether the enumeration succeeded.
+//
+// Level: any. False: no such change, or the adapter is being removed.
+// Source: storport.h StorPortStateChangeDetected, HW_STATE_CHANGE.
+func (a *Adapter) StateChangeDetected(_ *Processor, change StateChange, done func(p *Processor, change StateChange, found bool)) bool {
+	if change < UnitChanged || change > BusChanged {
+		return false
+	}
+	a.mu.Lock()
+	queued := a.stateChange != 0
+	a.stateChange = max(a.stateChange, change)
+	if done != nil {
+		a.stateChangeDone = done
+	}
+	a.mu.Unlock()
+	return queued || a.worker.post(a.lookAgain)
+}
+
+// lookAgain is StateChangeDetected on the worker.
+func (a *Adapter) lookAgain(p *Processor) {
+	a.mu.Lock()
+	change, done := a.stateChange, a.stateChangeDone
+	a.stateChange, a.stateChangeDone = 0, nil
+	a.mu.Unlock()
+	err := a.Enumerate(p)
+	if err != nil {
+		a.sys.log.Error("enumeration after a state change", "adapter", a.options.Name, "error", err)
+	}
+	if done == nil {
+		return
+	}
+	old := a.acquireExclusive(p, false)
+	e := p.enter(inStateChange)
+	done(p, change, err == nil)
+	p.leave(e)
+	a.releaseExclusive(p, false, old)
+}
