@@ -61,7 +61,7 @@ func TestModel(t *testing.T) {
 			w := newRoad(t, s)
 			clients := []*nbdtest.Client{w.client(), w.client()}
 			model := make([]byte, size)
-			for i := range 1500 {
+			for i := range modelSteps {
 				off := rng.IntN(size)
 				n := rng.IntN(min(size-off, 5000) + 1)
 				if rng.IntN(2) == 0 { // whole blocks as often as not
@@ -235,7 +235,7 @@ func TestManyRequests_LeaveNothing(t *testing.T) {
 			}
 			p := newPump(w, kind, 32, 4096)
 			wg.Go(func() {
-				for range 100_000 / 8 / 32 {
+				for range manyRequests / 8 / 32 {
 					if err := p.run(); err != nil {
 						t.Error(err)
 						return

@@ -2,4 +2,8 @@
 
 package road
 
-const raceEnabled = false
+const (
+	raceEnabled  = false
+	modelSteps   = 1500
+	manyRequests = 100_000
+)

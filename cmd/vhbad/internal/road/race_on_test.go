@@ -2,4 +2,9 @@
 
 package road
 
-const raceEnabled = true
+// Under the race detector everything takes ten times as long.
+const (
+	raceEnabled  = true
+	modelSteps   = 300
+	manyRequests = 20_000
+)
