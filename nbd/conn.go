@@ -50,9 +50,10 @@ type Conn struct {
 	dead   atomic.Bool
 	reason atomic.Uint32 // a CloseReason, once dead
 
-	// payloadSince and replySince are when the client last got on with a payload
-	// or a reply that it owes or is owed, in ns since epoch; zero if none is.
-	payloadSince atomic.Int64
+	// requestSince and replySince are when the client last got on with a request
+	// that it has begun or a reply that it is owed, in ns since epoch; zero if
+	// there is none.
+	requestSince atomic.Int64
 	replySince   atomic.Int64
 	// reads counts reads, for the server to tell idle connections.
 	reads atomic.Uint64

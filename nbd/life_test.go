@@ -288,35 +288,93 @@ func TestReplyTimeout(t *testing.T) {
 	})
 }
 
-// TestPayloadTimeout: a client that begins a long payload and stops is closed;
-// one that is merely idle is not.
-func TestPayloadTimeout(t *testing.T) {
+// TestRequestTimeout: a client that begins a request and stops is closed; one
+// that is merely idle is not.
+func TestRequestTimeout(t *testing.T) {
+	long := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 1 << 20, Payload: make([]byte, 70_000)}.Append(nil)
+	for name, sent := range map[string][]byte{
+		"header":          long[:27],
+		"long payload":    long,
+		"short payload":   nbdtest.Command{Type: nbdtest.CmdWrite, Length: 100, Payload: []byte("short")}.Append(nil),
+		"skipped payload": nbdtest.Command{Type: nbdtest.CmdWrite, Flags: 1 << 15, Length: 4096}.Append(nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{ReplyTimeout: 5 * time.Second})
+				idle, err := nbdtest.NewClient(pipeTo(s), "disk0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Conn.Write(sent); err != nil {
+					t.Fatal(err)
+				}
+				begin := time.Now()
+				if err := c.Conn.SetReadDeadline(begin.Add(time.Minute)); err != nil {
+					t.Fatal(err)
+				}
+				expectEnd(t, c.Conn)
+				if d := time.Since(begin); d < 5*time.Second || d > 8*time.Second {
+					t.Errorf("closed after %v, want a little more than 5s", d)
+				}
+				<-time.After(time.Minute)
+				if n := s.Snapshot().Closes[nbd.CloseRequestTimeout]; n != 1 {
+					t.Errorf("closes %v, want one by request timeout", s.Snapshot().Closes)
+				}
+				must(t, idle, nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
+				if err := idle.Close(); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if n := arena.Stats().InUseBytes; n != 0 {
+					t.Errorf("%d bytes in use", n)
+				}
+			})
+		})
+	}
+}
+
+// TestStalledClient: a client that takes no replies does not take the memory
+// that others need.
+func TestStalledClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{ReplyTimeout: 5 * time.Second})
-		idle, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+		stalled, err := nbdtest.NewClient(pipeTo(s), "disk0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Length: 1 << 20, Payload: make([]byte, 70_000)}); err != nil {
-			t.Fatal(err)
-		}
-		expectEnd(t, c.Conn)
-		<-time.After(time.Minute)
-		if n := s.Snapshot().Closes[nbd.ClosePayloadTimeout]; n != 1 {
-			t.Errorf("closes %v, want one by payload timeout", s.Snapshot().Closes)
-		}
-		must(t, idle, nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
-		if err := idle.Close(); err != nil {
-			t.Fatal(err)
-		}
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			for i := range uint64(64) {
+				if stalled.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: i, Length: 200_000}) != nil {
+					return // the server has given it up
+				}
+			}
+		}()
 		synctest.Wait()
-		if n := arena.Stats().InUseBytes; n != 0 {
-			t.Errorf("%d bytes in use", n)
+		if n := s.Snapshot().Connections[0].HeldBytes; n < arena.SizeBytes()/8 {
+			t.Fatalf("the stalled client holds %d bytes: the test does not test", n)
 		}
+		other, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		for i := range uint64(10) {
+			must(t, other, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: i, Length: 200_000, Payload: make([]byte, 200_000)}, nbd.OK)
+			must(t, other, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: i, Length: 200_000}, nbd.OK)
+		}
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("the other client waited %v", d)
+		}
+		if err := errors.Join(stalled.Conn.Close(), other.Close()); err != nil {
+			t.Fatal(err)
+		}
+		<-sent
 	})
 }
 

@@ -17,7 +17,9 @@ type Limits struct {
 	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
 	MaxRequests int
 	// MaxBytesInFlight bounds the arena memory of one connection. A single
-	// request may exceed it when nothing else is in flight. Default 68 MiB.
+	// request may exceed it when nothing else is in flight. Default 68 MiB, or a
+	// quarter of the arena if that is less: one client that takes no replies must
+	// leave memory for others.
 	MaxBytesInFlight int
 	// MaxPayloadBytes is the longest read or write, 4 KiB to 64 MiB. The arena
 	// must hold two. Default 64 MiB: old clients send almost 50 MB at once.
@@ -25,7 +27,7 @@ type Limits struct {
 	// HandshakeTimeout is the time from connect to transmission. Default 10 s.
 	HandshakeTimeout time.Duration
 	// ReplyTimeout is how long a client may take nothing of a reply, or send
-	// nothing of a payload that it began, before its connection is closed.
+	// nothing of a request that it began, before its connection is closed.
 	// Default 60 s.
 	ReplyTimeout time.Duration
 	// MaxOptions and MaxOptionBytes bound the handshake. Defaults 64, 64 KiB.
@@ -54,7 +56,7 @@ func (l Limits) withDefaults(arena *dma.Arena) (Limits, error) {
 	}{
 		{"MaxConnections", &l.MaxConnections, 1024, 1, 1 << 20},
 		{"MaxRequests", &l.MaxRequests, 256, 1, maxSlots},
-		{"MaxBytesInFlight", &l.MaxBytesInFlight, 68 << 20, 4 << 10, 1 << 40},
+		{"MaxBytesInFlight", &l.MaxBytesInFlight, max(4<<10, min(68<<20, arena.SizeBytes()/4)), 4 << 10, 1 << 40},
 		{"MaxPayloadBytes", &l.MaxPayloadBytes, maxPayloadLimit, minPayloadLimit, maxPayloadLimit},
 		{"MaxOptions", &l.MaxOptions, 64, 1, 1 << 16},
 		{"MaxOptionBytes", &l.MaxOptionBytes, 64 << 10, maxStringBytes + 4 + 2, 1 << 20},

@@ -137,7 +137,6 @@ func (c *Conn) parse() step {
 			}
 			r := c.filling
 			c.filling = nil
-			c.payloadSince.Store(0)
 			c.enqueue(r)
 			continue
 		}
@@ -248,7 +247,6 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	c.filled = copy(r.Data, c.rx.mem[at:c.end])
 	c.start = c.end
 	c.filling = r
-	c.payloadSince.Store(c.readNs)
 	return 0, true
 }
 
@@ -422,7 +420,12 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		first = c.rx.mem[c.end:]
 	}
 	c.park()
+	if c.filling != nil || c.skipFor != nil || c.start < c.end {
+		// The clock starts here: what went before may have waited for memory.
+		c.requestSince.Store(now())
+	}
 	n, err := c.stream.read(first, second)
+	c.requestSince.Store(0)
 	c.unpark()
 	c.readNs = now()
 	c.reads.Add(1)
@@ -442,7 +445,6 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	}
 	c.receivedBytes.Add(uint64(n))
 	if c.filling != nil {
-		c.payloadSince.Store(c.readNs)
 		k := min(n, len(first))
 		c.filled += k
 		c.end += n - k
@@ -514,10 +516,12 @@ func (c *Conn) trim() {
 	if c.start < c.end || c.filling != nil || len(c.rx.mem) <= minBlockBytes {
 		return
 	}
-	c.rxBytes = minBlockBytes
+	// Only with a smaller block at hand may rxBytes shrink: the next block must
+	// hold all that this one can.
 	if b := c.allocate(minBlockBytes); b != nil {
 		c.drop(c.rx)
 		c.rx, c.start, c.end = b, 0, 0
+		c.rxBytes = minBlockBytes
 	}
 }
 

@@ -113,6 +113,9 @@ func (c *Conn) send(wait bool) bool {
 			}
 			c.sentBytes.Add(uint64(n))
 			s.advance(n)
+			if wait {
+				c.replySince.Store(now()) // it got on
+			}
 		}
 		s.resetBufs()
 		c.account(s.list[s.first:s.next])
@@ -232,12 +235,12 @@ func (c *Conn) account(sent []*Request) {
 		ns := at - r.receivedNs
 		ops := &c.ops[r.counted]
 		ops.bytes.Add(bytes)
+		ops.latencySum.Add(ns * int64(n))
+		ops.latency[latencyBucket(ns)].Add(n)
+		ops.successes.Add(n - errs)
 		if errs > 0 {
 			ops.errors.Add(errs)
 		}
-		ops.latencySum.Add(ns * int64(n))
-		ops.latency[latencyBucket(ns)].Add(n)
-		ops.requests.Add(n)
 		i = j
 	}
 }

@@ -289,14 +289,14 @@ func (s *Server) sweep() {
 				c.kill(CloseReplyTimeout)
 				continue
 			}
-			payload := c.payloadSince.Load()
-			if payload != 0 && at-payload > int64(s.limits.ReplyTimeout) {
-				c.kill(ClosePayloadTimeout)
+			request := c.requestSince.Load()
+			if request != 0 && at-request > int64(s.limits.ReplyTimeout) {
+				c.kill(CloseRequestTimeout)
 				continue
 			}
 			n := c.reads.Load()
 			last, seen := lastReads[c]
-			if seen && last == n && payload == 0 && c.heldBytes.Load() > minBlockBytes {
+			if seen && last == n && request == 0 && c.heldBytes.Load() > minBlockBytes {
 				c.poke(wishTrim)
 			}
 			reads[c] = n

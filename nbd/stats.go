@@ -49,7 +49,7 @@ const (
 	CloseReadError                         // the socket failed on read
 	CloseWriteError                        // the socket failed on write
 	CloseReplyTimeout                      // the client did not take replies
-	ClosePayloadTimeout                    // the client did not finish a payload
+	CloseRequestTimeout                    // the client did not finish a request
 	CloseShutdown                          // the server drained
 	CloseKilled                            // the drain ran out of time
 	CloseReasonCount                       // number of reasons, for tables
@@ -59,7 +59,7 @@ const (
 func (r CloseReason) String() string {
 	return [...]string{
 		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
-		"reply_timeout", "payload_timeout", "shutdown", "killed", "none",
+		"reply_timeout", "request_timeout", "shutdown", "killed", "none",
 	}[min(r, CloseReasonCount)]
 }
 
@@ -184,7 +184,7 @@ type Stats struct {
 type opCounters struct {
 	started    atomic.Uint64
 	_          [56]byte // the reader's line and the sender's
-	requests   atomic.Uint64
+	successes  atomic.Uint64
 	errors     atomic.Uint64
 	bytes      atomic.Uint64
 	latencySum atomic.Int64
@@ -194,14 +194,16 @@ type opCounters struct {
 // load adds the counters to s.
 func (c *opCounters) load(s *OpStats) {
 	started := c.started.Load()
-	requests := c.requests.Load()
+	errors := c.errors.Load()
+	// The sum, so that errors never exceed the requests that they are among.
+	requests := c.successes.Load() + errors
 	s.Requests += requests
 	// Loaded in this order the difference never exceeds what is in flight; it
 	// may be negative, also because the reader publishes late.
 	if started > requests {
 		s.InFlight += started - requests
 	}
-	s.Errors += c.errors.Load()
+	s.Errors += errors
 	s.Bytes += c.bytes.Load()
 	s.LatencySum += time.Duration(c.latencySum.Load())
 	for i := range c.latency {

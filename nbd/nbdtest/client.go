@@ -43,6 +43,12 @@ type Command struct {
 	Payload     []byte
 }
 
+// String is the command without its payload, for messages.
+func (c Command) String() string {
+	return fmt.Sprintf("command type %d, flags %#x, cookie %#x, %d bytes at %d, payload of %d",
+		c.Type, c.Flags, c.Cookie, c.Length, c.Offset, len(c.Payload))
+}
+
 // Append appends the command as it goes over the wire.
 func (c Command) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, requestMagic)

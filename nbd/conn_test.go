@@ -1,0 +1,105 @@
+package nbd
+
+import (
+	"bytes"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// newBareConn returns a connection without a peer, for tests of its parts.
+func newBareConn(arena *dma.Arena) *Conn {
+	c := &Conn{arena: arena, limits: &Limits{MaxBytesInFlight: 1 << 30}}
+	c.cond.L = &c.mu
+	return c
+}
+
+// trickle is a stream that was full once and then takes a byte a second.
+type trickle struct {
+	stream
+	calls int
+	since *atomic.Int64
+	worst time.Duration // longest time without progress noted
+}
+
+func (s *trickle) tryWrite([][]byte) (int, error) {
+	s.calls++
+	if s.calls == 1 {
+		return 0, nil
+	}
+	return s.write(nil)
+}
+
+func (s *trickle) write([][]byte) (int, error) {
+	<-time.After(time.Second)
+	s.worst = max(s.worst, time.Duration(now()-s.since.Load()))
+	return 1, nil
+}
+
+// TestSend_NotesProgress: a client that takes something is not taken for one
+// that takes nothing, even if the socket is never found full again.
+func TestSend_NotesProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBareConn(nil)
+		s := &trickle{since: &c.replySince}
+		c.stream = s
+		for range 4 {
+			c.sender.list = append(c.sender.list, &Request{Op: OpFlush, conn: c})
+		}
+		if !c.send(true) || s.calls < 4*simpleReplyBytes {
+			t.Fatalf("the replies were not sent, after %d calls", s.calls)
+		}
+		if s.worst > time.Second {
+			t.Errorf("progress was noted %v late, want at each write", s.worst)
+		}
+	})
+}
+
+// TestTrim_NoMemory: a connection that finds no smaller block keeps its own, and
+// the next one holds as much.
+func TestTrim_NoMemory(t *testing.T) {
+	const size = maxBlockBytes / 2
+	arena, err := dma.NewArena(2 * size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newBareConn(arena)
+	c.rxBytes = size
+	c.rx = c.allocate(size)
+	rest := arena.Alloc(size)
+	c.trim()
+	arena.Free(rest)
+
+	// Now the block is full, its last part not parsed yet, and a request's
+	// payload lies in it.
+	tail := c.rx.mem[size-100_000:]
+	for i := range tail {
+		tail[i] = byte(i % 251)
+	}
+	want := bytes.Clone(tail)
+	c.start, c.end = size-len(tail), size
+	c.rx.refs.Add(1)
+	c.needBytes = len(tail) + 1
+	if !c.makeRoom() {
+		t.Fatal("the connection is dead")
+	}
+	if got := c.rx.mem[c.start:c.end]; !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came along to the next block, want all %d", len(got), len(want))
+	}
+}
+
+// TestOpCounters_Load: a snapshot taken between two counters of one reply never
+// has more errors than requests.
+func TestOpCounters_Load(t *testing.T) {
+	var c opCounters
+	c.started.Store(1)
+	c.errors.Store(1) // and nothing else yet
+	var s OpStats
+	c.load(&s)
+	if s.Errors > s.Requests || s.InFlight != 0 {
+		t.Errorf("%d errors among %d requests, %d in flight", s.Errors, s.Requests, s.InFlight)
+	}
+}
