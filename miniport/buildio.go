@@ -109,26 +109,26 @@ type abort struct {
 // that is the abort's own queue, as the port gives an abort its victim's
 // channel. False: the device does not have the victim.
 //
-// Under SynchronizeAccess no completion is consumed, so what the table says of
-// the victim holds until the routine ends; a victim that completes later leaves
-// a tag that names nothing.
-func findVictim(_ port.SyncToken, a abort) bool {
+// The victim may complete, and be used again, at any moment; so only the tables
+// are asked, never the victim's extension. Under SynchronizeAccess no completion
+// is consumed, so what a table says of a live tag holds until the routine ends;
+// a victim that completes later leaves a tag that names nothing.
+func findVictim(t port.SyncToken, a abort) bool {
 	d := a.q.d
-	v := extensionOf(a.victim.Extension)
-	tag, index := v.command.Tag, v.queue
-	if tag == 0 || int(index) >= len(d.queues) || d.channels && int(index) != a.q.index {
-		return false
+	for _, q := range d.queues {
+		if d.channels && q != a.q {
+			continue
+		}
+		for i := range q.shared.Open(t).pool.fresh {
+			e := &q.table[i]
+			if tag := e.live.Load(); tag != 0 && e.srb == a.victim {
+				a.x.queue = uint32(q.index)
+				binary.LittleEndian.PutUint32(a.x.command.CDB[:], tag)
+				return true
+			}
+		}
 	}
-	q := d.queues[index]
-	if int(tag&tagIndexMask) >= len(q.table) {
-		return false
-	}
-	if e := &q.table[tag&tagIndexMask]; e.live.Load() != tag || e.srb != a.victim {
-		return false
-	}
-	a.x.queue = index
-	binary.LittleEndian.PutUint32(a.x.command.CDB[:], tag)
-	return true
+	return false
 }
 
 // refuse completes an SRB that will not go to the device, and is what BuildIo or

@@ -3,6 +3,7 @@ package port
 import (
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
@@ -58,12 +59,17 @@ type driver struct {
 	resetBus    func(p *Processor, path uint8) bool
 	initialize  func(p *Processor, t SyncToken) bool
 	passiveInit func(p *Processor) bool
+	findAdapter func(p *Processor, c *Config)
+	control     func(p *Processor, c ControlType)
+	unitControl func(p *Processor)
+
+	dpcs [2]Dpc // for tests that initialize them
 
 	mu   sync.Mutex
 	held []*SRB
 }
 
-func (d *driver) FindAdapter(_ *Processor, a *Adapter, c *Config) FindResult {
+func (d *driver) FindAdapter(p *Processor, a *Adapter, c *Config) FindResult {
 	d.a = a
 	c.SynchronizationModel, c.InterruptSynchronizationMode = d.model, d.mode
 	c.InterruptMessages = max(1, d.messages)
@@ -73,6 +79,9 @@ func (d *driver) FindAdapter(_ *Processor, a *Adapter, c *Config) FindResult {
 	c.SrbExtensionBytes = 128
 	if d.features != nil {
 		d.features(c)
+	}
+	if d.findAdapter != nil {
+		d.findAdapter(p, c)
 	}
 	return Found
 }
@@ -121,7 +130,19 @@ func (d *driver) ResetBus(p *Processor, path uint8) bool {
 	return d.resetBus != nil && d.resetBus(p, path)
 }
 
-func (d *driver) AdapterControl(*Processor, ControlType) ControlResult { return ControlSuccess }
+func (d *driver) AdapterControl(p *Processor, c ControlType) ControlResult {
+	if d.control != nil {
+		d.control(p, c)
+	}
+	return ControlSuccess
+}
+
+func (d *driver) UnitControl(p *Processor, _ UnitControlType, _ *LogicalUnit) ControlResult {
+	if d.unitControl != nil {
+		d.unitControl(p)
+	}
+	return ControlSuccess
+}
 
 // take returns the SRBs held and forgets them.
 func (d *driver) take() []*SRB {
@@ -152,12 +173,25 @@ type bench struct {
 
 func newBench(t *testing.T, d *driver, o AdapterOptions) *bench {
 	t.Helper()
+	return newBenchIn(t, d, o, SystemConfig{})
+}
+
+// newBenchIn is newBench in a system configured by c, but for memory and
+// verifier. Without a limit in c, nothing is ever held too long: on a loaded
+// machine it may be.
+func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *bench {
+	t.Helper()
+	if c.HoldLimit == 0 {
+		c.HoldLimit = time.Hour
+	}
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, arena: arena, d: d, w: &wire{messages: max(1, d.messages)}}
-	b.sys = NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})
+	c.IOMMU, c.Verify = dma.NewIOMMU(arena), true
+	b.sys = NewSystem(c)
+	lawful.add(b.sys.Verifier())
 	b.p = b.processor("test")
 	b.a, err = b.sys.AddAdapter(b.p, b.w, d, o)
 	if err != nil {

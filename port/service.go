@@ -126,11 +126,14 @@ func (a *Adapter) after(d time.Duration, fn func(p *Processor)) {
 
 // tick counts down the units' timers, once a second. While the link is down
 // they stand still: nobody answers, and no reset would change that.
-func (a *Adapter) tick(*Processor) {
+func (a *Adapter) tick(p *Processor) {
 	if a.gate.Load()&gateLinkDown != 0 {
 		return
 	}
 	for _, lu := range a.units.Load().list {
+		if p.verify {
+			lu.checkOverdue(p)
+		}
 		lu.mu.Lock()
 		expired := false
 		if lu.timeLeft > 0 && lu.gate.Load()&gateRecovering == 0 {

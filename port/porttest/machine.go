@@ -13,6 +13,10 @@ import (
 // settleTimeout bounds the wait for goroutines that have been told to end.
 const settleTimeout = 10 * time.Second
 
+// holdLimit is far above the port's own: on a loaded machine a goroutine may be
+// off its thread for long, and a timing is no test.
+const holdLimit = time.Minute
+
 // A Machine is host memory and a port system with the verifier on and strict.
 type Machine struct {
 	Arena  *dma.Arena
@@ -31,7 +35,7 @@ func NewMachine(t testing.TB, arenaBytes int) *Machine {
 		t.Fatalf("arena: %v", err)
 	}
 	m := &Machine{Arena: arena, IOMMU: dma.NewIOMMU(arena)}
-	m.System = port.NewSystem(port.SystemConfig{IOMMU: m.IOMMU, Verify: true, Strict: true})
+	m.System = port.NewSystem(port.SystemConfig{IOMMU: m.IOMMU, Verify: true, Strict: true, HoldLimit: holdLimit})
 	t.Cleanup(func() {
 		for _, v := range m.System.Verifier().Violations() {
 			t.Errorf("violation: %s", v)

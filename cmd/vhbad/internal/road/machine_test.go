@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
@@ -64,7 +65,7 @@ func newRoad(t testing.TB, s shape) *road {
 	unit, err := target.NewUnit(medium, target.Config{Serial: "disk0", BlockBytes: 512, WriteCache: true})
 	must(err)
 	must(device.AddUnit(0, 0, unit))
-	w.system = port.NewSystem(port.SystemConfig{IOMMU: w.iommu, Verify: !s.fast})
+	w.system = port.NewSystem(port.SystemConfig{IOMMU: w.iommu, Verify: !s.fast, HoldLimit: time.Minute})
 	p, err := w.system.NewProcessor("start")
 	must(err)
 	o := s.options

@@ -1,0 +1,566 @@
+package port
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// testClock is a clock that only a test moves.
+type testClock struct{ ns atomic.Int64 }
+
+func (c *testClock) now() time.Time          { return time.Unix(0, c.ns.Load()) }
+func (c *testClock) advance(d time.Duration) { c.ns.Add(int64(d)) }
+
+// provocations are the breaches that the verifier must see, one check each. A
+// scenario gets a driver that lets SRBs pass, and a bench that run finishes by
+// calling start.
+var provocations = []struct {
+	name  string
+	check Check
+	// in says what the record names besides the check.
+	in string
+	// prepare sets the driver up; run breaks the rule. Either may be nil.
+	prepare func(d *driver, clock *testClock)
+	run     func(b *bench, clock *testClock)
+}{
+	{name: "V1 completed twice", check: CheckDoubleCompletion, in: "not the miniport's", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); b.d.complete(p, s); return true }
+		b.submitOne()
+	}},
+	{name: "V1 completed after BuildIo returned false and after completion", check: CheckDoubleCompletion, run: func(b *bench, _ *testClock) {
+		b.d.buildIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return false }
+		s := b.submitOne()
+		b.d.complete(b.p, s)
+	}},
+	{name: "V1 completed without having been submitted", check: CheckDoubleCompletion, run: func(b *bench, _ *testClock) {
+		b.d.complete(b.p, b.srb(&finished{}))
+	}},
+	{name: "V2 PENDING", check: CheckStatus, in: "PENDING", run: completeWith(StatusPending)},
+	{name: "V2 QUEUE_FROZEN", check: CheckStatus, in: "QUEUE_FROZEN", run: completeWith(StatusError | StatusQueueFrozen)},
+	{name: "V2 unknown", check: CheckStatus, in: "unknown", run: completeWith(0x3f)},
+	{name: "V2 sense data announced but absent", check: CheckStatus, in: "AUTOSENSE_VALID", run: completeWith(StatusError | StatusAutosenseValid)},
+	{name: "V3 SRB written after completion", check: CheckUseAfterComplete, in: "SRB was written", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); s.Status = StatusError; return true }
+		b.submitOne()
+	}},
+	{name: "V3 extension written after completion", check: CheckUseAfterComplete, in: "extension", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); s.Extension[17] = 1; return true }
+		b.submitOne()
+	}},
+	{name: "V3 extension written before the next attempt", check: CheckUseAfterComplete, in: "BuildIo", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		s := b.submitOne()
+		s.Extension[0] = 0
+		b.lu.Submit(b.p, []*SRB{s})
+	}},
+	{name: "V3 extension written after the last completion", check: CheckUseAfterComplete, in: "FreeSRB", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		s := b.submitOne()
+		s.Extension[0] = 0
+		b.a.FreeSRB(s)
+	}},
+	{name: "V3 scatter/gather list written after completion", check: CheckUseAfterComplete, in: "scatter/gather", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); s.SGL[0].Bytes = 1; return true }
+		b.submitData()
+	}},
+	{name: "V4 port starts what BuildIo kept", check: CheckBuildIoFalse, in: "did not pass on", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		b.d.buildIo = func(*Processor, *SRB) bool { return false }
+		s := b.submitOne()
+		var run srbQueue
+		run.push(s)
+		b.p.raise(Dispatch)
+		b.a.start(b.p, &run) // what a broken port would do
+		b.p.lower(Passive)
+	}},
+	{name: "V5 BuildIo true after completion", check: CheckBuildIoCompleted, run: func(b *bench, _ *testClock) {
+		b.d.buildIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		b.submitOne()
+	}},
+	{name: "V6 order", check: CheckLockRules, in: "StartIo lock taken while holding interrupt lock", run: func(b *bench, _ *testClock) {
+		h := b.a.AcquireSpinLock(b.p, InterruptLock, nil)
+		b.a.ReleaseSpinLock(b.p, b.a.AcquireSpinLock(b.p, StartIoLock, nil))
+		b.a.ReleaseSpinLock(b.p, h)
+	}},
+	{name: "V6 taken twice", check: CheckLockRules, in: "twice", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool {
+			b.a.ReleaseSpinLock(p, b.a.AcquireSpinLock(p, StartIoLock, nil)) // the port holds it already
+			b.d.complete(p, s)
+			return true
+		}
+		b.submitOne()
+	}},
+	{name: "V6 released without having been taken", check: CheckLockRules, in: "not held", run: func(b *bench, _ *testClock) {
+		h := b.a.AcquireSpinLock(b.p, StartIoLock, nil)
+		b.a.ReleaseSpinLock(b.p, h)
+		b.a.ReleaseSpinLock(b.p, h)
+	}},
+	{name: "V6 lock leaked", check: CheckLockRules, in: "BuildIo returned at Dispatch with 1 locks", run: func(b *bench, _ *testClock) {
+		b.d.buildIo = func(p *Processor, s *SRB) bool {
+			b.a.AcquireSpinLock(p, StartIoLock, nil)
+			b.d.complete(p, s)
+			return false
+		}
+		b.submitOne()
+		b.a.ReleaseSpinLock(b.p, b.a.AcquireSpinLock(b.p, StartIoLock, nil)) // it is free again
+	}},
+	{name: "V6 level leaked", check: CheckLockRules, in: "returned at Device", run: func(b *bench, _ *testClock) {
+		b.d.buildIo = func(p *Processor, s *SRB) bool { p.raise(Device); b.d.complete(p, s); return false }
+		b.submitOne()
+	}},
+	{name: "V6 two DPC locks", check: CheckLockRules, in: "second DPC lock", run: func(b *bench, _ *testClock) {
+		h := b.a.AcquireSpinLock(b.p, DpcLock, b.dpc(0))
+		b.a.ReleaseSpinLock(b.p, b.a.AcquireSpinLock(b.p, DpcLock, b.dpc(1)))
+		b.a.ReleaseSpinLock(b.p, h)
+	}},
+	{name: "V6 token kept", check: CheckLockRules, in: "SyncToken", run: func(b *bench, _ *testClock) {
+		var g Guarded[int]
+		g.Bind(b.a, AllMessages)
+		var kept SyncToken
+		SynchronizeAccess(b.a, b.p, func(t SyncToken, _ int) bool { kept = t; return true }, 0)
+		g.Open(kept)
+	}},
+	{
+		name: "V7 lock in FindAdapter", check: CheckCallingPlace, in: "AcquireSpinLock called from FindAdapter",
+		prepare: func(d *driver, _ *testClock) {
+			d.findAdapter = func(p *Processor, _ *Config) { d.a.ReleaseSpinLock(p, d.a.AcquireSpinLock(p, InterruptLock, nil)) }
+		},
+	},
+	{name: "V7 Submit from a handler", check: CheckCallingPlace, in: "Submit called from Interrupt", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		s := b.srb(&finished{})
+		b.d.handler = func(p *Processor, _ SyncToken, _ uint16) bool {
+			if p.level == Device {
+				b.d.buildIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return false }
+				b.lu.Submit(p, []*SRB{s})
+			}
+			return true
+		}
+		b.w.raise(b.p, 0)
+	}},
+	{name: "V8 nested", check: CheckSynchronizeAccess, run: func(b *bench, _ *testClock) {
+		SynchronizeAccess(b.a, b.p, func(t SyncToken, _ int) bool {
+			return SynchronizeAccess(b.a, t.p, func(SyncToken, int) bool { return true }, 0)
+		}, 0)
+	}},
+	{name: "V8 from the handler", check: CheckSynchronizeAccess, in: "from Interrupt", run: func(b *bench, _ *testClock) {
+		b.d.handler = func(p *Processor, _ SyncToken, _ uint16) bool {
+			return SynchronizeAccess(b.a, p, func(SyncToken, int) bool { return true }, 0)
+		}
+		b.w.raise(b.p, 0)
+	}},
+	{
+		name: "V8 from Initialize", check: CheckSynchronizeAccess, in: "from Initialize",
+		prepare: func(d *driver, _ *testClock) {
+			d.initialize = func(p *Processor, _ SyncToken) bool {
+				SynchronizeAccess(d.a, p, func(SyncToken, int) bool { return true }, 0)
+				return true
+			}
+		},
+	},
+	{name: "V9 handler", check: CheckHoldTime, in: "Interrupt took 500ms", run: func(b *bench, clock *testClock) {
+		took := DefaultHoldLimit - 1
+		b.d.handler = func(*Processor, SyncToken, uint16) bool { clock.advance(took); return true }
+		b.w.raise(b.p, 0) // as long as it may
+		took++
+		b.w.raise(b.p, 0)
+	}},
+	{
+		name: "V9 Initialize", check: CheckHoldTime, in: "Initialize took 5s",
+		prepare: func(d *driver, clock *testClock) {
+			d.initialize = func(*Processor, SyncToken) bool { clock.advance(longHoldFactor * DefaultHoldLimit); return true }
+		},
+	},
+	{name: "V9 lock", check: CheckHoldTime, in: "StartIo lock held for 500ms", run: func(b *bench, clock *testClock) {
+		h := b.a.AcquireSpinLock(b.p, StartIoLock, nil)
+		clock.advance(DefaultHoldLimit)
+		b.a.ReleaseSpinLock(b.p, h)
+	}},
+	{name: "V9 stall in StartIo", check: CheckHoldTime, in: "StallExecution", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.a.StallExecution(p, 0); b.d.complete(p, s); return true }
+		b.submitOne()
+	}},
+	{name: "V10 message lock of an adapter with one lock", check: CheckMSILock, run: func(b *bench, _ *testClock) {
+		b.a.ReleaseMSISpinLock(b.p, b.a.AcquireMSISpinLock(b.p, 0))
+	}},
+	{name: "V11 BUSY after StartIo", check: CheckBusyAfterDevice, in: "after StartIo", run: func(b *bench, _ *testClock) {
+		s := b.submitOne()
+		b.d.take()
+		s.Status, s.ScsiStatus = StatusBusy, scsi.StatusTaskSetFull
+		b.a.Complete(b.p, s)
+	}},
+	{name: "V11 BUSY after the doorbell, in StartIo", check: CheckBusyAfterDevice, in: "register write", run: func(b *bench, _ *testClock) {
+		first := true
+		b.d.startIo = func(p *Processor, s *SRB) bool {
+			if !first {
+				b.d.complete(p, s)
+				return true
+			}
+			first = false
+			b.a.WriteRegisterUlong(p, &RegisterRange{noRegisters{}, 64}, 0, 1)
+			s.Status, s.ScsiStatus = StatusBusy, scsi.StatusTaskSetFull
+			b.a.Complete(p, s)
+			return false
+		}
+		b.submitOne()
+	}},
+	{name: "V12 DMA after completion", check: CheckDMA, in: "no live mapping", run: func(b *bench, _ *testClock) {
+		var late Segment
+		b.d.startIo = func(p *Processor, s *SRB) bool { late = s.SGL[0]; b.d.complete(p, s); return true }
+		b.submitData()
+		b.sys.iommu.Translate(late.Addr, 1, dma.Write)
+	}},
+	{name: "V13 reset with SRBs outstanding", check: CheckResetOutstanding, in: "1 SRBs still at the miniport", run: func(b *bench, _ *testClock) {
+		b.submitOne()
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
+		if err := b.a.ResetNow(b.p, b.lu, ResetUnit); err != nil {
+			b.t.Error(err)
+		}
+	}},
+	{name: "V15 more than the depth", check: CheckPortLimits, in: "queue depth of 1", run: func(b *bench, _ *testClock) {
+		b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1)
+		b.submitOne()
+		s := b.srb(&finished{})
+		b.lu.mu.Lock()
+		b.lu.linkLocked(b.p, s) // what a broken port would do
+		b.lu.unlinkLocked(s)
+		b.lu.mu.Unlock()
+	}},
+	{name: "V15 one channel twice", check: CheckPortLimits, in: "2 calls of StartIo at once on channel 0", run: func(b *bench, _ *testClock) {
+		b.a.starting[0].Add(1) // somebody is in StartIo, in spite of the lock
+		b.submitOne()
+	}},
+	{name: "V16 register out of range", check: CheckRegisterRange, in: "at 0x40", run: func(b *bench, _ *testClock) {
+		b.a.WriteRegisterUlong(b.p, &RegisterRange{noRegisters{}, 64}, 64, 1)
+	}},
+	{name: "V16 register misaligned", check: CheckRegisterRange, in: "at 0x4", run: func(b *bench, _ *testClock) {
+		b.a.ReadRegisterUlong64(b.p, &RegisterRange{noRegisters{}, 64}, 4)
+	}},
+	{name: "V17 second untagged SRB", check: CheckUntagged, run: func(b *bench, _ *testClock) {
+		first, second := b.srb(&finished{}), b.srb(&finished{})
+		first.Flags &^= FlagQueueActionEnable
+		second.Flags &^= FlagQueueActionEnable
+		b.lu.Submit(b.p, []*SRB{first})
+		b.lu.mu.Lock()
+		b.lu.linkLocked(b.p, second) // what a broken port would do
+		b.lu.unlinkLocked(second)
+		b.lu.exclusive = true // first's
+		b.lu.mu.Unlock()
+	}},
+	{name: "V18 DPC beside itself", check: CheckDpcOverlap, run: func(b *bench, _ *testClock) {
+		other := b.processor("other")
+		d, runs := b.dpc(0), 0
+		d.routine = func(*Processor, *Dpc) {
+			if runs++; runs == 1 {
+				d.state.Store(dpcIdle) // a state machine that forgets that it runs
+				b.a.IssueDpc(other, d)
+				d.state.Store(dpcRunning)
+			}
+		}
+		b.a.IssueDpc(b.p, d)
+		other.Close()
+	}},
+	{name: "V19 unknown", check: CheckNotification, in: "200", run: func(b *bench, _ *testClock) {
+		b.a.Notification(b.p, 200, nil)
+	}},
+	{name: "V19 timer without a routine", check: CheckNotification, run: func(b *bench, _ *testClock) {
+		b.a.RequestTimerCall(b.p, nil, time.Second)
+	}},
+}
+
+// Each check sees what it is for, and nothing else does.
+func TestVerifier_Checks(t *testing.T) {
+	for _, c := range provocations {
+		t.Run(c.name, func(t *testing.T) {
+			clock := &testClock{}
+			d := &driver{model: FullDuplex}
+			d.passiveInit = func(p *Processor) bool {
+				for i := range d.dpcs {
+					d.a.InitializeDpc(p, &d.dpcs[i], func(*Processor, *Dpc) {})
+				}
+				return true
+			}
+			if c.prepare != nil {
+				c.prepare(d, clock)
+			}
+			b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now, HoldLimit: DefaultHoldLimit})
+			if c.run != nil {
+				c.run(b, clock)
+			}
+			b.wantOnly(c.check, c.in)
+		})
+	}
+}
+
+// Every check has a provocation, in TestVerifier_Checks or in a test of its own.
+func TestVerifier_AllChecksProvoked(t *testing.T) {
+	elsewhere := []Check{CheckStopOutstanding, CheckFindAdapter}
+	for c := Check(1); c < checkEnd; c++ {
+		provoked := slices.Contains(elsewhere, c)
+		for _, x := range provocations {
+			provoked = provoked || x.check == c
+		}
+		if !provoked {
+			t.Errorf("nothing provokes V%d %s", c, c)
+		}
+	}
+}
+
+// V4: what BuildIo keeps must be completed within its TimeOutValue, even if
+// steady traffic keeps the unit's own timer from running out.
+func TestVerifier_BuildIoFalseOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		var kept *SRB
+		d.buildIo = func(_ *Processor, s *SRB) bool {
+			if kept == nil {
+				kept = s
+			}
+			return kept != s
+		}
+		d.startIo = func(p *Processor, s *SRB) bool { d.complete(p, s); return true }
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5})
+		b.submitOne()
+		for range 4 {
+			time.Sleep(time.Second)
+			b.submitOne()
+		}
+		synctest.Wait()
+		b.wantNoViolations()
+		for range 6 {
+			time.Sleep(time.Second)
+			b.submitOne()
+		}
+		synctest.Wait()
+		b.wantOnly(CheckBuildIoFalse, "TimeOutValue")
+		if n := b.a.timeouts.Load(); n != 0 {
+			t.Errorf("%d timeouts of the unit, which made progress", n)
+		}
+		d.complete(b.p, kept)
+	})
+}
+
+// V14: an adapter is stopped although its miniport still has an SRB: here a
+// reset's, which MaxNumberOfIO does not count.
+func TestVerifier_StopOutstanding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+		if err := b.a.ResetNow(b.p, b.lu, ResetUnit); err == nil {
+			t.Error("a reset that nobody answered succeeded")
+		}
+		if err := b.a.Stop(b.p); err != nil {
+			t.Error(err)
+		}
+		b.wantOnly(CheckStopOutstanding, "1 SRBs outstanding")
+	})
+}
+
+// V20: FindAdapter must set the transfer limits.
+func TestVerifier_FindAdapter(t *testing.T) {
+	for name, forget := range map[string]func(*Config){
+		"MaximumTransferLength":  func(c *Config) { c.MaximumTransferLength = Uninitialized },
+		"NumberOfPhysicalBreaks": func(c *Config) { c.NumberOfPhysicalBreaks = Uninitialized },
+	} {
+		t.Run(name, func(t *testing.T) {
+			arena, err := dma.NewArena(1 << 20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := &bench{t: t, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+			b.p = b.processor("test")
+			if _, err := b.sys.AddAdapter(b.p, &wire{messages: 1}, &driver{features: forget}, AdapterOptions{}); err == nil {
+				t.Error("the adapter came up")
+			}
+			b.wantOnly(CheckFindAdapter, name)
+		})
+	}
+}
+
+// In strict mode the first violation is a panic that tells the story.
+func TestVerifier_Strict(t *testing.T) {
+	b := newBenchIn(t, &driver{model: FullDuplex}, AdapterOptions{}, SystemConfig{Strict: true})
+	s := b.submitOne()
+	story := func() (text string) {
+		defer func() { text, _ = recover().(string) }()
+		s.Status = StatusPending
+		b.a.Complete(b.p, s)
+		return ""
+	}()
+	for _, want := range []string{"V2 status", "PENDING", "SRB tag", "trail:", "StartIo", "on test"} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the story %q does not mention %q", story, want)
+		}
+	}
+	b.d.take()
+	s.owner.Store(ownerMiniport) // the panic came before the port took it
+	b.d.complete(b.p, s)
+}
+
+// A violation says where the processor was: callback, level and locks.
+func TestVerifier_Record(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}, AdapterOptions{})
+	b.d.handler = func(p *Processor, _ SyncToken, _ uint16) bool {
+		return SynchronizeAccess(b.a, p, func(SyncToken, int) bool { return true }, 0)
+	}
+	b.w.raise(b.p, 1)
+	list := b.sys.Verifier().Violations()
+	if len(list) != 1 {
+		t.Fatalf("violations %v, want one", list)
+	}
+	v := list[0]
+	if v.Callback != inInterrupt || v.Level != Device || !slices.Equal(v.Held, []string{"interrupt lock 1"}) || v.Processor != "test" {
+		t.Errorf("record %+v, want Interrupt at Device on test with interrupt lock 1", v)
+	}
+}
+
+// The records are bounded; the counters go on.
+func TestVerifier_BoundedRecords(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	s := b.srb(&finished{})
+	const n = maxViolations + 10
+	for range n {
+		b.d.complete(b.p, s)
+	}
+	v := b.sys.Verifier()
+	if len(v.Violations()) != maxViolations || v.Count(CheckDoubleCompletion) != n {
+		t.Errorf("%d records and a count of %d, want %d and %d", len(v.Violations()), v.Count(CheckDoubleCompletion), maxViolations, n)
+	}
+}
+
+// V7: a routine called outside its place is reported and refused; inside it is
+// not.
+func TestVerifier_Places(t *testing.T) {
+	for r := range routineCount {
+		pl := places[r]
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+		inside, outside := 0, 0
+		for c := range callbackCount {
+			for level := Passive; level <= Device; level++ {
+				b.p.callback, b.p.level = c, level
+				want := pl.callbacks&(1<<c) != 0 && level <= pl.maxLevel
+				if got := b.p.check(b.a, r); got != want {
+					t.Errorf("%s from %s at %s: %v, want %v", pl.name, c, level, got, want)
+				}
+				if want {
+					inside++
+				} else {
+					outside++
+				}
+			}
+		}
+		b.p.callback, b.p.level = inNone, Passive
+		if n := b.sys.Verifier().Count(CheckCallingPlace); n != uint64(outside) {
+			t.Errorf("%s: %d violations, want %d", pl.name, n, outside)
+		}
+		if inside == 0 || pl.name == "" {
+			t.Errorf("routine %d %q may be called from nowhere", r, pl.name)
+		}
+	}
+}
+
+// Hold times: device time is not the driver's, and quantiles are what they say.
+func TestVerifier_HoldTimes(t *testing.T) {
+	clock := &testClock{}
+	d := &driver{model: FullDuplex}
+	b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now})
+	d.startIo = func(p *Processor, s *SRB) bool {
+		clock.advance(30 * time.Microsecond)
+		b.a.WriteRegisterUlong(p, &RegisterRange{noRegisters{func() { clock.advance(time.Hour) }}, 64}, 0, 1)
+		clock.advance(30 * time.Microsecond)
+		d.complete(p, s)
+		return true
+	}
+	b.submitOne()
+	var got HoldStats
+	for _, h := range b.sys.Verifier().HoldTimes() {
+		if h.What == "StartIo" {
+			got = h.HoldStats
+		}
+	}
+	want := HoldStats{Count: 1, P50: 60 * time.Microsecond, P99: 60 * time.Microsecond, Max: 60 * time.Microsecond, Over: [3]uint64{1, 1, 0}}
+	if got != want {
+		t.Errorf("StartIo's hold time %+v, want %+v", got, want)
+	}
+	b.wantNoViolations()
+}
+
+// noRegisters is a memory range that only takes time.
+type noRegisters struct{ write func() }
+
+func (noRegisters) SizeBytes() uint32                  { return 64 }
+func (noRegisters) Read32(pci.Runner, uint32) uint32   { return 0 }
+func (noRegisters) Read64(pci.Runner, uint32) uint64   { return 0 }
+func (noRegisters) Write64(pci.Runner, uint32, uint64) {}
+func (r noRegisters) Write32(pci.Runner, uint32, uint32) {
+	if r.write != nil {
+		r.write()
+	}
+}
+
+// completeWith lets StartIo complete an SRB with a status that it may not have.
+func completeWith(status Status) func(b *bench, _ *testClock) {
+	return func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool {
+			s.Status = status
+			b.a.Complete(p, s)
+			return true
+		}
+		b.submitOne()
+	}
+}
+
+// submitOne submits one SRB without data and returns it.
+func (b *bench) submitOne() *SRB {
+	s := b.srb(&finished{})
+	b.lu.Submit(b.p, []*SRB{s})
+	return s
+}
+
+// submitData submits one SRB that reads 512 bytes.
+func (b *bench) submitData() *SRB {
+	s := b.srb(&finished{})
+	s.Flags |= FlagDataIn
+	s.DataBuffers[0], s.DataTransferBytes = b.arena.Alloc(512), 512
+	b.lu.Submit(b.p, []*SRB{s})
+	return s
+}
+
+// dpc is one of the driver's DPCs.
+func (b *bench) dpc(i int) *Dpc { return &b.d.dpcs[i] }
+
+// wantOnly fails the test unless the verifier saw a breach of check, with in in
+// its record, and of no other.
+func (b *bench) wantOnly(check Check, in string) {
+	b.t.Helper()
+	v := b.sys.Verifier()
+	if v.Count(check) == 0 {
+		b.t.Errorf("V%d %s was not seen", check, check)
+	}
+	found := false
+	for _, x := range v.Violations() {
+		found = found || x.Check == check && strings.Contains(x.String(), in)
+		if x.Check != check {
+			b.t.Errorf("unexpected: %s", x)
+		}
+	}
+	if !found {
+		b.t.Error(errors.Join(errors.New("no record mentions "+in), errors.New(recordText(v))))
+	}
+}
+
+func recordText(v *Verifier) string {
+	var lines []string
+	for _, x := range v.Violations() {
+		lines = append(lines, x.String())
+	}
+	return strings.Join(lines, "\n")
+}
