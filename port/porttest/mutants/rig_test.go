@@ -32,11 +32,13 @@ const (
 	oracleTwice              // two completions of one request
 	oracleExtension          // StartIo without the BuildIo that goes with it
 	oracleDepth              // a unit's depth is not the adapter's
+	oracleTorn               // half of what the handler was changing
 )
 
 var oracleNames = [...]string{
 	"", "duplicate id", "overlap with the handler", "overlap of StartIo", "lost request", "wrong status", "foreign sense data",
 	"wrong data", "ran twice", "completed twice", "extension not built", "wrong depth",
+	"torn read",
 }
 
 func (o oracle) String() string { return oracleNames[o] }

@@ -228,6 +228,59 @@ func exclusion(o options) scenario {
 	}
 }
 
+// capacityChange has BuildIo look at the capacity while the handler, on another
+// processor, is half through changing it.
+func capacityChange() scenario {
+	var armed, growing atomic.Bool
+	return scenario{
+		hooks: hooks{interrupt: func(m *specimen, _ *port.Processor, _ port.SyncToken, _ int) {
+			if armed.Swap(false) {
+				m.grow(func() {
+					reads := m.capacityReads.Load()
+					growing.Store(true)
+					yieldUntil(func() bool { return m.capacityReads.Load() > reads })
+				})
+			}
+		}},
+		run: func(r *rig) {
+			growing.Store(false)
+			armed.Store(true)
+			wait := r.beside("interrupted", func(p *port.Processor) { r.dev.interrupt(p, 0) })
+			for !growing.Load() {
+				runtime.Gosched()
+			}
+			r.submit(r.p, r.read(0, 3))
+			wait()
+			r.settle()
+		},
+	}
+}
+
+// resetBeforeDpc: a bus reset comes when the handler has taken an answer and the
+// DPC has not yet completed it.
+func resetBeforeDpc() scenario {
+	var armed atomic.Bool
+	return scenario{
+		hooks: hooks{dpc: func(m *specimen, _ *port.Processor) {
+			if !armed.Swap(false) {
+				return
+			}
+			m.r.beside("resets", func(p *port.Processor) {
+				if err := m.a.ResetNow(p, m.r.units[0], port.ResetBus); err != nil {
+					m.r.fail(oracleStatus, "reset: %v", err)
+				}
+			})()
+		}},
+		run: func(r *rig) {
+			armed.Store(true)
+			r.submit(r.p, r.read(0, 3).expect(port.StatusSuccess, port.StatusBusReset))
+			r.settle()
+			r.submit(r.p, r.read(0, 4))
+			r.settle()
+		},
+	}
+}
+
 // starts has StartIo, on two processors, stay a while.
 func starts() scenario {
 	s := pairs(all, windowStart)

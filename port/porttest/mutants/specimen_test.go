@@ -25,6 +25,8 @@ const (
 	statusFrozen
 	statusUnknown
 	extensionAfterComplete
+	resultAfterComplete
+	listAfterComplete
 	extensionAssumedZero
 	lengthTouchedOnBusy
 	busyAfterDoorbell
@@ -32,6 +34,7 @@ const (
 	resetBusForgets
 	resetUnitForgets
 	resetUnitHitsTarget
+	resetBusInBulk
 	resetNeverAnswered
 	flagAfterSync
 	noGeneration
@@ -44,6 +47,7 @@ const (
 	ringWithoutLock
 	ringFullUnchecked
 	depthTooLarge
+	capacityOutsideSync
 	breaksUnset
 )
 
@@ -86,6 +90,11 @@ type specimen struct {
 	queues []driverQueue
 	// starting counts the calls of StartIo that are under way, by channel.
 	starting []occupancy
+
+	// The capacity belongs to the handler's state. It is atomic so that a torn pair
+	// is seen by the oracle and not by the race detector.
+	blocks, lastLBA atomic.Uint32
+	capacityReads   atomic.Uint32
 
 	// What follows is for mutants alone, and atomic.
 	nextID      atomic.Uint32
@@ -134,6 +143,8 @@ func newSpecimen(r *rig, o options) *specimen {
 	for i := range m.queues {
 		m.queues[i].m, m.queues[i].index = m, i
 	}
+	m.blocks.Store(unitBlocks)
+	m.lastLBA.Store(unitBlocks - 1)
 	return m
 }
 
@@ -222,6 +233,7 @@ func (m *specimen) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	if m.is(kickDecidedEarly) {
 		m.earlyKick.Store(!m.dev.busyPolling())
 	}
+	m.checkCapacity(p)
 	q := m.queueOf(p, srb)
 	if srb.Function == port.FunctionExecuteScsi && scsi.Opcode(srb.CDB[0]) == scsi.OpRead16 {
 		if lba, _, _ := scsi.BlockRange(&srb.CDB); lba >= unitBlocks {
@@ -240,6 +252,32 @@ func (m *specimen) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	binary.LittleEndian.PutUint32(srb.Extension[0:], extMagic)
 	binary.LittleEndian.PutUint32(srb.Extension[4:], id)
 	return true
+}
+
+// checkCapacity reads what the handler changes when the device grows: two words
+// that belong together.
+func (m *specimen) checkCapacity(p *port.Processor) {
+	if m.is(capacityOutsideSync) {
+		compareCapacity(port.SyncToken{}, m)
+		return
+	}
+	port.SynchronizeAccess(m.a, p, compareCapacity, m)
+}
+
+func compareCapacity(_ port.SyncToken, m *specimen) bool {
+	blocks, last := m.blocks.Load(), m.lastLBA.Load()
+	if blocks != last+1 {
+		m.r.fail(oracleTorn, "%d blocks, the last of them is %d", blocks, last)
+	}
+	m.capacityReads.Add(1)
+	return true
+}
+
+// grow is the part of the handler that changes the capacity.
+func (m *specimen) grow(between func()) {
+	m.blocks.Add(1)
+	between()
+	m.lastLBA.Add(1)
 }
 
 // refuse ends a request that no device need see.
@@ -565,13 +603,18 @@ func (m *specimen) complete(t port.SyncToken, x *reaped) {
 		srb.Status = 0x3c
 	default:
 	}
-	ext := srb.Extension
+	ext, list := srb.Extension, srb.SGL
 	m.a.Complete(p, srb)
-	if m.is(completeTwice) {
+	switch gene(m.gene.Load()) {
+	case completeTwice:
 		m.a.Complete(p, srb)
-	}
-	if m.is(extensionAfterComplete) {
+	case extensionAfterComplete:
 		ext[8]++ // unlinking the list entry that lives there
+	case resultAfterComplete:
+		srb.DataTransferBytes = 0
+	case listAfterComplete:
+		list[0].Bytes = 0
+	default:
 	}
 }
 
@@ -587,6 +630,12 @@ func (m *specimen) endScope(t port.SyncToken, in func(*port.SRB) bool, reset *po
 			}
 		}
 		list := s.reaped
+		if m.is(resetBusInBulk) && reset == nil {
+			for j := range list { // the DPC has not let go of them
+				m.finish(t.Processor(), list[j].srb, port.StatusBusReset, scsi.StatusGood)
+			}
+			continue
+		}
 		s.reaped = nil
 		for j := range list {
 			if in(list[j].srb) {

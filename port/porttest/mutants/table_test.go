@@ -65,7 +65,7 @@ var mutants = []mutant{
 		change: "BuildIo returns true for an SRB that it has completed",
 	},
 	{
-		name: "false_without_complete", source: "PR#1595; 7.3 V4", gene: falseWithoutComplete, scenario: refused, oracle: oracleLost,
+		name: "false_without_complete", source: "PR#1595; 7.3 V4", gene: falseWithoutComplete, scenario: refused, check: port.CheckBuildIoFalse,
 		change: "BuildIo sets a status and returns false without completing",
 	},
 	{
@@ -89,6 +89,18 @@ var mutants = []mutant{
 		change: "an SRB is completed with a status that does not exist",
 	},
 	{
+		name: "extension_after_complete", source: "vioscsi unit removal; 8.2", gene: extensionAfterComplete, scenario: one, check: port.CheckUseAfterComplete,
+		change: "a list entry in the SRB extension is unlinked after the SRB was completed",
+	},
+	{
+		name: "result_after_complete", source: "viostor fua; 10.17", gene: resultAfterComplete, scenario: one, check: port.CheckUseAfterComplete,
+		change: "a field of the SRB is changed after the SRB was completed",
+	},
+	{
+		name: "list_after_complete", source: "4; 10.17", gene: listAfterComplete, scenario: one, check: port.CheckUseAfterComplete,
+		change: "the scatter/gather list is changed after the SRB was completed",
+	},
+	{
 		name: "extension_assumed_zero", source: "10.25", gene: extensionAssumedZero, scenario: one, oracle: oracleStatus,
 		change: "BuildIo takes the SRB extension for zeroed",
 	},
@@ -103,6 +115,10 @@ var mutants = []mutant{
 	{
 		name: "shared_sense", source: "viostor sense_info; 10.32", gene: sharedSense, scenario: senses, oracle: oracleSense,
 		change: "one place in the device extension holds the sense data of all requests",
+	},
+	{
+		name: "capacity_outside_sync", source: "viostor lastLBA; 8.2", gene: capacityOutsideSync, scenario: capacityChange(), oracle: oracleTorn,
+		change: "BuildIo reads the capacity, which the handler is changing, without SynchronizeAccess",
 	},
 	// Interrupts and DPCs.
 	{
@@ -133,6 +149,10 @@ var mutants = []mutant{
 	{
 		name: "reset_bus_forgets", source: "7.3 V13", gene: resetBusForgets, scenario: resets(port.ResetBus), check: port.CheckResetOutstanding,
 		change: "ResetBus returns true with SRBs outstanding",
+	},
+	{
+		name: "reset_bus_in_bulk", source: "ZFSin#211; 10.30", gene: resetBusInBulk, scenario: resetBeforeDpc(), check: port.CheckDoubleCompletion,
+		change: "ResetBus completes all SRBs at once, those included that the DPC is about to complete",
 	},
 	{
 		name: "reset_unit_forgets", source: "7.3 V13; SCSI verifier 0x1007", gene: resetUnitForgets, scenario: resets(port.ResetUnit), check: port.CheckResetOutstanding,
@@ -260,13 +280,10 @@ var mutants = []mutant{
 		}},
 	},
 	{
-		name: "level_leaked", source: "SDV SpChangeIrql", scenario: one, check: port.CheckLockRules,
-		change: "locks are released in the order in which they were taken, and the DPC returns at another level",
-		hooks: hooks{dpc: func(m *specimen, p *port.Processor) {
-			h := m.a.AcquireSpinLock(p, port.InterruptLock, nil)
-			inner := m.a.AcquireSpinLock(p, port.InterruptLock, nil) // refused
-			m.a.ReleaseSpinLock(p, inner)
-			m.a.ReleaseSpinLock(p, h)
+		name: "level_leaked", source: "PR#1175; SDV SpChangeIrql", scenario: one, check: port.CheckLockRules,
+		change: "BuildIo releases a lock handle that no acquisition has filled, and returns at another level",
+		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
+			m.a.ReleaseMSISpinLock(p, port.MSILock{})
 		}},
 	},
 	{
@@ -350,6 +367,32 @@ var mutants = []mutant{
 		name: "stall_too_long", wallClock: true, source: "verifier 0x2001", scenario: one, check: port.CheckHoldTime,
 		change: "a DPC stalls for more than a millisecond",
 		hooks:  hooks{dpc: func(m *specimen, p *port.Processor) { m.a.StallExecution(p, 2*time.Millisecond) }},
+	},
+	{
+		name: "wait_in_start", source: "SDV StorPortStartIo; V9", scenario: one, check: port.CheckHoldTime,
+		change: "StartIo waits for a second",
+		hooks:  hooks{startIo: func(*specimen, *port.Processor, *port.SRB) { time.Sleep(time.Second) }},
+	},
+	{
+		name: "wait_in_sync", source: "1.7; V9", scenario: one, check: port.CheckHoldTime,
+		change: "a SynchronizeAccess routine waits for a second",
+		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
+			port.SynchronizeAccess(m.a, p, func(port.SyncToken, *specimen) bool { time.Sleep(time.Second); return true }, m)
+		}},
+	},
+	{
+		name: "wait_in_initialize", source: "SCSI verifier 0x1002; V9", early: true, scenario: one, check: port.CheckHoldTime,
+		change: "Initialize waits for six seconds",
+		hooks:  hooks{initialize: func(*specimen, *port.Processor, port.SyncToken) { time.Sleep(6 * time.Second) }},
+	},
+	{
+		name: "lock_held_long", source: "1.5; V9", scenario: one, check: port.CheckHoldTime,
+		change: "BuildIo holds the interrupt lock for a second",
+		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
+			h := m.a.AcquireSpinLock(p, port.InterruptLock, nil)
+			time.Sleep(time.Second)
+			m.a.ReleaseSpinLock(p, h)
+		}},
 	},
 	// The port.
 	{
