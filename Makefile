@@ -61,8 +61,9 @@ test: ## everything: packages, unit, race, interop, real kernel (15 minutes on t
 	@$(MAKE) kernel
 
 .PHONY: unit
-unit: ## unit tests; needs nothing but Go
+unit: ## unit tests, and the orders of steps; needs nothing but Go
 	$(GO) test -timeout 5m ./...
+	$(GO) test -tags interleave -timeout 2m -run Interleave ./port ./hba
 
 .PHONY: race
 race: ## unit tests under the race detector; needs a C compiler
@@ -108,7 +109,7 @@ lint: $(TOOLS)/gofumpt $(TOOLS)/golangci-lint $(TOOLS)/checklocks
 	@out=$$($(TOOLS)/gofumpt -l .); if [ -n "$$out" ]; then echo "not in form; run make fmt:" >&2; echo "$$out" >&2; exit 1; fi
 	$(GO) mod tidy -diff
 	cd internal/tools && $(GO) mod tidy -diff
-	$(GO) vet -tags 'interop kernel' ./...
+	$(GO) vet -tags 'interop kernel interleave' ./...
 	$(GO) vet -vettool=$(CURDIR)/$(TOOLS)/checklocks -inferred=false ./...
 	$(TOOLS)/golangci-lint run --allow-serial-runners ./...
 

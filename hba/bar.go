@@ -143,6 +143,7 @@ func (b registers) Write64(r pci.Runner, offset uint32, value uint64) {
 		d.writeQueueRegisterLocked(offset, value)
 		d.mu.Unlock()
 	case RegQueueEnable:
+		yieldLock("lock for RegQueueEnable", &d.mu)
 		d.mu.Lock()
 		d.enableQueueLocked(value&1 != 0)
 		d.mu.Unlock()
@@ -151,6 +152,7 @@ func (b registers) Write64(r pci.Runner, offset uint32, value uint64) {
 }
 
 func (d *Device) writeControl(r pci.Runner, value uint64) {
+	yieldLock("lock for RegControl", &d.mu)
 	d.mu.Lock()
 	if d.resetting || d.closed {
 		d.mu.Unlock()

@@ -61,6 +61,7 @@ func (c *control) means(q *queue, position uint32, cmd *Command) bool {
 
 // isAborted reports whether a reset has come before the command was executed.
 func (d *Device) isAborted(q *queue, position uint32, cmd *Command) bool {
+	yieldLock("lock to ask for resets", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.isAbortedLocked(q, position, cmd)
@@ -79,6 +80,7 @@ func (d *Device) isAbortedLocked(q *queue, position uint32, cmd *Command) bool {
 // startControl begins an abort or reset that the engine of q has fetched. All
 // that came before it on q is posted or has a record.
 func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
+	yieldLock("lock to start a control", &d.mu)
 	d.mu.Lock()
 	if q.gate.Load()&gateDead != 0 {
 		d.mu.Unlock()
@@ -107,6 +109,7 @@ func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
 	}
 	d.controls = append(d.controls, c)
 	d.updateGatesLocked() // from here on, engines look at controls
+	yieldPoint("control: abort and advance")
 	q.raise |= d.abortLocked(match) | d.advanceLocked()
 	d.mu.Unlock()
 }
@@ -180,6 +183,7 @@ func (d *Device) postLocked(q *queue, tag uint32, code CompletionCode) (raise ui
 // advance completes controls whose commands have ended. The caller is the
 // engine of q, which has just settled a batch.
 func (d *Device) advance(q *queue) {
+	yieldLock("lock to advance", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	q.raise |= d.advanceLocked()

@@ -135,6 +135,19 @@ type slot struct {
 
 // New builds a device. Close ends it.
 func New(c Config) (*Device, error) {
+	d, err := newDevice(c)
+	if err != nil {
+		return nil, err
+	}
+	d.goroutines.Go(d.events)
+	for i := range d.workers {
+		d.goroutines.Go(func() { d.worker(ownEvents + 1 + i) })
+	}
+	return d, nil
+}
+
+// newDevice builds a device whose goroutines have not been started.
+func newDevice(c Config) (*Device, error) {
 	if c.QueuePairs == 0 {
 		c.QueuePairs = DefaultQueuePairs
 	}
@@ -174,10 +187,6 @@ func New(c Config) (*Device, error) {
 	d.work.L, d.quiet.L = &d.mu, &d.mu
 	d.intr.init(c.QueuePairs + 1)
 	d.config = configSpace(d.bar.SizeBytes(), d.Messages())
-	d.goroutines.Go(d.events)
-	for i := range c.Workers {
-		d.goroutines.Go(func() { d.worker(ownEvents + 1 + i) })
-	}
 	return d, nil
 }
 
@@ -277,6 +286,7 @@ func (d *Device) detachUnit(targetID, lun uint8) error {
 
 // fail puts the device into StatusFatal, which only a reset ends.
 func (d *Device) fail(reason string, queueIndex int) {
+	yieldLock("lock to fail", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failLocked(reason, queueIndex)
@@ -286,6 +296,7 @@ func (d *Device) fail(reason string, queueIndex int) {
 // reset that is one that came late, and harmless; on a running device it is a
 // driver that has lost its way.
 func (d *Device) strayDoorbell(queueIndex int) {
+	yieldLock("lock for a stray doorbell", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.enabled {

@@ -14,13 +14,16 @@ const (
 
 // runnable reports whether an engine would find work.
 func (q *queue) runnable() bool {
+	yieldPoint("engine: is there work")
 	return q.gate.Load()&gateOpen != 0 && q.fetchable() > 0
 }
 
 // fetchable is how many commands could be fetched now: those submitted, as far
 // as the completion ring has room for them.
 func (q *queue) fetchable() uint32 {
+	yieldPoint("engine: head")
 	head := q.head.Load()
+	yieldPoint("engine: tail and room")
 	return min(q.tail.Load()-head, q.completionEntries-(head-q.consumed.Load()))
 }
 
@@ -34,6 +37,7 @@ func (q *queue) run(r pci.Runner) {
 	for {
 		commands, bytes, raise := 0, uint64(0), uint64(0)
 		for commands < turnCommands && bytes < turnBytes && q.runnable() {
+			yieldPoint("engine: become it")
 			if !q.engine.CompareAndSwap(engineIdle, engineRunning) {
 				break
 			}
@@ -47,7 +51,9 @@ func (q *queue) run(r pci.Runner) {
 			}
 			raise |= q.raise
 			q.raise = 0
+			yieldPoint("engine: stop")
 			q.engine.Store(engineIdle)
+			yieldPoint("engine: is the queue dead")
 			if q.gate.Load()&gateDead != 0 {
 				q.dev.settle() // a reset may wait for this engine
 			}
@@ -87,14 +93,17 @@ func (q *queue) runBatch() (commands int, bytes uint64) {
 		bytes += uint64(q.batch[n].DataBytes)
 		n++
 	}
+	yieldPoint("engine: fetched")
 	q.head.Store(head + n)
 	q.tally.commands += uint64(n)
 	for i := range n {
 		q.dispatch(head+i, &q.batch[i])
 	}
 	q.flush()
+	yieldPoint("engine: settled")
 	q.settled.Store(head + n)
 	q.tally.addTo(q.count)
+	yieldPoint("engine: any controls")
 	if q.gate.Load()&gateControl != 0 {
 		q.dev.advance(q)
 	}
@@ -103,6 +112,7 @@ func (q *queue) runBatch() (commands int, bytes uint64) {
 
 // dispatch executes one command or passes it on.
 func (q *queue) dispatch(position uint32, c *Command) {
+	yieldPoint("engine: gate")
 	gate := q.gate.Load()
 	if gate&gateDead != 0 {
 		return

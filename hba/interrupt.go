@@ -83,7 +83,9 @@ func (x *interrupts) init(messages int) {
 func (x *interrupts) raise(src source, m pci.Message, cause uint64) {
 	w := &x.messages[m]
 	for {
+		yieldPoint("raise: look at the message")
 		s := w.state.Load()
+		yieldPoint("raise: change the message")
 		if s&messageConnected == 0 || s&(messageMasked|messageLine) == messageMasked {
 			if w.state.CompareAndSwap(s, s|messagePending) {
 				return
@@ -109,6 +111,7 @@ func (x *interrupts) raise(src source, m pci.Message, cause uint64) {
 
 // call runs the interrupt function. The caller has counted the call.
 func (x *interrupts) call(src source, m pci.Message) {
+	yieldPoint("deliver")
 	c := x.conn.Load()
 	r := src.runner
 	if src.own != 0 {
@@ -118,15 +121,18 @@ func (x *interrupts) call(src source, m pci.Message) {
 }
 
 func (x *interrupts) leave(w *interruptMessage) {
+	yieldPoint("delivered")
 	if s := w.state.Add(^(messageCall - 1)); s&messageConnected == 0 && s < messageCall {
+		yieldLock("lock to tell of the last call", &x.mu)
 		x.mu.Lock()
-		x.idle.Broadcast()
+		broadcastCond(&x.idle)
 		x.mu.Unlock()
 	}
 }
 
 // assert sets causes and reports whether the line went up.
 func (x *interrupts) assert(cause uint64) bool {
+	yieldPoint("assert")
 	x.lineMu.Lock()
 	defer x.lineMu.Unlock()
 	was := x.cause &^ x.mask
@@ -138,7 +144,9 @@ func (x *interrupts) assert(cause uint64) bool {
 func (x *interrupts) deliverLine(src source) {
 	w := &x.messages[0]
 	for {
+		yieldPoint("line: look at the message")
 		s := w.state.Load()
+		yieldPoint("line: change the message")
 		if s&messageConnected == 0 || s&messageMasked != 0 {
 			if w.state.CompareAndSwap(s, s|messagePending) {
 				return
@@ -158,7 +166,9 @@ func (x *interrupts) deliverLine(src source) {
 func (x *interrupts) deliverPending(src source, m pci.Message, clearBits uint32) {
 	w := &x.messages[m]
 	for {
+		yieldPoint("pending: look at the message")
 		s := w.state.Load()
+		yieldPoint("pending: change the message")
 		next := s &^ clearBits
 		deliver := next&(messagePending|messageConnected|messageMasked) == messagePending|messageConnected
 		if deliver {
@@ -195,10 +205,12 @@ func (x *interrupts) wake() {
 }
 
 func (x *interrupts) maskMessage(m pci.Message) {
+	yieldPoint("mask")
 	x.messages[m].state.Or(messageMasked)
 }
 
 func (x *interrupts) asserted() bool {
+	yieldPoint("is the line up")
 	x.lineMu.Lock()
 	defer x.lineMu.Unlock()
 	return x.cause&^x.mask != 0
@@ -217,6 +229,7 @@ func (x *interrupts) maskedCauses() uint64 {
 }
 
 func (x *interrupts) clearCauses(bits uint64) {
+	yieldPoint("clear causes")
 	x.lineMu.Lock()
 	x.cause &^= bits
 	x.lineMu.Unlock()
@@ -224,6 +237,7 @@ func (x *interrupts) clearCauses(bits uint64) {
 
 // maskCauses stores the line's mask; taking bits away may bring the line up.
 func (x *interrupts) maskCauses(src source, mask uint64) {
+	yieldPoint("mask causes")
 	x.lineMu.Lock()
 	was := x.cause &^ x.mask
 	x.mask = mask
@@ -237,18 +251,21 @@ func (x *interrupts) maskCauses(src source, mask uint64) {
 // connect routes interrupts to c. causeOf says which causes stand for a
 // message: what was kept in one form is carried over into the other.
 func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) error {
+	yieldLock("lock to connect", &x.mu)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.conn.Load() != nil {
 		return ErrConnected
 	}
 	x.conn.Store(c)
+	yieldPoint("connect: messages")
 	if c.mode == pci.MessageSignaled {
 		x.lineMu.Lock()
 		kept := x.cause
 		x.cause = 0
 		x.lineMu.Unlock()
 		for m := range x.messages {
+			yieldPoint("connect: a message")
 			bits := messageConnected
 			if kept&causeOf(pci.Message(m)) != 0 {
 				bits |= messagePending
@@ -260,7 +277,9 @@ func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) er
 		for m := range x.messages {
 			w := &x.messages[m].state
 			for {
+				yieldPoint("connect: look at a message")
 				s := w.Load()
+				yieldPoint("connect: change a message")
 				if w.CompareAndSwap(s, s&^messagePending|messageConnected|messageLine) {
 					if s&messagePending != 0 {
 						kept |= causeOf(pci.Message(m))
@@ -271,6 +290,7 @@ func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) er
 		}
 		x.assert(kept)
 		if x.asserted() {
+			yieldPoint("connect: pending")
 			x.messages[0].state.Or(messagePending)
 		}
 	}
@@ -280,19 +300,22 @@ func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) er
 
 // disconnect stops delivery and waits for calls under way.
 func (x *interrupts) disconnect() {
+	yieldLock("lock to disconnect", &x.mu)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.conn.Load() == nil {
 		return
 	}
 	for m := range x.messages {
+		yieldPoint("disconnect: a message")
 		x.messages[m].state.And(^(messageConnected | messageLine))
 	}
 	for m := range x.messages {
 		for x.messages[m].state.Load() >= messageCall {
-			x.idle.Wait()
+			waitCond(&x.idle)
 		}
 	}
+	yieldPoint("disconnect: forget")
 	x.conn.Store(nil)
 }
 
@@ -372,13 +395,20 @@ func (d *Device) events() {
 			return
 		case <-d.intr.kick:
 		}
-		src := source{own: ownEvents}
-		if d.eventRaised.Swap(false) {
-			d.intr.raise(src, d.eventMessage(), CauseEvent)
-		}
-		d.interruptAll(d.raiseLater.Swap(0), src)
-		d.intr.deliverAllPending(src)
+		d.raiseOwed()
 	}
+}
+
+// raiseOwed raises what the event goroutine has been asked for.
+func (d *Device) raiseOwed() {
+	src := source{own: ownEvents}
+	yieldPoint("events: owed")
+	if d.eventRaised.Swap(false) {
+		d.intr.raise(src, d.eventMessage(), CauseEvent)
+	}
+	yieldPoint("events: owed queues")
+	d.interruptAll(d.raiseLater.Swap(0), src)
+	d.intr.deliverAllPending(src)
 }
 
 // signalEvent makes the event goroutine raise the event message.

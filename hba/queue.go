@@ -115,7 +115,9 @@ func (q *queue) completionRing() ([]byte, bool) {
 // submit is the submission doorbell.
 func (q *queue) submit(r pci.Runner, tail uint32) {
 	for {
+		yieldPoint("submit: tail")
 		old := q.tail.Load()
+		yieldPoint("submit: head")
 		v := judge(old, tail, q.head.Load()+q.submissionEntries)
 		if v == doorbellStale {
 			return // whoever rang the newer one sees to everything
@@ -127,6 +129,7 @@ func (q *queue) submit(r pci.Runner, tail uint32) {
 			q.dev.fail(fmt.Sprintf("submission tail %d, which is more than %d entries beyond what was fetched", tail, q.submissionEntries), q.index)
 			return
 		}
+		yieldPoint("submit: new tail")
 		if q.tail.CompareAndSwap(old, tail) {
 			break
 		}
@@ -138,7 +141,9 @@ func (q *queue) submit(r pci.Runner, tail uint32) {
 // the completion ring had no room.
 func (q *queue) consume(r pci.Runner, consumed uint32) {
 	for {
+		yieldPoint("consume: consumed")
 		old := q.consumed.Load()
+		yieldPoint("consume: posted")
 		switch judge(old, consumed, q.posted.Load()) {
 		case doorbellStale:
 			return
@@ -150,6 +155,7 @@ func (q *queue) consume(r pci.Runner, consumed uint32) {
 			return
 		case doorbellNewer:
 		}
+		yieldPoint("consume: new consumed")
 		if q.consumed.CompareAndSwap(old, consumed) {
 			break
 		}
@@ -160,6 +166,7 @@ func (q *queue) consume(r pci.Runner, consumed uint32) {
 // post stores completions into the ring and reports whether the ring could be
 // reached. The caller raises the interrupt, with no lock held.
 func (q *queue) post(results []Completion) bool {
+	yieldPoint("post") // no step inside: nobody finds postMu taken
 	q.postMu.Lock()
 	defer q.postMu.Unlock()
 	if q.gate.Load()&gateDead != 0 {

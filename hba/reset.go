@@ -29,6 +29,7 @@ func (d *Device) startResetLocked() {
 //
 // +checklocks:d.mu
 func (d *Device) closeQueueLocked(q *queue) {
+	yieldPoint("reset: close the gate")
 	q.gate.Store(gateDead)
 	taken := d.pool.take(func(rec *record) bool { return rec.queue == q })
 	for rec := taken.pop(); rec != nil; rec = taken.pop() {
@@ -47,6 +48,7 @@ func (d *Device) closeQueueLocked(q *queue) {
 
 // settle finishes what waits for an engine or a worker to stop.
 func (d *Device) settle() {
+	yieldLock("lock to settle", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.settleLocked()
@@ -60,6 +62,7 @@ func (d *Device) settleLocked() {
 		if q == nil {
 			continue
 		}
+		yieldPoint("reset: is the engine gone")
 		if q.gate.Load()&gateDead != 0 && q.busy == 0 && q.engine.CompareAndSwap(engineIdle, engineGone) {
 			d.slots[i].queue.Store(nil)
 			continue
@@ -95,6 +98,7 @@ func (d *Device) updateGatesLocked() {
 	}
 	for i := range d.slots {
 		if q := d.slots[i].queue.Load(); q != nil && q.gate.Load()&gateDead == 0 {
+			yieldPoint("gates: change one")
 			q.gate.Store(gate)
 		}
 	}

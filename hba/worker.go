@@ -72,6 +72,7 @@ func (l *recordList) take(match func(*record) bool) (taken recordList) {
 // handOver gives a command to the workers. False: it has been aborted, and is
 // still the engine's.
 func (d *Device) handOver(q *queue, position uint32, c *Command) bool {
+	yieldLock("lock to hand over", &d.mu)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if q.gate.Load()&gateDead != 0 {
@@ -138,6 +139,7 @@ func (d *Device) nextRecord() *record {
 // finish completes a command that ran on a worker. It no longer touches host
 // memory.
 func (d *Device) finish(rec *record, out *[1]Completion, src source) {
+	yieldLock("lock to finish", &d.mu)
 	d.mu.Lock()
 	q := rec.queue
 	if rec.aborted {

@@ -166,6 +166,47 @@ func TestRun_Cond(t *testing.T) {
 	}
 }
 
+// Those who serve do so until there is nothing more to do, also for each other,
+// and one who waits for something else is not served away.
+func TestRun_Serve(t *testing.T) {
+	scenario := func(patient bool) func(*Run) {
+		return func(r *Run) {
+			in, between, out := 0, 0, 0
+			pass := func(from, to *int) func() {
+				return func() {
+					for r.Serve("wait", func() bool { return *from > 0 }) {
+						*from--
+						r.Yield("pass on")
+						*to++
+					}
+				}
+			}
+			r.Go("second", pass(&between, &out))
+			r.Go("first", pass(&in, &between))
+			r.Go("source", func() {
+				in++
+				r.Yield("another")
+				in++
+				if patient {
+					r.Until("all through", func() bool { return out == 3 })
+				}
+			})
+			r.Check(func() error {
+				if out != 2 {
+					return fmt.Errorf("%d came out, want 2", out)
+				}
+				return nil
+			})
+		}
+	}
+	if f, _ := (Search{Preemptions: 3, Seeds: 100}).Find(scenario(false)); f != nil {
+		t.Error(f)
+	}
+	if f, _ := (Search{}).Find(scenario(true)); f == nil || !strings.HasPrefix(f.Err.Error(), "deadlock") {
+		t.Errorf("got %v, want a deadlock", f)
+	}
+}
+
 func TestReplay_BadSchedule(t *testing.T) {
 	for _, s := range []string{"a", "A1", "a0", "a-1", "1", "q1", "a99999"} {
 		if _, err := Replay(lostUpdate, s); err == nil {
@@ -183,7 +224,7 @@ func TestSearch_NotDeterministic(t *testing.T) {
 		n++
 		stuck := n%2 == 0
 		r.Go("one", func() { r.Yield("x"); r.Yield("y") })
-		r.Go("two", func() { r.Until("z", func() bool { return !stuck || r.Alone() }); r.Yield("end") })
+		r.Go("two", func() { r.Serve("z", func() bool { return !stuck }); r.Yield("end") })
 	})
 	if f == nil || !strings.Contains(f.Err.Error(), "not deterministic") {
 		t.Errorf("got %v, want a complaint", f)

@@ -3,6 +3,7 @@ package interleave
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime/debug"
 	"sync"
 )
@@ -27,6 +28,7 @@ type Run struct {
 	steps []step
 	woken map[*sync.Cond]int // broadcasts so far
 
+	closing bool // nobody is left but those who serve
 	failure error
 	ended   chan struct{} // closed when nobody is to go on
 }
@@ -46,6 +48,8 @@ type task struct {
 	ready func() bool // nil: it may go on at once
 	done  bool
 	wake  chan struct{} // the baton; capacity 1
+	// serving says that it waits in Serve.
+	serving bool
 }
 
 // A decider picks who goes on: a task of the bit set enabled. current is the
@@ -132,15 +136,15 @@ func (r *Run) Broadcast(c *sync.Cond) {
 	c.Broadcast()
 }
 
-// Alone reports whether every other task has ended.
-func (r *Run) Alone() bool {
-	left := 0
-	for _, t := range r.tasks {
-		if !t.done {
-			left++
-		}
-	}
-	return left <= 1
+// Serve is Until for a task that serves others, as a worker does. It returns
+// true when ready does, and false when there is nobody left to serve: every task
+// has ended or waits in Serve in vain. The task should end then.
+func (r *Run) Serve(point string, ready func() bool) bool {
+	t := r.current
+	t.serving = true
+	r.stand(t, point, ready)
+	t.serving = false
+	return !r.closing
 }
 
 // Failf fails the run. In a task it does not return.
@@ -180,19 +184,26 @@ func (r *Run) stand(t *task, point string, ready func() bool) {
 // next decides who goes on. Nil: nobody, and failure says why unless all have
 // ended.
 func (r *Run) next() *task {
-	var enabled uint16
+	var enabled, serving uint16
 	left, current := 0, -1
 	for i, t := range r.tasks {
 		if t.done {
 			continue
 		}
 		left++
-		if t.ready == nil || t.ready() {
+		if t.serving {
+			serving |= 1 << i
+		}
+		if t.ready == nil || t.ready() || t.serving && r.closing {
 			enabled |= 1 << i
 			if t == r.current {
 				current = i
 			}
 		}
+	}
+	if enabled == 0 && bits.OnesCount16(serving) == left {
+		r.closing = true
+		enabled = serving
 	}
 	switch {
 	case left == 0:
