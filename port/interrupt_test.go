@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// An interrupt that arrives at Device level waits until the level drops, and
+// A8: an interrupt that arrives at Device level waits until the level drops, and
 // several edges before that make one run.
-func TestInterrupt_PendsAtDevice(t *testing.T) {
+func TestA8_PendsDuringRoutine(t *testing.T) {
 	runs := 0
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}
 	d.handler = func(p *Processor, _ SyncToken, _ uint16) bool {
@@ -81,9 +81,9 @@ func TestInterrupt_LineIsLevelTriggered(t *testing.T) {
 	}
 }
 
-// Whatever is published before an edge is seen by a handler: from many
+// A8: whatever is published before an edge is seen by a handler: from many
 // processors at once, no edge is lost.
-func TestInterrupt_NoLostEdge(t *testing.T) {
+func TestA8_NoLostInterrupt(t *testing.T) {
 	const workers, rounds = 4, 2000
 	var published, drained atomic.Int64
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 1}

@@ -51,10 +51,10 @@ func (s *shared) visit(t *testing.T) {
 	s.inside--
 }
 
-// Exclusion: routines under SynchronizeAccess overlap neither each other nor
+// A1, exclusion: routines under SynchronizeAccess overlap neither each other nor
 // any interrupt handler, from BuildIo and from StartIo, in every shape; and
 // every one of them runs.
-func TestSynchronizeAccess_ExcludesHandlers(t *testing.T) {
+func TestA1_Exclusion(t *testing.T) {
 	forShapes(t, func(t *testing.T, s shape) {
 		const workers, rounds = 4, 300
 		var state Guarded[shared]
@@ -126,9 +126,9 @@ func TestSynchronizeAccess_ExcludesHandlers(t *testing.T) {
 	})
 }
 
-// The result is the routine's, its argument passes unchanged, and the level and
+// A3: the result is the routine's, its argument passes unchanged, and the level and
 // the locks held are as before.
-func TestSynchronizeAccess_ResultAndState(t *testing.T) {
+func TestA3_Result(t *testing.T) {
 	forShapes(t, func(t *testing.T, s shape) {
 		b := newBench(t, &driver{model: s.model, mode: s.mode, messages: s.messages}, AdapterOptions{})
 		for _, want := range []bool{true, false} {
@@ -152,9 +152,9 @@ func TestSynchronizeAccess_ResultAndState(t *testing.T) {
 	})
 }
 
-// Half duplex is where deciding by the model goes wrong: StartIo holds the
+// A4, the trap: half duplex is where deciding by the model goes wrong: StartIo holds the
 // interrupt lock already, BuildIo does not.
-func TestSynchronizeAccess_HalfDuplexDecidesByWhatIsHeld(t *testing.T) {
+func TestA4_HalfDuplexDecidesByWhatIsHeld(t *testing.T) {
 	for _, mode := range []InterruptSynchronizationMode{InterruptSupportNone, InterruptSynchronizeAll, InterruptSynchronizePerMessage} {
 		t.Run(mode.String(), func(t *testing.T) {
 			d := &driver{model: HalfDuplex, mode: mode, messages: 3}
@@ -184,8 +184,8 @@ func TestSynchronizeAccess_HalfDuplexDecidesByWhatIsHeld(t *testing.T) {
 	}
 }
 
-// Misuse is reported and returns false; it never hangs.
-func TestSynchronizeAccess_Misuse(t *testing.T) {
+// A5: misuse is reported and returns false; it never hangs.
+func TestA5_Misuse(t *testing.T) {
 	t.Run("nested", func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 		inner := true
@@ -241,8 +241,8 @@ func TestSynchronizeAccess_Misuse(t *testing.T) {
 	})
 }
 
-// Guarded state opens with the right token only.
-func TestGuarded_RefusesOtherTokens(t *testing.T) {
+// A16, what run time holds: guarded state opens with the right token only.
+func TestA16_RefusesOtherTokens(t *testing.T) {
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}
 	var one, all Guarded[int]
 	var of [2]Guarded[int]
