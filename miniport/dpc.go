@@ -12,37 +12,58 @@ import (
 func runDpc(p *port.Processor, dpc *port.Dpc) {
 	q := dpc.Context.(*queue)
 	d := q.d
-	if d.perMessage {
-		m := d.a.AcquireMSISpinLock(p, q.message)
-		takeReaped(m.Token, q)
-		d.a.ReleaseMSISpinLock(p, m)
-	} else {
-		port.SynchronizeAccess(d.a, p, takeReaped, q)
+	if q.guests.Load() != nil {
+		d.synchronize(p, q, receiveGuests)
 	}
+	d.synchronize(p, q, takeReaped)
 	for i, srb := range q.spare {
 		q.spare[i] = nil
 		d.finish(p, q, srb)
 	}
 	q.spare = q.spare[:0]
 	if q.visitors != nil {
-		d.receive(p, q)
+		d.sendVisitors(p, q)
 	}
 	q.completing.Store(false)
 }
 
-// takeReaped moves the reaped list and the guests into the DPC's hands. For a
-// guest the ring is drained first: what the device completed before it must be
-// on the list.
+// synchronize runs routine with the lock of q's message, and with all of them
+// where that is one.
+func (d *Driver) synchronize(p *port.Processor, q *queue, routine func(port.SyncToken, *queue) bool) {
+	if d.perMessage {
+		m := d.a.AcquireMSISpinLock(p, q.message)
+		routine(m.Token, q)
+		d.a.ReleaseMSISpinLock(p, m)
+	} else {
+		port.SynchronizeAccess(d.a, p, routine, q)
+	}
+}
+
+// receiveGuests drains the ring for the guests, as what the device completed
+// before them must be on the reaped list, and lets in those that need not wait.
+//
+// It comes before takeReaped and apart from it: its doorbell may raise an
+// interrupt on p, which is serviced as soon as the lock is released and may have
+// to wait for ResetBus, which in half duplex keeps the lock until no DPC has
+// SRBs in hand.
+//
+// Level: Device, with the lock of q's message.
+func receiveGuests(t port.SyncToken, q *queue) bool {
+	s := q.shared.Open(t)
+	q.d.drain(t.Processor(), q, s)
+	q.welcome(s)
+	return true
+}
+
+// takeReaped moves the reaped list and the visitors into the DPC's hands. It
+// does not touch the device: see receiveGuests.
 //
 // Level: Device, with the lock of q's message.
 func takeReaped(t port.SyncToken, q *queue) bool {
 	s := q.shared.Open(t)
 	q.completing.Store(true)
-	if q.guests.Load() != nil {
-		q.d.drain(t.Processor(), q, s)
-		q.welcome(s)
-	}
 	q.spare, s.reaped = s.reaped, q.spare
+	q.visitors, s.visitors = s.visitors, nil
 	return true
 }
 

@@ -85,6 +85,8 @@ type queueShared struct {
 	// reaped are SRBs that the device is done with, in order of completion, for
 	// the DPC. Its capacity is enough for all SRBs there can be.
 	reaped []*port.SRB
+	// visitors are the guests that the next DPC may send on.
+	visitors *guest
 }
 
 // setMemory gives q its rings, parts of the uncached extension.

@@ -52,8 +52,8 @@ func (q *queue) welcome(s *queueShared) {
 			q.invite(g)
 			continue
 		}
-		g.next = q.visitors
-		q.visitors = g
+		g.next = s.visitors
+		s.visitors = g
 	}
 }
 
@@ -92,10 +92,10 @@ func (d *Driver) sendOn(p *port.Processor, q *queue, srb *port.SRB) {
 	d.a.IssueDpc(p, &next.dpc)
 }
 
-// receive lets q's visitors go on, after q's list was completed.
+// sendVisitors lets q's visitors go on, after q's list was completed.
 //
 // Level: Dispatch, in q's DPC.
-func (d *Driver) receive(p *port.Processor, q *queue) {
+func (d *Driver) sendVisitors(p *port.Processor, q *queue) {
 	for g := q.visitors; g != nil; g = g.next {
 		d.sendOn(p, q, g.srb)
 	}
@@ -135,6 +135,11 @@ func reclaim(t port.SyncToken, d *Driver) bool {
 		d.sweep = append(d.sweep, s.reaped...)
 		clear(s.reaped)
 		s.reaped = s.reaped[:0]
+		for s.visitors != nil {
+			g := s.visitors
+			s.visitors = g.next
+			q.invite(g)
+		}
 		for i := range s.pool.fresh {
 			e := &q.table[i]
 			tag := e.live.Load()
