@@ -70,7 +70,11 @@ func (u *Unit) synchronizeCache(t *Task, mayBlock bool) (done bool) {
 	if !u.mayRun(mayBlock, 0) {
 		return false
 	}
-	if err := u.medium.Flush(); err != nil {
+	err := u.medium.Flush()
+	if owed := u.owed.Swap(nil); owed != nil && err == nil {
+		err = *owed
+	}
+	if err != nil {
 		u.flushFailed(t, err)
 	}
 	return true
@@ -231,14 +235,20 @@ func (u *Unit) compareAndWrite(t *Task, mayBlock bool) (done bool) {
 	}
 	t.TransferredBytes = 2 * length
 	if t.CDB[1]&scsi.CDBFUA != 0 || u.writeThrough {
-		u.flushNow(t)
+		u.flushFor(t)
 	}
 	return true
 }
 
-// flushNow flushes as a part of a command that must be durable.
-func (u *Unit) flushNow(t *Task) {
-	if err := u.medium.Flush(); err != nil {
-		u.flushFailed(t, err)
+// flushFor flushes as a part of t, which is not SYNCHRONIZE CACHE, and ends t if
+// that fails. A medium tells once of writes that it has lost, and they need not
+// be those of t: the next SYNCHRONIZE CACHE fails as well.
+func (u *Unit) flushFor(t *Task) (ok bool) {
+	err := u.medium.Flush()
+	if err == nil {
+		return true
 	}
+	u.owed.Store(&err)
+	u.flushFailed(t, err)
+	return false
 }

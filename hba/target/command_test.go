@@ -316,6 +316,39 @@ func TestSynchronizeCache(t *testing.T) {
 		scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed})
 }
 
+// TestSynchronizeCache_AfterFailedFlush: a medium tells of lost writes once; if
+// another command was told, the next SYNCHRONIZE CACHE fails too, and then no more.
+func TestSynchronizeCache_AfterFailedFlush(t *testing.T) {
+	synchronize := func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }
+	lost := scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError}
+	for name, told := range map[string]struct {
+		put  put
+		way  target.Direction
+		data [][]byte
+	}{
+		"write through, in pieces": {
+			func(c *[16]byte) int { return scsi.PutWrite16(c, 5, 2, true, false) },
+			target.DataOut,
+			[][]byte{filled(blockBytes, 1), filled(blockBytes, 1)},
+		},
+		"read with FUA": {
+			func(c *[16]byte) int { return scsi.PutRead16(c, 0, 1, true, false) },
+			target.DataIn,
+			[][]byte{make([]byte, blockBytes)},
+		},
+		"stop": {func(c *[16]byte) int { return scsi.PutStartStopUnit(c, false, true) }, target.NoData, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+			m.setFail("flush", errBroken)
+			wantSense(t, run(t, u, told.put, told.way, told.data...), lost)
+			m.setFail("flush", nil)
+			wantSense(t, run(t, u, synchronize, target.NoData), lost)
+			wantGood(t, u, synchronize, target.NoData)
+		})
+	}
+}
+
 func TestPreFetch(t *testing.T) {
 	u, m := newFakeUnit(t, 1<<20, target.Config{}, 0)
 	for _, p := range []put{

@@ -165,8 +165,7 @@ func (u *Unit) startStop(t *Task, mayBlock bool) (done bool) {
 		if !u.mayRun(mayBlock, 0) {
 			return false
 		}
-		if err := u.medium.Flush(); err != nil {
-			u.flushFailed(t, err)
+		if !u.flushFor(t) {
 			return true
 		}
 	}

@@ -42,7 +42,7 @@ func (u *Unit) unmap(t *Task, mayBlock bool) (done bool) {
 		}
 	}
 	if u.writeThrough {
-		u.flushNow(t)
+		u.flushFor(t)
 	}
 	return true
 }
@@ -152,7 +152,7 @@ func (u *Unit) writeSame(t *Task, mayBlock bool) (done bool) {
 		return true
 	}
 	if u.writeThrough {
-		u.flushNow(t)
+		u.flushFor(t)
 	}
 	return true
 }

@@ -81,8 +81,7 @@ func (u *Unit) read(t *Task, mayBlock bool) (done bool) {
 		if !mayBlock {
 			return false
 		}
-		if err := u.medium.Flush(); err != nil {
-			u.flushFailed(t, err)
+		if !u.flushFor(t) {
 			return true
 		}
 	}
@@ -186,9 +185,7 @@ func (u *Unit) writeDurable(t *Task, x transfer, mayBlock bool) (done bool) {
 		t.TransferredBytes += len(p)
 	}
 	if !through {
-		if err := u.medium.Flush(); err != nil {
-			u.flushFailed(t, err)
-		}
+		u.flushFor(t)
 	}
 	return true
 }

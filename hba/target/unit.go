@@ -89,6 +89,10 @@ type Unit struct {
 
 	// target is where the unit is attached, or nil.
 	target atomic.Pointer[Target]
+
+	// owed is the error of a flush that another command than SYNCHRONIZE CACHE
+	// was told of; see flushFor.
+	owed atomic.Pointer[error]
 }
 
 // NewUnit returns a unit on medium m, which stays the caller's to close.
@@ -212,13 +216,6 @@ func (u *Unit) Resize(sizeBytes int64) error {
 	err := u.can.Resize.Resize(sizeBytes)
 	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
 	return err
-}
-
-// Refresh takes over a size that the medium has got by itself.
-func (u *Unit) Refresh() {
-	u.sizeMu.Lock()
-	defer u.sizeMu.Unlock()
-	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
 }
 
 // setBlocks sets the capacity, and the unit attention if that is a change.
