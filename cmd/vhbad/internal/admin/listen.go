@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -180,10 +179,4 @@ func (l *pathLock) release() error {
 		err = os.Remove(l.f.Name())
 	}
 	return errors.Join(err, l.f.Close())
-}
-
-// EnsureDir makes the folder of a socket, for paths under a folder that does not
-// survive a restart (/run).
-func EnsureDir(path string) error {
-	return os.MkdirAll(filepath.Dir(path), 0o755)
 }
