@@ -146,14 +146,16 @@ func pairs(o options, open ...int) scenario {
 			r.windows[w].open.Store(true)
 			defer r.windows[w].open.Store(false)
 		}
-		for i := range uint64(10) {
+		for i := range uint64(rounds) {
 			first, second := r.read(0, i), r.read(1, i)
-			ready := make(chan struct{})
+			var ready atomic.Bool
 			wait := r.beside("second", func(p *port.Processor) {
-				<-ready
+				ready.Store(true)
 				r.submit(p, second)
 			})
-			close(ready)
+			for !ready.Load() {
+				runtime.Gosched()
+			}
 			r.submit(r.p, first)
 			wait()
 			r.settle()
@@ -181,78 +183,102 @@ func runProbe(_ port.SyncToken, c *probe) bool {
 	return true
 }
 
+// rounds is how often two processors try to meet. One round is enough but for a
+// host that takes its processor away from one of them in just that moment.
+const rounds = 25
+
+// A meeting has the handler of a message, on one processor, wait for what BuildIo
+// does on another one. In the good miniport BuildIo waits for the handler, whose
+// patience ends.
+type meeting struct {
+	armed    atomic.Bool
+	handling atomic.Bool // the handler waits
+	coming   atomic.Bool // BuildIo is about to do it
+	met      atomic.Bool // and has done it
+}
+
+// handler is called in the handler.
+func (g *meeting) handler() {
+	g.handling.Store(true)
+	for !g.coming.Load() {
+		runtime.Gosched()
+	}
+	yieldUntil(g.met.Load)
+}
+
+// hold has the interrupt of a message handled on another processor while a read
+// is submitted, and again while nothing was noticed.
+func (g *meeting) hold(r *rig, message int) {
+	for range rounds {
+		g.handling.Store(false)
+		g.coming.Store(false)
+		g.met.Store(false)
+		g.armed.Store(true)
+		wait := r.beside("interrupted", func(p *port.Processor) { r.dev.interrupt(p, message) })
+		for !g.handling.Load() {
+			runtime.Gosched()
+		}
+		r.submit(r.p, r.read(0, 3))
+		wait()
+		r.settle()
+		if len(r.failuresSeen()) > 0 {
+			return
+		}
+	}
+}
+
 // exclusion has BuildIo, on one processor, call SynchronizeAccess while the
 // handler of a message runs on another one.
 func exclusion(o options) scenario {
 	var (
-		inside   occupancy
-		met      atomic.Bool
-		armed    atomic.Bool
-		handling atomic.Bool
+		inside occupancy
+		g      meeting
 	)
 	message := max(1, o.queues) - 1
 	return scenario{
 		options: o,
 		hooks: hooks{
 			interrupt: func(m *specimen, _ *port.Processor, _ port.SyncToken, queue int) {
-				if queue != message || !armed.Swap(false) {
+				if queue != message || !g.armed.Swap(false) {
 					return
 				}
 				if !inside.enter() {
 					m.r.fail(oracleOverlap, "the interrupt handler ran beside a SynchronizeAccess routine")
 				}
-				handling.Store(true)
-				yieldUntil(met.Load)
+				g.handler()
 				inside.leave()
 			},
 			buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
-				if !handling.Swap(false) {
-					return
-				}
-				if !m.synchronize(m.a, p, runProbe, &probe{r: m.r, inside: &inside, met: &met}) {
+				g.coming.Store(true)
+				if !m.synchronize(m.a, p, runProbe, &probe{r: m.r, inside: &inside, met: &g.met}) {
 					m.r.fail(oracleOverlap, "SynchronizeAccess did not run its routine")
 				}
 			},
 		},
-		run: func(r *rig) {
-			met.Store(false)
-			armed.Store(true)
-			wait := r.beside("interrupted", func(p *port.Processor) { r.dev.interrupt(p, message) })
-			for !handling.Load() {
-				runtime.Gosched()
-			}
-			r.submit(r.p, r.read(0, 3))
-			wait()
-			r.settle()
-		},
+		run: func(r *rig) { g.hold(r, message) },
 	}
 }
 
 // capacityChange has BuildIo look at the capacity while the handler, on another
 // processor, is half through changing it.
 func capacityChange() scenario {
-	var armed, growing atomic.Bool
+	var g meeting
 	return scenario{
-		hooks: hooks{interrupt: func(m *specimen, _ *port.Processor, _ port.SyncToken, _ int) {
-			if armed.Swap(false) {
-				m.grow(func() {
-					reads := m.capacityReads.Load()
-					growing.Store(true)
-					yieldUntil(func() bool { return m.capacityReads.Load() > reads })
-				})
-			}
-		}},
-		run: func(r *rig) {
-			growing.Store(false)
-			armed.Store(true)
-			wait := r.beside("interrupted", func(p *port.Processor) { r.dev.interrupt(p, 0) })
-			for !growing.Load() {
-				runtime.Gosched()
-			}
-			r.submit(r.p, r.read(0, 3))
-			wait()
-			r.settle()
+		hooks: hooks{
+			interrupt: func(m *specimen, _ *port.Processor, _ port.SyncToken, _ int) {
+				if g.armed.Swap(false) {
+					m.grow(g.handler)
+				}
+			},
+			capacity: func(looking bool) {
+				if looking {
+					g.coming.Store(true)
+				} else {
+					g.met.Store(true)
+				}
+			},
 		},
+		run: func(r *rig) { g.hold(r, 0) },
 	}
 }
 

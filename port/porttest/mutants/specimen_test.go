@@ -66,6 +66,8 @@ type hooks struct {
 	startIo     func(m *specimen, p *port.Processor, srb *port.SRB)
 	interrupt   func(m *specimen, p *port.Processor, t port.SyncToken, queue int)
 	dpc         func(m *specimen, p *port.Processor)
+	// capacity is called before BuildIo looks at the capacity and when it does.
+	capacity func(looking bool)
 }
 
 // A synchronizer stands where port.SynchronizeAccess stands.
@@ -94,7 +96,6 @@ type specimen struct {
 	// The capacity belongs to the handler's state. It is atomic so that a torn pair
 	// is seen by the oracle and not by the race detector.
 	blocks, lastLBA atomic.Uint32
-	capacityReads   atomic.Uint32
 
 	// What follows is for mutants alone, and atomic.
 	nextID      atomic.Uint32
@@ -257,6 +258,7 @@ func (m *specimen) BuildIo(p *port.Processor, srb *port.SRB) bool {
 // checkCapacity reads what the handler changes when the device grows: two words
 // that belong together.
 func (m *specimen) checkCapacity(p *port.Processor) {
+	m.capacityHook(true)
 	if m.is(capacityOutsideSync) {
 		compareCapacity(port.SyncToken{}, m)
 		return
@@ -269,8 +271,14 @@ func compareCapacity(_ port.SyncToken, m *specimen) bool {
 	if blocks != last+1 {
 		m.r.fail(oracleTorn, "%d blocks, the last of them is %d", blocks, last)
 	}
-	m.capacityReads.Add(1)
+	m.capacityHook(false)
 	return true
+}
+
+func (m *specimen) capacityHook(looking bool) {
+	if h := m.hooks[0].capacity; h != nil {
+		h(looking)
+	}
 }
 
 // grow is the part of the handler that changes the capacity.
