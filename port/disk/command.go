@@ -160,6 +160,7 @@ func (c *command) reset(s step, cdbBytes int) {
 	srb.CDBBytes = uint8(cdbBytes)
 	srb.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
 	srb.QueueAction = port.SimpleTag
+	srb.TimeoutSecs = c.s.d.options.TimeoutSecs
 	srb.DataBuffers[0] = nil
 	srb.DataTransferBytes, c.want = 0, 0
 }
@@ -174,6 +175,7 @@ func (c *command) data(flags port.Flags, b []byte) {
 func (c *command) sync() {
 	c.stepBytes = 0
 	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
+	c.srb.TimeoutSecs = c.s.d.options.flushTimeoutSecs()
 }
 
 // wholeBlocks fills the SRB for as many whole blocks from pos on as one command

@@ -17,6 +17,19 @@ import (
 // MaxPayloadBytes is the longest READ or WRITE that clients are told of.
 const MaxPayloadBytes = 64 << 20
 
+// maxRangeBytes bounds one command that covers blocks without moving them. A
+// medium may have to write them all, and a command should end, or be aborted,
+// long before its time is up.
+const maxRangeBytes = 256 << 20
+
+// flushTimeoutFactor is how much more time a flush gets than other commands: it
+// waits for all that was written before.
+// Source: disk.c of the vendor's sample class driver, DiskShutdownFlush.
+const (
+	flushTimeoutFactor      = 4
+	defaultFlushTimeoutSecs = 60 * flushTimeoutFactor
+)
+
 // Options configure a Disk. Zero values stand for the defaults.
 type Options struct {
 	// Arena is where block buffers come from. Mandatory.
@@ -26,10 +39,18 @@ type Options struct {
 	// RetryCount is how often a command is sent again after a unit attention, a
 	// reset or a timeout. Default 8.
 	RetryCount int
-	// TimeoutSecs is the time-out of each command. Default: the adapter's.
+	// TimeoutSecs is the time-out of each command; a flush gets four times as
+	// much. Default: the adapter's, and four minutes for a flush.
 	TimeoutSecs uint32
 	// Log may be nil.
 	Log *slog.Logger
+}
+
+func (o *Options) flushTimeoutSecs() uint32 {
+	if o.TimeoutSecs == 0 {
+		return defaultFlushTimeoutSecs
+	}
+	return o.TimeoutSecs * flushTimeoutFactor
 }
 
 // A Disk is one logical unit as clients see it. It implements nbd.Device.
@@ -144,6 +165,7 @@ func (d *Disk) Flush(p *port.Processor) error {
 		return err
 	}
 	defer t.close()
+	t.timeoutSecs = d.options.flushTimeoutSecs()
 	return t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
 }
 
@@ -160,6 +182,8 @@ type talker struct {
 	p    *port.Processor
 	srb  *port.SRB
 	data []byte
+
+	timeoutSecs uint32
 }
 
 const talkerBytes = 4096
@@ -174,7 +198,7 @@ func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
 		d.adapter.FreeSRB(srb)
 		return nil, fmt.Errorf("no memory for a buffer of %d bytes", talkerBytes)
 	}
-	return &talker{d: d, p: p, srb: srb, data: data}, nil
+	return &talker{d: d, p: p, srb: srb, data: data, timeoutSecs: d.options.TimeoutSecs}, nil
 }
 
 func (t *talker) close() {
@@ -192,7 +216,7 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 		s.CDBBytes = uint8(cdbBytes)
 		s.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
 		s.QueueAction = port.SimpleTag
-		s.TimeoutSecs = t.d.options.TimeoutSecs
+		s.TimeoutSecs = t.timeoutSecs
 		s.DataBuffers[0], s.DataTransferBytes = nil, 0
 		if inBytes > 0 {
 			s.Flags |= port.FlagDataIn
@@ -350,9 +374,10 @@ func (d *Disk) limits(g *geometry, l scsi.BlockLimits) {
 	segmentsBytes := uint64(config.NumberOfPhysicalBreaks) * 4096
 	transferBytes := least(uint64(config.MaximumTransferLength), segmentsBytes)
 	g.maxTransfer = max(1, least(transferBytes/g.blockBytes, uint64(l.MaxTransfer)))
-	g.maxUnmap = least(uint64(l.MaxUnmap))
-	g.maxWriteSame = least(l.MaxWriteSame)
-	g.maxPrefetch = least(uint64(l.MaxPrefetch))
+	rangeBlocks := maxRangeBytes / g.blockBytes
+	g.maxUnmap = least(rangeBlocks, uint64(l.MaxUnmap))
+	g.maxWriteSame = least(rangeBlocks, l.MaxWriteSame)
+	g.maxPrefetch = least(rangeBlocks, uint64(l.MaxPrefetch))
 	if l.MaxUnmap == 0 {
 		g.unmap = false
 	}

@@ -30,7 +30,7 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 		}
 		return verdictDone, nbd.OK
 	case port.StatusError:
-		return judgeScsi(srb)
+		return judgeScsi(srb, want)
 	case port.StatusBusy, port.StatusThrottledRequest, port.StatusInsufficientResources,
 		port.StatusAborted, port.StatusBusReset, port.StatusTimeout, port.StatusCommandTimeout,
 		port.StatusRequestFlushed, port.StatusParityError, port.StatusUnexpectedBusFree, port.StatusLinkDown:
@@ -46,7 +46,7 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 }
 
 // judgeScsi maps a SCSI status and its sense data.
-func judgeScsi(srb *port.SRB) (verdict, nbd.Errno) {
+func judgeScsi(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	switch srb.ScsiStatus {
 	case scsi.StatusBusy, scsi.StatusTaskSetFull, scsi.StatusTaskAborted, scsi.StatusACAActive:
 		return verdictRetry, nbd.EIO
@@ -65,6 +65,9 @@ func judgeScsi(srb *port.SRB) (verdict, nbd.Errno) {
 	}
 	switch sense.Key {
 	case scsi.KeyRecoveredError:
+		if srb.DataTransferBytes != want {
+			return verdictFail, nbd.EIO
+		}
 		return verdictDone, nbd.OK
 	case scsi.KeyUnitAttention, scsi.KeyAbortedCommand:
 		return verdictRetry, nbd.EIO
@@ -76,7 +79,7 @@ func judgeScsi(srb *port.SRB) (verdict, nbd.Errno) {
 		}
 		return verdictFail, nbd.EPERM
 	case scsi.KeyIllegalRequest:
-		if sense.Additional == scsi.LBAOutOfRange && srb.Flags&port.FlagDataOut != 0 {
+		if sense.Additional == scsi.LBAOutOfRange && writes(srb) {
 			return verdictFail, nbd.ENOSPC
 		}
 		return verdictFail, nbd.EINVAL
@@ -92,4 +95,9 @@ func unitAttention(srb *port.SRB) (scsi.Additional, bool) {
 	}
 	sense, ok := scsi.ParseSense(srb.Sense[:srb.SenseBytes])
 	return sense.Additional, ok && sense.Key == scsi.KeyUnitAttention
+}
+
+// writes reports whether srb would have changed the medium.
+func writes(srb *port.SRB) bool {
+	return srb.Flags&port.FlagDataOut != 0 || scsi.Opcode(srb.CDB[0]) == scsi.OpWriteSame16
 }

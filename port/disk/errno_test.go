@@ -17,6 +17,10 @@ func TestJudge(t *testing.T) {
 	}
 	status := func(s port.Status) *port.SRB { return &port.SRB{Status: s, DataTransferBytes: ok} }
 	scsiStatus := func(s scsi.Status) *port.SRB { return &port.SRB{Status: port.StatusError, ScsiStatus: s} }
+	recovered := sense(0, scsi.KeyRecoveredError, 0)
+	recovered.DataTransferBytes = ok
+	zeroes := sense(0, scsi.KeyIllegalRequest, scsi.LBAOutOfRange)
+	scsi.PutWriteSame16(&zeroes.CDB, 0, 1, false, false, true)
 	short := status(port.StatusSuccess)
 	short.DataTransferBytes = 512
 	for _, tt := range []struct {
@@ -42,7 +46,8 @@ func TestJudge(t *testing.T) {
 		{"task set full", scsiStatus(scsi.StatusTaskSetFull), verdictRetry, nbd.EIO},
 		{"condition met", scsiStatus(scsi.StatusConditionMet), verdictDone, nbd.OK},
 		{"reservation conflict", scsiStatus(scsi.StatusReservationConflict), verdictFail, nbd.EPERM},
-		{"recovered", sense(0, scsi.KeyRecoveredError, 0), verdictDone, nbd.OK},
+		{"recovered", recovered, verdictDone, nbd.OK},
+		{"recovered in part", sense(0, scsi.KeyRecoveredError, 0), verdictFail, nbd.EIO},
 		{"unit attention", sense(0, scsi.KeyUnitAttention, scsi.PowerOnResetOccurred), verdictRetry, nbd.EIO},
 		{"aborted command", sense(0, scsi.KeyAbortedCommand, 0), verdictRetry, nbd.EIO},
 		{"not ready", sense(0, scsi.KeyNotReady, 0), verdictFail, nbd.EIO},
@@ -52,6 +57,7 @@ func TestJudge(t *testing.T) {
 		{"no space", sense(port.FlagDataOut, scsi.KeyDataProtect, scsi.SpaceAllocationFailed), verdictFail, nbd.ENOSPC},
 		{"read past the end", sense(port.FlagDataIn, scsi.KeyIllegalRequest, scsi.LBAOutOfRange), verdictFail, nbd.EINVAL},
 		{"write past the end", sense(port.FlagDataOut, scsi.KeyIllegalRequest, scsi.LBAOutOfRange), verdictFail, nbd.ENOSPC},
+		{"zeroes past the end", zeroes, verdictFail, nbd.ENOSPC},
 		{"bad field", sense(0, scsi.KeyIllegalRequest, scsi.InvalidFieldInCDB), verdictFail, nbd.EINVAL},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

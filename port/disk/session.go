@@ -150,7 +150,6 @@ func (s *session) newCommand() (*command, error) {
 	s.params = s.params[unmapParameterBytes:]
 	c.one[0] = srb
 	srb.Completer = c
-	srb.TimeoutSecs = s.d.options.TimeoutSecs
 	return c, nil
 }
 
