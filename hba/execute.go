@@ -49,6 +49,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task.Direction = directionOf(c.Flags)
 	task.Segments = x.segments
 	task.DataBytes = int(c.DataBytes)
+	yieldPoint("execute")
 	if !tgt.Execute(c.Lun, task, mayBlock) {
 		return false
 	}

@@ -180,7 +180,7 @@ func TestInterleave_Reconnect(t *testing.T) {
 // it go to workers.
 type still struct{}
 
-func (still) ReadAt(p []byte, _ int64) (int, error)  { return len(p), nil }
+func (still) ReadAt(p []byte, _ int64) (int, error)  { clear(p); return len(p), nil }
 func (still) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 func (still) Flush() error                           { return nil }
 func (still) Size() int64                            { return 1 << 20 }
@@ -190,11 +190,14 @@ const (
 	rigSubmission = 8
 	rigCompletion = 2 // fewer than commands, so that engines stop for want of room
 	rigPairs      = 2
-	poison        = 0xdead // a tag that no command has
+	rigData       = 512  // bytes of a data buffer
+	poison        = 0xdd // what a driver that has its memory back stores there
 )
 
-// memory is the host memory of all runs: rings of each queue pair.
+// memory is the host memory of all runs: rings of each queue pair, and a buffer.
 type memory struct {
+	data        []byte
+	dataAddr    dma.Addr
 	iommu       *dma.IOMMU
 	commands    [rigPairs][]Command
 	completions [rigPairs][]Completion
@@ -223,6 +226,7 @@ func newMemory(t *testing.T) *memory {
 		b, m.addr[i][1] = ring(rigCompletion*CompletionBytes, dma.Write)
 		m.completions[i] = Completions(b)
 	}
+	m.data, m.dataAddr = ring(rigData, dma.Write)
 	return m // the test's process ends before anybody misses it
 }
 
@@ -382,6 +386,27 @@ func (x *rig) checkDone() error {
 // bad is a command that completes at once, as it makes no sense.
 var bad = Command{}
 
+// inquiry is executed by engines, and reads into the buffer.
+func (m *memory) inquiry() Command {
+	c := m.dataIn()
+	c.CDBBytes = uint8(scsi.PutInquiry(&c.CDB, rigData))
+	return c
+}
+
+// read is executed by workers, and reads into the buffer.
+func (m *memory) read() Command {
+	c := m.dataIn()
+	c.CDBBytes = uint8(scsi.PutRead10(&c.CDB, 0, 1, false, false))
+	return c
+}
+
+func (m *memory) dataIn() Command {
+	c := Command{Opcode: OpExecute, Flags: CommandDataIn, DataBytes: rigData, SegmentCount: 1}
+	c.Segments[0] = Segment{Addr: uint64(m.dataAddr), Bytes: rigData}
+	return c
+}
+
+// flush is executed by workers.
 func flush() Command {
 	c := Command{Opcode: OpExecute}
 	c.CDBBytes = uint8(scsi.PutSynchronizeCache10(&c.CDB, 0, 0, false))
@@ -427,7 +452,7 @@ func TestInterleave_Reset(t *testing.T) {
 	m := newMemory(t)
 	explore(t, interleave.Search{Preemptions: 2, Seeds: 1000}, func(r *interleave.Run) {
 		x := newRig(t, r, m)
-		r.Go("driver", func() { x.submit(0, bad, flush()) })
+		r.Go("driver", func() { x.submit(0, x.inquiry(), x.read()) })
 		r.Go("worker", x.worker)
 		r.Go("reset", func() {
 			x.write(RegControl, ControlReset)
@@ -436,11 +461,19 @@ func TestInterleave_Reset(t *testing.T) {
 			for i := range m.completions[0] {
 				m.completions[0][i].Tag = poison
 			}
+			for i := range m.data {
+				m.data[i] = poison
+			}
 		})
 		r.Check(func() error {
 			for i := range m.completions[0] {
 				if tag := m.completions[0][i].Tag; tag != poison {
 					return fmt.Errorf("completion of command %#x written after the reset", tag)
+				}
+			}
+			for i, b := range m.data {
+				if b != poison {
+					return fmt.Errorf("byte %d of a buffer written after the reset", i)
 				}
 			}
 			for i := range x.dev.slots {

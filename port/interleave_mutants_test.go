@@ -1,0 +1,197 @@
+//go:build interleave
+
+package port
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/internal/interleave"
+)
+
+// TestInterleaveMutants shows that the scenarios of interleave_test.go bite: each
+// mistake below, made in the port itself, is found within their bounds.
+func TestInterleaveMutants(t *testing.T) {
+	interleave.FindMutants(t, []interleave.Mutant{
+		{
+			Name: "two raisers both service",
+			Test: "TestInterleave_Edges",
+			File: "interrupt.go",
+			Old: `			if !i.state.CompareAndSwap(interruptIdle, interruptPending) {
+				continue
+			}`,
+			New: `i.state.Store(interruptPending)`,
+		},
+		{
+			Name: "an edge while the handler runs is dropped",
+			Test: "TestInterleave_Edges",
+			File: "interrupt.go",
+			Old: `			if i.state.CompareAndSwap(interruptRunning, interruptAgain) {
+				return
+			}`,
+			New: `return`,
+		},
+		{
+			Name: "idle is stored without another look",
+			Test: "TestInterleave_Edges",
+			File: "interrupt.go",
+			Old: `		if i.state.CompareAndSwap(interruptRunning, interruptIdle) {
+			return
+		}`,
+			New: `i.state.Store(interruptIdle)
+			return`,
+		},
+		{
+			Name: "again is cleared after the handler",
+			Test: "TestInterleave_Edges",
+			File: "interrupt.go",
+			Old: `		if i.state.CompareAndSwap(interruptRunning, interruptIdle) {
+			return
+		}`,
+			New: `i.state.Store(interruptRunning)
+			if i.state.CompareAndSwap(interruptRunning, interruptIdle) {
+				return
+			}`,
+		},
+		{
+			Name: "an interrupt at Device is dropped",
+			Test: "TestInterleave_RoutineAndHandler",
+			File: "interrupt.go",
+			Old:  `				p.pend(i)`,
+		},
+		{
+			Name: "the line is not looked at again",
+			Test: "TestInterleave_Edges",
+			File: "interrupt.go",
+			Old: `		if i.a.lineMode && i.a.function.Asserted() && handled {
+			continue // level-triggered: the line is still up
+		}`,
+		},
+		{
+			Name: "SynchronizeAccess takes no lock",
+			Test: "TestInterleave_RoutineAndHandler",
+			File: "synchronize.go",
+			Old: `		if !a.acquireInterrupts(p) {
+			p.lower(s.old)
+			return synchronized{}, false
+		}
+		s.took = true`,
+		},
+		{
+			Name: "SynchronizeAccess goes by the model and not by what is held",
+			Test: "TestInterleave_RoutineAndHandler",
+			File: "synchronize.go",
+			Old: `		if !a.acquireInterrupts(p) {
+			p.lower(s.old)
+			return synchronized{}, false
+		}
+		s.took = true`,
+			New: `if a.config.SynchronizationModel == FullDuplex {
+				a.acquireInterrupts(p)
+				s.took = true
+			}`,
+		},
+		{
+			Name: "SynchronizeAccess takes the locks downwards",
+			Test: "TestInterleave_MessageLocks",
+			File: "synchronize.go",
+			Old: `		if !a.acquireInterrupts(p) {
+			p.lower(s.old)
+			return synchronized{}, false
+		}
+		s.took = true`,
+			New: `p.verify = false // which would report it at once
+			for i := len(a.interruptLocks) - 1; i >= 0; i-- {
+				a.interruptLocks[i].acquire(p)
+			}
+			s.took = true`,
+		},
+		{
+			Name: "a reset leaves the channels alone",
+			Test: "TestInterleave_Reset",
+			File: "lock.go",
+			Old: `	if allChannels {
+		for i := range a.channelLocks {
+			a.channelLocks[i].acquire(p)
+		}
+	}`,
+			New: `allChannels = false`,
+		},
+		{
+			Name: "a DPC issued while it runs is forgotten",
+			Test: "TestInterleave_DpcIssue",
+			File: "dpc.go",
+			Old: `			if d.state.CompareAndSwap(dpcRunning, dpcRunningQueued) {
+				return true
+			}`,
+			New: `return false`,
+		},
+		{
+			Name: "a DPC ends without another look",
+			Test: "TestInterleave_DpcIssue",
+			File: "dpc.go",
+			Old: `		if d.state.CompareAndSwap(dpcRunning, dpcIdle) {
+			return
+		}`,
+			New: `d.state.Store(dpcIdle)
+			return`,
+		},
+		{
+			Name: "a cancelled DPC counts as off the queue",
+			Test: "TestInterleave_DpcCancel",
+			File: "dpc.go",
+			Old: `			if d.state.CompareAndSwap(dpcQueued, dpcCancelled) {
+				return true
+			}`,
+			New: `if d.state.CompareAndSwap(dpcQueued, dpcIdle) {
+				return true
+			}`,
+		},
+		{
+			Name: "a DPC revived is queued twice",
+			Test: "TestInterleave_DpcCancel",
+			File: "dpc.go",
+			Old: `			if d.state.CompareAndSwap(dpcCancelled, dpcQueued) {
+				return true
+			}`,
+			New: `if d.state.CompareAndSwap(dpcCancelled, dpcQueued) {
+				p.queueDpc(d)
+				return true
+			}`,
+		},
+		{
+			Name: "a DPC revived while it is dropped is lost",
+			Test: "TestInterleave_DpcCancel",
+			File: "dpc.go",
+			Old: `		if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
+			return
+		}`,
+			New: `d.state.Store(dpcIdle)
+			return`,
+		},
+		{
+			Name: "a DPC revived is taken for one that cannot be cancelled again",
+			Test: "TestInterleave_DpcCancel",
+			File: "dpc.go",
+			Old: `		if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
+			return
+		}`,
+			New: `if d.state.CompareAndSwap(dpcCancelled, dpcIdle) {
+				return
+			}
+			yieldPoint("DPC: running after all")
+			if d.state.CompareAndSwap(dpcQueued, dpcRunning) {
+				break
+			}
+			panic("port: a queued DPC is in no queued state")`,
+		},
+		{
+			Name: "CancelDpc overlooks a DPC that runs and is queued",
+			Test: "TestInterleave_DpcCancelAgain",
+			File: "dpc.go",
+			Old: `			if d.state.CompareAndSwap(dpcRunningQueued, dpcRunning) {
+				return true
+			}`,
+			New: `return false`,
+		},
+	})
+}
