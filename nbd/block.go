@@ -21,9 +21,27 @@ const (
 	ownBlockBytes = 64 << 10
 )
 
-// memoryWait is how long a request waits for arena memory before it is answered
-// with ENOMEM. Others stand in line behind it, so it must not wait for ever.
+// memoryWait is how long a large request waits for arena memory before it is
+// answered with ENOMEM. Others stand in line behind it, and the arena may be too
+// fragmented to ever have such a block.
 const memoryWait = 5 * time.Second
+
+// A small block is of at most smallBlockBytes, and of smallBlockShare of the
+// arena. There will be one once others are done.
+const (
+	smallBlockBytes = 4 << 20
+	smallBlockShare = 64
+)
+
+// patience is how long a request waits for a block of sizeBytes. A small one
+// outlasts every client that stalls: a device that is slow or being reset must
+// not become an error that the client's file system gives up at.
+func (c *Conn) patience(sizeBytes int) time.Duration {
+	if sizeBytes <= min(smallBlockBytes, c.arena.SizeBytes()/smallBlockShare) {
+		return c.limits.ReplyTimeout + memoryWait
+	}
+	return memoryWait
+}
 
 // A block is arena memory shared by requests of one connection.
 //
@@ -121,7 +139,7 @@ func (c *Conn) awaitMemory(sizeBytes int) error {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
-	ctx, cancel := context.WithTimeout(c.ctx, memoryWait)
+	ctx, cancel := context.WithTimeout(c.ctx, c.patience(size))
 	defer cancel()
 	mem, err := c.arena.AllocWait(ctx, size)
 	switch {

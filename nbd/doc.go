@@ -43,7 +43,8 @@
 //
 // Slots, bytes in blocks, options, option data, connections and waiting times
 // are bounded by Limits. When slots or bytes run out the reader stops reading
-// and the client feels it through its socket; nothing grows.
+// and the client feels it through its socket; nothing grows. Only a large
+// request that finds no memory for seconds is answered with ENOMEM.
 //
 // # Locks
 //

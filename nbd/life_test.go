@@ -451,6 +451,35 @@ func TestNoMemory(t *testing.T) {
 	})
 }
 
+// TestMemory_Patience: a request of ordinary size waits for memory as long as
+// others may hold it, and is not failed.
+func TestMemory_Patience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var taken [][]byte
+		for b := arena.Alloc(4096); b != nil; b = arena.Alloc(4096) {
+			taken = append(taken, b)
+		}
+		begin := time.Now()
+		time.AfterFunc(50*time.Second, func() {
+			for _, b := range taken {
+				arena.Free(b)
+			}
+		})
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 4096}, nbd.OK)
+		if d := time.Since(begin); d != 50*time.Second {
+			t.Errorf("answered after %v, want when there was memory, 50s", d)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // flakyListener fails Accept a few times before it goes on.
 type flakyListener struct {
 	net.Listener
