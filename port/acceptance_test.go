@@ -873,3 +873,64 @@ func TestA17_LifeCycle(t *testing.T) {
 	}
 	b.wantNoViolations()
 }
+
+// A5, inside the routine: what it must not do there is reported, and does not
+// hang.
+func TestA5_InsideRoutine(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		check Check
+		do    func(b *bench, p *Processor)
+	}{
+		{"StartIo lock", CheckLockRules, func(b *bench, p *Processor) {
+			b.a.ReleaseSpinLock(p, b.a.AcquireSpinLock(p, StartIoLock, nil))
+		}},
+		{"DPC lock", CheckLockRules, func(b *bench, p *Processor) {
+			b.a.ReleaseSpinLock(p, b.a.AcquireSpinLock(p, DpcLock, b.dpc(0)))
+		}},
+		{"interrupt lock", CheckLockRules, func(b *bench, p *Processor) {
+			b.a.ReleaseSpinLock(p, b.a.AcquireSpinLock(p, InterruptLock, nil))
+		}},
+		{"allocate", CheckCallingPlace, func(b *bench, p *Processor) { b.a.AllocatePool(p, 64) }},
+		{"submit", CheckCallingPlace, func(b *bench, p *Processor) { b.lu.Submit(p, nil) }},
+		{"work item", CheckCallingPlace, func(b *bench, p *Processor) { b.a.QueueWorkItem(p, &WorkItem{Routine: func(*Processor) {}}) }},
+		{"wait", CheckHoldTime, func(b *bench, p *Processor) { b.a.StallExecution(p, 2*stallSoftLimit) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}
+			d.passiveInit = func(p *Processor) bool {
+				d.a.InitializeDpc(p, &d.dpcs[0], func(*Processor, *Dpc) {})
+				return true
+			}
+			b := newBench(t, d, AdapterOptions{})
+			SynchronizeAccess(b.a, b.p, func(tok SyncToken, _ int) bool { c.do(b, tok.p); return true }, 0)
+			b.wantOnly(c.check, "SynchronizeAccess routine")
+			if b.p.level != Passive || b.p.nheld != 0 {
+				t.Errorf("after: %s with %d locks", b.p.level, b.p.nheld)
+			}
+		})
+	}
+	t.Run("completing only queues", func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		told := false
+		srb := b.srb(&finished{each: func(p *Processor, _ *SRB) {
+			if told = true; p.level != Dispatch || p.nheld != 0 {
+				t.Errorf("told at %s with %d locks held, want Dispatch with none", p.level, p.nheld)
+			}
+		}})
+		b.lu.Submit(b.p, []*SRB{srb})
+		d.take()
+		SynchronizeAccess(b.a, b.p, func(tok SyncToken, srb *SRB) bool {
+			d.complete(tok.p, srb)
+			if told {
+				t.Error("the owner was told inside the routine")
+			}
+			return true
+		}, srb)
+		if !told {
+			t.Error("the owner was never told")
+		}
+		b.wantNoViolations()
+	})
+}

@@ -88,9 +88,12 @@ func (p *Processor) checkSealed(s *SRB) {
 
 // unseal looks at an SRB's memory once more before it is used again.
 func (p *Processor) unseal(s *SRB) {
-	if what := s.intact(); what != "" {
+	what := s.intact()
+	if what != "" {
 		p.violate(CheckUseAfterComplete, s, what)
 	}
+	if what != "" || !s.seal.set {
+		poison(s.Extension) // otherwise it still is
+	}
 	s.seal.set = false
-	poison(s.Extension)
 }
