@@ -56,12 +56,15 @@
 //	  Adapter.startIoLock      StartIo, timer, ResetBus
 //	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all
 //	      Dpc.lock             DpcLock
+//	       KSpinLock.lock      the miniport's own, in the order of their initialization
 //	        Adapter.interruptLocks   handlers, SynchronizeAccess; ascending by message
 //	          LogicalUnit.mu   leaf: queue and accounts
 //	          Adapter.mu       leaf
-//	          System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu   leaves
+//	          System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu, Timer.mu, Event.mu,
+//	          miniportMemory.mu   leaves
 //
-// WorkItem.mu may be held while service.mu is taken.
+// WorkItem.mu may be held while service.mu is taken. docs/storport.md explains the
+// whole model, and lists every vendor routine with ours.
 //
 // A miniport may hold, on top of what it was called with, locks further down
 // only. No lock of the port is held while anything above the port is called, or

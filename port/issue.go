@@ -182,7 +182,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	}
 	s.channel = channel
 	s.Status, s.ScsiStatus = StatusPending, 0
-	if !a.mapData(s) {
+	if s.Function == FunctionAbortCommand && a.config.Features&FeatureAbortCommand == 0 || !a.mapData(s) {
 		p.finishByPort(s, StatusInvalidRequest)
 		return false
 	}

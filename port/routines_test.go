@@ -732,3 +732,78 @@ func TestRegisters(t *testing.T) {
 	}
 	b.wantViolations(CheckRegisterRange, 4)
 }
+
+// GetLogicalUnit finds units by address, and a unit's own memory is zeroed.
+func TestGetLogicalUnit(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	d.features = func(c *Config) { c.LuExtensionBytes = 32 }
+	b := newBench(t, d, AdapterOptions{})
+	lu := b.a.GetLogicalUnit(b.p, 0, 0, 0)
+	if lu != b.lu || b.a.GetLogicalUnit(b.p, 0, 1, 0) != nil {
+		t.Errorf("found %v; want the one unit, and nothing at [0:1:0]", lu)
+	}
+	if !bytes.Equal(lu.Extension, make([]byte, 32)) {
+		t.Errorf("extension % x, want 32 zero bytes", lu.Extension)
+	}
+}
+
+// maskWire notes masks.
+type maskWire struct {
+	wire
+	masked map[pci.Message]bool
+}
+
+func (w *maskWire) MaskMessage(m pci.Message)                 { w.masked[m] = true }
+func (w *maskWire) UnmaskMessage(_ pci.Runner, m pci.Message) { w.masked[m] = false }
+
+// MaskMsixInterrupt reaches the device, for the one message that is meant.
+func TestMaskMsixInterrupt(t *testing.T) {
+	arena, err := dma.NewArena(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}
+	b := &bench{t: t, d: d, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+	b.p = b.processor("test")
+	w := &maskWire{wire: wire{messages: 2}, masked: map[pci.Message]bool{}}
+	if b.a, err = b.sys.AddAdapter(b.p, w, d, AdapterOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.a.Remove(b.p)
+	b.a.MaskMsixInterrupt(b.p, 1, true)
+	if !w.masked[1] || w.masked[0] {
+		t.Errorf("masked: %v, want message 1", w.masked)
+	}
+	b.a.MaskMsixInterrupt(b.p, 1, false)
+	if w.masked[1] {
+		t.Error("message 1 stayed masked")
+	}
+}
+
+// StallExecution does not return early.
+func TestStallExecution(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	old := b.p.raise(Dispatch)
+	start := time.Now()
+	b.a.DelayExecution(b.p, 100*time.Microsecond) // at Dispatch the same
+	if d := time.Since(start); d < 100*time.Microsecond {
+		t.Errorf("%s, want 100µs or more", d)
+	}
+	b.p.lower(old)
+	b.wantNoViolations()
+}
+
+// Without FeatureAbortCommand no abort reaches the miniport.
+func TestAbort_NeedsFeature(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	victim, abort := b.srb(&finished{}), b.srb(&finished{})
+	b.lu.Submit(b.p, []*SRB{victim})
+	abort.Function, abort.VictimSRB = FunctionAbortCommand, victim
+	b.lu.Submit(b.p, []*SRB{abort})
+	if abort.Status != StatusInvalidRequest {
+		t.Errorf("%s", abort)
+	}
+	b.wantStarted(victim)
+	d.complete(b.p, victim)
+}
