@@ -130,15 +130,20 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 	if !ok || x.length == 0 {
 		return true
 	}
+	// What must be durable outlives a power cut once it is done: by one write
+	// through the cache, or by writes and a flush.
 	durable := (x.fua || u.writeThrough) && !u.neverBlocks
-	if durable {
-		return u.writeDurable(t, x, mayBlock)
+	if durable && !mayBlock {
+		return false
 	}
+	through := durable && u.can.FUA != nil && len(t.Segments[0]) >= x.length
 	left := x.length
 	for i := 0; left > 0; i++ {
 		p := segment(t, i, left)
 		var err error
 		switch {
+		case through:
+			_, err = u.can.FUA.WriteAtFUA(p, x.off)
 		case mayBlock || u.neverBlocks:
 			_, err = u.medium.WriteAt(p, x.off)
 		case u.can.TryWrite != nil:
@@ -157,34 +162,7 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 		x.off += int64(len(p))
 		t.TransferredBytes += len(p)
 	}
-	return true
-}
-
-// writeDurable writes so that the data outlive a power cut once it is done: by
-// one write through the cache, or by writes and a flush.
-func (u *Unit) writeDurable(t *Task, x transfer, mayBlock bool) (done bool) {
-	if !mayBlock {
-		return false
-	}
-	left := x.length
-	through := u.can.FUA != nil && len(t.Segments[0]) >= left
-	for i := 0; left > 0; i++ {
-		p := segment(t, i, left)
-		var err error
-		if through {
-			_, err = u.can.FUA.WriteAtFUA(p, x.off)
-		} else {
-			_, err = u.medium.WriteAt(p, x.off)
-		}
-		if err != nil {
-			u.mediumFailed(t, err, scsi.WriteError, uint64(x.off)>>u.shift)
-			return true
-		}
-		left -= len(p)
-		x.off += int64(len(p))
-		t.TransferredBytes += len(p)
-	}
-	if !through {
+	if durable && !through {
 		u.flushFor(t)
 	}
 	return true
