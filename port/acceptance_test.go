@@ -262,8 +262,14 @@ func TestA6_LockOrder(t *testing.T) {
 		t.Error(err)
 	}
 	want := [][2]string{
-		{"StartIo", "channel"}, {"StartIo", "DPC"}, {"StartIo", "interrupt"}, {"channel", "channel"}, {"channel", "DPC"},
-		{"channel", "interrupt"}, {"DPC", "interrupt"}, {"interrupt", "interrupt"},
+		{"StartIo", "channel"},
+		{"StartIo", "DPC"},
+		{"StartIo", "interrupt"},
+		{"channel", "channel"},
+		{"channel", "DPC"},
+		{"channel", "interrupt"},
+		{"DPC", "interrupt"},
+		{"interrupt", "interrupt"},
 	}
 	got := b.sys.Verifier().LockOrder()
 	if !slices.Equal(got, want) {
@@ -604,7 +610,7 @@ func (c counter) CompleteSRB(*Processor, *SRB) { c.n.Add(1) }
 // routine into a handler's critical section, and the right one does not.
 func TestA13_Mutation(t *testing.T) {
 	type synchronize func(a *Adapter, p *Processor, routine func()) bool
-	locked := func(a *Adapter, p *Processor, locks []spinLock, routine func()) bool {
+	locked := func(p *Processor, locks []spinLock, routine func()) bool {
 		old := p.raise(Device)
 		for i := range locks {
 			locks[i].acquire(p)
@@ -631,10 +637,10 @@ func TestA13_Mutation(t *testing.T) {
 				routine() // "StartIo holds the lock already"; BuildIo does not
 				return true
 			}
-			return locked(a, p, a.interruptLocks, routine)
+			return locked(p, a.interruptLocks, routine)
 		}},
 		{name: "the first message's lock only", wrong: true, shape: shape{FullDuplex, InterruptSynchronizePerMessage, 2}, access: func(a *Adapter, p *Processor, routine func()) bool {
-			return locked(a, p, a.interruptLocks[:1], routine)
+			return locked(p, a.interruptLocks[:1], routine)
 		}},
 	}
 	for _, s := range shapes {
@@ -835,7 +841,7 @@ func TestA17_LifeCycle(t *testing.T) {
 		}, 0)
 	}
 	d.startIo = func(p *Processor, srb *SRB) bool { d.complete(p, srb); return true }
-	d.control = func(p *Processor, c ControlType) {
+	d.control = func(_ *Processor, c ControlType) {
 		if c == ControlStopAdapter {
 			note("stopped")
 		}

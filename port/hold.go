@@ -98,7 +98,7 @@ func (h *holdTimes) stats() HoldStats {
 // because it runs at Passive or belongs to the class driver.
 func (c Callback) hardLimit(limit time.Duration) time.Duration {
 	switch c {
-	case inBuildIo, inStartIo, inCommitIo, inInterrupt, inSynchronized, inDpc, inTimer:
+	case inBuildIo, inStartIo, inCommitIo, inInterrupt, inSynchronized, inDpc, inTimer, inStateChange:
 		return limit
 	case inInitialize, inResetBus, inAdapterControl:
 		return longHoldFactor * limit

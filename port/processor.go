@@ -173,7 +173,9 @@ func (p *Processor) enter(c Callback) entered {
 	if p.verify {
 		e.frame = len(p.frames)
 		p.frames = append(p.frames, frame{p.startWatch(), p.current, p.wrote})
-		p.current, p.wrote = nil, false
+		if c != inSynchronized { // which is part of its caller
+			p.current, p.wrote = nil, false
+		}
 	}
 	return e
 }
@@ -203,7 +205,10 @@ func (p *Processor) leave(e entered) {
 		f := p.frames[e.frame]
 		p.frames = p.frames[:e.frame]
 		p.checkHold(p.callback, f.watch)
-		p.current, p.wrote = f.current, f.wrote
+		p.current = f.current
+		if p.callback != inSynchronized {
+			p.wrote = f.wrote
+		}
 	}
 	if p.level != e.level || p.nheld != e.nheld {
 		p.restore(e)

@@ -315,6 +315,43 @@ func TestVerifier_AllChecksProvoked(t *testing.T) {
 	}
 }
 
+// V11, the other side: BUSY is for StartIo to say, in a routine under
+// SynchronizeAccess as well, and for BuildIo.
+func TestVerifier_BusyInTime(t *testing.T) {
+	for _, where := range []string{"BuildIo", "StartIo", "routine"} {
+		t.Run(where, func(t *testing.T) {
+			d := &driver{model: FullDuplex}
+			busy := true
+			refuse := func(p *Processor, s *SRB, here string) bool {
+				if !busy || here != where {
+					return true
+				}
+				busy = false
+				s.Status, s.ScsiStatus = StatusBusy, scsi.StatusTaskSetFull
+				d.a.Complete(p, s)
+				return false
+			}
+			d.buildIo = func(p *Processor, s *SRB) bool { return refuse(p, s, "BuildIo") }
+			d.startIo = func(p *Processor, s *SRB) bool {
+				started := SynchronizeAccess(d.a, p, func(tok SyncToken, s *SRB) bool { return refuse(tok.p, s, "routine") }, s)
+				if started && refuse(p, s, "StartIo") {
+					d.complete(p, s)
+				}
+				return true
+			}
+			b := newBench(t, d, AdapterOptions{BusyPauseTime: time.Nanosecond})
+			done := make(chan struct{})
+			s := b.srb(&finished{each: func(*Processor, *SRB) { close(done) }})
+			b.lu.Submit(b.p, []*SRB{s})
+			await(t, done, "the second attempt")
+			if busy || s.Status != StatusSuccess {
+				t.Errorf("turned away %v, at the end %s", !busy, s.Status)
+			}
+			b.wantNoViolations()
+		})
+	}
+}
+
 // V4: what BuildIo keeps must be completed within its TimeOutValue, even if
 // steady traffic keeps the unit's own timer from running out.
 func TestVerifier_BuildIoFalseOverdue(t *testing.T) {
@@ -526,12 +563,11 @@ func (b *bench) submitOne() *SRB {
 }
 
 // submitData submits one SRB that reads 512 bytes.
-func (b *bench) submitData() *SRB {
+func (b *bench) submitData() {
 	s := b.srb(&finished{})
 	s.Flags |= FlagDataIn
 	s.DataBuffers[0], s.DataTransferBytes = b.arena.Alloc(512), 512
 	b.lu.Submit(b.p, []*SRB{s})
-	return s
 }
 
 // dpc is one of the driver's DPCs.

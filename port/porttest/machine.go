@@ -40,6 +40,9 @@ func NewMachine(t testing.TB, arenaBytes int) *Machine {
 		for _, v := range m.System.Verifier().Violations() {
 			t.Errorf("violation: %s", v)
 		}
+		if cycle := port.LockCycle(m.System.Verifier().LockOrder()); cycle != nil {
+			t.Errorf("the lock-order graph has a cycle: %v", cycle)
+		}
 		if n := m.IOMMU.WindowsInUse(); n != 0 {
 			t.Errorf("%d IOMMU windows are left", n)
 		}
