@@ -129,3 +129,30 @@ func (w *completesOnTimeout) StartIo(p *port.Processor, srb *port.SRB) bool {
 	w.finish(p, srb, port.StatusSuccess, scsi.StatusGood)
 	return true
 }
+
+// startsResets skips BuildIo for resets.
+type startsResets struct{ *specimen }
+
+// BuildIo implements port.IoBuilder.
+func (w *startsResets) BuildIo(p *port.Processor, srb *port.SRB) bool {
+	return srb.Function != port.FunctionExecuteScsi || w.specimen.BuildIo(p, srb)
+}
+
+// dropsEarly loses the interrupts that are raised before the first answer is
+// there: those of Initialize.
+type dropsEarly struct {
+	*device
+	answered atomic.Bool
+}
+
+// ConnectInterrupt implements pci.Function.
+func (w *dropsEarly) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+	return w.device.ConnectInterrupt(mode, func(r pci.Runner, m pci.Message) {
+		if w.Asserted() {
+			w.answered.Store(true)
+		}
+		if w.answered.Load() {
+			raise(r, m)
+		}
+	}, newRunner)
+}

@@ -110,6 +110,9 @@ func newRig(t *testing.T, o options, s *scenario, x *mutant) (*rig, error) {
 		mp port.Miniport = r.m
 		fn pci.Function  = r.dev
 	)
+	if s.bringUp {
+		r.m.hooks[0] = s.hooks
+	}
 	if x != nil {
 		if x.early {
 			r.m.gene.Store(uint32(x.gene))
@@ -369,17 +372,18 @@ func (w *window) meet() {
 	}
 }
 
-// yieldUntil lets other goroutines run until done, for a while. It reports
-// done.
-func yieldUntil(done func() bool) bool {
+// yieldUntil lets other goroutines run until done, for a while.
+func yieldUntil(done func() bool) {
 	for range yields {
 		if done() {
-			return true
+			return
 		}
 		runtime.Gosched()
 	}
-	return done()
 }
+
+// linger lets seconds pass on the fake clock.
+func linger(seconds int) { time.Sleep(time.Duration(seconds) * time.Second) }
 
 // An occupancy counts who is inside.
 type occupancy struct{ n atomic.Int32 }

@@ -13,6 +13,7 @@ import (
 type scenario struct {
 	options options
 	hooks   hooks
+	bringUp bool // the hooks are there from FindAdapter on
 	run     func(r *rig)
 }
 
@@ -37,7 +38,7 @@ var messages = scenario{options: perMessage, run: runSeveral}
 
 // halfDuplex and line are several in those models.
 var (
-	halfDuplex = scenario{options: options{model: port.HalfDuplex}, run: runSeveral}
+	halfDuplex = scenario{options: half, run: runSeveral}
 	line       = scenario{options: options{model: port.FullDuplex, interrupts: port.InterruptSupportNone}, run: runSeveral}
 )
 
@@ -61,6 +62,54 @@ var overfull = scenario{run: func(r *rig) {
 	r.dev.release(r.p)
 	r.settle()
 }}
+
+// twice is a read and, when that has ended, another one.
+var twice = scenario{run: func(r *rig) {
+	r.submit(r.p, r.read(0, 3))
+	r.settle()
+	r.submit(r.p, r.read(0, 4))
+	r.settle()
+}}
+
+// parked: a unit is paused between BuildIo and StartIo, so that a later request
+// of another unit is started first.
+var parked = scenario{
+	hooks: hooks{buildIo: func(m *specimen, p *port.Processor, srb *port.SRB) {
+		if srb.Lun == 0 {
+			m.a.PauseDevice(p, 0, 0, 0, 2)
+		}
+	}},
+	run: func(r *rig) {
+		r.submit(r.p, r.read(0, 3))
+		r.submit(r.p, r.read(1, 4))
+		r.settle()
+	},
+}
+
+// earlyInterrupt: the device raises an interrupt while Initialize runs. It waits
+// for the end of that.
+func earlyInterrupt() scenario {
+	var handled atomic.Bool
+	return scenario{
+		bringUp: true,
+		hooks: hooks{
+			initialize: func(m *specimen, p *port.Processor, _ port.SyncToken) {
+				handled.Store(false)
+				m.dev.interrupt(p, 0)
+				if handled.Load() {
+					m.r.fail(oracleOverlap, "the interrupt handler ran beside Initialize")
+				}
+			},
+			interrupt: func(*specimen, *port.Processor, port.SyncToken, int) { handled.Store(true) },
+			passive: func(m *specimen) {
+				if !handled.Load() {
+					m.r.fail(oracleLost, "an interrupt raised during Initialize was not handled after it")
+				}
+			},
+		},
+		run: one.run,
+	}
+}
 
 // senses: two errors behind one interrupt.
 var senses = scenario{run: func(r *rig) {

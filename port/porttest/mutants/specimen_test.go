@@ -48,6 +48,8 @@ const (
 	ringFullUnchecked
 	depthTooLarge
 	capacityOutsideSync
+	buildOrderAssumed
+	doorbellBeforeEntry
 	breaksUnset
 )
 
@@ -64,6 +66,7 @@ type hooks struct {
 	initialize  func(m *specimen, p *port.Processor, t port.SyncToken)
 	buildIo     func(m *specimen, p *port.Processor, srb *port.SRB)
 	startIo     func(m *specimen, p *port.Processor, srb *port.SRB)
+	passive     func(m *specimen)
 	interrupt   func(m *specimen, p *port.Processor, t port.SyncToken, queue int)
 	dpc         func(m *specimen, p *port.Processor)
 	// capacity is called before BuildIo looks at the capacity and when it does.
@@ -103,6 +106,7 @@ type specimen struct {
 	earlyKick   atomic.Bool
 	busyOnce    atomic.Bool
 	kept        atomic.Pointer[port.SRB]
+	prepared    chan entry
 	leakedToken port.SyncToken
 }
 
@@ -144,6 +148,7 @@ func newSpecimen(r *rig, o options) *specimen {
 	for i := range m.queues {
 		m.queues[i].m, m.queues[i].index = m, i
 	}
+	m.prepared = make(chan entry, 64)
 	m.blocks.Store(unitBlocks)
 	m.lastLBA.Store(unitBlocks - 1)
 	return m
@@ -204,6 +209,11 @@ func (m *specimen) PassiveInitialize(p *port.Processor) bool {
 		q.dpc.Context = q
 		m.a.InitializeDpc(p, &q.dpc, runDpc)
 	}
+	for _, h := range m.hooks {
+		if h.passive != nil {
+			h.passive(m)
+		}
+	}
 	return true
 }
 
@@ -252,6 +262,9 @@ func (m *specimen) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	}
 	binary.LittleEndian.PutUint32(srb.Extension[0:], extMagic)
 	binary.LittleEndian.PutUint32(srb.Extension[4:], id)
+	if m.is(buildOrderAssumed) {
+		m.prepared <- entry{lun: srb.Lun, cdb: srb.CDB}
+	}
 	return true
 }
 
@@ -387,8 +400,11 @@ func (m *specimen) StartIo(p *port.Processor, srb *port.SRB) bool {
 	}
 	port.SynchronizeAccess(m.a, p, fillSlot, &c)
 	m.r.windows[windowRing].meet()
+	if m.is(doorbellBeforeEntry) {
+		m.ring(p, q)
+	}
 	m.dev.put(q.index, tail, m.entry(&c))
-	q.kick.Store(true)
+	q.kick.Store(!m.is(doorbellBeforeEntry))
 	if m.is(busyAfterDoorbell) && !m.busyOnce.Swap(true) {
 		m.ring(p, q)
 		m.finish(p, srb, port.StatusBusy, scsi.StatusBusy)
@@ -408,6 +424,10 @@ func (m *specimen) entry(c *claim) *entry {
 	e := &entry{id: c.id, function: c.srb.Function, lun: c.srb.Lun, cdb: c.srb.CDB, request: c.srb.Tag}
 	if len(c.srb.SGL) > 0 {
 		e.data = c.srb.SGL[0]
+	}
+	if m.is(buildOrderAssumed) {
+		first := <-m.prepared
+		e.lun, e.cdb = first.lun, first.cdb
 	}
 	return e
 }

@@ -141,6 +141,27 @@ var mutants = []mutant{
 		name: "kick_decided_early", source: "PR#1150; #756, #623", gene: kickDecidedEarly, scenario: idleDevice, oracle: oracleLost,
 		change: "whether the doorbell must ring is decided before the ring entry is there",
 	},
+	{
+		name: "doorbell_before_entry", source: "PR#1150; 4", gene: doorbellBeforeEntry, scenario: one, oracle: oracleLost,
+		change: "the doorbell rings before the ring entry is there, and not again",
+	},
+	{
+		name: "build_order_assumed", source: "10.9; hw_buildio page", gene: buildOrderAssumed, scenario: parked, oracle: oracleData,
+		change: "StartIo takes commands in the order in which BuildIo has prepared them",
+	},
+	{
+		name: "pause_in_milliseconds", source: "10.13; 3.2", scenario: twice, oracle: oracleLost,
+		change: "PauseDevice is given milliseconds, and nobody resumes",
+		hooks: hooks{startIo: func(m *specimen, p *port.Processor, srb *port.SRB) {
+			m.a.PauseDevice(p, srb.PathID, srb.TargetID, srb.Lun, 60_000)
+			m.r.undo = append(m.r.undo, func() { m.a.ResumeDevice(m.r.p, 0, 0, 0) })
+		}},
+	},
+	{
+		name: "timer_without_routine", source: "SDV StorPortTimer; V19", scenario: one, check: port.CheckNotification,
+		change: "the adapter's timer is asked for without a routine",
+		hooks:  hooks{startIo: func(m *specimen, p *port.Processor, _ *port.SRB) { m.a.RequestTimerCall(p, nil, time.Second) }},
+	},
 	// Resets.
 	{
 		name: "reset_bus_keeps_dma", source: "PR#1295, #1326, #1370, #1493; 10.16", gene: resetBusKeepsDMA, scenario: resets(port.ResetBus), check: port.CheckDMA,
@@ -169,6 +190,13 @@ var mutants = []mutant{
 	{
 		name: "reset_never_answered", source: "7.3 V14", gene: resetNeverAnswered, scenario: keptReset, check: port.CheckStopOutstanding,
 		change: "a reset SRB is kept for good, and the adapter is stopped with it",
+	},
+	{
+		name: "complete_request", source: "SDV StorPortCompleteRequest; 3.5", scenario: one, check: port.CheckCallingPlace,
+		change: "CompleteRequest is called to complete everything that is outstanding",
+		hooks: hooks{dpc: func(m *specimen, p *port.Processor) {
+			m.a.CompleteRequest(p, 0, 0, 0, port.StatusBusReset)
+		}},
 	},
 	// Configuration.
 	{
@@ -223,6 +251,24 @@ var mutants = []mutant{
 		change: "the interrupt handler calls a routine that is for Dispatch at most",
 		hooks: hooks{interrupt: func(m *specimen, p *port.Processor, _ port.SyncToken, _ int) {
 			m.a.QueueWorkItem(p, &port.WorkItem{Routine: func(*port.Processor) {}})
+		}},
+	},
+	{
+		name: "pool_in_half_duplex_start", source: "hw_startio page; 1.2", scenario: halfDuplex, check: port.CheckCallingPlace,
+		change: "StartIo allocates from the pool in half duplex",
+		hooks: hooks{startIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
+			if m.a.AllocatePool(p, 64) != nil {
+				m.r.fail(oracleStatus, "AllocatePool at Device level")
+			}
+		}},
+	},
+	{
+		name: "event_wait_in_dpc", source: "1.4; V7", scenario: one, check: port.CheckCallingPlace,
+		change: "a DPC waits for an event",
+		hooks: hooks{dpc: func(m *specimen, p *port.Processor) {
+			var e port.Event
+			m.a.InitializeEvent(p, &e, port.SynchronizationEvent, false)
+			m.a.WaitForSingleObject(p, &e, time.Second)
 		}},
 	},
 	{
@@ -371,26 +417,26 @@ var mutants = []mutant{
 	{
 		name: "wait_in_start", source: "SDV StorPortStartIo; V9", scenario: one, check: port.CheckHoldTime,
 		change: "StartIo waits for a second",
-		hooks:  hooks{startIo: func(*specimen, *port.Processor, *port.SRB) { time.Sleep(time.Second) }},
+		hooks:  hooks{startIo: func(*specimen, *port.Processor, *port.SRB) { linger(1) }},
 	},
 	{
 		name: "wait_in_sync", source: "1.7; V9", scenario: one, check: port.CheckHoldTime,
 		change: "a SynchronizeAccess routine waits for a second",
 		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
-			port.SynchronizeAccess(m.a, p, func(port.SyncToken, *specimen) bool { time.Sleep(time.Second); return true }, m)
+			port.SynchronizeAccess(m.a, p, func(port.SyncToken, *specimen) bool { linger(1); return true }, m)
 		}},
 	},
 	{
 		name: "wait_in_initialize", source: "SCSI verifier 0x1002; V9", early: true, scenario: one, check: port.CheckHoldTime,
 		change: "Initialize waits for six seconds",
-		hooks:  hooks{initialize: func(*specimen, *port.Processor, port.SyncToken) { time.Sleep(6 * time.Second) }},
+		hooks:  hooks{initialize: func(*specimen, *port.Processor, port.SyncToken) { linger(6) }},
 	},
 	{
 		name: "lock_held_long", source: "1.5; V9", scenario: one, check: port.CheckHoldTime,
 		change: "BuildIo holds the interrupt lock for a second",
 		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
 			h := m.a.AcquireSpinLock(p, port.InterruptLock, nil)
-			time.Sleep(time.Second)
+			linger(1)
 			m.a.ReleaseSpinLock(p, h)
 		}},
 	},
@@ -421,6 +467,16 @@ var mutants = []mutant{
 		name: "port_busy_skips_build", source: "10.10", scenario: overfull, oracle: oracleExtension,
 		port:   func(m *specimen) port.Miniport { return &buildsOnce{specimen: m} },
 		change: "port: a BUSY request is started again without BuildIo",
+	},
+	{
+		name: "port_reset_skips_build", source: "2.3; 10.29", scenario: resets(port.ResetUnit), oracle: oracleExtension,
+		port:   func(m *specimen) port.Miniport { return &startsResets{m} },
+		change: "port: a reset goes to StartIo without BuildIo",
+	},
+	{
+		name: "port_early_interrupt_lost", source: "10.31", scenario: earlyInterrupt(), oracle: oracleLost,
+		bus:    func(d *device) pci.Function { return &dropsEarly{device: d} },
+		change: "port: an interrupt that arrives while Initialize runs is dropped",
 	},
 	{
 		name: "port_edge_lost", source: "A8; 10.23", scenario: lateInterrupt(), oracle: oracleLost,
