@@ -93,7 +93,8 @@ fuzz: ## each fuzz target for FUZZTIME
 	done
 
 .PHONY: soak
-soak: ## unit tests under the race detector, over and over for SOAKTIME, in random order
+soak: ## the id race with ten million requests; then unit tests under the race detector, over and over for SOAKTIME
+	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 10m -run TestA12 ./port/porttest/mutants
 	@end=$$(( SECONDS + $$(echo '$(SOAKTIME)' | sed -e 's/h/*3600/' -e 's/m/*60/' -e 's/s//') )); \
 	while [ $$SECONDS -lt $$end ]; do $(GO) test -race -count=1 -shuffle=on -timeout 8m ./...; done
 
