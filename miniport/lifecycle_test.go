@@ -7,7 +7,6 @@ import (
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
-	"github.com/vhbad/vhbad/internal/pci"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/port"
 	"github.com/vhbad/vhbad/port/disk"
@@ -172,8 +171,7 @@ const strayOffset = hba.RegDoorbells + hba.DoorbellStride
 func TestFatal_Resets(t *testing.T) {
 	m, r, p, a := bring(t, miniport.Options{Queues: 1})
 	lu := a.LogicalUnits()[0]
-	var bar pci.Registers = r.device.BAR(hba.BAR)
-	bar.Write32(p, strayOffset, 1)
+	r.device.BAR(hba.BAR).Write32(p, strayOffset, 1)
 	batch := m.NewBatch(t, a, 1, 4096)
 	x := batch.Requests[0]
 	for range 6 { // the reset, and a unit attention or two

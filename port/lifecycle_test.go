@@ -144,7 +144,7 @@ func (w *recorderWire) ConnectInterrupt(m pci.LineMode, raise pci.InterruptFunc,
 func (w *recorderWire) DisconnectInterrupt() { w.r.note("interrupts disconnected") }
 
 // stage brings a recorder up; the adapter is not removed by it.
-func stage(t *testing.T, r *recorder, o AdapterOptions) *bench {
+func stage(t *testing.T, r *recorder) *bench {
 	t.Helper()
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
@@ -154,7 +154,7 @@ func stage(t *testing.T, r *recorder, o AdapterOptions) *bench {
 	b.sys = NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true, HoldLimit: time.Hour})
 	b.p = b.processor("test")
 	w := &recorderWire{wire: wire{messages: 1}, r: r}
-	if b.a, err = b.sys.AddAdapter(b.p, w, r, o); err != nil {
+	if b.a, err = b.sys.AddAdapter(b.p, w, r, AdapterOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -177,7 +177,7 @@ func wantEvents(t *testing.T, got []string, want ...string) {
 func TestLifeCycle_Order(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}, caches: true}
 	r.has(0)
-	b := stage(t, r, AdapterOptions{})
+	b := stage(t, r)
 	if err := b.a.Enumerate(b.p); err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestLifeCycle_Order(t *testing.T) {
 func TestLifeCycle_HotUnits(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}}
 	r.has(0)
-	b := stage(t, r, AdapterOptions{})
+	b := stage(t, r)
 	changes := make(chan [2][]*LogicalUnit, 1)
 	b.a.OnUnitsChanged(func(added, removed []*LogicalUnit) { changes <- [2][]*LogicalUnit{added, removed} })
 	b.a.BusChangeDetected(b.p)
@@ -259,7 +259,7 @@ func TestLifeCycle_SurpriseRemoval(t *testing.T) {
 		t.Run(model.String(), func(t *testing.T) {
 			r := &recorder{driver: driver{model: model}, surprise: true, keep: true}
 			r.has(0)
-			b := stage(t, r, AdapterOptions{})
+			b := stage(t, r)
 			if err := b.a.Enumerate(b.p); err != nil {
 				t.Fatal(err)
 			}
@@ -330,7 +330,7 @@ func TestLifeCycle_SurpriseRemovalKeepsMemory(t *testing.T) {
 func TestMarkDeviceFailed(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}}
 	r.has(0, 1)
-	b := stage(t, r, AdapterOptions{})
+	b := stage(t, r)
 	if err := b.a.Enumerate(b.p); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestLifeCycle_EnumerationAcrossStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{driver: driver{model: FullDuplex}}
 		r.has(0, 1)
-		b := stage(t, r, AdapterOptions{})
+		b := stage(t, r)
 		b.a.Pause(b.p, 600)
 		b.a.BusChangeDetected(b.p)
 		synctest.Wait() // the worker waits for REPORT LUNS

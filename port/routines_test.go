@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,8 +227,8 @@ func TestKSpinLock(t *testing.T) {
 	for _, take := range order {
 		held = append(held, take())
 	}
-	for i := len(held) - 1; i >= 0; i-- {
-		b.a.ReleaseSpinLock(b.p, held[i])
+	for _, h := range slices.Backward(held) {
+		b.a.ReleaseSpinLock(b.p, h)
 	}
 	b.wantNoViolations()
 	h := b.a.AcquireSpinLockEx(b.p, &second)
@@ -411,7 +412,7 @@ func TestScatterGatherList(t *testing.T) {
 func TestStateChangeDetected(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}}
 	r.has(0)
-	b := stage(t, r, AdapterOptions{})
+	b := stage(t, r)
 	gate := make(chan struct{})
 	b.a.QueueWorkItem(b.p, &WorkItem{Routine: func(*Processor) { <-gate }})
 	seen := make(chan StateChange, 2)
@@ -670,6 +671,7 @@ func (w *barWire) BAR(n int) pci.Registers {
 	}
 	return w
 }
+
 func (w *barWire) ReadConfig(offset int, b []byte) int { return copy(b, []byte{1, 2, 3, 4}[offset:]) }
 func (w *barWire) SizeBytes() uint32                   { return uint32(4 * len(w.words)) }
 func (w *barWire) Read32(_ pci.Runner, offset uint32) uint32 {
@@ -806,4 +808,20 @@ func TestAbort_NeedsFeature(t *testing.T) {
 	}
 	b.wantStarted(victim)
 	d.complete(b.p, victim)
+}
+
+// Ready ends Busy before the completions do.
+func TestReady(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	s := b.srbs(2, &finished{})
+	b.lu.Submit(b.p, s[:1])
+	b.wantStarted(s[0])
+	b.a.Busy(b.p, 1)
+	b.lu.Submit(b.p, s[1:])
+	b.wantStarted()
+	b.a.Ready(b.p)
+	b.wantStarted(s[1])
+	b.d.complete(b.p, s[0])
+	b.d.complete(b.p, s[1])
+	b.wantNoViolations()
 }
