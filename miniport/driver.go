@@ -228,7 +228,6 @@ func (d *Driver) makeQueues(queues, entries int) {
 			d:     d,
 			index: i,
 			mask:  uint32(entries - 1),
-			shift: uint32(bits.TrailingZeros(uint(entries))),
 			table: make([]tagEntry, tags),
 			spare: make([]*port.SRB, 0, reaped),
 		}

@@ -24,7 +24,7 @@ func forge(t port.SyncToken, f forgery) bool {
 	s.down = true
 	c := &q.completions[s.head&q.mask]
 	*c = hba.Completion{Tag: f.tag}
-	storePhase(c, q.phaseAt(s.head))
+	c.StorePhase(q.phaseAt(s.head))
 	return f.d.drain(t.Processor(), q, s)
 }
 

@@ -62,7 +62,7 @@ func (d *Driver) drain(p *port.Processor, q *queue, s *queueShared) bool {
 	first, reaped := s.head, len(s.reaped)
 	for {
 		c := &q.completions[s.head&q.mask]
-		if loadPhase(c) != q.phaseAt(s.head) {
+		if c.LoadPhase() != q.phaseAt(s.head) {
 			break
 		}
 		s.head++

@@ -14,7 +14,6 @@ type queue struct {
 	index   int
 	message uint16
 	mask    uint32 // ring entries less one
-	shift   uint32 // log2 of ring entries
 
 	submissions     []hba.Command
 	completions     []hba.Completion
@@ -91,15 +90,14 @@ type queueShared struct {
 
 // setMemory gives q its rings, parts of the uncached extension.
 func (q *queue) setMemory(p *port.Processor, submissions, completions []byte) {
-	q.submissions = submissionRing(submissions)
-	q.completions = completionRing(completions)
+	q.submissions = hba.Commands(submissions)
+	q.completions = hba.Completions(completions)
 	q.submissionsAddr = q.d.a.GetPhysicalAddress(p, nil, submissions)
 	q.completionsAddr = q.d.a.GetPhysicalAddress(p, nil, completions)
 }
 
-// phaseAt is the phase of a valid entry at position head: 1 on the ring's first
-// pass, 0 on the second, and so on.
-func (q *queue) phaseAt(head uint32) uint32 { return ^(head >> q.shift) & 1 }
+// phaseAt is the phase of a valid entry at position head.
+func (q *queue) phaseAt(head uint32) uint32 { return hba.PhaseAt(head, int(q.entries())) }
 
 // entries is the size of each of the two rings.
 func (q *queue) entries() uint32 { return q.mask + 1 }
@@ -111,7 +109,7 @@ func (q *queue) entries() uint32 { return q.mask + 1 }
 func (q *queue) rewind(s *queueShared) {
 	for i := range q.completions {
 		q.completions[i] = hba.Completion{}
-		storePhase(&q.completions[i], 0)
+		q.completions[i].StorePhase(0)
 	}
 	s.head, s.down = 0, false
 	q.tail.Store(0)
