@@ -23,6 +23,8 @@ type Options struct {
 	// Inherited listeners are served besides those of Config, and closed by Stop
 	// or by a Start that fails.
 	Inherited []net.Listener
+	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
+	HoldLimit time.Duration
 }
 
 // state is where a Daemon is in its life.

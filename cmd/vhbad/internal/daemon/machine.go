@@ -185,6 +185,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 		IOMMU:         m.iommu,
 		MaxProcessors: c.Limits.Connections + c.HBA.Workers + spareProcessors,
 		Verify:        c.HBA.Verify,
+		HoldLimit:     d.o.HoldLimit,
 		Log:           d.log,
 	})
 	m.driver = miniport.New(miniport.Options{
