@@ -96,6 +96,7 @@ func (p *Processor) finishCompleted() {
 		lu := s.lu
 		var up, again, run srbQueue
 		freed := 0
+		yieldPoint("finish: account")
 		lu.mu.Lock()
 		for s != nil && s.lu == lu {
 			next := s.next
@@ -137,6 +138,7 @@ func (p *Processor) finishCompleted() {
 		if starved {
 			a.retryStarved(p)
 		}
+		yieldPoint("finish: adapter's gate")
 		if gate := a.gate.Load(); gate != 0 {
 			a.noteCompletions(p, up.n+again.n)
 		}

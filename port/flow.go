@@ -12,7 +12,17 @@ import (
 // have completed, or all of them, if they are fewer. With none outstanding the
 // adapter stays ready.
 // Source: storport.h StorPortBusy.
-func (a *Adapter) Busy(_ *Processor, n int) bool {
+func (a *Adapter) Busy(p *Processor, n int) bool {
+	if !a.closeBusyGate(n) {
+		a.kick(p) // an SRB may have found the gate closed and been parked
+	}
+	return true
+}
+
+// closeBusyGate reports whether Busy's gate stays as it should be; false: it was
+// closed for a moment.
+func (a *Adapter) closeBusyGate(n int) bool {
+	yieldLock("Busy", &a.mu)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out := int(a.outstanding.Load())
@@ -20,10 +30,13 @@ func (a *Adapter) Busy(_ *Processor, n int) bool {
 		return true
 	}
 	a.busyLeft = n
+	yieldPoint("Busy: close the gate")
 	a.gate.Store(a.gate.Load() | gateBusy)
+	yieldPoint("Busy: is all complete")
 	if int(a.outstanding.Load()) == 0 { // all completed meanwhile, without seeing the gate
 		a.busyLeft = 0
 		a.gate.Store(a.gate.Load() &^ gateBusy)
+		return false
 	}
 	return true
 }
@@ -31,6 +44,7 @@ func (a *Adapter) Busy(_ *Processor, n int) bool {
 // Ready ends Busy.
 // Source: storport.h StorPortReady.
 func (a *Adapter) Ready(p *Processor) bool {
+	yieldLock("Ready", &a.mu)
 	a.mu.Lock()
 	a.busyLeft = 0
 	a.gate.Store(a.gate.Load() &^ gateBusy)
@@ -42,6 +56,7 @@ func (a *Adapter) Ready(p *Processor) bool {
 // noteCompletions counts completions towards the end of Busy, and tells Stop
 // when nothing is outstanding.
 func (a *Adapter) noteCompletions(p *Processor, n int) {
+	yieldLock("note completions", &a.mu)
 	a.mu.Lock()
 	opened := false
 	if a.busyLeft > 0 {
@@ -185,6 +200,7 @@ func (a *Adapter) DeviceBusy(_ *Processor, path, target, lun uint8, n int) bool 
 	if lu == nil {
 		return false
 	}
+	yieldPoint("DeviceBusy")
 	lu.mu.Lock()
 	defer lu.mu.Unlock()
 	if n = min(n, lu.outstanding); n > 0 {
@@ -201,6 +217,7 @@ func (a *Adapter) DeviceReady(p *Processor, path, target, lun uint8) bool {
 	if lu == nil {
 		return false
 	}
+	yieldPoint("DeviceReady")
 	lu.mu.Lock()
 	lu.busyLeft = 0
 	lu.busyTurn++
@@ -271,6 +288,7 @@ func (a *Adapter) SetDeviceQueueDepth(p *Processor, path, target, lun uint8, dep
 	if lu == nil || depth < 1 || depth > a.config.MaxIOsPerLun {
 		return false
 	}
+	yieldPoint("SetDeviceQueueDepth")
 	lu.mu.Lock()
 	grown := depth > lu.depth
 	lu.depth = depth

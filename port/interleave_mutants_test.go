@@ -193,5 +193,69 @@ func TestInterleaveMutants(t *testing.T) {
 			}`,
 			New: `return false`,
 		},
+		{
+			Name: "Busy forgets whom it parked",
+			Test: "TestInterleave_Busy",
+			File: "flow.go",
+			Old: `	if !a.closeBusyGate(n) {
+		a.kick(p) // an SRB may have found the gate closed and been parked
+	}`,
+			New: `a.closeBusyGate(n)`,
+		},
+		{
+			Name: "Busy waits for completions that there were before",
+			Test: "TestInterleave_Busy",
+			File: "flow.go",
+			Old: `	if int(a.outstanding.Load()) == 0 { // all completed meanwhile, without seeing the gate
+		a.busyLeft = 0
+		a.gate.Store(a.gate.Load() &^ gateBusy)
+		return false
+	}`,
+		},
+		{
+			Name: "an SRB parked while the gate opened stays",
+			Test: "TestInterleave_Busy",
+			File: "issue.go",
+			Old: `	if lu.gate.Load()|lu.a.gate.Load() == 0 {
+		lu.a.kick(p) // the gate opened between the check and here
+	}`,
+		},
+		{
+			Name: "a unit that found the adapter full does not look again",
+			Test: "TestInterleave_AdapterFull",
+			File: "issue.go",
+			Old: `	if a.outstanding.Load() < int64(a.config.MaxNumberOfIO) && a.starved.CompareAndSwap(true, false) {
+		a.kick(p)
+	}`,
+		},
+		{
+			Name: "room in the adapter is told to nobody",
+			Test: "TestInterleave_AdapterFull",
+			File: "issue.go",
+			Old: `	if a.starved.Load() && a.starved.CompareAndSwap(true, false) {
+		a.kick(p)
+	}`,
+		},
+		{
+			Name: "a deeper queue is told to nobody",
+			Test: "TestInterleave_Depth",
+			File: "flow.go",
+			Old: `	if grown {
+		a.kick(p)
+	}`,
+		},
+		{
+			Name: "a unit's Busy does not count",
+			Test: "TestInterleave_DeviceBusy",
+			File: "complete.go",
+			Old:  `		lu.countBusyLocked(up.n) // what was BUSY itself does not count`,
+		},
+		{
+			Name: "after QUEUE FULL nobody is counted",
+			Test: "TestInterleave_QueueFull",
+			File: "complete.go",
+			Old:  `		lu.countBusyLocked(up.n) // what was BUSY itself does not count`,
+			New:  `_ = up // not counted here either`,
+		},
 	})
 }

@@ -44,6 +44,7 @@ type interruptModel struct {
 	model    SynchronizationModel
 	mode     InterruptSynchronizationMode
 	messages int
+	limits   func(c *Config) // nil: the double's
 }
 
 // explore searches the schedules of a scenario over an adapter.
@@ -52,10 +53,15 @@ func explore(t *testing.T, s interleave.Search, d interruptModel, scenario func(
 	e := newExplored(t)
 	interleave.Explore(t, s, func(r *interleave.Run) {
 		interleaving = nil
-		m := &machine{Run: r, sys: e.sys, d: &driver{model: d.model, mode: d.mode, messages: d.messages}, w: &wire{messages: max(1, d.messages)}}
+		m := &machine{Run: r, sys: e.sys, d: &driver{model: d.model, mode: d.mode, messages: d.messages, features: d.limits}, w: &wire{messages: max(1, d.messages)}}
 		p := m.processor("boot")
 		m.a = &Adapter{sys: e.sys, function: m.w, miniport: m.d, messages: m.d}
+		m.a.options.setDefaults()
+		m.a.units.Store(&unitTable{})
 		m.a.startIoLock = spinLock{a: m.a, rank: rankStartIo}
+		m.a.kickDpc.routine, m.a.kickDpc.a = m.a.dispatchAll, m.a
+		m.a.kickDpc.lock = spinLock{a: m.a, rank: rankDpc}
+		m.a.dpcCount = 1
 		if err := m.a.find(p); err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,9 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	p.check(a, routineSubmit)
 	old := p.raise(Dispatch)
 	var run srbQueue
+	yieldPoint("Submit: reserve")
 	credits := a.reserve(len(batch))
+	yieldPoint("Submit: queue")
 	lu.mu.Lock()
 	for _, s := range batch {
 		if owner := s.owner.Load(); owner != ownerClass {
@@ -94,6 +96,7 @@ func (lu *LogicalUnit) starvedLocked(credits int) bool {
 func (lu *LogicalUnit) dispatch(p *Processor) {
 	a := lu.a
 	var run srbQueue
+	yieldPoint("dispatch")
 	lu.mu.Lock()
 	want := min(lu.waiting.n, lu.depth-lu.outstanding)
 	if want <= 0 {
@@ -133,9 +136,11 @@ func (a *Adapter) unreserve(p *Processor, n int) {
 	if n == 0 {
 		return
 	}
+	yieldPoint("unreserve")
 	if a.outstanding.Add(int64(-n)) == 0 && a.gate.Load() != 0 {
 		a.noteCompletions(p, 0) // Stop or Busy may have been waiting for just that
 	}
+	yieldPoint("unreserve: does anybody starve")
 	if a.starved.Load() && a.starved.CompareAndSwap(true, false) {
 		a.kick(p)
 	}
@@ -144,7 +149,9 @@ func (a *Adapter) unreserve(p *Processor, n int) {
 // retryStarved notes that a unit found the adapter full; if that has changed
 // meanwhile, it tries again.
 func (a *Adapter) retryStarved(p *Processor) {
+	yieldPoint("starve")
 	a.starved.Store(true)
+	yieldPoint("starve: still full")
 	if a.outstanding.Load() < int64(a.config.MaxNumberOfIO) && a.starved.CompareAndSwap(true, false) {
 		a.kick(p)
 	}
@@ -219,6 +226,7 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 	for run.head != nil && run.head.channel == channel {
 		s := run.pop()
 		// The unit may have become busy, frozen or under reset since BuildIo.
+		yieldPoint("StartIo: gates")
 		if gate := s.lu.gate.Load() | a.gate.Load(); gate != 0 && !s.passes(gate) {
 			parked.push(s)
 			continue
@@ -260,6 +268,7 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 // when the unit is ready again, without another BuildIo.
 func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	n := group.n
+	yieldPoint("park")
 	lu.mu.Lock()
 	for s := group.head; s != nil; s = s.next {
 		lu.unlinkLocked(s)
@@ -279,6 +288,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 	lu.mu.Unlock()
 	lu.a.unreserve(p, n)
+	yieldPoint("park: has the gate opened")
 	if lu.gate.Load()|lu.a.gate.Load() == 0 {
 		lu.a.kick(p) // the gate opened between the check and here
 	}
