@@ -63,10 +63,26 @@
 //	          System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu, Timer.mu, Event.mu,
 //	          miniportMemory.mu   leaves
 //
-// WorkItem.mu may be held while service.mu is taken. docs/storport.md explains the
+// WorkItem.mu may be held while service.mu is taken, and LogicalUnit.mu while
+// Verifier.mu is. docs/storport.md explains the
 // whole model, and lists every vendor routine with ours.
 //
 // A miniport may hold, on top of what it was called with, locks further down
 // only. No lock of the port is held while anything above the port is called, or
 // while a socket or a medium is waited for.
+//
+// # The verifier
+//
+// With SystemConfig.Verify the port watches both sides of the contract, V1 to
+// V20: see Check. Each breach is a Violation, with SRB, callback, level, locks and
+// the processor's last events, and a count; with Strict it is a panic. Off, each
+// hook is one branch.
+//
+//	verifier.go  the checks, the records, the lock rules (V6) and their graph
+//	places.go    what may be called from where (V7)
+//	sealed.go    what happens to an SRB after its completion (V3)
+//	hold.go      how long callbacks run and locks are held (V9)
+//	limits.go    what the port promises the miniport (V4, V15, V17)
+//
+// The others are where what they watch is.
 package port

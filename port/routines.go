@@ -319,7 +319,9 @@ func (a *Adapter) MaskMsixInterrupt(p *Processor, message uint16, masked bool) {
 		a.function.MaskMessage(pci.Message(message))
 		return
 	}
+	w := p.lend() // what was pending is delivered here
 	a.function.UnmaskMessage(p, pci.Message(message))
+	p.takeBack(w)
 }
 
 // Limits of StallExecution: a call over the first is reported by the verifier,

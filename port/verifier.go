@@ -16,10 +16,10 @@ type Check uint8
 const (
 	CheckDoubleCompletion  Check = iota + 1 // V1: an SRB completed twice, or one that the miniport does not own
 	CheckStatus                             // V2: completed as PENDING, with QUEUE_FROZEN or with an unknown code
-	CheckUseAfterComplete                   // V3: extension written after completion
-	CheckBuildIoFalse                       // V4: BuildIo returned false and the SRB is overdue
+	CheckUseAfterComplete                   // V3: SRB, extension or scatter/gather list written after completion
+	CheckBuildIoFalse                       // V4: BuildIo returned false and the SRB is overdue, or started all the same
 	CheckBuildIoCompleted                   // V5: BuildIo returned true for an SRB it had completed
-	CheckLockRules                          // V6: lock order, re-acquisition, release without acquisition, lock or level leaked
+	CheckLockRules                          // V6: lock order, re-acquisition, release without acquisition, lock or level leaked, token kept
 	CheckCallingPlace                       // V7: routine not allowed in this callback or at this level
 	CheckSynchronizeAccess                  // V8: SynchronizeAccess nested or from an interrupt handler
 	CheckHoldTime                           // V9: a callback or lock held too long
@@ -32,7 +32,7 @@ const (
 	CheckRegisterRange                      // V16: register access outside the range
 	CheckUntagged                           // V17: a second untagged SRB on a unit
 	CheckDpcOverlap                         // V18: a DPC overlaps itself
-	CheckNotification                       // V19: unknown notification
+	CheckNotification                       // V19: unknown notification, timer without a routine
 	CheckFindAdapter                        // V20: FindAdapter left mandatory fields unset
 	checkEnd
 )
