@@ -2,6 +2,7 @@ package miniport
 
 import (
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/vhbad/vhbad/hba"
@@ -77,7 +78,9 @@ func (d *Driver) AdapterControl(p *port.Processor, t port.ControlType) port.Cont
 		}
 	case port.ControlSurpriseRemoval:
 		d.gone.Store(true)
-		if d.quiesce(p) && port.SynchronizeAccess(d.a, p, reclaim, d) {
+		// The port sends this to an adapter that has failed too, whose device may
+		// be there and at work.
+		if d.quiesce(p) && d.stopDMA(p) && port.SynchronizeAccess(d.a, p, reclaim, d) {
 			d.completeSweep(p)
 			return port.ControlSuccess
 		}
@@ -118,7 +121,11 @@ func takeDown(t port.SyncToken, d *Driver) bool {
 //
 // Level: any.
 func (d *Driver) stopDMA(p *port.Processor) bool {
-	if d.read(p, hba.RegControl)&hba.ControlReset == 0 {
+	control := d.read(p, hba.RegControl)
+	if control == math.MaxUint64 {
+		return true // nothing is there any more
+	}
+	if control&hba.ControlReset == 0 {
 		d.write(p, hba.RegControl, hba.ControlReset)
 	}
 	if d.poll(p, hba.RegControl, hba.ControlReset, 0) {

@@ -1,8 +1,10 @@
 package miniport_test
 
 import (
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
@@ -159,6 +161,40 @@ func TestSurpriseRemoval(t *testing.T) {
 		if s := batch.Requests[0].SRB.Status; s != port.StatusNoDevice {
 			t.Errorf("after the removal: %s", s)
 		}
+	}
+}
+
+// TestSurpriseRemoval_DeviceAtWork: an adapter that failed is removed as by
+// surprise, but its device is there. The driver hands nothing back before the
+// device has stopped its DMA.
+func TestSurpriseRemoval_DeviceAtWork(t *testing.T) {
+	m, r, p, a := bring(t, miniport.Options{ResetTimeout: time.Minute})
+	batch := m.NewBatch(t, a, 1, 4096)
+	x := batch.Requests[0]
+	x.Read(0, 8, 512)
+	release := r.hold()
+	defer release()
+	batch.Expect(1)
+	batch.Submit(p, a.LogicalUnits()[0], 0, 1)
+	for r.device.Stats().WorkersBusy == 0 {
+		runtime.Gosched() // a worker is on its way to the gate
+	}
+	resets := r.device.Stats().Resets
+	removed := make(chan error, 1)
+	go func() { removed <- a.SurpriseRemove(p) }()
+	for r.device.Stats().Resets == resets && x.Completions.Load() == 0 {
+		runtime.Gosched()
+	}
+	if x.Completions.Load() != 0 {
+		t.Error("an SRB was handed back while a worker may write its memory")
+	}
+	release()
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
+	batch.Wait()
+	if s := x.SRB.Status; x.Completions.Load() != 1 || s != port.StatusNoHBA {
+		t.Errorf("%s, %d completions; want NO_HBA once", x.SRB, x.Completions.Load())
 	}
 }
 
