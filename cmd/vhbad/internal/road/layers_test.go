@@ -90,7 +90,8 @@ func (s *tracedSession) Submit(batch []*nbd.Request) {
 // tracedDriver shows what crosses the border between port and miniport.
 type tracedDriver struct {
 	*miniport.Driver
-	r *recorder
+	r      *recorder
+	events uint16 // the message for what is no completion
 }
 
 func (d *tracedDriver) BuildIo(p *port.Processor, srb *port.SRB) bool {
@@ -122,6 +123,11 @@ func (d *tracedDriver) CommitIo(p *port.Processor, channel int) {
 }
 
 func (d *tracedDriver) MessageInterrupt(p *port.Processor, t port.SyncToken, message uint16) bool {
+	if message == d.events {
+		// It tells of the unit that was added, whenever the device comes to it:
+		// it is on no SRB's way.
+		return d.Driver.MessageInterrupt(p, t, message)
+	}
 	d.r.addf("port:     MessageInterrupt %d at %s", message, p.Level())
 	return d.Driver.MessageInterrupt(p, t, message)
 }
@@ -129,7 +135,8 @@ func (d *tracedDriver) MessageInterrupt(p *port.Processor, t port.SyncToken, mes
 // tracedFunction shows what crosses the bus: doorbells and interrupts.
 type tracedFunction struct {
 	pci.Function
-	r *recorder
+	r      *recorder
+	events uint16
 }
 
 func (f *tracedFunction) BAR(n int) pci.Registers {
@@ -142,7 +149,9 @@ func (f *tracedFunction) BAR(n int) pci.Registers {
 
 func (f *tracedFunction) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	return f.Function.ConnectInterrupt(mode, func(r pci.Runner, m pci.Message) {
-		f.r.addf("hba:      raise message %d", m)
+		if m != pci.Message(f.events) { // as above
+			f.r.addf("hba:      raise message %d", m)
+		}
 		raise(r, m)
 	}, newRunner)
 }

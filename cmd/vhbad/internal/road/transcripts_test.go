@@ -35,8 +35,8 @@ func newTraced(t *testing.T, queues, ringEntries int, strict bool) *traced {
 			w.medium = &tracedMedium{Memory: m, r: w.r}
 			return w.medium
 		},
-		function: func(f pci.Function) pci.Function { return &tracedFunction{f, w.r} },
-		miniport: func(d *miniport.Driver) port.Miniport { return &tracedDriver{d, w.r} },
+		function: func(f pci.Function) pci.Function { return &tracedFunction{f, w.r, uint16(queues)} },
+		miniport: func(d *miniport.Driver) port.Miniport { return &tracedDriver{d, w.r, uint16(queues)} },
 		device:   func(d nbd.Device) nbd.Device { return &tracedDevice{d, w.r} },
 	})
 	w.conn = w.dial()
