@@ -291,10 +291,9 @@ func (x *rig) create(pair int) {
 func tagOf(pair int, position uint32) uint32 { return uint32(pair)<<8 | position }
 
 // submit puts commands into a ring and rings the doorbell, for which others may
-// be quicker. It returns the first one's tag.
-func (x *rig) submit(pair int, commands ...Command) uint32 {
+// be quicker.
+func (x *rig) submit(pair int, commands ...Command) {
 	x.Yield("write commands")
-	first := tagOf(pair, x.submitted[pair])
 	for _, c := range commands {
 		c.Tag = tagOf(pair, x.submitted[pair])
 		x.commands[pair][x.submitted[pair]%rigSubmission] = c
@@ -303,7 +302,6 @@ func (x *rig) submit(pair int, commands ...Command) uint32 {
 	tail := x.submitted[pair]
 	x.Yield("ring")
 	x.dev.bar.Write32(nobody("driver"), uint32(RegDoorbells+pair*DoorbellStride), tail)
-	return first
 }
 
 // interrupt is the driver's handler: it consumes what is there and says so.

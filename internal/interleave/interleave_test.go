@@ -88,7 +88,7 @@ func TestSearch_Deadlock(t *testing.T) {
 				defer a.Unlock()
 				r.Lock("inner", b)
 				b.Lock()
-				b.Unlock()
+				defer b.Unlock()
 			}
 		}
 		r.Go("forth", both(&one, &other))
