@@ -25,8 +25,14 @@
 //
 // Clients may address bytes; units have blocks. A write that covers part of a
 // block reads the block, changes it and writes it back, and no other write may
-// come in between. rangeGate sees to that, and costs writes of whole blocks one
-// load while no such write is about.
+// come in between. rangeGate sees to that, and costs writes of whole blocks no
+// lock while no such write is about.
+//
+// # Memory
+//
+// A request slot gets its SRB when it is first used. A slot that gets none, for
+// lack of memory, waits for the connection's spare command: requests become
+// slower, none fails.
 //
 // # Locks
 //
