@@ -47,7 +47,8 @@ const CauseEvent = 1 << 63
 
 // Control bits. A reset is asynchronous: the write starts it, ControlReset reads
 // back 1 until the device touches host memory no more, then everything is as
-// after power on but RegInterruptMask and a CauseEvent, which stay. Writes to queue and control registers are ignored meanwhile.
+// after power on but RegInterruptMask and a CauseEvent, which stay. Writes to
+// queue and control registers are ignored meanwhile.
 const (
 	ControlEnable = 1 << 0 // the device fetches commands
 	ControlReset  = 1 << 1 // stop all DMA, drop all commands, delete all queues; clears itself
