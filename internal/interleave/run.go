@@ -96,16 +96,23 @@ func (r *Run) Until(point string, ready func() bool) {
 // Lock waits until mu is free. The caller takes it as its next act, before any
 // other step.
 func (r *Run) Lock(point string, mu *sync.Mutex) {
-	r.Until(point, func() bool {
-		if !mu.TryLock() {
-			return false
-		}
-		mu.Unlock()
-		return true
-	})
+	r.Until(point, func() bool { return isFree(mu) })
+}
+
+// isFree reports whether nobody holds mu.
+//
+// +checklocksignore: TryLock is not understood.
+func isFree(mu *sync.Mutex) bool {
+	if !mu.TryLock() {
+		return false
+	}
+	mu.Unlock()
+	return true
 }
 
 // Wait is c.Wait.
+//
+// +checklocksignore: as of sync.Cond, the caller holds the lock before and after.
 func (r *Run) Wait(point string, c *sync.Cond) {
 	if r.current == nil {
 		panic("interleave: " + point + ": would wait for ever outside of tasks")
@@ -118,11 +125,7 @@ func (r *Run) Wait(point string, c *sync.Cond) {
 		}
 		// A condition's lock is a mutex wherever this is used.
 		mu := c.L.(*sync.Mutex)
-		if !mu.TryLock() {
-			return false
-		}
-		mu.Unlock()
-		return true
+		return isFree(mu)
 	})
 	c.L.Lock()
 }
