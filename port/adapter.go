@@ -133,7 +133,12 @@ type Adapter struct {
 
 	service  *service // timers and events; never waits
 	worker   *service // work items, which may wait
-	recovery *service // the reset road
+	recovery *service // the reset road, and control of the adapter: they take turns
+
+	// gone is closed when the hardware is found to be gone.
+	gone chan struct{}
+	// halted: the miniport has stopped the adapter. The recovery service's own.
+	halted bool
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -184,7 +189,7 @@ type unitTable struct {
 // device or the memory has to say.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
-	a := &Adapter{sys: s, function: fn, options: o, miniport: mp}
+	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{})}
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)
 	a.committer, _ = mp.(IoCommitter)
@@ -193,13 +198,14 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 	a.kickDpc.routine, a.kickDpc.a = a.dispatchAll, a
 	a.kickDpc.lock = spinLock{a: a, rank: rankDpc}
 	a.dpcCount = 1
-	if err := a.find(p); err != nil {
-		return nil, fmt.Errorf("%s: FindAdapter: %w", o.Name, err)
-	}
-	if err := a.startServices(); err != nil {
-		a.freeUncached()
+	if err := a.makeServices(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+	if err := a.find(p); err != nil {
+		a.discardServices()
+		return nil, fmt.Errorf("%s: FindAdapter: %w", o.Name, err)
+	}
+	a.startServices()
 	if err := a.initialize(p); err != nil {
 		a.disconnect()
 		a.stopServices()
@@ -352,7 +358,9 @@ func (a *Adapter) initialize(p *Processor) error {
 	if a.control(p, ControlQuerySupported) != ControlSuccess {
 		return fmt.Errorf("%w: AdapterControl(ControlQuerySupported) failed", ErrInitialize)
 	}
-	a.state.Store(adapterRunning)
+	if !a.state.CompareAndSwap(adapterStarting, adapterRunning) {
+		return fmt.Errorf("%w: it has failed already", ErrInitialize)
+	}
 	return nil
 }
 
@@ -419,6 +427,9 @@ func (a *Adapter) stop(p *Processor, last ...Function) error {
 	}
 	a.mu.Unlock()
 	<-idle
+	if a.state.Load() != adapterStopped {
+		return fmt.Errorf("%s: stop: %w: it was removed meanwhile", a.options.Name, ErrAdapterStopped)
+	}
 	if a.config.CachesData {
 		for _, lu := range a.units.Load().list {
 			for _, f := range last {
@@ -433,7 +444,7 @@ func (a *Adapter) stop(p *Processor, last ...Function) error {
 			}
 		}
 	}
-	if a.control(p, ControlStopAdapter) != ControlSuccess {
+	if a.controlInTurn(ControlStopAdapter) != ControlSuccess {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
 	return nil
@@ -448,7 +459,7 @@ func (a *Adapter) Restart(p *Processor) error {
 	if a.state.Load() != adapterStopped {
 		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
 	}
-	if a.control(p, ControlRestartAdapter) != ControlSuccess {
+	if a.controlInTurn(ControlRestartAdapter) != ControlSuccess {
 		a.fail("the miniport could not restart the adapter")
 		return fmt.Errorf("%s: the miniport could not restart the adapter", a.options.Name)
 	}
@@ -458,6 +469,28 @@ func (a *Adapter) Restart(p *Processor) error {
 	a.mu.Unlock()
 	a.kick(p)
 	return nil
+}
+
+// controlInTurn calls AdapterControl on the recovery service, so that no reset of
+// the port's runs beside it.
+func (a *Adapter) controlInTurn(t ControlType) ControlResult {
+	r := ControlUnsuccessful
+	a.inTurn(func(p *Processor) {
+		r = a.control(p, t)
+		if r == ControlSuccess {
+			a.halted = t != ControlRestartAdapter
+		}
+	})
+	return r
+}
+
+// inTurn has fn run on the recovery service and waits for it. If the service has
+// stopped, fn is not run.
+func (a *Adapter) inTurn(fn func(p *Processor)) {
+	done := make(chan struct{})
+	if a.recovery.post(func(p *Processor) { fn(p); close(done) }) {
+		<-done
+	}
 }
 
 func (a *Adapter) control(p *Processor, t ControlType) ControlResult {

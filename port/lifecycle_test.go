@@ -369,7 +369,45 @@ func TestMarkDeviceFailed(t *testing.T) {
 	}
 	b.a.FreeSRB(s)
 	b.a.Remove(b.p)
+	if slices.Contains(r.noted(), "SurpriseRemoval") {
+		t.Error("a failed adapter is not one whose hardware is gone")
+	}
 	b.wantNoViolations()
+}
+
+// An adapter that its miniport rejects leaves nothing behind, whatever the
+// miniport asked for before.
+func TestLifeCycle_Rejected(t *testing.T) {
+	arena, err := dma.NewArena(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})
+	p, err := sys.NewProcessor("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &driver{model: FullDuplex}
+	d.findAdapter = func(p *Processor, c *Config) {
+		var tm Timer
+		d.a.InitializeTimer(p, &tm)
+		if err := d.a.RequestTimer(p, &tm, func(*Processor, *Timer) { t.Error("the timer ran") }, time.Nanosecond); err != nil {
+			t.Error(err)
+		}
+		d.a.QueueWorkItem(p, &WorkItem{Routine: func(*Processor) { t.Error("the work item ran") }})
+		d.a.MarkDeviceFailed(p, wildcard, wildcard, wildcard, "dead on arrival")
+		c.SrbExtensionBytes = 64
+		if d.a.GetUncachedExtension(p, c, 4096) == nil {
+			t.Error("no uncached extension")
+		}
+	}
+	d.features = func(c *Config) { c.MaxNumberOfIO = 0 }
+	if _, err := sys.AddAdapter(p, &wire{messages: 1}, d, AdapterOptions{}); err == nil {
+		t.Error("AddAdapter: no error for MaxNumberOfIO 0")
+	}
+	if n, w, m := sys.ProcessorsInUse(), sys.iommu.WindowsInUse(), arena.Stats().InUseBytes; n != 1 || w != 0 || m != 0 {
+		t.Errorf("%d processors, %d windows, %d bytes left; want 1, 0, 0", n, w, m)
+	}
 }
 
 // An enumeration that meets a stopped adapter waits for the restart: the units

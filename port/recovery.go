@@ -39,6 +39,9 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 		log.Warn("request timed out, resetting", "outstanding", stuck, "oldest", oldest)
 	}
 	for level := ResetUnit; stuck > 0 && level < ResetLevels; level++ {
+		if a.isGone() {
+			return // SurpriseRemove sees to what is outstanding
+		}
 		ok, left := a.resetScope(p, lu, level)
 		if ok && left == 0 {
 			log.Warn("reset done", "level", level.String())
@@ -70,6 +73,9 @@ func inScope(u, lu *LogicalUnit, level ResetLevel) bool {
 // the miniport still has afterwards it had before. It reports success and how
 // many SRBs of the scope the miniport still holds.
 func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (ok bool, left int) {
+	if a.halted || a.isGone() {
+		return false, a.heldByMiniport(lu, level) // a reset would start what was stopped
+	}
 	a.resets[level].Add(1)
 	var closed []*LogicalUnit
 	for _, u := range a.units.Load().list {
@@ -129,6 +135,18 @@ func (a *Adapter) sendReset(p *Processor, lu *LogicalUnit, srb *SRB, f Function)
 	case status := <-done:
 		return status.Code() == StatusSuccess
 	case <-timer.C:
+		return false
+	case <-a.gone:
+		return false
+	}
+}
+
+// isGone reports whether the hardware is known to be gone.
+func (a *Adapter) isGone() bool {
+	select {
+	case <-a.gone:
+		return true
+	default:
 		return false
 	}
 }
@@ -225,7 +243,13 @@ func (a *Adapter) HardwareReset(*Processor) bool {
 	queued := a.hardwareResetQueued
 	a.hardwareResetQueued = true
 	a.mu.Unlock()
-	return queued || a.recovery.post(a.hardwareReset)
+	if queued || a.recovery.post(a.hardwareReset) {
+		return true
+	}
+	a.mu.Lock()
+	a.hardwareResetQueued = false
+	a.mu.Unlock()
+	return false
 }
 
 // hardwareReset is HardwareReset on the recovery service.

@@ -30,8 +30,8 @@ func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
 
 // Remove takes the adapter away. One that runs is stopped first, and if its
 // miniport caches data, each unit gets FunctionShutdown as its last SRB. SRBs
-// that wait complete with StatusNoDevice. A failed adapter goes as in
-// SurpriseRemove.
+// that wait complete with StatusNoDevice. A failed adapter is not stopped but
+// reset, bus by bus, so that its miniport hands back what it holds.
 //
 // Level: Passive, once.
 func (a *Adapter) Remove(p *Processor) {
@@ -39,7 +39,7 @@ func (a *Adapter) Remove(p *Processor) {
 	case adapterRemoved:
 		return
 	case adapterFailed:
-		if err := a.SurpriseRemove(p); err != nil {
+		if err := a.takeAway(p, false); err != nil {
 			a.sys.log.Error("remove failed adapter", "adapter", a.options.Name, "error", err)
 		}
 		return
@@ -49,6 +49,7 @@ func (a *Adapter) Remove(p *Processor) {
 		}
 	}
 	a.removeUnits(p)
+	a.shutDown()
 	a.release()
 }
 
@@ -64,6 +65,13 @@ func (a *Adapter) Remove(p *Processor) {
 //
 // Level: Passive, once, no SRB of the caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
+	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
+	return a.takeAway(p, a.controls[ControlSurpriseRemoval])
+}
+
+// takeAway removes an adapter with SRBs outstanding. tell: the hardware is gone,
+// and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise.
+func (a *Adapter) takeAway(p *Processor, tell bool) error {
 	for {
 		state := a.state.Load()
 		if state == adapterRemoving || state == adapterRemoved {
@@ -73,7 +81,6 @@ func (a *Adapter) SurpriseRemove(p *Processor) error {
 			break
 		}
 	}
-	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
 	a.mu.Lock()
 	// A Stop that waits for the device need not any more.
 	a.gate.Store(gateGone | gateStopped)
@@ -82,20 +89,19 @@ func (a *Adapter) SurpriseRemove(p *Processor) error {
 	// Whoever found the gate open has left StartIo once its locks have been free.
 	old := a.acquireExclusive(p, true)
 	a.releaseExclusive(p, true, old)
-	if a.controls[ControlSurpriseRemoval] {
-		if a.control(p, ControlSurpriseRemoval) != ControlSuccess {
-			a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
-		}
-	} else {
-		a.resetAll(p)
+	close(a.gone)
+	if !tell {
+		a.inTurn(a.resetAll)
+	} else if a.controlInTurn(ControlSurpriseRemoval) != ControlSuccess {
+		a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
 	}
 	err := a.waitIdle()
 	if err != nil && p.verify {
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
 	}
 	a.removeUnits(p)
+	a.shutDown()
 	if err != nil {
-		a.state.Store(adapterRemoved)
 		return err
 	}
 	a.release()
@@ -179,14 +185,17 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 	}
 }
 
-// release gives back what the adapter has: nothing is outstanding, no callback
-// runs any more.
-func (a *Adapter) release() {
+// shutDown ends what runs for the adapter.
+func (a *Adapter) shutDown() {
 	a.state.Store(adapterRemoved)
 	a.enumMu.Lock()   // an enumeration that is under way finds nothing and ends
 	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
 	a.stopServices()
 	a.disconnect()
+}
+
+// release gives back the adapter's memory. Nothing is outstanding.
+func (a *Adapter) release() {
 	for i, srb := range a.resetSRBs {
 		a.freeIfOurs(srb)
 		a.resetSRBs[i] = nil

@@ -19,17 +19,17 @@ type service struct {
 	stopped bool
 }
 
-// newService starts a service. tick, if not nil, is called every period.
-func (s *System) newService(name string, period time.Duration, tick func(p *Processor)) (*service, error) {
+// newService makes a service, which takes work from now on and does it once run
+// runs.
+func (s *System) newService(name string) (*service, error) {
 	p, err := s.NewProcessor(name)
 	if err != nil {
 		return nil, err
 	}
-	v := &service{p: p, wake: make(chan struct{}, 1), done: make(chan struct{})}
-	go v.run(period, tick)
-	return v, nil
+	return &service{p: p, wake: make(chan struct{}, 1), done: make(chan struct{})}, nil
 }
 
+// run does the service's work. tick, if not nil, is called every period.
 func (v *service) run(period time.Duration, tick func(p *Processor)) {
 	defer close(v.done)
 	defer v.p.Close()
@@ -93,24 +93,45 @@ func (v *service) stop() {
 	<-v.done
 }
 
-// startServices starts the adapter's three services. They are apart because a
-// work item may wait for I/O that only a reset brings back, and a reset for a
-// timer.
-func (a *Adapter) startServices() (err error) {
-	name := a.options.Name
-	if a.service, err = a.sys.newService(name+" timer", time.Second, a.tick); err != nil {
-		return err
-	}
-	if a.worker, err = a.sys.newService(name+" worker", 0, nil); err != nil {
-		a.service.stop()
-		return err
-	}
-	if a.recovery, err = a.sys.newService(name+" recovery", 0, nil); err != nil {
-		a.service.stop()
-		a.worker.stop()
-		return err
+// makeServices makes the adapter's three services. They are apart because a work
+// item may wait for I/O that only a reset brings back, and a reset for a timer.
+func (a *Adapter) makeServices() error {
+	for _, x := range []struct {
+		name string
+		v    **service
+	}{{"timer", &a.service}, {"worker", &a.worker}, {"recovery", &a.recovery}} {
+		v, err := a.sys.newService(a.options.Name + " " + x.name)
+		if err != nil {
+			a.discardServices()
+			return err
+		}
+		*x.v = v
 	}
 	return nil
+}
+
+// discardServices gives back services that were not started.
+func (a *Adapter) discardServices() {
+	for _, v := range []*service{a.service, a.worker, a.recovery} {
+		if v != nil {
+			v.discard()
+		}
+	}
+}
+
+// discard ends a service that was not started, and forgets its work.
+func (v *service) discard() {
+	v.mu.Lock()
+	v.stopped, v.queue = true, nil
+	v.mu.Unlock()
+	v.p.Close()
+}
+
+// startServices starts what makeServices made.
+func (a *Adapter) startServices() {
+	go a.service.run(time.Second, a.tick)
+	go a.worker.run(0, nil)
+	go a.recovery.run(0, nil)
 }
 
 func (a *Adapter) stopServices() {

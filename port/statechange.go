@@ -33,7 +33,13 @@ func (a *Adapter) StateChangeDetected(_ *Processor, change StateChange, done fun
 		a.stateChangeDone = done
 	}
 	a.mu.Unlock()
-	return queued || a.worker.post(a.lookAgain)
+	if queued || a.worker.post(a.lookAgain) {
+		return true
+	}
+	a.mu.Lock()
+	a.stateChange, a.stateChangeDone = 0, nil
+	a.mu.Unlock()
+	return false
 }
 
 // lookAgain is StateChangeDetected on the worker.
