@@ -400,6 +400,35 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 	})
 }
 
+// A completion turns the timer of a unit with more outstanding back, not off: what
+// never completes is found one timeout after the last that did.
+func TestTimeout_StuckBesideCompleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
+		s := b.srbs(2, &finished{})
+		b.lu.Submit(b.p, s)
+		b.d.take()
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		b.d.complete(b.p, s[0])
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		if n := b.a.timeouts.Load(); n != 0 {
+			t.Errorf("%d timeouts before the timeout of what is left", n)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := b.a.timeouts.Load(); n != 1 {
+			t.Errorf("%d timeouts of a unit with a stuck request, want 1", n)
+		}
+		b.d.complete(b.p, s[1])
+		for _, reset := range b.d.take() {
+			b.d.complete(b.p, reset)
+		}
+		synctest.Wait()
+	})
+}
+
 // What the verifier sees of completions.
 func TestVerifier_Completions(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
