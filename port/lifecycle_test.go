@@ -436,3 +436,24 @@ func TestLifeCycle_EnumerationAcrossStop(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// A reset of a stopped adapter is refused: it would start what was stopped.
+func TestLifeCycle_NoResetWhileStopped(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	d.resetBus = func(*Processor, uint8) bool { t.Error("ResetBus of a stopped adapter"); return true }
+	b := newBench(t, d, AdapterOptions{})
+	if err := b.a.Stop(b.p); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.a.ResetNow(b.p, b.lu, ResetBus); err == nil {
+		t.Error("ResetNow: no error")
+	}
+	if err := b.a.Restart(b.p); err != nil {
+		t.Fatal(err)
+	}
+	d.resetBus = func(*Processor, uint8) bool { return true }
+	if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+	b.wantNoViolations()
+}
