@@ -119,6 +119,9 @@ func (p *Processor) finishCompleted() {
 		lu.waiting.prepend(&again)
 		lu.rearmLocked()
 		lu.countBusyLocked(up.n) // what was BUSY itself does not count
+		if lu.outstanding == 0 && lu.gate.Load()&gateGivenUp != 0 {
+			lu.openGateLocked(gateGivenUp) // it answered after all
+		}
 		want := min(lu.waiting.n, lu.depth-lu.outstanding)
 		credits := 0
 		if want > 0 {
@@ -171,7 +174,7 @@ func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 	a := lu.a
 	lu.stats.Busy++
 	s.busyTries++
-	if s.recovery || lu.gate.Load()&gateRemoved != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
+	if s.recovery || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
 		return false
 	}
 	s.owner.Store(ownerPort)

@@ -36,7 +36,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			p.trail.add("submit", s.Tag)
 		}
 		switch {
-		case lu.gate.Load()&gateRemoved != 0:
+		case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery:
 			p.finishByPort(s, StatusNoDevice)
 		case isQueueFunction(s.Function):
 			lu.queueFunctionLocked(p, s)

@@ -25,6 +25,10 @@ type extensionBlock struct {
 	inUse  int
 }
 
+// extensionBlockBytes is what the pool takes from the arena at once: so much that
+// little is left over when it is cut.
+const extensionBlockBytes = 64 << 10
+
 // extensionAlign keeps extensions on cache lines of their own.
 const extensionAlign = 64
 
@@ -49,7 +53,10 @@ func (x *extensionPool) alloc(n int) []byte {
 //
 // +checklocks:x.mu
 func (x *extensionPool) growLocked(class int) bool {
-	memory := x.arena.Alloc(max(dma.MinBlockBytes, class))
+	memory := x.arena.Alloc(max(extensionBlockBytes, class))
+	if memory == nil {
+		memory = x.arena.Alloc(class)
+	}
 	if memory == nil {
 		return false
 	}

@@ -374,6 +374,49 @@ func TestReset_Escalates(t *testing.T) {
 	}
 }
 
+// A unit that no reset brought back fails what comes, and works again when the
+// miniport has given back what it held.
+func TestReset_GivenUpComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		var mu sync.Mutex
+		var stuck *SRB
+		d.startIo = func(p *Processor, s *SRB) bool {
+			switch s.Function {
+			case FunctionResetLogicalUnit, FunctionResetDevice:
+				s.Status = StatusError
+				d.a.Complete(p, s)
+			default:
+				mu.Lock()
+				stuck = s
+				mu.Unlock()
+			}
+			return true
+		}
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5})
+		done := &finished{}
+		s := b.srbs(2, done)
+		b.lu.Submit(b.p, s[:1])
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		b.lu.Submit(b.p, s[1:])
+		if l := done.list(); len(l) != 1 || l[0].Status.Code() != StatusNoDevice {
+			t.Fatalf("%d completions, want the second SRB's with NO_DEVICE", len(l))
+		}
+		mu.Lock()
+		b.d.complete(b.p, stuck)
+		stuck = nil
+		mu.Unlock()
+		b.lu.Submit(b.p, s[1:])
+		mu.Lock()
+		defer mu.Unlock()
+		if stuck != s[1] {
+			t.Fatal("the unit takes no SRBs after everything came back")
+		}
+		b.d.complete(b.p, stuck)
+	})
+}
+
 // A completion re-arms the unit's one timer: it expires only if the unit stops
 // completing.
 func TestTimeout_RearmedByCompletions(t *testing.T) {

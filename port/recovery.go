@@ -179,7 +179,7 @@ func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
 // reopen lets a unit work again.
 func (a *Adapter) reopen(p *Processor, lu *LogicalUnit) {
 	lu.mu.Lock()
-	lu.openGateLocked(gateRecovering)
+	lu.openGateLocked(gateRecovering | gateGivenUp)
 	if lu.pendingHead != nil {
 		lu.rearmLocked()
 	}
@@ -190,12 +190,15 @@ func (a *Adapter) reopen(p *Processor, lu *LogicalUnit) {
 // giveUp fails a unit that no reset brought back: what waits and what comes
 // completes with StatusNoDevice. What the miniport holds stays there, since its
 // memory may still be written; the reset road is taken again after another
-// timeout.
+// timeout. The unit works again when a reset helps, or when the miniport has
+// given back everything.
 func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String())
 	old := p.raise(Dispatch)
 	lu.mu.Lock()
-	lu.closeGateLocked(gateRemoved)
+	if lu.outstanding > 0 {
+		lu.closeGateLocked(gateGivenUp)
+	}
 	lu.openGateLocked(gateRecovering)
 	lu.failWaitingLocked(p, StatusNoDevice)
 	lu.rearmLocked()

@@ -19,6 +19,7 @@ const (
 	gateRecovering                    // a reset is under way
 	gateStopped                       // the adapter is being stopped
 	gateRemoved                       // the unit is gone: SRBs complete with NO_DEVICE
+	gateGivenUp                       // no reset helped: the same, until the miniport has given back what it holds
 	gateLinkDown                      // LinkDown; adapters only
 	gateHold                          // the hold time after ResetDetected; adapters only
 	gateGone                          // the adapter is gone: built SRBs complete with NO_DEVICE too; adapters only
@@ -182,7 +183,7 @@ func (s *SRB) passes(gate uint32) bool {
 		gate &^= gateLocked
 	}
 	if s.built {
-		gate &^= gateRemoved // the device will say that there is no such unit
+		gate &^= gateRemoved | gateGivenUp // the device will say that there is no such unit
 	}
 	return gate == 0
 }
