@@ -40,10 +40,10 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			p.finishByPort(s, StatusNoDevice)
 		case isQueueFunction(s.Function):
 			lu.queueFunctionLocked(p, s)
-		case s.recovery:
+		case s.recovery || s.taskManagement() && lu.mayStartLocked(s):
 			lu.linkLocked(p, s)
 			run.push(s)
-		case lu.waiting.head == nil && credits > 0 && lu.mayStartLocked(s):
+		case (lu.waiting.head == nil || lu.bypassesLocked(s)) && credits > 0 && lu.mayStartLocked(s):
 			credits--
 			s.charged = true
 			lu.linkLocked(p, s)
@@ -203,7 +203,10 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		ok := a.builder.BuildIo(p, s)
 		p.leave(e)
 		if !ok {
-			return false // completed, or the miniport will: it is not ours to touch
+			// Completed, or the miniport will: but for this note it is not ours to
+			// touch.
+			s.owner.CompareAndSwap(ownerBuilding, ownerKept)
+			return false
 		}
 	}
 	// Until StartIo the SRB is the port's again, as BuildIo left it.

@@ -39,7 +39,7 @@ func (lu *LogicalUnit) checkOverdue(p *Processor) {
 	lu.mu.Lock()
 	for s := lu.pendingHead; s != nil; s = s.pendNext {
 		at := s.builtAt.Load()
-		if s.owner.Load() == ownerBuilding && at != 0 && now-at > int64(s.timeout())*1e9 && s.builtAt.CompareAndSwap(at, 0) {
+		if s.owner.Load() == ownerKept && at != 0 && now-at > int64(s.timeout())*1e9 && s.builtAt.CompareAndSwap(at, 0) {
 			overdue = append(overdue, s.request())
 		}
 	}

@@ -80,6 +80,9 @@ func (l *spinLock) release(p *Processor) {
 			p.nheld--
 			copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
 			p.held[p.nheld] = nil
+			if p.verify {
+				p.sys.verifier.lockTimes[l.rank].add(l.watch.elapsed(p))
+			}
 			yieldPoint("unlock")
 			l.mu.Unlock()
 			return

@@ -256,10 +256,11 @@ func TestQueue_Freeze(t *testing.T) {
 	b.wantStarted()
 	s[2].Flags |= FlagBypassFrozenQueue
 	b.lu.Submit(b.p, s[2:3])
+	b.wantStarted(s[2]) // past the one that waits
 	release := b.srb(done)
 	release.Function = FunctionReleaseQueue
 	b.lu.Submit(b.p, []*SRB{release})
-	b.wantStarted(s[1], s[2])
+	b.wantStarted(s[1])
 	b.d.complete(b.p, s[1])
 	b.d.complete(b.p, s[2])
 
@@ -268,6 +269,10 @@ func TestQueue_Freeze(t *testing.T) {
 	b.lu.Submit(b.p, []*SRB{lock})
 	b.lu.Submit(b.p, s[3:])
 	b.wantStarted()
+	s[2].Flags = s[2].Flags&^FlagBypassFrozenQueue | FlagBypassLockedQueue
+	b.lu.Submit(b.p, s[2:3])
+	b.wantStarted(s[2])
+	b.d.complete(b.p, s[2])
 	flush := b.srb(done)
 	flush.Function = FunctionFlushQueue
 	b.lu.Submit(b.p, []*SRB{flush})
@@ -374,6 +379,31 @@ func TestReset_Escalates(t *testing.T) {
 	}
 }
 
+// A reset or an abort does not wait for what it is to end: neither depth, nor
+// an untagged SRB, nor a closed gate holds it back.
+func TestQueue_TaskManagementPasses(t *testing.T) {
+	d := &driver{model: FullDuplex, features: func(c *Config) { c.Features = FeatureAbortCommand }}
+	b := newBench(t, d, AdapterOptions{})
+	s := b.srbs(3, &finished{})
+	s[0].Flags &^= FlagQueueActionEnable // alone on its unit
+	b.lu.Submit(b.p, s[:2])
+	b.wantStarted(s[0])
+	b.a.PauseDevice(b.p, 0, 0, 0, 60)
+	s[2].Function, s[2].VictimSRB = FunctionAbortCommand, s[0]
+	b.lu.Submit(b.p, s[2:])
+	b.wantStarted(s[2])
+	b.d.complete(b.p, s[0])
+	b.d.complete(b.p, s[2])
+	s[2].Function, s[2].VictimSRB = FunctionResetLogicalUnit, nil
+	b.lu.Submit(b.p, s[2:])
+	b.wantStarted(s[2])
+	b.d.complete(b.p, s[2])
+	b.a.ResumeDevice(b.p, 0, 0, 0)
+	b.wantStarted(s[1])
+	b.d.complete(b.p, s[1])
+	b.wantNoViolations()
+}
+
 // A unit that no reset brought back fails what comes, and works again when the
 // miniport has given back what it held.
 func TestReset_GivenUpComesBack(t *testing.T) {
@@ -415,6 +445,30 @@ func TestReset_GivenUpComesBack(t *testing.T) {
 		}
 		b.d.complete(b.p, stuck)
 	})
+}
+
+// A reset that fails does not bring back another unit that was given up.
+func TestReset_FailureLeavesGivenUp(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	other := b.a.unitAt(0, 0, 1)
+	b.a.publish(other, nil)
+	other.mu.Lock()
+	other.closeGateLocked(gateGivenUp)
+	other.mu.Unlock()
+	if err := b.a.ResetNow(b.p, b.lu, ResetBus); err == nil { // the driver has no ResetBus
+		t.Fatal("the bus reset succeeded")
+	}
+	if other.gate.Load()&gateGivenUp == 0 {
+		t.Error("a failed reset opened a unit that was given up")
+	}
+	d.resetBus = func(*Processor, uint8) bool { return true }
+	if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
+		t.Fatal(err)
+	}
+	if other.gate.Load()&gateGivenUp != 0 {
+		t.Error("a reset that worked left a unit given up")
+	}
 }
 
 // A completion re-arms the unit's one timer: it expires only if the unit stops

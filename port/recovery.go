@@ -54,7 +54,7 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 		a.giveUp(p, lu)
 		return
 	}
-	a.reopen(p, lu)
+	a.reopen(p, lu, true)
 }
 
 // inScope reports whether a reset of a level on lu's account resets u too.
@@ -98,7 +98,7 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
 	}
 	for _, u := range closed {
-		a.reopen(p, u)
+		a.reopen(p, u, ok && left == 0)
 	}
 	return ok, left
 }
@@ -167,7 +167,7 @@ func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
 		}
 		u.mu.Lock()
 		for s := u.pendingHead; s != nil; s = s.pendNext {
-			if !s.recovery && s.owner.Load() == ownerMiniport {
+			if owner := s.owner.Load(); !s.recovery && !s.taskManagement() && (owner == ownerMiniport || owner == ownerKept) {
 				n++
 			}
 		}
@@ -176,10 +176,14 @@ func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
 	return n
 }
 
-// reopen lets a unit work again.
-func (a *Adapter) reopen(p *Processor, lu *LogicalUnit) {
+// reopen ends a reset for a unit; if it helped, a unit that was given up works
+// again.
+func (a *Adapter) reopen(p *Processor, lu *LogicalUnit, helped bool) {
 	lu.mu.Lock()
-	lu.openGateLocked(gateRecovering | gateGivenUp)
+	lu.openGateLocked(gateRecovering)
+	if helped {
+		lu.openGateLocked(gateGivenUp)
+	}
 	if lu.pendingHead != nil {
 		lu.rearmLocked()
 	}
@@ -221,8 +225,8 @@ func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) erro
 		return fmt.Errorf("%s: a reset is under way already", lu)
 	}
 	posted := a.recovery.post(func(p *Processor) {
-		ok, _ := a.resetScope(p, lu, level)
-		a.reopen(p, lu)
+		ok, left := a.resetScope(p, lu, level)
+		a.reopen(p, lu, ok && left == 0)
 		done <- ok
 	})
 	if !posted {

@@ -187,7 +187,8 @@ type srbPort struct {
 const (
 	ownerClass    uint32 = iota
 	ownerPort            // waiting, parked or completed
-	ownerBuilding        // the miniport's, in BuildIo or after it returned false
+	ownerBuilding        // the miniport's, in BuildIo
+	ownerKept            // the miniport's, after BuildIo returned false
 	ownerMiniport        // the miniport's, from StartIo on
 )
 

@@ -176,6 +176,9 @@ func (s *SRB) passes(gate uint32) bool {
 	if s.recovery {
 		return true
 	}
+	if s.taskManagement() {
+		return gate&(gateStopped|gateGone|gateRemoved) == 0
+	}
 	if s.Flags&FlagBypassFrozenQueue != 0 {
 		gate &^= gateFrozen
 	}
@@ -188,9 +191,29 @@ func (s *SRB) passes(gate uint32) bool {
 	return gate == 0
 }
 
+// taskManagement reports whether s resets or aborts others. It must not wait for
+// what it is to end, so only a missing adapter or unit holds it back.
+func (s *SRB) taskManagement() bool {
+	switch s.Function {
+	case FunctionAbortCommand, FunctionResetBus, FunctionResetDevice, FunctionResetLogicalUnit:
+		return true
+	default:
+		return false
+	}
+}
+
+// bypassesLocked reports whether s passes a gate that holds others back, and so
+// goes before those that wait.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) bypassesLocked(s *SRB) bool {
+	gate := lu.gate.Load() | lu.a.gate.Load()
+	return gate != 0 && s.passes(gate)
+}
+
 // alone reports whether s runs with nothing else outstanding on its unit.
 func (s *SRB) alone() bool {
-	return s.Flags&FlagQueueActionEnable == 0 || s.QueueAction == OrderedTag
+	return (s.Flags&FlagQueueActionEnable == 0 || s.QueueAction == OrderedTag) && !s.taskManagement()
 }
 
 // mayStartLocked reports whether s can go to the miniport now.
@@ -202,6 +225,9 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 	}
 	if gate := lu.gate.Load() | lu.a.gate.Load(); gate != 0 && !s.passes(gate) {
 		return false
+	}
+	if s.taskManagement() {
+		return true
 	}
 	if lu.exclusive || lu.outstanding >= lu.depth {
 		return false
@@ -216,7 +242,7 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) linkLocked(p *Processor, s *SRB) {
-	if p.verify && !s.recovery {
+	if p.verify && !s.recovery && !s.taskManagement() {
 		lu.checkLimitsLocked(p, s)
 	}
 	s.pendNext, s.pendPrev = nil, lu.pendingTail
@@ -278,12 +304,12 @@ func (s *SRB) timeout() uint32 {
 	return s.adapter.options.DefaultTimeoutSecs
 }
 
-// enqueueLocked puts s into the queue: behind everything, or, head of queue,
-// before everything.
+// enqueueLocked puts s into the queue: behind everything, or, head of queue or
+// with a flag that bypasses a closed gate, before everything.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) enqueueLocked(s *SRB) {
-	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 {
+	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 || lu.bypassesLocked(s) {
 		lu.waiting.pushFront(s)
 		return
 	}

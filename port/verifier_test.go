@@ -517,11 +517,17 @@ func TestVerifier_HoldTimes(t *testing.T) {
 		return true
 	}
 	b.submitOne()
-	var got HoldStats
+	var got, lock HoldStats
 	for _, h := range b.sys.Verifier().HoldTimes() {
-		if h.What == "StartIo" {
+		switch h.What {
+		case "StartIo":
 			got = h.HoldStats
+		case "StartIo lock":
+			lock = h.HoldStats
 		}
+	}
+	if lock.Count == 0 || lock.Max < 60*time.Microsecond {
+		t.Errorf("hold time of the StartIo lock %+v, want at least 60 µs once", lock)
 	}
 	want := HoldStats{Count: 1, P50: 60 * time.Microsecond, P99: 60 * time.Microsecond, Max: 60 * time.Microsecond, Over: [3]uint64{1, 1, 0}}
 	if got != want {

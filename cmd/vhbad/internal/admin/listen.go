@@ -53,6 +53,7 @@ func ListenUnix(ctx context.Context, path string, perm fs.FileMode) (net.Listene
 	return &lockedListener{UnixListener: l, lock: lock}, nil
 }
 
+// listenLocked listens while the lock file, which no tool can check, is held.
 func listenLocked(ctx context.Context, path string, perm fs.FileMode) (*net.UnixListener, error) {
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
