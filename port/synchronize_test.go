@@ -2,6 +2,7 @@ package port
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -44,6 +45,7 @@ type shared struct {
 
 func (s *shared) visit(t *testing.T) {
 	s.inside++
+	runtime.Gosched() // let another goroutine in, if the locks do
 	if s.inside != 1 {
 		t.Errorf("%d are inside at once", s.inside)
 	}
@@ -59,9 +61,11 @@ func TestA1_Exclusion(t *testing.T) {
 		const workers, rounds = 4, 300
 		var state Guarded[shared]
 		var handled atomic.Int64
+		var plain shared // of routines and of those who hold the interrupt lock
 		d := &driver{model: s.model, mode: s.mode, messages: s.messages}
 		routine := func(tok SyncToken, n *int) bool {
 			state.Open(tok).visit(t)
+			plain.visit(t)
 			*n++
 			return true
 		}
@@ -102,6 +106,9 @@ func TestA1_Exclusion(t *testing.T) {
 					b.lu.Submit(p, []*SRB{srb})
 					b.w.raise(p, pci.Message((w+i)%s.messages))
 					SynchronizeAccess(b.a, p, routineAll, &perMessage[i%s.messages])
+					h := b.a.AcquireSpinLock(p, InterruptLock, nil)
+					plain.visit(t)
+					b.a.ReleaseSpinLock(p, h)
 				}
 				if n := len(done.list()); n != rounds {
 					t.Errorf("worker %d: %d completions, want %d", w, n, rounds)

@@ -107,6 +107,9 @@ func newRoad(t testing.TB, s shape) *road {
 		for _, v := range w.system.Verifier().Violations() {
 			t.Errorf("violation: %s", v)
 		}
+		if cycle := port.LockCycle(w.system.Verifier().LockOrder()); cycle != nil {
+			t.Errorf("locks were taken in a circle: %v", cycle)
+		}
 		if n := w.iommu.WindowsInUse(); n != 0 {
 			t.Errorf("%d IOMMU windows left", n)
 		}
