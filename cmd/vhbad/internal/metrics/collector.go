@@ -64,7 +64,7 @@ var (
 	unitWaiting     = desc("port_waiting_srbs", "Commands that wait in the unit's queue.", "export")
 	unitStarted     = desc("port_srbs_started_total", "Commands given to the adapter.", "export")
 	unitCompleted   = desc("port_srbs_completed_total", "Commands finished.", "export")
-	unitBusy        = desc("port_busy_total", "Commands that the adapter turned away for now.", "export", "reason")
+	unitBusy        = desc("port_busy_total", "Commands that the adapter turned away, to be sent again.", "export", "reason")
 	unitTimeouts    = desc("port_timeouts_total", "Commands that ran out of time.", "export")
 	resets          = desc("port_resets_total", "Resets that the port driver asked for.", "level")
 	resetsDetected  = desc("port_resets_detected_total", "Resets that the adapter reported by itself.")

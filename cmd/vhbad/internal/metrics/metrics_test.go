@@ -126,7 +126,7 @@ vhbad_requests_total{export="disk0",op="write",result="error"} 0
 vhbad_requests_total{export="disk0",op="write",result="ok"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="error"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="ok"} 0
-# HELP vhbad_port_busy_total Commands that the adapter turned away for now.
+# HELP vhbad_port_busy_total Commands that the adapter turned away, to be sent again.
 # TYPE vhbad_port_busy_total counter
 vhbad_port_busy_total{export="disk0",reason="busy"} 2
 vhbad_port_busy_total{export="disk0",reason="queue_full"} 3
