@@ -215,7 +215,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if d == nil || err != nil {
 		return err
 	}
-	// Who reads these lines may be gone; the disks are served all the same.
+	log.Info("serving", "disks", len(c.Disks), "http", d.HTTPAddress(), "admin", c.Admin)
+	// The log comes first: who waits for these lines finds it complete. Who reads
+	// them may be gone; the disks are served all the same.
 	out := cmd.OutOrStdout()
 	for _, e := range d.Endpoints() {
 		_, _ = fmt.Fprintf(out, "ready %s\n", e.URI)
@@ -223,7 +225,6 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	for _, e := range d.Endpoints() {
 		_, _ = fmt.Fprintf(out, "attach: %s\n", e.AttachHint)
 	}
-	log.Info("serving", "disks", len(c.Disks), "http", d.HTTPAddress(), "admin", c.Admin)
 
 	var broken error
 	select {
