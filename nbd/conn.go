@@ -36,6 +36,7 @@ type Conn struct {
 	export  Export
 	info    Info
 	rules   rules
+	agreed  agreement
 	session Session
 	ctx     context.Context // ends when the connection is dead
 	cancel  context.CancelFunc

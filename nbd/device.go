@@ -11,6 +11,7 @@ const (
 	OpTrim
 	OpWriteZeroes
 	OpCache
+	OpBlockStatus
 	OpCount // number of operations, for tables indexed by Op
 )
 
@@ -24,6 +25,9 @@ type Info struct {
 	// CanFlush, CanFUA, CanTrim, CanWriteZeroes, CanCache say which commands
 	// and flags the device takes.
 	CanFlush, CanFUA, CanTrim, CanWriteZeroes, CanCache bool
+	// CanFastZero says that the device knows when writing zeroes would be slow,
+	// and then refuses a Request with FastZero.
+	CanFastZero bool
 	// CanMultiConn promises that a flush or FUA on one connection covers what
 	// was acknowledged on every other.
 	CanMultiConn bool
@@ -37,6 +41,10 @@ type Info struct {
 // Concurrency: any goroutine.
 type Device interface {
 	Info() Info
+
+	// SizeBytes is the size as of now. It is asked for with every batch of
+	// requests, so it must cost next to nothing.
+	SizeBytes() uint64
 
 	// Open begins the device's side of one connection.
 	Open(c *Conn) (Session, error)
@@ -77,15 +85,26 @@ type Request struct {
 	FUA bool
 	// NoHole forbids OpWriteZeroes to deallocate.
 	NoHole bool
+	// FastZero asks OpWriteZeroes to fail with ENOTSUP at once, having done
+	// nothing, if it would take as long as writing zeros by OpWrite.
+	FastZero bool
+	// Sparse lets OpRead tell of holes by AddHole.
+	Sparse bool
+	// OneExtent asks OpBlockStatus for its first extent only; see AddExtent.
+	OneExtent bool
 
 	// OffsetBytes and LengthBytes are the range. Both are zero for OpFlush.
 	OffsetBytes uint64
 	LengthBytes uint64
 
 	// Data is the payload of OpWrite and the destination of OpRead, of
-	// LengthBytes in the arena of package dma; nil otherwise.
+	// LengthBytes in the arena of package dma. For OpBlockStatus it belongs to
+	// AddExtent. It is nil otherwise.
 	Data []byte
 
 	conn *Conn
+	extents
+	holes     [maxHoles]hole
+	holeCount int
 	transmission
 }

@@ -39,7 +39,13 @@ const (
 	optAbort      = protocol.NEGOTIATION_ID_OPTION_ABORT
 	optList       = protocol.NEGOTIATION_ID_OPTION_LIST
 	optInfo       = protocol.NEGOTIATION_ID_OPTION_INFO
+	optStartTLS   = uint32(5)
 	optGo         = protocol.NEGOTIATION_ID_OPTION_GO
+
+	optStructuredReply = uint32(8)
+	optListMetaContext = uint32(9)
+	optSetMetaContext  = uint32(10)
+	optExtendedHeaders = uint32(11)
 )
 
 // Option reply types. Source: proto.md, "Option reply types".
@@ -48,11 +54,17 @@ const (
 	repServer = protocol.NEGOTIATION_TYPE_REPLY_SERVER
 	repInfo   = protocol.NEGOTIATION_TYPE_REPLY_INFO
 
+	repMetaContext = uint32(4)
+
 	repErrUnsup         = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED
+	repErrPolicy        = uint32(1<<31 | 2)
 	repErrInvalid       = uint32(1<<31 | 3)
+	repErrTLSReqd       = uint32(1<<31 | 5)
 	repErrUnknown       = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
 	repErrShutdown      = uint32(1<<31 | 7)
 	repErrBlockSizeReqd = uint32(1<<31 | 8)
+	repErrTooBig        = uint32(1<<31 | 9)
+	repErrExtHeaderReqd = uint32(1<<31 | 10)
 )
 
 // Information types. Source: proto.md, "NBD_INFO".
@@ -73,7 +85,11 @@ const (
 	transmitTrim         = uint16(1 << 5)
 	transmitWriteZeroes  = uint16(1 << 6)
 	transmitCanMultiConn = protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+	transmitDF           = uint16(1 << 7)
 	transmitCache        = uint16(1 << 10)
+	transmitFastZero     = uint16(1 << 11)
+	// transmitStatusPayload says that BLOCK_STATUS may name contexts in a payload.
+	transmitStatusPayload = uint16(1 << 12)
 )
 
 // Request types. Source: proto.md, "Request types".
@@ -85,10 +101,38 @@ const (
 	cmdTrim        = uint16(4)
 	cmdCache       = uint16(5)
 	cmdWriteZeroes = uint16(6)
+	cmdBlockStatus = uint16(7)
 )
 
 // Command flags. Source: proto.md, "Command flags".
 const (
-	cmdFlagFUA    = uint16(1 << 0)
-	cmdFlagNoHole = uint16(1 << 1)
+	cmdFlagFUA        = uint16(1 << 0)
+	cmdFlagNoHole     = uint16(1 << 1)
+	cmdFlagDF         = uint16(1 << 2)
+	cmdFlagReqOne     = uint16(1 << 3)
+	cmdFlagFastZero   = uint16(1 << 4)
+	cmdFlagPayloadLen = uint16(1 << 5)
+)
+
+// Magics of the other formats. Source: proto.md, "Structured reply chunk
+// message"; the extension branch's "Extended request message" and "Extended
+// reply chunk message".
+const (
+	magicStructuredReply = uint32(0x668e33ef)
+	magicExtendedRequest = uint32(0x21e41c71)
+	magicExtendedReply   = uint32(0x6e8a278c)
+)
+
+// Flags and types of reply chunks. Source: proto.md, "Structured reply flags",
+// "Structured reply types".
+const (
+	chunkFlagDone = uint16(1 << 0)
+
+	chunkNone           = uint16(0)
+	chunkOffsetData     = uint16(1)
+	chunkOffsetHole     = uint16(2)
+	chunkBlockStatus    = uint16(5)
+	chunkBlockStatusExt = uint16(6)
+	chunkError          = uint16(1<<15 | 1)
+	chunkErrorOffset    = uint16(1<<15 | 2)
 )

@@ -65,7 +65,7 @@ func (r CloseReason) String() string {
 
 // String returns the operation as a metric label.
 func (op Op) String() string {
-	return [...]string{"read", "write", "flush", "trim", "write_zeroes", "cache", "unknown"}[min(op, OpCount)]
+	return [...]string{"read", "write", "flush", "trim", "write_zeroes", "cache", "block_status", "unknown"}[min(op, OpCount)]
 }
 
 // Buckets of latency histograms. Their upper bounds in seconds are those of a

@@ -29,6 +29,9 @@ func NewManual(sizeBytes int) *Manual {
 // Info implements nbd.Device.
 func (m *Manual) Info() nbd.Info { return m.Description }
 
+// SizeBytes implements nbd.Device.
+func (m *Manual) SizeBytes() uint64 { return m.Description.SizeBytes }
+
 // Open implements nbd.Device.
 func (m *Manual) Open(*nbd.Conn) (nbd.Session, error) {
 	if m.OpenErr != nil {

@@ -49,6 +49,9 @@ func everything(sizeBytes int) nbd.Info {
 // Info implements nbd.Device.
 func (m *Memory) Info() nbd.Info { return m.Description }
 
+// SizeBytes implements nbd.Device.
+func (m *Memory) SizeBytes() uint64 { return m.Description.SizeBytes }
+
 // Open implements nbd.Device.
 func (m *Memory) Open(c *nbd.Conn) (nbd.Session, error) {
 	if !m.Async {
@@ -90,6 +93,8 @@ func (m *Memory) do(r *nbd.Request) nbd.Errno {
 		clear(m.data[r.OffsetBytes : r.OffsetBytes+r.LengthBytes])
 		m.mu.Unlock()
 	case nbd.OpFlush, nbd.OpCache:
+	case nbd.OpBlockStatus:
+		r.AddExtent(r.LengthBytes, 0)
 	case nbd.OpCount:
 		return nbd.EINVAL
 	}

@@ -66,7 +66,7 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 			return false
 		}
 		c.hold = holdFast
-	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpCount:
+	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpBlockStatus, nbd.OpCount:
 	}
 	switch c.prepare(g) {
 	case ready:
@@ -147,7 +147,7 @@ func (c *command) syncsAfter(g *geometry) bool {
 		return true
 	case nbd.OpWrite:
 		return !g.fua
-	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpCount:
+	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpBlockStatus, nbd.OpCount:
 	}
 	return false
 }
@@ -207,7 +207,7 @@ func (c *command) wholeBlocks(g *geometry) {
 	case nbd.OpCache:
 		blocks = min(blocks, g.maxPrefetch)
 		c.reset(stepBlocks, scsi.PutPreFetch16(cdb, lba, uint32(blocks), false))
-	case nbd.OpFlush, nbd.OpCount:
+	case nbd.OpFlush, nbd.OpBlockStatus, nbd.OpCount:
 		panic("disk: no blocks in this operation")
 	}
 	c.stepBytes = blocks * g.blockBytes

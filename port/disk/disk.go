@@ -156,6 +156,9 @@ func (d *Disk) Info() nbd.Info {
 	}
 }
 
+// SizeBytes implements nbd.Device.
+func (d *Disk) SizeBytes() uint64 { return d.geometry.Load().sizeBytes() }
+
 // Flush makes durable what was acknowledged before.
 //
 // Level: Passive.

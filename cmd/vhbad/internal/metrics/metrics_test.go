@@ -112,6 +112,8 @@ func TestValues(t *testing.T) {
 	const want = `
 # HELP vhbad_requests_total NBD requests answered.
 # TYPE vhbad_requests_total counter
+vhbad_requests_total{export="disk0",op="block_status",result="error"} 0
+vhbad_requests_total{export="disk0",op="block_status",result="ok"} 0
 vhbad_requests_total{export="disk0",op="cache",result="error"} 0
 vhbad_requests_total{export="disk0",op="cache",result="ok"} 0
 vhbad_requests_total{export="disk0",op="flush",result="error"} 0
