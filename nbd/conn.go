@@ -158,6 +158,19 @@ func (r *Request) Complete(errno Errno) (flush bool) {
 	return flush
 }
 
+// Fail is Complete with an error of which it is known where it happened: at
+// offsetBytes of the device. A client that has agreed on structured replies is
+// told so. An offset outside the request's range is not passed on.
+//
+// Concurrency: as for Complete.
+func (r *Request) Fail(errno Errno, offsetBytes uint64) (flush bool) {
+	// Written so that nothing overflows, the offset may be anything.
+	if offsetBytes >= r.OffsetBytes && offsetBytes-r.OffsetBytes < r.LengthBytes {
+		r.failedAt, r.failedAtKnown = offsetBytes, true
+	}
+	return r.Complete(errno)
+}
+
 // Conn returns the connection that the request came by.
 func (r *Request) Conn() *Conn { return r.conn }
 
@@ -182,6 +195,9 @@ type transmission struct {
 	replyAt int
 	errno   Errno
 	state   slotState
+	// failedAt is where on the device errno happened, if that is known.
+	failedAt      uint64
+	failedAtKnown bool
 	// counted is the operation for statistics: Op, or opUnknown.
 	counted Op
 }

@@ -174,6 +174,7 @@ func (c *Conn) parseRequest(r *Request, h *protocol.TransmissionRequestHeader) (
 	r.NoHole = h.CommandFlags&cmdFlagNoHole != 0
 	r.OffsetBytes, r.LengthBytes = h.Offset, uint64(length)
 	r.Data, r.block, r.replyAt = nil, nil, -1
+	r.failedAtKnown = false
 	r.cookie = h.Handle
 	r.receivedNs = c.readNs
 
