@@ -1,8 +1,10 @@
 package port
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,9 @@ type AdapterOptions struct {
 	QueueFullWaitPercent int
 	// ResetTimeout is how long each step of the reset road may take. Default 10 s.
 	ResetTimeout time.Duration
+	// StopTimeout bounds what Stop and Remove wait for the miniport. Default 2
+	// minutes, which is long enough for a unit's timer and the whole reset road.
+	StopTimeout time.Duration
 	// LinkDownTimeout is how long LinkDown holds SRBs back. Default 30 s, at most
 	// 600 s.
 	LinkDownTimeout time.Duration
@@ -56,6 +61,9 @@ func (o *AdapterOptions) setDefaults() {
 	}
 	if o.ResetTimeout == 0 {
 		o.ResetTimeout = 10 * time.Second
+	}
+	if o.StopTimeout <= 0 {
+		o.StopTimeout = 2 * time.Minute
 	}
 	if o.LinkDownTimeout <= 0 {
 		o.LinkDownTimeout = 30 * time.Second
@@ -208,7 +216,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 	a.startServices()
 	if err := a.initialize(p); err != nil {
 		a.disconnect()
-		a.stopServices()
+		a.stopServices(true)
 		a.freeUncached()
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
@@ -402,38 +410,54 @@ func (a *Adapter) unit(path, target, lun uint8) *LogicalUnit {
 	return nil
 }
 
-// Stop waits until nothing is outstanding and stops the adapter
+// Stop is StopContext with no other bound than AdapterOptions.StopTimeout.
+func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Background(), p) }
+
+// StopContext waits until nothing is outstanding and stops the adapter
 // (ScsiStopAdapter). SRBs submitted meanwhile wait for Restart.
 //
 // If the miniport caches data, each unit gets FunctionFlush first.
 //
+// If something is outstanding still when ctx ends or AdapterOptions.StopTimeout
+// is over, the adapter is taken away for good, as one that has failed: what
+// waits completes with StatusNoDevice, each bus is reset so that the miniport
+// hands back what it holds, and the error tells of the SRBs that were stuck. It is
+// ErrOutstanding if some still are: their memory stays mapped.
+//
 // Level: Passive.
-func (a *Adapter) Stop(p *Processor) error { return a.stop(p, FunctionFlush) }
+func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
+	return a.stop(ctx, p, FunctionFlush)
+}
 
-// stop is Stop with what is sent last to each unit of a miniport that caches
-// data.
-func (a *Adapter) stop(p *Processor, last ...Function) error {
+// stop is StopContext with what is sent last to each unit of a miniport that
+// caches data.
+func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) error {
+	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
+	defer cancel()
 	p.check(a, routineStop)
 	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
 	a.mu.Lock()
 	a.gate.Store(a.gate.Load() | gateStopped)
-	idle := make(chan struct{})
-	if a.outstanding.Load() == 0 {
-		close(idle)
-	} else {
-		a.idle = idle
-	}
 	a.mu.Unlock()
-	<-idle
+	idle := a.whenIdle()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		select {
+		case <-idle: // just in time
+		default:
+			return a.stopTooLate(ctx, p)
+		}
+	}
 	if a.state.Load() != adapterStopped {
 		return fmt.Errorf("%s: stop: %w: it was removed meanwhile", a.options.Name, ErrAdapterStopped)
 	}
 	if a.config.CachesData {
 		for _, lu := range a.units.Load().list {
 			for _, f := range last {
-				a.sendControl(p, lu, f)
+				a.sendControl(ctx, p, lu, f)
 			}
 		}
 	}
@@ -448,6 +472,37 @@ func (a *Adapter) stop(p *Processor, last ...Function) error {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
 	return nil
+}
+
+// stopTooLate ends a stop whose time is up: it takes the adapter away.
+func (a *Adapter) stopTooLate(ctx context.Context, p *Processor) error {
+	stuck := a.Outstanding()
+	a.sys.log.Error("the adapter did not become idle, taking it away", "adapter", a.options.Name, "stuck", stuck)
+	err := fmt.Errorf("%s: stop: %w: stuck: %s", a.options.Name, ctx.Err(), strings.Join(stuck, "; "))
+	if taken := a.takeAway(p, false, takeAwayTime); taken != nil {
+		return fmt.Errorf("%w: %w", err, taken)
+	}
+	return err
+}
+
+// Outstanding tells of each unit that the miniport holds SRBs of how many, and
+// what the oldest is.
+//
+// Level: any.
+func (a *Adapter) Outstanding() []string {
+	var out []string
+	for _, lu := range a.units.Load().list {
+		lu.mu.Lock()
+		n, oldest := lu.outstanding, ""
+		if lu.pendingHead != nil {
+			oldest = lu.pendingHead.request()
+		}
+		lu.mu.Unlock()
+		if n > 0 {
+			out = append(out, fmt.Sprintf("%s: %d outstanding, the oldest is %s", lu, n, oldest))
+		}
+	}
+	return out
 }
 
 // Restart starts a stopped adapter again (ScsiRestartAdapter) and lets waiting

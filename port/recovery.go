@@ -1,6 +1,7 @@
 package port
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -107,18 +108,19 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 func (a *Adapter) reset(p *Processor, lu *LogicalUnit, level ResetLevel) bool {
 	switch level {
 	case ResetUnit:
-		return a.sendReset(p, lu, a.resetSRBs[0], FunctionResetLogicalUnit)
+		return a.sendReset(context.Background(), p, lu, a.resetSRBs[0], FunctionResetLogicalUnit)
 	case ResetTarget:
-		return a.sendReset(p, lu, a.resetSRBs[1], FunctionResetDevice)
+		return a.sendReset(context.Background(), p, lu, a.resetSRBs[1], FunctionResetDevice)
 	case ResetBus, ResetLevels:
 	}
 	return a.callResetBus(p, lu.path)
 }
 
-// sendReset sends a reset SRB and waits for it, ResetTimeout at most. An SRB
+// sendReset sends a reset SRB and waits for it, ResetTimeout at most and not after
+// ctx. An SRB
 // that did not come back stays the miniport's; until it does, its level counts
 // as failed.
-func (a *Adapter) sendReset(p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
+func (a *Adapter) sendReset(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
 	if srb.owner.Load() != ownerClass {
 		return false
 	}
@@ -135,6 +137,8 @@ func (a *Adapter) sendReset(p *Processor, lu *LogicalUnit, srb *SRB, f Function)
 	case status := <-done:
 		return status.Code() == StatusSuccess
 	case <-timer.C:
+		return false
+	case <-ctx.Done():
 		return false
 	case <-a.gone:
 		return false

@@ -1,6 +1,7 @@
 package port
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -28,29 +29,43 @@ func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
 	return nil
 }
 
-// Remove takes the adapter away. One that runs is stopped first, and if its
+// takeAwayTime is how long the end of a stop that came too late may wait for what
+// ResetBus left: completions that are on their way on other processors.
+const takeAwayTime = time.Second
+
+// Remove is RemoveContext with no other bound than AdapterOptions.StopTimeout;
+// what goes wrong is logged.
+func (a *Adapter) Remove(p *Processor) {
+	if err := a.RemoveContext(context.Background(), p); err != nil {
+		a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
+	}
+}
+
+// RemoveContext takes the adapter away. One that runs is stopped first, and if its
 // miniport caches data, each unit gets FunctionShutdown as its last SRB. SRBs
 // that wait complete with StatusNoDevice. A failed adapter is not stopped but
-// reset, bus by bus, so that its miniport hands back what it holds.
+// reset, bus by bus, so that its miniport hands back what it holds; so is one that
+// is still not idle when ctx ends, see StopContext.
 //
-// Level: Passive, once.
-func (a *Adapter) Remove(p *Processor) {
+// Level: Passive, once. Errors: those of StopContext and SurpriseRemove. The
+// adapter is gone in any case.
+func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
+	var err error
 	switch a.state.Load() {
 	case adapterRemoved:
-		return
+		return nil
 	case adapterFailed:
-		if err := a.takeAway(p, false); err != nil {
-			a.sys.log.Error("remove failed adapter", "adapter", a.options.Name, "error", err)
-		}
-		return
+		return a.takeAway(p, false, a.options.ResetTimeout)
 	case adapterRunning:
-		if err := a.stop(p, FunctionFlush, FunctionShutdown); err != nil {
-			a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
+		err = a.stop(ctx, p, FunctionFlush, FunctionShutdown)
+		if a.isGone() {
+			return err
 		}
 	}
 	a.removeUnits(p)
-	a.shutDown()
+	a.shutDown(true)
 	a.release()
+	return err
 }
 
 // SurpriseRemove takes away an adapter whose hardware is gone already: SRBs that
@@ -66,12 +81,13 @@ func (a *Adapter) Remove(p *Processor) {
 // Level: Passive, once, no SRB of the caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
 	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
-	return a.takeAway(p, a.controls[ControlSurpriseRemoval])
+	return a.takeAway(p, a.controls[ControlSurpriseRemoval], a.options.ResetTimeout)
 }
 
 // takeAway removes an adapter with SRBs outstanding. tell: the hardware is gone,
-// and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise.
-func (a *Adapter) takeAway(p *Processor, tell bool) error {
+// and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise. What
+// the miniport has not handed back by then has patience more.
+func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) error {
 	for {
 		state := a.state.Load()
 		if state == adapterRemoving || state == adapterRemoved {
@@ -95,12 +111,12 @@ func (a *Adapter) takeAway(p *Processor, tell bool) error {
 	} else if a.controlInTurn(ControlSurpriseRemoval) != ControlSuccess {
 		a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
 	}
-	err := a.waitIdle()
+	err := a.waitIdle(patience)
 	if err != nil && p.verify {
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
 	}
 	a.removeUnits(p)
-	a.shutDown()
+	a.shutDown(err == nil)
 	if err != nil {
 		return err
 	}
@@ -125,26 +141,31 @@ func (a *Adapter) callResetBus(p *Processor, path uint8) bool {
 	return ok
 }
 
-// waitIdle waits until nothing is outstanding, ResetTimeout at most.
-func (a *Adapter) waitIdle() error {
+// whenIdle returns a channel that is closed as soon as nothing is outstanding.
+func (a *Adapter) whenIdle() <-chan struct{} {
 	a.mu.Lock()
-	idle := a.idle
-	if idle == nil {
-		idle = make(chan struct{})
-		if a.outstanding.Load() == 0 {
-			close(idle)
-		} else {
-			a.idle = idle
-		}
+	defer a.mu.Unlock()
+	if a.idle != nil {
+		return a.idle
 	}
-	a.mu.Unlock()
-	timer := time.NewTimer(a.options.ResetTimeout)
+	idle := make(chan struct{})
+	if a.outstanding.Load() == 0 {
+		close(idle)
+	} else {
+		a.idle = idle
+	}
+	return idle
+}
+
+// waitIdle waits until nothing is outstanding, but not for longer than limit.
+func (a *Adapter) waitIdle(limit time.Duration) error {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-idle:
+	case <-a.whenIdle():
 		return nil
 	case <-timer.C:
-		return fmt.Errorf("%s: %w: %d after %s", a.options.Name, ErrOutstanding, a.outstanding.Load(), a.options.ResetTimeout)
+		return fmt.Errorf("%s: %w: %d after %s", a.options.Name, ErrOutstanding, a.outstanding.Load(), limit)
 	}
 }
 
@@ -185,12 +206,16 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 	}
 }
 
-// shutDown ends what runs for the adapter.
-func (a *Adapter) shutDown() {
+// shutDown ends what runs for the adapter. idle: the miniport holds nothing. If it
+// does, an enumeration or a work item may wait for just that: they end when it
+// comes back, and nobody waits for them.
+func (a *Adapter) shutDown(idle bool) {
 	a.state.Store(adapterRemoved)
-	a.enumMu.Lock()   // an enumeration that is under way finds nothing and ends
-	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
-	a.stopServices()
+	if idle {
+		a.enumMu.Lock()   // an enumeration that is under way finds nothing and ends
+		a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
+	}
+	a.stopServices(idle)
 	a.disconnect()
 }
 
@@ -226,9 +251,10 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 }
 
 // sendControl sends FunctionFlush or FunctionShutdown to a unit and waits for
-// it, ResetTimeout at most. A failure is logged: nothing better can be done.
-func (a *Adapter) sendControl(p *Processor, lu *LogicalUnit, f Function) {
-	if !a.sendReset(p, lu, a.controlSRB, f) {
+// it, ResetTimeout at most and not after ctx. A failure is logged: nothing better
+// can be done.
+func (a *Adapter) sendControl(ctx context.Context, p *Processor, lu *LogicalUnit, f Function) {
+	if !a.sendReset(ctx, p, lu, a.controlSRB, f) {
 		a.sys.log.Error("the adapter's cache may not be flushed", "unit", lu.String(), "function", f.String())
 	}
 }

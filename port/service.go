@@ -84,12 +84,17 @@ func (v *service) signal() {
 	}
 }
 
-// stop lets the service finish its queue and waits for it.
-func (v *service) stop() {
+// end lets the service finish its queue; done is closed when it has.
+func (v *service) end() {
 	v.mu.Lock()
 	v.stopped = true
 	v.mu.Unlock()
 	v.signal()
+}
+
+// stop is end, and waits for it.
+func (v *service) stop() {
+	v.end()
 	<-v.done
 }
 
@@ -134,8 +139,14 @@ func (a *Adapter) startServices() {
 	go a.recovery.run(0, nil)
 }
 
-func (a *Adapter) stopServices() {
-	a.worker.stop()
+// stopServices ends the services. Work items may wait for SRBs: unless all have
+// come back, the worker is not waited for.
+func (a *Adapter) stopServices(idle bool) {
+	if idle {
+		a.worker.stop()
+	} else {
+		a.worker.end()
+	}
 	a.recovery.stop()
 	a.service.stop()
 }

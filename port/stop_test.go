@@ -1,0 +1,119 @@
+package port
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A stop waits for a miniport that keeps an SRB until its time is up, and not
+// longer. Then the adapter is taken away: a bus reset, after which a good
+// miniport has handed back everything.
+func TestStopContext_TakesAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		d.resetBus = func(p *Processor, _ uint8) bool {
+			for _, srb := range d.take() {
+				srb.Status = StatusBusReset
+				d.a.Complete(p, srb)
+			}
+			return true
+		}
+		b := newBench(t, d, AdapterOptions{})
+		done := &finished{}
+		held, late := b.srb(done), b.srb(done)
+		b.lu.Submit(b.p, []*SRB{held})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		stopped := make(chan error)
+		p := b.processor("stop")
+		start := time.Now()
+		go func() { stopped <- b.a.StopContext(ctx, p) }()
+		synctest.Wait()
+		b.lu.Submit(b.p, []*SRB{late}) // waits for a restart that will not be
+		err := <-stopped
+		if d := time.Since(start); d != 5*time.Second {
+			t.Errorf("it took %s, want what ctx allows", d)
+		}
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrOutstanding) || !strings.Contains(err.Error(), held.request()) {
+			t.Errorf("StopContext: %v; want context.DeadlineExceeded, nothing outstanding, and %s", err, held.request())
+		}
+		if n := len(done.list()); n != 2 || held.Status != StatusBusReset || late.Status != StatusNoDevice {
+			t.Errorf("%d completions: %s, %s", n, held, late)
+		}
+		if err := b.a.Restart(b.p); err == nil {
+			t.Error("Restart of an adapter that was taken away: no error")
+		}
+		b.a.FreeSRB(held)
+		b.a.FreeSRB(late)
+		if n := b.sys.iommu.WindowsInUse(); n != 0 {
+			t.Errorf("%d IOMMU windows left", n)
+		}
+		b.wantNoViolations()
+	})
+}
+
+// What not even a bus reset brings back keeps its memory, and neither Stop nor
+// Remove waits for it, nor for who waits for it inside the port.
+func TestStop_Stuck(t *testing.T) {
+	for name, stop := range map[string]func(a *Adapter, p *Processor) error{
+		"stop":   (*Adapter).Stop,
+		"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const limit = 30 * time.Second
+				d := &driver{model: FullDuplex}
+				resets := 0
+				d.resetBus = func(*Processor, uint8) bool { resets++; return false }
+				b := newBench(t, d, AdapterOptions{StopTimeout: limit})
+				b.a.BusChangeDetected(b.p)
+				synctest.Wait() // the enumeration waits for REPORT LUNS
+				start := time.Now()
+				err := stop(b.a, b.p)
+				if d := time.Since(start); d != limit+takeAwayTime {
+					t.Errorf("it took %s, want %s", d, limit+takeAwayTime)
+				}
+				held := d.take()
+				if len(held) != 1 || resets != 1 {
+					t.Fatalf("%d SRBs held, %d bus resets; want 1, 1", len(held), resets)
+				}
+				if !errors.Is(err, ErrOutstanding) || !strings.Contains(err.Error(), held[0].request()) {
+					t.Errorf("%s: %v; want ErrOutstanding and %s", name, err, held[0].request())
+				}
+				if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+					t.Errorf("RemoveContext again: %v", err)
+				}
+				if n := b.sys.Verifier().Count(CheckStopOutstanding); n != 1 {
+					t.Errorf("%d violations of V14, want 1", n)
+				}
+				d.complete(b.p, held[0]) // better late than never: the worker ends
+				synctest.Wait()
+				b.a.release()
+			})
+		})
+	}
+}
+
+// A unit that does not answer FLUSH does not hold up a stop beyond its time.
+func TestStopContext_Flush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
+		b := newBench(t, d, AdapterOptions{})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := b.a.StopContext(ctx, b.p); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d != 2*time.Second {
+			t.Errorf("it took %s, want 2s", d)
+		}
+		if n := b.sys.Verifier().Count(CheckStopOutstanding); n != 1 {
+			t.Errorf("%d violations of V14, want 1", n)
+		}
+	})
+}
