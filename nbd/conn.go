@@ -28,7 +28,8 @@ type Conn struct {
 	server  *Server
 	arena   *dma.Arena
 	limits  *Limits
-	nc      net.Conn
+	nc      net.Conn // the socket as accepted: for deadlines and for closing
+	wire    net.Conn // what the client is talked to by: nc, or TLS over it
 	stream  stream
 	id      uint64
 	remote  string
@@ -266,8 +267,10 @@ func (c *Conn) transmit() {
 	switch reason {
 	case CloseDisconnect:
 		c.finish()
+		c.farewell()
 	case CloseShutdown:
 		c.finish()
+		c.farewell()
 		c.linger()
 	default:
 	}

@@ -8,10 +8,25 @@ import (
 	"unicode/utf8"
 )
 
-// An Export is a device under its canonical name.
+// An Export is a device under its canonical name, and who may use it.
 type Export struct {
 	Name   string
 	Device Device
+
+	// Hidden keeps the export out of what NBD_OPT_LIST shows; who knows its name
+	// can use it.
+	Hidden bool
+	// TLSOnly keeps the export for clients that use TLS: others are told to, and
+	// do not see it listed.
+	TLSOnly bool
+	// AllowedNames, if there are any, keep the export for clients with one of
+	// these names in a verified certificate: as its common name or as a subject
+	// alternative name of type DNS, email or URI. It implies TLSOnly. To others
+	// the export is not listed, and they are refused.
+	AllowedNames []string
+	// MaxConnections is how many connections may use the export at once; zero
+	// means that only Limits.MaxConnections counts.
+	MaxConnections int
 }
 
 // Exports is what a Server offers.

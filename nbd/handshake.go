@@ -22,6 +22,9 @@ import (
 type negotiation struct {
 	c *Conn
 
+	// agreed is what STARTTLS forgets.
+	agreed agreement
+
 	noZeroes bool
 	options  int
 	// sized is the export whose block sizes the client has asked for: it may
@@ -110,11 +113,11 @@ func (n *negotiation) greet() error {
 	binary.BigEndian.PutUint64(hello[0:], protocol.NEGOTIATION_MAGIC_OLDSTYLE)
 	binary.BigEndian.PutUint64(hello[8:], protocol.NEGOTIATION_MAGIC_OPTION)
 	binary.BigEndian.PutUint16(hello[16:], flagFixedNewstyle|flagNoZeroes)
-	if _, err := n.c.nc.Write(hello[:]); err != nil {
+	if _, err := n.c.wire.Write(hello[:]); err != nil {
 		return negotiationError(NegotiationProbe) // gone before it said a word
 	}
 	var b [clientFlagsBytes]byte
-	if k, err := io.ReadFull(n.c.nc, b[:]); err != nil {
+	if k, err := io.ReadFull(n.c.wire, b[:]); err != nil {
 		if k == 0 && !isTimeout(err) {
 			return negotiationError(NegotiationProbe)
 		}
@@ -132,7 +135,7 @@ func (n *negotiation) greet() error {
 func (n *negotiation) option() (verdict, error) {
 	c := n.c
 	var b [optionHeaderBytes]byte
-	if k, err := io.ReadFull(c.nc, b[:]); err != nil {
+	if k, err := io.ReadFull(c.wire, b[:]); err != nil {
 		if k == 0 && errors.Is(err, io.EOF) {
 			return hangUp, nil // between options a client may leave
 		}
@@ -154,7 +157,7 @@ func (n *negotiation) option() (verdict, error) {
 		return 0, negotiationError(NegotiationOptionTooLong)
 	}
 	data := make([]byte, h.Length)
-	if _, err := io.ReadFull(c.nc, data); err != nil {
+	if _, err := io.ReadFull(c.wire, data); err != nil {
 		return 0, err
 	}
 	if c.draining() {
@@ -193,7 +196,7 @@ func (n *negotiation) reply(id, typ uint32, parts ...[]byte) error {
 	for _, p := range parts {
 		b = append(b, p...)
 	}
-	_, err := n.c.nc.Write(b)
+	_, err := n.c.wire.Write(b)
 	return err
 }
 

@@ -8,11 +8,15 @@ import (
 )
 
 // Limits bound what clients can take from the server. A zero field means its
-// default.
+// default, which is no limit where it says so.
 type Limits struct {
 	// MaxConnections counts all connections, also those that still negotiate.
 	// More are closed at once. Default 1024.
 	MaxConnections int
+	// MaxConnectionsPerPeer counts the connections from one IP address, from one
+	// user on unix sockets (SO_PEERCRED), or from one context id on vsock; more
+	// are closed at once. Default: no limit.
+	MaxConnectionsPerPeer int
 	// MaxRequests is how many requests of one connection are in flight at most,
 	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
 	MaxRequests int
@@ -30,6 +34,9 @@ type Limits struct {
 	// nothing of a request that it began, before its connection is closed.
 	// Default 60 s.
 	ReplyTimeout time.Duration
+	// IdleTimeout is how long a connection may be without requests, none in
+	// flight, before it is closed. Default: for ever.
+	IdleTimeout time.Duration
 	// MaxOptions and MaxOptionBytes bound the handshake. Defaults 64, 64 KiB.
 	MaxOptions     int
 	MaxOptionBytes int

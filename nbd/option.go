@@ -29,8 +29,8 @@ func (n *negotiation) exportName(data []byte) (verdict, error) {
 	}
 	b := make([]byte, size)
 	binary.BigEndian.PutUint64(b[0:], n.c.info.SizeBytes)
-	binary.BigEndian.PutUint16(b[8:], n.c.info.flags())
-	if _, err := n.c.nc.Write(b); err != nil {
+	binary.BigEndian.PutUint16(b[8:], n.c.info.flags(n.c.agreed))
+	if _, err := n.c.wire.Write(b); err != nil {
 		return 0, err
 	}
 	return transmit, nil
@@ -136,7 +136,7 @@ func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 	var b [infoExportBytes]byte
 	binary.BigEndian.PutUint16(b[0:], infoExport)
 	binary.BigEndian.PutUint64(b[2:], info.SizeBytes)
-	binary.BigEndian.PutUint16(b[10:], info.flags())
+	binary.BigEndian.PutUint16(b[10:], info.flags(n.agreed))
 	if err := n.reply(id, repInfo, b[:]); err != nil {
 		return 0, err
 	}
@@ -187,7 +187,7 @@ func (n *negotiation) replyBlockSize(id uint32, info Info) error {
 // was; any other ends it.
 func (n *negotiation) open(e Export) error {
 	c := n.c
-	st, err := newStream(c.nc)
+	st, err := newStream(c.wire)
 	if err != nil {
 		return err
 	}
@@ -199,6 +199,7 @@ func (n *negotiation) open(e Export) error {
 	}
 	c.stream = st
 	c.export = e
+	c.agreed = n.agreed
 	c.info = e.Device.Info().normalize(c.limits.MaxPayloadBytes)
 	c.rules = newRules(&c.info, c.info.MaxPayloadBytes)
 	c.granted = mem

@@ -104,8 +104,9 @@ func (r *rules) check(h *protocol.TransmissionRequestHeader) (Op, Errno) {
 	return rule.op, OK
 }
 
-// flags returns the transmission flags that advertise info.
-func (info *Info) flags() uint16 {
+// flags returns the transmission flags that advertise info to a client with
+// which agreed is settled.
+func (info *Info) flags(agreed agreement) uint16 {
 	f := transmitHasFlags
 	for _, b := range []struct {
 		set  bool
@@ -118,7 +119,10 @@ func (info *Info) flags() uint16 {
 		{info.CanTrim, transmitTrim},
 		{info.CanWriteZeroes, transmitWriteZeroes},
 		{info.CanMultiConn, transmitCanMultiConn},
+		{agreed.structured, transmitDF},
 		{info.CanCache, transmitCache},
+		{info.CanWriteZeroes && info.CanFastZero, transmitFastZero},
+		{agreed.extended, transmitStatusPayload},
 	} {
 		if b.set {
 			f |= b.flag

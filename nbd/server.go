@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +31,14 @@ type Server struct {
 	Arena *dma.Arena
 	// Limits bound what clients can take.
 	Limits Limits
+	// TLSMode says whether clients may or must use TLS. The zero value is TLSOff.
+	TLSMode TLSMode
+	// TLSConfig is asked for the configuration of each TLS handshake, so that
+	// certificates can be replaced while the server runs. Versions before TLS 1.2
+	// are refused whatever it says. To have clients show certificates set
+	// ClientAuth and ClientCAs. It is needed unless TLSMode is TLSOff, and must be
+	// safe for concurrent use; nil refuses the client.
+	TLSConfig func() *tls.Config
 	// Log is told of connections; nil discards.
 	Log *slog.Logger
 
@@ -86,6 +95,10 @@ func (s *Server) setup() error {
 			s.setupErr = errors.New("nbd: server without Exports")
 		case s.Arena == nil:
 			s.setupErr = errors.New("nbd: server without Arena")
+		case s.TLSMode > TLSRequired:
+			s.setupErr = fmt.Errorf("nbd: TLSMode is %d: want TLSOff, TLSOptional or TLSRequired", s.TLSMode)
+		case s.TLSMode != TLSOff && s.TLSConfig == nil:
+			s.setupErr = fmt.Errorf("nbd: TLSMode is %v, but there is no TLSConfig", s.TLSMode)
 		default:
 			s.limits, s.setupErr = s.Limits.withDefaults(s.Arena)
 		}
@@ -177,6 +190,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 		arena:  s.Arena,
 		limits: &s.limits,
 		nc:     nc,
+		wire:   nc,
 		id:     s.nextID,
 		since:  time.Now(),
 	}
