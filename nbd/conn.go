@@ -64,6 +64,8 @@ type Conn struct {
 	receivedBytes atomic.Uint64
 	sentBytes     atomic.Uint64
 	ops           [OpCount + 1]opCounters
+	// statusFull is set when a BLOCK_STATUS had more extents than room for them.
+	statusFull atomic.Bool
 
 	mu   sync.Mutex
 	cond sync.Cond // L is &mu; the reader waits here
@@ -143,6 +145,9 @@ func (c *Conn) Flush() {
 // Concurrency: any goroutine; takes a lock for a few instructions.
 func (r *Request) Complete(errno Errno) (flush bool) {
 	c := r.conn
+	if r.Op == OpBlockStatus && errno == OK && r.count == 0 {
+		panic("nbd: block status completed without an extent")
+	}
 	c.mu.Lock()
 	if r.state != slotSubmitted {
 		c.mu.Unlock()
@@ -188,14 +193,16 @@ const (
 // transmission is the connection's part of a Request.
 type transmission struct {
 	cookie     uint64
-	receivedNs int64 // when its header was read, since epoch
+	wireOffset uint64 // the offset as it was sent
+	receivedNs int64  // when its header was read, since epoch
 	// block holds Data; nil if there is none.
 	block *block
-	// replyAt is where in block the reply header goes, right before Data; -1 if
-	// there is no room for it there.
-	replyAt int
-	errno   Errno
-	state   slotState
+	// dataAt is where in block Data begins, if it is for the reply: right behind
+	// room for what goes before it, or at 0.
+	dataAt int
+	errno  Errno
+	cause  cause // of errno
+	state  slotState
 	// failedAt is where on the device errno happened, if that is known.
 	failedAt      uint64
 	failedAtKnown bool
@@ -261,8 +268,17 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // lingerTime is how long a drained connection waits for the client to close.
 const lingerTime = 250 * time.Millisecond
 
+// begin fits the connection to what was agreed on.
+func (c *Conn) begin() {
+	c.rules.agree(&c.agreed)
+	c.format = c.agreed.format()
+	c.sender.format = c.format
+	c.statusExtents = minStatusExtents
+}
+
 // transmit serves the connection from the end of its negotiation to its end.
 func (c *Conn) transmit() {
+	c.begin()
 	reason := c.receive()
 	switch reason {
 	case CloseDisconnect:

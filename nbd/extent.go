@@ -1,6 +1,9 @@
 package nbd
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // An ExtentState is what OpBlockStatus says of a run of bytes: the flags of the
 // meta context base:allocation.
@@ -49,7 +52,11 @@ func (r *Request) AddExtent(lengthBytes uint64, state ExtentState) (more bool) {
 		entry = extentExtBytes
 	}
 	if x.count == 0 || x.last != state {
-		if x.count > 0 && r.OneExtent || (x.count+1)*entry > len(r.Data) {
+		if x.count > 0 && r.OneExtent {
+			return false
+		}
+		if (x.count+1)*entry > len(r.Data) {
+			r.conn.statusFull.Store(true)
 			return false
 		}
 		x.count++
@@ -75,7 +82,7 @@ type hole struct{ at, length int }
 
 // AddHole says that lengthBytes of an OpRead with Sparse, at atBytes of its
 // range, read as zeros: the client is told so, and Data need not hold them.
-// Holes come in ascending order and do not overlap. It returns false if there is
+// Holes come in ascending order and do not overlap; anything else panics. It returns false if there is
 // no room for another: then Data must hold zeros there.
 //
 // Concurrency: the owner of the request; no lock needed.
@@ -84,7 +91,15 @@ func (r *Request) AddHole(atBytes, lengthBytes int) bool {
 		return false
 	}
 	n := r.holeCount
-	if n > 0 && r.holes[n-1].at+r.holes[n-1].length == atBytes {
+	from := 0
+	if n > 0 {
+		from = r.holes[n-1].at + r.holes[n-1].length
+	}
+	if atBytes < from || lengthBytes <= 0 || lengthBytes > len(r.Data)-atBytes {
+		panic(fmt.Sprintf("nbd: hole of %d bytes at %d of a read of %d, after one that ends at %d",
+			lengthBytes, atBytes, len(r.Data), from))
+	}
+	if n > 0 && from == atBytes {
 		r.holes[n-1].length += lengthBytes
 		return true
 	}

@@ -3,8 +3,6 @@ package nbd
 import (
 	"errors"
 	"io"
-
-	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
 
 const (
@@ -24,6 +22,8 @@ const (
 //
 // Concurrency: everything here belongs to the reader goroutine.
 type receiver struct {
+	format format // immutable; the sender has the same
+
 	rx *block
 	// rx.mem[start:end] is received and not parsed.
 	start, end int
@@ -36,6 +36,8 @@ type receiver struct {
 	// txAt is where the next reply is carved from tx.
 	txAt    int
 	txBytes int // the size wanted for the next reply block
+	// statusExtents is how many extents the next BLOCK_STATUS has room for.
+	statusExtents int
 
 	// free holds request slots; slotsMade of them exist.
 	free      []*Request
@@ -83,6 +85,7 @@ const (
 // receive reads and submits requests until there is a reason to stop.
 func (c *Conn) receive() CloseReason {
 	for {
+		c.rules.sizeBytes = c.export.Device.SizeBytes()
 		s := c.parse()
 		c.submit()
 		switch s {
@@ -143,15 +146,15 @@ func (c *Conn) parse() step {
 		if c.batchLen == maxBatch || c.batchBytes >= maxBatchBytes {
 			return stepFull
 		}
-		if have < requestBytes {
-			c.needBytes = requestBytes
+		if n := c.format.requestBytes(); have < n {
+			c.needBytes = n
 			return stepInput
 		}
-		h := decodeRequest(c.rx.mem[c.start:c.end])
-		if h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST {
+		h, ok := c.format.decodeRequest(c.rx.mem[c.start:c.end])
+		if !ok {
 			return stepMagic
 		}
-		if h.Type == cmdDisc {
+		if h.typ == cmdDisc {
 			return stepDisc // offset and length are not looked at
 		}
 		r := c.slot()
@@ -166,41 +169,67 @@ func (c *Conn) parse() step {
 
 // parseRequest fills slot r from header h at c.start. If it cannot go on it
 // consumes nothing, returns the slot and says why.
-func (c *Conn) parseRequest(r *Request, h *protocol.TransmissionRequestHeader) (s step, ok bool) {
-	op, errno := c.rules.check(h)
-	length := int(h.Length)
+func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
+	consumed := c.format.requestBytes()
+	r.cookie, r.wireOffset = h.cookie, h.offset
+	payload := c.rules.payload(h)
+	known := true // the meta context
+	if payload == statusPayloadBytes && c.rules.statusFilter(h) {
+		if c.end-c.start < consumed+statusPayloadBytes {
+			c.putBack(r)
+			c.needBytes = consumed + statusPayloadBytes
+			return stepInput, false
+		}
+		known = decodeStatusPayload(c.rx.mem[c.start+consumed:], h)
+		consumed += statusPayloadBytes
+		payload = 0
+	}
+	op, errno, why := c.rules.check(h)
+	if errno == OK && !known {
+		errno, why = EINVAL, causeContexts
+	}
 	r.Op, r.counted = op, op
-	r.FUA = h.CommandFlags&cmdFlagFUA != 0 && (op == OpWrite || op == OpTrim || op == OpWriteZeroes)
-	r.NoHole = h.CommandFlags&cmdFlagNoHole != 0
-	r.OffsetBytes, r.LengthBytes = h.Offset, uint64(length)
-	r.Data, r.block, r.replyAt = nil, nil, -1
+	r.FUA = h.flags&cmdFlagFUA != 0 && (op == OpWrite || op == OpTrim || op == OpWriteZeroes)
+	r.NoHole = h.flags&cmdFlagNoHole != 0
+	r.FastZero = h.flags&cmdFlagFastZero != 0
+	r.OneExtent = h.flags&cmdFlagReqOne != 0
+	r.Sparse = op == OpRead && c.format != formatSimple && h.flags&cmdFlagDF == 0
+	r.OffsetBytes, r.LengthBytes = h.offset, h.length
+	r.Data, r.block, r.dataAt = nil, nil, 0
+	r.holeCount = 0
 	r.failedAtKnown = false
-	r.cookie = h.Handle
 	r.receivedNs = c.readNs
 
-	if errno == OK && length > 0 && c.denied {
-		errno = ENOMEM
+	if errno == OK && h.length > 0 && c.denied {
+		errno, why = ENOMEM, causeMemory
 	}
+	r.cause = why
 	c.denied = false
 	switch {
 	case errno != OK:
-		if h.Type == cmdWrite && length > 0 {
-			if length > skipFactor*c.limits.MaxPayloadBytes {
+		if payload > 0 {
+			if payload > uint64(skipFactor*c.limits.MaxPayloadBytes) {
 				c.putBack(r)
 				return stepTooLong, false
 			}
 			r.errno = errno
-			c.skipFor, c.skipBytes = r, length
+			c.skipFor, c.skipBytes = r, int(payload)
 		} else {
 			c.answer(r, errno)
 		}
 	case op == OpFlush:
 		r.OffsetBytes, r.LengthBytes = 0, 0
 		c.enqueue(r)
-	case length == 0:
+	case h.length == 0:
 		c.answer(r, OK) // nothing to do, and no reason to disconnect
-	case op == OpRead:
-		if !c.carve(r, length) {
+	case op == OpRead, op == OpBlockStatus:
+		ok := false
+		if op == OpRead {
+			ok = c.carve(r, int(h.length)) // at most a payload
+		} else {
+			ok = c.carveStatus(r)
+		}
+		if !ok {
 			c.putBack(r)
 			if c.batchLen > 0 {
 				return stepFull, false // its replies may free what is wanted
@@ -209,18 +238,19 @@ func (c *Conn) parseRequest(r *Request, h *protocol.TransmissionRequestHeader) (
 		}
 		c.enqueue(r)
 	case op == OpWrite:
-		return c.parseWrite(r, length)
+		return c.parseWrite(r, int(h.length))
 	default:
 		c.enqueue(r)
 	}
-	c.start += requestBytes
+	c.start += consumed
 	return 0, true
 }
 
 // parseWrite gives a write its payload: in place if it is there, else awaited
 // in place if it is short, else in its own block.
 func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
-	at := c.start + requestBytes
+	header := c.format.requestBytes()
+	at := c.start + header
 	if c.end-at >= length {
 		r.Data = c.rx.mem[at : at+length : at+length]
 		r.block = c.rx
@@ -229,9 +259,9 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 		c.enqueue(r)
 		return 0, true
 	}
-	if length <= ownBlockBytes && requestBytes+length <= len(c.rx.mem) {
+	if length <= ownBlockBytes && header+length <= len(c.rx.mem) {
 		c.putBack(r)
-		c.needBytes = requestBytes + length
+		c.needBytes = header + length
 		return stepInput, false
 	}
 	b := c.allocate(length)
@@ -251,9 +281,11 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	return 0, true
 }
 
-// carve gives a read its destination. If it cannot, wantBytes says what lacks.
+// carve gives a read its destination, behind room for what goes before it in the
+// reply unless it is long. If it cannot, wantBytes says what lacks.
 func (c *Conn) carve(r *Request, length int) bool {
-	size := simpleReplyBytes + length
+	header := c.format.dataBytes()
+	size := header + length
 	if size > minReplyBlockBytes {
 		b := c.allocate(length)
 		if b == nil {
@@ -286,8 +318,8 @@ func (c *Conn) carve(r *Request, length int) bool {
 		c.drop(c.tx)
 		c.tx, c.txAt = b, 0
 	}
-	at := c.txAt + simpleReplyBytes
-	r.replyAt = c.txAt
+	at := c.txAt + header
+	r.dataAt = at
 	r.block = c.tx
 	r.Data = c.tx.mem[at : at+length : at+length]
 	c.tx.refs.Add(1)

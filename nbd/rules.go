@@ -1,26 +1,5 @@
 package nbd
 
-import (
-	"encoding/binary"
-
-	"github.com/pojntfx/go-nbd/pkg/protocol"
-)
-
-// decodeRequest reads a compact request header from b[:requestBytes].
-//
-// Source: proto.md, "Request message".
-func decodeRequest(b []byte) protocol.TransmissionRequestHeader {
-	_ = b[requestBytes-1]
-	return protocol.TransmissionRequestHeader{
-		RequestMagic: binary.BigEndian.Uint32(b[0:]),
-		CommandFlags: binary.BigEndian.Uint16(b[4:]),
-		Type:         binary.BigEndian.Uint16(b[6:]),
-		Handle:       binary.BigEndian.Uint64(b[8:]),
-		Offset:       binary.BigEndian.Uint64(b[16:]),
-		Length:       binary.BigEndian.Uint32(b[24:]),
-	}
-}
-
 // opUnknown stands for a command that no Device sees. It is a valid index of
 // the tables of statistics only.
 const opUnknown = OpCount
@@ -36,14 +15,15 @@ type commandRule struct {
 	beyond    Errno  // error for a range beyond the end
 }
 
-// rules are what a connection's requests are checked against. They are fixed by
-// the negotiation.
+// rules are what a connection's requests are checked against. But for the size,
+// which is the device's as of now, they are fixed by the negotiation.
 type rules struct {
 	sizeBytes       uint64
 	alignMask       uint64 // minimum block size minus one
 	maxPayloadBytes uint32
 	readOnly        bool
-	commands        [cmdWriteZeroes + 1]commandRule // by request type
+	extended        bool
+	commands        [cmdBlockStatus + 1]commandRule // by request type
 }
 
 // newRules derives the rules from what was advertised. A command or flag that
@@ -63,45 +43,97 @@ func newRules(info *Info, maxPayloadBytes uint32) rules {
 	if info.MinBlockBytes > 1 {
 		r.alignMask = uint64(info.MinBlockBytes) - 1
 	}
-	r.commands = [cmdWriteZeroes + 1]commandRule{
+	zeroes := fua | cmdFlagNoHole
+	if info.CanFastZero {
+		zeroes |= cmdFlagFastZero
+	}
+	r.commands = [cmdBlockStatus + 1]commandRule{
 		cmdRead:        {op: OpRead, supported: true, ranged: true, payload: true, flags: fua, beyond: EINVAL},
 		cmdWrite:       {op: OpWrite, supported: true, writes: true, ranged: true, payload: true, flags: fua, beyond: ENOSPC},
 		cmdDisc:        {op: opUnknown},
 		cmdFlush:       {op: OpFlush, supported: info.CanFlush, flags: fua},
 		cmdTrim:        {op: OpTrim, supported: info.CanTrim, writes: true, ranged: true, flags: fua, beyond: EINVAL},
 		cmdCache:       {op: OpCache, supported: info.CanCache, ranged: true, flags: fua, beyond: EINVAL},
-		cmdWriteZeroes: {op: OpWriteZeroes, supported: info.CanWriteZeroes, writes: true, ranged: true, flags: fua | cmdFlagNoHole, beyond: ENOSPC},
+		cmdWriteZeroes: {op: OpWriteZeroes, supported: info.CanWriteZeroes, writes: true, ranged: true, flags: zeroes, beyond: ENOSPC},
+		cmdBlockStatus: {op: OpBlockStatus, ranged: true, flags: fua | cmdFlagReqOne, beyond: EINVAL},
 	}
 	return r
 }
 
+// agree adds what the client has agreed on.
+//
+// Source: proto.md, "Command flags"; the extension branch's
+// NBD_CMD_FLAG_PAYLOAD_LEN.
+func (r *rules) agree(a *agreement) {
+	r.extended = a.extended
+	if a.structured || a.extended {
+		r.commands[cmdRead].flags |= cmdFlagDF
+	}
+	if a.extended {
+		r.commands[cmdWrite].flags |= cmdFlagPayloadLen
+	}
+	r.commands[cmdBlockStatus].supported = a.allocation
+}
+
+// payload returns how many bytes follow h. A WRITE has a payload always: a client
+// that forgets to say so by its flag in an extended header is tolerated, as
+// there is nothing else that it can mean.
+func (r *rules) payload(h *requestHeader) uint64 {
+	if h.typ == cmdWrite || r.extended && h.flags&cmdFlagPayloadLen != 0 {
+		return h.length
+	}
+	return 0
+}
+
+// statusFilter says whether h is a BLOCK_STATUS that chooses among the meta
+// contexts by a payload.
+func (r *rules) statusFilter(h *requestHeader) bool {
+	return h.typ == cmdBlockStatus && r.extended && h.flags&cmdFlagPayloadLen != 0 &&
+		r.commands[cmdBlockStatus].supported
+}
+
 // check returns h's operation, opUnknown if there is none, and the error to
-// answer with, OK if the request may go to the device.
-func (r *rules) check(h *protocol.TransmissionRequestHeader) (Op, Errno) {
-	if int(h.Type) >= len(r.commands) {
-		return opUnknown, EINVAL
+// answer with and its cause, or OK if the request may go to the device.
+func (r *rules) check(h *requestHeader) (Op, Errno, cause) {
+	if int(h.typ) >= len(r.commands) {
+		return opUnknown, EINVAL, causeCommand
 	}
-	rule := &r.commands[h.Type]
+	rule := &r.commands[h.typ]
 	if rule.writes && r.readOnly {
-		return rule.op, EPERM // also for what would not be supported otherwise
+		return rule.op, EPERM, causeReadOnly // also for what would not be supported otherwise
 	}
-	if !rule.supported || h.CommandFlags&^rule.flags != 0 {
-		return rule.op, EINVAL
+	if !rule.supported {
+		return rule.op, EINVAL, causeCommand
+	}
+	if wrong := h.flags &^ rule.flags; wrong != 0 {
+		switch {
+		case wrong != cmdFlagPayloadLen || !r.extended:
+			return rule.op, EINVAL, causeFlags
+		case h.typ == cmdBlockStatus:
+			return rule.op, EINVAL, causeContexts
+		}
+		return rule.op, EINVAL, causeUnexpectedPayload
 	}
 	if !rule.ranged {
-		return rule.op, OK // reserved offset and length are ignored, as most servers do
+		return rule.op, OK, causeDevice // reserved offset and length are ignored, as most servers do
 	}
-	if rule.payload && h.Length > r.maxPayloadBytes {
-		return rule.op, EINVAL
+	if rule.payload && h.length > uint64(r.maxPayloadBytes) {
+		if h.flags&cmdFlagDF != 0 {
+			return rule.op, EOVERFLOW, causeUnfragmented
+		}
+		return rule.op, EINVAL, causePayload
 	}
 	// Written so that offset plus length cannot overflow.
-	if h.Offset > r.sizeBytes || uint64(h.Length) > r.sizeBytes-h.Offset {
-		return rule.op, rule.beyond
+	if h.offset > r.sizeBytes || h.length > r.sizeBytes-h.offset {
+		return rule.op, rule.beyond, causeBeyondEnd
 	}
-	if (h.Offset|uint64(h.Length))&r.alignMask != 0 {
-		return rule.op, EINVAL
+	if (h.offset|h.length)&r.alignMask != 0 {
+		return rule.op, EINVAL, causeAlignment
 	}
-	return rule.op, OK
+	if h.length == 0 && h.typ == cmdBlockStatus {
+		return rule.op, EINVAL, causeEmpty
+	}
+	return rule.op, OK, causeDevice
 }
 
 // flags returns the transmission flags that advertise info to a client with

@@ -1,17 +1,13 @@
 package nbd
 
-import (
-	"encoding/binary"
-
-	"github.com/pojntfx/go-nbd/pkg/protocol"
-)
-
 const (
 	// maxSendBytes and maxSendBufs bound one writev. A longer reply goes alone.
 	maxSendBytes = 1 << 20
 	maxSendBufs  = 1024 // IOV_MAX
-	// maxSendHeaders bounds the replies of one writev that carry no data.
-	maxSendHeaders = 256
+	// sendHeadersBytes are for simple replies of one writev that carry no data,
+	// sendChunkHeadersBytes for chunks.
+	sendHeadersBytes      = 256 * simpleReplyBytes
+	sendChunkHeadersBytes = 8 << 10
 )
 
 // A sender is the writing half of a Conn.
@@ -19,6 +15,8 @@ const (
 // Concurrency: it belongs to whoever has the right to send, Conn.flushing. The
 // right is taken and given up with Conn.mu held.
 type sender struct {
+	format format // immutable
+
 	// list are the replies being sent: those before first are sent, those in
 	// [first, next) are encoded in bufs.
 	list        []*Request
@@ -155,8 +153,12 @@ func (s *sender) resetBufs() {
 // encode appends the next replies to bufs, at least one and as many as make a
 // good writev.
 func (s *sender) encode() {
+	if s.format != formatSimple {
+		s.encodeChunks()
+		return
+	}
 	if s.headers == nil {
-		s.headers = make([]byte, maxSendHeaders*simpleReplyBytes)
+		s.headers = make([]byte, sendHeadersBytes)
 	}
 	bytes := 0
 	for s.next < len(s.list) {
@@ -175,31 +177,41 @@ func (s *sender) encode() {
 	}
 }
 
+// encodeChunks is encode for the formats that have chunks.
+func (s *sender) encodeChunks() {
+	if s.headers == nil {
+		s.headers = make([]byte, sendChunkHeadersBytes)
+	}
+	bytes := 0
+	for s.next < len(s.list) {
+		r := s.list[s.next]
+		size := r.replyBytes()
+		headers, bufs := r.chunkRoom()
+		if s.next > s.first && (bytes+size > maxSendBytes || len(s.bufs)+bufs > maxSendBufs ||
+			s.headersAt+headers > len(s.headers)) {
+			return
+		}
+		s.appendChunks(r)
+		bytes += size
+		s.next++
+	}
+}
+
 // appendReply encodes one simple reply. An error carries no data.
 //
 // Source: proto.md, "Simple reply message".
 func (s *sender) appendReply(r *Request) {
 	withData := r.errno == OK && r.Op == OpRead && len(r.Data) > 0
-	if withData && r.replyAt >= 0 {
-		end := r.replyAt + simpleReplyBytes + len(r.Data)
-		putSimpleReply(r.block.mem[r.replyAt:], r)
-		s.appendBytes(r.block, r.block.mem, r.replyAt, end)
+	if withData && r.dataAt >= simpleReplyBytes {
+		at := r.dataAt - simpleReplyBytes
+		putSimple(r.block.mem[at:], r)
+		s.appendBytes(r.block, r.block.mem, at, r.dataAt+len(r.Data))
 		return
 	}
-	at := s.headersAt
-	s.headersAt += simpleReplyBytes
-	putSimpleReply(s.headers[at:], r)
-	s.appendBytes(nil, s.headers, at, s.headersAt)
+	putSimple(s.header(simpleReplyBytes), r)
 	if withData {
 		s.appendBytes(r.block, r.block.mem, 0, len(r.Data))
 	}
-}
-
-func putSimpleReply(b []byte, r *Request) {
-	_ = b[simpleReplyBytes-1]
-	binary.BigEndian.PutUint32(b[0:], protocol.TRANSMISSION_MAGIC_REPLY)
-	binary.BigEndian.PutUint32(b[4:], uint32(r.errno))
-	binary.BigEndian.PutUint64(b[8:], r.cookie)
 }
 
 // appendBytes adds mem[from:to] to bufs, joined to the last if it follows it.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-
-	"github.com/vhbad/vhbad/nbd"
 )
 
 // Request types and command flags, for Command.
@@ -19,18 +17,22 @@ const (
 	CmdTrim        = 4
 	CmdCache       = 5
 	CmdWriteZeroes = 6
+	CmdBlockStatus = 7
 
-	FlagFUA    = 1
-	FlagNoHole = 2
+	FlagFUA        = 1
+	FlagNoHole     = 2
+	FlagDF         = 4
+	FlagReqOne     = 8
+	FlagFastZero   = 16
+	FlagPayloadLen = 32
 )
 
 const (
-	requestMagic = 0x25609513
-	replyMagic   = 0x67446698
-	optionMagic  = 0x49484156454F5054
-	optGo        = 7
-	repAck       = 1
-	repInfo      = 3
+	requestMagic    = 0x25609513
+	extendedMagic   = 0x21e41c71
+	replyMagic      = 0x67446698
+	structuredMagic = 0x668e33ef
+	extReplyMagic   = 0x6e8a278c
 )
 
 // A Command is one request. Length and payload are apart so that a test can say
@@ -40,16 +42,38 @@ type Command struct {
 	Cookie      uint64
 	Offset      uint64
 	Length      uint32
-	Payload     []byte
+	// Length64 is sent instead of Length in an extended request if it is not zero.
+	Length64 uint64
+	Payload  []byte
+}
+
+// length is what an extended request says.
+func (c Command) length() uint64 {
+	if c.Length64 != 0 {
+		return c.Length64
+	}
+	return uint64(c.Length)
 }
 
 // String is the command without its payload, for messages.
 func (c Command) String() string {
 	return fmt.Sprintf("command type %d, flags %#x, cookie %#x, %d bytes at %d, payload of %d",
-		c.Type, c.Flags, c.Cookie, c.Length, c.Offset, len(c.Payload))
+		c.Type, c.Flags, c.Cookie, c.length(), c.Offset, len(c.Payload))
 }
 
-// Append appends the command as it goes over the wire.
+// AppendExtended appends the command as it goes over the wire with extended
+// headers.
+func (c Command) AppendExtended(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, extendedMagic)
+	b = binary.BigEndian.AppendUint16(b, c.Flags)
+	b = binary.BigEndian.AppendUint16(b, c.Type)
+	b = binary.BigEndian.AppendUint64(b, c.Cookie)
+	b = binary.BigEndian.AppendUint64(b, c.Offset)
+	b = binary.BigEndian.AppendUint64(b, c.length())
+	return append(b, c.Payload...)
+}
+
+// Append appends the command as it goes over the wire with a compact header.
 func (c Command) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, requestMagic)
 	b = binary.BigEndian.AppendUint16(b, c.Flags)
@@ -60,108 +84,47 @@ func (c Command) Append(b []byte) []byte {
 	return append(b, c.Payload...)
 }
 
-// A Reply is the answer to one Command.
-type Reply struct {
-	Cookie uint64
-	Errno  nbd.Errno
-	Data   []byte // of a read without error
-}
-
-// A Client is the other end of a connection, for tests: it checks little and
-// sends whatever it is told to.
+// A Client is the other end of a connection, for tests: it sends whatever it is
+// told to, and takes replies in the format that was negotiated and no other.
 //
-// Concurrency: Send and Receive are each for one goroutine, and the cookie of a
-// read must be sent before its reply is received.
+// Concurrency: Send and Receive are each for one goroutine, and a command must be
+// sent before its reply is received.
 type Client struct {
-	Conn      net.Conn
+	Conn      net.Conn // the socket, or TLS over it
 	SizeBytes uint64
 	Flags     uint16 // transmission flags
+	// Contexts are the ids of the meta contexts selected, by name.
+	Contexts map[string]uint32
 
-	reads chan readLength
-	wait  map[uint64]int
+	structured, extended bool
+	sent                 chan Command // without payloads
+	inFlight             map[uint64]*pending
 }
 
-type readLength struct {
-	cookie uint64
-	length int
-}
+// NewClient negotiates export on nc by NBD_OPT_GO, and nothing beyond.
+func NewClient(nc net.Conn, export string) (*Client, error) { return Dial(nc, export, Options{}) }
 
-// NewClient negotiates export on nc by NBD_OPT_GO.
-func NewClient(nc net.Conn, export string) (*Client, error) {
-	c := &Client{Conn: nc, reads: make(chan readLength, 1<<16), wait: make(map[uint64]int)}
-	var hello [18]byte
-	if _, err := io.ReadFull(nc, hello[:]); err != nil {
-		return nil, fmt.Errorf("greeting: %w", err)
-	}
-	b := binary.BigEndian.AppendUint32(nil, 3)
-	b = binary.BigEndian.AppendUint64(b, optionMagic)
-	b = binary.BigEndian.AppendUint32(b, optGo)
-	b = binary.BigEndian.AppendUint32(b, uint32(4+len(export)+2))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(export)))
-	b = append(b, export...)
-	b = binary.BigEndian.AppendUint16(b, 0)
-	if _, err := nc.Write(b); err != nil {
-		return nil, fmt.Errorf("GO: %w", err)
-	}
-	for {
-		var h [20]byte
-		if _, err := io.ReadFull(nc, h[:]); err != nil {
-			return nil, fmt.Errorf("reply to GO: %w", err)
-		}
-		data := make([]byte, binary.BigEndian.Uint32(h[16:]))
-		if _, err := io.ReadFull(nc, data); err != nil {
-			return nil, fmt.Errorf("reply to GO: %w", err)
-		}
-		switch typ := binary.BigEndian.Uint32(h[12:]); typ {
-		case repAck:
-			return c, nil
-		case repInfo:
-			if len(data) == 12 && binary.BigEndian.Uint16(data) == 0 {
-				c.SizeBytes = binary.BigEndian.Uint64(data[2:])
-				c.Flags = binary.BigEndian.Uint16(data[10:])
-			}
-		default:
-			return nil, fmt.Errorf("reply to GO: type %#x: %s", typ, data)
-		}
-	}
-}
-
-// Send sends commands in one write.
+// Send sends commands in one write. With extended headers it adds the flag
+// PAYLOAD_LEN to writes.
 func (c *Client) Send(commands ...Command) error {
 	var b []byte
 	for _, cmd := range commands {
-		if cmd.Type == CmdRead {
-			c.reads <- readLength{cmd.Cookie, int(cmd.Length)}
+		note := cmd
+		note.Payload = nil
+		if cmd.Type != CmdDisc {
+			c.sent <- note
 		}
-		b = cmd.Append(b)
+		if !c.extended {
+			b = cmd.Append(b)
+			continue
+		}
+		if cmd.Type == CmdWrite {
+			cmd.Flags |= FlagPayloadLen
+		}
+		b = cmd.AppendExtended(b)
 	}
 	_, err := c.Conn.Write(b)
 	return err
-}
-
-// Receive waits for the next reply.
-func (c *Client) Receive() (Reply, error) {
-	var h [16]byte
-	if _, err := io.ReadFull(c.Conn, h[:]); err != nil {
-		return Reply{}, err
-	}
-	if m := binary.BigEndian.Uint32(h[:]); m != replyMagic {
-		return Reply{}, fmt.Errorf("reply magic %#x", m)
-	}
-	r := Reply{Cookie: binary.BigEndian.Uint64(h[8:]), Errno: nbd.Errno(binary.BigEndian.Uint32(h[4:]))}
-	for len(c.reads) > 0 {
-		l := <-c.reads
-		c.wait[l.cookie] = l.length
-	}
-	length, isRead := c.wait[r.Cookie]
-	delete(c.wait, r.Cookie)
-	if isRead && r.Errno == nbd.OK && length > 0 {
-		r.Data = make([]byte, length)
-		if _, err := io.ReadFull(c.Conn, r.Data); err != nil {
-			return Reply{}, fmt.Errorf("data of read %#x: %w", r.Cookie, err)
-		}
-	}
-	return r, nil
 }
 
 // Do sends one command and waits for its reply. Nothing else may be in flight.

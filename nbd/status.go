@@ -1,0 +1,53 @@
+package nbd
+
+import "encoding/binary"
+
+const (
+	// minStatusExtents is what a BLOCK_STATUS has room for at first. The room
+	// grows by statusGrowth whenever it was too little, to maxStatusExtents, which
+	// is the protocol's limit.
+	minStatusExtents = 512
+	maxStatusExtents = 1 << 20
+	statusGrowth     = 4
+	// statusGrainBytes is the shortest extent that room is reserved for. A device
+	// may have shorter ones: then the reply ends early, and the client asks again.
+	statusGrainBytes = 512
+
+	// statusPayloadBytes is the only payload of BLOCK_STATUS that can make sense:
+	// the length of the range and one context, as there is only one.
+	statusPayloadBytes = 8 + 4
+)
+
+// decodeStatusPayload reads which contexts a BLOCK_STATUS asks for, and puts the
+// true length of its range into h. It is false if there is no such context.
+//
+// Source: the extension branch's "NBD_CMD_BLOCK_STATUS".
+func decodeStatusPayload(b []byte, h *requestHeader) (ok bool) {
+	_ = b[statusPayloadBytes-1]
+	h.length = binary.BigEndian.Uint64(b[0:])
+	h.flags &^= cmdFlagPayloadLen
+	return binary.BigEndian.Uint32(b[8:]) == allocationID
+}
+
+// carveStatus gives a BLOCK_STATUS room for its extents: little at first, and
+// with little memory. If it cannot, wantBytes says what lacks.
+func (c *Conn) carveStatus(r *Request) bool {
+	if c.statusFull.Swap(false) {
+		c.statusExtents = min(statusGrowth*c.statusExtents, maxStatusExtents)
+	}
+	entry := c.format.extentBytes()
+	r.extents = extents{wide: entry == extentExtBytes}
+	n := 1
+	if !r.OneExtent {
+		n = int(min(uint64(c.statusExtents), r.LengthBytes/statusGrainBytes+1))
+	}
+	n = min(n, c.limits.MaxPayloadBytes/entry)
+	if c.carve(r, n*entry) {
+		return true
+	}
+	if n <= minStatusExtents {
+		return false
+	}
+	c.statusExtents = minStatusExtents
+	return c.carve(r, minStatusExtents*entry)
+}
