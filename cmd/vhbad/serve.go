@@ -271,9 +271,14 @@ func startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemo
 	return nil, err
 }
 
+// A stopper is a daemon.Daemon, or a test's.
+type stopper interface {
+	Stop(ctx context.Context) error
+}
+
 // stop ends the daemon in good order, unless time runs out or a signal says to
-// hurry.
-func stop(d *daemon.Daemon, limit time.Duration, signals <-chan os.Signal, log *slog.Logger) error {
+// hurry. An error means exit code 1.
+func stop(d stopper, limit time.Duration, signals <-chan os.Signal, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	done := make(chan error, 1)

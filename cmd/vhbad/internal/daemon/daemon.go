@@ -13,6 +13,7 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 // Options say what to run.
@@ -23,6 +24,9 @@ type Options struct {
 	// Inherited listeners are served besides those of Config, and closed by Stop
 	// or by a Start that fails.
 	Inherited []net.Listener
+	// OpenMedium opens a disk's medium. Nil: what its configuration says. It is
+	// for tests, which have media that fail.
+	OpenMedium func(c *config.Disk) (media.Media, error)
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
 }

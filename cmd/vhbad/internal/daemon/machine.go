@@ -120,7 +120,11 @@ func exportList(exports []*export) []nbd.Export {
 func (d *Daemon) openMedia(m *machine) error {
 	for i := range d.o.Config.Disks {
 		c := &d.o.Config.Disks[i]
-		md, err := openMedium(c)
+		open := d.o.OpenMedium
+		if open == nil {
+			open = openMedium
+		}
+		md, err := open(c)
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", c.Name, err)
 		}
@@ -201,13 +205,13 @@ func (d *Daemon) startAdapter(m *machine) error {
 	if err != nil {
 		return err
 	}
-	d.push("adapter", func(context.Context) error {
+	// Always: when time is up it takes a moment, and tells which SRBs were stuck.
+	d.pushAlways("adapter", func(ctx context.Context) error {
 		return m.onProcessor("stop", func(p *port.Processor) error {
-			err := m.adapter.Stop(p)
-			if err == nil {
-				m.adapter.Remove(p)
+			if err := m.adapter.StopContext(ctx, p); err != nil {
+				return err
 			}
-			return err
+			return m.adapter.RemoveContext(ctx, p)
 		})
 	})
 	return m.onProcessor("enumerate", m.adapter.Enumerate)
@@ -268,12 +272,28 @@ func (d *Daemon) attachDisks(m *machine) error {
 	if i := slices.Index(m.exports, nil); i >= 0 {
 		return fmt.Errorf("disk %q: no logical unit with this serial number has been found", disks[i].Name)
 	}
-	d.push("flush", func(context.Context) error { return m.flush() })
+	d.push("flush", m.flush)
 	return nil
 }
 
-// flush makes all disks durable, by SYNCHRONIZE CACHE through the whole stack.
-func (m *machine) flush() error {
+// flush makes all disks durable, by SYNCHRONIZE CACHE through the whole stack. It
+// gives up when ctx ends; a medium that hangs keeps the goroutine that waits for
+// it.
+func (m *machine) flush(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- m.flushAll() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: what was written last may not be durable", ctx.Err())
+	}
+}
+
+func (m *machine) flushAll() error {
 	return m.onProcessor("flush", func(p *port.Processor) error {
 		var errs []error
 		for _, e := range m.exports {
