@@ -30,6 +30,7 @@ var (
 	_ FUAWriter      = (*Backend)(nil)
 	_ Discarder      = (*Backend)(nil)
 	_ Zeroer         = (*Backend)(nil)
+	_ FastZeroer     = (*Backend)(nil)
 	_ ExtentLister   = (*Backend)(nil)
 	_ Resizer        = (*Backend)(nil)
 	_ Prefetcher     = (*Backend)(nil)
@@ -54,6 +55,8 @@ func NewBackend(name string, b backend.Backend) (*Backend, error) {
 		Extents:  ability[ExtentLister](b, AbilityExtents),
 		Resize:   ability[Resizer](b, AbilityResize),
 		Prefetch: ability[Prefetcher](b, AbilityPrefetch),
+
+		ZeroIsFast: zeroIsFast(b),
 	}}
 	m.size.Store(size)
 	return m, nil
@@ -61,6 +64,9 @@ func NewBackend(name string, b backend.Backend) (*Backend, error) {
 
 // Supports implements Supporter.
 func (m *Backend) Supports(a Ability) bool { return a == AbilityCompareAndWrite || m.inner.Has(a) }
+
+// ZeroIsFast implements FastZeroer: it is the backend's word.
+func (m *Backend) ZeroIsFast() bool { return m.inner.ZeroIsFast }
 
 // Size is the number of bytes.
 func (m *Backend) Size() int64 { return max(m.size.Load(), 0) }

@@ -20,6 +20,7 @@ type File struct {
 	fd       int
 	readOnly bool
 	device   bool // a block device, whose size is not ours to set
+	zeroFast bool // Zero writes no zeros
 
 	size atomic.Int64 // bytes; negative once closed
 
@@ -43,6 +44,7 @@ var (
 	_ FUAWriter         = (*File)(nil)
 	_ Discarder         = (*File)(nil)
 	_ Zeroer            = (*File)(nil)
+	_ FastZeroer        = (*File)(nil)
 	_ ExtentLister      = (*File)(nil)
 	_ Resizer           = (*File)(nil)
 	_ Prefetcher        = (*File)(nil)

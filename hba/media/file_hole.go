@@ -34,16 +34,13 @@ func (f *File) Zero(off, n int64, allocate bool) error {
 	return nil
 }
 
+// ZeroIsFast implements FastZeroer.
+func (f *File) ZeroIsFast() bool { return f.zeroFast }
+
 func (f *File) zeroSlice(off, n int64, allocate bool) error {
 	var err error
 	if allocate {
-		err = f.fallocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-		if notSupported(err) && !f.noHoles.Load() {
-			// tmpfs can do it in two steps.
-			if err = f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err == nil {
-				err = f.fallocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
-			}
-		}
+		err = f.zeroAllocated(off, n)
 	} else {
 		err = unix.EOPNOTSUPP
 		if !f.noHoles.Load() {
@@ -65,6 +62,18 @@ func (f *File) zeroSlice(off, n int64, allocate bool) error {
 		n -= int64(k)
 	}
 	return nil
+}
+
+// zeroAllocated zeroes and allocates without writing.
+func (f *File) zeroAllocated(off, n int64) error {
+	err := f.fallocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if notSupported(err) && !f.noHoles.Load() {
+		// tmpfs can do it in two steps.
+		if err = f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err == nil {
+			err = f.fallocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
+		}
+	}
+	return err
 }
 
 func (f *File) fallocate(mode uint32, off, n int64) error {

@@ -3,7 +3,9 @@ package media
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -172,7 +174,7 @@ func (f *File) setUp(c FileConfig, created bool) error {
 		return c.errorf("has %d bytes, not a multiple of the block size, %d bytes", size, c.BlockBytes)
 	}
 	f.size.Store(size)
-	f.probe()
+	f.probe(&st)
 	return nil
 }
 
@@ -202,12 +204,17 @@ func (f *File) makeSize(c FileConfig, created bool) error {
 }
 
 // probe asks for what changes nothing, to learn what the file system can do.
-func (f *File) probe() {
+func (f *File) probe(st *unix.Stat_t) {
 	size := f.size.Load()
-	if !f.readOnly && !f.device {
+	switch {
+	case f.readOnly:
+	case f.device:
+		f.noHoles.Store(!deviceZeroes(st.Rdev))
+	default:
 		// Beyond the end there is nothing to punch.
 		err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, size, pageBytes)
 		f.noHoles.Store(notSupported(err))
+		f.zeroFast = zeroesFast(f.path, st.Dev)
 	}
 	if _, err := unix.Seek(f.fd, 0, unix.SEEK_DATA); err != nil && err != unix.ENXIO {
 		f.noExtents.Store(true)
@@ -216,4 +223,37 @@ func (f *File) probe() {
 	if _, errno := preadNoWait(f.fd, b[:], 0); noSuchFlag(errno) {
 		f.noTryRead.Store(true)
 	}
+}
+
+// zeroesFast reports whether the file system of path, on device dev, zeroes a
+// range and allocates it without writing it. To ask for that changes a file, so a
+// file without a name next to path is asked. Where there can be none, the answer
+// is no.
+func zeroesFast(path string, dev uint64) bool {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false
+	}
+	fd, err := openRetry(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR)
+	if err != nil {
+		return false
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	f := &File{fd: fd}
+	fast := err == nil && st.Dev == dev && // a file may be mounted by itself
+		f.zeroAllocated(0, pageBytes) == nil
+	return errors.Join(err, unix.Close(fd)) == nil && fast
+}
+
+// deviceZeroes reports whether a block device zeroes without being sent zeros;
+// the kernel would write them itself.
+func deviceZeroes(rdev uint64) bool {
+	at := fmt.Sprintf("/sys/dev/block/%d:%d/", unix.Major(rdev), unix.Minor(rdev))
+	for _, queue := range []string{"queue", "../queue"} { // of a disk, of a partition's disk
+		if b, err := os.ReadFile(at + queue + "/write_zeroes_max_bytes"); err == nil {
+			return strings.TrimSpace(string(b)) != "0"
+		}
+	}
+	return false
 }

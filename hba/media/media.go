@@ -62,6 +62,13 @@ type Zeroer interface {
 	Zero(off, n int64, allocate bool) error
 }
 
+// A FastZeroer is a Zeroer that knows what Zero costs.
+type FastZeroer interface {
+	// ZeroIsFast reports whether Zero with allocate takes much less time than to
+	// send and write as many zeros. The answer does not change.
+	ZeroIsFast() bool
+}
+
 // An Extent is a run of bytes that are all data or all hole.
 type Extent struct {
 	OffsetBytes int64
@@ -140,6 +147,8 @@ type Abilities struct {
 	Prefetch        Prefetcher
 	CompareAndWrite ComparerWriter
 	NeverBlocks     bool
+	// ZeroIsFast is that of the FastZeroer.
+	ZeroIsFast bool
 }
 
 // Probe finds what m can do. It is meant for attaching, not for each request.
@@ -155,7 +164,13 @@ func Probe(m Media) Abilities {
 		Prefetch:        ability[Prefetcher](m, AbilityPrefetch),
 		CompareAndWrite: ability[ComparerWriter](m, AbilityCompareAndWrite),
 		NeverBlocks:     neverBlocks(m),
+		ZeroIsFast:      zeroIsFast(m),
 	}
+}
+
+func zeroIsFast(v any) bool {
+	f, ok := v.(FastZeroer)
+	return ok && f.ZeroIsFast()
 }
 
 func neverBlocks(m Media) bool {

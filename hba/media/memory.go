@@ -86,6 +86,7 @@ var (
 	_ NeverBlocker      = (*Memory)(nil)
 	_ Discarder         = (*Memory)(nil)
 	_ Zeroer            = (*Memory)(nil)
+	_ FastZeroer        = (*Memory)(nil)
 	_ ExtentLister      = (*Memory)(nil)
 	_ Resizer           = (*Memory)(nil)
 	_ ComparerWriter    = (*Memory)(nil)

@@ -2,8 +2,9 @@ package media
 
 import "fmt"
 
-// extentScanChunks bounds how much data ExtentAt looks at in one call.
-const extentScanChunks = 1 << 18
+// extentScanCells bounds how many chunks, or leaves without any, ExtentAt looks
+// at in one call: it runs where waiting is not allowed.
+const extentScanCells = 1 << 14
 
 // Discard implements Discarder. It is exact: the whole range reads as zeros.
 func (m *Memory) Discard(off, n int64) error { return m.Zero(off, n, false) }
@@ -38,6 +39,10 @@ func (m *Memory) Zero(off, n int64, allocate bool) error {
 	}
 	return nil
 }
+
+// ZeroIsFast implements FastZeroer: a chunk that is there is cleared where it was
+// written, others are taken as they come, which is zero.
+func (m *Memory) ZeroIsFast() bool { return true }
 
 // missingChunks is how many chunks of the range are not there.
 func (m *Memory) missingChunks(off, n int64) int64 {
@@ -163,7 +168,7 @@ func (m *Memory) ExtentAt(off int64) (Extent, error) {
 	data := m.pageWritten(off)
 	end := off&^(pageBytes-1) + pageBytes
 	root := *m.root.Load()
-	for scanned := 0; end < size && scanned < extentScanChunks; {
+	for scanned := 0; end < size && scanned < extentScanCells; scanned++ {
 		if end>>leafShift >= int64(len(root)) {
 			break
 		}
@@ -176,7 +181,6 @@ func (m *Memory) ExtentAt(off int64) (Extent, error) {
 			continue
 		}
 		c := &l.cells[end>>chunkShift%chunksPerLeaf]
-		scanned++
 		pages := c.pages.Load()
 		if !data {
 			pages = ^pages

@@ -12,7 +12,7 @@ func (u *Unit) capacity() *scsi.Capacity {
 	}
 	return &scsi.Capacity{
 		Blocks: u.blocks.Load(), BlockBytes: u.config.BlockBytes, PhysicalExponent: exponent,
-		Provisioned: u.thin, ReadZeros: u.thin,
+		Provisioned: u.provisioned, ReadZeros: u.provisioned,
 	}
 }
 

@@ -23,7 +23,7 @@
 // command is done. If it is not, nothing has been reported and the caller
 // executes the same Task again where it may wait; doing a part of a command
 // twice is harmless. On memory nothing waits; still, a command that would zero
-// more than 64 MiB is put off, as it takes long.
+// more than 8 MiB is put off, as it takes long.
 //
 // # Unit attentions
 //

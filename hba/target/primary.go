@@ -33,7 +33,7 @@ func (u *Unit) inquiry(t *Task) {
 	in.put(b[:length])
 }
 
-// vpdPages is the list of pages; the last one is there only with thin
+// vpdPages is the list of pages; the last one is there only with logical block
 // provisioning.
 var vpdPages = []scsi.VPDPage{
 	scsi.VPDSupportedPages, scsi.VPDUnitSerialNumber, scsi.VPDDeviceIdentification,
@@ -46,7 +46,7 @@ func (u *Unit) putVPD(b []byte, page scsi.VPDPage) int {
 	switch page {
 	case scsi.VPDSupportedPages:
 		pages := vpdPages
-		if !u.thin {
+		if !u.provisioned {
 			pages = pages[:len(pages)-1]
 		}
 		return scsi.PutVPDSupportedPages(b, pages)
@@ -63,11 +63,12 @@ func (u *Unit) putVPD(b []byte, page scsi.VPDPage) int {
 		}
 		return scsi.PutVPDBlockCharacteristics(b, &c)
 	case scsi.VPDLogicalBlockProvisioning:
-		if !u.thin {
+		if !u.provisioned {
 			return 0
 		}
+		// A unit that cannot be written to has holes, and nothing makes new ones.
 		return scsi.PutVPDProvisioning(b, &scsi.Provisioning{
-			Unmap: true, WriteSame16: true, WriteSame10: true, ReadZeros: true, Anchor: u.anchor, Thin: true,
+			Unmap: u.thin, WriteSame16: u.thin, WriteSame10: u.thin, ReadZeros: true, Anchor: u.anchor, Thin: true,
 		})
 	}
 	return 0

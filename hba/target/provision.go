@@ -181,7 +181,9 @@ func (u *Unit) fill(pattern []byte, off, n int64, unmap, anchor bool) error {
 }
 
 // getLBAStatus is GET LBA STATUS; SBC-3 5.5. Neighbouring runs of one status are
-// told as one. A medium that does not know its holes has none.
+// told as one, most of the time. A medium that does not know its holes has none.
+// The answer ends where there is no more room, or when enough has been looked at
+// for one command.
 func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	n, _ := scsi.AllocationBytes(&t.CDB)
 	lba := binary.BigEndian.Uint64(t.CDB[2:])
@@ -198,8 +200,8 @@ func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	in := t.dataIn(n)
 	used := scsi.LBAStatusHeaderBytes
 	descriptors := 0
-	for lba < total {
-		run, err := u.statusFrom(lba, total)
+	for budget := int64(statusScanBytes); lba < total && budget > 0; {
+		run, err := u.statusFrom(lba, total, &budget)
 		if err != nil {
 			u.mediumFailed(t, err, scsi.UnrecoveredReadError, lba)
 			return true
@@ -217,9 +219,10 @@ func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// statusFrom is the run of blocks from lba that have one provisioning status. A
-// block that is a hole only in part is mapped.
-func (u *Unit) statusFrom(lba, total uint64) (scsi.LBAStatus, error) {
+// statusFrom is a run of blocks from lba that have one provisioning status. A
+// block that is a hole only in part is mapped. What was looked at is taken off
+// the budget, and the run ends when that is used up.
+func (u *Unit) statusFrom(lba, total uint64, budget *int64) (scsi.LBAStatus, error) {
 	run := scsi.LBAStatus{LBA: lba, Status: scsi.StatusMapped}
 	end := min(total, lba+1<<32-1)
 	if u.can.Extents == nil {
@@ -227,7 +230,7 @@ func (u *Unit) statusFrom(lba, total uint64) (scsi.LBAStatus, error) {
 		return run, nil
 	}
 	at := lba
-	for at < end {
+	for at < end && (at == lba || *budget > 0) {
 		e, err := u.can.Extents.ExtentAt(int64(at << u.shift))
 		if err != nil {
 			return run, err
@@ -239,6 +242,11 @@ func (u *Unit) statusFrom(lba, total uint64) (scsi.LBAStatus, error) {
 			break
 		}
 		at = next
+		if e.Data {
+			*budget -= e.LengthBytes
+		} else {
+			*budget -= e.LengthBytes >> statusHoleShift
+		}
 	}
 	run.Blocks = uint32(min(at, end) - lba)
 	return run, nil

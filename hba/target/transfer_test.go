@@ -289,8 +289,8 @@ func TestExecute_MemoryIsInline(t *testing.T) {
 	}
 	for name, p := range map[string]put{
 		"flush":            func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) },
-		"write same":       same(64 << 20 / blockBytes),
-		"verify":           func(c *[16]byte) int { return scsi.PutVerify16(c, 0, 65536, scsi.BytchkNone) },
+		"write same":       same(8 << 20 / blockBytes),
+		"verify":           func(c *[16]byte) int { return scsi.PutVerify16(c, 0, 16384, scsi.BytchkNone) },
 		"get lba status":   func(c *[16]byte) int { return scsi.PutGetLBAStatus(c, 0, 64) },
 		"stop without end": func(c *[16]byte) int { return scsi.PutStartStopUnit(c, true, false) },
 	} {
@@ -298,8 +298,8 @@ func TestExecute_MemoryIsInline(t *testing.T) {
 			t.Errorf("%s: %v", name, task)
 		}
 	}
-	if task := newTask(same(64<<20/blockBytes+1), target.NoData); u.Execute(task, false) {
-		t.Error("more than 64 MiB were zeroed inline")
+	if task := newTask(same(8<<20/blockBytes+1), target.NoData); u.Execute(task, false) {
+		t.Error("more than 8 MiB were zeroed inline")
 	} else if !u.Execute(task, true) || task.Status != scsi.StatusGood {
 		t.Error(task)
 	}

@@ -21,9 +21,14 @@ const (
 	maxUnmapBlocks = 1<<32 - 1
 	// maxWriteSameBytes bounds WRITE SAME, which may have to write it all.
 	maxWriteSameBytes = 4 << 30
-	// inlineMaxBytes is how much a medium that never blocks zeroes where waiting
-	// is not allowed.
-	inlineMaxBytes = 64 << 20
+	// inlineMaxBytes is how much a medium that never blocks zeroes, releases or
+	// compares where waiting is not allowed: other commands, reads among them,
+	// wait meanwhile.
+	inlineMaxBytes = 8 << 20
+	// statusScanBytes is how many bytes of data one GET LBA STATUS looks through,
+	// for the same reason. Holes cost less, by statusHoleShift.
+	statusScanBytes = 16 << 30
+	statusHoleShift = 12
 )
 
 const (
@@ -74,8 +79,9 @@ type Unit struct {
 	shift          uint8 // logical block length as a power of two
 	maxBlocks      uint32
 	maxCompare     uint8
+	provisioned    bool // blocks can be mapped or not, and which are is known or can be changed
 	thin           bool // UNMAP works
-	anchor         bool // so does the ANCHOR bit
+	anchor         bool // so does the ANCHOR bit, without writing zeros
 	writeThrough   bool // writes have to be made durable
 	neverBlocks    bool
 	identification scsi.Identification
@@ -115,7 +121,8 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 		u.maxCompare = uint8(min(scratchBytes/2>>u.shift, 255))
 	}
 	u.thin = u.can.Discard != nil && !c.ReadOnly
-	u.anchor = u.thin && u.can.Zero != nil
+	u.provisioned = u.thin || u.can.Extents != nil
+	u.anchor = u.thin && u.can.Zero != nil && u.can.ZeroIsFast
 	u.writeThrough = !c.WriteCache
 	u.identification = scsi.Identification{
 		Vendor: c.Vendor, Unique: c.Product + " " + c.Serial, NAA: naaLocal(c.Vendor, c.Product, c.Serial),
