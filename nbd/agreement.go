@@ -18,3 +18,14 @@ type agreement struct {
 
 // allocationID is the id of the meta context base:allocation on each connection.
 const allocationID = uint32(1)
+
+// String names the format of replies.
+func (a *agreement) String() string {
+	switch {
+	case a.extended:
+		return "extended"
+	case a.structured:
+		return "structured"
+	}
+	return "simple"
+}

@@ -42,8 +42,14 @@ type Conn struct {
 	ctx     context.Context // ends when the connection is dead
 	cancel  context.CancelFunc
 
-	// transmitting is guarded by Server.mu.
+	tls  string // version and cipher suite, empty without TLS
+	peer peer   // nobody if peers are not counted
+
+	// transmitting is guarded by Server.mu, and so is whether the connection
+	// counts as one of an export's.
 	transmitting bool
+	reserved     bool
+	reservedName string
 
 	receiver // the reader's
 

@@ -22,11 +22,26 @@ import (
 type negotiation struct {
 	c *Conn
 
-	// agreed is what STARTTLS forgets.
-	agreed agreement
-
 	noZeroes bool
+	spoke    bool // the client has sent something
 	options  int
+	// allowance is how many options a client may send beyond Limits.MaxOptions
+	// because of what LIST has told it.
+	allowance int
+	// names are those of the client's verified certificate.
+	names []string
+	// refused is why the client was last refused an export, if it was.
+	refused *refusal
+
+	haggled
+}
+
+// haggled is what a client has reached by its options so far: all that STARTTLS
+// makes the server forget.
+type haggled struct {
+	// agreed holds for the export mapped, as far as meta contexts go.
+	agreed agreement
+	mapped string
 	// sized is the export whose block sizes the client has asked for: it may
 	// then enter transmission without asking again.
 	sized    string
@@ -39,30 +54,56 @@ type verdict uint8
 const (
 	haggle   verdict = iota // the next option
 	transmit                // the client is in
-	hangUp                  // negotiation.fail or a good end
+	hangUp                  // the client ends it in good order
 )
 
 // A negotiationError ends a handshake for a reason.
-type negotiationError NegotiationFailure
+type negotiationError struct {
+	reason NegotiationFailure
+	detail string // for people; may be empty
+}
 
-func (e negotiationError) Error() string { return "negotiation: " + NegotiationFailure(e).String() }
+func (e negotiationError) Error() string {
+	return "negotiation: " + e.reason.String() + ": " + e.detail
+}
 
 // errEnd is a handshake that the client ended in good order.
-const errEnd = negotiationError(NegotiationFailureCount)
+var errEnd = negotiationError{reason: NegotiationFailureCount}
+
+// because is a negotiationError without more to tell.
+func because(reason NegotiationFailure) error { return negotiationError{reason: reason} }
+
+// A refusal is an error reply after which the client may go on: a reason why it
+// does not get an export.
+type refusal struct {
+	typ     uint32 // of the reply
+	reason  NegotiationFailure
+	message string
+}
+
+func (r *refusal) Error() string { return r.message }
+
+// An outcome is how a handshake ended, if not in transmission.
+type outcome struct {
+	reason NegotiationFailure
+	detail string
+	// silent is set if the client has done nothing worth telling of.
+	silent bool
+}
 
 // negotiate carries the connection through the handshake. If ok is false it did
 // not get to transmission, for the reason given.
-func (c *Conn) negotiate() (reason NegotiationFailure, ok bool) {
+func (c *Conn) negotiate() (end outcome, ok bool) {
 	n := &negotiation{c: c}
 	err := n.run()
 	if err == nil {
 		err = c.nc.SetDeadline(time.Time{})
 	}
 	if err == nil && !c.server.enter(c) {
-		err = negotiationError(NegotiationShutdown)
+		err = because(NegotiationShutdown)
 	}
 	if err == nil {
-		return 0, true
+		return outcome{}, true
 	}
 	if c.session != nil {
 		c.abandon()
@@ -71,14 +112,18 @@ func (c *Conn) negotiate() (reason NegotiationFailure, ok bool) {
 	}
 	var why negotiationError
 	switch {
+	case errors.As(err, &why) && why.reason == NegotiationFailureCount && n.refused != nil:
+		// It left because of what it was told.
+		return outcome{reason: n.refused.reason, detail: n.refused.message}, false
 	case errors.As(err, &why):
-		return NegotiationFailure(why), false
+		silent := why.reason == NegotiationProbe || why.reason == NegotiationFailureCount
+		return outcome{reason: why.reason, detail: why.detail, silent: silent}, false
 	case c.draining():
-		return NegotiationShutdown, false
+		return outcome{reason: NegotiationShutdown}, false
 	case isTimeout(err):
-		return NegotiationTimeout, false
+		return outcome{reason: NegotiationTimeout, silent: !n.spoke}, false
 	}
-	return NegotiationBroken, false
+	return outcome{reason: NegotiationBroken, detail: err.Error()}, false
 }
 
 func (n *negotiation) run() error {
@@ -87,7 +132,7 @@ func (n *negotiation) run() error {
 		return err
 	}
 	if c.draining() {
-		return negotiationError(NegotiationShutdown) // SetDeadline may have undone the poke
+		return because(NegotiationShutdown) // SetDeadline may have undone the poke
 	}
 	if err := n.greet(); err != nil {
 		return err
@@ -114,18 +159,20 @@ func (n *negotiation) greet() error {
 	binary.BigEndian.PutUint64(hello[8:], protocol.NEGOTIATION_MAGIC_OPTION)
 	binary.BigEndian.PutUint16(hello[16:], flagFixedNewstyle|flagNoZeroes)
 	if _, err := n.c.wire.Write(hello[:]); err != nil {
-		return negotiationError(NegotiationProbe) // gone before it said a word
+		return because(NegotiationProbe) // gone before it said a word
 	}
 	var b [clientFlagsBytes]byte
-	if k, err := io.ReadFull(n.c.wire, b[:]); err != nil {
+	k, err := io.ReadFull(n.c.wire, b[:])
+	n.spoke = k > 0
+	if err != nil {
 		if k == 0 && !isTimeout(err) {
-			return negotiationError(NegotiationProbe)
+			return because(NegotiationProbe)
 		}
 		return err
 	}
 	flags := binary.BigEndian.Uint32(b[:])
 	if flags&^clientFlags != 0 {
-		return negotiationError(NegotiationClientFlags)
+		return negotiationError{NegotiationClientFlags, fmt.Sprintf("%#08x", flags)}
 	}
 	n.noZeroes = flags&clientNoZeroes != 0
 	return nil
@@ -147,14 +194,14 @@ func (n *negotiation) option() (verdict, error) {
 		Length:      binary.BigEndian.Uint32(b[12:]),
 	}
 	if h.OptionMagic != protocol.NEGOTIATION_MAGIC_OPTION {
-		return 0, negotiationError(NegotiationBadMagic)
+		return 0, because(NegotiationBadMagic)
 	}
 	n.options++
-	if n.options > c.limits.MaxOptions {
-		return 0, negotiationError(NegotiationTooManyOptions)
+	if n.options > c.limits.MaxOptions+n.allowance {
+		return 0, because(NegotiationTooManyOptions)
 	}
 	if int64(h.Length) > int64(c.limits.MaxOptionBytes) {
-		return 0, negotiationError(NegotiationOptionTooLong)
+		return n.overlong(h)
 	}
 	data := make([]byte, h.Length)
 	if _, err := io.ReadFull(c.wire, data); err != nil {
@@ -166,20 +213,59 @@ func (n *negotiation) option() (verdict, error) {
 				return 0, err
 			}
 		}
-		return 0, negotiationError(NegotiationShutdown)
+		return 0, because(NegotiationShutdown)
 	}
-	switch h.ID {
+	return n.answer(h.ID, data)
+}
+
+// answer answers an option that came in full.
+func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
+	if n.c.server.TLSMode == TLSRequired && !n.secured() {
+		switch id {
+		case optAbort, optStartTLS:
+		case optExportName:
+			return 0, because(NegotiationTLSRequired)
+		default:
+			return haggle, n.turnAway(id, errTLSFirst)
+		}
+	}
+	switch id {
 	case optExportName:
 		return n.exportName(data)
 	case optAbort:
-		_ = n.reply(h.ID, repAck) // the client may be gone already
+		_ = n.reply(id, repAck) // the client may be gone already
+		n.c.farewell()
 		return hangUp, nil
 	case optList:
 		return haggle, n.list(data)
+	case optStartTLS:
+		return haggle, n.startTLS(data)
 	case optInfo, optGo:
-		return n.infoOrGo(h.ID, data)
+		return n.infoOrGo(id, data)
+	case optStructuredReply:
+		return haggle, n.structuredReply(data)
+	case optListMetaContext, optSetMetaContext:
+		return haggle, n.metaContext(id, data)
+	case optExtendedHeaders:
+		return haggle, n.extendedHeaders(data)
 	}
-	return haggle, n.refuse(h.ID, repErrUnsup, fmt.Sprintf("option %d is not supported", h.ID))
+	return haggle, n.refuse(id, repErrUnsup, fmt.Sprintf("option %d is not supported", id))
+}
+
+// overlong throws away the data of an option that has too much of it, so that
+// the client stays in step. There is a limit to that, and EXPORT_NAME has no
+// error reply.
+func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, error) {
+	if h.ID == optExportName || h.Length > maxDrainBytes {
+		return 0, negotiationError{NegotiationOptionTooLong, fmt.Sprintf("option %d with %d bytes", h.ID, h.Length)}
+	}
+	if _, err := io.CopyN(io.Discard, n.c.wire, int64(h.Length)); err != nil {
+		return 0, err
+	}
+	if h.ID == optAbort {
+		return n.answer(h.ID, nil)
+	}
+	return haggle, n.refuse(h.ID, repErrTooBig, fmt.Sprintf("option %d with %d bytes of data: want at most %d", h.ID, h.Length, n.c.limits.MaxOptionBytes))
 }
 
 // reply sends one option reply, its data being the concatenation of parts.
@@ -202,5 +288,18 @@ func (n *negotiation) reply(id, typ uint32, parts ...[]byte) error {
 
 // refuse sends an error reply with a message for people.
 func (n *negotiation) refuse(id, typ uint32, message string) error {
-	return n.reply(id, typ, []byte(message[:min(len(message), maxStringBytes)]))
+	return n.reply(id, typ, []byte(clip(message)))
+}
+
+// refuseData refuses an option that has data but should have none.
+func (n *negotiation) refuseData(id uint32, option string, data []byte) error {
+	return n.refuse(id, repErrInvalid, fmt.Sprintf("%s with %d bytes of data: want none", option, len(data)))
+}
+
+// turnAway refuses the client an export and remembers why.
+func (n *negotiation) turnAway(id uint32, r *refusal) error {
+	n.refused = r
+	c := n.c
+	c.server.Log.Debug("client refused", "conn", c.id, "remote", c.remote, "option", id, "reason", r.reason.String(), "detail", r.message)
+	return n.refuse(id, r.typ, r.message)
 }

@@ -37,12 +37,18 @@ type Limits struct {
 	// IdleTimeout is how long a connection may be without requests, none in
 	// flight, before it is closed. Default: for ever.
 	IdleTimeout time.Duration
-	// MaxOptions and MaxOptionBytes bound the handshake. Defaults 64, 64 KiB.
+	// MaxOptions is how many options a client may send in its handshake; after a
+	// LIST it may send two more for each export that it was told of, to learn
+	// more of that one. Default 64.
+	//
+	// MaxOptionBytes bounds the data of one option. Longer data is refused, and
+	// beyond 64 KiB the connection is closed. Default 64 KiB.
 	MaxOptions     int
 	MaxOptionBytes int
 }
 
 const (
+	maxIdleTimeout  = 365 * 24 * time.Hour
 	maxSlots        = 4096
 	maxPayloadLimit = 64 << 20
 	minPayloadLimit = 4 << 10
@@ -50,6 +56,11 @@ const (
 	// skipFactor times MaxPayloadBytes is the longest payload that is read and
 	// thrown away for the sake of an error reply.
 	skipFactor = 2
+
+	// optionsPerListed is how many options more a client may send for each
+	// export listed: clients that show everything ask for its INFO and its meta
+	// contexts.
+	optionsPerListed = 2
 )
 
 // withDefaults returns l with its zero fields filled in.
@@ -75,6 +86,12 @@ func (l Limits) withDefaults(arena *dma.Arena) (Limits, error) {
 		if *f.value < f.min || *f.value > f.max {
 			return l, fmt.Errorf("nbd: limit %s is %d: want %d to %d", f.name, *f.value, f.min, f.max)
 		}
+	}
+	if l.MaxConnectionsPerPeer < 0 {
+		return l, fmt.Errorf("nbd: limit MaxConnectionsPerPeer is %d: want 0 (none) or more", l.MaxConnectionsPerPeer)
+	}
+	if l.IdleTimeout != 0 && (l.IdleTimeout < time.Millisecond || l.IdleTimeout > maxIdleTimeout) {
+		return l, fmt.Errorf("nbd: limit IdleTimeout is %v: want 0 (none), or 1ms to %v", l.IdleTimeout, maxIdleTimeout)
 	}
 	times := []struct {
 		name  string

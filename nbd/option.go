@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // exportName answers NBD_OPT_EXPORT_NAME, the old way into transmission. It has
@@ -12,16 +13,21 @@ import (
 //
 // Source: proto.md, "NBD_OPT_EXPORT_NAME".
 func (n *negotiation) exportName(data []byte) (verdict, error) {
+	if n.agreed.extended {
+		return 0, because(NegotiationExtendedName)
+	}
 	name := string(data)
-	if CheckName(name) != nil {
-		return 0, negotiationError(NegotiationNoExport)
+	if err := CheckName(name); err != nil {
+		return 0, negotiationError{NegotiationNoExport, err.Error()}
 	}
-	e, ok := n.c.server.Exports.Lookup(name)
-	if !ok {
-		return 0, negotiationError(NegotiationNoExport)
+	e, no := n.find(name)
+	if no == nil {
+		if err := n.open(e); err != nil && !errors.As(err, &no) {
+			return 0, err
+		}
 	}
-	if err := n.open(e); err != nil {
-		return 0, err
+	if no != nil {
+		return 0, negotiationError{no.reason, no.message}
 	}
 	size := 8 + 2 + exportNameZeroes
 	if n.noZeroes {
@@ -41,9 +47,14 @@ func (n *negotiation) exportName(data []byte) (verdict, error) {
 // Source: proto.md, "NBD_OPT_LIST", "NBD_REP_SERVER".
 func (n *negotiation) list(data []byte) error {
 	if len(data) != 0 {
-		return n.refuse(optList, repErrInvalid, fmt.Sprintf("LIST with %d bytes of data: want none", len(data)))
+		return n.refuseData(optList, "LIST", data)
 	}
+	listed := 0
 	for _, e := range n.c.server.Exports.List() {
+		if e.Hidden || n.mayUse(e) != nil {
+			continue
+		}
+		listed++
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(e.Name)))
 		description := clip(e.Device.Info().Description)
@@ -51,11 +62,18 @@ func (n *negotiation) list(data []byte) error {
 			return err
 		}
 	}
+	// Not a sum over all LISTs, or there would be no end.
+	n.allowance = max(n.allowance, optionsPerListed*listed)
 	return n.reply(optList, repAck)
 }
 
 // clip bounds a string of ours to what the protocol carries.
-func clip(s string) string { return s[:min(len(s), maxStringBytes)] }
+func clip(s string) string {
+	if len(s) > maxStringBytes {
+		s = s[:maxStringBytes]
+	}
+	return strings.ToValidUTF8(s, "") // the cut may have split a character
+}
 
 // infoRequest is the decoded data of NBD_OPT_INFO and NBD_OPT_GO.
 type infoRequest struct {
@@ -107,9 +125,9 @@ func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 		return haggle, n.refuse(id, repErrInvalid, err.Error())
 	}
 	c := n.c
-	e, ok := c.server.Exports.Lookup(q.name)
-	if !ok {
-		return haggle, n.refuse(id, repErrUnknown, fmt.Sprintf("no export %q", clip(q.name)))
+	e, no := n.find(q.name)
+	if no != nil {
+		return haggle, n.turnAway(id, no)
 	}
 	info := e.Device.Info().normalize(c.limits.MaxPayloadBytes)
 	if q.wantSize {
@@ -120,16 +138,17 @@ func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 		if err := n.replyBlockSize(id, info); err != nil {
 			return 0, err
 		}
-		return haggle, n.refuse(id, repErrBlockSizeReqd,
-			fmt.Sprintf("export %q needs blocks of %d bytes: ask for NBD_INFO_BLOCK_SIZE", e.Name, info.MinBlockBytes))
+		return haggle, n.turnAway(id, &refusal{
+			repErrBlockSizeReqd, NegotiationBlockSize,
+			fmt.Sprintf("export %q needs blocks of %d bytes: ask for NBD_INFO_BLOCK_SIZE", e.Name, info.MinBlockBytes),
+		})
 	}
 	if id == optGo {
 		if err := n.open(e); err != nil {
-			var why negotiationError
-			if !errors.As(err, &why) || NegotiationFailure(why) != NegotiationOpenFailed {
-				return 0, err
+			if errors.As(err, &no) {
+				return haggle, n.turnAway(id, no)
 			}
-			return haggle, n.refuse(id, repErrUnknown, fmt.Sprintf("export %q cannot be opened", e.Name))
+			return 0, err
 		}
 		info = c.info
 	}
@@ -183,10 +202,15 @@ func (n *negotiation) replyBlockSize(id uint32, info Info) error {
 // open makes the connection ready to transmit for e. After it the only ways on
 // are transmission and the end of the connection.
 //
-// Errors: negotiationError with NegotiationOpenFailed leaves the connection as it
-// was; any other ends it.
+// Errors: a refusal leaves the connection as it was; any other ends it.
 func (n *negotiation) open(e Export) error {
 	c := n.c
+	if !c.server.reserve(c, e) {
+		return &refusal{
+			repErrPolicy, NegotiationTooManyOfExport,
+			fmt.Sprintf("export %q has as many connections as it may have, %d", e.Name, e.MaxConnections),
+		}
+	}
 	st, err := newStream(c.wire)
 	if err != nil {
 		return err
@@ -200,6 +224,7 @@ func (n *negotiation) open(e Export) error {
 	c.stream = st
 	c.export = e
 	c.agreed = n.agreed
+	c.agreed.allocation = n.agreed.allocation && n.mapped == e.Name
 	c.info = e.Device.Info().normalize(c.limits.MaxPayloadBytes)
 	c.rules = newRules(&c.info, c.info.MaxPayloadBytes)
 	c.granted = mem
@@ -212,7 +237,8 @@ func (n *negotiation) open(e Export) error {
 	if err != nil {
 		c.server.Log.Warn("export cannot be opened", "conn", c.id, "export", e.Name, "err", err)
 		c.abandon()
-		return negotiationError(NegotiationOpenFailed)
+		c.server.release(c)
+		return &refusal{repErrUnknown, NegotiationOpenFailed, fmt.Sprintf("export %q cannot be opened", e.Name)}
 	}
 	c.session = session
 	return nil

@@ -28,6 +28,9 @@ const (
 	requestBytes     = 4 + 2 + 2 + 8 + 8 + 4
 	simpleReplyBytes = 4 + 4 + 8
 
+	// maxDrainBytes is how much data of a refused option is read and thrown away.
+	maxDrainBytes = 64 << 10
+
 	// maxStringBytes is the longest string of the protocol: "Values", string.
 	maxStringBytes = 4096
 )

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -73,6 +74,19 @@ type Server struct {
 	// connection's export has an entry too.
 	// +checklocks:mu
 	folded map[string]*OpTable
+	// peers counts connections, if there is a limit on those of one peer.
+	// +checklocks:mu
+	peers map[peer]int
+	// inUse counts the connections of each export by its name, from the moment
+	// that they are let in.
+	// +checklocks:mu
+	inUse map[string]int
+	// turnedAway counts the connections closed at once since turnedAwayNs, when
+	// the log was last told of one; in ns since epoch, zero for never.
+	// +checklocks:mu
+	turnedAway uint64
+	// +checklocks:mu
+	turnedAwayNs int64
 	// +checklocks:mu
 	receivedBytes, sentBytes uint64
 }
@@ -86,6 +100,8 @@ func (s *Server) setup() error {
 		s.conns = make(map[*Conn]struct{})
 		s.listeners = make(map[net.Listener]struct{})
 		s.folded = make(map[string]*OpTable)
+		s.peers = make(map[peer]int)
+		s.inUse = make(map[string]int)
 		s.mu.Unlock()
 		if s.Log == nil {
 			s.Log = slog.New(slog.DiscardHandler)
@@ -173,39 +189,71 @@ func (s *Server) ServeConn(nc net.Conn) error {
 
 // register makes nc a connection of the server, or closes it and returns nil.
 func (s *Server) register(nc net.Conn) *Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.nextID++
-	if s.draining || len(s.conns) >= s.limits.MaxConnections {
-		why := NegotiationTooManyConnections
-		if s.draining {
-			why = NegotiationShutdown
-		}
-		s.failures[why]++
-		_ = nc.Close()
-		return nil
-	}
 	c := &Conn{
 		server: s,
 		arena:  s.Arena,
 		limits: &s.limits,
 		nc:     nc,
 		wire:   nc,
-		id:     s.nextID,
 		since:  time.Now(),
 	}
 	if a := nc.RemoteAddr(); a != nil {
 		c.remote = a.String()
 	}
+	if s.limits.MaxConnectionsPerPeer > 0 {
+		c.peer = peerOf(nc)
+	}
 	c.cond.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+
+	s.mu.Lock()
+	s.nextID++
+	c.id = s.nextID
+	why := s.vetLocked(c)
+	if why < NegotiationFailureCount {
+		s.failures[why]++
+		s.turnedAway++
+		// One line a second will do: whoever connects too often should not fill
+		// the log.
+		tell := uint64(0)
+		if at := now(); s.turnedAwayNs == 0 || at-s.turnedAwayNs >= int64(time.Second) {
+			s.turnedAwayNs = at
+			tell, s.turnedAway = s.turnedAway, 0
+		}
+		s.mu.Unlock()
+		c.kill(CloseKilled)
+		if tell > 0 {
+			s.Log.Warn("connection turned away", "remote", c.remote, "reason", why.String(), "since_last_told", tell)
+		}
+		return nil
+	}
+	defer s.mu.Unlock()
 	s.conns[c] = struct{}{}
+	if c.peer != (peer{}) {
+		s.peers[c.peer]++
+	}
 	s.wg.Add(1)
 	if !s.sweeping {
 		s.sweeping = true
 		s.wg.Go(s.sweep)
 	}
 	return c
+}
+
+// vetLocked says why a connection cannot be taken, NegotiationFailureCount if it
+// can.
+//
+// +checklocks:s.mu
+func (s *Server) vetLocked(c *Conn) NegotiationFailure {
+	switch {
+	case s.draining:
+		return NegotiationShutdown
+	case len(s.conns) >= s.limits.MaxConnections:
+		return NegotiationTooManyConnections
+	case c.peer != (peer{}) && s.peers[c.peer] >= s.limits.MaxConnectionsPerPeer:
+		return NegotiationTooManyOfPeer
+	}
+	return NegotiationFailureCount
 }
 
 // run is the life of a registered connection.
@@ -217,18 +265,17 @@ func (s *Server) run(c *Conn) {
 		_ = tcp.SetNoDelay(true)
 		_ = tcp.SetKeepAlive(true)
 	}
-	outcome, ok := c.negotiate()
+	end, ok := c.negotiate()
 	if ok {
-		log.Info("connected", "export", c.export.Name)
+		log.Info("connected", "export", c.export.Name, "replies", c.agreed.String(), "tls", c.tls)
 		c.transmit()
 		log.Info("disconnected", "export", c.export.Name, "reason", CloseReason(c.reason.Load()).String())
 	} else {
 		c.kill(CloseKilled)
-		switch outcome {
-		case NegotiationFailureCount, NegotiationProbe:
-			log.Debug("closed in negotiation", "reason", outcome.String())
-		default:
-			log.Warn("negotiation failed", "reason", outcome.String())
+		if end.silent {
+			log.Debug("closed in negotiation", "reason", end.reason.String())
+		} else {
+			log.Warn("negotiation failed", "reason", end.reason.String(), "detail", end.detail)
 		}
 	}
 	s.mu.Lock()
@@ -240,9 +287,15 @@ func (s *Server) run(c *Conn) {
 		default:
 		}
 	}
+	if c.peer != (peer{}) {
+		if s.peers[c.peer]--; s.peers[c.peer] == 0 {
+			delete(s.peers, c.peer)
+		}
+	}
+	s.releaseLocked(c)
 	if !c.transmitting {
-		if outcome < NegotiationFailureCount {
-			s.failures[outcome]++
+		if end.reason < NegotiationFailureCount {
+			s.failures[end.reason]++
 		}
 		return
 	}
@@ -250,6 +303,39 @@ func (s *Server) run(c *Conn) {
 	c.loadOps(s.folded[c.export.Name])
 	s.receivedBytes += c.receivedBytes.Load()
 	s.sentBytes += c.sentBytes.Load()
+}
+
+// reserve counts c among the connections of e. It is false if e has as many as
+// it may have.
+func (s *Server) reserve(c *Conn, e Export) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.MaxConnections > 0 && s.inUse[e.Name] >= e.MaxConnections {
+		return false
+	}
+	s.inUse[e.Name]++
+	c.reserved, c.reservedName = true, e.Name
+	return true
+}
+
+// release undoes reserve.
+func (s *Server) release(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.releaseLocked(c)
+}
+
+// releaseLocked undoes reserve, if it was called.
+//
+// +checklocks:s.mu
+func (s *Server) releaseLocked(c *Conn) {
+	if !c.reserved {
+		return
+	}
+	c.reserved = false
+	if s.inUse[c.reservedName]--; s.inUse[c.reservedName] == 0 {
+		delete(s.inUse, c.reservedName)
+	}
 }
 
 // enter marks c as transmitting for c.export. It is false if the server is
@@ -269,10 +355,15 @@ func (s *Server) enter(c *Conn) bool {
 
 // sweep looks over the connections until none is left.
 func (s *Server) sweep() {
-	interval := min(sweepInterval, max(s.limits.ReplyTimeout/4, time.Millisecond))
+	interval := min(sweepInterval, s.limits.ReplyTimeout/4)
+	if s.limits.IdleTimeout > 0 {
+		interval = min(interval, s.limits.IdleTimeout/4)
+	}
+	interval = max(interval, time.Millisecond)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	lastReads := make(map[*Conn]uint64)
+	rests := make(map[*Conn]rest)
 	for {
 		ticked := false
 		select {
@@ -308,6 +399,10 @@ func (s *Server) sweep() {
 				c.kill(CloseRequestTimeout)
 				continue
 			}
+			if s.limits.IdleTimeout > 0 && c.idleFor(rests, at) > s.limits.IdleTimeout {
+				c.kill(CloseIdle)
+				continue
+			}
 			n := c.reads.Load()
 			last, seen := lastReads[c]
 			if seen && last == n && request == 0 && c.heldBytes.Load() > minBlockBytes {
@@ -316,6 +411,7 @@ func (s *Server) sweep() {
 			reads[c] = n
 		}
 		lastReads = reads
+		maps.DeleteFunc(rests, func(c *Conn, _ rest) bool { _, ok := reads[c]; return !ok })
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 )
 
 // A NegotiationFailure says why a connection never reached transmission. A
-// client that ends the handshake in good order is no failure.
+// client that ends the handshake in good order is no failure, unless it was
+// refused an export: then the last refusal is the reason.
 type NegotiationFailure uint8
 
 // Reasons of NegotiationFailure.
@@ -22,9 +23,16 @@ const (
 	NegotiationBadMagic                                     // an option without its magic
 	NegotiationOptionTooLong                                // Limits.MaxOptionBytes
 	NegotiationTooManyOptions                               // Limits.MaxOptions
-	NegotiationNoExport                                     // EXPORT_NAME of an unknown export
+	NegotiationNoExport                                     // no such export
 	NegotiationOpenFailed                                   // the device refused
 	NegotiationShutdown                                     // the server is draining
+	NegotiationTooManyOfPeer                                // Limits.MaxConnectionsPerPeer
+	NegotiationTooManyOfExport                              // Export.MaxConnections
+	NegotiationTLSRequired                                  // no TLS, but the server or the export wants it
+	NegotiationTLSFailed                                    // the TLS handshake failed
+	NegotiationNotAllowed                                   // Export.AllowedNames
+	NegotiationBlockSize                                    // the client did not ask for block sizes
+	NegotiationExtendedName                                 // EXPORT_NAME after EXTENDED_HEADERS
 	NegotiationFailureCount                                 // number of reasons, for tables
 )
 
@@ -32,7 +40,8 @@ const (
 func (n NegotiationFailure) String() string {
 	return [...]string{
 		"too_many_connections", "probe", "timeout", "broken", "client_flags", "bad_magic", "option_too_long",
-		"too_many_options", "no_export", "open_failed", "shutdown", "none",
+		"too_many_options", "no_export", "open_failed", "shutdown", "too_many_of_peer", "too_many_of_export",
+		"tls_required", "tls_failed", "not_allowed", "block_size_required", "export_name_extended", "none",
 	}[min(n, NegotiationFailureCount)]
 }
 
@@ -52,6 +61,7 @@ const (
 	CloseRequestTimeout                    // the client did not finish a request
 	CloseShutdown                          // the server drained
 	CloseKilled                            // the drain ran out of time
+	CloseIdle                              // Limits.IdleTimeout
 	CloseReasonCount                       // number of reasons, for tables
 )
 
@@ -59,7 +69,7 @@ const (
 func (r CloseReason) String() string {
 	return [...]string{
 		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
-		"reply_timeout", "request_timeout", "shutdown", "killed", "none",
+		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "none",
 	}[min(r, CloseReasonCount)]
 }
 
@@ -156,6 +166,8 @@ type ConnStats struct {
 	Remote       string
 	Export       string // empty while it negotiates
 	Transmitting bool
+	TLS          string // version and cipher suite, empty without TLS or while it negotiates
+	Replies      string // "simple", "structured" or "extended"; empty while it negotiates
 	// Closing means that the client is gone, and the connection waits for the
 	// device to complete what is in flight.
 	Closing       bool
@@ -233,6 +245,7 @@ func (s *Server) Snapshot() Stats {
 		cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
 		if c.transmitting {
 			cs.Transmitting = true
+			cs.TLS, cs.Replies = c.tls, c.agreed.String()
 			cs.Closing = c.dead.Load()
 			cs.Export = c.export.Name
 			cs.ReceivedBytes = c.receivedBytes.Load()

@@ -2,6 +2,8 @@ package nbd
 
 import (
 	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 )
 
 // A TLSMode says what a server makes of NBD_OPT_STARTTLS.
@@ -32,6 +34,82 @@ func (m TLSMode) String() string {
 	}
 	return "invalid"
 }
+
+// startTLS answers NBD_OPT_STARTTLS. After its ACK nothing but TLS is read from
+// the socket, and nothing has been read ahead of it: what somebody slipped in
+// behind the option in plain text becomes a handshake that fails. What was
+// settled before is forgotten, as somebody in the middle may have settled it.
+//
+// Source: proto.md, "NBD_OPT_STARTTLS", "TLS versions".
+func (n *negotiation) startTLS(data []byte) error {
+	c := n.c
+	switch {
+	case len(data) != 0:
+		return n.refuseData(optStartTLS, "STARTTLS", data)
+	case n.secured():
+		return n.refuse(optStartTLS, repErrInvalid, "STARTTLS within TLS")
+	case c.server.TLSMode == TLSOff:
+		return n.refuse(optStartTLS, repErrUnsup, "this server does not do TLS")
+	}
+	config := c.server.TLSConfig()
+	if config == nil {
+		c.server.Log.Error("no TLS configuration for a client", "conn", c.id, "remote", c.remote)
+		return n.turnAway(optStartTLS, &refusal{repErrPolicy, NegotiationTLSFailed, "TLS is not available now"})
+	}
+	if err := n.reply(optStartTLS, repAck); err != nil {
+		return err
+	}
+	t := tls.Server(c.nc, fitConfig(config))
+	if err := t.Handshake(); err != nil { // within the deadline of the whole handshake
+		if isTimeout(err) {
+			return err
+		}
+		return negotiationError{NegotiationTLSFailed, err.Error()}
+	}
+	state := t.ConnectionState()
+	if state.Version < tls.VersionTLS12 { // by a GetConfigForClient, say
+		return negotiationError{NegotiationTLSFailed, "version is " + tls.VersionName(state.Version)}
+	}
+	n.names = nil
+	if len(state.VerifiedChains) > 0 { // else the certificate is anybody's word
+		n.names = certificateNames(state.PeerCertificates[0])
+	}
+	c.wire = t
+	c.tls = fmt.Sprintf("%s %s", tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite))
+	n.haggled = haggled{}
+	n.refused = nil
+	return nil
+}
+
+// fitConfig returns c as an NBD server wants it.
+func fitConfig(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
+	// Connections are few and long. Without resumption a certificate authority
+	// that was replaced is at once replaced for all.
+	c.SessionTicketsDisabled = true
+	// Small records at the start help browsers, not disks.
+	c.DynamicRecordSizingDisabled = true
+	return c
+}
+
+// certificateNames returns the names that c speaks for, as Export.AllowedNames
+// has them.
+func certificateNames(c *x509.Certificate) []string {
+	var names []string
+	if c.Subject.CommonName != "" {
+		names = append(names, c.Subject.CommonName)
+	}
+	names = append(names, c.DNSNames...)
+	names = append(names, c.EmailAddresses...)
+	for _, u := range c.URIs {
+		names = append(names, u.String())
+	}
+	return names
+}
+
+// secured says whether the client has TLS.
+func (n *negotiation) secured() bool { return n.c.wire != n.c.nc }
 
 // farewell tells a TLS client that nothing more will come, so that it can tell
 // the end from a cut cable. Nothing may be in flight.

@@ -1,0 +1,35 @@
+package nbd
+
+import "time"
+
+// A rest is what the sweeper remembers of a connection that may be idle.
+type rest struct {
+	receivedBytes uint64
+	sinceNs       int64 // since epoch
+}
+
+// idleFor returns how long c has had no request, as far as its visits show, of
+// which the present one is at atNs since epoch. rests remembers the last one.
+//
+// Concurrency: the sweeper.
+func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
+	received := c.receivedBytes.Load()
+	last, seen := rests[c]
+	if !seen || last.receivedBytes != received || c.hasInFlight() {
+		rests[c] = rest{receivedBytes: received, sinceNs: atNs}
+		return 0
+	}
+	return time.Duration(atNs - last.sinceNs)
+}
+
+// hasInFlight says whether requests wait for their replies, by the counters:
+// anyone may ask, and a connection that is at work may get either answer.
+func (c *Conn) hasInFlight() bool {
+	for i := range c.ops {
+		o := &c.ops[i]
+		if o.started.Load() != o.successes.Load()+o.errors.Load() {
+			return true
+		}
+	}
+	return false
+}
