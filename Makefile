@@ -22,6 +22,11 @@ TOOL_BUILD = $(GO) build -modfile=internal/tools/go.mod -o $@
 FUZZTIME ?= 30s
 SOAKTIME ?= 5m
 COUNT    ?= 10
+ROUNDS   ?= 5
+ROWS     ?= .
+REF      ?=
+PKG      ?= ./miniport
+BENCH    ?= .
 
 .PHONY: help
 help: ## list the targets
@@ -100,10 +105,37 @@ soak: ## the id race with ten million requests; more orders of steps; then unit 
 	while [ $$SECONDS -lt $$end ]; do $(GO) test -race -count=1 -shuffle=on -timeout 8m ./...; done
 
 .PHONY: bench
-bench: ## all benchmarks, COUNT times, into .cache/bench.txt, and their summary
-bench: $(TOOLS)/benchstat
+bench: build ## vhbad beside other servers, ROUNDS= rounds of rows ROWS=, into docs/benchmarks.md (half an hour)
+	@$(MAKE) deps PACKAGES='$(shell sed -e 's/\#.*//' deploy/ci/packages.txt deploy/ci/packages-bench.txt)'
+	$(GO) -C internal/bench build -o ../../.cache/bin/bench .
+	.cache/bin/bench -vhbad bin/vhbad -rounds $(ROUNDS) -rows '$(ROWS)' $(if $(filter .,$(ROWS)),-doc docs/benchmarks.md)
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks of every stage, COUNT times, into .cache/bench.txt, and their summary
+bench-go: $(TOOLS)/benchstat
+	@mkdir -p .cache
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./... | tee .cache/bench.txt
 	$(TOOLS)/benchstat .cache/bench.txt
+
+# Both trees take turns, so that a machine that changes its mind changes it for both.
+.PHONY: bench-compare
+bench-compare: ## Go benchmarks BENCH= of package PKG= at commit REF= and here, in interleaved runs
+bench-compare: $(TOOLS)/benchstat
+	@test -n '$(REF)' || { echo "which commit to compare with? make bench-compare REF=HEAD~1 [PKG=./miniport] [BENCH=RoundTrip]" >&2; exit 1; }
+	@rm -rf .cache/compare && mkdir -p .cache/compare && git worktree prune
+	git worktree add --detach .cache/compare/tree '$(REF)'
+	@for pkg in $(PKG); do \
+	  name=$$(echo "$$pkg" | tr -c 'a-z0-9\n' _); \
+	  (cd .cache/compare/tree && $(GO) test -c -o ../old$$name.test "$$pkg"); \
+	  $(GO) test -c -o .cache/compare/new$$name.test "$$pkg"; \
+	  for i in $$(seq $(COUNT)); do \
+	    for side in old new; do \
+	      (cd "$$pkg" && $(CURDIR)/.cache/compare/$$side$$name.test -test.run '^$$' -test.bench '$(BENCH)' -test.benchmem) >> .cache/compare/$$side.txt; \
+	    done; \
+	  done; \
+	done
+	git worktree remove --force .cache/compare/tree
+	$(TOOLS)/benchstat .cache/compare/old.txt .cache/compare/new.txt
 
 .PHONY: lint
 lint: ## form, vet, golangci-lint, tidy module files, lock annotations
@@ -111,6 +143,7 @@ lint: $(TOOLS)/gofumpt $(TOOLS)/golangci-lint $(TOOLS)/checklocks
 	@out=$$($(TOOLS)/gofumpt -l .); if [ -n "$$out" ]; then echo "not in form; run make fmt:" >&2; echo "$$out" >&2; exit 1; fi
 	$(GO) mod tidy -diff
 	cd internal/tools && $(GO) mod tidy -diff
+	cd internal/bench && $(GO) mod tidy -diff && $(GO) vet ./... && ../../$(TOOLS)/golangci-lint run --allow-serial-runners ./...
 	$(GO) vet -tags 'interop kernel interleave' ./...
 	$(GO) vet -vettool=$(CURDIR)/$(TOOLS)/checklocks -inferred=false ./...
 	$(TOOLS)/golangci-lint run --allow-serial-runners ./...

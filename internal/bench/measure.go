@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ticksPerSecond is the unit of processor time in /proc: USER_HZ, which is 100 on
+// every architecture that Go runs on.
+const ticksPerSecond = 100
+
+// processorTime is the user and system time of a process and of the children that
+// it has waited for.
+//
+// Source: proc(5), /proc/PID/stat, fields 14 to 17.
+func processorTime(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may contain spaces.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	ticks := 0
+	for _, f := range fields[11:15] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / ticksPerSecond, nil
+}
+
+// residentBytes is the memory of a process that is in RAM.
+func residentBytes(pid int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, err
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(b))[1], 10, 64)
+	return pages * int64(os.Getpagesize()), err
+}
+
+// systemCalls counts the system calls of a process while fn runs, by a
+// tracepoint: strace would make each so slow that the process behaved otherwise.
+func systemCalls(pid int, fn func() error) (int64, error) {
+	var out bytes.Buffer
+	cmd := exec.Command("perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", strconv.Itoa(pid))
+	cmd.Stderr = &out
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	<-time.After(perfStartTime)
+	fnErr := fn()
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		return 0, errors.Join(fnErr, err)
+	}
+	_ = cmd.Wait() // ends by the signal
+	if fnErr != nil {
+		return 0, fnErr
+	}
+	count, _, _ := strings.Cut(strings.TrimSpace(out.String()), ",")
+	n, err := strconv.ParseInt(count, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("perf stat says %q: want a number; it needs root, or a kernel.perf_event_paranoid of -1", out.String())
+	}
+	return n, nil
+}
+
+// perfStartTime is how long perf may take to attach; it does not tell.
+const perfStartTime = 500 * time.Millisecond

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A bench is one run of the program.
+type bench struct {
+	shop    shop
+	rounds  int
+	runTime time.Duration
+	out     io.Writer // progress
+}
+
+// An outcome is a row that was measured: results by server, one for each round.
+type outcome struct {
+	row     row
+	results map[kind][]result
+	err     error
+}
+
+// ratios are ours divided by the peer's, round by round; without a peer, ours.
+func (o *outcome) ratios(t target) []float64 {
+	ours := o.results[o.row.ours]
+	out := make([]float64, len(ours))
+	for i := range ours {
+		out[i] = t.metric.of(ours[i])
+		if t.peer != "" {
+			out[i] /= t.metric.of(o.results[t.peer][i])
+		}
+	}
+	return out
+}
+
+// median is the middle of values, which has at least one.
+func median(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	if n := len(s); n%2 == 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return s[len(s)/2]
+}
+
+// typical is the median of one metric of a server.
+func (o *outcome) typical(k kind, m metric) float64 {
+	values := make([]float64, 0, len(o.results[k]))
+	for _, r := range o.results[k] {
+		values = append(values, m.of(r))
+	}
+	return median(values)
+}
+
+// measureRow starts the row's servers and measures them in turn.
+func (b *bench) measureRow(r row) (o outcome) {
+	o = outcome{row: r, results: make(map[kind][]result)}
+	kinds := append([]kind{r.ours}, r.peers...)
+	servers := make([]*process, 0, len(kinds))
+	defer func() {
+		for _, p := range servers {
+			o.err = errors.Join(o.err, p.stop())
+		}
+	}()
+	for i, k := range kinds {
+		image := filepath.Join(b.shop.dir, fmt.Sprintf("%s-%d.img", r.name, i))
+		if r.onFile {
+			if o.err = makeImage(image, diskBytes); o.err != nil {
+				return o
+			}
+			defer func() { _ = os.Remove(image) }()
+		}
+		p, err := b.shop.start(k, diskBytes, image)
+		if err != nil {
+			o.err = err
+			return o
+		}
+		servers = append(servers, p)
+		if o.err = fill(p, diskBytes); o.err != nil {
+			return o
+		}
+	}
+	for round := range b.rounds {
+		for i := range servers {
+			p := servers[(i+round)%len(servers)]
+			res, err := runFio(p, r.load, diskBytes, b.runTime, round)
+			if err != nil {
+				o.err = err
+				return o
+			}
+			o.results[p.kind] = append(o.results[p.kind], res)
+		}
+		_, _ = fmt.Fprintf(b.out, "%s: round %d of %d: %s\n", r.name, round+1, b.rounds, o.lastRound())
+	}
+	return o
+}
+
+// lastRound is the last round in words.
+func (o *outcome) lastRound() string {
+	var s strings.Builder
+	for _, k := range append([]kind{o.row.ours}, o.row.peers...) {
+		if n := len(o.results[k]); n > 0 {
+			r := o.results[k][n-1]
+			_, _ = fmt.Fprintf(&s, "  [%s %.0f IOPS, %.1f us CPU, p50 %.0f us]", k, r.IOPS, r.CPUMicros, r.P50)
+		}
+	}
+	return s.String()
+}
+
+// makeImage makes a file without holes whose pages are in the cache.
+func makeImage(path string, sizeBytes int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	chunk := make([]byte, mib)
+	for i := range chunk {
+		chunk[i] = byte(i*7 + i>>8)
+	}
+	for range sizeBytes / mib {
+		if _, err := f.Write(chunk); err != nil {
+			return err
+		}
+	}
+	// Written back now, not while servers are measured.
+	return f.Sync()
+}

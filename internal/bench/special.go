@@ -1,0 +1,265 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// copyBytes is the size of the image that is copied.
+const copyBytes = gib
+
+// copyRows measures nbdcopy of a file-backed disk, out of and into each server.
+func (b *bench) copyRows() []outcome {
+	kinds := []kind{vhbadFile, nbdkitFile, qemuFile, nbdServerFile}
+	faster := make([]target, 0, len(kinds)-1)
+	for _, k := range kinds[1:] {
+		faster = append(faster, target{k, seconds, 1})
+	}
+	down := outcome{row: row{name: "copy-out-1g", ours: kinds[0], peers: kinds[1:], targets: faster}, results: make(map[kind][]result)}
+	up := outcome{row: row{name: "copy-in-1g", ours: kinds[0], peers: kinds[1:], targets: faster}, results: make(map[kind][]result)}
+	err := b.copies(kinds, &down, &up)
+	down.err, up.err = err, err
+	return []outcome{down, up}
+}
+
+func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
+	source, sink := filepath.Join(b.shop.dir, "source.img"), filepath.Join(b.shop.dir, "sink.img")
+	if err := makeImage(source, copyBytes); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(source), os.Remove(sink)) }()
+	if err := makeImage(sink, copyBytes); err != nil {
+		return err
+	}
+	for round := range b.rounds {
+		for i := range kinds {
+			k := kinds[(i+round)%len(kinds)]
+			// A server of its own for each: the image is another process' otherwise.
+			image := filepath.Join(b.shop.dir, "copy.img")
+			if err := makeImage(image, copyBytes); err != nil {
+				return err
+			}
+			p, err := b.shop.start(k, copyBytes, image)
+			if err != nil {
+				return err
+			}
+			out, err := nbdcopy(p.uri, sink)
+			if err == nil {
+				down.results[k] = append(down.results[k], result{Seconds: out.Seconds()})
+				var in time.Duration
+				in, err = nbdcopy(source, p.uri)
+				up.results[k] = append(up.results[k], result{Seconds: in.Seconds()})
+			}
+			if err = errors.Join(err, p.stop(), os.Remove(image)); err != nil {
+				return fmt.Errorf("%s: %w", k, err)
+			}
+		}
+		_, _ = fmt.Fprintf(b.out, "copies: round %d of %d\n", round+1, b.rounds)
+	}
+	return nil
+}
+
+// callRows counts system calls for one request.
+func (b *bench) callRows() []outcome {
+	var out []outcome
+	for _, d := range []struct {
+		depth int
+		limit float64
+	}{{1, 3.5}, {32, 0.5}} {
+		o := outcome{
+			row: row{
+				name: fmt.Sprintf("calls-read-4k-d%d", d.depth), ours: vhbadMemory, peers: []kind{nbdkitMemory},
+				load:    load{rw: "randread", blockBytes: 4 * kib, depth: d.depth, connections: 1},
+				targets: []target{{"", calls, d.limit}},
+			},
+			results: make(map[kind][]result),
+		}
+		for _, k := range []kind{vhbadMemory, nbdkitMemory} {
+			r, err := b.countCalls(k, o.row.load)
+			if err != nil {
+				o.err = err
+				break
+			}
+			o.results[k] = []result{r}
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+func (b *bench) countCalls(k kind, l load) (r result, err error) {
+	p, err := b.shop.start(k, diskBytes, "")
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	if err := fill(p, diskBytes); err != nil {
+		return r, err
+	}
+	const requests = 200_000
+	var side fioSide
+	total, err := systemCalls(p.pid(), func() (err error) {
+		side, err = fio(p.uri, l, diskBytes, fmt.Sprintf("--number_ios=%d", requests))
+		return err
+	})
+	if err != nil {
+		return r, err
+	}
+	r.Calls = float64(total) / float64(side.Total)
+	_, _ = fmt.Fprintf(b.out, "%s depth %d: %.2f system calls per I/O\n", k, l.depth, r.Calls)
+	return r, nil
+}
+
+// idleConnections and idleTime are the load of the idle row.
+const (
+	idleConnections = 1000
+	idleTime        = 5 * time.Second
+)
+
+// idle says what idle connections cost: bytes each, and the processor time that
+// the server takes while nothing happens.
+func (b *bench) idle() (bytesEach int64, busy time.Duration, err error) {
+	b.shop.extra = []string{"--connections", fmt.Sprint(idleConnections + 1)}
+	p, err := b.shop.start(vhbadMemory, diskBytes, "")
+	b.shop.extra = nil
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	u, err := url.Parse(strings.Replace(p.uri, "nbd+unix:///", "nbd+unix://x/", 1))
+	if err != nil {
+		return 0, 0, err
+	}
+	before, err := residentBytes(p.pid())
+	if err != nil {
+		return 0, 0, err
+	}
+	conns := make([]net.Conn, 0, idleConnections)
+	defer func() {
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}()
+	for range idleConnections {
+		c, err := enter(u.Query().Get("socket"))
+		if err != nil {
+			return 0, 0, fmt.Errorf("connection %d: %w", len(conns)+1, err)
+		}
+		conns = append(conns, c)
+	}
+	<-time.After(2 * time.Second) // what is thrown away after a while, goes
+	after, err := residentBytes(p.pid())
+	if err != nil {
+		return 0, 0, err
+	}
+	begin, err := processorTime(p.pid())
+	if err != nil {
+		return 0, 0, err
+	}
+	<-time.After(idleTime)
+	end, err := processorTime(p.pid())
+	return (after - before) / idleConnections, end - begin, err
+}
+
+// enter makes a connection and goes into transmission by EXPORT_NAME, with one
+// read, so that the connection has what a connection has.
+func enter(socket string) (net.Conn, error) {
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	hello := make([]byte, 18)
+	if _, err := io.ReadFull(c, hello); err != nil {
+		return c, err
+	}
+	b := binary.BigEndian.AppendUint32(nil, 3)
+	b = append(b, "IHAVEOPT"...)
+	b = binary.BigEndian.AppendUint32(b, optionExportName)
+	b = binary.BigEndian.AppendUint32(b, 0)
+	if _, err := c.Write(b); err != nil {
+		return c, err
+	}
+	if _, err := io.ReadFull(c, make([]byte, 10)); err != nil {
+		return c, err
+	}
+	request := slices.Concat([]byte{0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0}, make([]byte, 16), binary.BigEndian.AppendUint32(nil, 4096))
+	if _, err := c.Write(request); err != nil {
+		return c, err
+	}
+	_, err = io.ReadFull(c, make([]byte, replyBytes+4096))
+	return c, err
+}
+
+// A point is one measurement of how cost grows with something.
+type point struct {
+	What      string  // "disks", "connections", "depth", "size"
+	N         float64 // how many, or GiB
+	IOPS      float64
+	CPUMicros float64
+	P50       float64
+	StartMS   float64 // until the server listens
+}
+
+// growth measures the cost of a 4 KiB read while one thing grows at a time.
+func (b *bench) growth() ([]point, error) {
+	var out []point
+	add := func(what string, n float64, l load, sizeBytes int64, extra ...string) (err error) {
+		b.shop.extra = extra
+		defer func() { b.shop.extra = nil }()
+		begin := time.Now()
+		p, err := b.shop.start(vhbadMemory, sizeBytes, "")
+		if err != nil {
+			return err
+		}
+		started := time.Since(begin)
+		defer func() { err = errors.Join(err, p.stop()) }()
+		work := min(sizeBytes, diskBytes)
+		if err := fill(p, work); err != nil {
+			return err
+		}
+		r, err := runFio(p, l, work, b.runTime, 0)
+		if err != nil {
+			return err
+		}
+		out = append(out, point{what, n, r.IOPS, r.CPUMicros, r.P50, float64(started.Milliseconds())})
+		_, _ = fmt.Fprintf(b.out, "growth: %s %.0f: %.0f IOPS, %.1f us CPU, started in %s\n", what, n, r.IOPS, r.CPUMicros, started.Round(time.Millisecond))
+		return nil
+	}
+	l := load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1}
+	for _, n := range []int{1, 16, 256} {
+		var disks []string
+		for i := 1; i < n; i++ {
+			disks = append(disks, "--disk", fmt.Sprintf("more%d=memory:1GiB", i))
+		}
+		if err := add("disks", float64(n), l, diskBytes, disks...); err != nil {
+			return out, err
+		}
+	}
+	for _, n := range []int{1, 4, 16, 64, 256} {
+		l := load{rw: "randread", blockBytes: 4 * kib, depth: 8, connections: n}
+		if err := add("connections", float64(n), l, diskBytes, "--connections", "300", "--memory", "1GiB"); err != nil {
+			return out, err
+		}
+	}
+	for _, n := range []int{1, 4, 16, 64, 256, 1024} {
+		l := load{rw: "randread", blockBytes: 4 * kib, depth: n, connections: 1}
+		if err := add("depth", float64(n), l, diskBytes, "--requests", "1024"); err != nil {
+			return out, err
+		}
+	}
+	for _, n := range []int64{1, 64, 1024, 64 * 1024} {
+		if err := add("size", float64(n), l, n*gib); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,148 @@
+package main
+
+// A metric is what two servers are compared by.
+type metric string
+
+// The metrics.
+const (
+	iops    metric = "IOPS"
+	cpu     metric = "CPU per I/O"
+	p50     metric = "p50"
+	p99     metric = "p99"
+	seconds metric = "time"
+	calls   metric = "system calls per I/O"
+)
+
+func (m metric) of(r result) float64 {
+	switch m {
+	case iops:
+		return r.IOPS
+	case cpu:
+		return r.CPUMicros
+	case p50:
+		return r.P50
+	case p99:
+		return r.P99
+	case seconds:
+		return r.Seconds
+	case calls:
+		return r.Calls
+	}
+	panic("bench: no metric " + string(m))
+}
+
+// better says whether more of it is better.
+func (m metric) better() bool { return m == iops }
+
+// A target is what a row aims at: our value divided by the peer's, or our value
+// alone if there is no peer.
+type target struct {
+	peer   kind
+	metric metric
+	limit  float64 // at least, if more is better; else at most
+}
+
+func (t target) met(ratio float64) bool {
+	if t.metric.better() {
+		return ratio >= t.limit
+	}
+	return ratio <= t.limit
+}
+
+// A row is one line of the table: one load against several servers.
+type row struct {
+	name    string
+	ours    kind
+	peers   []kind
+	load    load
+	onFile  bool
+	targets []target
+}
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	gib = 1 << 30
+)
+
+// diskBytes is the size of the disks that fio loads: more than the processor's
+// caches, little enough to fill in no time.
+const diskBytes = 512 * mib
+
+// fioRows are the rows that are fio jobs.
+func fioRows() []row {
+	return []row{
+		{
+			name: "read-4k-d32", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, goNBD},
+			load: load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{
+				{nbdkitMemory, iops, 1.3},
+				{nbdkitMemory, cpu, 0.75},
+				{bareLoop, iops, 0.95},
+				{goNBD, iops, 2.2},
+			},
+		},
+		{
+			name: "write-4k-d32", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, goNBD},
+			load: load{rw: "randwrite", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{
+				{nbdkitMemory, iops, 3.5},
+				{nbdkitMemory, cpu, 0.25},
+				{bareLoop, iops, 0.95},
+				{goNBD, iops, 1.7},
+			},
+		},
+		{
+			name: "read-4k-4x16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			load: load{rw: "randread", blockBytes: 4 * kib, depth: 16, connections: 4},
+			targets: []target{
+				{nbdkitMemory, iops, 1.8},
+				{nbdkitMemory, cpu, 0.45},
+				{bareLoop, iops, 0.95},
+			},
+		},
+		{
+			name: "read-4k-d1", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			load: load{rw: "randread", blockBytes: 4 * kib, depth: 1, connections: 1},
+			targets: []target{
+				{nbdkitMemory, p50, 1.05},
+				{nbdkitMemory, p99, 1.5},
+				{nbdkitMemory, cpu, 1.3},
+				{bareLoop, iops, 0.95},
+			},
+		},
+		{
+			name: "read-256k-d16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			load: load{rw: "read", blockBytes: 256 * kib, depth: 16, connections: 1},
+			targets: []target{
+				{nbdkitMemory, iops, 1.05},
+				{nbdkitMemory, cpu, 0.85},
+				{bareLoop, iops, 0.95},
+			},
+		},
+		{
+			name: "write-256k-d16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			load: load{rw: "write", blockBytes: 256 * kib, depth: 16, connections: 1},
+			targets: []target{
+				{nbdkitMemory, iops, 1.15},
+				{nbdkitMemory, cpu, 0.85},
+				{bareLoop, iops, 0.95},
+			},
+		},
+		{
+			name: "file-read-4k-d32", ours: vhbadFile, peers: []kind{nbdkitFile, qemuFile}, onFile: true,
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{{nbdkitFile, iops, 1.5}, {qemuFile, iops, 2.2}},
+		},
+		{
+			name: "file-write-4k-d32", ours: vhbadFile, peers: []kind{nbdkitFile, qemuFile}, onFile: true,
+			load:    load{rw: "randwrite", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{{nbdkitFile, iops, 1.3}, {qemuFile, iops, 2.5}},
+		},
+		{
+			name: "verify-read-4k-d32", ours: vhbadVerify, peers: []kind{vhbadMemory},
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{{vhbadMemory, cpu, 1.5}},
+		},
+	}
+}
