@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"sync"
 	"sync/atomic"
 
 	"github.com/vhbad/vhbad/internal/dma"
@@ -64,7 +65,9 @@ type Disk struct {
 	geometry atomic.Pointer[geometry]
 	gate     rangeGate
 	refresh  port.WorkItem
-	stats    stats
+	// learnMu lets one learn run at a time. It is held across I/O.
+	learnMu sync.Mutex
+	stats   stats
 }
 
 var _ nbd.Device = (*Disk)(nil)
@@ -233,6 +236,9 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 		if v == verdictDone {
 			return nil
 		}
+		if a, ok := unitAttention(s); ok {
+			t.d.attention(t.p, a)
+		}
 		if v == verdictFail || try >= t.d.options.RetryCount {
 			return fmt.Errorf("%s: %s (%s)", name, errno, s)
 		}
@@ -243,8 +249,11 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 // in is the data of the last command.
 func (t *talker) in() []byte { return t.data[:t.srb.DataTransferBytes] }
 
-// learn asks for everything that geometry holds.
+// learn asks for everything that geometry holds. What changes meanwhile makes
+// attention ask again, after this time.
 func (d *Disk) learn(p *port.Processor) error {
+	d.learnMu.Lock()
+	defer d.learnMu.Unlock()
 	t, err := d.newTalker(p)
 	if err != nil {
 		return err
