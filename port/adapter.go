@@ -299,7 +299,7 @@ func (a *Adapter) checkConfig(p *Processor) error {
 	}
 	require(c.MaximumTransferLength != Uninitialized && c.MaximumTransferLength > 0, "MaximumTransferLength is not set")
 	require(c.NumberOfPhysicalBreaks != Uninitialized, "NumberOfPhysicalBreaks is not set")
-	require(c.AlignmentMask <= 0x1ff, "AlignmentMask %#x: want 0 to 0x1ff", c.AlignmentMask)
+	require(c.AlignmentMask <= 0x1ff && c.AlignmentMask&(c.AlignmentMask+1) == 0, "AlignmentMask %#x: want a power of two, 0x200 at most, less one", c.AlignmentMask)
 	require(c.MaxNumberOfIO > 0, "MaxNumberOfIO %d: want at least 1", c.MaxNumberOfIO)
 	require(c.MaxIOsPerLun > 0 && c.MaxIOsPerLun <= c.MaxNumberOfIO, "MaxIOsPerLun %d: want 1 to MaxNumberOfIO (%d)", c.MaxIOsPerLun, c.MaxNumberOfIO)
 	require(c.InitialLunQueueDepth > 0 && c.InitialLunQueueDepth <= c.MaxIOsPerLun, "InitialLunQueueDepth %d: want 1 to MaxIOsPerLun (%d)", c.InitialLunQueueDepth, c.MaxIOsPerLun)

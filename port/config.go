@@ -74,7 +74,9 @@ type Config struct {
 	// NumberOfPhysicalBreaks is the longest scatter/gather list less one.
 	// Mandatory.
 	NumberOfPhysicalBreaks uint32
-	// AlignmentMask is the buffer alignment less one, 0 to 0x1ff.
+	// AlignmentMask is the buffer alignment less one: 0, 1, 3, 7 and so on to
+	// 0x1ff. An SRB with a buffer that begins elsewhere completes with
+	// StatusInvalidRequest, unseen by the miniport.
 	AlignmentMask uint32
 
 	// MaxNumberOfIO bounds what is outstanding on the adapter. Default 1000.

@@ -313,6 +313,10 @@ func (a *Adapter) mapData(s *SRB) bool {
 		if len(b) == 0 {
 			break
 		}
+		if !isAligned(b, a.config.AlignmentMask) {
+			a.unmap(s)
+			return false
+		}
 		addr := a.sys.iommu.Map(s.windows[i], b, access)
 		s.mapped = i + 1
 		if !a.options.StrictSegments {

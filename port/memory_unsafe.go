@@ -14,3 +14,8 @@ func offsetIn(region, b []byte) (int, bool) {
 	}
 	return int(start - base), true
 }
+
+// isAligned reports whether b begins at a multiple of mask+1.
+func isAligned(b []byte, mask uint32) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(b)))&uintptr(mask) == 0
+}
