@@ -104,6 +104,13 @@ type Memory struct {
 	Waiters int `json:"waiters"`
 }
 
+// HandOver is the body of POST /v1/handover, by which a daemon asks to take
+// another one's place.
+type HandOver struct {
+	// DiscardMemory lets the content of memory disks go.
+	DiscardMemory bool `json:"discard_memory,omitempty"`
+}
+
 // Problem is the body of every answer that is not a success.
 type Problem struct {
 	// Message says what was wrong and what is allowed.

@@ -61,6 +61,8 @@ type serveFlags struct {
 	file       config.File // what the flags say, with a file's shape
 	listen     listFlag[config.Address]
 	disks      listFlag[config.Disk]
+	takeover   bool
+	discard    bool // memory disks of the daemon taken over from
 }
 
 func newServe() *cobra.Command {
@@ -118,6 +120,8 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.Var(&s.disks, "disk", "disk to serve, again for more (default "+config.DefaultDisk+")")
 	f.StringVar(&v.HTTP, "http", "", "HOST:PORT of metrics and health, or none (default "+config.DefaultHTTP+")")
 	f.StringVar(&v.Admin, "admin", "", "path of the admin socket, or none (default "+client.DefaultPath()+")")
+	f.BoolVar(&s.takeover, "takeover", false, "take the place of the daemon at the admin socket: its sockets stay open, it finishes and ends; starts as usual if there is none")
+	f.BoolVar(&s.discard, "takeover-discard-memory", false, "take over even from memory disks, whose content is lost")
 	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")
 	f.BoolVar(&v.HBA.Verify, "verify", false, "check every rule of the port's contract; slower")
 	f.IntVar(&v.HBA.Queues, "queues", 0, fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues))
@@ -204,13 +208,17 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return usage(err)
 	}
-	c, err := s.resolve(cmd.Flags(), len(inherited) > 0)
+	c, err := s.resolve(cmd.Flags(), len(inherited.NBD) > 0)
 	if err != nil {
 		return usage(err)
 	}
 	log := newLog(cmd.ErrOrStderr(), c)
+	predecessor, err := s.takeOver(cmd.Context(), c, log)
+	if err != nil {
+		return err
+	}
 	d, err := startUnlessSignalled(cmd.Context(), signals, daemon.Options{
-		Config: c, Version: buildVersion(), Log: log, Inherited: inherited,
+		Config: c, Version: buildVersion(), Log: log, Inherited: inherited, Predecessor: predecessor,
 	})
 	if d == nil || err != nil {
 		return err
@@ -230,12 +238,31 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	select {
 	case sig := <-signals:
 		log.Info("stopping", "signal", sig.String())
+	case <-d.HandedOver():
+		log.Info("stopping: another daemon takes over")
 	case broken = <-d.Failed():
 		log.Error("stopping: a listener failed", "error", broken)
 	case <-cmd.Context().Done():
 		broken = cmd.Context().Err()
 	}
 	return errors.Join(broken, stop(d, c.Limits.DrainTimeout.Std(), signals, log))
+}
+
+// takeOver asks the daemon that runs for its place, if it is to.
+func (s *serveFlags) takeOver(ctx context.Context, c *config.Config, log *slog.Logger) (*daemon.Predecessor, error) {
+	switch {
+	case !s.takeover && s.discard:
+		return nil, usage(errors.New("--takeover-discard-memory without --takeover"))
+	case !s.takeover:
+		return nil, nil
+	case c.Admin == "":
+		return nil, usage(errors.New("--takeover finds the running daemon by its admin socket: want --admin PATH"))
+	}
+	p, err := daemon.TakeOver(ctx, c.Admin, client.HandOver{DiscardMemory: s.discard}, log)
+	if p == nil && err == nil {
+		log.Info("no daemon to take over from", "admin", c.Admin)
+	}
+	return p, err
 }
 
 // startUnlessSignalled starts the daemon. A signal meanwhile undoes it, and the

@@ -1,8 +1,10 @@
 package admin
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -16,10 +18,12 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhbad/vhbad/client"
 )
 
-func listen(t *testing.T, path string, perm fs.FileMode) net.Listener {
+func listen(t *testing.T, path string, perm fs.FileMode) *Listener {
 	t.Helper()
 	l, err := ListenUnix(t.Context(), path, perm)
 	if err != nil {
@@ -148,6 +152,13 @@ type fixed client.Status
 
 func (f fixed) Status() client.Status { return client.Status(f) }
 
+func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
+	if !r.DiscardMemory {
+		return nil, errors.New("not now")
+	}
+	return func(c *net.UnixConn) { _ = c.Close() }, nil
+}
+
 func TestServe_Status(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
 	s := Serve(listen(t, path, 0o600), Handler(fixed{Version: "v9", State: "ready"}), slog.New(slog.DiscardHandler))
@@ -175,11 +186,140 @@ func TestHandler_Wrong(t *testing.T) {
 		{"GET", "/", http.StatusNotFound, "no such thing"},
 		{"GET", "/v2/status", http.StatusNotFound, "no such thing"},
 		{"POST", "/v1/status", http.StatusMethodNotAllowed, "want GET"},
+		{"GET", "/v1/handover", http.StatusMethodNotAllowed, "want POST"},
+		{"POST", "/v1/handover", http.StatusUpgradeRequired, "--takeover"},
 	} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(tt.method, tt.path, nil))
 		if w.Code != tt.code || !strings.Contains(w.Body.String(), tt.want) {
 			t.Errorf("%s %s: %d %s", tt.method, tt.path, w.Code, w.Body)
 		}
+	}
+}
+
+func TestHandler_HandOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	s := Serve(listen(t, path, 0o600), Handler(fixed{}), slog.New(slog.DiscardHandler))
+	defer func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	for body, want := range map[string]struct {
+		code int
+		text string
+	}{
+		`{}`:                      {http.StatusConflict, "not now"},
+		`{`:                       {http.StatusBadRequest, "body"},
+		`{"discard_memory":true}`: {http.StatusSwitchingProtocols, ""},
+	} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := httptest.NewRequest(http.MethodPost, HandOverPath, strings.NewReader(body))
+		req.Header.Set("Connection", "Upgrade")
+		req.Header.Set("Upgrade", HandOverProtocol)
+		if err := req.Write(c); err != nil {
+			t.Error(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(c), req)
+		if err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+		b, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != want.code || !strings.Contains(string(b), want.text) {
+			t.Errorf("%s: %s %s, %v; want %d with %q", body, res.Status, b, err, want.code, want.text)
+		}
+		_ = res.Body.Close()
+		_ = c.Close()
+	}
+}
+
+// files are duplicates of a listener's socket and lock, as if passed to another
+// process.
+func files(t *testing.T, l *Listener) (socket, lock *os.File) {
+	t.Helper()
+	socket, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := l.LockConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		lock = os.NewFile(uintptr(dup), "lock")
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return socket, lock
+}
+
+// Of two that share a socket, the one that keeps it removes it.
+func TestAdopt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	old := listen(t, path, 0o600)
+	given, err := Adopt(files(t, old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := given.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the socket of a listener that was not kept: %v", err)
+	}
+	if given, err = Adopt(files(t, old)); err != nil {
+		t.Fatal(err)
+	}
+	old.Leave()
+	if err := given.Keep(); err != nil {
+		t.Error(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := ListenUnix(t.Context(), path, 0); !errors.Is(err, ErrInUse) {
+		t.Errorf("listen beside the heir: %v, want ErrInUse", err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if err := given.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestAdopt_OtherLock(t *testing.T) {
+	dir := t.TempDir()
+	socket, lock := files(t, listen(t, filepath.Join(dir, "x.sock"), 0))
+	_, other := files(t, listen(t, filepath.Join(dir, "y.sock"), 0))
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Adopt(socket, other); err == nil || !strings.Contains(err.Error(), "another file") {
+		t.Errorf("the lock of another path: %v", err)
+	}
+}
+
+func TestUnixSocket_Owner(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	l, err := UnixSocket{Path: path, UID: os.Getuid(), GID: os.Getgid()}.Listen(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("%v, %v; want mode 0660", fi.Mode(), err)
 	}
 }

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,18 +24,75 @@ var ErrInUse = errors.New("already served by another process")
 // dialTimeout bounds the question whether anybody listens at a path.
 const dialTimeout = 2 * time.Second
 
-// A lockedListener is a unix listener that owns its path's lock until closed.
-type lockedListener struct {
+// A Listener is a unix listener that owns its path's lock until closed.
+type Listener struct {
 	*net.UnixListener
 	lock *pathLock
+	// left: the path is another process's.
+	left atomic.Bool
 	once sync.Once
 	err  error
 }
 
-// Close implements net.Listener: it removes the socket and gives up the path.
-func (l *lockedListener) Close() error {
-	l.once.Do(func() { l.err = errors.Join(l.UnixListener.Close(), l.lock.release()) })
+// Close implements net.Listener: it removes the socket and gives up the path,
+// unless another process has them.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		release := l.lock.release
+		if l.left.Load() {
+			release = l.lock.f.Close
+		}
+		l.SetUnlinkOnClose(!l.left.Load())
+		l.err = errors.Join(l.UnixListener.Close(), release())
+	})
 	return l.err
+}
+
+// Leave makes Close leave socket and lock to another process, which shares them.
+func (l *Listener) Leave() { l.left.Store(true) }
+
+// Keep undoes Leave: the path is this process's, and the lock file says so.
+func (l *Listener) Keep() error {
+	l.left.Store(false)
+	return writeHolder(l.lock.f)
+}
+
+// LockConn gives access to the descriptor of the lock, which another process
+// can share.
+func (l *Listener) LockConn() (syscall.RawConn, error) { return l.lock.f.SyscallConn() }
+
+// Adopt makes a Listener of a socket and of the lock of its path, both shared
+// with the process that they come from. Close leaves them to it until Keep. It
+// takes the two files over, also when it fails.
+//
+// Errors: the socket is no listening unix socket, or the lock is not that of its
+// path.
+func Adopt(socket, lock *os.File) (*Listener, error) {
+	l, err := net.FileListener(socket)
+	_ = socket.Close() // the listener has a duplicate
+	if err != nil {
+		return nil, errors.Join(plain(err), lock.Close())
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%s is no unix socket", l.Addr()), l.Close(), lock.Close())
+	}
+	path := u.Addr().String() + lockSuffix
+	if !isAt(lock, path) {
+		return nil, errors.Join(fmt.Errorf("lock file %s is another file than that of the socket", path), l.Close(), lock.Close())
+	}
+	a := &Listener{UnixListener: u, lock: &pathLock{f: lock, path: path}}
+	a.Leave()
+	return a, nil
+}
+
+// A UnixSocket is how a unix socket is to be.
+type UnixSocket struct {
+	Path string
+	// Perm are the permissions from the start; zero leaves them to the umask.
+	Perm fs.FileMode
+	// UID and GID are the owner, -1 for whoever makes it.
+	UID, GID int
 }
 
 // ListenUnix listens on a unix socket at path, with the given permissions from
@@ -41,22 +100,31 @@ func (l *lockedListener) Close() error {
 // is replaced.
 //
 // Errors: ErrInUse; fs.ErrExist if something else than a socket is there.
-func ListenUnix(ctx context.Context, path string, perm fs.FileMode) (net.Listener, error) {
-	lock, err := lockPath(path + ".lock")
+func ListenUnix(ctx context.Context, path string, perm fs.FileMode) (*Listener, error) {
+	return UnixSocket{Path: path, Perm: perm, UID: -1, GID: -1}.Listen(ctx)
+}
+
+// Listen is ListenUnix for a socket with an owner.
+func (s UnixSocket) Listen(ctx context.Context) (*Listener, error) {
+	lock, err := lockPath(s.Path + lockSuffix)
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", path, err)
+		return nil, fmt.Errorf("socket %s: %w", s.Path, err)
 	}
-	l, err := listenLocked(ctx, path, perm)
+	l, err := s.listenLocked(ctx)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), lock.release())
+		return nil, errors.Join(fmt.Errorf("socket %s: %w", s.Path, err), lock.release())
 	}
-	return &lockedListener{UnixListener: l, lock: lock}, nil
+	return &Listener{UnixListener: l, lock: lock}, nil
 }
 
 // listenLocked listens while the lock file, which no tool can check, is held.
-func listenLocked(ctx context.Context, path string, perm fs.FileMode) (*net.UnixListener, error) {
-	if err := removeStale(ctx, path); err != nil {
+func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error) {
+	if err := removeStale(ctx, s.Path); err != nil {
 		return nil, err
+	}
+	perm, chown := s.Perm, s.UID >= 0 || s.GID >= 0
+	if chown {
+		perm = 0o600 // nobody else before it has its owner
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		if perm == 0 {
@@ -70,12 +138,27 @@ func listenLocked(ctx context.Context, path string, perm fs.FileMode) (*net.Unix
 		}
 		return err
 	}}
-	l, err := lc.Listen(ctx, "unix", path)
+	l, err := lc.Listen(ctx, "unix", s.Path)
 	if err != nil {
 		return nil, plain(err)
 	}
+	if chown {
+		err = os.Lchown(s.Path, s.UID, s.GID)
+		if err == nil {
+			err = os.Chmod(s.Path, cmp.Or(s.Perm, ownedPerm))
+		}
+		if err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
 	return l.(*net.UnixListener), nil
 }
+
+// ownedPerm are the permissions of a socket with an owner if none are given.
+const ownedPerm fs.FileMode = 0o660
+
+// lockSuffix makes a socket's path that of its lock.
+const lockSuffix = ".lock"
 
 // plain drops what net wraps around a system call's error.
 func plain(err error) error {
@@ -113,7 +196,8 @@ func removeStale(ctx context.Context, path string) error {
 // A pathLock is an exclusive lock on a file made for it. The kernel drops it
 // when the process dies, however it dies.
 type pathLock struct {
-	f *os.File
+	f    *os.File
+	path string
 }
 
 // lockTries bounds how often lockPath meets a lock file that is being removed.
@@ -138,7 +222,7 @@ func lockPath(path string) (*pathLock, error) {
 				_ = f.Close()
 				return nil, fmt.Errorf("lock file: %w", err)
 			}
-			return &pathLock{f: f}, nil
+			return &pathLock{f: f, path: path}, nil
 		}
 		_ = f.Close() // its owner removed it between our open and our lock
 	}
@@ -176,8 +260,8 @@ func readHolder(f *os.File) string {
 // and lose it afterwards.
 func (l *pathLock) release() error {
 	var err error
-	if isAt(l.f, l.f.Name()) {
-		err = os.Remove(l.f.Name())
+	if isAt(l.f, l.path) {
+		err = os.Remove(l.path)
 	}
 	return errors.Join(err, l.f.Close())
 }

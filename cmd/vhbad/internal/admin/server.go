@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,7 +18,21 @@ import (
 type Source interface {
 	// Status may be called from any goroutine, at any time until Close returns.
 	Status() client.Status
+	// HandOver decides whether the daemon lets another one take its place. The
+	// result, which must be called, talks with that one and closes the
+	// connection.
+	HandOver(r client.HandOver) (func(c *net.UnixConn), error)
 }
+
+// HandOverPath is where another daemon asks for this one's place, and
+// HandOverProtocol what the connection speaks from then on.
+const (
+	HandOverPath     = "/v1/handover"
+	HandOverProtocol = "vhbad-handover"
+)
+
+// maxBodyBytes bounds the body of a request.
+const maxBodyBytes = 64 << 10
 
 // A Server serves HTTP on one listener, within limits that fit a control or
 // metrics interface.
@@ -73,10 +89,42 @@ func Handler(src Source) http.Handler {
 		w.Header().Set("Allow", "GET, HEAD")
 		answer(w, http.StatusMethodNotAllowed, client.Problem{Message: r.Method + " " + r.URL.Path + ": want GET"})
 	})
+	mux.HandleFunc("POST "+HandOverPath, func(w http.ResponseWriter, r *http.Request) { handOver(w, r, src) })
+	mux.HandleFunc(HandOverPath, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", "POST")
+		answer(w, http.StatusMethodNotAllowed, client.Problem{Message: r.Method + " " + r.URL.Path + ": want POST"})
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusNotFound, client.Problem{Message: r.Method + " " + r.URL.Path + ": no such thing: want GET /v1/status"})
 	})
 	return mux
+}
+
+// handOver asks src, and gives it the connection if it agrees.
+func handOver(w http.ResponseWriter, r *http.Request, src Source) {
+	if r.Header.Get("Upgrade") != HandOverProtocol {
+		answer(w, http.StatusUpgradeRequired, client.Problem{Message: "want the header Upgrade: " + HandOverProtocol + ": this is for `vhbad serve --takeover`"})
+		return
+	}
+	var ask client.HandOver
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes)).Decode(&ask); err != nil {
+		answer(w, http.StatusBadRequest, client.Problem{Message: "body: " + err.Error()})
+		return
+	}
+	talk, err := src.HandOver(ask)
+	if err != nil {
+		answer(w, http.StatusConflict, client.Problem{Message: err.Error()})
+		return
+	}
+	nc, _, err := http.NewResponseController(w).Hijack()
+	if err != nil { // it stands on no connection of its own: not ours
+		panic(fmt.Sprintf("admin: a request that cannot be upgraded: %v", err))
+	}
+	c := nc.(*net.UnixConn)
+	// If these fail, so does what talk does next.
+	_ = c.SetDeadline(time.Time{})
+	_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+HandOverProtocol+"\r\n\r\n")
+	talk(c)
 }
 
 func answer(w http.ResponseWriter, code int, body any) {

@@ -143,10 +143,10 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	}
 	seen := make(map[Address]bool, len(c.Listen))
 	for _, a := range c.Listen {
-		if seen[a] && !strings.HasSuffix(a.Target, ":0") {
-			return nil, fmt.Errorf("listen: %s is given twice", a)
+		if seen[a.place()] && !strings.HasSuffix(a.Target, ":0") {
+			return nil, fmt.Errorf("listen: %s is given twice", a.place())
 		}
-		seen[a] = true
+		seen[a.place()] = true
 	}
 	c.HTTP = cmp.Or(f.HTTP, DefaultHTTP)
 	if c.HTTP == Off {

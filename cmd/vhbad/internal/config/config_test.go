@@ -62,15 +62,22 @@ func TestParseDuration(t *testing.T) {
 
 func TestParseAddress(t *testing.T) {
 	for in, want := range map[string]Address{
-		"tcp://127.0.0.1:10809": {"tcp", "127.0.0.1:10809"},
-		"tcp://:0":              {"tcp", ":0"},
-		"tcp://[::1]:1":         {"tcp", "[::1]:1"},
-		"unix:///run/x.sock":    {"unix", "/run/x.sock"},
-		"unix:///run//./x.sock": {"unix", "/run/x.sock"},
+		"tcp://127.0.0.1:10809":           {Network: "tcp", Target: "127.0.0.1:10809"},
+		"tcp://:0":                        {Network: "tcp", Target: ":0"},
+		"tcp://[::1]:1":                   {Network: "tcp", Target: "[::1]:1"},
+		"unix:///run/x.sock":              {Network: "unix", Target: "/run/x.sock"},
+		"unix:///run//./x.sock":           {Network: "unix", Target: "/run/x.sock"},
+		"unix:///x?mode=0660&owner=a:b":   {Network: "unix", Target: "/x", Mode: 0o660, Owner: "a:b"},
+		"unix:///x?owner=:disk&mode=0600": {Network: "unix", Target: "/x", Mode: 0o600, Owner: ":disk"},
+		"vsock://any:10809":               {Network: "vsock", Target: "any:10809"},
+		"vsock://3:1":                     {Network: "vsock", Target: "3:1"},
 	} {
 		got, err := ParseAddress(in)
 		if err != nil || got != want {
 			t.Errorf("ParseAddress(%q) = %v, %v; want %v", in, got, err, want)
+		}
+		if back, err := ParseAddress(got.String()); err != nil || back != got {
+			t.Errorf("ParseAddress(%q): its spelling %q reads as %v, %v", in, got, back, err)
 		}
 	}
 	for in, want := range map[string]string{
@@ -85,6 +92,18 @@ func TestParseAddress(t *testing.T) {
 		"unix:///run/":                         "folder",
 		"unix:///" + strings.Repeat("x", 107):  "exceeds the 107",
 		"unix:///a\x00b":                       "NUL",
+		"unix:///a?mode=8":                     "octal",
+		"unix:///a?mode=0":                     "octal",
+		"unix:///a?mode=1777":                  "octal",
+		"unix:///a?mode=0600&mode=0600":        "once",
+		"unix:///a?owner=":                     "USER:GROUP",
+		"unix:///a?owner=a:":                   "USER:GROUP",
+		"unix:///a?colour=red":                 `option "colour"`,
+		"unix:///a?":                           `option ""`,
+		"vsock://any":                          "no port",
+		"vsock://me:1":                         "any, local or host",
+		"vsock://-1:1":                         "any, local or host",
+		"vsock://1:4294967295":                 "0 to 4294967294",
 		"tcp://127.0.0.1:10809/with/some/path": "0 to 65535",
 	} {
 		if _, err := ParseAddress(in); err == nil || !strings.Contains(err.Error(), want) {
@@ -167,7 +186,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &File{
-		Listen: []Address{{"tcp", "127.0.0.1:0"}, {"unix", "/run/x.sock"}},
+		Listen: []Address{{Network: "tcp", Target: "127.0.0.1:0"}, {Network: "unix", Target: "/run/x.sock"}},
 		Disks: []Disk{
 			{Name: "a", Memory: 64 * MiB, Description: "scratch"},
 			{Name: "b", File: "/b.img", Size: GiB, BlockSize: 4096, ReadOnly: true},
@@ -251,10 +270,10 @@ func TestResolve_Bad(t *testing.T) {
 	for want, f := range map[string]File{
 		"two disks have this name":        {Disks: []Disk{disk, disk}},
 		`belongs to disk "a" already`:     {Disks: []Disk{{Name: "a", File: "/x"}, {Name: "b", File: "/x"}}},
-		"is given twice":                  {Listen: []Address{{"tcp", "x:1"}, {"tcp", "x:1"}}},
+		"is given twice":                  {Listen: []Address{{Network: "tcp", Target: "x:1"}, {Network: "tcp", Target: "x:1"}}},
 		`http "9810": "9810" has no port`: {HTTP: "9810"},
 		"admin: path \"x\" is not abs":    {Admin: "x"},
-		"two different paths":             {Admin: "/x", Listen: []Address{{"unix", "/x"}}},
+		"two different paths":             {Admin: "/x", Listen: []Address{{Network: "unix", Target: "/x"}}},
 		`log format "xml": want auto`:     {Log: Log{Format: "xml"}},
 		`log level "loud": want debug`:    {Log: Log{Level: "loud"}},
 		"memory 1MiB: want 32MiB":         {Limits: Limits{Memory: MiB}},

@@ -23,35 +23,67 @@ func open(t *testing.T, path, export string) *nbdConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return negotiate(t, nc, export)
+}
+
+// negotiate makes a client of a connection.
+func negotiate(t *testing.T, nc net.Conn, export string) *nbdConn {
+	t.Helper()
+	c, err := tryNegotiate(t, nc, export)
+	if err != nil {
+		t.Fatalf("export %q: %v", export, err)
+	}
+	return c
+}
+
+// tryNegotiate is negotiate for a server that may refuse or go away.
+func tryNegotiate(t *testing.T, nc net.Conn, export string) (*nbdConn, error) {
+	t.Helper()
 	t.Cleanup(func() { _ = nc.Close() })
 	c := &nbdConn{Conn: nc, t: t}
-	c.read(18)
+	if _, err := c.tryRead(18); err != nil {
+		return nil, err
+	}
 	be := binary.BigEndian
 	msg := []byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07")
 	msg = be.AppendUint32(msg, uint32(4+len(export)+2))
 	msg = be.AppendUint32(msg, uint32(len(export)))
 	msg = append(append(msg, export...), 0, 0)
-	c.write(msg)
+	if _, err := c.Write(msg); err != nil {
+		return nil, err
+	}
 	for {
-		head := c.read(20)
-		body := c.read(int(be.Uint32(head[16:])))
+		head, err := c.tryRead(20)
+		if err != nil {
+			return nil, err
+		}
+		body, err := c.tryRead(int(be.Uint32(head[16:])))
+		if err != nil {
+			return nil, err
+		}
 		switch be.Uint32(head[12:]) {
 		case 1: // ACK
-			return c
+			return c, nil
 		case 3: // INFO
 			if be.Uint16(body) == 0 {
 				c.sizeBytes, c.flags = be.Uint64(body[2:]), be.Uint16(body[10:])
 			}
 		default:
-			t.Fatalf("export %q: reply %#x %q", export, be.Uint32(head[12:]), body)
+			return nil, fmt.Errorf("reply %#x %q", be.Uint32(head[12:]), body)
 		}
 	}
 }
 
+func (c *nbdConn) tryRead(n int) ([]byte, error) {
+	b := make([]byte, n)
+	_, err := io.ReadFull(c, b)
+	return b, err
+}
+
 func (c *nbdConn) read(n int) []byte {
 	c.t.Helper()
-	b := make([]byte, n)
-	if _, err := io.ReadFull(c, b); err != nil {
+	b, err := c.tryRead(n)
+	if err != nil {
 		c.t.Fatalf("read %d bytes: %v", n, err)
 	}
 	return b
@@ -93,4 +125,26 @@ func (c *nbdConn) do(cmd uint16, offset uint64, n int, data []byte) ([]byte, err
 		return nil, nil
 	}
 	return c.read(n), nil
+}
+
+// tryWrite is do of a write, for a server that may go away.
+func (c *nbdConn) tryWrite(offset uint64, data []byte) error {
+	be := binary.BigEndian
+	msg := be.AppendUint32(nil, 0x25609513)
+	msg = be.AppendUint16(msg, 0)
+	msg = be.AppendUint16(msg, cmdWrite)
+	msg = be.AppendUint64(msg, 7)
+	msg = be.AppendUint64(msg, offset)
+	msg = be.AppendUint32(msg, uint32(len(data)))
+	if _, err := c.Write(append(msg, data...)); err != nil {
+		return err
+	}
+	reply, err := c.tryRead(16)
+	if err != nil {
+		return err
+	}
+	if errno := be.Uint32(reply[4:]); errno != 0 {
+		return fmt.Errorf("errno %d", errno)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,10 +24,13 @@ type Options struct {
 	Log     *slog.Logger
 	// Inherited listeners are served besides those of Config, and closed by Stop
 	// or by a Start that fails.
-	Inherited []net.Listener
+	Inherited Sockets
 	// OpenMedium opens a disk's medium. Nil: what its configuration says. It is
 	// for tests, which have media that fail.
 	OpenMedium func(c *config.Disk) (media.Media, error)
+	// Predecessor is the daemon whose place this one takes; nil if there is none.
+	// Start closes it.
+	Predecessor *Predecessor
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
 }
@@ -69,11 +73,19 @@ type Daemon struct {
 
 	// steps belongs to the goroutine that calls Start and Stop.
 	steps []step
+	// sockets do not change once the daemon is ready.
+	sockets []*socket
 	// failed gets the error of a listener that broke.
 	failed chan error
 
 	endpoints []Endpoint
 	httpAddr  string
+
+	// handingOver is set while another daemon asks for this one's place.
+	handingOver atomic.Bool
+	// successor is where the other daemon waits, once handedOver is closed.
+	successor  *net.UnixConn
+	handedOver chan struct{}
 
 	mu sync.RWMutex
 	// machine is nil before it is complete and once it is being taken apart.
@@ -83,7 +95,8 @@ type Daemon struct {
 
 // Start brings everything up. When it fails, nothing is left running.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), failed: make(chan error, 1)}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), failed: make(chan error, 1), handedOver: make(chan struct{})}
+	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {
 		// The reason for failing may be that ctx has ended.
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Config.Limits.DrainTimeout.Std())
@@ -122,47 +135,133 @@ func (d *Daemon) undoAll(ctx context.Context) error {
 }
 
 func (d *Daemon) start(ctx context.Context) error {
-	inherited := d.o.Inherited
-	d.pushAlways("inherited sockets", func(context.Context) error {
-		for _, l := range inherited {
-			_ = l.Close() // the NBD server has closed those that it served
+	for _, l := range d.o.Inherited.NBD {
+		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD})
+	}
+	d.pushAlways("sockets", func(context.Context) error {
+		for _, l := range d.o.Inherited.All() {
+			_ = l.Close() // whoever served it has closed it
+		}
+		for _, s := range d.sockets {
+			_ = s.Close() // likewise
 		}
 		return nil
 	})
-	if err := d.startControl(ctx); err != nil {
+	if err := d.startFront(ctx); err != nil {
 		return err
 	}
 	m, err := d.startMachine(ctx)
 	if err != nil {
 		return err
 	}
-	if err := d.startListeners(ctx, m); err != nil {
-		return err
+	if d.o.Predecessor == nil { // with one, they are open already
+		if err := d.openNBD(ctx); err != nil {
+			return err
+		}
 	}
+	d.serveNBD(m)
 	return ctx.Err()
 }
 
-// startControl opens the admin socket and HTTP.
-func (d *Daemon) startControl(ctx context.Context) error {
-	c := d.o.Config
-	if c.Admin != "" {
-		l, err := admin.ListenUnix(ctx, c.Admin, 0o600)
-		if err != nil {
-			return fmt.Errorf("admin %w (--admin sets the path, --admin %s switches it off)", err, config.Off)
+// startFront starts what works without the machine. If there is a predecessor,
+// it has ended then; before it is told to, everything that can be known to fail
+// has been tried.
+func (d *Daemon) startFront(ctx context.Context) error {
+	p := d.o.Predecessor
+	if p != nil {
+		if err := d.openNBD(ctx); err != nil {
+			return err
 		}
-		s := admin.Serve(l, admin.Handler(d), d.log)
-		d.pushAlways("admin socket", s.Close)
+		if err := d.checkImages(); err != nil {
+			return err
+		}
 	}
-	if c.HTTP != "" {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTP)
-		if err != nil {
-			return fmt.Errorf("http %s: %w (--http sets the address, --http %s switches it off)", c.HTTP, plain(err), config.Off)
+	serveControl, err := d.openControl(ctx)
+	if err != nil {
+		return err
+	}
+	if p != nil {
+		if err := p.sayGo(); err != nil {
+			return err
 		}
-		d.httpAddr = l.Addr().String()
-		s := admin.Serve(l, metrics.Handler(metrics.NewRegistry(d, d.o.Version), d), d.log)
-		d.pushAlways("http", s.Close)
+	}
+	serveControl()
+	if p == nil {
+		return nil
+	}
+	return p.wait(ctx)
+}
+
+// checkImages looks for images that are not there.
+func (d *Daemon) checkImages() error {
+	for i := range d.o.Config.Disks {
+		c := &d.o.Config.Disks[i]
+		if c.File == "" || c.Size != 0 {
+			continue
+		}
+		if _, err := os.Stat(c.File); err != nil {
+			return fmt.Errorf("disk %q: %w", c.Name, err)
+		}
 	}
 	return nil
+}
+
+// openControl opens the admin socket and that of HTTP. The result serves them.
+func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
+	c := d.o.Config
+	adminListener, err := d.openOne(purposeAdmin, c.Admin, d.o.Inherited.Admin, func() (net.Listener, error) {
+		return admin.ListenUnix(ctx, c.Admin, 0o600)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("admin %w (--admin sets the path, --admin %s switches it off)", err, config.Off)
+	}
+	httpListener, err := d.openOne(purposeHTTP, c.HTTP, d.o.Inherited.HTTP, func() (net.Listener, error) {
+		l, err := listenTCP(c.HTTP, func(network, address string) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, network, address)
+		})
+		if err != nil {
+			return nil, plain(err)
+		}
+		return l, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("http %s: %w (--http sets the address, --http %s switches it off)", c.HTTP, err, config.Off)
+	}
+	return func() {
+		if adminListener != nil {
+			s := admin.Serve(adminListener, admin.Handler(d), d.log)
+			d.pushAlways("admin socket", s.Close)
+		}
+		if httpListener != nil {
+			d.httpAddr = httpListener.Addr().String()
+			s := admin.Serve(httpListener, metrics.Handler(metrics.NewRegistry(d, d.o.Version), d), d.log)
+			d.pushAlways("http", s.Close)
+		}
+	}, nil
+}
+
+// openOne returns the listener for a purpose: one that was inherited, or one
+// taken over, or a new one; nil if there is to be none.
+func (d *Daemon) openOne(purpose, origin string, inherited net.Listener, open func() (net.Listener, error)) (net.Listener, error) {
+	l := inherited
+	switch {
+	case l != nil:
+		origin = ""
+	case origin == "":
+		return nil, nil
+	default:
+		var err error
+		if l, err = d.o.Predecessor.take(purpose, origin); err != nil {
+			return nil, err
+		}
+		if l == nil {
+			if l, err = open(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	d.sockets = append(d.sockets, &socket{Listener: l, purpose: purpose, origin: origin})
+	return l, nil
 }
 
 // Endpoints are the addresses being served.
@@ -184,5 +283,7 @@ func (d *Daemon) Failed() <-chan error { return d.failed }
 // is durable all the same.
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.state.Store(uint32(stateDraining))
-	return d.undoAll(ctx)
+	err := d.undoAll(ctx)
+	d.farewell(err)
+	return err
 }

@@ -51,13 +51,18 @@ func (s *settings) socket() string { return filepath.Join(s.dir, "n.sock") }
 
 func (s *settings) start(t *testing.T) (*Daemon, error) {
 	t.Helper()
+	return Start(t.Context(), s.options(t))
+}
+
+func (s *settings) options(t *testing.T) Options {
+	t.Helper()
 	c, err := s.Resolve(client.DefaultPath(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// On a loaded machine a callback may be off its thread for longer than it may
 	// take: that is no violation that a test should count.
-	return Start(t.Context(), Options{Config: c, Version: "v1", Log: slog.New(slog.DiscardHandler), HoldLimit: time.Minute})
+	return Options{Config: c, Version: "v1", Log: slog.New(slog.DiscardHandler), HoldLimit: time.Minute}
 }
 
 // mustStart starts a daemon that the test's end stops, unless the test does.
@@ -67,7 +72,14 @@ func (s *settings) mustStart(t *testing.T) (d *Daemon, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop = func() {
+	stop = stopper(t, d)
+	t.Cleanup(stop)
+	return d, stop
+}
+
+func stopper(t *testing.T, d *Daemon) func() {
+	t.Helper()
+	return func() {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
@@ -79,8 +91,6 @@ func (s *settings) mustStart(t *testing.T) (d *Daemon, stop func()) {
 			t.Errorf("second Stop: %v", err)
 		}
 	}
-	t.Cleanup(stop)
-	return d, stop
 }
 
 // sockets lists what sockets and locks are in the folder.
@@ -381,7 +391,7 @@ func TestStart_InheritedListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := Start(t.Context(), Options{Config: c, Log: slog.New(slog.DiscardHandler), Inherited: []net.Listener{l}})
+	d, err := Start(t.Context(), Options{Config: c, Log: slog.New(slog.DiscardHandler), Inherited: Sockets{NBD: []net.Listener{l}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,37 +5,82 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
-	"slices"
+	"os/user"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/nbd"
 )
 
-// startListeners opens the addresses and serves them.
-func (d *Daemon) startListeners(ctx context.Context, m *machine) error {
-	listeners := d.o.Inherited
-	// Whatever opens must be closed if a later one does not open; once served,
-	// Shutdown does it.
-	opened := []net.Listener{}
-	closeOpened := func() {
-		for _, l := range opened {
-			_ = l.Close()
-		}
-	}
+// What a listening socket is for.
+const (
+	purposeNBD   = "nbd"
+	purposeAdmin = "admin"
+	purposeHTTP  = "http"
+)
+
+// A socket is a listening socket and what it is for.
+type socket struct {
+	net.Listener
+	purpose string
+	// origin is what the configuration asked for; empty if a service manager
+	// opened the socket.
+	origin string
+}
+
+// openNBD opens the addresses of the configuration, or takes them over.
+func (d *Daemon) openNBD(ctx context.Context) error {
 	for _, a := range d.o.Config.Listen {
-		l, err := listen(ctx, a)
+		origin := config.Address{Network: a.Network, Target: a.Target}.String()
+		l, err := d.o.Predecessor.take(purposeNBD, origin)
+		if l == nil && err == nil {
+			l, err = listen(ctx, a)
+		}
 		if err != nil {
-			closeOpened()
 			return fmt.Errorf("listen on %s: %w", a, err)
 		}
-		opened = append(opened, l)
+		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD, origin: origin})
 	}
-	listeners = append(slices.Clip(listeners), opened...)
+	return d.adoptManaged()
+}
+
+// adoptManaged takes over the sockets that a service manager gave to the
+// predecessor, unless it gave the same to this process.
+func (d *Daemon) adoptManaged() error {
+	for {
+		l, err := d.o.Predecessor.take(purposeNBD, "")
+		if l == nil || err != nil {
+			return err
+		}
+		for _, s := range d.sockets {
+			if s.purpose == purposeNBD && endpointURI(s.Addr()) == endpointURI(l.Addr()) {
+				_ = l.Close() // it is the same socket
+				l = nil
+				break
+			}
+		}
+		if l != nil {
+			d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD})
+		}
+	}
+}
+
+// serveNBD serves the sockets of openNBD.
+func (d *Daemon) serveNBD(m *machine) {
+	var listeners []net.Listener
+	for _, s := range d.sockets {
+		if s.purpose == purposeNBD {
+			listeners = append(listeners, s.Listener)
+		}
+	}
 	stopped := make(chan struct{}, len(listeners))
 	d.push("clients", func(ctx context.Context) error {
 		err := m.server.Shutdown(ctx)
@@ -60,16 +105,152 @@ func (d *Daemon) startListeners(ctx context.Context, m *machine) error {
 			stopped <- struct{}{}
 		}()
 	}
-	return nil
 }
 
 func listen(ctx context.Context, a config.Address) (net.Listener, error) {
-	if a.Network == "unix" {
-		return admin.ListenUnix(ctx, a.Target, 0)
+	switch a.Network {
+	case "unix":
+		s, err := unixSocket(a)
+		if err != nil {
+			return nil, err
+		}
+		l, err := s.Listen(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return l, nil
+	case "vsock":
+		return listenVsock(a.Target)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, a.Network, a.Target)
+	l, err := listenTCP(a.Target, func(network, address string) (net.Listener, error) {
+		return new(net.ListenConfig).Listen(ctx, network, address)
+	})
 	if err != nil {
 		return nil, plain(err)
+	}
+	return l, nil
+}
+
+// listenTCP listens on HOST:PORT. Where there is no IPv6, all addresses of the
+// machine, and localhost, are those of IPv4.
+func listenTCP(target string, listen func(network, address string) (net.Listener, error)) (net.Listener, error) {
+	l, err := listen("tcp", target)
+	if err == nil {
+		return l, nil
+	}
+	host, port, splitErr := net.SplitHostPort(target)
+	noIPv6 := errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EPROTONOSUPPORT)
+	if splitErr != nil || !noIPv6 || (host != "" && host != "::" && host != "localhost") {
+		return nil, err
+	}
+	v4 := map[string]string{"localhost": "127.0.0.1"}[host]
+	if l, v4err := listen("tcp4", net.JoinHostPort(v4, port)); v4err == nil {
+		return l, nil
+	}
+	return nil, err
+}
+
+// unixSocket finds the numbers of an address's owner.
+func unixSocket(a config.Address) (admin.UnixSocket, error) {
+	s := admin.UnixSocket{Path: a.Target, Perm: a.Mode, UID: -1, GID: -1}
+	name, group, _ := strings.Cut(a.Owner, ":")
+	var err error
+	if name != "" {
+		if s.UID, err = strconv.Atoi(name); err != nil {
+			u, lookupErr := user.Lookup(name)
+			if lookupErr != nil {
+				return s, fmt.Errorf("owner %q: no such user", name)
+			}
+			if s.UID, err = strconv.Atoi(u.Uid); err != nil {
+				return s, err
+			}
+		}
+	}
+	if group != "" {
+		if s.GID, err = strconv.Atoi(group); err != nil {
+			g, lookupErr := user.LookupGroup(group)
+			if lookupErr != nil {
+				return s, fmt.Errorf("owner %q: no such group", group)
+			}
+			if s.GID, err = strconv.Atoi(g.Gid); err != nil {
+				return s, err
+			}
+		}
+	}
+	return s, nil
+}
+
+// A vsockListener is a vsock.Listener whose descriptor can be had.
+type vsockListener struct {
+	*vsock.Listener
+	f *os.File // a duplicate
+}
+
+// Close implements net.Listener.
+func (l *vsockListener) Close() error { return errors.Join(l.Listener.Close(), l.f.Close()) }
+
+// SyscallConn implements syscall.Conn.
+func (l *vsockListener) SyscallConn() (syscall.RawConn, error) { return l.f.SyscallConn() }
+
+func newVsockListener(f *os.File) (net.Listener, error) {
+	l, err := vsock.FileListener(f)
+	if err != nil {
+		_ = f.Close() // it was only to be listened on
+		return nil, err
+	}
+	return &vsockListener{Listener: l, f: f}, nil
+}
+
+func listenVsock(target string) (net.Listener, error) {
+	cid, port, err := config.ParseVsock(target)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: this kernel has no vsock", err)
+	}
+	f := os.NewFile(uintptr(fd), "vsock://"+target)
+	err = unix.Bind(fd, &unix.SockaddrVM{CID: cid, Port: port})
+	if err == nil {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	if err != nil {
+		_ = f.Close() // nothing was ever accepted
+		return nil, plain(err)
+	}
+	return newVsockListener(f)
+}
+
+// listenerOf makes a listener of a listening socket, which it takes over.
+func listenerOf(f *os.File) (net.Listener, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	var domain, listening int
+	var callErr error
+	err = raw.Control(func(fd uintptr) {
+		if domain, callErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); callErr == nil {
+			listening, callErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		}
+	})
+	if err = errors.Join(err, callErr); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if listening == 0 {
+		return nil, errors.Join(errors.New("nobody called listen on it"), f.Close())
+	}
+	if domain == unix.AF_VSOCK {
+		return newVsockListener(f)
+	}
+	l, err := net.FileListener(f)
+	_ = f.Close() // the listener has a duplicate
+	if err != nil {
+		return nil, plain(err)
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // the path is that of who opened it
 	}
 	return l, nil
 }
@@ -98,52 +279,110 @@ const firstInheritedFD = 3
 // maxInherited bounds LISTEN_FDS.
 const maxInherited = 1024
 
+// Sockets are listening sockets that a service manager has opened.
+type Sockets struct {
+	NBD []net.Listener
+	// Admin and HTTP are nil unless descriptors are named "admin" and "http".
+	Admin, HTTP net.Listener
+}
+
+// All lists them.
+func (s *Sockets) All() []net.Listener {
+	all := append([]net.Listener{}, s.NBD...)
+	for _, l := range []net.Listener{s.Admin, s.HTTP} {
+		if l != nil {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+// close closes them all.
+func (s *Sockets) close() {
+	for _, l := range s.All() {
+		_ = l.Close() // nothing has been accepted
+	}
+}
+
 // Inherited takes over the listening sockets that a service manager passes to
 // this process, and unsets the variables that say so. There are none if the
-// variables are absent or meant for another process.
+// variables are absent or meant for another process. A descriptor that is named
+// "admin" or "http" is for that; all others are for NBD.
 //
 // Source: sd_listen_fds(3).
-func Inherited() ([]net.Listener, error) {
-	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+func Inherited() (Sockets, error) {
+	pid, fds, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_FDNAMES")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		if err := os.Unsetenv(name); err != nil {
-			return nil, err
+			return Sockets{}, err
 		}
 	}
 	if fds == "" || pid != strconv.Itoa(os.Getpid()) {
-		return nil, nil
+		return Sockets{}, nil
 	}
 	n, err := strconv.Atoi(fds)
 	if err != nil || n < 0 || n > maxInherited {
-		return nil, fmt.Errorf("LISTEN_FDS=%q: want 0 to %d", fds, maxInherited)
+		return Sockets{}, fmt.Errorf("LISTEN_FDS=%q: want 0 to %d", fds, maxInherited)
 	}
-	var out []net.Listener
-	for fd := firstInheritedFD; fd < firstInheritedFD+n; fd++ {
+	name := make([]string, n)
+	if names != "" {
+		if name = strings.Split(names, ":"); len(name) != n {
+			return Sockets{}, fmt.Errorf("LISTEN_FDNAMES=%q has %d names: want LISTEN_FDS=%s", names, len(name), fds)
+		}
+	}
+	var out Sockets
+	for i := range n {
+		fd := firstInheritedFD + i
 		syscall.CloseOnExec(fd)
-		f := os.NewFile(uintptr(fd), "inherited socket "+strconv.Itoa(fd))
-		l, err := net.FileListener(f)
-		_ = f.Close() // the listener has a duplicate
+		l, err := listenerOf(os.NewFile(uintptr(fd), "inherited socket "+strconv.Itoa(fd)))
 		if err != nil {
-			for _, l := range out {
-				_ = l.Close()
-			}
-			return nil, fmt.Errorf("LISTEN_FDS=%s: descriptor %d: %w: want listening TCP or unix sockets", fds, fd, plain(err))
+			out.close()
+			return Sockets{}, fmt.Errorf("LISTEN_FDS=%s: descriptor %d: %w: want listening TCP, unix or vsock sockets", fds, fd, err)
 		}
-		if u, ok := l.(*net.UnixListener); ok {
-			u.SetUnlinkOnClose(false) // the path is the service manager's
+		if _, isUnix := l.(*net.UnixListener); name[i] == purposeAdmin && !isUnix {
+			_ = l.Close() // nothing has been accepted
+			out.close()
+			return Sockets{}, fmt.Errorf("LISTEN_FDNAMES=%q: descriptor %d, %q, is on %s: control is on a unix socket only", names, fd, purposeAdmin, endpointURI(l.Addr()))
 		}
-		out = append(out, l)
+		one := map[string]*net.Listener{purposeAdmin: &out.Admin, purposeHTTP: &out.HTTP}[name[i]]
+		switch {
+		case one == nil:
+			out.NBD = append(out.NBD, l)
+		case *one == nil:
+			*one = l
+		default:
+			_ = l.Close() // nothing has been accepted
+			out.close()
+			return Sockets{}, fmt.Errorf("LISTEN_FDNAMES=%q: two sockets are called %q: want one", names, name[i])
+		}
 	}
 	return out, nil
 }
 
-func endpointURI(a net.Addr) string { return a.Network() + "://" + a.String() }
+func endpointURI(a net.Addr) string {
+	if v, ok := a.(*vsock.Addr); ok {
+		cid := strconv.FormatUint(uint64(v.ContextID), 10)
+		if v.ContextID == config.VsockAny {
+			cid = "any"
+		}
+		return fmt.Sprintf("vsock://%s:%d", cid, v.Port)
+	}
+	return a.Network() + "://" + a.String()
+}
 
-// attachHint is the nbd-client command line for a disk.
+// attachHint is a command line that attaches a disk; for vsock, which the kernel
+// does not take, one that copies it.
 //
 // Source: nbd-client(8) 3.24.
 func attachHint(a net.Addr, d *config.Disk) string {
 	words := []string{"sudo modprobe nbd; sudo nbd-client"}
+	if v, ok := a.(*vsock.Addr); ok {
+		cid := v.ContextID
+		if cid == config.VsockAny {
+			cid = config.VsockHost // as seen by a guest
+		}
+		return fmt.Sprintf("nbdcopy %s copy.img", shellQuote(fmt.Sprintf("nbd+vsock://%d:%d/%s", cid, v.Port, url.PathEscape(d.Name))))
+	}
 	tcp, isTCP := a.(*net.TCPAddr)
 	if !isTCP {
 		words = append(words, "-unix", shellQuote(a.String()))

@@ -1,0 +1,242 @@
+package daemon
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+)
+
+// takeOver asks the daemon of s for its place.
+func (s *settings) takeOver(t *testing.T, r client.HandOver) (*Predecessor, error) {
+	t.Helper()
+	return TakeOver(t.Context(), s.Admin, r, slog.New(slog.DiscardHandler))
+}
+
+// A dialler connects again and again. No connect may be refused, at any time;
+// what is written and answered is there for ever.
+type dialler struct {
+	network, address, export string
+
+	written atomic.Uint64 // stamps answered
+	rounds  atomic.Uint64 // connections that worked
+}
+
+func (d *dialler) run(t *testing.T, stop <-chan struct{}) {
+	t.Helper()
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		nc, err := net.Dial(d.network, d.address)
+		if err != nil {
+			t.Errorf("connect to %s: %v", d.address, err)
+			return
+		}
+		c, err := tryNegotiate(t, nc, d.export)
+		if err != nil {
+			continue // the daemon that took it stopped
+		}
+		for range 4 {
+			n := d.written.Load()
+			if err := c.tryWrite(n*8, binary.BigEndian.AppendUint64(nil, n+1)); err != nil {
+				break
+			}
+			d.written.Add(1)
+		}
+		_ = nc.Close()
+		d.rounds.Add(1)
+	}
+}
+
+func TestTakeOver(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=8MiB", "t=file:$DIR/t.img,size=8MiB")
+	s.Listen = append(s.Listen, config.Address{Network: "tcp", Target: "127.0.0.1:0"})
+	s.HTTP = "127.0.0.1:0"
+	old, _ := s.mustStart(t)
+	clients := []*dialler{
+		{network: "unix", address: s.socket(), export: "u"},
+		{network: "tcp", address: strings.TrimPrefix(old.Endpoints()[1].URI, "tcp://"), export: "t"},
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for _, d := range clients {
+		wg.Go(func() { d.run(t, stop) })
+	}
+	idle := open(t, s.socket(), "u") // it stays connected
+
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.takeOver(t, client.HandOver{}); err == nil || !strings.Contains(err.Error(), "another daemon is taking over") {
+		t.Errorf("a second one at the same time: %v", err)
+	}
+	var oldErr error
+	wg.Go(func() {
+		<-old.HandedOver()
+		oldErr = old.Stop(context.Background())
+	})
+	o := s.options(t)
+	o.Version, o.Predecessor = "v2", p
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopper(t, d)()
+	if got, want := d.Endpoints(), old.Endpoints(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+		t.Errorf("endpoints %v, want %v", got, want)
+	}
+	if d.HTTPAddress() != old.HTTPAddress() {
+		t.Errorf("HTTP on %s, want %s", d.HTTPAddress(), old.HTTPAddress())
+	}
+	cl := client.New(s.Admin)
+	defer cl.Close()
+	if st, err := cl.Status(t.Context()); err != nil || st.Version != "v2" || st.State != "ready" {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if _, err := idle.tryRead(1); err == nil {
+		t.Error("the old daemon's client still has it")
+	}
+	// Each client gets through to the new daemon.
+	for _, c := range clients {
+		nc, err := net.Dial(c.network, c.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		negotiate(t, nc, c.export)
+	}
+	close(stop)
+	wg.Wait()
+	if oldErr != nil {
+		t.Errorf("Stop of the old daemon: %v", oldErr)
+	}
+	for _, c := range clients {
+		nc, err := net.Dial(c.network, c.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := c.written.Load()
+		b, err := negotiate(t, nc, c.export).do(cmdRead, 0, int(n*8), nil)
+		if err != nil {
+			t.Error(err)
+		}
+		for i := range n {
+			if got := binary.BigEndian.Uint64(b[i*8:]); got != i+1 {
+				t.Errorf("export %s: stamp %d is %d, want %d", c.export, i, got, i+1)
+				break
+			}
+		}
+	}
+	if held, err := filepath.Glob(filepath.Join(s.dir, "*.lock")); err != nil || len(held) != 2 {
+		t.Errorf("locks %v, %v; want those of both sockets", held, err)
+	}
+}
+
+// A daemon that cannot start leaves the old one as it is.
+func TestTakeOver_GivenUp(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	for name, spoil := range map[string]func(f *settings){
+		"address in use": func(f *settings) {
+			f.Listen = append(f.Listen, config.Address{Network: "tcp", Target: taken.Addr().String()})
+		},
+		"image missing": func(f *settings) {
+			f.Disks = []config.Disk{{Name: "x", File: filepath.Join(f.dir, "missing.img")}}
+		},
+		"http in use": func(f *settings) { f.HTTP = taken.Addr().String() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+			d, _ := s.mustStart(t)
+			c := open(t, s.socket(), "u")
+			bad := *s
+			spoil(&bad)
+			for range 2 { // the first does not stand in the second's way
+				p, err := s.takeOver(t, client.HandOver{})
+				for err != nil && strings.Contains(err.Error(), "another daemon") {
+					p, err = s.takeOver(t, client.HandOver{}) // until the old one has seen it
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				o := bad.options(t)
+				o.Predecessor = p
+				if _, err := Start(t.Context(), o); err == nil {
+					t.Fatal("Start succeeded")
+				}
+			}
+			if _, err := c.do(cmdFlush, 0, 0, nil); err != nil || !d.Ready() {
+				t.Errorf("the old daemon: %v, ready %v", err, d.Ready())
+			}
+			open(t, s.socket(), "u")
+			if left := s.sockets(t); len(left) != 4 {
+				t.Errorf("sockets and locks %v, want 4", left)
+			}
+		})
+	}
+}
+
+func TestTakeOver_Memory(t *testing.T) {
+	s := newSettings(t, "f=file:$DIR/u.img,size=1MiB", "scratch=memory:1MiB")
+	s.mustStart(t)
+	_, err := s.takeOver(t, client.HandOver{})
+	if err == nil || !strings.Contains(err.Error(), `disk "scratch" is in memory`) || !strings.Contains(err.Error(), "--takeover-discard-memory") {
+		t.Errorf("error %v, want one that names the disk", err)
+	}
+	p, err := s.takeOver(t, client.HandOver{DiscardMemory: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+}
+
+func TestTakeOver_Nobody(t *testing.T) {
+	s := newSettings(t)
+	for _, spoil := range []func(){
+		func() {},
+		func() {
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Admin, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.SetUnlinkOnClose(false) // as if killed
+			_ = l.Close()
+		},
+	} {
+		spoil()
+		if p, err := s.takeOver(t, client.HandOver{}); p != nil || err != nil {
+			t.Errorf("%v, %v; want neither", p, err)
+		}
+	}
+	if err := os.Remove(s.Admin); err != nil {
+		t.Error(err)
+	}
+	l, err := net.Listen("unix", s.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			_, _ = c.Write([]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
+		}
+	}()
+	if _, err := s.takeOver(t, client.HandOver{}); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("a daemon that knows no hand-over: %v", err)
+	}
+}
