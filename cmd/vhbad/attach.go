@@ -2,25 +2,41 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/attach"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
 )
 
-// defaultWait bounds attach and detach.
-const defaultWait = config.Duration(30 * time.Second)
+const (
+	// defaultWait bounds attach and detach.
+	defaultWait = config.Duration(30 * time.Second)
+	// What --persist takes where the user names no timeouts.
+	persistTimeout         = config.Duration(30 * time.Second)
+	persistDeadConnTimeout = config.Duration(5 * time.Minute)
+)
+
+// attachFlags are the command line of attach.
+type attachFlags struct {
+	options                attach.Options
+	export                 string
+	timeout, deadConn      config.Duration
+	block                  config.Size
+	wait                   config.Duration
+	persist, keep, asJSON  bool
+	timeoutSet, deadConSet func() bool
+}
 
 func newAttach() *cobra.Command {
-	o := attach.Options{Connections: 1}
-	var export string
-	var timeout, deadConn config.Duration
-	var block config.Size
-	var asJSON bool
-	wait := defaultWait
+	a := &attachFlags{options: attach.Options{Connections: 1}, wait: defaultWait}
 	cmd := &cobra.Command{
 		Use:   "attach URI [/dev/nbdN]",
 		Short: "Make an export a block device of this machine",
@@ -32,48 +48,145 @@ until detach, or until the server goes away.
 URI is one of
   unix:///PATH                       tcp://HOST:PORT
   nbd+unix:///EXPORT?socket=PATH     nbd://HOST[:PORT][/EXPORT]
+The kernel speaks neither TLS nor vsock.
 
 Without --timeout and --dead-conn-timeout the kernel waits for answers for
-ever, and fails requests at once when the last connection is gone.`,
+ever, and fails requests at once when the last connection is gone.
+
+With --persist attach stays, and replaces connections that end: so a mounted
+file system lives through a restart of the server. Meanwhile the kernel holds
+requests back, for --dead-conn-timeout (then 5m unless given); a request that
+was under way on a connection that ended is sent again when it is older than
+--timeout (then 30s unless given). An export that comes back larger makes the
+device larger; one that comes back smaller, read-only or with fewer abilities is
+not taken. Attach ends with status 0 when somebody detaches the device. SIGTERM
+and SIGINT detach it, unless --keep is given; a device that is mounted or
+otherwise claimed stays, and attach ends with status 1. A service manager is told
+when the device is usable (systemd: Type=notify).`,
 		Example: `  sudo vhbad attach unix:///run/nbd.sock
   sudo vhbad attach --export disk0 --connections 4 tcp://127.0.0.1:10809 /dev/nbd0
-  sudo vhbad attach --timeout 30s --dead-conn-timeout 1m nbd://host/disk0`,
+  sudo vhbad attach --timeout 30s --dead-conn-timeout 1m nbd://host/disk0
+  sudo vhbad attach --persist --timeout 5s unix:///run/nbd.sock /dev/nbd0`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var err error
-			if o.Server, err = attach.ParseURI(args[0], export); err != nil {
+			if err := a.resolve(args); err != nil {
 				return usage(err)
 			}
-			if len(args) == 2 {
-				o.Device = args[1]
-			}
-			if block > 1<<30 {
-				return usage(fmt.Errorf("block size %s: want 512, 1024, 2048 or 4096", block))
-			}
-			o.BlockBytes, o.Timeout, o.DeadConnTimeout = uint32(block), timeout.Std(), deadConn.Std()
-			if err := o.Check(); err != nil {
-				return usage(err)
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), wait.Std())
-			defer cancel()
-			d, err := attach.Attach(ctx, o)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), d)
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), d.Path)
-			return err
+			return a.run(cmd)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&export, "export", "", "name of the export (default: the URI's, or else the server's default)")
-	f.IntVar(&o.Connections, "connections", o.Connections, "sockets to use; more than one needs a server with NBD_FLAG_CAN_MULTI_CONN")
-	f.Var(&timeout, "timeout", "give a connection up after this time without an answer; the kernel counts whole seconds")
-	f.Var(&deadConn, "dead-conn-timeout", "hold requests back this long when no connection is left")
-	f.Var(&block, "block-size", "logical block of the device, 512 to 4096 (default: the server's smallest, at least 512)")
-	f.Var(&wait, "wait", "give up if the device is not usable by then")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.StringVar(&a.export, "export", "", "name of the export (default: the URI's, or else the server's default)")
+	f.IntVar(&a.options.Connections, "connections", a.options.Connections, "sockets to use; more than one needs a server with NBD_FLAG_CAN_MULTI_CONN")
+	f.Var(&a.timeout, "timeout", "give a connection up after this time without an answer; the kernel counts whole seconds")
+	f.Var(&a.deadConn, "dead-conn-timeout", "hold requests back this long when no connection is left")
+	f.Var(&a.block, "block-size", "logical block of the device, 512 to 4096 (default: the server's smallest, at least 512)")
+	f.StringVar(&a.options.BackendID, "backend-id", "", "what /sys/block/nbdN/backend says (default: the URI)")
+	f.Var(&a.wait, "wait", "give up if the device is not usable by then, or not detached")
+	f.BoolVar(&a.persist, "persist", false, "stay, and replace connections that end")
+	f.BoolVar(&a.keep, "keep", false, "with --persist: leave the device attached when told to end")
+	f.BoolVar(&a.asJSON, "json", false, "print JSON")
+	a.timeoutSet = func() bool { return f.Changed("timeout") }
+	a.deadConSet = func() bool { return f.Changed("dead-conn-timeout") }
 	return cmd
+}
+
+// resolve checks the flags and fills in the options.
+func (a *attachFlags) resolve(args []string) error {
+	o := &a.options
+	var err error
+	if o.Server, err = attach.ParseURI(args[0], a.export); err != nil {
+		return err
+	}
+	if len(args) == 2 {
+		o.Device = args[1]
+	}
+	if a.block > 1<<30 {
+		return fmt.Errorf("block size %s: want 512, 1024, 2048 or 4096", a.block)
+	}
+	if a.keep && !a.persist {
+		return errors.New("--keep: want --persist with it; without, the device stays anyway")
+	}
+	if a.persist {
+		if !a.timeoutSet() {
+			a.timeout = persistTimeout
+		}
+		if !a.deadConSet() {
+			a.deadConn = persistDeadConnTimeout
+		}
+		if a.timeout == 0 || a.deadConn == 0 {
+			return fmt.Errorf("--persist with --timeout %s and --dead-conn-timeout %s: want both above 0, or the kernel does not send requests again", a.timeout, a.deadConn)
+		}
+	}
+	o.BlockBytes, o.Timeout, o.DeadConnTimeout = uint32(a.block), a.timeout.Std(), a.deadConn.Std()
+	return o.Check()
+}
+
+func (a *attachFlags) run(cmd *cobra.Command) error {
+	if a.persist {
+		return a.runPersist(cmd)
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.wait.Std())
+	defer cancel()
+	d, err := attach.Attach(ctx, a.options)
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, d)
+}
+
+func (a *attachFlags) print(cmd *cobra.Command, d attach.Device) error {
+	if a.asJSON {
+		return printJSON(cmd.OutOrStdout(), d)
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), d.Path)
+	return err
+}
+
+// runPersist attaches and stays. A second signal ends it at once.
+func (a *attachFlags) runPersist(cmd *cobra.Command) error {
+	signal.Ignore(syscall.SIGPIPE) // a reader of our output that goes away ends nothing
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+
+	wait, cancel := context.WithTimeout(ctx, a.wait.Std())
+	defer cancel()
+	held, err := attach.Hold(wait, a.options)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = held.Close() }()
+	cancel()
+	d := held.Device
+	log.Info("attached", "device", d.Path, "server", a.options.Server.String(), "connections", d.Connections,
+		"timeout", a.timeout.Std(), "dead_conn_timeout", a.deadConn.Std())
+	a.notify(log, sdnotify.Ready, sdnotify.Status(d.Path+" is "+a.options.Server.String()))
+	if err := a.print(cmd, d); err != nil {
+		log.Warn("could not print the device", "error", err) // its reader has gone: the device need not
+	}
+
+	if err := held.Keep(ctx, log); err == nil || ctx.Err() == nil {
+		return err
+	}
+	stop()
+	a.notify(log, sdnotify.Stopping)
+	if a.keep {
+		log.Info("the device stays attached, and nobody reconnects it", "device", d.Path)
+		return nil
+	}
+	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), a.wait.Std())
+	defer cancelLast()
+	if err := attach.Detach(last, d.Path, false); err != nil {
+		return fmt.Errorf("the device stays attached, and nobody reconnects it: %w", err)
+	}
+	log.Info("detached", "device", d.Path)
+	return nil
+}
+
+// notify tells the service manager; that it cannot be told stops nothing.
+func (*attachFlags) notify(log *slog.Logger, states ...string) {
+	if err := sdnotify.Send(states...); err != nil {
+		log.Warn("could not tell the service manager", "error", err)
+	}
 }

@@ -2,12 +2,14 @@ package attach
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"syscall"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/mdlayher/genetlink"
 	"golang.org/x/sys/unix"
@@ -42,9 +44,17 @@ type Options struct {
 	// BlockBytes is the device's logical block, 512 to 4096; zero is the server's
 	// smallest, at least 512.
 	BlockBytes uint32
+	// BackendID names what is behind the device, at most MaxBackendID printable
+	// bytes: kernels since 5.14 show it as /sys/block/nbdN/backend. Empty means
+	// Server.String.
+	BackendID string
 	// Device is "/dev/nbdN", or empty for any that is free.
 	Device string
 }
+
+// MaxBackendID is the most bytes of a backend identifier. The kernel prints it
+// into one page without looking.
+const MaxBackendID = 255
 
 // Check reports what is wrong with o, as far as that can be seen without asking
 // server or kernel.
@@ -57,10 +67,27 @@ func (o *Options) check(s *sysfs) error {
 	if b := o.BlockBytes; b != 0 && (b < minBlockBytes || b > maxBlockBytes || b&(b-1) != 0) {
 		return fmt.Errorf("block size %d: want 512, 1024, 2048 or 4096", b)
 	}
+	if len(o.BackendID) > MaxBackendID || strings.ContainsFunc(o.BackendID, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Errorf("backend identifier %.40q of %d bytes: want at most %d, all printable", o.BackendID, len(o.BackendID), MaxBackendID)
+	}
 	if o.Device != "" {
 		return checkDevice(s, o.Device)
 	}
 	return nil
+}
+
+// backendID is the identifier that the kernel gets. It depends on nothing but
+// the options, so that whoever attaches the same again gives the same.
+func (o *Options) backendID() string {
+	id := o.BackendID
+	if id == "" {
+		id = o.Server.String()
+	}
+	if len(id) > MaxBackendID {
+		sum := sha256.Sum256([]byte(id))
+		id = "nbd-sha256:" + hex.EncodeToString(sum[:])
+	}
+	return id
 }
 
 // CheckDevice reports whether device is not the name of an nbd device.
@@ -79,6 +106,7 @@ type Device struct {
 	BlockBytes  uint32 `json:"block_bytes"`
 	ReadOnly    bool   `json:"read_only"`
 	Connections int    `json:"connections"`
+	BackendID   string `json:"backend_id"`
 }
 
 // kernel is the machine under the package; tests have their own.
@@ -87,6 +115,8 @@ type kernel struct {
 	sysfs
 	// openExclusive opens a device's file for exclusive use and closes it.
 	openExclusive func(path string) error
+	// listen is listenLinkDead.
+	listen func(died func()) (stop func(), err error)
 }
 
 func thisKernel() *kernel {
@@ -94,6 +124,7 @@ func thisKernel() *kernel {
 		dial:          func() (*genetlink.Conn, error) { return genetlink.Dial(nil) },
 		sysfs:         sysfs{block: "/sys/block", dev: "/dev"},
 		openExclusive: openExclusive,
+		listen:        listenLinkDead,
 	}
 }
 
@@ -110,6 +141,10 @@ func openExclusive(path string) error {
 //
 // Errors: ErrNoModule, ErrNoPrivilege, ErrBusy and whatever the server says.
 func Attach(ctx context.Context, o Options) (Device, error) { return thisKernel().attach(ctx, o) }
+
+// Hold attaches as Attach does, for Attachment.Keep to look after the device. It
+// needs both timeouts.
+func Hold(ctx context.Context, o Options) (*Attachment, error) { return thisKernel().hold(ctx, o) }
 
 // Detach disconnects a device and waits until nothing of it is left. Unless
 // force is set it refuses a device that is mounted or otherwise claimed.
@@ -128,50 +163,61 @@ func (k *kernel) open() (*driver, error) {
 }
 
 func (k *kernel) attach(ctx context.Context, o Options) (Device, error) {
-	if err := o.check(&k.sysfs); err != nil {
+	a, err := k.connectAll(ctx, o)
+	if err != nil {
 		return Device{}, err
+	}
+	return a.Device, a.Close()
+}
+
+// connectAll negotiates, hands the sockets over and waits for the device.
+func (k *kernel) connectAll(ctx context.Context, o Options) (*Attachment, error) {
+	if err := o.check(&k.sysfs); err != nil {
+		return nil, err
 	}
 	d, err := k.open()
 	if err != nil {
-		return Device{}, err
+		return nil, err
 	}
-	defer func() { _ = d.close() }()
-	conns, info, err := dialAll(ctx, o.Server, o.Connections)
-	defer func() {
-		for _, c := range conns {
-			_ = c.Close()
-		}
-	}()
+	a := &Attachment{kernel: k, driver: d, options: o}
+	if err := a.connect(ctx); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *Attachment) connect(ctx context.Context) error {
+	o, k := &a.options, a.kernel
+	fds, info, err := dialAll(ctx, o.Server, o.Connections)
 	if err != nil {
-		return Device{}, err
+		return err
 	}
+	a.sockets.fds, a.flags, a.exportBytes = fds, info.flags, info.sizeBytes
 	block, err := blockBytes(o.BlockBytes, info)
 	if err != nil {
-		return Device{}, err
+		return err
 	}
 	req := connectRequest{
 		sizeBytes: info.sizeBytes &^ (uint64(block) - 1), blockBytes: uint64(block),
-		timeout: o.Timeout, deadConnTimeout: o.DeadConnTimeout, serverFlags: info.flags,
+		timeout: o.Timeout, deadConnTimeout: o.DeadConnTimeout, serverFlags: info.flags, backend: o.backendID(), fds: fds,
 	}
 	if req.sizeBytes == 0 {
-		return Device{}, fmt.Errorf("export %q of %d bytes has not one block of %d", o.Server.Export, info.sizeBytes, block)
+		return fmt.Errorf("export %q of %d bytes has not one block of %d", o.Server.Export, info.sizeBytes, block)
 	}
-	// withFDs keeps the sockets open and ours until the kernel has them.
-	err = withFDs(conns, nil, func(fds []uintptr) error {
-		req.fds = fds
-		return k.connect(d, &req, o.Device)
-	})
+	if err := k.connect(a.driver, &req, o.Device); err != nil {
+		return err
+	}
+	st, err := k.wait(ctx, req.index, (*deviceState).usable)
 	if err != nil {
-		return Device{}, err
+		return errors.Join(fmt.Errorf("%s was attached but did not become usable (%s): %w", k.path(req.index), &st, err),
+			a.driver.disconnect(req.index))
 	}
-	if st, err := k.wait(ctx, req.index, (*deviceState).usable); err != nil {
-		return Device{}, errors.Join(fmt.Errorf("%s was attached but did not become usable (%s): %w", k.path(req.index), &st, err),
-			d.disconnect(req.index))
-	}
-	return Device{
+	a.index, a.pid = req.index, st.pid
+	a.Device = Device{
 		Path: k.path(req.index), Export: o.Server.Export, SizeBytes: req.sizeBytes, BlockBytes: block,
-		ReadOnly: info.flags&flagReadOnly != 0, Connections: o.Connections,
-	}, nil
+		ReadOnly: info.flags&flagReadOnly != 0, Connections: o.Connections, BackendID: req.backend,
+	}
+	return nil
 }
 
 // blockBytes chooses the device's block size.
@@ -189,49 +235,34 @@ func blockBytes(want uint32, info exportInfo) (uint32, error) {
 	return want, nil
 }
 
-// dialAll negotiates n connections to one export. On an error it returns those
-// it has made.
-func dialAll(ctx context.Context, s Server, n int) ([]net.Conn, exportInfo, error) {
-	var conns []net.Conn
-	var first exportInfo
-	for i := range n {
-		c, info, err := dial(ctx, s)
+// dialAll negotiates n connections to one export and returns their sockets,
+// which are the caller's to close.
+func dialAll(ctx context.Context, s Server, n int) (fds []int, first exportInfo, err error) {
+	defer func() {
 		if err != nil {
-			return conns, info, err
+			closeAll(fds)
+			fds = nil
 		}
-		conns = append(conns, c)
+	}()
+	for i := range n {
+		fd, info, err := dial(ctx, s)
+		if err != nil {
+			return fds, info, err
+		}
+		fds = append(fds, fd)
 		if i == 0 {
 			first = info
 		}
 		switch {
 		case info.flags&flagHasFlags == 0:
-			return conns, info, fmt.Errorf("the server's transmission flags %#x lack NBD_FLAG_HAS_FLAGS", info.flags)
+			return fds, info, fmt.Errorf("the server's transmission flags %#x lack NBD_FLAG_HAS_FLAGS", info.flags)
 		case n > 1 && info.flags&flagMultiConn == 0:
-			return conns, info, fmt.Errorf("%d connections: the server does not promise that a flush on one covers the others (NBD_FLAG_CAN_MULTI_CONN): use one", n)
+			return fds, info, fmt.Errorf("%d connections: the server does not promise that a flush on one covers the others (NBD_FLAG_CAN_MULTI_CONN): use one", n)
 		case info != first:
-			return conns, info, fmt.Errorf("connection %d was told %+v, the first %+v: did the export change meanwhile?", i, info, first)
+			return fds, info, fmt.Errorf("connection %d was told %+v, the first %+v: did the export change meanwhile?", i, info, first)
 		}
 	}
-	return conns, first, nil
-}
-
-// withFDs calls fn with the descriptors of conns. Each is held inside its
-// RawConn's Control, so that none can be closed and reused meanwhile.
-func withFDs(conns []net.Conn, fds []uintptr, fn func([]uintptr) error) error {
-	if len(conns) == 0 {
-		return fn(fds)
-	}
-	sc, ok := conns[0].(syscall.Conn)
-	if !ok {
-		return fmt.Errorf("a %T has no descriptor", conns[0])
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { inner = withFDs(conns[1:], append(fds, fd), fn) })
-	return errors.Join(err, inner)
+	return fds, first, nil
 }
 
 // connect hands the sockets over, to the device named or to one that is free,

@@ -32,16 +32,35 @@ type fakeKernel struct {
 
 	mu sync.Mutex
 	// calls are what was asked over netlink, as text.
+	// +checklocks:mu
 	calls []string
 	// refuse maps a command and index, "connect 0", to an errno.
+	// +checklocks:mu
 	refuse map[string]int
 	// lazy leaves devices unusable after a connect.
+	// +checklocks:mu
 	lazy bool
+	// held are the sockets that the driver has of all devices, as descriptors of
+	// its own.
+	// +checklocks:mu
+	held []int
+	// blind is how often the driver has yet to overlook that connections ended.
+	// +checklocks:mu
+	blind int
+	// backend is the identifier given at connect.
+	// +checklocks:mu
+	backend string
 }
 
 func newFakeKernel(t *testing.T, devices ...int) *fakeKernel {
 	t.Helper()
 	k := &fakeKernel{t: t, root: t.TempDir(), refuse: map[string]int{}}
+	t.Cleanup(func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		closeAll(k.held)
+	})
+	k.listen = func(func()) (func(), error) { return nil, errors.New("no multicast here") }
 	k.sysfs = sysfs{block: filepath.Join(k.root, "sys"), dev: filepath.Join(k.root, "dev")}
 	k.openExclusive = func(string) error { return nil }
 	for _, dir := range []string{k.block, k.dev} {
@@ -81,31 +100,36 @@ func (k *fakeKernel) set(index int, file, value string) {
 	}
 }
 
-// serve plays the nbd driver.
-func (k *fakeKernel) serve(req genetlink.Message, _ netlink.Message) ([]genetlink.Message, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	ad, err := netlink.NewAttributeDecoder(req.Data)
+// deviceRequest is a netlink request as the driver sees it.
+type deviceRequest struct {
+	index   int
+	size    uint64
+	timeout uint64
+	backend string
+	fds     []int
+	rest    []string
+}
+
+func decodeRequest(data []byte) (deviceRequest, error) {
+	r := deviceRequest{index: -1}
+	ad, err := netlink.NewAttributeDecoder(data)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	index, size, sockets := -1, uint64(0), 0
-	var rest []string
 	for ad.Next() {
 		switch ad.Type() {
 		case attrIndex:
-			index = int(ad.Uint32())
+			r.index = int(ad.Uint32())
 		case attrSizeBytes:
-			size = ad.Uint64()
+			r.size = ad.Uint64()
+		case attrBackend:
+			r.backend = ad.String()
 		case attrSockets:
 			ad.Nested(func(list *netlink.AttributeDecoder) error {
 				for list.Next() {
 					list.Nested(func(item *netlink.AttributeDecoder) error {
 						for item.Next() {
-							if _, err := unix.FcntlInt(uintptr(item.Uint32()), unix.F_GETFD, 0); err != nil {
-								return fmt.Errorf("socket %d: %w", sockets, err)
-							}
-							sockets++
+							r.fds = append(r.fds, int(item.Uint32()))
 						}
 						return item.Err()
 					})
@@ -113,31 +137,142 @@ func (k *fakeKernel) serve(req genetlink.Message, _ netlink.Message) ([]genetlin
 				return list.Err()
 			})
 		default:
-			rest = append(rest, fmt.Sprintf("%d=%d", ad.Type(), ad.Uint64()))
+			if ad.Type() == attrTimeout {
+				r.timeout = ad.Uint64()
+			}
+			r.rest = append(r.rest, fmt.Sprintf("%d=%d", ad.Type(), ad.Uint64()))
 		}
 	}
-	if err := ad.Err(); err != nil {
+	return r, ad.Err()
+}
+
+// serve plays the nbd driver.
+func (k *fakeKernel) serve(req genetlink.Message, _ netlink.Message) ([]genetlink.Message, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r, err := decodeRequest(req.Data)
+	if err != nil {
 		return nil, err
 	}
-	name := map[uint8]string{cmdConnect: "connect", cmdDisconnect: "disconnect"}[req.Header.Command]
-	call := name + " " + strconv.Itoa(index)
-	if sockets > 0 {
-		call += fmt.Sprintf(" size=%d sockets=%d %s", size, sockets, strings.Join(rest, " "))
+	name := map[uint8]string{cmdConnect: "connect", cmdDisconnect: "disconnect", cmdReconfigure: "reconfigure"}[req.Header.Command]
+	call := name + " " + strconv.Itoa(r.index)
+	errno, refused := k.refuse[call]
+	if r.size > 0 {
+		call += fmt.Sprintf(" size=%d", r.size)
 	}
-	k.calls = append(k.calls, call)
-	if errno, ok := k.refuse[name+" "+strconv.Itoa(index)]; ok {
+	if len(r.fds) > 0 {
+		call += fmt.Sprintf(" sockets=%d", len(r.fds))
+	}
+	k.calls = append(k.calls, strings.Join(append([]string{call}, r.rest...), " "))
+	if refused {
 		return nil, genltest.Error(errno)
 	}
-	switch {
-	case name == "connect" && !k.lazy:
-		k.set(index, "size", strconv.FormatUint(size/sectorBytes, 10)+"\n")
-		k.set(index, "pid", strconv.Itoa(os.Getpid())+"\n")
-	case name == "disconnect" && !k.lazy:
-		k.set(index, "size", "0\n")
-		k.set(index, "pid", "")
+	switch name {
+	case "connect":
+		k.backend = r.backend
+		for _, fd := range r.fds {
+			if err := k.takeLocked(fd); err != nil {
+				return nil, err
+			}
+		}
+		if !k.lazy {
+			k.set(r.index, "size", strconv.FormatUint(r.size/sectorBytes, 10)+"\n")
+			k.set(r.index, "pid", strconv.Itoa(os.Getpid())+"\n")
+		}
+	case "reconfigure":
+		if len(k.held) == 0 || r.backend != k.backend {
+			return nil, genltest.Error(int(unix.EINVAL))
+		}
+		if r.size > 0 {
+			k.set(r.index, "size", strconv.FormatUint(r.size/sectorBytes, 10)+"\n")
+		}
+		if err := k.replaceLocked(r.fds); err != nil {
+			return nil, err
+		}
+	case "disconnect":
+		shutDown(k.held)
+		closeAll(k.held)
+		k.held = nil
+		if !k.lazy {
+			k.set(r.index, "size", "0\n")
+			k.set(r.index, "pid", "")
+		}
 	}
 	// Any message will do: the real driver's carries the index.
 	return []genetlink.Message{{Header: req.Header}}, nil
+}
+
+// takeLocked has the driver keep a socket, with the send timeout that is its sign.
+//
+// +checklocks:k.mu
+func (k *fakeKernel) takeLocked(fd int) error {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket %d: %w", fd, err)
+	}
+	k.held = append(k.held, own)
+	return unix.SetsockoptTimeval(own, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 2})
+}
+
+// replaceLocked puts sockets in the place of those whose connection has ended, as
+// far as the driver has noticed, and drops the rest.
+//
+// +checklocks:k.mu
+func (k *fakeKernel) replaceLocked(fds []int) error {
+	if len(fds) == 0 {
+		return nil
+	}
+	if k.blind > 0 {
+		k.blind--
+		return nil
+	}
+	ended, err := (&sockets{fds: k.held}).ended()
+	if err != nil {
+		return err
+	}
+	for i, fd := range fds {
+		if i == len(ended) {
+			break
+		}
+		k.held = slices.DeleteFunc(k.held, func(h int) bool { return h == ended[i] })
+		closeAll(ended[i : i+1])
+		if err := k.takeLocked(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alive is how many connections of the driver have not ended.
+func (k *fakeKernel) alive() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ended, err := (&sockets{fds: k.held}).ended()
+	if err != nil {
+		k.t.Error(err)
+	}
+	return len(k.held) - len(ended)
+}
+
+// asks returns what was asked over netlink until now.
+func (k *fakeKernel) asks() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.calls)
+}
+
+// beLazy leaves devices unusable after a connect.
+func (k *fakeKernel) beLazy() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lazy = true
+}
+
+// failWith has a command of a device fail.
+func (k *fakeKernel) failWith(command string, errno unix.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.refuse[command] = int(errno)
 }
 
 // served describes the export of a fake server.
@@ -150,21 +285,45 @@ type served struct {
 	raw []byte
 	// fail, if set, answers NBD_OPT_GO.
 	fail uint32
+	// hangUp ends each connection right after the handshake.
+	hangUp bool
 }
 
 const goodFlags = flagHasFlags | flagMultiConn
 
+// exportServer is a server whose export a test can change, and whose connections
+// it can end.
+type exportServer struct {
+	Server
+
+	mu sync.Mutex
+	// +checklocks:mu
+	export served
+	// +checklocks:mu
+	conns []net.Conn
+	// accepted is how many connections there were in all.
+	// +checklocks:mu
+	accepted int
+}
+
 // serveExport answers handshakes on a unix socket with byte sequences of its own.
 func serveExport(t *testing.T, s served) Server {
+	t.Helper()
+	return newExportServer(t, s).Server
+}
+
+func newExportServer(t *testing.T, s served) *exportServer {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s.sock")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	e := &exportServer{Server: Server{Network: "unix", Address: path, Export: s.name}, export: s}
 	var wg sync.WaitGroup
 	t.Cleanup(func() {
 		_ = l.Close()
+		e.drop(-1)
 		wg.Wait()
 	})
 	wg.Go(func() {
@@ -173,16 +332,61 @@ func serveExport(t *testing.T, s served) Server {
 			if err != nil {
 				return
 			}
+			e.mu.Lock()
+			e.accepted++
+			e.conns = append(e.conns, c)
+			export := e.export
+			e.mu.Unlock()
 			wg.Go(func() {
 				defer func() { _ = c.Close() }()
-				if err := s.handshake(c); err != nil && !errors.Is(err, io.EOF) {
+				// A client that goes away in the middle is none of the server's business.
+				if err := export.handshake(c); err != nil && !gone(err) {
 					t.Error(err)
 				}
-				_, _ = io.Copy(io.Discard, c)
+				if !export.hangUp {
+					_, _ = io.Copy(io.Discard, c)
+				}
 			})
 		}
 	})
-	return Server{Network: "unix", Address: path, Export: s.name}
+	return e
+}
+
+// gone reports whether err says that the other side went away, or this one.
+func gone(err error) bool {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, unix.EPIPE, unix.ECONNRESET} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// change changes the export for connections to come.
+func (e *exportServer) change(to served) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.export = to
+}
+
+// drop closes the first n connections that are open, or with -1 all.
+func (e *exportServer) drop(n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n < 0 {
+		n = len(e.conns)
+	}
+	for _, c := range e.conns[:n] {
+		_ = c.Close()
+	}
+	e.conns = e.conns[n:]
+}
+
+// acceptedUntilNow is how many connections there were in all.
+func (e *exportServer) acceptedUntilNow() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.accepted
 }
 
 func (s served) handshake(c net.Conn) error {
@@ -246,12 +450,12 @@ func TestAttach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Device{Path: k.path(1), Export: "d", SizeBytes: 1 << 20, BlockBytes: 512, Connections: 3}
+	want := Device{Path: k.path(1), Export: "d", SizeBytes: 1 << 20, BlockBytes: 512, Connections: 3, BackendID: srv.String()}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 	calls := []string{"connect 1 size=1048576 sockets=3 3=512 4=2 8=60 5=257"}
-	if diff := cmp.Diff(calls, k.calls); diff != "" {
+	if diff := cmp.Diff(calls, k.asks()); diff != "" {
 		t.Errorf("netlink: -want +got\n%s", diff)
 	}
 }
@@ -264,7 +468,7 @@ func TestAttach_PicksFreeDevice(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(k.block, "nbd3", "holders", "dm-0"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k.refuse["connect 4"] = int(unix.EBUSY) // somebody is faster
+	k.failWith("connect 4", unix.EBUSY) // somebody is faster
 	srv := serveExport(t, served{name: "", size: 4096, flags: goodFlags | flagReadOnly, minBlock: 4096})
 	got, err := k.attach(deadline(t), Options{Server: srv, Connections: 1})
 	if err != nil {
@@ -273,8 +477,8 @@ func TestAttach_PicksFreeDevice(t *testing.T) {
 	if got.Path != k.path(10) || got.BlockBytes != 4096 || !got.ReadOnly {
 		t.Errorf("got %+v, want a read-only %s of 4096-byte blocks", got, k.path(10))
 	}
-	if len(k.calls) != 2 {
-		t.Errorf("netlink: %q, want one lost race and one success", k.calls)
+	if len(k.asks()) != 2 {
+		t.Errorf("netlink: %q, want one lost race and one success", k.asks())
 	}
 	// All taken: the kernel is asked for a new one.
 	got, err = k.attach(deadline(t), Options{Server: srv, Connections: 1})
@@ -302,11 +506,11 @@ func TestAttach_Errors(t *testing.T) {
 	busy := newFakeKernel(t, 0)
 	busy.set(0, "pid", "77\n")
 	denied := newFakeKernel(t, 0)
-	denied.refuse["connect 0"] = int(unix.EPERM)
+	denied.failWith("connect 0", unix.EPERM)
 	lost := newFakeKernel(t, 0)
-	lost.refuse["connect 0"] = int(unix.EBUSY)
+	lost.failWith("connect 0", unix.EBUSY)
 	invalid := newFakeKernel(t, 0)
-	invalid.refuse["connect 0"] = int(unix.EINVAL)
+	invalid.failWith("connect 0", unix.EINVAL)
 
 	for _, tt := range []struct {
 		name string
@@ -331,6 +535,8 @@ func TestAttach_Errors(t *testing.T) {
 		{"no connections", nil, good, Options{}, "0 connections: want 1 to 64"},
 		{"many connections", nil, good, Options{Connections: 65}, "65 connections: want 1 to 64"},
 		{"block size", nil, good, Options{Connections: 1, BlockBytes: 1000}, "want 512, 1024, 2048 or 4096"},
+		{"backend", nil, good, Options{Connections: 1, BackendID: "a\nb"}, "all printable"},
+		{"long backend", nil, good, Options{Connections: 1, BackendID: strings.Repeat("b", 256)}, "at most 255"},
 		{"device", nil, good, Options{Connections: 1, Device: "/dev/sda"}, `device "/dev/sda": want /dev/nbd0`},
 		{"busy", busy, good, Options{Connections: 1, Device: "nbd0"}, "attached by process 77"},
 		{"lost race", lost, good, Options{Connections: 1, Device: "nbd0"}, "nbd0: busy"},
@@ -379,15 +585,15 @@ func TestAttach_Errors(t *testing.T) {
 // A device that never becomes usable is let go again.
 func TestAttach_NeverUsable(t *testing.T) {
 	k := newFakeKernel(t, 0)
-	k.lazy = true
+	k.beLazy()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := k.attach(ctx, Options{Server: serveExport(t, served{name: "d", size: 4096, flags: goodFlags}), Connections: 1})
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "not attached, 0 bytes") {
 		t.Errorf("error %v, want a deadline that tells the state", err)
 	}
-	if !slices.Contains(k.calls, "disconnect 0") {
-		t.Errorf("netlink: %q, want a disconnect", k.calls)
+	if !slices.Contains(k.asks(), "disconnect 0") {
+		t.Errorf("netlink: %q, want a disconnect", k.asks())
 	}
 }
 
@@ -413,7 +619,7 @@ func TestDetach(t *testing.T) {
 	if err := k.detach(deadline(t), k.path(0), false); err != nil {
 		t.Error(err)
 	}
-	if diff := cmp.Diff([]string{"disconnect 0"}, k.calls); diff != "" {
+	if diff := cmp.Diff([]string{"disconnect 0"}, k.asks()); diff != "" {
 		t.Errorf("netlink: -want +got\n%s", diff)
 	}
 	if err := k.detach(deadline(t), k.path(0), false); err == nil || !strings.Contains(err.Error(), "not attached") {
@@ -434,15 +640,15 @@ func TestDetach_Busy(t *testing.T) {
 	if err := k.detach(deadline(t), "nbd0", false); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "dm-0") {
 		t.Errorf("held: %v, want ErrBusy with the holder", err)
 	}
-	if len(k.calls) != 0 {
-		t.Errorf("netlink: %q, want nothing", k.calls)
+	if len(k.asks()) != 0 {
+		t.Errorf("netlink: %q, want nothing", k.asks())
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := k.detach(ctx, "nbd0", true); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "still uses it") {
 		t.Errorf("forced, with a holder that stays: %v, want a deadline", err)
 	}
-	if diff := cmp.Diff([]string{"disconnect 0"}, k.calls); diff != "" {
+	if diff := cmp.Diff([]string{"disconnect 0"}, k.asks()); diff != "" {
 		t.Errorf("netlink: -want +got\n%s", diff)
 	}
 }
@@ -474,7 +680,10 @@ func TestParseURI(t *testing.T) {
 		{"tcp://h/a", "", Server{}, "use nbd://"},
 		{"unix://run/x", "", Server{}, "not absolute"},
 		{"nbd+unix:///d", "", Server{}, "socket=PATH"},
-		{"nbds://h/a", "", Server{}, "no TLS"},
+		{"nbds://h/a", "", Server{}, "nbd-client"},
+		{"nbds+unix:///a?socket=/s", "", Server{}, "no TLS"},
+		{"nbd+vsock://2:10809/a", "", Server{}, "TCP and unix sockets only"},
+		{"vsock://2:10809", "", Server{}, "TCP and unix sockets only"},
 		{"http://h/a", "", Server{}, "want nbd://"},
 		{"", "", Server{}, "want nbd://"},
 		{"%zz", "", Server{}, "want nbd://"},
@@ -488,6 +697,12 @@ func TestParseURI(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("ParseURI(%q, %.10q) = %+v, want %+v", tt.uri, tt.export, got, tt.want)
+		}
+		if err != nil {
+			continue
+		}
+		if again, err := ParseURI(got.String(), ""); err != nil || again != got {
+			t.Errorf("%+v is %q, which is read as %+v, %v", got, got, again, err)
 		}
 	}
 }

@@ -8,6 +8,11 @@
 // itself: no process of ours is needed any more, and the sockets live until
 // Detach or until the server goes away.
 //
+// Hold and Attachment.Keep stay instead, and replace connections that end by new
+// ones (keep.go). They keep a descriptor of each socket (sockets.go): it tells of
+// the connection's end, and whether the kernel took a new one over, which
+// NBD_CMD_RECONFIGURE does not.
+//
 // The kernel reuses a device's slot before it has finished with the last user;
 // two programs that pick "the first free one" at once meet there. So a device is
 // taken only when its pid, size, requests in flight and holders are all gone, and

@@ -34,6 +34,10 @@ const (
 	errShutdown     = replyErrorBit | 7
 	flagHasFlags    = 1 << 0
 	flagReadOnly    = 1 << 1
+	flagFlush       = 1 << 2
+	flagFUA         = 1 << 3
+	flagTrim        = 1 << 5
+	flagWriteZeroes = 1 << 6
 	flagMultiConn   = 1 << 8
 	exportInfoBytes = 12
 	blockInfoBytes  = 14
@@ -47,26 +51,31 @@ type exportInfo struct {
 	minBlockBytes uint32
 }
 
-// dial connects to s and negotiates its export. The connection it returns is in
-// the transmission phase, and not a byte further.
-func dial(ctx context.Context, s Server) (net.Conn, exportInfo, error) {
+// dial connects to s and negotiates its export. The connection whose socket it
+// returns is in the transmission phase, and not a byte further.
+func dial(ctx context.Context, s Server) (fd int, info exportInfo, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, s.Network, s.Address)
 	if err != nil {
-		return nil, exportInfo{}, fmt.Errorf("%w: is the server running there?", err)
+		return -1, exportInfo{}, fmt.Errorf("%w: is the server running there?", err)
 	}
+	// The runtime watches conn for data, which costs a wake-up for every reply to
+	// the kernel: so it is given up, and a descriptor of our own kept.
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	info, err := negotiate(conn, s.Export)
+	info, err = negotiate(conn, s.Export)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
+	if err == nil {
+		fd, err = duplicate(conn)
+	}
 	if err != nil {
-		_ = conn.Close()
 		if ctx.Err() != nil {
 			err = fmt.Errorf("the server did not finish the handshake: %w", ctx.Err())
 		}
-		return nil, exportInfo{}, fmt.Errorf("%s %s: %w", s.Network, s.Address, err)
+		return -1, exportInfo{}, fmt.Errorf("%s %s: %w", s.Network, s.Address, err)
 	}
-	return conn, info, nil
+	return fd, info, nil
 }
 
 // negotiate runs the fixed newstyle handshake up to NBD_OPT_GO's ACK. It never
@@ -160,7 +169,7 @@ func refusal(kind uint32, export string, body []byte) error {
 	case errPolicy:
 		return fmt.Errorf("the server does not let us use %s%s", name, text)
 	case errTLSRequired:
-		return fmt.Errorf("the server wants TLS, which the kernel does not speak%s", text)
+		return fmt.Errorf("the server wants TLS%s: %s", text, noTLS)
 	case errUnknown:
 		return fmt.Errorf("the server has no %s%s: list what it has with `nbdinfo --list`", name, text)
 	case errShutdown:

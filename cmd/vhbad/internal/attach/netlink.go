@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/genetlink"
@@ -16,9 +17,11 @@ import (
 // Source: linux/nbd-netlink.h.
 const (
 	familyName = "nbd"
+	groupName  = "nbd_mc_group" // of NBD_CMD_LINK_DEAD
 
-	cmdConnect    = 1
-	cmdDisconnect = 2
+	cmdConnect     = 1
+	cmdDisconnect  = 2
+	cmdReconfigure = 3
 
 	attrIndex          = 1
 	attrSizeBytes      = 2
@@ -27,6 +30,7 @@ const (
 	attrServerFlags    = 5
 	attrSockets        = 7
 	attrDeadConn       = 8 // seconds
+	attrBackend        = 10
 
 	sockItem = 1
 	sockFD   = 1
@@ -41,13 +45,19 @@ var ErrNoPrivilege = errors.New("not permitted: attaching and detaching need CAP
 // ErrBusy means that a device is in use.
 var ErrBusy = errors.New("busy")
 
+// errDetached means that a device is no longer attached, or by somebody else.
+var errDetached = errors.New("detached")
+
 // connectRequest is what NBD_CMD_CONNECT carries.
 type connectRequest struct {
 	index                    int
 	sizeBytes, blockBytes    uint64
 	timeout, deadConnTimeout time.Duration
 	serverFlags              uint16
-	fds                      []uintptr
+	// backend is remembered by kernels since 5.14: they show it in sysfs and
+	// refuse a RECONFIGURE that names another. Older ones ignore it.
+	backend string
+	fds     []int
 }
 
 // driver is the kernel's nbd driver, reached by generic netlink.
@@ -89,8 +99,15 @@ func (d *driver) connect(r connectRequest) error {
 		e.Uint64(attrDeadConn, wholeSeconds(r.deadConnTimeout))
 	}
 	e.Uint64(attrServerFlags, uint64(r.serverFlags))
+	e.String(attrBackend, r.backend)
+	encodeSockets(e, r.fds)
+	// The kernel answers with the index; there is nothing to acknowledge besides.
+	return d.execute(cmdConnect, e, netlink.Request)
+}
+
+func encodeSockets(e *netlink.AttributeEncoder, fds []int) {
 	e.Nested(attrSockets, func(list *netlink.AttributeEncoder) error {
-		for _, fd := range r.fds {
+		for _, fd := range fds {
 			list.Nested(sockItem, func(item *netlink.AttributeEncoder) error {
 				item.Uint32(sockFD, uint32(fd))
 				return nil
@@ -98,8 +115,75 @@ func (d *driver) connect(r connectRequest) error {
 		}
 		return nil
 	})
-	// The kernel answers with the index; there is nothing to acknowledge besides.
-	return d.execute(cmdConnect, e, netlink.Request)
+}
+
+// reconfigureRequest is what NBD_CMD_RECONFIGURE carries. Without sockets and
+// size it changes nothing and tells whether the device is still attached.
+type reconfigureRequest struct {
+	index   int
+	backend string
+	// sizeBytes is the new size, zero for none. The kernel may freeze the device
+	// for it, and then waits for every request in flight, even one that has no
+	// connection.
+	sizeBytes uint64
+	// fds take the place of sockets that the kernel has marked dead. Those that
+	// find no dead one are dropped, and the kernel calls that success.
+	fds []int
+}
+
+// reconfigure changes an attached device.
+//
+// Errors: errDetached, ErrNoPrivilege.
+func (d *driver) reconfigure(r reconfigureRequest) error {
+	e := netlink.NewAttributeEncoder()
+	e.Uint32(attrIndex, uint32(r.index))
+	e.String(attrBackend, r.backend)
+	if r.sizeBytes > 0 {
+		e.Uint64(attrSizeBytes, r.sizeBytes)
+	}
+	if len(r.fds) > 0 {
+		encodeSockets(e, r.fds)
+	}
+	err := d.execute(cmdReconfigure, e, netlink.Request|netlink.Acknowledge)
+	if len(r.fds) == 0 && r.sizeBytes == 0 && errors.Is(err, unix.EINVAL) {
+		return errDetached
+	}
+	return err
+}
+
+// listenLinkDead calls died after each NBD_CMD_LINK_DEAD, of whatever device,
+// until stop.
+func listenLinkDead(died func()) (stop func(), err error) {
+	conn, err := genetlink.Dial(nil)
+	if err != nil {
+		return nil, err
+	}
+	family, err := conn.GetFamily(familyName)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	i := slices.IndexFunc(family.Groups, func(g genetlink.MulticastGroup) bool { return g.Name == groupName })
+	if i < 0 {
+		return nil, errors.Join(fmt.Errorf("no multicast group %s", groupName), conn.Close())
+	}
+	if err := conn.JoinGroup(family.Groups[i].ID); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			_, _, err := conn.Receive()
+			if err != nil && !errors.Is(err, unix.ENOBUFS) { // some were lost: that is news, too
+				return
+			}
+			died()
+		}
+	}()
+	return func() {
+		_ = conn.Close()
+		<-ended
+	}, nil
 }
 
 // disconnect tells the driver to let go of device index: it sends NBD_CMD_DISC

@@ -20,6 +20,19 @@ type Server struct {
 	Export string
 }
 
+// String is the server's URI, the same for the same server and export.
+func (s Server) String() string {
+	u := url.URL{Scheme: "nbd", Host: s.Address, Path: "/" + s.Export}
+	if s.Network == "unix" {
+		socket := strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(s.Address))
+		return "nbd+unix://" + u.EscapedPath() + "?socket=" + socket
+	}
+	return u.String()
+}
+
+// noTLS is what to do where a server or a user wants TLS.
+const noTLS = "the kernel speaks no TLS: attach through a tunnel, or with nbd-client, whose -certfile, -keyfile and -cacertfile do TLS in a process of its own"
+
 const uriForms = "want nbd://HOST[:PORT][/EXPORT], nbd+unix:///EXPORT?socket=PATH, tcp://HOST:PORT or unix:///PATH"
 
 // ParseURI reads the address of an export. tcp and unix URIs, which the daemon
@@ -79,7 +92,9 @@ func parseURI(uri string) (Server, error) {
 		}
 		return Server{Network: "unix", Address: socket, Export: export}, nil
 	case "nbds", "nbds+unix":
-		return Server{}, errors.New("the kernel speaks no TLS: attach over a tunnel, or a unix socket")
+		return Server{}, errors.New(noTLS)
+	case "vsock", "nbd+vsock", "nbds+vsock":
+		return Server{}, errors.New("the kernel's nbd takes TCP and unix sockets only: forward the port, for instance with socat, and attach to that")
 	}
 	return Server{}, errors.New(uriForms)
 }

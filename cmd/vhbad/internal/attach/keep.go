@@ -1,0 +1,253 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+const (
+	// checkInterval is how often Keep looks at the device though nothing woke it.
+	checkInterval = time.Second
+	// dialTimeout bounds one attempt to reconnect, handshakes included.
+	dialTimeout = 10 * time.Second
+	// steadyTime is how long connections must last for the next loss to be
+	// answered at once: some servers take every connection and close it.
+	steadyTime = 2 * lastBackoff
+	// resizeGrace is added to the device's timeout: see Attachment.grow.
+	resizeGrace = 2 * time.Second
+)
+
+// An Attachment is an attached device and our descriptors of its sockets.
+//
+// Concurrency: one goroutine.
+type Attachment struct {
+	Device Device
+
+	kernel  *kernel
+	driver  *driver
+	options Options
+	sockets sockets
+	index   int
+	// flags are the transmission flags that the kernel was told, once.
+	flags uint16
+	// exportBytes is the size that the server said last. It may exceed the
+	// device's until grow.
+	exportBytes uint64
+	// pid is what sysfs calls the device's owner: us, as the first process id
+	// namespace knows us. Another means another attachment.
+	pid int
+	// reconnected is when the kernel last got a socket.
+	reconnected time.Time
+	backoff     backoff
+}
+
+func (k *kernel) hold(ctx context.Context, o Options) (*Attachment, error) {
+	if o.Timeout <= 0 || o.DeadConnTimeout <= 0 {
+		return nil, fmt.Errorf("timeout %v, dead connection timeout %v: reconnecting needs both above 0, for without them the kernel does not send requests again on a new connection", o.Timeout, o.DeadConnTimeout)
+	}
+	return k.connectAll(ctx, o)
+}
+
+// Close gives up our descriptors. The device stays attached.
+func (a *Attachment) Close() error {
+	a.sockets.close()
+	return a.driver.close()
+}
+
+// Keep replaces connections that have ended by new ones, until the device is
+// detached, which is no error, or until ctx ends. While none is left the kernel
+// holds requests back for the dead connection timeout. A request that was under
+// way on a connection that ended is sent again once it is older than the timeout.
+//
+// Errors: the context's.
+func (a *Attachment) Keep(ctx context.Context, log *slog.Logger) error {
+	log = log.With("device", a.Device.Path)
+	wake := make(chan struct{}, 1)
+	woken := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	stopWatch, err := a.sockets.watch(woken)
+	if err != nil {
+		return err
+	}
+	defer stopWatch()
+	if stopListen, err := a.kernel.listen(woken); err != nil {
+		log.Debug("not told by the kernel of dead connections; looking at the sockets only", "error", err)
+	} else {
+		defer stopListen()
+	}
+	tick := time.NewTicker(checkInterval)
+	defer tick.Stop()
+	for {
+		if err := a.check(ctx, log, wake); errors.Is(err, errDetached) {
+			log.Info("detached by somebody else")
+			return nil
+		} else if err != nil {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// check looks once at everything that Keep looks after.
+//
+// Errors: errDetached, the context's.
+func (a *Attachment) check(ctx context.Context, log *slog.Logger, wake <-chan struct{}) error {
+	st, err := a.kernel.state(a.index)
+	if err != nil {
+		return err
+	}
+	if st.pid != a.pid {
+		return errDetached
+	}
+	dead, err := a.sockets.ended()
+	if err != nil {
+		return err
+	}
+	if len(dead) > 0 {
+		return a.reconnect(ctx, log, wake, len(dead))
+	}
+	return a.grow(log, &st)
+}
+
+// reconnect tries until no connection is dead.
+//
+// Errors: errDetached, the context's.
+func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-chan struct{}, lost int) error {
+	// A device that is being detached loses its connections, too.
+	if err := a.driver.reconfigure(reconfigureRequest{index: a.index, backend: a.Device.BackendID}); errors.Is(err, errDetached) {
+		return err
+	}
+	began := time.Now()
+	log.Warn("connections lost: reconnecting", "lost", lost, "of", a.Device.Connections,
+		"server", a.options.Server.String(), "requests_wait_at_most", a.options.DeadConnTimeout)
+	if time.Since(a.reconnected) > steadyTime {
+		a.backoff = backoff{}
+	} else if err := a.backoff.wait(ctx, nil); err != nil {
+		return err
+	}
+	last, late := "", false
+	for {
+		err := a.attempt(ctx)
+		switch {
+		case err == nil:
+			log.Info("reconnected", "after", time.Since(began).Round(time.Millisecond))
+			return nil
+		case errors.Is(err, errDetached):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		if text := err.Error(); text != last { // a server that stays away is told of once
+			log.Warn("cannot reconnect yet: trying again", "error", err)
+			last = text
+		}
+		if !late && time.Since(began) > a.options.DeadConnTimeout {
+			log.Error("no connection within the dead connection timeout: requests that wait may have failed")
+			late = true
+		}
+		if err := a.backoff.wait(ctx, wake); err != nil {
+			return err
+		}
+	}
+}
+
+// attempt dials once and replaces what is dead. It succeeds when nothing is dead
+// any more.
+//
+// Errors: errDetached; any other means to try again.
+func (a *Attachment) attempt(ctx context.Context) error {
+	dead, err := a.sockets.ended()
+	if err != nil || len(dead) == 0 {
+		return err
+	}
+	id := reconfigureRequest{index: a.index, backend: a.Device.BackendID}
+	if err := a.driver.reconfigure(id); err != nil {
+		return err
+	}
+	// The kernel replaces only what it has noticed to be dead: help it to.
+	shutDown(dead)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	fds, info, err := dialAll(ctx, a.options.Server, len(dead))
+	if err != nil {
+		return err
+	}
+	if err := a.fits(info); err != nil {
+		closeAll(fds)
+		return err
+	}
+	id.fds = fds
+	if err := a.driver.reconfigure(id); err != nil {
+		closeAll(fds)
+		return err
+	}
+	a.exportBytes, a.reconnected = info.sizeBytes, time.Now()
+	var errs error
+	for _, fd := range fds {
+		ok, err := taken(fd)
+		if ok {
+			err = a.sockets.replace(dead[0], fd)
+			dead = dead[1:]
+		} else {
+			closeAll([]int{fd})
+		}
+		errs = errors.Join(errs, err)
+	}
+	if len(dead) > 0 {
+		errs = errors.Join(errs, fmt.Errorf("the kernel has not yet given up %d dead connections", len(dead)))
+	}
+	return errs
+}
+
+// neededFlags are the transmission flags that the kernel acts on. It learns them
+// once, when the device is attached.
+const neededFlags = flagFlush | flagFUA | flagTrim | flagWriteZeroes
+
+// fits reports what keeps the device from going on with an export.
+func (a *Attachment) fits(info exportInfo) error {
+	lost := a.flags & neededFlags &^ info.flags
+	switch {
+	case info.sizeBytes&^(uint64(a.Device.BlockBytes)-1) < a.Device.SizeBytes:
+		return fmt.Errorf("the export has shrunk to %d bytes, the device has %d: is it the same?", info.sizeBytes, a.Device.SizeBytes)
+	case info.flags&flagReadOnly != 0 && !a.Device.ReadOnly:
+		return errors.New("the export has become read-only, and the device is not")
+	case a.Device.Connections > 1 && info.flags&flagMultiConn == 0:
+		return errors.New("the export has lost NBD_FLAG_CAN_MULTI_CONN, and the device has several connections")
+	case lost != 0:
+		return fmt.Errorf("the export has lost abilities that the kernel uses: transmission flags are %#x, were %#x", info.flags, a.flags)
+	case info.minBlockBytes > a.Device.BlockBytes:
+		return fmt.Errorf("the export's smallest block has become %d bytes, the device's is %d", info.minBlockBytes, a.Device.BlockBytes)
+	}
+	return nil
+}
+
+// grow tells the kernel of an export that has grown. That may freeze the device
+// until all requests in flight are done, and nothing else can be changed
+// meanwhile: so it waits until no request can still be stuck on a connection that
+// has ended.
+func (a *Attachment) grow(log *slog.Logger, st *deviceState) error {
+	size := a.exportBytes &^ (uint64(a.Device.BlockBytes) - 1)
+	if size <= a.Device.SizeBytes || st.inFlight && time.Since(a.reconnected) < a.options.Timeout+resizeGrace {
+		return nil
+	}
+	if err := a.driver.reconfigure(reconfigureRequest{index: a.index, backend: a.Device.BackendID, sizeBytes: size}); err != nil {
+		log.Error("the export has grown, but the kernel does not take the new size", "size_bytes", size, "error", err)
+		a.exportBytes = a.Device.SizeBytes // not again
+		return nil
+	}
+	log.Info("the device has grown", "size_bytes", size, "was_bytes", a.Device.SizeBytes)
+	a.Device.SizeBytes = size
+	return nil
+}
