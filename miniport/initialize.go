@@ -42,7 +42,7 @@ func (d *Driver) negotiate(p *port.Processor) {
 	}
 	want := port.PerfConcurrentChannels
 	if !d.line && !d.o.SingleMessage {
-		want |= port.PerfDpcRedirection | port.PerfInterruptMessageRanges
+		want |= port.PerfDpcRedirection | port.PerfDpcRedirectionCurrentCPU | port.PerfInterruptMessageRanges
 	}
 	perf.Flags &= want
 	perf.ConcurrentChannels = len(d.queues)

@@ -111,12 +111,12 @@ type PerfFlags uint32
 
 // Performance options.
 const (
-	PerfDpcRedirection                     PerfFlags = 1 << iota // completion DPCs run where the I/O came from
+	PerfDpcRedirection                     PerfFlags = 1 << iota // spread completion DPCs; only with PerfDpcRedirectionCurrentCPU
 	PerfConcurrentChannels                                       // up to ConcurrentChannels calls of StartIo at once; no StartIo lock
 	PerfInterruptMessageRanges                                   // First/LastRedirectionMessageNumber are valid
 	PerfAdvConfigLocality                                        // the port fills MessageTargets
 	PerfOptimizeForCompletionDuringStartIo                       // the miniport also reaps in StartIo
-	PerfDpcRedirectionCurrentCPU                                 // redirect to the processor that asks
+	PerfDpcRedirectionCurrentCPU                                 // a DPC runs on the processor that asks for it
 	PerfNoSGL                                                    // the port builds no scatter/gather lists
 )
 

@@ -233,6 +233,13 @@ func (a *Adapter) EnablePassiveInitialization(p *Processor) bool {
 // InitializePerfOpts negotiates performance options. With query it fills d with
 // what the port supports; without, it applies what d asks for.
 //
+// A DPC runs on the processor whose goroutine issues it, which is the one that
+// sent the I/O wherever the device needs no goroutine of its own. Nobody but that
+// goroutine can run anything on it, so redirection to where the I/O came from is
+// not to be had: PerfDpcRedirection goes with PerfDpcRedirectionCurrentCPU only,
+// and says with PerfInterruptMessageRanges which messages completions are spread
+// over.
+//
 // In Initialize or PassiveInitialize. Errors: wrong place, unknown flag, a
 // count out of range, a flag without one that it needs.
 // Source: storport.h StorPortInitializePerfOpts.
@@ -255,6 +262,9 @@ func (a *Adapter) InitializePerfOpts(p *Processor, query bool, d *PerfConfigurat
 		return fmt.Errorf("port: %d concurrent channels: want 1 to %d", d.ConcurrentChannels, MaxChannels)
 	case d.Flags&(PerfInterruptMessageRanges|PerfOptimizeForCompletionDuringStartIo|PerfDpcRedirectionCurrentCPU) != 0 && d.Flags&PerfDpcRedirection == 0:
 		return fmt.Errorf("port: performance options %#x need DPC redirection (%#x)", uint32(d.Flags), uint32(PerfDpcRedirection))
+	case d.Flags&PerfDpcRedirection != 0 && d.Flags&PerfDpcRedirectionCurrentCPU == 0:
+		return fmt.Errorf("port: performance options %#x: DPC redirection (%#x) only to the current processor (%#x)",
+			uint32(d.Flags), uint32(PerfDpcRedirection), uint32(PerfDpcRedirectionCurrentCPU))
 	case d.Flags&PerfInterruptMessageRanges != 0 && (d.FirstRedirectionMessageNumber > d.LastRedirectionMessageNumber ||
 		int(d.LastRedirectionMessageNumber) >= len(a.interrupts)):
 		return fmt.Errorf("port: interrupt messages %d to %d: want a range within 0 to %d",

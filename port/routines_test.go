@@ -561,15 +561,18 @@ func TestNegotiation(t *testing.T) {
 			{Flags: PerfConcurrentChannels, ConcurrentChannels: MaxChannels + 1},
 			{Flags: PerfInterruptMessageRanges},
 			{Flags: PerfOptimizeForCompletionDuringStartIo},
-			{Flags: PerfDpcRedirection | PerfInterruptMessageRanges, FirstRedirectionMessageNumber: 2, LastRedirectionMessageNumber: 1},
-			{Flags: PerfDpcRedirection | PerfInterruptMessageRanges, LastRedirectionMessageNumber: 3},
+			{Flags: PerfDpcRedirection},
+			{Flags: PerfDpcRedirectionCurrentCPU},
+			{Flags: PerfDpcRedirection | PerfDpcRedirectionCurrentCPU | PerfInterruptMessageRanges, FirstRedirectionMessageNumber: 2, LastRedirectionMessageNumber: 1},
+			{Flags: PerfDpcRedirection | PerfDpcRedirectionCurrentCPU | PerfInterruptMessageRanges, LastRedirectionMessageNumber: 3},
 		} {
 			if err := d.a.InitializePerfOpts(p, false, &bad); err == nil {
 				t.Errorf("%+v: no error", bad)
 			}
 		}
 		return d.a.InitializePerfOpts(p, false, &PerfConfigurationData{
-			Flags: PerfConcurrentChannels | PerfDpcRedirection | PerfInterruptMessageRanges, ConcurrentChannels: 4,
+			Flags:                         PerfConcurrentChannels | PerfDpcRedirection | PerfDpcRedirectionCurrentCPU | PerfInterruptMessageRanges,
+			ConcurrentChannels:            4,
 			FirstRedirectionMessageNumber: 1, LastRedirectionMessageNumber: 2,
 		}) == nil
 	}
