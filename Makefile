@@ -66,8 +66,10 @@ test: ## everything: packages, unit, race, interop, real kernel (15 minutes on t
 	@$(MAKE) kernel
 
 .PHONY: unit
-unit: ## unit tests, and the orders of steps; needs nothing but Go
-	$(GO) test -timeout 5m ./...
+unit: ## unit tests, the lock order of them all, and the orders of steps; needs nothing but Go
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	echo '$(GO) test -timeout 5m ./...'; VHBAD_LOCK_ORDER=$$folder $(GO) test -timeout 5m ./...; \
+	$(GO) run ./internal/lockorder/merge "$$folder"
 	$(GO) test -tags interleave -timeout 2m -run Interleave ./port ./hba
 
 .PHONY: race

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/lockorder"
 	"github.com/vhbad/vhbad/internal/pci"
 )
 
@@ -18,8 +19,8 @@ import (
 // unsynchronized routines": what must hold for a routine under SynchronizeAccess
 // beside BuildIo, StartIo and the interrupt handlers.
 //
-// A1 is in synchronize_test.go, with A3, A5 and A16; A6 has a second half in
-// TestMain.
+// A1 is in synchronize_test.go, with A3, A5 and A16; A6 has a second half: every
+// test hands its lock order to package lockorder, which joins them.
 
 // watchdog is how long a test waits for what must happen. It is no measure of
 // time: what passes, passes long before.
@@ -240,22 +241,26 @@ func TestA4_CallerCoverage(t *testing.T) {
 	})
 }
 
-// A6: the order is StartIo, DPC, interrupt; the graph of what really happens has
+// A6: the order is StartIo, channel, DPC, the miniport's own, interrupt; the graph of what really happens has
 // no cycle; and a graph with one is told.
 func TestA6_LockOrder(t *testing.T) {
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 3, channels: 2}
+	var own KSpinLock
 	d.passiveInit = func(p *Processor) bool {
 		d.a.InitializeDpc(p, &d.dpcs[0], func(*Processor, *Dpc) {})
+		d.a.InitializeSpinlock(p, &own)
 		return true
 	}
-	takeDpcAndInterrupt := func(p *Processor) {
+	takeTheRest := func(p *Processor) {
 		h := d.a.AcquireSpinLock(p, DpcLock, &d.dpcs[0])
+		o := d.a.AcquireSpinLockEx(p, &own)
 		i := d.a.AcquireSpinLock(p, InterruptLock, nil)
 		d.a.ReleaseSpinLock(p, i)
+		d.a.ReleaseSpinLock(p, o)
 		d.a.ReleaseSpinLock(p, h)
 	}
-	d.startIo = func(p *Processor, srb *SRB) bool { takeDpcAndInterrupt(p); d.complete(p, srb); return true }
-	d.resetBus = func(p *Processor, _ uint8) bool { takeDpcAndInterrupt(p); return true }
+	d.startIo = func(p *Processor, srb *SRB) bool { takeTheRest(p); d.complete(p, srb); return true }
+	d.resetBus = func(p *Processor, _ uint8) bool { takeTheRest(p); return true }
 	b := newBench(t, d, AdapterOptions{})
 	b.submitOne()
 	if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
@@ -264,21 +269,30 @@ func TestA6_LockOrder(t *testing.T) {
 	want := [][2]string{
 		{"StartIo", "channel"},
 		{"StartIo", "DPC"},
+		{"StartIo", "miniport"},
 		{"StartIo", "interrupt"},
 		{"channel", "channel"},
 		{"channel", "DPC"},
+		{"channel", "miniport"},
 		{"channel", "interrupt"},
+		{"DPC", "miniport"},
 		{"DPC", "interrupt"},
+		{"miniport", "interrupt"},
 		{"interrupt", "interrupt"},
 	}
 	got := b.sys.Verifier().LockOrder()
 	if !slices.Equal(got, want) {
 		t.Errorf("lock order %v, want %v", got, want)
 	}
-	if cycle := LockCycle(got); cycle != nil {
+	var graph lockorder.Graph
+	for _, e := range got {
+		graph.Add(lockorder.Edge{From: e[0], To: e[1]})
+	}
+	if cycle := graph.Cycle(); cycle != nil {
 		t.Errorf("cycle %v", cycle)
 	}
-	if cycle := LockCycle(append(got, [2]string{"interrupt", "StartIo"})); len(cycle) < 3 || cycle[0] != cycle[len(cycle)-1] {
+	graph.Add(lockorder.Edge{From: "interrupt", To: "StartIo"})
+	if cycle := graph.Cycle(); len(cycle) < 2 {
 		t.Errorf("a graph with a cycle gives %v", cycle)
 	}
 	b.wantNoViolations()

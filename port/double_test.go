@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/lockorder"
 	"github.com/vhbad/vhbad/internal/pci"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -190,8 +191,7 @@ func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *benc
 	}
 	b := &bench{t: t, arena: arena, d: d, w: &wire{messages: max(1, d.messages)}}
 	c.IOMMU, c.Verify = dma.NewIOMMU(arena), true
-	b.sys = NewSystem(c)
-	lawful.add(b.sys.Verifier())
+	b.sys = newSystem(t, c)
 	b.p = b.processor("test")
 	b.a, err = b.sys.AddAdapter(b.p, b.w, d, o)
 	if err != nil {
@@ -208,6 +208,19 @@ func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *benc
 		b.a.Remove(b.p)
 	})
 	return b
+}
+
+// newSystem makes a system whose lock order joins that of all tests, unless the
+// test breaks the lock rules, which it then does on purpose.
+func newSystem(t testing.TB, c SystemConfig) *System {
+	t.Helper()
+	sys := NewSystem(c)
+	t.Cleanup(func() {
+		if sys.Verifier().Count(CheckLockRules) == 0 {
+			lockorder.Record(t, sys.Verifier().LockOrder())
+		}
+	})
+	return sys
 }
 
 func (b *bench) processor(name string) *Processor {

@@ -36,7 +36,7 @@ func newExplored(t *testing.T) *explored {
 			t.Error(err)
 		}
 	})
-	return &explored{t: t, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+	return &explored{t: t, sys: newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
 }
 
 // interruptModel is how an adapter has its interrupts and synchronizes them.

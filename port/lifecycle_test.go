@@ -151,7 +151,7 @@ func stage(t *testing.T, r *recorder) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, arena: arena, d: &r.driver}
-	b.sys = NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true, HoldLimit: time.Hour})
+	b.sys = newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true, HoldLimit: time.Hour})
 	b.p = b.processor("test")
 	w := &recorderWire{wire: wire{messages: 1}, r: r}
 	if b.a, err = b.sys.AddAdapter(b.p, w, r, AdapterOptions{}); err != nil {
@@ -382,7 +382,7 @@ func TestLifeCycle_Rejected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sys := NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})
+	sys := newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})
 	p, err := sys.NewProcessor("test")
 	if err != nil {
 		t.Fatal(err)

@@ -710,7 +710,7 @@ func TestRegisters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, d: d, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+	b := &bench{t: t, d: d, sys: newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
 	b.p = b.processor("test")
 	w := &barWire{wire: wire{messages: 1}}
 	if b.a, err = b.sys.AddAdapter(b.p, w, d, AdapterOptions{}); err != nil {
@@ -768,7 +768,7 @@ func TestMaskMsixInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 2}
-	b := &bench{t: t, d: d, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+	b := &bench{t: t, d: d, sys: newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
 	b.p = b.processor("test")
 	w := &maskWire{wire: wire{messages: 2}, masked: map[pci.Message]bool{}}
 	if b.a, err = b.sys.AddAdapter(b.p, w, d, AdapterOptions{}); err != nil {

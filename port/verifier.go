@@ -3,7 +3,6 @@ package port
 import (
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -135,44 +134,6 @@ func (v *Verifier) LockOrder() [][2]string {
 		}
 	}
 	return out
-}
-
-// LockCycle returns the kinds of lock on a cycle of the lock-order graph, the
-// first again at the end; nil: there is none. Locks of one kind are taken in
-// ascending order, which is checked at the spot (V6), and make no cycle here.
-func LockCycle(edges [][2]string) []string {
-	to := map[string][]string{}
-	for _, e := range edges {
-		if e[0] != e[1] {
-			to[e[0]] = append(to[e[0]], e[1])
-		}
-	}
-	done := map[string]bool{}
-	var path []string
-	var visit func(string) []string
-	visit = func(at string) []string {
-		if i := slices.Index(path, at); i >= 0 {
-			return append(slices.Clone(path[i:]), at)
-		}
-		if done[at] {
-			return nil
-		}
-		path = append(path, at)
-		for _, next := range to[at] {
-			if cycle := visit(next); cycle != nil {
-				return cycle
-			}
-		}
-		path = path[:len(path)-1]
-		done[at] = true
-		return nil
-	}
-	for _, e := range edges {
-		if cycle := visit(e[0]); cycle != nil {
-			return cycle
-		}
-	}
-	return nil
 }
 
 func (v *Verifier) record(x Violation) {

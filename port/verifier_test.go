@@ -412,7 +412,7 @@ func TestVerifier_FindAdapter(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := &bench{t: t, sys: NewSystem(SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
+			b := &bench{t: t, sys: newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true})}
 			b.p = b.processor("test")
 			if _, err := b.sys.AddAdapter(b.p, &wire{messages: 1}, &driver{features: forget}, AdapterOptions{}); err == nil {
 				t.Error("the adapter came up")

@@ -25,7 +25,7 @@ const sys = "golang.org/x/sys/"
 
 // testModules are for tests in any layer, and never for the program.
 var testModules = []string{
-	module + "internal/interleave",
+	module + "internal/interleave", module + "internal/lockorder",
 	"pgregory.net/rapid", "github.com/google/go-cmp/", "github.com/cockroachdb/datadriven", "github.com/rogpeppe/go-internal/",
 }
 
@@ -45,12 +45,21 @@ var layers = []layer{
 		reason: "a helper of tests is a leaf: any layer's tests may use it, and no layer's code",
 	},
 	{
+		folder: "internal/lockorder",
+		reason: "a helper of tests is a leaf: it knows locks by name and no port",
+	},
+	{
 		folder: "internal/pci",
 		reason: "the bus is a leaf: it knows neither devices nor drivers",
 	},
 	{
 		folder: "internal/scsi",
 		reason: "layouts are a leaf: both ends of a command read them",
+	},
+	{
+		folder: "port/porttest",
+		allow:  []string{module + "port", module + "internal/scsi", module + "internal/dma", module + "internal/lockorder", module + "internal/pci", sys},
+		reason: "what tests miniports knows the port, and no miniport",
 	},
 	{
 		folder: "port/disk",

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/lockorder"
 	"github.com/vhbad/vhbad/port"
 )
 
@@ -40,9 +41,7 @@ func NewMachine(t testing.TB, arenaBytes int) *Machine {
 		for _, v := range m.System.Verifier().Violations() {
 			t.Errorf("violation: %s", v)
 		}
-		if cycle := port.LockCycle(m.System.Verifier().LockOrder()); cycle != nil {
-			t.Errorf("the lock-order graph has a cycle: %v", cycle)
-		}
+		lockorder.Record(t, m.System.Verifier().LockOrder())
 		if n := m.IOMMU.WindowsInUse(); n != 0 {
 			t.Errorf("%d IOMMU windows are left", n)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/lockorder"
 	"github.com/vhbad/vhbad/internal/pci"
 	"github.com/vhbad/vhbad/internal/scsi"
 	"github.com/vhbad/vhbad/port"
@@ -103,6 +104,9 @@ func newRig(t *testing.T, o options, s *scenario, x *mutant) (*rig, error) {
 	}
 	r := &rig{t: t, arena: arena, iommu: dma.NewIOMMU(arena), failures: map[oracle][]string{}}
 	r.sys = port.NewSystem(port.SystemConfig{IOMMU: r.iommu, Verify: true})
+	if x == nil { // the order of a driver that is broken on purpose says nothing
+		t.Cleanup(func() { lockorder.Record(t, r.sys.Verifier().LockOrder()) })
+	}
 	r.dev = newDevice(r, o.queues)
 	r.m = newSpecimen(r, o)
 	r.p = r.processor("test")
