@@ -17,18 +17,25 @@ type command struct {
 	one [1]*port.SRB // srb, as a batch of its own
 	req *nbd.Request
 
-	// param holds the parameter list of UNMAP, in arena memory.
-	param []byte
+	// param holds the parameter list of UNMAP or the answer of GET LBA STATUS, in
+	// arena memory.
+	param  []byte
+	status statusAnswer
 
 	pos, end  uint64 // bytes of the range still to be done
+	until     uint64 // end, or where the next hole of a read may begin
 	stepBytes uint64 // bytes of the range that the current step covers
 	want      uint32 // bytes that the current step must move
 	step      step
 	tries     int
 	errno     nbd.Errno
 
+	failedAt      uint64 // where on the unit errno happened
+	failedAtKnown bool
+
 	hold             hold
 	lockFrom, lockTo uint64 // blocks' byte range for the gate
+	nextGranted      *command
 	ownsBounce       bool
 }
 
@@ -38,6 +45,7 @@ type step uint8
 const (
 	stepNone      step = iota
 	stepBlocks         // whole blocks: the request itself, or a piece of it
+	stepStatus         // asks which blocks are mapped
 	stepReadPart       // reads the block around a part of one
 	stepWritePart      // writes it back, changed
 	stepSync           // makes the rest durable
@@ -47,26 +55,41 @@ const (
 func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	g := c.s.d.geometry.Load()
 	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
+	c.failedAtKnown, c.status = false, statusAnswer{}
 	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
 	mask := g.blockBytes - 1
 	if r.Op == nbd.OpTrim {
-		// A hint: only whole blocks are trimmed.
-		c.pos, c.end = (c.pos+mask)&^mask, c.end&^mask
-		c.end = max(c.pos, c.end)
+		c.pos, c.end = wholeBlocksOf(c.pos, c.end, mask)
 	}
+	c.until = c.end
 	switch r.Op {
-	case nbd.OpWrite, nbd.OpTrim, nbd.OpWriteZeroes:
+	case nbd.OpWriteZeroes:
+		if r.FastZero && !g.zeroesFast(r.NoHole) {
+			c.errno = nbd.ENOTSUP
+			c.finish(p)
+			return false
+		}
+		fallthrough
+	case nbd.OpTrim:
+		c.s.known.forget()
+		fallthrough
+	case nbd.OpWrite:
 		c.lockFrom, c.lockTo = c.pos&^mask, (c.end+mask)&^mask
 		if (c.pos|c.end)&mask != 0 {
 			c.startGranted(p, c.s.d.gate.enterSlow(c, holdExclusive))
 			return false
 		}
-		if !c.s.d.gate.enterFast(&c.s.fast) {
+		if r.LengthBytes >= longRangeBytes && r.Op != nbd.OpWrite || !c.s.d.gate.enterFast(&c.s.fast) {
 			c.startGranted(p, c.s.d.gate.enterSlow(c, holdShared))
 			return false
 		}
 		c.hold = holdFast
-	case nbd.OpRead, nbd.OpFlush, nbd.OpCache, nbd.OpBlockStatus, nbd.OpCount:
+	case nbd.OpRead:
+		if r.Sparse && r.LengthBytes >= sparseMinBytes && g.provisioned && c.s.known.worthAsking(c.pos, c.end) {
+			c.status.wanted = true
+			c.until = c.pos
+		}
+	case nbd.OpFlush, nbd.OpCache, nbd.OpBlockStatus, nbd.OpCount:
 	}
 	switch c.prepare(g) {
 	case ready:
@@ -78,10 +101,24 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	return false
 }
 
+// wholeBlocksOf is the part of a range that is whole blocks. To trim is a hint, so
+// that part is all of it that counts.
+func wholeBlocksOf(from, to, mask uint64) (uint64, uint64) {
+	from, to = (from+mask)&^mask, to&^mask
+	return from, max(from, to)
+}
+
+// longRangeBytes is the shortest trim or zeroing that tells the gate its range:
+// a write of a part of a block elsewhere need not wait for it.
+const longRangeBytes = 1 << 20
+
 // startGranted runs commands, of any session, that the gate let in.
-func (c *command) startGranted(p *port.Processor, granted []*command) {
-	for _, x := range granted {
+func (c *command) startGranted(p *port.Processor, granted *command) {
+	for x := granted; x != nil; {
+		next := x.nextGranted // x may be done, and in such a list again, when advance returns
+		x.nextGranted = nil
 		x.advance(p)
+		x = next
 	}
 }
 
@@ -122,12 +159,25 @@ func (c *command) prepare(g *geometry) outcome {
 		}
 		return finished
 	}
+	if r.Op == nbd.OpBlockStatus {
+		return c.blockStatus(g)
+	}
+	if c.pos >= c.until {
+		if c.status.wanted {
+			c.ask(g, c.param)
+			return ready
+		}
+		if c.skipHoles(g); c.pos >= c.end {
+			return finished
+		}
+	}
 	mask := g.blockBytes - 1
-	if c.pos&mask != 0 || c.end-c.pos < g.blockBytes {
+	if c.pos&mask != 0 || c.until-c.pos < g.blockBytes {
 		if r.Op == nbd.OpCache {
 			// A hint again: the whole block will do.
 			c.pos &^= mask
 			c.end = (c.end + mask) &^ mask
+			c.until = c.end
 		} else {
 			return c.partOfBlock(g)
 		}
@@ -183,7 +233,7 @@ func (c *command) sync() {
 func (c *command) wholeBlocks(g *geometry) {
 	r := c.req
 	lba := c.pos / g.blockBytes
-	blocks := (c.end - c.pos) / g.blockBytes
+	blocks := (c.until - c.pos) / g.blockBytes
 	done := c.pos - r.OffsetBytes
 	cdb := &c.srb.CDB
 	switch r.Op {
@@ -200,10 +250,12 @@ func (c *command) wholeBlocks(g *geometry) {
 		n := scsi.PutUnmapHeader(c.param, 1)
 		scsi.PutUnmapDescriptor(c.param[n:], lba, uint32(blocks))
 		c.reset(stepBlocks, scsi.PutUnmap(cdb, false, unmapParameterBytes))
-		c.data(port.FlagDataOut, c.param)
+		c.data(port.FlagDataOut, c.param[:unmapParameterBytes])
 	case nbd.OpWriteZeroes:
 		blocks = min(blocks, g.maxWriteSame)
-		c.reset(stepBlocks, scsi.PutWriteSame16(cdb, lba, uint32(blocks), !r.NoHole && g.unmapZeros, false, true))
+		anchor := r.NoHole && r.FastZero // which the unit has promised to be fast
+		unmap := anchor || !r.NoHole && g.unmapZeros
+		c.reset(stepBlocks, scsi.PutWriteSame16(cdb, lba, uint32(blocks), unmap, anchor, true))
 	case nbd.OpCache:
 		blocks = min(blocks, g.maxPrefetch)
 		c.reset(stepBlocks, scsi.PutPreFetch16(cdb, lba, uint32(blocks), false))
@@ -220,9 +272,9 @@ func (c *command) partOfBlock(g *geometry) outcome {
 	}
 	c.s.d.stats.partialBlocks.Add(1)
 	inBlock := c.pos & (g.blockBytes - 1)
-	c.stepBytes = min(g.blockBytes-inBlock, c.end-c.pos)
+	c.stepBytes = min(g.blockBytes-inBlock, c.until-c.pos)
 	c.reset(stepReadPart, scsi.PutRead16(&c.srb.CDB, c.pos/g.blockBytes, 1, false, false))
-	c.data(port.FlagDataIn, c.s.bounce[:g.blockBytes])
+	c.data(port.FlagDataIn, c.bounce()[:g.blockBytes])
 	return ready
 }
 
@@ -230,7 +282,7 @@ func (c *command) partOfBlock(g *geometry) outcome {
 func (c *command) writePart(g *geometry) {
 	r := c.req
 	inBlock := c.pos & (g.blockBytes - 1)
-	part := c.s.bounce[inBlock : inBlock+c.stepBytes]
+	part := c.bounce()[inBlock : inBlock+c.stepBytes]
 	if r.Op == nbd.OpWrite {
 		copy(part, r.Data[c.pos-r.OffsetBytes:])
 	} else {
@@ -238,12 +290,15 @@ func (c *command) writePart(g *geometry) {
 	}
 	fua := r.FUA && g.fua && r.Op == nbd.OpWrite
 	c.reset(stepWritePart, scsi.PutWrite16(&c.srb.CDB, c.pos/g.blockBytes, 1, fua, false))
-	c.data(port.FlagDataOut, c.s.bounce[:g.blockBytes])
+	c.data(port.FlagDataOut, c.bounce()[:g.blockBytes])
 }
 
 // CompleteSRB implements port.Completer.
 func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 	v, errno := judge(srb, c.want)
+	if c.step == stepStatus && statusArrived(srb, c.want) {
+		v = verdictDone
+	}
 	if v == verdictDone {
 		c.tries = 0
 		c.stepDone(p)
@@ -260,8 +315,27 @@ func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 		d.lu.Submit(p, c.one[:])
 		return
 	}
+	if c.step == stepStatus && c.doWithoutStatus(srb) {
+		c.advance(p)
+		return
+	}
 	c.errno = errno
+	c.failedAt, c.failedAtKnown = c.offsetOfFailure(srb)
 	c.finish(p)
+}
+
+// offsetOfFailure is where on the unit srb failed, in bytes, if it says so.
+func (c *command) offsetOfFailure(srb *port.SRB) (offsetBytes uint64, ok bool) {
+	g := c.s.d.geometry.Load()
+	lba, ok := failedBlock(srb)
+	if !ok || lba >= g.blocks {
+		return 0, false
+	}
+	offsetBytes = lba * g.blockBytes
+	if from := c.req.OffsetBytes; offsetBytes < from && from-offsetBytes < g.blockBytes {
+		offsetBytes = from // it begins within the block
+	}
+	return offsetBytes, true
 }
 
 // stepDone goes on after a step that worked.
@@ -274,7 +348,9 @@ func (c *command) stepDone(p *port.Processor) {
 			return
 		}
 		inBlock := c.pos & (c.s.d.geometry.Load().blockBytes - 1)
-		copy(c.req.Data[c.pos-c.req.OffsetBytes:], c.s.bounce[inBlock:inBlock+c.stepBytes])
+		copy(c.req.Data[c.pos-c.req.OffsetBytes:], c.bounce()[inBlock:inBlock+c.stepBytes])
+	case stepStatus:
+		c.statusDone()
 	case stepBlocks, stepWritePart, stepSync, stepNone:
 	}
 	c.pos += c.stepBytes
@@ -282,6 +358,12 @@ func (c *command) stepDone(p *port.Processor) {
 		c.passBounce(p)
 	}
 	if c.pos >= c.end && !c.req.FUA {
+		c.finish(p)
+		return
+	}
+	if c.pos < c.end && c.req.Op != nbd.OpWrite && !c.s.conn.Alive() {
+		// Nobody wants the rest, which may be all of a large disk.
+		c.errno = nbd.ESHUTDOWN
 		c.finish(p)
 		return
 	}
@@ -302,17 +384,27 @@ func (c *command) finish(p *port.Processor) {
 	if c.ownsBounce {
 		c.passBounce(p)
 	}
+	if c.status.large {
+		c.s.releaseLarge()
+	}
 	if c.hold != holdNone {
 		c.startGranted(p, c.s.d.gate.leave(c))
 	}
 	s, r, errno := c.s, c.req, c.errno
+	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil
 	c.srb.DataBuffers[0] = nil
 	var next *nbd.Request
 	if c == s.spare {
 		next = s.passSpare()
 	}
-	if r.Complete(errno) {
+	owed := false
+	if failedAtKnown {
+		owed = r.Fail(errno, failedAt)
+	} else {
+		owed = r.Complete(errno)
+	}
+	if owed {
 		p.Defer(s)
 	}
 	if next != nil && c.begin(p, next) {

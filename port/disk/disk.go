@@ -81,12 +81,23 @@ type geometry struct {
 	fua        bool // WRITE takes FUA
 	unmap      bool
 	unmapZeros bool // WRITE SAME with UNMAP reads back as zeros
+	// provisioned: GET LBA STATUS tells which blocks are mapped.
+	provisioned bool
+	readZeros   bool // unmapped blocks read as zeros
+	anchor      bool // WRITE SAME can anchor blocks
 	// Limits in blocks for one command.
 	maxTransfer, maxUnmap, maxWriteSame, maxPrefetch uint64
 	preferredBytes                                   uint32
 }
 
 func (g *geometry) sizeBytes() uint64 { return g.blocks * g.blockBytes }
+
+// zeroesFast reports whether the unit zeroes blocks without writing them, by its
+// own word: unmapped ones read as zeros or, if they have to keep their place,
+// anchored ones do.
+func (g *geometry) zeroesFast(noHole bool) bool {
+	return g.unmapZeros && (!noHole || g.anchor)
+}
 
 type stats struct {
 	retries, unitAttentions, partialBlocks atomic.Uint64
@@ -150,6 +161,7 @@ func (d *Disk) Info() nbd.Info {
 		CanTrim:        g.unmap,
 		CanWriteZeroes: true,
 		CanCache:       true,
+		CanFastZero:    true,
 		// Every connection reaches the same unit and the same cache, and a write
 		// is acknowledged only when the unit has it.
 		CanMultiConn:        true,
@@ -173,6 +185,19 @@ func (d *Disk) Flush(p *port.Processor) error {
 	defer t.close()
 	t.timeoutSecs = d.options.flushTimeoutSecs()
 	return t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
+}
+
+// Rescan asks the unit again what it is, so that a change of size is seen by
+// connections that are open and by those to come. The disk does so by itself when
+// a command meets the unit attention that tells of the change; Rescan does not
+// wait for one.
+//
+// Level: Passive. Errors: as for Attach; then the disk stays as it was.
+func (d *Disk) Rescan(p *port.Processor) error {
+	if err := d.learn(p); err != nil {
+		return fmt.Errorf("%s: %w", d.lu, err)
+	}
+	return nil
 }
 
 // readAgain is the work item that follows a unit attention.
@@ -364,7 +389,10 @@ func (t *talker) pages(g *geometry, c scsi.Capacity) error {
 		}
 		x, ok := scsi.ParseVPDProvisioning(b)
 		g.unmap = ok && x.Unmap
-		g.unmapZeros = ok && x.WriteSame16 && x.ReadZeros && c.ReadZeros
+		g.readZeros = ok && x.ReadZeros && c.ReadZeros
+		g.unmapZeros = g.readZeros && x.WriteSame16
+		g.anchor = ok && x.Anchor
+		g.provisioned = ok
 	}
 	t.d.limits(g, limits)
 	return nil

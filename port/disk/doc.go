@@ -18,15 +18,32 @@
 //	TRIM           UNMAP, of the whole blocks inside the range
 //	WRITE_ZEROES   WRITE SAME(16) without data, with UNMAP unless NO_HOLE
 //	CACHE          PRE-FETCH(16)
+//	BLOCK_STATUS   GET LBA STATUS
 //
 // TRIM and WRITE_ZEROES with FUA are followed by SYNCHRONIZE CACHE(16).
+//
+// A WRITE_ZEROES with FAST_ZERO is refused if the unit would write the zeros: it
+// must say that unmapped blocks read as zeros (LBPRZ) and, for NO_HOLE, that it
+// anchors blocks (ANC_SUP); then WRITE SAME goes out with UNMAP and ANCHOR. The
+// parts of blocks at both ends are written in any case.
+//
+// What covers much and moves nothing goes in pieces of 256 MiB, one at a time; the
+// rest is given up if the client has gone.
+//
+// # Holes
+//
+// BLOCK_STATUS (status.go) tells what GET LBA STATUS answers, one command after
+// another until the client wants no more. A long read of a client that takes
+// holes (sparse.go) asks first, once, and reads the data only. Whatever the unit
+// does not say, or not in a way that makes sense, is data: that is always right.
 //
 // # Bytes and blocks
 //
 // Clients may address bytes; units have blocks. A write that covers part of a
 // block reads the block, changes it and writes it back, and no other write may
 // come in between. rangeGate sees to that, and costs writes of whole blocks no
-// lock while no such write is about.
+// lock while no such write is about. Reads never wait for it, and parts of blocks
+// that are read have a buffer of their own.
 //
 // # Memory
 //
@@ -36,5 +53,6 @@
 //
 // # Locks
 //
-// rangeGate.mu and session.mu are leaves; neither is held across Submit.
+// rangeGate.mu and session.mu are leaves, but for the arena's; neither is held
+// across Submit. Disk.learnMu is outermost, and held across commands.
 package disk

@@ -97,6 +97,24 @@ func unitAttention(srb *port.SRB) (scsi.Additional, bool) {
 	return sense.Additional, ok && sense.Key == scsi.KeyUnitAttention
 }
 
+// failedBlock is the block that srb names in the sense data of its failure.
+func failedBlock(srb *port.SRB) (lba uint64, ok bool) {
+	if srb.Status.Code() != port.StatusError || srb.Status&port.StatusAutosenseValid == 0 {
+		return 0, false
+	}
+	sense, ok := scsi.ParseSense(srb.Sense[:srb.SenseBytes])
+	if !ok || !sense.InformationValid {
+		return 0, false
+	}
+	// With other keys the information field means something else.
+	//exhaustive:ignore
+	switch sense.Key {
+	case scsi.KeyMediumError, scsi.KeyHardwareError, scsi.KeyDataProtect:
+		return sense.Information, true
+	}
+	return 0, false
+}
+
 // writes reports whether srb would have changed the medium.
 func writes(srb *port.SRB) bool {
 	return srb.Flags&port.FlagDataOut != 0 || scsi.Opcode(srb.CDB[0]) == scsi.OpWriteSame16

@@ -13,7 +13,9 @@ import (
 // write first announces itself and then waits until the fast ones it may have
 // missed are gone. Both sides store before they load, so one sees the other.
 // While exclusive writes are about, all writes take the slow way: a list of
-// ranges, granted in order of arrival where they overlap.
+// ranges, granted in order of arrival where they overlap. So do long trims and
+// zeroings always, which may take their time: an exclusive write waits for those
+// only that it overlaps.
 type rangeGate struct {
 	// exclusive counts exclusive writes waiting or running.
 	exclusive atomic.Int32
@@ -67,8 +69,8 @@ func (g *rangeGate) enterFast(fast *atomic.Int64) bool {
 }
 
 // enterSlow queues c by its range and returns the commands, c perhaps among
-// them, that may run now.
-func (g *rangeGate) enterSlow(c *command, h hold) []*command {
+// them, that may run now, linked by nextGranted.
+func (g *rangeGate) enterSlow(c *command, h hold) *command {
 	if h == holdExclusive {
 		g.exclusive.Add(1)
 	}
@@ -80,7 +82,7 @@ func (g *rangeGate) enterSlow(c *command, h hold) []*command {
 }
 
 // leave ends c's hold and returns the commands that may run now.
-func (g *rangeGate) leave(c *command) []*command {
+func (g *rangeGate) leave(c *command) *command {
 	h := c.hold
 	switch h {
 	case holdNone:
@@ -115,10 +117,11 @@ func (g *rangeGate) leave(c *command) []*command {
 // nor anything that came earlier and still waits.
 //
 // +checklocks:g.mu
-func (g *rangeGate) grantLocked() (granted []*command) {
+func (g *rangeGate) grantLocked() (granted *command) {
 	if len(g.waiting) == 0 {
 		return nil
 	}
+	last := &granted
 	drained := true
 	for _, n := range g.sessions {
 		if n.Load() != 0 {
@@ -133,7 +136,8 @@ func (g *rangeGate) grantLocked() (granted []*command) {
 			continue
 		}
 		g.running = append(g.running, c)
-		granted = append(granted, c)
+		*last = c
+		last = &c.nextGranted
 	}
 	clear(g.waiting[len(kept):])
 	g.waiting = kept

@@ -14,6 +14,17 @@ func gateCommand(g *rangeGate, from, to uint64) *command {
 	return &command{s: s, lockFrom: from, lockTo: to}
 }
 
+// list collects what the gate has granted.
+func list(granted *command) (all []*command) {
+	for c := granted; c != nil; {
+		next := c.nextGranted
+		c.nextGranted = nil
+		all = append(all, c)
+		c = next
+	}
+	return all
+}
+
 // A partial write waits for whole-block writes that came before it, and holds
 // back those that overlap and come after.
 func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
@@ -23,7 +34,7 @@ func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
 		t.Fatal("the fast way is closed with no partial write about")
 	}
 	early.hold = holdFast
-	if got := g.enterSlow(part, holdExclusive); len(got) != 0 {
+	if got := list(g.enterSlow(part, holdExclusive)); len(got) != 0 {
 		t.Fatal("a partial write ran beside a write that it may have missed")
 	}
 	late, far := gateCommand(&g, 0, 4096), gateCommand(&g, 8192, 8704)
@@ -32,20 +43,20 @@ func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
 			t.Fatal("the fast way is open with a partial write about")
 		}
 	}
-	if got := g.enterSlow(far, holdShared); !slices.Contains(got, far) {
+	if got := list(g.enterSlow(far, holdShared)); !slices.Contains(got, far) {
 		t.Error("a write elsewhere was held back")
 	}
-	if got := g.enterSlow(late, holdShared); len(got) != 0 {
+	if got := list(g.enterSlow(late, holdShared)); len(got) != 0 {
 		t.Error("a write of the same block overtook the partial one")
 	}
-	if got := g.leave(early); !slices.Contains(got, part) || slices.Contains(got, late) {
+	if got := list(g.leave(early)); !slices.Contains(got, part) || slices.Contains(got, late) {
 		t.Errorf("after the early write: %d granted, want the partial one alone", len(got))
 	}
-	if got := g.leave(part); !slices.Contains(got, late) {
+	if got := list(g.leave(part)); !slices.Contains(got, late) {
 		t.Error("the late write was forgotten")
 	}
-	g.leave(late)
-	g.leave(far)
+	list(g.leave(late))
+	list(g.leave(far))
 	if !g.enterFast(&late.s.fast) {
 		t.Error("the fast way stays closed")
 	}
@@ -60,17 +71,17 @@ func TestRangeGate_Stress(t *testing.T) {
 	var g rangeGate
 	var shared, exclusive [blocks]atomic.Int32
 	var wg sync.WaitGroup
-	granted := make([]chan struct{}, workers)
+	let := make([]chan struct{}, workers)
 	byCommand := map[*command]int{}
 	commands := make([]*command, workers)
 	for i := range workers {
-		granted[i] = make(chan struct{}, 1)
+		let[i] = make(chan struct{}, 1)
 		commands[i] = gateCommand(&g, 0, 0)
 		byCommand[commands[i]] = i
 	}
-	wake := func(list []*command) {
-		for _, c := range list {
-			granted[byCommand[c]] <- struct{}{}
+	wake := func(granted []*command) {
+		for _, c := range granted {
+			let[byCommand[c]] <- struct{}{}
 		}
 	}
 	for i := range workers {
@@ -83,13 +94,13 @@ func TestRangeGate_Stress(t *testing.T) {
 				alone := rng.IntN(4) == 0
 				switch {
 				case alone:
-					wake(g.enterSlow(c, holdExclusive))
-					<-granted[i]
+					wake(list(g.enterSlow(c, holdExclusive)))
+					<-let[i]
 				case g.enterFast(&c.s.fast):
 					c.hold = holdFast
 				default:
-					wake(g.enterSlow(c, holdShared))
-					<-granted[i]
+					wake(list(g.enterSlow(c, holdShared)))
+					<-let[i]
 				}
 				if alone {
 					if exclusive[b].Add(1) != 1 || shared[b].Load() != 0 {
@@ -103,7 +114,7 @@ func TestRangeGate_Stress(t *testing.T) {
 					}
 					shared[b].Add(-1)
 				}
-				wake(g.leave(c))
+				wake(list(g.leave(c)))
 			}
 		})
 	}

@@ -21,7 +21,7 @@ type session struct {
 	// Owned by the connection's goroutine.
 	commands []*command // by slot; made when the slot is first used
 	batch    []*port.SRB
-	params   []byte // UNMAP parameter lists of commands, handed out in turn
+	params   []byte // memory for commands' param, handed out in turn
 	blocks   [][]byte
 
 	// spare is the command of requests whose slot has none, because there is no
@@ -34,14 +34,19 @@ type session struct {
 	fast atomic.Int64
 	_    [56]byte
 
-	// mu guards who has the one block buffer for parts of blocks, and who has
-	// the spare command.
+	known knownData
+
+	// mu guards who has a block buffer for parts of blocks, who has the spare
+	// command and who the large buffer.
 	mu sync.Mutex
+	// bounces are two so that a read of a part waits for no write. All but mem is
+	// guarded by mu.
+	bounces [2]bounce
+	// large is room for a long answer of GET LBA STATUS, nil until one is wanted.
 	// +checklocks:mu
-	bounceBusy bool
+	large []byte
 	// +checklocks:mu
-	bounceWaiters []*command
-	bounce        []byte
+	largeBusy bool
 	// +checklocks:mu
 	spareBusy bool
 	// +checklocks:mu
@@ -59,15 +64,18 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	bounce := d.options.Arena.Alloc(dma.MinBlockBytes)
-	if bounce == nil {
-		p.Close()
-		return nil, fmt.Errorf("disk: no memory for a block buffer of %d bytes", dma.MinBlockBytes)
+	s := &session{d: d, conn: c, p: p}
+	for i := range s.bounces {
+		if s.bounces[i].mem = d.options.Arena.Alloc(dma.MinBlockBytes); s.bounces[i].mem == nil {
+			err = fmt.Errorf("no memory for a block buffer of %d bytes", dma.MinBlockBytes)
+			break
+		}
 	}
-	s := &session{d: d, conn: c, p: p, bounce: bounce}
-	if s.spare, err = s.newCommand(); err != nil {
-		d.options.Arena.Free(bounce)
-		p.Close()
+	if err == nil {
+		s.spare, err = s.newCommand()
+	}
+	if err != nil {
+		s.free()
 		return nil, fmt.Errorf("disk: %w", err)
 	}
 	d.gate.register(&s.fast)
@@ -84,10 +92,27 @@ func (s *session) Close() {
 		}
 	}
 	s.commands = nil
+	s.free()
+}
+
+// free gives back what is not an SRB's.
+func (s *session) free() {
+	arena := s.d.options.Arena
 	for _, b := range s.blocks {
-		s.d.options.Arena.Free(b)
+		arena.Free(b)
 	}
-	s.d.options.Arena.Free(s.bounce)
+	for i := range s.bounces {
+		if b := s.bounces[i].mem; b != nil {
+			arena.Free(b)
+		}
+	}
+	s.mu.Lock()
+	large := s.large
+	s.large = nil
+	s.mu.Unlock()
+	if large != nil {
+		arena.Free(large)
+	}
 	s.p.Close()
 }
 
@@ -137,36 +162,82 @@ func (s *session) newCommand() (*command, error) {
 		return nil, err
 	}
 	c := &command{s: s, srb: srb}
-	if len(s.params) < unmapParameterBytes {
+	if len(s.params) < paramBytes {
 		b := s.d.options.Arena.Alloc(dma.MinBlockBytes)
 		if b == nil {
 			s.d.adapter.FreeSRB(srb)
-			return nil, fmt.Errorf("no memory for UNMAP parameters (%d bytes)", dma.MinBlockBytes)
+			return nil, fmt.Errorf("no memory for parameters (%d bytes)", dma.MinBlockBytes)
 		}
 		s.blocks = append(s.blocks, b)
 		s.params = b
 	}
-	c.param = s.params[:unmapParameterBytes:unmapParameterBytes]
-	s.params = s.params[unmapParameterBytes:]
+	c.param = s.params[:paramBytes:paramBytes]
+	s.params = s.params[paramBytes:]
 	c.one[0] = srb
 	srb.Completer = c
 	return c, nil
 }
 
-// unmapParameterBytes is an UNMAP parameter list of one descriptor.
-const unmapParameterBytes = scsi.UnmapHeaderBytes + scsi.UnmapDescriptorBytes
+const (
+	// unmapParameterBytes is an UNMAP parameter list of one descriptor.
+	unmapParameterBytes = scsi.UnmapHeaderBytes + scsi.UnmapDescriptorBytes
+	// paramBytes is a command's share of memory for parameters: 15 descriptors of
+	// GET LBA STATUS.
+	paramBytes = 256
+	// largeBytes is room for 1023 of them.
+	largeBytes = 16 << 10
+)
 
-// takeBounce gives c the block buffer, or notes that it waits for it.
+// A bounce is a block buffer and who waits for it.
+type bounce struct {
+	mem     []byte
+	busy    bool
+	waiters []*command
+}
+
+// bounceOf is the buffer that c uses: reads have their own.
+func (s *session) bounceOf(c *command) *bounce {
+	if c.req.Op == nbd.OpRead {
+		return &s.bounces[0]
+	}
+	return &s.bounces[1]
+}
+
+// bounce is the memory of the block buffer that c owns.
+func (c *command) bounce() []byte { return c.s.bounceOf(c).mem }
+
+// takeBounce gives c its block buffer, or notes that it waits for it.
 func (s *session) takeBounce(c *command) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.bounceBusy {
-		s.bounceWaiters = append(s.bounceWaiters, c)
+	b := s.bounceOf(c)
+	if b.busy {
+		b.waiters = append(b.waiters, c)
 		return false
 	}
-	s.bounceBusy = true
+	b.busy = true
 	c.ownsBounce = true
 	return true
+}
+
+// tryLarge returns the large buffer if it is to be had now.
+func (s *session) tryLarge() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.largeBusy {
+		return nil
+	}
+	if s.large == nil {
+		s.large = s.d.options.Arena.Alloc(largeBytes)
+	}
+	s.largeBusy = s.large != nil
+	return s.large
+}
+
+func (s *session) releaseLarge() {
+	s.mu.Lock()
+	s.largeBusy = false
+	s.mu.Unlock()
 }
 
 // releaseBounce gives the block buffer back and returns the command that has it
@@ -175,13 +246,15 @@ func (s *session) releaseBounce(c *command) *command {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.ownsBounce = false
-	if len(s.bounceWaiters) == 0 {
-		s.bounceBusy = false
+	b := s.bounceOf(c)
+	if len(b.waiters) == 0 {
+		b.busy = false
 		return nil
 	}
-	next := s.bounceWaiters[0]
-	s.bounceWaiters[0] = nil
-	s.bounceWaiters = s.bounceWaiters[1:]
+	next := b.waiters[0]
+	copy(b.waiters, b.waiters[1:])
+	b.waiters[len(b.waiters)-1] = nil
+	b.waiters = b.waiters[:len(b.waiters)-1]
 	next.ownsBounce = true
 	return next
 }

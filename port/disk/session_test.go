@@ -118,7 +118,7 @@ func TestOpen_NoMemory(t *testing.T) {
 	fake := porttest.New(m, porttest.Options{})
 	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
 	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena}}
-	exhaust(t, m, 1) // for the block buffer
+	exhaust(t, m, 2) // for the block buffers
 	if _, err := d.Open(nil); err == nil {
 		t.Error("a session without an SRB was opened")
 	}
