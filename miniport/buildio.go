@@ -23,8 +23,8 @@ func (d *Driver) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	}
 	switch srb.Function {
 	case port.FunctionExecuteScsi:
-		if !d.buildExecute(p, srb, x) {
-			return d.refuse(p, srb, port.StatusInvalidRequest)
+		if status := d.buildExecute(p, srb, x); status != port.StatusPending {
+			return d.refuse(p, srb, status)
 		}
 	case port.FunctionResetLogicalUnit:
 		c.Opcode = hba.OpResetLun
@@ -62,18 +62,22 @@ func (d *Driver) queueFor(p *port.Processor, srb *port.SRB) *queue {
 	return d.queues[p.Number()%len(d.queues)]
 }
 
-// buildExecute fills x's command for a SCSI command. False: the SRB makes no
-// sense.
-func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) bool {
+// buildExecute fills x's command for a SCSI command. Its result is StatusPending,
+// or why the SRB cannot be sent: it makes no sense, or there is no IOMMU window
+// left for a list that does not fit into the command.
+func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) port.Status {
 	c := &x.command
 	if int(srb.CDBBytes) > len(c.CDB) || len(srb.SGL) > maxSegments {
-		return false
+		return port.StatusInvalidRequest
 	}
 	c.Opcode = hba.OpExecute
 	c.CDB = srb.CDB
 	c.CDBBytes = srb.CDBBytes
 	if len(srb.SGL) == 0 {
-		return srb.DataTransferBytes == 0
+		if srb.DataTransferBytes != 0 {
+			return port.StatusInvalidRequest
+		}
+		return port.StatusPending
 	}
 	c.DataBytes = srb.DataTransferBytes
 	if srb.Flags&port.FlagDataIn != 0 {
@@ -87,6 +91,9 @@ func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) bo
 	if len(srb.SGL) > hba.InlineSegments {
 		listBytes := len(srb.SGL) * hba.SegmentBytes
 		addr := d.a.GetPhysicalAddress(p, srb, srb.Extension[extensionHeadBytes:extensionHeadBytes+listBytes])
+		if addr == 0 {
+			return port.StatusInsufficientResources
+		}
 		c.Flags |= hba.CommandChained
 		c.Segments[0] = hba.Segment{Addr: uint64(addr), Bytes: uint32(listBytes)}
 		list = x.segments[:]
@@ -94,7 +101,7 @@ func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) bo
 	for i, s := range srb.SGL {
 		list[i] = hba.Segment{Addr: uint64(s.Addr), Bytes: s.Bytes}
 	}
-	return true
+	return port.StatusPending
 }
 
 // An abort is the context of findVictim.

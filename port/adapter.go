@@ -579,7 +579,7 @@ func (a *Adapter) freeUncached() {
 }
 
 // NewSRB makes an SRB for this adapter that can carry up to buffers pieces of
-// data (1 to 3). It belongs to the caller, who uses it again and again; making
+// data (1 to MaxDataBuffers). It belongs to the caller, who uses it again and again; making
 // one is for set-up, not for each request.
 //
 // Errors: no memory or no IOMMU window left.

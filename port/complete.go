@@ -190,8 +190,7 @@ func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 		}
 	}
 	lu.busyLeft = 0
-	lu.busyTurn++
-	a.endBusyAfter(lu, lu.busyTurn)
+	lu.endBusyLaterLocked()
 	return true
 }
 

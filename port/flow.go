@@ -220,7 +220,7 @@ func (a *Adapter) DeviceReady(p *Processor, path, target, lun uint8) bool {
 	yieldPoint("DeviceReady")
 	lu.mu.Lock()
 	lu.busyLeft = 0
-	lu.busyTurn++
+	lu.busyUntil = time.Time{}
 	lu.openGateLocked(gateBusy)
 	lu.mu.Unlock()
 	a.kick(p)
@@ -265,16 +265,31 @@ func (a *Adapter) ResumeDevice(p *Processor, path, target, lun uint8) bool {
 	return true
 }
 
-// endBusyAfter opens a unit's gate BusyPauseTime after a BUSY completion.
-func (a *Adapter) endBusyAfter(lu *LogicalUnit, turn uint64) {
-	a.after(a.options.BusyPauseTime, func(p *Processor) {
-		lu.mu.Lock()
-		if lu.busyTurn == turn && lu.busyLeft == 0 {
-			lu.openGateLocked(gateBusy)
-		}
-		lu.mu.Unlock()
-		a.kick(p)
-	})
+// endBusyLaterLocked has the unit's gate opened BusyPauseTime after a BUSY
+// completion. A unit has one timer for that, however many complete so.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) endBusyLaterLocked() {
+	pause := lu.a.options.BusyPauseTime
+	lu.busyUntil = time.Now().Add(pause)
+	if lu.busyTimer == nil {
+		lu.busyTimer = time.AfterFunc(pause, func() { lu.a.service.post(lu.endBusy) })
+	} else {
+		lu.busyTimer.Reset(pause)
+	}
+}
+
+// endBusy is the unit's busyTimer on the timer service.
+func (lu *LogicalUnit) endBusy(p *Processor) {
+	lu.mu.Lock()
+	again := time.Now().Before(lu.busyUntil) // the timer was set anew meanwhile
+	if !again && lu.busyLeft == 0 {
+		lu.openGateLocked(gateBusy)
+	}
+	lu.mu.Unlock()
+	if !again {
+		lu.a.kick(p)
+	}
 }
 
 // SetDeviceQueueDepth sets how many SRBs of a unit may be outstanding, from 1

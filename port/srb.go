@@ -81,8 +81,9 @@ const (
 	PriorityCritical
 )
 
-// MaxDataBuffers is how many pieces an SRB's data may be in.
-const MaxDataBuffers = 3
+// MaxDataBuffers is how many pieces an SRB's data may be in: nobody's data are in
+// more than one, whatever scatter/gather list comes of it.
+const MaxDataBuffers = 1
 
 // SenseBufferBytes is the size of SRB.Sense.
 const SenseBufferBytes = 64

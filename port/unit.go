@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -71,11 +72,14 @@ type LogicalUnit struct {
 	// lockCount counts LOCK_QUEUE.
 	// +checklocks:mu
 	lockCount int
-	// pauseTurn and busyTurn number the pauses, so that a timer ends only its own.
+	// pauseTurn numbers the pauses, so that a timer ends only its own.
 	// +checklocks:mu
 	pauseTurn uint64
+	// busyTimer ends gateBusy at busyUntil; nil before the first BUSY.
 	// +checklocks:mu
-	busyTurn uint64
+	busyTimer *time.Timer
+	// +checklocks:mu
+	busyUntil time.Time
 	// timeLeft is the unit's one timer in seconds: -1 when nothing is pending.
 	// +checklocks:mu
 	timeLeft int64

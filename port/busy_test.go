@@ -1,0 +1,67 @@
+package port
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Each BUSY completion begins the pause anew, with the one timer that the unit
+// has; DeviceReady ends it, and what is left of the timer ends nothing later.
+func TestBusy_OneTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const pause = time.Second
+		d := &driver{model: FullDuplex}
+		refuse := 0
+		var starts []time.Duration
+		begun := time.Now()
+		d.startIo = func(p *Processor, srb *SRB) bool {
+			starts = append(starts, time.Since(begun))
+			if refuse > 0 {
+				refuse--
+				srb.Status = StatusBusy
+				d.a.Complete(p, srb)
+				return false
+			}
+			d.complete(p, srb)
+			return true
+		}
+		b := newBench(t, d, AdapterOptions{BusyPauseTime: pause})
+		s := b.srb(&finished{})
+		defer b.a.FreeSRB(s)
+		timer := func() *time.Timer {
+			b.lu.mu.Lock()
+			defer b.lu.mu.Unlock()
+			return b.lu.busyTimer
+		}
+		want := func(at ...time.Duration) {
+			t.Helper()
+			if len(starts) != len(at) {
+				t.Fatalf("StartIo at %v, want %v", starts, at)
+			}
+			for i := range at {
+				if starts[i] != at[i] {
+					t.Fatalf("StartIo at %v, want %v", starts, at)
+				}
+			}
+		}
+		refuse = 3
+		b.lu.Submit(b.p, []*SRB{s}) // BUSY at 0, 1 and 2 s, done at 3 s
+		first := timer()
+		<-time.After(3*pause + pause/2)
+		want(0, pause, 2*pause, 3*pause)
+		if timer() != first {
+			t.Error("the unit has another timer")
+		}
+
+		starts, begun, refuse = nil, time.Now(), 2
+		b.lu.Submit(b.p, []*SRB{s})
+		<-time.After(pause / 2)
+		b.a.DeviceReady(b.p, 0, 0, 0) // BUSY again at 0.5 s
+		<-time.After(pause * 3 / 4)   // the first timer would have ended at 1 s
+		want(0, pause/2)
+		<-time.After(pause)
+		want(0, pause/2, pause*3/2)
+		b.wantNoViolations()
+	})
+}
