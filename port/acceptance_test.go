@@ -456,6 +456,77 @@ func TestA10_Bounded(t *testing.T) {
 	})
 }
 
+// A10, latency: from the raise of an interrupt to its handler no more than one
+// routine passes, the longest, and besides it other handlers; however many
+// routines were waiting already. The clock is the test's: what does not advance
+// it takes no time.
+func TestA10_HandlerLatency(t *testing.T) {
+	const handlerTime = time.Millisecond
+	holds := []time.Duration{50 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 10 * time.Millisecond}
+	forShapes(t, func(t *testing.T, s shape) {
+		for raised := 1; raised <= s.messages; raised++ {
+			t.Run(fmt.Sprintf("raised=%d", raised), func(t *testing.T) {
+				clock := &testClock{}
+				d := &driver{model: s.model, mode: s.mode, messages: s.messages}
+				var raisedAt, began [4]atomic.Int64
+				d.handler = func(_ *Processor, _ SyncToken, m uint16) bool {
+					began[m].Store(clock.ns.Load())
+					clock.advance(handlerTime)
+					return true
+				}
+				b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now})
+				inside := make(chan struct{})
+				var wg sync.WaitGroup
+				var calls atomic.Int64
+				call := func(hold time.Duration, wait func()) {
+					p := b.processor("caller")
+					wg.Go(func() {
+						defer p.Close()
+						calls.Add(1)
+						SynchronizeAccess(b.a, p, func(SyncToken, int) bool { wait(); clock.advance(hold); return true }, 0)
+					})
+				}
+				ready := make(chan struct{})
+				call(holds[0], func() { close(inside); await(t, ready, "the waiters") })
+				await(t, inside, "the first routine")
+				for _, hold := range holds[1:] {
+					call(hold, func() {})
+				}
+				for calls.Load() < int64(len(holds)) {
+					runtime.Gosched()
+				}
+				yieldOften() // the callers are at the lock before the handlers
+				for m := range raised {
+					p := b.processor("raiser")
+					wg.Go(func() {
+						defer p.Close()
+						raisedAt[m].Store(clock.ns.Load())
+						b.w.raise(p, pci.Message(m))
+					})
+				}
+				handlersWait := func() (n int) {
+					for i := range b.a.interruptLocks {
+						n += int(b.a.interruptLocks[i].waiting.Load())
+					}
+					return n
+				}
+				for handlersWait() < raised {
+					runtime.Gosched()
+				}
+				close(ready)
+				wg.Wait()
+				limit := slices.Max(holds) + time.Duration(raised-1)*handlerTime
+				for m := range raised {
+					if latency := time.Duration(began[m].Load() - raisedAt[m].Load()); latency > limit {
+						t.Errorf("message %d: %s from raise to handler, want at most %s: one routine and the other handlers", m, latency, limit)
+					}
+				}
+				b.wantNoViolations()
+			})
+		}
+	})
+}
+
 // A11: nobody waits who need not. A long StartIo or BuildIo does not hold up the
 // handler, a routine on one adapter not that of another, and as many BuildIo run
 // as there are processors.

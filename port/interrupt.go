@@ -90,7 +90,7 @@ func (p *Processor) pend(i *interrupt) {
 func (i *interrupt) service(p *Processor) {
 	p.level = Device
 	for {
-		i.lock.acquire(p)
+		i.lock.acquireForHandler(p)
 		// From here on a new edge asks for another run; before, this run sees
 		// what it announces.
 		yieldPoint("service: running")

@@ -2,7 +2,9 @@ package port
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // SpinLock names the locks that a miniport may take.
@@ -33,12 +35,23 @@ var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "miniport", "inte
 // A spinLock is a port lock with a place in the lock order. It is a mutex: on a
 // Go scheduler spinning while the owner is off its thread would be waste, and
 // sync.Mutex gives way to a waiter of one millisecond, so nobody starves.
+//
+// A mutex alone would let an interrupt handler wait for every routine that was
+// there before it. So handlers come first: who gets an interrupt lock while a
+// handler waits for it gives way. A handler waits for the holder it finds, and
+// for other handlers.
 type spinLock struct {
 	mu    sync.Mutex
 	a     *Adapter
 	rank  lockRank
 	index int       // message, channel or DPC number
 	watch stopwatch // since when it is held; the holder's, with the verifier on
+
+	// waiting counts the interrupt handlers that wait for mu.
+	waiting atomic.Int32
+	// served counts those that waited and got it.
+	// +checklocks:mu
+	served uint
 }
 
 func (l *spinLock) String() string {
@@ -60,6 +73,47 @@ func (l *spinLock) acquire(p *Processor) bool {
 	}
 	yieldLock("lock", &l.mu)
 	l.mu.Lock()
+	if l.waiting.Load() != 0 {
+		l.giveWay()
+	}
+	l.take(p)
+	return true
+}
+
+// acquireForHandler is acquire for the port, which is about to call the
+// interrupt handler that l belongs to.
+//
+// +checklocksignore: see acquire.
+func (l *spinLock) acquireForHandler(p *Processor) {
+	if p.verify {
+		p.mayAcquire(l)
+	}
+	yieldLock("lock", &l.mu)
+	if !l.mu.TryLock() {
+		l.waiting.Add(1)
+		l.mu.Lock()
+		l.waiting.Add(-1)
+		l.served++
+	}
+	l.take(p)
+}
+
+// giveWay lets the handlers that wait for l have it first. Those who want all
+// interrupt locks begin with that of message 0, and only there wait until no
+// handler does: further up they keep the handlers of lower messages waiting, and
+// let one handler pass, so that messages without end do not add up.
+//
+// +checklocksignore: l is held before and after.
+func (l *spinLock) giveWay() {
+	for before := l.served; l.waiting.Load() != 0 && (l.index == 0 || l.served == before); {
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+	}
+}
+
+// take notes that p holds l.
+func (l *spinLock) take(p *Processor) {
 	if p.nheld == len(p.held) {
 		p.held = append(p.held, nil)
 	}
@@ -68,7 +122,6 @@ func (l *spinLock) acquire(p *Processor) bool {
 	if p.verify {
 		l.watch = p.startWatch()
 	}
-	return true
 }
 
 // release gives l back. Locks may be released in any order.
