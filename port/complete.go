@@ -122,8 +122,11 @@ func (p *Processor) finishCompleted() {
 		lu.waiting.prepend(&again)
 		lu.rearmLocked()
 		lu.countBusyLocked(up.n) // what was BUSY itself does not count
-		if lu.outstanding == 0 && lu.gate.Load()&gateGivenUp != 0 {
-			lu.openGateLocked(gateGivenUp) // it answered after all
+		if lu.outstanding == 0 {
+			if lu.gate.Load()&gateGivenUp != 0 {
+				lu.openGateLocked(gateGivenUp) // it answered after all
+			}
+			lu.endQuiesceLocked(p, StatusSuccess)
 		}
 		want := min(lu.waiting.n, lu.depth-lu.outstanding)
 		credits := 0

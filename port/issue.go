@@ -283,6 +283,9 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		lu.busyLeft = 0 // no completion is left to end it
 		lu.openGateLocked(gateBusy)
 	}
+	if lu.outstanding == 0 {
+		lu.endQuiesceLocked(p, StatusSuccess)
+	}
 	lu.waiting.prepend(group)
 	lu.stats.Parked += uint64(n)
 	lu.stats.Started -= uint64(n)
@@ -364,7 +367,7 @@ func (a *Adapter) dispatchAll(p *Processor, _ *Dpc) {
 }
 
 func isQueueFunction(f Function) bool {
-	return f == FunctionReleaseQueue || f == FunctionFlushQueue || f == FunctionLockQueue || f == FunctionUnlockQueue
+	return f == FunctionReleaseQueue || f == FunctionFlushQueue || f == FunctionLockQueue || f == FunctionUnlockQueue || f == FunctionQuiesceDevice
 }
 
 // queueFunctionLocked does what is asked of the queue itself.
@@ -390,11 +393,26 @@ func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
 		if lu.lockCount == 0 {
 			lu.openGateLocked(gateLocked)
 		}
+	case FunctionQuiesceDevice:
+		if lu.outstanding > 0 {
+			lu.quiescing.push(s)
+			return
+		}
 	default:
 		panic(fmt.Sprintf("port: %s is no queue function", s.Function))
 	}
 	p.finishByPort(s, status)
 	lu.a.kick(p)
+}
+
+// endQuiesceLocked completes the SRBs that wait for the unit to be quiet: it is,
+// or it never will be.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) endQuiesceLocked(p *Processor, status Status) {
+	for lu.quiescing.head != nil {
+		p.finishByPort(lu.quiescing.pop(), status)
+	}
 }
 
 // failWaitingLocked completes what waits, but for SRBs that are built: those

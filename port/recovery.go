@@ -209,6 +209,7 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	}
 	lu.openGateLocked(gateRecovering)
 	lu.failWaitingLocked(p, StatusNoDevice)
+	lu.endQuiesceLocked(p, StatusNoDevice)
 	lu.rearmLocked()
 	lu.mu.Unlock()
 	p.lower(old)

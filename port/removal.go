@@ -204,6 +204,7 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 		}
 		p.finishByPort(s, StatusNoDevice)
 	}
+	lu.endQuiesceLocked(p, StatusNoDevice)
 }
 
 // shutDown ends what runs for the adapter. idle: the miniport holds nothing. If it
@@ -245,6 +246,7 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 	lu.mu.Lock()
 	lu.closeGateLocked(gateRemoved)
 	lu.failWaitingLocked(p, StatusNoDevice)
+	lu.endQuiesceLocked(p, StatusNoDevice)
 	lu.mu.Unlock()
 	lu.dispatch(p)
 	p.lower(old)

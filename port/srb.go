@@ -25,6 +25,7 @@ const (
 	FunctionFlushQueue       Function = 0x15 // port only: fail what is queued, thaw
 	FunctionLockQueue        Function = 0x18 // port only
 	FunctionUnlockQueue      Function = 0x19 // port only
+	FunctionQuiesceDevice    Function = 0x1A // port only: completes when nothing is outstanding on the unit
 	FunctionResetLogicalUnit Function = 0x20
 )
 
@@ -32,7 +33,7 @@ var functionNames = map[Function]string{
 	FunctionExecuteScsi: "EXECUTE_SCSI", FunctionReleaseQueue: "RELEASE_QUEUE", FunctionShutdown: "SHUTDOWN",
 	FunctionFlush: "FLUSH", FunctionAbortCommand: "ABORT_COMMAND", FunctionResetBus: "RESET_BUS",
 	FunctionResetDevice: "RESET_DEVICE", FunctionFlushQueue: "FLUSH_QUEUE", FunctionLockQueue: "LOCK_QUEUE",
-	FunctionUnlockQueue: "UNLOCK_QUEUE", FunctionResetLogicalUnit: "RESET_LOGICAL_UNIT",
+	FunctionUnlockQueue: "UNLOCK_QUEUE", FunctionQuiesceDevice: "QUIESCE_DEVICE", FunctionResetLogicalUnit: "RESET_LOGICAL_UNIT",
 }
 
 func (f Function) String() string {

@@ -49,6 +49,9 @@ type LogicalUnit struct {
 	// waiting SRBs are the port's, oldest first.
 	// +checklocks:mu
 	waiting srbQueue
+	// quiescing SRBs complete when nothing is outstanding.
+	// +checklocks:mu
+	quiescing srbQueue
 	// pending SRBs were given to the miniport and have not been finished,
 	// oldest first.
 	// +checklocks:mu
