@@ -280,6 +280,9 @@ func (c *Conn) begin() {
 	c.format = c.agreed.format()
 	c.sender.format = c.format
 	c.statusExtents = minStatusExtents
+	if s, ok := c.stream.(*tlsStream); ok {
+		s.begin()
+	}
 }
 
 // transmit serves the connection from the end of its negotiation to its end.

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -125,6 +126,41 @@ func (s *testServer) client(network string) *nbdtest.Client {
 	c, err := nbdtest.NewClient(s.dial(network), "disk0")
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	return c
+}
+
+// A dialect is a way to talk to the server.
+type dialect struct {
+	name string
+	nbdtest.Options
+}
+
+// dialects are all that a client can choose in transmission.
+func dialects() []dialect {
+	meta := []string{"base:allocation"}
+	return []dialect{
+		{"simple", nbdtest.Options{}},
+		{"structured", nbdtest.Options{Structured: true, Meta: meta}},
+		{"extended", nbdtest.Options{Extended: true, Meta: meta}},
+	}
+}
+
+// secure makes the server offer TLS, and the dialect use it.
+func (s *testServer) secure(d dialect, a *nbdtest.Authority) dialect {
+	s.TLSMode = nbd.TLSOptional
+	s.TLSConfig = func() *tls.Config { return &tls.Config{Certificates: []tls.Certificate{a.ServerCertificate}} }
+	d.name += "+tls"
+	d.TLS = &tls.Config{RootCAs: a.Roots, ServerName: "localhost"}
+	return d
+}
+
+// speak connects and negotiates what d is made of.
+func (s *testServer) speak(network string, d dialect) *nbdtest.Client {
+	s.t.Helper()
+	c, err := nbdtest.Dial(s.dial(network), "disk0", d.Options)
+	if err != nil {
+		s.t.Fatalf("%s: %v", d.name, err)
 	}
 	return c
 }

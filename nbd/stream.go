@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"syscall"
@@ -20,19 +21,45 @@ type stream interface {
 	// an error means that the socket is full, or that the transport cannot tell.
 	tryWrite(bufs [][]byte) (int, error)
 
-	// write is tryWrite, but waits until it has written something.
+	// write is tryWrite, but waits until it has written something. It may return
+	// zero bytes without an error, having got on with what it has accepted.
 	write(bufs [][]byte) (int, error)
 }
 
 // newStream returns the best stream for nc.
 func newStream(nc net.Conn) (stream, error) {
-	switch nc := nc.(type) {
-	case *net.TCPConn:
-		return newSocketStream(nc)
-	case *net.UnixConn:
-		return newSocketStream(nc)
+	if t, ok := nc.(*tls.Conn); ok {
+		if records, ok := t.NetConn().(*recordConn); ok && isStreamSocket(records.Conn) {
+			socket, err := newSocketStream(records.Conn.(syscall.Conn))
+			if err != nil {
+				return nil, err
+			}
+			return newTLSStream(t, records, socket), nil
+		}
+		return &connStream{nc: nc}, nil
+	}
+	if isStreamSocket(nc) {
+		return newSocketStream(nc.(syscall.Conn))
 	}
 	return &connStream{nc: nc}, nil
+}
+
+// isStreamSocket says whether nc is a stream socket of the kernel's, of whatever
+// family, that the runtime's poller waits for.
+func isStreamSocket(nc net.Conn) bool {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	typ := 0
+	err = raw.Control(func(fd uintptr) {
+		typ, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_TYPE) // what is no socket has no type
+	})
+	return err == nil && typ == syscall.SOCK_STREAM
 }
 
 // A socketStream talks to a kernel socket by readv and writev. The functions
@@ -47,6 +74,7 @@ type socketStream struct {
 	readN    int
 	readErr  syscall.Errno
 	onRead   func(fd uintptr) bool
+	onPeek   func(fd uintptr) bool // onRead, but does not wait
 
 	// The sender's.
 	writeIov []syscall.Iovec
@@ -66,6 +94,10 @@ func newSocketStream(sc syscall.Conn) (*socketStream, error) {
 		s.readN, s.readErr = readv(fd, s.readIov[:s.readIovs])
 		return s.readErr != syscall.EAGAIN
 	}
+	s.onPeek = func(fd uintptr) bool {
+		s.readN, s.readErr = readv(fd, s.readIov[:s.readIovs])
+		return true
+	}
 	s.onTry = func(fd uintptr) bool {
 		s.writeN, s.writeErr = writev(fd, s.writeIov)
 		return true
@@ -78,6 +110,11 @@ func newSocketStream(sc syscall.Conn) (*socketStream, error) {
 }
 
 func (s *socketStream) read(first, second []byte) (int, error) {
+	return s.readWith(first, second, true)
+}
+
+// readWith is read, but without wait it returns zero if there is nothing.
+func (s *socketStream) readWith(first, second []byte, wait bool) (int, error) {
 	s.readIovs = 0
 	for _, b := range [2][]byte{first, second} {
 		if len(b) > 0 {
@@ -85,8 +122,15 @@ func (s *socketStream) read(first, second []byte) (int, error) {
 			s.readIovs++
 		}
 	}
-	if err := s.raw.Read(s.onRead); err != nil {
+	fn := s.onRead
+	if !wait {
+		fn = s.onPeek
+	}
+	if err := s.raw.Read(fn); err != nil {
 		return 0, err
+	}
+	if s.readErr == syscall.EAGAIN {
+		return 0, nil
 	}
 	if s.readErr != 0 {
 		return 0, s.readErr
@@ -97,10 +141,14 @@ func (s *socketStream) read(first, second []byte) (int, error) {
 	return s.readN, nil
 }
 
-func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.writeWith(bufs, s.onTry) }
-func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.writeWith(bufs, s.onWrite) }
+func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.writeWait(bufs, false) }
+func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.writeWait(bufs, true) }
 
-func (s *socketStream) writeWith(bufs [][]byte, fn func(fd uintptr) bool) (int, error) {
+func (s *socketStream) writeWait(bufs [][]byte, wait bool) (int, error) {
+	fn := s.onTry
+	if wait {
+		fn = s.onWrite
+	}
 	s.writeIov = s.writeIov[:0]
 	for _, b := range bufs {
 		s.writeIov = append(s.writeIov, iovec(b))
@@ -118,8 +166,8 @@ func (s *socketStream) writeWith(bufs [][]byte, fn func(fd uintptr) bool) (int, 
 	return s.writeN, nil
 }
 
-// A connStream is a stream over any net.Conn, one that encrypts for example. It
-// cannot write without waiting, so the writer goroutine does all its writing.
+// A connStream is a stream over any net.Conn, a pipe for example. It cannot write
+// without waiting, so the writer goroutine does all its writing.
 type connStream struct {
 	nc      net.Conn
 	staging []byte

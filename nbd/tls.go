@@ -59,7 +59,7 @@ func (n *negotiation) startTLS(data []byte) error {
 	if err := n.reply(optStartTLS, repAck); err != nil {
 		return err
 	}
-	t := tls.Server(c.nc, fitConfig(config))
+	t := tls.Server(newRecordConn(c.nc), fitConfig(config))
 	if err := t.Handshake(); err != nil { // within the deadline of the whole handshake
 		if isTimeout(err) {
 			return err
@@ -116,5 +116,8 @@ func (n *negotiation) secured() bool { return n.c.wire != n.c.nc }
 func (c *Conn) farewell() {
 	if t, ok := c.wire.(*tls.Conn); ok {
 		_ = t.CloseWrite() // it bounds its own waiting; the connection ends in any case
+		if s, ok := c.stream.(*tlsStream); ok {
+			_ = s.drain(false) // likewise
+		}
 	}
 }

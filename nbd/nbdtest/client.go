@@ -1,6 +1,7 @@
 package nbdtest
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -93,6 +94,8 @@ type Client struct {
 	Conn      net.Conn // the socket, or TLS over it
 	SizeBytes uint64
 	Flags     uint16 // transmission flags
+	// Block sizes that the server told of; zero if it did not.
+	MinBlockBytes, PreferredBlockBytes, MaxPayloadBytes uint32
 	// Contexts are the ids of the meta contexts selected, by name.
 	Contexts map[string]uint32
 
@@ -101,7 +104,7 @@ type Client struct {
 	inFlight             map[uint64]*pending
 }
 
-// NewClient negotiates export on nc by NBD_OPT_GO, and nothing beyond.
+// NewClient negotiates export on nc with simple replies.
 func NewClient(nc net.Conn, export string) (*Client, error) { return Dial(nc, export, Options{}) }
 
 // Send sends commands in one write. With extended headers it adds the flag
@@ -149,6 +152,10 @@ func (c *Client) Close() error {
 	rest, err := io.ReadAll(c.Conn)
 	if len(rest) > 0 {
 		err = errors.Join(err, fmt.Errorf("%d bytes after DISC", len(rest)))
+	}
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		// The server has closed already, so TLS could not say good-bye.
+		return errors.Join(err, t.NetConn().Close())
 	}
 	return errors.Join(err, c.Conn.Close())
 }

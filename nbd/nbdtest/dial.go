@@ -31,6 +31,9 @@ const (
 	repAck         = 1
 	repInfo        = 3
 	repMetaContext = 4
+
+	infoExport    = 0
+	infoBlockSize = 3
 )
 
 // Dial negotiates export on nc.
@@ -89,12 +92,22 @@ func Dial(nc net.Conn, export string, o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	err := c.option("GO", optGo, binary.BigEndian.AppendUint16(appendString(nil, export), 0), func(typ uint32, data []byte) bool {
-		if typ == repInfo && len(data) == 12 && binary.BigEndian.Uint16(data) == 0 {
+	b := binary.BigEndian.AppendUint16(appendString(nil, export), 1)
+	b = binary.BigEndian.AppendUint16(b, infoBlockSize)
+	err := c.option("GO", optGo, b, func(typ uint32, data []byte) bool {
+		if typ != repInfo || len(data) < 2 {
+			return false
+		}
+		switch kind := binary.BigEndian.Uint16(data); {
+		case kind == infoExport && len(data) == 12:
 			c.SizeBytes = binary.BigEndian.Uint64(data[2:])
 			c.Flags = binary.BigEndian.Uint16(data[10:])
+		case kind == infoBlockSize && len(data) == 14:
+			c.MinBlockBytes = binary.BigEndian.Uint32(data[2:])
+			c.PreferredBlockBytes = binary.BigEndian.Uint32(data[6:])
+			c.MaxPayloadBytes = binary.BigEndian.Uint32(data[10:])
 		}
-		return typ == repInfo
+		return true
 	})
 	if err != nil {
 		return nil, err

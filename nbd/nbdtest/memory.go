@@ -1,8 +1,10 @@
 package nbdtest
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vhbad/vhbad/nbd"
 )
@@ -18,17 +20,26 @@ type Memory struct {
 	Description nbd.Info
 	Async       bool
 	Seed        uint64
+	// Sparse has blocks of SparseBytes that are zero be holes, in OpBlockStatus and
+	// to clients that can be told of them.
+	Sparse bool
 
-	mu sync.RWMutex
+	size atomic.Uint64
+	mu   sync.RWMutex
 	// +checklocks:mu
 	data []byte
 }
 
 var _ nbd.Device = (*Memory)(nil)
 
+// SparseBytes is the size of blocks that can be holes.
+const SparseBytes = 512
+
 // NewMemory returns a device of sizeBytes that takes every command.
 func NewMemory(sizeBytes int) *Memory {
-	return &Memory{Description: everything(sizeBytes), data: make([]byte, sizeBytes)}
+	m := &Memory{Description: everything(sizeBytes), data: make([]byte, sizeBytes)}
+	m.size.Store(uint64(sizeBytes))
+	return m
 }
 
 // everything describes a device of sizeBytes that takes every command.
@@ -47,10 +58,26 @@ func everything(sizeBytes int) nbd.Info {
 }
 
 // Info implements nbd.Device.
-func (m *Memory) Info() nbd.Info { return m.Description }
+func (m *Memory) Info() nbd.Info {
+	info := m.Description
+	info.SizeBytes = m.SizeBytes()
+	return info
+}
 
 // SizeBytes implements nbd.Device.
-func (m *Memory) SizeBytes() uint64 { return m.Description.SizeBytes }
+func (m *Memory) SizeBytes() uint64 { return m.size.Load() }
+
+// Resize makes the memory longer, by zeros, or shorter.
+//
+// Concurrency: any time, also in use.
+func (m *Memory) Resize(sizeBytes int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data := make([]byte, sizeBytes)
+	copy(data, m.data)
+	m.data = data
+	m.size.Store(uint64(sizeBytes))
+}
 
 // Open implements nbd.Device.
 func (m *Memory) Open(c *nbd.Conn) (nbd.Session, error) {
@@ -80,25 +107,80 @@ func (m *Memory) Bytes() []byte {
 // do carries out one request.
 func (m *Memory) do(r *nbd.Request) nbd.Errno {
 	switch r.Op {
-	case nbd.OpRead:
+	case nbd.OpRead, nbd.OpBlockStatus:
 		m.mu.RLock()
-		copy(r.Data, m.data[r.OffsetBytes:])
-		m.mu.RUnlock()
-	case nbd.OpWrite:
+		defer m.mu.RUnlock()
+		return m.doLocked(r)
+	case nbd.OpWrite, nbd.OpTrim, nbd.OpWriteZeroes:
 		m.mu.Lock()
-		copy(m.data[r.OffsetBytes:], r.Data)
-		m.mu.Unlock()
-	case nbd.OpTrim, nbd.OpWriteZeroes:
-		m.mu.Lock()
-		clear(m.data[r.OffsetBytes : r.OffsetBytes+r.LengthBytes])
-		m.mu.Unlock()
+		defer m.mu.Unlock()
+		return m.doLocked(r)
 	case nbd.OpFlush, nbd.OpCache:
-	case nbd.OpBlockStatus:
-		r.AddExtent(r.LengthBytes, 0)
+		return nbd.OK
 	case nbd.OpCount:
-		return nbd.EINVAL
+	}
+	return nbd.EINVAL
+}
+
+// +checklocksread:m.mu
+func (m *Memory) doLocked(r *nbd.Request) nbd.Errno {
+	if r.OffsetBytes > uint64(len(m.data)) || r.LengthBytes > uint64(len(m.data))-r.OffsetBytes {
+		return nbd.EIO // it has become shorter since the range was checked
+	}
+	at := m.data[r.OffsetBytes : r.OffsetBytes+r.LengthBytes]
+	switch r.Op {
+	case nbd.OpRead:
+		if m.Sparse && r.Sparse {
+			readSparse(r, at)
+			break
+		}
+		copy(r.Data, at)
+	case nbd.OpWrite:
+		copy(at, r.Data)
+	case nbd.OpTrim, nbd.OpWriteZeroes:
+		clear(at)
+	case nbd.OpBlockStatus:
+		for len(at) > 0 {
+			n, zero := m.blockOf(r.OffsetBytes+r.LengthBytes-uint64(len(at)), at)
+			state := nbd.ExtentState(0)
+			if zero {
+				state = nbd.StateHole | nbd.StateZero
+			}
+			if !r.AddExtent(uint64(n), state) {
+				break
+			}
+			at = at[n:]
+		}
+	case nbd.OpFlush, nbd.OpCache, nbd.OpCount:
 	}
 	return nbd.OK
+}
+
+// blockOf returns how much of at, which begins at offset, lies in one block, and
+// whether that is a hole.
+func (m *Memory) blockOf(offset uint64, at []byte) (n int, hole bool) {
+	n = min(len(at), SparseBytes-int(offset%SparseBytes))
+	return n, m.Sparse && isZero(at[:n])
+}
+
+var zeros [SparseBytes]byte
+
+func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
+
+// readSparse reads at, tells of its holes and leaves garbage where they are.
+func readSparse(r *nbd.Request, at []byte) {
+	for i := 0; i < len(at); {
+		n := min(len(at)-i, SparseBytes-int((r.OffsetBytes+uint64(i))%SparseBytes))
+		to := r.Data[i : i+n]
+		if isZero(at[i:i+n]) && r.AddHole(i, n) {
+			for j := range to {
+				to[j] = 0xdb
+			}
+		} else {
+			copy(to, at[i:])
+		}
+		i += n
+	}
 }
 
 // inline completes requests inside Submit.
