@@ -246,12 +246,9 @@ func (g *guest) startServer(tr transport, disk string) error {
 			return err
 		}
 	}
-	log := new(bytes.Buffer)
-	server.Stdout, server.Stderr = log, log
-	if err := server.Start(); err != nil {
+	if err := g.launch(server); err != nil {
 		return err
 	}
-	g.server, g.log = server, log
 	return waitFor("server accepts on "+tr.listen(), 20*time.Second, func() bool {
 		c, err := net.Dial(tr.network, tr.address)
 		if err != nil {
@@ -259,6 +256,17 @@ func (g *guest) startServer(tr transport, disk string) error {
 		}
 		return c.Close() == nil
 	})
+}
+
+// launch starts a server whose output goes to the log of the guest.
+func (g *guest) launch(server *exec.Cmd) error {
+	log := new(bytes.Buffer)
+	server.Stdout, server.Stderr = log, log
+	if err := server.Start(); err != nil {
+		return err
+	}
+	g.server, g.log = server, log
+	return nil
 }
 
 // stopServer stops the server with SIGTERM and wants exit status 0.

@@ -44,6 +44,7 @@ func scenarios() []scenario {
 		attachScenario(vhbadClient, overUnix, 4, ext4, btrfs),
 		attachScenario(vhbadClient, overTCP, 1, xfs),
 		restartScenario(),
+		persistScenario(),
 	}
 }
 

@@ -21,7 +21,7 @@ const exportName = "d"
 type serverConfig struct {
 	kind   string // serverVhbad or serverNbdkit
 	binary string // of vhbad
-	listen string // unix:///PATH or tcp://HOST:PORT
+	listen string // unix:///PATH or tcp://HOST:PORT; empty for sockets that are passed
 	disk   string // memory:SIZE or file:PATH, as in vhbad's --disk
 	folder string // for the admin socket
 	extra  []string
@@ -32,9 +32,12 @@ func (c serverConfig) command() (*exec.Cmd, error) {
 	switch c.kind {
 	case serverVhbad:
 		args := append([]string{
-			"serve", "--listen", c.listen, "--disk", exportName + "=" + c.disk,
+			"serve", "--disk", exportName + "=" + c.disk,
 			"--http", "127.0.0.1:0", "--admin", c.folder + "/admin.sock",
 		}, c.extra...)
+		if c.listen != "" {
+			args = append(args, "--listen", c.listen)
+		}
 		return exec.Command(c.binary, args...), nil
 	case serverNbdkit:
 		args := []string{"--foreground"}
