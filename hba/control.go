@@ -145,7 +145,7 @@ func (q *queue) recordOfTag(tag uint32) *record {
 //
 // +checklocks:d.mu
 func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
-	taken := d.pool.take(match)
+	taken := d.takeWaitingLocked(match)
 	for rec := taken.pop(); rec != nil; rec = taken.pop() {
 		raise |= d.postLocked(rec.queue, rec.cmd.Tag, CodeAborted)
 		d.releaseLocked(rec)

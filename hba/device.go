@@ -54,7 +54,8 @@ type Config struct {
 	RingEntries int
 	// Workers is the number of goroutines for commands that would block, 1 to
 	// MaxWorkers. A flush or trim occupies one, so there should be more than
-	// units that flush at once. 0 means DefaultWorkers.
+	// units that flush at once; a quarter, and one at least, is kept for reads and
+	// writes. 0 means DefaultWorkers.
 	Workers int
 	// IOMMU is how the device reaches host memory. Mandatory.
 	IOMMU *dma.IOMMU
@@ -110,17 +111,22 @@ type Device struct {
 	closed bool
 	// +checklocks:mu
 	queueSelect uint64
-	// pool is the line of commands that wait for a worker.
+	// lines are the commands that wait for a worker.
 	// +checklocks:mu
-	pool recordList
+	lines [lineCount]recordList
+	// +checklocks:mu
+	arrivals uint64 // in lines, ever
 	// +checklocks:mu
 	workersBusy int
+	// othersBusy of them run what is no transfer.
+	// +checklocks:mu
+	othersBusy int
 	// controls are the aborts, resets and removals that wait for commands to
 	// end. Each but a removal holds a place in a completion ring.
 	// +checklocks:mu
 	controls []*control
 
-	work  sync.Cond // on mu: signalled when pool gets a record, broadcast by Close
+	work  sync.Cond // on mu: signalled when a line gets a record, broadcast by Close
 	quiet sync.Cond // on mu: broadcast when a reset has finished
 }
 

@@ -16,9 +16,9 @@ func (d *Device) Left() string {
 	switch {
 	case len(d.controls) != 0:
 		return "controls"
-	case d.pool.length != 0 || d.pool.first != nil:
-		return "records in the pool"
-	case d.workersBusy != 0:
+	case d.lines != [lineCount]recordList{}:
+		return "records in line"
+	case d.workersBusy != 0 || d.othersBusy != 0:
 		return "busy workers"
 	}
 	for i := range d.slots {

@@ -353,7 +353,8 @@ func (x *rig) worker() {
 			return false
 		}
 		defer x.dev.mu.Unlock()
-		return x.dev.pool.first != nil
+		_, ok := x.dev.nextInLineLocked()
+		return ok
 	}
 	for x.Serve("wait for work", work) {
 		rec := x.dev.nextRecord()

@@ -31,7 +31,7 @@ func (d *Device) startResetLocked() {
 func (d *Device) closeQueueLocked(q *queue) {
 	yieldPoint("reset: close the gate")
 	q.gate.Store(gateDead)
-	taken := d.pool.take(func(rec *record) bool { return rec.queue == q })
+	taken := d.takeWaitingLocked(func(rec *record) bool { return rec.queue == q })
 	for rec := taken.pop(); rec != nil; rec = taken.pop() {
 		d.releaseLocked(rec)
 	}

@@ -54,7 +54,7 @@ func (d *Device) Stats() Stats {
 		Queues:       make([]QueueStats, len(d.slots)),
 	}
 	d.mu.Lock()
-	s.WorkersBusy, s.WaitForWorkers = d.workersBusy, d.pool.length
+	s.WorkersBusy, s.WaitForWorkers = d.workersBusy, d.lines[lineTransfers].length+d.lines[lineOthers].length
 	d.mu.Unlock()
 	for i := range d.slots {
 		c, o := &d.slots[i].count, &s.Queues[i]

@@ -1,13 +1,17 @@
 package hba
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
 
 // States of a record.
 type recordState uint8
 
 const (
 	recordFree    recordState = iota // in its queue's free list
-	recordWaiting                    // in Device.pool
+	recordWaiting                    // in one of Device.lines
 	recordRunning                    // on a worker
 )
 
@@ -20,8 +24,41 @@ type record struct {
 	position uint32
 	state    recordState
 	aborted  bool // completes with CodeAborted
-	// next links free records and those in the pool.
+	line     line
+	arrival  uint64 // when it was put in line, in records
+	// next links free records and those in line.
 	next *record
+}
+
+// A line is one of those in which commands wait for a worker. What may take long
+// has its own, and never gets all workers: however many flushes and trims hang,
+// reads go on. Between the lines, first come is first served.
+type line uint8
+
+const (
+	lineTransfers line = iota // READ and WRITE
+	lineOthers
+	lineCount
+)
+
+func lineOf(c *Command) line {
+	// Whatever else there is.
+	//exhaustive:ignore
+	switch scsi.Opcode(c.CDB[0]) {
+	case scsi.OpRead6, scsi.OpRead10, scsi.OpRead12, scsi.OpRead16,
+		scsi.OpWrite6, scsi.OpWrite10, scsi.OpWrite12, scsi.OpWrite16:
+		return lineTransfers
+	}
+	return lineOthers
+}
+
+// reservedShare of the workers, but one at least if there are two, is for
+// transfers alone.
+const reservedShare = 4
+
+// maxOthers is how many of so many workers may run what is no transfer.
+func maxOthers(workers int) int {
+	return max(1, workers-max(1, workers/reservedShare))
 }
 
 // A recordList is a queue of records, first in first out.
@@ -87,9 +124,41 @@ func (d *Device) handOver(q *queue, position uint32, c *Command) bool {
 	}
 	q.free = rec.next
 	rec.cmd, rec.queue, rec.position, rec.state, rec.aborted = *c, q, position, recordWaiting, false
-	d.pool.push(rec)
+	rec.line, rec.arrival = lineOf(c), d.arrivals
+	d.arrivals++
+	d.lines[rec.line].push(rec)
 	d.work.Signal()
 	return true
+}
+
+// takeWaitingLocked removes the records in line that match and returns them.
+//
+// +checklocks:d.mu
+func (d *Device) takeWaitingLocked(match func(*record) bool) (taken recordList) {
+	for i := range d.lines {
+		some := d.lines[i].take(match)
+		for rec := some.pop(); rec != nil; rec = some.pop() {
+			taken.push(rec)
+		}
+	}
+	return taken
+}
+
+// nextInLineLocked is the line that a worker serves next. False: none.
+//
+// +checklocks:d.mu
+func (d *Device) nextInLineLocked() (next line, ok bool) {
+	transfer, other := d.lines[lineTransfers].first, d.lines[lineOthers].first
+	if other != nil && d.othersBusy >= maxOthers(d.workers) {
+		other = nil
+	}
+	switch {
+	case other != nil && (transfer == nil || other.arrival < transfer.arrival):
+		return lineOthers, true
+	case transfer != nil:
+		return lineTransfers, true
+	}
+	return 0, false
 }
 
 // releaseLocked gives a record back to its queue.
@@ -123,16 +192,21 @@ func (d *Device) worker(own int) {
 func (d *Device) nextRecord() *record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.pool.first == nil {
+	next, ok := d.nextInLineLocked()
+	for !ok {
 		if d.closed && !d.resetting {
 			return nil
 		}
 		d.work.Wait()
+		next, ok = d.nextInLineLocked()
 	}
-	rec := d.pool.pop()
+	rec := d.lines[next].pop()
 	rec.state = recordRunning
 	rec.queue.busy++
 	d.workersBusy++
+	if next == lineOthers {
+		d.othersBusy++
+	}
 	return rec
 }
 
@@ -155,6 +229,12 @@ func (d *Device) finish(rec *record, out *[1]Completion, src source) {
 	}
 	q.busy--
 	d.workersBusy--
+	if rec.line == lineOthers {
+		d.othersBusy--
+		if d.lines[lineOthers].first != nil {
+			d.work.Signal() // this worker may have a transfer to do
+		}
+	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {
 		raise |= d.advanceLocked()
