@@ -91,6 +91,22 @@ func TestInterleaveMutants(t *testing.T) {
 			}`,
 		},
 		{
+			Name: "SynchronizeAccess takes one message lock instead of all",
+			Test: "TestInterleave_MessageLocks",
+			File: "synchronize.go",
+			Old: `		if !a.acquireInterrupts(p) {
+			p.lower(s.old)
+			return synchronized{}, false
+		}
+		s.took = true`,
+			New: `a.interruptLocks[0].acquire(p)
+			s.took = true`,
+			Also: []interleave.Edit{{
+				Old: `		s.a.releaseInterrupts(p)`,
+				New: `s.a.interruptLocks[0].release(p)`,
+			}},
+		},
+		{
 			Name: "SynchronizeAccess takes the locks downwards",
 			Test: "TestInterleave_MessageLocks",
 			File: "synchronize.go",

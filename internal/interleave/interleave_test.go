@@ -241,6 +241,11 @@ func TestMutate(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("got %s, %v; want %s", got, err, want)
 	}
+	got, err = mutate(source, []Mutant{{Name: "both", Old: "x := 1", New: "x := 2", Also: []Edit{{Old: "x++", New: "x--"}}}})
+	want = "package p\n\nfunc f() int {\n\tif mutant == \"both\" {\nx := 2\n} else {\nx := 1\n}\n\tif mutant == \"both\" {\nx--\n} else {\nx++\n}\n\treturn x\n}\n"
+	if err != nil || string(got) != want {
+		t.Errorf("two places: got %s, %v; want %s", got, err, want)
+	}
 	if _, err := mutate(source, []Mutant{{Name: "twice", Old: "x"}}); err == nil {
 		t.Error("statements that occur more than once were taken")
 	}

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// A Mutant is a mistake: in File, the statements New stand in the place of Old.
+// A Mutant is a mistake: in File, the statements New stand in the place of Old,
+// and so they do in the other places that it takes.
 type Mutant struct {
 	Name string
 	// Test finds it.
@@ -22,7 +23,11 @@ type Mutant struct {
 	File string
 	// Old is whole statements, and occurs once in File.
 	Old, New string
+	Also     []Edit
 }
+
+// An Edit is one more place in a Mutant's file.
+type Edit struct{ Old, New string }
 
 const (
 	mutantVariable = "VHBAD_MUTANT"
@@ -136,23 +141,31 @@ func group(mutants []Mutant) map[string][]Mutant {
 // mutate puts the mutants of one file into its source. Several may change the
 // same statements.
 func mutate(source []byte, mutants []Mutant) ([]byte, error) {
-	done := map[string]bool{}
+	type place struct{ mutant, old, new string }
+	var places []place
 	for _, m := range mutants {
-		if done[m.Old] {
+		places = append(places, place{m.Name, m.Old, m.New})
+		for _, e := range m.Also {
+			places = append(places, place{m.Name, e.Old, e.New})
+		}
+	}
+	done := map[string]bool{}
+	for _, p := range places {
+		if done[p.old] {
 			continue
 		}
-		done[m.Old] = true
-		if n := bytes.Count(source, []byte(m.Old)); n != 1 {
-			return nil, fmt.Errorf("mutant %s: its statements occur %d times, want once:\n%s", m.Name, n, m.Old)
+		done[p.old] = true
+		if n := bytes.Count(source, []byte(p.old)); n != 1 {
+			return nil, fmt.Errorf("mutant %s: its statements occur %d times, want once:\n%s", p.mutant, n, p.old)
 		}
 		var b strings.Builder
-		for _, other := range mutants {
-			if other.Old == m.Old {
-				fmt.Fprintf(&b, "if mutant == %q {\n%s\n} else ", other.Name, other.New)
+		for _, other := range places {
+			if other.old == p.old {
+				fmt.Fprintf(&b, "if mutant == %q {\n%s\n} else ", other.mutant, other.new)
 			}
 		}
-		fmt.Fprintf(&b, "{\n%s\n}", m.Old)
-		source = bytes.Replace(source, []byte(m.Old), []byte(b.String()), 1)
+		fmt.Fprintf(&b, "{\n%s\n}", p.old)
+		source = bytes.Replace(source, []byte(p.old), []byte(b.String()), 1)
 	}
 	return source, nil
 }
