@@ -52,9 +52,14 @@ type options struct {
 	suppress   bool
 }
 
-// yields bounds the wait of one processor for another that may be kept out by a
-// lock, which no test can see.
-const yields = 3000
+// The good specimen's lock may keep out the processor that another one waits for,
+// which no test can see: then the wait ends after yields. A mutant lets the other
+// one in, sooner or later: how soon is up to the host, and patience only keeps a
+// broken test from hanging.
+const (
+	yields   = 3000
+	patience = 50_000_000
+)
 
 // A rig is a machine with the specimen in it.
 type rig struct {
@@ -69,6 +74,7 @@ type rig struct {
 	units []*port.LogicalUnit
 
 	windows [windows]window
+	guilty  bool     // the specimen is a mutant
 	undo    []func() // what a mutant left behind
 
 	mu sync.Mutex
@@ -102,7 +108,7 @@ func newRig(t *testing.T, o options, s *scenario, x *mutant) (*rig, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, arena: arena, iommu: dma.NewIOMMU(arena), failures: map[oracle][]string{}}
+	r := &rig{t: t, arena: arena, iommu: dma.NewIOMMU(arena), guilty: x != nil, failures: map[oracle][]string{}}
 	r.sys = port.NewSystem(port.SystemConfig{IOMMU: r.iommu, Verify: true})
 	if x == nil { // the order of a driver that is broken on purpose says nothing
 		t.Cleanup(func() { lockorder.Record(t, r.sys.Verifier().LockOrder()) })
@@ -366,19 +372,26 @@ type window struct {
 	count atomic.Uint32
 }
 
-// meet waits a while for a second visitor.
-func (w *window) meet() {
+// meet waits for a second visitor. Of a mutant the first two are sure to come;
+// those who come later, such as a reset after that, may be alone.
+func (r *rig) meet(where int) {
+	w := &r.windows[where]
 	if !w.open.Load() {
 		return
 	}
 	if n := w.count.Add(1); n%2 == 1 {
-		yieldUntil(func() bool { return w.count.Load() > n })
+		yieldUntil(r.guilty && n == 1, func() bool { return w.count.Load() > n })
 	}
 }
 
-// yieldUntil lets other goroutines run until done, for a while.
-func yieldUntil(done func() bool) {
-	for range yields {
+// yieldUntil lets other goroutines run until done; for a while, or if that is
+// sure to come, as long as it takes.
+func yieldUntil(sure bool, done func() bool) {
+	n := yields
+	if sure {
+		n = patience
+	}
+	for range n {
 		if done() {
 			return
 		}

@@ -232,8 +232,8 @@ func runProbe(_ port.SyncToken, c *probe) bool {
 	return true
 }
 
-// rounds is how often two processors try to meet. One round is enough but for a
-// host that takes its processor away from one of them in just that moment.
+// rounds is how often two processors try to meet: once is enough for a mutant,
+// and more give the good specimen more occasions to be wrong.
 const rounds = 25
 
 // A meeting has the handler of a message, on one processor, wait for what BuildIo
@@ -247,12 +247,12 @@ type meeting struct {
 }
 
 // handler is called in the handler.
-func (g *meeting) handler() {
+func (g *meeting) handler(r *rig) {
 	g.handling.Store(true)
 	for !g.coming.Load() {
 		runtime.Gosched()
 	}
-	yieldUntil(g.met.Load)
+	yieldUntil(r.guilty, g.met.Load)
 }
 
 // hold has the interrupt of a message handled on another processor while a read
@@ -294,7 +294,7 @@ func exclusion(o options) scenario {
 				if !inside.enter() {
 					m.r.fail(oracleOverlap, "the interrupt handler ran beside a SynchronizeAccess routine")
 				}
-				g.handler()
+				g.handler(m.r)
 				inside.leave()
 			},
 			buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
@@ -316,7 +316,7 @@ func capacityChange() scenario {
 		hooks: hooks{
 			interrupt: func(m *specimen, _ *port.Processor, _ port.SyncToken, _ int) {
 				if g.armed.Swap(false) {
-					m.grow(g.handler)
+					m.grow(func() { g.handler(m.r) })
 				}
 			},
 			capacity: func(looking bool) {
@@ -359,7 +359,7 @@ func resetBeforeDpc() scenario {
 // starts has StartIo, on two processors, stay a while.
 func starts() scenario {
 	s := pairs(all, windowStart)
-	s.hooks.startIo = func(m *specimen, _ *port.Processor, _ *port.SRB) { m.r.windows[windowStart].meet() }
+	s.hooks.startIo = func(m *specimen, _ *port.Processor, _ *port.SRB) { m.r.meet(windowStart) }
 	return s
 }
 

@@ -332,7 +332,7 @@ func (m *specimen) takeID(p *port.Processor, q *driverQueue, srb *port.SRB) (uin
 	if m.is(idOutsideSync) {
 		// The counter is read, and increased a moment later.
 		c.id = m.nextID.Load() % idSlots
-		m.r.windows[windowID].meet()
+		m.r.meet(windowID)
 		m.nextID.Store(c.id + 1)
 	} else if !port.SynchronizeAccess(m.a, p, takeIDSynchronized, &c) {
 		return 0, false
@@ -340,13 +340,13 @@ func (m *specimen) takeID(p *port.Processor, q *driverQueue, srb *port.SRB) (uin
 	if old := q.holders[c.id%idSlots].Swap(srb); old != nil {
 		m.r.fail(oracleDuplicateID, "id %d has two holders: tags %d and %d", c.id, old.Tag, srb.Tag)
 	}
-	m.r.windows[windowClaimed].meet()
+	m.r.meet(windowClaimed)
 	return c.id, true
 }
 
 func takeIDSynchronized(t port.SyncToken, c *claim) bool {
 	s := c.q.shared.Open(t)
-	c.m.r.windows[windowID].meet()
+	c.m.r.meet(windowID)
 	if len(s.free) == 0 {
 		return false
 	}
@@ -399,7 +399,7 @@ func (m *specimen) StartIo(p *port.Processor, srb *port.SRB) bool {
 		return true
 	}
 	port.SynchronizeAccess(m.a, p, fillSlot, &c)
-	m.r.windows[windowRing].meet()
+	m.r.meet(windowRing)
 	if m.is(doorbellBeforeEntry) {
 		m.ring(p, q)
 	}
