@@ -1,6 +1,7 @@
 package port
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,13 +13,17 @@ func TestBusy_OneTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const pause = time.Second
 		d := &driver{model: FullDuplex}
+		var mu sync.Mutex // guards the next three
 		refuse := 0
 		var starts []time.Duration
 		begun := time.Now()
 		d.startIo = func(p *Processor, srb *SRB) bool {
+			mu.Lock()
 			starts = append(starts, time.Since(begun))
-			if refuse > 0 {
-				refuse--
+			busy := refuse > 0
+			refuse--
+			mu.Unlock()
+			if busy {
 				srb.Status = StatusBusy
 				d.a.Complete(p, srb)
 				return false
@@ -36,6 +41,9 @@ func TestBusy_OneTimer(t *testing.T) {
 		}
 		want := func(at ...time.Duration) {
 			t.Helper()
+			synctest.Wait() // the timer service has looked after what is due
+			mu.Lock()
+			defer mu.Unlock()
 			if len(starts) != len(at) {
 				t.Fatalf("StartIo at %v, want %v", starts, at)
 			}
@@ -45,7 +53,12 @@ func TestBusy_OneTimer(t *testing.T) {
 				}
 			}
 		}
-		refuse = 3
+		refuseNext := func(n int) {
+			mu.Lock()
+			starts, begun, refuse = nil, time.Now(), n
+			mu.Unlock()
+		}
+		refuseNext(3)
 		b.lu.Submit(b.p, []*SRB{s}) // BUSY at 0, 1 and 2 s, done at 3 s
 		first := timer()
 		<-time.After(3*pause + pause/2)
@@ -54,7 +67,7 @@ func TestBusy_OneTimer(t *testing.T) {
 			t.Error("the unit has another timer")
 		}
 
-		starts, begun, refuse = nil, time.Now(), 2
+		refuseNext(2)
 		b.lu.Submit(b.p, []*SRB{s})
 		<-time.After(pause / 2)
 		b.a.DeviceReady(b.p, 0, 0, 0) // BUSY again at 0.5 s
