@@ -1,0 +1,84 @@
+package conformance_test
+
+import (
+	"flag"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vhbad/vhbad/nbd/conformance"
+)
+
+var (
+	uri      = flag.String("uri", "", "test the `servers`' exports at these NBD URIs, separated by spaces, instead of our own")
+	server   = flag.String("server", "", "`name` and version of the server, for -results")
+	results  = flag.String("results", "", "write the results as JSON to this `file`")
+	markdown = flag.String("markdown", "", "compare the JSON `files`, separated by commas, in Markdown on standard output")
+)
+
+// TestURI tests the server that the flags name, if any.
+func TestURI(t *testing.T) {
+	if *uri == "" {
+		return // the other tests have our own server
+	}
+	var targets []conformance.Target
+	for u := range strings.FieldsSeq(*uri) {
+		target, err := conformance.ParseURI(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		targets = append(targets, target)
+	}
+	report, err := conformance.Check(t.Context(), targets...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report.Server = *server
+	if err := report.WriteTable(os.Stdout); err != nil {
+		t.Fatal(err)
+	}
+	if *results != "" {
+		write(t, *results, report.WriteJSON)
+	}
+	if n := report.Broken(conformance.Must); n > 0 {
+		t.Errorf("%d rules with MUST are broken", n)
+	}
+}
+
+// TestMarkdown compares the results that the flags name, if any.
+func TestMarkdown(t *testing.T) {
+	if *markdown == "" {
+		return
+	}
+	var reports []*conformance.Report
+	for name := range strings.SplitSeq(*markdown, ",") {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := conformance.ReadReport(f)
+		_ = f.Close() // only read
+		if err != nil {
+			t.Fatal(err)
+		}
+		reports = append(reports, r)
+	}
+	if err := conformance.WriteMarkdown(os.Stdout, reports...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, name string, to func(io.Writer) error) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to(f); err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
