@@ -14,11 +14,23 @@ type Status struct {
 	// Listeners are the addresses being served, as URIs.
 	Listeners []string `json:"listeners"`
 	// HTTP is the address of metrics and health, empty if switched off.
-	HTTP        string       `json:"http,omitempty"`
+	HTTP string `json:"http,omitempty"`
+	// TLS is absent if it is off.
+	TLS         *TLS         `json:"tls,omitempty"`
 	Disks       []Disk       `json:"disks"`
 	Connections []Connection `json:"connections"`
 	Adapter     Adapter      `json:"adapter"`
 	Memory      Memory       `json:"memory"`
+}
+
+// TLS is how clients may or must encrypt.
+type TLS struct {
+	// Mode is "optional" or "required".
+	Mode string `json:"mode"`
+	// VerifyPeer is whether clients need a certificate.
+	VerifyPeer bool `json:"verify_peer,omitempty"`
+	// NotAfter is when the server's certificate ends.
+	NotAfter time.Time `json:"not_after"`
 }
 
 // Disk is one disk and its export.
@@ -37,6 +49,12 @@ type Disk struct {
 	ReadOnly   bool   `json:"read_only,omitempty"`
 	// Address is bus, target and unit, as in "0:0:3".
 	Address string `json:"address"`
+	// Hidden, TLSOnly and Allow say who sees the export and who may use it.
+	Hidden  bool     `json:"hidden,omitempty"`
+	TLSOnly bool     `json:"tls_only,omitempty"`
+	Allow   []string `json:"allow,omitempty"`
+	// MaxConnections is the export's own limit, absent if it has none.
+	MaxConnections int `json:"max_connections,omitempty"`
 	// Connections is how many clients have the export open.
 	Connections int `json:"connections"`
 	// Depth is how many commands the unit takes at once; Outstanding how many it
@@ -67,9 +85,18 @@ type Connection struct {
 	// Remote is the peer's address; empty for most unix sockets.
 	Remote string `json:"remote"`
 	// Export is the disk in use, empty during negotiation.
-	Export   string `json:"export"`
-	State    string `json:"state"`
-	InFlight int    `json:"in_flight"`
+	Export string `json:"export"`
+	// State is "negotiating" or "transmitting".
+	State    string    `json:"state"`
+	Since    time.Time `json:"since"`
+	InFlight int       `json:"in_flight"`
+	// TLS is version and cipher suite, empty in plain text and during
+	// negotiation.
+	TLS string `json:"tls,omitempty"`
+	// Replies is "simple", "structured" or "extended"; empty during negotiation.
+	Replies       string `json:"replies,omitempty"`
+	ReceivedBytes uint64 `json:"received_bytes"`
+	SentBytes     uint64 `json:"sent_bytes"`
 }
 
 // Adapter is the host bus adapter.

@@ -27,6 +27,7 @@ type configCheck struct {
 	Disks  []string         `json:"disks"`
 	HTTP   string           `json:"http,omitempty"`
 	Admin  string           `json:"admin,omitempty"`
+	TLS    config.TLSMode   `json:"tls"`
 }
 
 func newConfigCheck() *cobra.Command {
@@ -35,8 +36,8 @@ func newConfigCheck() *cobra.Command {
 		Use:   "check FILE",
 		Short: "Check a configuration file",
 		Long: `Check reads a configuration file as serve would, and says what it means or
-what is wrong with it and in which line. It touches no image, address or
-running daemon. Exit code 2 means that the file is wrong.`,
+what is wrong with it and in which line. It touches no image, certificate,
+address or running daemon. Exit code 2 means that the file is wrong.`,
 		Example: "  vhbad config check /etc/vhbad.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -48,14 +49,14 @@ running daemon. Exit code 2 means that the file is wrong.`,
 			if err != nil {
 				return usage(fmt.Errorf("%s: %w", args[0], err))
 			}
-			out := configCheck{File: args[0], Listen: c.Listen, HTTP: c.HTTP, Admin: c.Admin}
+			out := configCheck{File: args[0], Listen: c.Listen, HTTP: c.HTTP, Admin: c.Admin, TLS: c.TLS.Mode}
 			for i := range c.Disks {
 				out.Disks = append(out.Disks, c.Disks[i].Name)
 			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: disks %q, listen %v, http %q, admin %q\n", args[0], out.Disks, out.Listen, out.HTTP, out.Admin)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: disks %q, listen %v, http %q, admin %q, TLS %s\n", args[0], out.Disks, out.Listen, out.HTTP, out.Admin, out.TLS)
 			return err
 		},
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -61,6 +63,7 @@ type serveFlags struct {
 	file       config.File // what the flags say, with a file's shape
 	listen     listFlag[config.Address]
 	disks      listFlag[config.Disk]
+	single     bool
 	takeover   bool
 	discard    bool // memory disks of the daemon taken over from
 }
@@ -85,10 +88,14 @@ For each address it prints a line "ready ADDR" on standard output, and one that
 shows how to attach the first disk. Sockets passed by a service manager
 (LISTEN_FDS) are served as well.
 
-ADDR  tcp://HOST:PORT or unix:///PATH; port 0 means any that is free
+ADDR  tcp://HOST:PORT, where port 0 means any that is free,
+      unix:///PATH[?mode=0660&owner=USER:GROUP], or
+      vsock://CID:PORT, where CID may be any, local or host
 SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE]; further options after
-      commas: block-size=512|4096, read-only, description=TEXT. A comma inside
-      a value is written twice. With size= a file that does not exist is made.
+      commas: block-size=512|4096, read-only, description=TEXT, hidden (not
+      listed), tls-only, allow=NAME (of a client's certificate; several times),
+      connections=N (at once). A comma inside a value is written twice. With
+      size= a file that does not exist is made.
 SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB
@@ -104,6 +111,7 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine)),
 		"log-format": values("auto", "text", "json"),
 		"log-level":  values("debug", "info", "warn", "error"),
+		"tls":        values(string(config.TLSOff), string(config.TLSOptional), string(config.TLSRequired)),
 		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(name, fn); err != nil {
@@ -120,6 +128,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.Var(&s.disks, "disk", "disk to serve, again for more (default "+config.DefaultDisk+")")
 	f.StringVar(&v.HTTP, "http", "", "HOST:PORT of metrics and health, or none (default "+config.DefaultHTTP+")")
 	f.StringVar(&v.Admin, "admin", "", "path of the admin socket, or none (default "+client.DefaultPath()+")")
+	f.BoolVar(&s.single, "single", false, "serve one client on standard input and output, or on the socket of LISTEN_FDS, and end with it; no admin socket or HTTP unless asked for")
 	f.BoolVar(&s.takeover, "takeover", false, "take the place of the daemon at the admin socket: its sockets stay open, it finishes and ends; starts as usual if there is none")
 	f.BoolVar(&s.discard, "takeover-discard-memory", false, "take over even from memory disks, whose content is lost")
 	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")
@@ -130,13 +139,24 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "per-message (a message and a lock for each queue), all (one lock), single (one message) or line (default "+string(config.InterruptsPerMessage)+")")
 	f.BoolVar(&v.HBA.StrictSegments, "strict-segments", false, "cut buffers at every page, for long scatter lists")
 	f.Var(&v.Limits.Memory, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")")
+	f.StringVar(&v.TLS.Certificates, "tls-certificates", "", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem")
+	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
+	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
+	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
+	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
+	f.Var(&v.Limits.Payload, "payload", "longest read or write (default a quarter of --memory, at most "+config.MaxPayload.String()+")")
+	f.IntVar(&v.Limits.Options, "options", 0, fmt.Sprintf("options of one handshake (default %d)", config.DefaultOptions))
+	f.Var(&v.Limits.OptionBytes, "option-bytes", "data of one option (default "+config.DefaultOptionBytes.String()+")")
+	f.Var(&v.Limits.HandshakeTimeout, "handshake-timeout", "time for a handshake, TLS included (default "+config.DefaultHandshakeTimeout.String()+")")
+	f.Var(&v.Limits.ReplyTimeout, "reply-timeout", "close a client that takes no replies, or does not finish a request, for so long (default "+config.DefaultReplyTimeout.String()+")")
+	f.Var(&v.Limits.IdleTimeout, "idle-timeout", "close a client without requests for so long (default never)")
 	f.IntVar(&v.Limits.Connections, "connections", 0, fmt.Sprintf("clients at once (default %d)", config.DefaultConnections))
 	f.IntVar(&v.Limits.Requests, "requests", 0, fmt.Sprintf("requests in flight of one client (default %d)", config.DefaultRequests))
 	f.Var(&v.Limits.DrainTimeout, "drain-timeout", "longest time for an orderly stop (default "+config.DefaultDrainTimeout.String()+")")
 	f.StringVar(&v.Log.Format, "log-format", "", "auto, text or json (default auto: text on a terminal)")
 	f.StringVar(&v.Log.Level, "log-level", "", "debug, info, warn or error (default info)")
 	// pflag would show "0" as the default of these.
-	for _, name := range []string{"memory", "drain-timeout"} {
+	for _, name := range []string{"memory", "drain-timeout", "bytes-in-flight", "payload", "option-bytes", "handshake-timeout", "reply-timeout", "idle-timeout"} {
 		f.Lookup(name).DefValue = ""
 	}
 }
@@ -152,21 +172,32 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	}
 	v := &s.file
 	for name, apply := range map[string]func(){
-		"http":            func() { file.HTTP = v.HTTP },
-		"admin":           func() { file.Admin = v.Admin },
-		"read-only":       func() { file.ReadOnly = v.ReadOnly },
-		"verify":          func() { file.HBA.Verify = v.HBA.Verify },
-		"queues":          func() { file.HBA.Queues = v.HBA.Queues },
-		"workers":         func() { file.HBA.Workers = v.HBA.Workers },
-		"half-duplex":     func() { file.HBA.HalfDuplex = v.HBA.HalfDuplex },
-		"interrupts":      func() { file.HBA.Interrupts = v.HBA.Interrupts },
-		"strict-segments": func() { file.HBA.StrictSegments = v.HBA.StrictSegments },
-		"memory":          func() { file.Limits.Memory = v.Limits.Memory },
-		"connections":     func() { file.Limits.Connections = v.Limits.Connections },
-		"requests":        func() { file.Limits.Requests = v.Limits.Requests },
-		"drain-timeout":   func() { file.Limits.DrainTimeout = v.Limits.DrainTimeout },
-		"log-format":      func() { file.Log.Format = v.Log.Format },
-		"log-level":       func() { file.Log.Level = v.Log.Level },
+		"http":                 func() { file.HTTP = v.HTTP },
+		"admin":                func() { file.Admin = v.Admin },
+		"read-only":            func() { file.ReadOnly = v.ReadOnly },
+		"verify":               func() { file.HBA.Verify = v.HBA.Verify },
+		"queues":               func() { file.HBA.Queues = v.HBA.Queues },
+		"workers":              func() { file.HBA.Workers = v.HBA.Workers },
+		"half-duplex":          func() { file.HBA.HalfDuplex = v.HBA.HalfDuplex },
+		"interrupts":           func() { file.HBA.Interrupts = v.HBA.Interrupts },
+		"strict-segments":      func() { file.HBA.StrictSegments = v.HBA.StrictSegments },
+		"memory":               func() { file.Limits.Memory = v.Limits.Memory },
+		"connections":          func() { file.Limits.Connections = v.Limits.Connections },
+		"requests":             func() { file.Limits.Requests = v.Limits.Requests },
+		"connections-per-peer": func() { file.Limits.ConnectionsPerPeer = v.Limits.ConnectionsPerPeer },
+		"bytes-in-flight":      func() { file.Limits.BytesInFlight = v.Limits.BytesInFlight },
+		"payload":              func() { file.Limits.Payload = v.Limits.Payload },
+		"options":              func() { file.Limits.Options = v.Limits.Options },
+		"option-bytes":         func() { file.Limits.OptionBytes = v.Limits.OptionBytes },
+		"handshake-timeout":    func() { file.Limits.HandshakeTimeout = v.Limits.HandshakeTimeout },
+		"reply-timeout":        func() { file.Limits.ReplyTimeout = v.Limits.ReplyTimeout },
+		"idle-timeout":         func() { file.Limits.IdleTimeout = v.Limits.IdleTimeout },
+		"tls-certificates":     func() { file.TLS.Certificates = v.TLS.Certificates },
+		"tls":                  func() { file.TLS.Mode = v.TLS.Mode },
+		"tls-verify-peer":      func() { file.TLS.VerifyPeer = v.TLS.VerifyPeer },
+		"drain-timeout":        func() { file.Limits.DrainTimeout = v.Limits.DrainTimeout },
+		"log-format":           func() { file.Log.Format = v.Log.Format },
+		"log-level":            func() { file.Log.Level = v.Log.Level },
 	} {
 		if f.Changed(name) {
 			apply()
@@ -174,6 +205,18 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	}
 	file.Listen = append(file.Listen, s.listen.values...)
 	file.Disks = append(file.Disks, s.disks.values...)
+	if s.single {
+		if s.takeover {
+			return nil, errors.New("--takeover with --single: a single client cannot be handed over")
+		}
+		if len(file.Listen) > 0 {
+			return nil, fmt.Errorf("--single serves who has started it: want no address to listen on, not %s", file.Listen[0])
+		}
+		inherited = true
+		file.HTTP = cmp.Or(file.HTTP, config.Off)
+		file.Admin = cmp.Or(file.Admin, config.Off)
+		file.Log.Level = cmp.Or(file.Log.Level, "warn")
+	}
 	return file.Resolve(client.DefaultPath(), inherited)
 }
 
@@ -213,12 +256,22 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		return usage(err)
 	}
 	log := newLog(cmd.ErrOrStderr(), c)
+	var conn net.Conn
+	switch {
+	case s.single && len(inherited.NBD) > 1:
+		return usage(fmt.Errorf("--single with LISTEN_FDS=%d: want one socket", len(inherited.NBD)))
+	case s.single && len(inherited.NBD) == 0:
+		if conn, err = daemon.Stdio(); err != nil {
+			return usage(err)
+		}
+	}
 	predecessor, err := s.takeOver(cmd.Context(), c, log)
 	if err != nil {
 		return err
 	}
 	d, err := startUnlessSignalled(cmd.Context(), signals, daemon.Options{
 		Config: c, Version: buildVersion(), Log: log, Inherited: inherited, Predecessor: predecessor,
+		Single: s.single, Conn: conn,
 	})
 	if d == nil || err != nil {
 		return err
@@ -227,10 +280,19 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	// The log comes first: who waits for these lines finds it complete. Who reads
 	// them may be gone; the disks are served all the same.
 	out := cmd.OutOrStdout()
+	if s.single { // standard output is the client's
+		out = cmd.ErrOrStderr()
+	}
+	if conn != nil {
+		_, _ = fmt.Fprintln(out, "ready stdio")
+	}
 	for _, e := range d.Endpoints() {
 		_, _ = fmt.Fprintf(out, "ready %s\n", e.URI)
 	}
 	for _, e := range d.Endpoints() {
+		if s.single {
+			break // the client is there, or about to be
+		}
 		_, _ = fmt.Fprintf(out, "attach: %s\n", e.AttachHint)
 	}
 
@@ -238,6 +300,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	select {
 	case sig := <-signals:
 		log.Info("stopping", "signal", sig.String())
+	case <-d.ClientGone():
+		log.Info("stopping: the client is gone")
 	case <-d.HandedOver():
 		log.Info("stopping: another daemon takes over")
 	case broken = <-d.Failed():

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -47,6 +48,13 @@ func printStatus(w io.Writer, st *client.Status) error {
 	for _, l := range st.Listeners {
 		line("listening on %s", l)
 	}
+	if t := st.TLS; t != nil {
+		verified := ""
+		if t.VerifyPeer {
+			verified = ", clients with a certificate"
+		}
+		line("TLS %s%s; the certificate ends on %s", t.Mode, verified, t.NotAfter.Format(time.DateOnly))
+	}
 	if st.HTTP != "" {
 		line("metrics on http://%s/metrics", st.HTTP)
 	}
@@ -70,6 +78,15 @@ func printStatus(w io.Writer, st *client.Status) error {
 		}
 		line("%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d", d.Name, config.Size(d.SizeBytes), d.Backend, mode, d.Address,
 			d.Connections, d.Depth, d.Outstanding+d.Queued, reads, writes, errors)
+	}
+	if len(st.Connections) > 0 {
+		line("")
+		line("CLIENT\tFROM\tDISK\tSTATE\tFOR\tBUSY\tREPLIES\tTLS")
+		for i := range st.Connections {
+			c := &st.Connections[i]
+			line("%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s", c.ID, cmp.Or(c.Remote, "unix"), cmp.Or(c.Export, "-"), c.State,
+				time.Since(c.Since).Round(time.Second), c.InFlight, cmp.Or(c.Replies, "-"), cmp.Or(c.TLS, "no"))
+		}
 	}
 	line("")
 	line("QUEUE\tCOMMANDS\tCOMPLETIONS\tINTERRUPTS\tDOORBELLS\tBUSY")

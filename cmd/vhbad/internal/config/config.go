@@ -20,6 +20,11 @@ const (
 	DefaultRequests     = 256
 	DefaultQueues       = 4
 	DefaultDrainTimeout = Duration(30 * time.Second)
+
+	DefaultOptions          = 64
+	DefaultOptionBytes      = 64 * KiB
+	DefaultHandshakeTimeout = Duration(10 * time.Second)
+	DefaultReplyTimeout     = Duration(time.Minute)
 )
 
 // Bounds of numbers, checked by Resolve.
@@ -31,6 +36,16 @@ const (
 	MaxConnections = 4096
 	MinRequests    = 128
 	MaxRequests    = 4096
+	MaxOptions     = 1 << 16
+	MinOptionBytes = 8 * KiB
+	MaxOptionBytes = MiB
+	MinPayload     = 4 * KiB
+	MaxPayload     = 64 * MiB
+	// PayloadShare of the memory is the longest read or write, and by default as
+	// much is in flight for one connection: others must find some too.
+	PayloadShare = 4
+	MinTimeout   = Duration(10 * time.Millisecond)
+	MaxTimeout   = Duration(24 * time.Hour)
 	// UnitsPerTarget is how many disks share a target address, and MaxDisks what
 	// one adapter can address: 16 targets of as many units.
 	UnitsPerTarget = 128
@@ -51,6 +66,7 @@ type File struct {
 	Admin  string `yaml:"admin"`
 	Log    Log    `yaml:"log"`
 	Limits Limits `yaml:"limits"`
+	TLS    TLS    `yaml:"tls"`
 	HBA    HBA    `yaml:"hba"`
 	// ReadOnly makes every disk read-only.
 	ReadOnly bool `yaml:"read-only"`
@@ -67,13 +83,31 @@ type Log struct {
 // Limits bounds what clients can make the daemon use.
 type Limits struct {
 	// Memory is the arena that all rings and buffers come from, rounded up to a
-	// power of two. It is reserved, not used, until clients need it. A quarter of
-	// it is the longest read or write, up to 64 MiB.
+	// power of two. It is reserved, not used, until clients need it.
 	Memory Size `yaml:"memory"`
-	// Connections is how many there may be at once.
-	Connections int `yaml:"connections"`
-	// Requests is how many one connection may have in flight.
-	Requests int `yaml:"requests"`
+	// Connections is how many there may be at once, ConnectionsPerPeer how many
+	// from one IP address, user of a unix socket or vsock context; zero means no
+	// limit of its own.
+	Connections        int `yaml:"connections"`
+	ConnectionsPerPeer int `yaml:"connections-per-peer"`
+	// Requests is how many one connection may have in flight, BytesInFlight how
+	// much memory they may hold. The default is a quarter of Memory, at most 68
+	// MiB.
+	Requests      int  `yaml:"requests"`
+	BytesInFlight Size `yaml:"bytes-in-flight"`
+	// Payload is the longest read or write. The default is a quarter of Memory,
+	// at most 64 MiB.
+	Payload Size `yaml:"payload"`
+	// Options and OptionBytes bound a handshake, HandshakeTimeout its time.
+	Options          int      `yaml:"options"`
+	OptionBytes      Size     `yaml:"option-bytes"`
+	HandshakeTimeout Duration `yaml:"handshake-timeout"`
+	// ReplyTimeout is how long a client may take nothing of a reply, or send
+	// nothing of a request that it has begun.
+	ReplyTimeout Duration `yaml:"reply-timeout"`
+	// IdleTimeout closes connections that are without requests for so long; zero
+	// never does.
+	IdleTimeout Duration `yaml:"idle-timeout"`
 	// DrainTimeout bounds an orderly stop.
 	DrainTimeout Duration `yaml:"drain-timeout"`
 }
@@ -116,6 +150,7 @@ type Config struct {
 	LogFormat string
 	LogLevel  slog.Level
 	Limits    Limits
+	TLS       TLS
 	HBA       HBA
 }
 
@@ -123,7 +158,7 @@ type Config struct {
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits}
+	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS}
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
 		if err != nil {
@@ -139,6 +174,9 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 		c.Disks = []Disk{d}
 	}
 	if err := c.checkDisks(f.ReadOnly); err != nil {
+		return nil, err
+	}
+	if err := c.resolveTLS(); err != nil {
 		return nil, err
 	}
 	seen := make(map[Address]bool, len(c.Listen))
@@ -225,7 +263,36 @@ func (c *Config) resolveNumbers() error {
 	if l.Memory < MinMemory || l.Memory > MaxMemory {
 		return fmt.Errorf("memory %s: want %s to %s", l.Memory, MinMemory, MaxMemory)
 	}
+	share := l.Memory / PayloadShare
+	for _, n := range []struct {
+		name             string
+		value            *Size
+		def, least, most Size
+	}{
+		{"payload", &l.Payload, min(MaxPayload, share), MinPayload, min(MaxPayload, share)},
+		{"bytes-in-flight", &l.BytesInFlight, min(68*MiB, share), MinPayload, l.Memory},
+		{"option-bytes", &l.OptionBytes, DefaultOptionBytes, MinOptionBytes, MaxOptionBytes},
+	} {
+		*n.value = cmp.Or(*n.value, n.def)
+		if *n.value < n.least || *n.value > n.most {
+			return fmt.Errorf("%s %s: want %s to %s with memory %s", n.name, *n.value, n.least, n.most, l.Memory)
+		}
+	}
 	l.DrainTimeout = cmp.Or(l.DrainTimeout, DefaultDrainTimeout)
+	for _, n := range []struct {
+		name  string
+		value *Duration
+		def   Duration
+	}{
+		{"handshake-timeout", &l.HandshakeTimeout, DefaultHandshakeTimeout},
+		{"reply-timeout", &l.ReplyTimeout, DefaultReplyTimeout},
+		{"idle-timeout", &l.IdleTimeout, 0},
+	} {
+		*n.value = cmp.Or(*n.value, n.def)
+		if *n.value != n.def && (*n.value < MinTimeout || *n.value > MaxTimeout) {
+			return fmt.Errorf("%s %s: want %s to %s", n.name, *n.value, MinTimeout, MaxTimeout)
+		}
+	}
 	h.Interrupts = cmp.Or(h.Interrupts, InterruptsPerMessage)
 	switch h.Interrupts {
 	case InterruptsPerMessage, InterruptsAll, InterruptsSingle, InterruptsLine:
@@ -238,7 +305,9 @@ func (c *Config) resolveNumbers() error {
 		def, least, most int
 	}{
 		{"connections", &l.Connections, DefaultConnections, 1, MaxConnections},
+		{"connections-per-peer", &l.ConnectionsPerPeer, 0, 0, MaxConnections},
 		{"requests", &l.Requests, DefaultRequests, MinRequests, MaxRequests},
+		{"options", &l.Options, DefaultOptions, 1, MaxOptions},
 		{"queues", &h.Queues, DefaultQueues, 1, MaxQueues},
 		{"workers", &h.Workers, DefaultWorkers, 1, MaxWorkers},
 	} {

@@ -121,6 +121,9 @@ func TestParseDisk(t *testing.T) {
 		},
 		"d=file:rel/with,,comma":      {Name: "d", File: "rel/with,comma"},
 		"d=memory:1M,read-only=false": {Name: "d", Memory: MiB},
+		"d=memory:1M,hidden,tls-only,allow=a,,b,allow=c@d,connections=4": {
+			Name: "d", Memory: MiB, Hidden: true, TLSOnly: true, Allow: []string{"a,b", "c@d"}, Connections: 4,
+		},
 	} {
 		got, err := ParseDisk(in)
 		if err != nil {
@@ -129,7 +132,7 @@ func TestParseDisk(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("ParseDisk(%q): -want +got\n%s", in, diff)
 		}
-		if back, err := ParseDisk(got.String()); err != nil || back != got {
+		if back, err := ParseDisk(got.String()); err != nil || !cmp.Equal(back, got) {
 			t.Errorf("ParseDisk(%q): its spelling %q reads as %+v, %v", in, got, back, err)
 		}
 	}
@@ -151,6 +154,11 @@ func TestParseDisk_Bad(t *testing.T) {
 		"d=memory:1M,description":               "value is missing",
 		"d=memory:1M,read-only,read-only":       "given twice",
 		"d=memory:1M,read-only=maybe":           "true or false",
+		"d=memory:1M,hidden=maybe":              "hidden=\"maybe\": want true or false",
+		"d=memory:1M,allow=":                    "allow: a name is empty",
+		"d=memory:1M,connections=0":             "want 1 to 4096",
+		"d=memory:1M,connections=-1":            "want 1 to 4096",
+		"d=memory:1M,connections=x":             "want 1 to 4096",
 		"d=file:":                               "path is empty",
 		"d=file:/x,size=0":                      "at least one block",
 		"=memory:1M":                            "name is empty",
@@ -171,11 +179,14 @@ disks:
   - name: a
     memory: 64MiB
     description: scratch
-  - {name: b, file: /b.img, size: 1GiB, block-size: 4096, read-only: true}
+  - {name: b, file: /b.img, size: 1GiB, block-size: 4096, read-only: true, hidden: true, tls-only: true, allow: [a, b], connections: 2}
 http: none
 admin: /run/a.sock
 log: {format: json, level: debug}
-limits: {memory: 256MiB, connections: 3, requests: 128, drain-timeout: 5s}
+limits:
+  {memory: 256MiB, connections: 3, connections-per-peer: 2, requests: 128, bytes-in-flight: 2MiB, payload: 1MiB, options: 7,
+   option-bytes: 16KiB, handshake-timeout: 1s, reply-timeout: 2s, idle-timeout: 1h, drain-timeout: 5s}
+tls: {certificates: /etc/pki/nbd, mode: required, verify-peer: true}
 hba: {queues: 2, workers: 1, half-duplex: true, interrupts: line, strict-segments: true, verify: true}
 read-only: false
 `
@@ -189,12 +200,17 @@ func TestParse(t *testing.T) {
 		Listen: []Address{{Network: "tcp", Target: "127.0.0.1:0"}, {Network: "unix", Target: "/run/x.sock"}},
 		Disks: []Disk{
 			{Name: "a", Memory: 64 * MiB, Description: "scratch"},
-			{Name: "b", File: "/b.img", Size: GiB, BlockSize: 4096, ReadOnly: true},
+			{Name: "b", File: "/b.img", Size: GiB, BlockSize: 4096, ReadOnly: true, Hidden: true, TLSOnly: true, Allow: []string{"a", "b"}, Connections: 2},
 		},
 		HTTP: "none", Admin: "/run/a.sock",
-		Log:    Log{Format: "json", Level: "debug"},
-		Limits: Limits{Memory: 256 * MiB, Connections: 3, Requests: 128, DrainTimeout: Duration(5 * time.Second)},
-		HBA:    HBA{Queues: 2, Workers: 1, HalfDuplex: true, Interrupts: InterruptsLine, StrictSegments: true, Verify: true},
+		Log: Log{Format: "json", Level: "debug"},
+		Limits: Limits{
+			Memory: 256 * MiB, Connections: 3, ConnectionsPerPeer: 2, Requests: 128, BytesInFlight: 2 * MiB, Payload: MiB, Options: 7,
+			OptionBytes: 16 * KiB, HandshakeTimeout: Duration(time.Second), ReplyTimeout: Duration(2 * time.Second),
+			IdleTimeout: Duration(time.Hour), DrainTimeout: Duration(5 * time.Second),
+		},
+		TLS: TLS{Certificates: "/etc/pki/nbd", Mode: TLSRequired, VerifyPeer: true},
+		HBA: HBA{Queues: 2, Workers: 1, HalfDuplex: true, Interrupts: InterruptsLine, StrictSegments: true, Verify: true},
 	}
 	if diff := cmp.Diff(want, f); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
@@ -206,7 +222,9 @@ func TestParse(t *testing.T) {
 
 func TestParse_Bad(t *testing.T) {
 	for in, want := range map[string]string{
-		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": want block-size, description, file, memory, name, read-only, size`,
+		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": want allow, block-size, connections, description, file, hidden, memory, name, read-only, size, tls-only`,
+		"tls:\n  verify: true\n":             `c.yaml:2: unknown key "verify": want certificates, mode, verify-peer`,
+		"limits: {idle-timeout: -1s}\n":      `c.yaml:1: duration "-1s"`,
 		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, disks`,
 		"hba:\n  queues: many\n":             "c.yaml:2: cannot unmarshal",
 		"http: a\nhttp: b\n":                 "c.yaml:2: mapping key",
@@ -282,6 +300,20 @@ func TestResolve_Bad(t *testing.T) {
 		"queues 64: want 1 to 63":         {HBA: HBA{Queues: 64}},
 		"workers 9999: want 1 to":         {HBA: HBA{Workers: 9999}},
 		`interrupts "some": want per-me`:  {HBA: HBA{Interrupts: "some"}},
+		"connections-per-peer -1: want":   {Limits: Limits{ConnectionsPerPeer: -1}},
+		"payload 1KiB: want 4KiB to":      {Limits: Limits{Payload: KiB}},
+		"4KiB to 16MiB with memory 64MiB": {Limits: Limits{Payload: 32 * MiB, Memory: 64 * MiB}},
+		"bytes-in-flight 1GiB: want":      {Limits: Limits{BytesInFlight: GiB}},
+		"options 65537: want 1 to 65536":  {Limits: Limits{Options: 65537}},
+		"option-bytes 1KiB: want 8KiB to": {Limits: Limits{OptionBytes: KiB}},
+		"handshake-timeout 1ms: want":     {Limits: Limits{HandshakeTimeout: Duration(time.Millisecond)}},
+		"reply-timeout 25h0m0s: want":     {Limits: Limits{ReplyTimeout: Duration(25 * time.Hour)}},
+		"idle-timeout 1ms: want 10ms":     {Limits: Limits{IdleTimeout: Duration(time.Millisecond)}},
+		`tls mode "some": want off, opt`:  {TLS: TLS{Mode: "some"}},
+		"tls mode required: want cert":    {TLS: TLS{Mode: TLSRequired}},
+		"tls verify-peer: TLS is off":     {TLS: TLS{Certificates: "/x", Mode: TLSOff, VerifyPeer: true}},
+		`disk "a": tls-only: TLS is off`:  {Disks: []Disk{{Name: "a", Memory: MiB, TLSOnly: true}}},
+		`disk "a": allow: names are`:      {TLS: TLS{Certificates: "/x"}, Disks: []Disk{{Name: "a", Memory: MiB, Allow: []string{"x"}}}},
 	} {
 		if _, err := f.Resolve("/run/vhbad.sock", false); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one with %q", err, want)
@@ -297,5 +329,23 @@ func TestResolve_ReadOnlyEverything(t *testing.T) {
 	}
 	if f.Disks[0].ReadOnly {
 		t.Error("Resolve changed the file it was given")
+	}
+}
+
+func TestResolve_TLSMode(t *testing.T) {
+	for text, want := range map[string]TLSMode{
+		"{}":                                 TLSOff,
+		"tls: {certificates: /x}":            TLSOptional,
+		"tls: {mode: off}":                   TLSOff,
+		"tls: {certificates: /x, mode: off}": TLSOff,
+		"tls: {certificates: /x, mode: required}": TLSRequired,
+	} {
+		f, err := Parse("c.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err := f.Resolve("/a", false); err != nil || c.TLS.Mode != want {
+			t.Errorf("%s: %+v, %v; want mode %s", text, c.TLS, err, want)
+		}
 	}
 }

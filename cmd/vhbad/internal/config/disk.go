@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -34,6 +35,16 @@ type Disk struct {
 	BlockSize   Size   `yaml:"block-size,omitempty"`
 	ReadOnly    bool   `yaml:"read-only,omitempty"`
 	Description string `yaml:"description,omitempty"`
+	// Hidden keeps the disk out of the list of exports.
+	Hidden bool `yaml:"hidden,omitempty"`
+	// TLSOnly keeps the disk for clients that use TLS.
+	TLSOnly bool `yaml:"tls-only,omitempty"`
+	// Allow, if there are any, keeps the disk for clients with one of these names
+	// in their certificate: common name, or DNS, email or URI alternative name.
+	Allow []string `yaml:"allow,omitempty"`
+	// Connections is how many may use the disk at once; zero means no limit of
+	// its own.
+	Connections int `yaml:"connections,omitempty"`
 }
 
 // Backend names the kind of medium.
@@ -46,15 +57,16 @@ func (d *Disk) Backend() string {
 
 const (
 	specForms   = "want NAME=memory:SIZE or NAME=file:PATH, with options after commas"
-	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only and description=TEXT; a comma inside a value is written twice"
+	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N and description=TEXT; a comma inside a value is written twice"
 )
 
 // ParseDisk reads the command line's form of a disk:
 //
-//	NAME=memory:SIZE[,block-size=512|4096][,read-only][,description=TEXT]
-//	NAME=file:PATH[,size=SIZE][,block-size=512|4096][,read-only][,description=TEXT]
+//	NAME=memory:SIZE[,OPTION]...
+//	NAME=file:PATH[,size=SIZE][,OPTION]...
 //
-// A comma inside a value is written twice, as in qemu.
+// where OPTION is block-size=512|4096, read-only, hidden, tls-only, allow=NAME,
+// connections=N or description=TEXT. A comma inside a value is written twice, as in qemu.
 func ParseDisk(spec string) (Disk, error) {
 	d, err := parseDisk(spec)
 	if err != nil {
@@ -95,7 +107,7 @@ func parseDisk(spec string) (Disk, error) {
 	seen := make(map[string]bool, len(parts))
 	for _, option := range parts[1:] {
 		key, value, hasValue := strings.Cut(option, "=")
-		if seen[key] {
+		if seen[key] && key != "allow" {
 			return Disk{}, fmt.Errorf("option %q is given twice", key)
 		}
 		seen[key] = true
@@ -107,7 +119,19 @@ func parseDisk(spec string) (Disk, error) {
 }
 
 func (d *Disk) setOption(key, value string, hasValue bool) error {
-	if !hasValue && key != "read-only" {
+	flag := map[string]*bool{"read-only": &d.ReadOnly, "hidden": &d.Hidden, "tls-only": &d.TLSOnly}[key]
+	if flag != nil {
+		*flag = true
+		if hasValue {
+			on, err := strconv.ParseBool(value)
+			if err != nil {
+				return fmt.Errorf("%s=%q: want true or false", key, value)
+			}
+			*flag = on
+		}
+		return nil
+	}
+	if !hasValue {
 		return fmt.Errorf("option %q: not known, or its value is missing: %s", key, specOptions)
 	}
 	switch key {
@@ -124,15 +148,15 @@ func (d *Disk) setOption(key, value string, hasValue bool) error {
 	case "description":
 		d.Description = value
 		return nil
-	case "read-only":
-		d.ReadOnly = true
-		if hasValue {
-			on, err := strconv.ParseBool(value)
-			if err != nil {
-				return fmt.Errorf("read-only=%q: want true or false", value)
-			}
-			d.ReadOnly = on
+	case "allow":
+		d.Allow = append(d.Allow, value)
+		return nil
+	case "connections":
+		n, err := strconv.Atoi(value)
+		if err != nil || n == 0 {
+			return fmt.Errorf("connections=%q: want 1 to %d", value, MaxConnections)
 		}
+		d.Connections = n
 		return nil
 	}
 	return fmt.Errorf("option %q is not known: %s", key, specOptions)
@@ -186,6 +210,12 @@ func (d *Disk) check() error {
 	if len(d.Description) > 4096 || !utf8.ValidString(d.Description) || strings.ContainsRune(d.Description, 0) {
 		return errors.New("description: want at most 4096 bytes of UTF-8 without NUL")
 	}
+	if d.Connections < 0 || d.Connections > MaxConnections {
+		return fmt.Errorf("connections %d: want 1 to %d, or nothing for no limit", d.Connections, MaxConnections)
+	}
+	if slices.Contains(d.Allow, "") {
+		return errors.New("allow: a name is empty: want a common name, or a DNS, email or URI alternative name")
+	}
 	return nil
 }
 
@@ -224,6 +254,18 @@ func (d Disk) String() string {
 	}
 	if d.ReadOnly {
 		b.WriteString(",read-only")
+	}
+	if d.Hidden {
+		b.WriteString(",hidden")
+	}
+	if d.TLSOnly {
+		b.WriteString(",tls-only")
+	}
+	for _, name := range d.Allow {
+		b.WriteString(",allow=" + quote(name))
+	}
+	if d.Connections != 0 {
+		b.WriteString(",connections=" + strconv.Itoa(d.Connections))
 	}
 	if d.Description != "" {
 		b.WriteString(",description=" + quote(d.Description))

@@ -181,7 +181,7 @@ func keys(typeName string) []string {
 	var out []string
 	for _, t := range []reflect.Type{
 		reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
-		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](),
+		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](),
 	} {
 		if t.Name() == typeName {
 			for f := range t.Fields() {

@@ -31,6 +31,10 @@ type Options struct {
 	// Predecessor is the daemon whose place this one takes; nil if there is none.
 	// Start closes it.
 	Predecessor *Predecessor
+	// Single serves one client and no more: Conn, or if that is nil the first to
+	// connect to the inherited NBD listener. See Daemon.ClientGone.
+	Single bool
+	Conn   net.Conn
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
 }
@@ -78,8 +82,14 @@ type Daemon struct {
 	// failed gets the error of a listener that broke.
 	failed chan error
 
+	// certificates are nil if TLS is off.
+	certificates *certificates
+
 	endpoints []Endpoint
 	httpAddr  string
+
+	// clientGone is closed when the one client of Options.Single is gone.
+	clientGone chan struct{}
 
 	// handingOver is set while another daemon asks for this one's place.
 	handingOver atomic.Bool
@@ -95,7 +105,7 @@ type Daemon struct {
 
 // Start brings everything up. When it fails, nothing is left running.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), failed: make(chan error, 1), handedOver: make(chan struct{})}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
 	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {
 		// The reason for failing may be that ctx has ended.
@@ -145,8 +155,15 @@ func (d *Daemon) start(ctx context.Context) error {
 		for _, s := range d.sockets {
 			_ = s.Close() // likewise
 		}
+		if d.o.Conn != nil {
+			_ = d.o.Conn.Close() // likewise
+		}
 		return nil
 	})
+	var err error
+	if d.certificates, err = loadCertificates(&d.o.Config.TLS, d.log); err != nil {
+		return err
+	}
 	if err := d.startFront(ctx); err != nil {
 		return err
 	}
@@ -159,7 +176,11 @@ func (d *Daemon) start(ctx context.Context) error {
 			return err
 		}
 	}
-	d.serveNBD(m)
+	if d.o.Single {
+		d.serveSingle(m)
+	} else {
+		d.serveNBD(m)
+	}
 	return ctx.Err()
 }
 
@@ -272,6 +293,10 @@ func (d *Daemon) HTTPAddress() string { return d.httpAddr }
 
 // Ready implements metrics.Health.
 func (d *Daemon) Ready() bool { return state(d.state.Load()) == stateReady }
+
+// ClientGone is closed when the only client, of Options.Single, is gone; the
+// daemon should be stopped then.
+func (d *Daemon) ClientGone() <-chan struct{} { return d.clientGone }
 
 // Failed gets an error if a listener breaks; the daemon should be stopped then.
 func (d *Daemon) Failed() <-chan error { return d.failed }

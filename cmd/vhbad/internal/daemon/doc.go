@@ -19,7 +19,15 @@
 // time, Stop goes no further: taking memory away under a device that still uses
 // it would be worse than exiting.
 //
+// # Taking over
+//
+// TakeOver gets the listening sockets of the daemon that runs, and Start with
+// that Predecessor replaces it: what can fail is tried before the other is told
+// to go, and nothing of its images is touched before it has let go of them. The
+// talk between the two is in handover.go, the reasons in docs/adr.
+//
 // # Concurrency
 //
-// Start and Stop are for one goroutine; Snapshot, Status and Ready for any.
+// Start and Stop are for one goroutine; Snapshot, Status, Ready and HandOver for
+// any.
 package daemon

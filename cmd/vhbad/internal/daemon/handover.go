@@ -233,6 +233,9 @@ func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
 	if !d.Ready() {
 		return nil, fmt.Errorf("the daemon is %s: want one that is ready", state(d.state.Load()))
 	}
+	if d.o.Single {
+		return nil, errors.New("the daemon serves a single client, and ends with it")
+	}
 	for i := range d.o.Config.Disks {
 		if disk := &d.o.Config.Disks[i]; disk.File == "" && !r.DiscardMemory {
 			return nil, fmt.Errorf("disk %q is in memory and its content would be lost: --takeover-discard-memory lets it go", disk.Name)

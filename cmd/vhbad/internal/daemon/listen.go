@@ -107,6 +107,42 @@ func (d *Daemon) serveNBD(m *machine) {
 	}
 }
 
+// serveSingle serves the one client of Options.Single.
+func (d *Daemon) serveSingle(m *machine) {
+	stopped := make(chan struct{})
+	var l net.Listener
+	if d.o.Conn == nil {
+		l = d.o.Inherited.NBD[0]
+		d.endpoints = []Endpoint{{URI: endpointURI(l.Addr()), AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0])}}
+	}
+	d.push("client", func(ctx context.Context) error {
+		if l != nil {
+			_ = l.Close() // it may have been, after the first client
+		}
+		err := m.server.Shutdown(ctx)
+		if err == nil {
+			<-stopped
+		}
+		return err
+	})
+	go func() {
+		defer close(stopped)
+		defer close(d.clientGone)
+		nc := d.o.Conn
+		if nc == nil {
+			var err error
+			if nc, err = l.Accept(); err != nil {
+				d.log.Debug("no client came", "error", err)
+				return
+			}
+			_ = l.Close() // nobody else is waited for
+		}
+		if err := m.server.ServeConn(nc); err != nil {
+			d.failed <- err
+		}
+	}()
+}
+
 func listen(ctx context.Context, a config.Address) (net.Listener, error) {
 	switch a.Network {
 	case "unix":

@@ -24,10 +24,6 @@ import (
 // spareProcessors are for the port's services and for operations of the daemon.
 const spareProcessors = 64
 
-// payloadShare of the memory is the longest read or write, so that one client's
-// does not keep all others waiting.
-const payloadShare = 4
-
 // machine is everything between the media and the NBD server.
 type machine struct {
 	media   []media.Media // by index of Config.Disks
@@ -90,10 +86,15 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 		Exports: set,
 		Arena:   m.arena,
 		Limits: nbd.Limits{
-			MaxConnections: l.Connections, MaxRequests: l.Requests,
-			MaxPayloadBytes: min(disk.MaxPayloadBytes, m.arena.SizeBytes()/payloadShare),
+			MaxConnections: l.Connections, MaxConnectionsPerPeer: l.ConnectionsPerPeer,
+			MaxRequests: l.Requests, MaxBytesInFlight: int(l.BytesInFlight), MaxPayloadBytes: int(l.Payload),
+			MaxOptions: l.Options, MaxOptionBytes: int(l.OptionBytes),
+			HandshakeTimeout: l.HandshakeTimeout.Std(), ReplyTimeout: l.ReplyTimeout.Std(), IdleTimeout: l.IdleTimeout.Std(),
 		},
 		Log: d.log,
+	}
+	if d.certificates != nil {
+		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
 	}
 	d.setMachine(m)
 	d.push("status", func(context.Context) error {
@@ -109,10 +110,24 @@ func (d *Daemon) setMachine(m *machine) {
 	d.machine = m
 }
 
+func tlsMode(m config.TLSMode) nbd.TLSMode {
+	switch m {
+	case config.TLSOptional:
+		return nbd.TLSOptional
+	case config.TLSRequired:
+		return nbd.TLSRequired
+	case config.TLSOff:
+	}
+	return nbd.TLSOff
+}
+
 func exportList(exports []*export) []nbd.Export {
 	out := make([]nbd.Export, len(exports))
 	for i, e := range exports {
-		out[i] = nbd.Export{Name: e.config.Name, Device: e}
+		out[i] = nbd.Export{
+			Name: e.config.Name, Device: e,
+			Hidden: e.config.Hidden, TLSOnly: e.config.TLSOnly, AllowedNames: e.config.Allow, MaxConnections: e.config.Connections,
+		}
 	}
 	return out
 }

@@ -20,7 +20,11 @@ func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
 	if d.machine == nil {
 		return metrics.Snapshot{}, false
 	}
-	return d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error), true
+	s := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
+	if d.certificates != nil {
+		s.CertificateNotAfter = d.certificates.notAfter()
+	}
+	return s, true
 }
 
 func (m *machine) snapshot(verify bool, complain func(string, ...any)) metrics.Snapshot {
@@ -73,6 +77,7 @@ func (d *Daemon) Status() client.Status {
 	snap := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
 	if d.Ready() { // endpoints do not change from then on
 		st.HTTP = d.httpAddr
+		st.TLS = d.tlsStatus()
 		for _, e := range d.endpoints {
 			st.Listeners = append(st.Listeners, e.URI)
 		}
@@ -88,6 +93,7 @@ func (d *Daemon) Status() client.Status {
 		}
 		st.Connections = append(st.Connections, client.Connection{
 			ID: c.ID, Remote: strings.TrimPrefix(c.Remote, "@"), Export: c.Export, State: phase, InFlight: int(c.InFlight),
+			TLS: c.TLS, Replies: c.Replies, Since: c.Since.Round(0), ReceivedBytes: c.ReceivedBytes, SentBytes: c.SentBytes,
 		})
 	}
 	st.Adapter = adapterStatus(d.machine, &snap)
@@ -95,6 +101,14 @@ func (d *Daemon) Status() client.Status {
 		SizeBytes: snap.Arena.SizeBytes, InUseBytes: snap.Arena.InUseBytes, PeakBytes: snap.Arena.PeakBytes, Waiters: snap.Arena.Waiters,
 	}
 	return st
+}
+
+func (d *Daemon) tlsStatus() *client.TLS {
+	if d.certificates == nil {
+		return nil
+	}
+	c := &d.o.Config.TLS
+	return &client.TLS{Mode: string(c.Mode), VerifyPeer: c.VerifyPeer, NotAfter: d.certificates.notAfter()}
 }
 
 func diskStatus(i int, e *export, snap *metrics.Snapshot) client.Disk {
@@ -105,6 +119,7 @@ func diskStatus(i int, e *export, snap *metrics.Snapshot) client.Disk {
 		SizeBytes: snap.Disks[i].SizeBytes, BlockBytes: uint32(e.config.BlockSize), ReadOnly: snap.Disks[i].ReadOnly,
 		Address: fmt.Sprintf("%d:%d:%d", lu.Path(), lu.Target(), lu.Lun()),
 		Depth:   unit.Depth, Outstanding: unit.Outstanding, Queued: unit.Waiting,
+		Hidden: e.config.Hidden, TLSOnly: e.config.TLSOnly, Allow: e.config.Allow, MaxConnections: e.config.Connections,
 		Operations: []client.Operation{},
 	}
 	var x nbd.ExportStats

@@ -53,6 +53,9 @@ var (
 	inFlight    = desc("requests_in_flight", "NBD requests begun and not answered yet.", "export", "op")
 	connections = desc("connections", "Clients that have the export open.", "export")
 
+	connectionsTLS = desc("connections_tls", "Clients that have the export open by TLS.", "export")
+	certificateEnd = desc("tls_certificate_expiry_timestamp_seconds", "When the server's certificate ends. Absent without TLS.")
+
 	connectionsOpen  = desc("connections_open", "Connections, those that still negotiate included.")
 	connectionsTotal = desc("connections_total", "Connections accepted.")
 	failures         = desc("negotiation_failures_total", "Connections that never reached transmission.", "reason")
@@ -137,6 +140,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	s.disks(&snap)
 	s.connections(&snap.NBD)
+	if end := snap.CertificateNotAfter; !end.IsZero() {
+		s.gauge(certificateEnd, float64(end.Unix()))
+	}
 	s.port(&snap)
 	s.device(&snap)
 	s.memory(&snap)
@@ -147,6 +153,12 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 var noStats nbd.ExportStats
 
 func (s sink) disks(snap *Snapshot) {
+	secure := make(map[string]int)
+	for i := range snap.NBD.Connections {
+		if c := &snap.NBD.Connections[i]; c.TLS != "" && c.Transmitting {
+			secure[c.Export]++
+		}
+	}
 	for i := range snap.Disks {
 		d := &snap.Disks[i]
 		s.gauge(exportInfo, 1, d.Name, d.Backend, strconv.FormatBool(d.ReadOnly))
@@ -156,6 +168,7 @@ func (s sink) disks(snap *Snapshot) {
 			e = &snap.NBD.Exports[at]
 		}
 		s.gauge(connections, float64(e.Connections), d.Name)
+		s.gauge(connectionsTLS, float64(secure[d.Name]), d.Name)
 		for op := range e.Ops {
 			o, name := &e.Ops[op], nbd.Op(op).String()
 			s.counter(requests, o.Requests-o.Errors, d.Name, name, "ok")

@@ -55,6 +55,8 @@ func full() *source {
 		},
 		Arena:  dma.Stats{SizeBytes: 1 << 20},
 		Verify: true,
+
+		CertificateNotAfter: time.Unix(1_800_000_000, 0),
 	}}
 }
 

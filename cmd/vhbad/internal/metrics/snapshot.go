@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"time"
+
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
@@ -20,6 +22,8 @@ type Snapshot struct {
 	Faults   uint64
 	Verify   bool
 	Verifier *port.Verifier // nil-safe
+	// CertificateNotAfter is when the server's certificate ends, zero without TLS.
+	CertificateNotAfter time.Time
 }
 
 // A Disk is one export with the logical unit behind it.

@@ -1,0 +1,226 @@
+package daemon
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+)
+
+// Files of a folder of certificates, as other NBD servers have them.
+//
+// Source: nbdkit-tls(1), "Setting up TLS"; qemu's tls-creds-x509.
+const (
+	authorityFile   = "ca-cert.pem"
+	certificateFile = "server-cert.pem"
+	keyFile         = "server-key.pem"
+	revokedFile     = "ca-crl.pem"
+)
+
+// certificates are a server's, read again when their files change.
+//
+// Concurrency: any goroutine.
+type certificates struct {
+	dir        string
+	verifyPeer bool
+	log        *slog.Logger
+	now        func() time.Time
+
+	mu sync.Mutex
+	// +checklocks:mu
+	current *tls.Config
+	// expiry is when the current certificate ends.
+	// +checklocks:mu
+	expiry time.Time
+	// seen are the files as they were when they were last read, well or not.
+	// +checklocks:mu
+	seen [3]fingerprint
+}
+
+// A fingerprint changes when a file does.
+type fingerprint struct {
+	file   fs.FileInfo // for os.SameFile
+	size   int64
+	change time.Time
+}
+
+// loadCertificates reads the certificates that the configuration names; there
+// are none, and no error, if TLS is off.
+func loadCertificates(c *config.TLS, log *slog.Logger) (*certificates, error) {
+	if c.Mode == config.TLSOff {
+		return nil, nil
+	}
+	s := &certificates{dir: c.Certificates, verifyPeer: c.VerifyPeer, log: log, now: time.Now}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.changedLocked(); err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	if err := s.loadLocked(); err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	return s, nil
+}
+
+// config is the configuration of one more TLS handshake. Files that are being
+// replaced, and do not fit each other yet, leave the last good ones in force.
+func (s *certificates) config() *tls.Config {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed, err := s.changedLocked()
+	if changed && err == nil {
+		if err = s.loadLocked(); err == nil {
+			s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.expiry)
+		}
+	}
+	if err != nil && changed {
+		s.log.Error("certificates are not replaced", "error", err)
+	}
+	return s.current
+}
+
+// notAfter is when the certificate ends.
+func (s *certificates) notAfter() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expiry
+}
+
+// files are those that matter.
+func (s *certificates) files() []string {
+	files := []string{certificateFile, keyFile}
+	if s.verifyPeer {
+		files = append(files, authorityFile)
+	}
+	return files
+}
+
+// changedLocked looks whether a file is another one than the last time.
+//
+// +checklocks:s.mu
+func (s *certificates) changedLocked() (bool, error) {
+	changed := false
+	var errs []error
+	for i, name := range s.files() {
+		var f fingerprint
+		fi, err := os.Stat(filepath.Join(s.dir, name))
+		if err == nil {
+			f = fingerprint{file: fi, size: fi.Size(), change: fi.ModTime()}
+		} else {
+			errs = append(errs, s.explain(name, err))
+		}
+		old := s.seen[i]
+		same := f.size == old.size && f.change.Equal(old.change) && (f.file == nil) == (old.file == nil) &&
+			(f.file == nil || os.SameFile(f.file, old.file))
+		if !same {
+			changed = true
+			s.seen[i] = f
+		}
+	}
+	return changed, errors.Join(errs...)
+}
+
+// explain says what a file that cannot be read is for.
+func (s *certificates) explain(name string, err error) error {
+	what := map[string]string{
+		certificateFile: "the server's certificate, with those between it and its authority",
+		keyFile:         "the key of " + certificateFile,
+		authorityFile:   "the authority that verify-peer wants clients' certificates from",
+	}[name]
+	return fmt.Errorf("%w: want %s", err, what)
+}
+
+// loadLocked reads the files.
+//
+// +checklocks:s.mu
+func (s *certificates) loadLocked() error {
+	keyPath := filepath.Join(s.dir, keyFile)
+	fi, err := os.Stat(keyPath)
+	if err != nil {
+		return s.explain(keyFile, err)
+	}
+	if fi.Mode().Perm()&0o007 != 0 {
+		return fmt.Errorf("%s: mode %04o lets everybody at the key: want 0640 or less (chmod o= %s)", keyPath, fi.Mode().Perm(), keyPath)
+	}
+	key, err := os.ReadFile(keyPath)
+	if err != nil {
+		return s.explain(keyFile, err)
+	}
+	certPath := filepath.Join(s.dir, certificateFile)
+	cert, err := os.ReadFile(certPath)
+	if err != nil {
+		return s.explain(certificateFile, err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("%s with %s: %w", certPath, keyFile, err)
+	}
+	if err := s.checkTime(certPath, pair.Leaf); err != nil {
+		return err
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	if s.verifyPeer {
+		if c.ClientCAs, err = s.readAuthority(); err != nil {
+			return err
+		}
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	s.current, s.expiry = c, pair.Leaf.NotAfter
+	return nil
+}
+
+// readAuthority reads whose certificates clients are to have.
+func (s *certificates) readAuthority() (*x509.CertPool, error) {
+	path := filepath.Join(s.dir, authorityFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, s.explain(authorityFile, err)
+	}
+	pool, n := x509.NewCertPool(), 0
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if err := s.checkTime(path, c); err != nil {
+			return nil, err
+		}
+		pool.AddCert(c)
+		n++
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("%s: no certificate in it: want PEM", path)
+	}
+	// To take a list and let in whom it revokes would be worse than to refuse it.
+	revoked := filepath.Join(s.dir, revokedFile)
+	if _, err := os.Lstat(revoked); !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: revocation lists are not supported: want clients' names in allow, or another authority", revoked)
+	}
+	return pool, nil
+}
+
+func (s *certificates) checkTime(path string, c *x509.Certificate) error {
+	switch now := s.now(); {
+	case now.After(c.NotAfter):
+		return fmt.Errorf("%s: expired on %s: want a new one", path, c.NotAfter.Format(time.DateTime))
+	case now.Before(c.NotBefore):
+		return fmt.Errorf("%s: not valid before %s: is the clock right?", path, c.NotBefore.Format(time.DateTime))
+	}
+	return nil
+}
