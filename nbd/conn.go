@@ -42,8 +42,9 @@ type Conn struct {
 	ctx     context.Context // ends when the connection is dead
 	cancel  context.CancelFunc
 
-	tls  string // version and cipher suite, empty without TLS
-	peer peer   // nobody if peers are not counted
+	tls        string // version and cipher suite, empty without TLS
+	clientName string // the first in the client's verified certificate, if any
+	peer       peer   // nobody if peers are not counted
 
 	// transmitting is guarded by Server.mu, and so is whether the connection
 	// counts as one of an export's.

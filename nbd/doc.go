@@ -8,7 +8,7 @@
 // # Parts
 //
 //	Server        listeners, the registry of connections, draining, statistics
-//	  negotiation the handshake of one connection (handshake.go, option.go)
+//	  negotiation the handshake of one connection, see below
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
@@ -57,9 +57,19 @@
 // No lock is held over Session.Submit or a system call on the socket. The
 // right to send belongs to one goroutine at a time: Conn.flushing.
 //
+// # Handshake
+//
+// One goroutine reads one option after the other, exactly and never ahead, and
+// answers it (handshake.go, option.go, metacontext.go, tls.go). What it settles
+// is an agreement, of which STARTTLS leaves nothing. Every option that names an
+// export asks access.go, so that no way in is more lenient than another.
+//
+// A client that goes without the export it wanted is counted by the reason,
+// NegotiationFailure, and leaves one line in the log: a warning, or if it never
+// said a word, as probes of a port do, a line of level debug.
+//
 // # What is absent
 //
-// TLS, structured replies, meta contexts with block status and extended headers
-// are refused as the protocol asks (ERR_UNSUP). The seams for them: stream for
-// TLS, sender.appendReply for reply formats, decodeRequest for header formats.
+// Commands and contexts that hardly a client uses: RESIZE, and meta contexts
+// other than base:allocation. TLS has certificates only, no pre-shared keys.
 package nbd

@@ -220,14 +220,11 @@ func (n *negotiation) option() (verdict, error) {
 
 // answer answers an option that came in full.
 func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
-	if n.c.server.TLSMode == TLSRequired && !n.secured() {
-		switch id {
-		case optAbort, optStartTLS:
-		case optExportName:
+	if n.needsTLS(id) {
+		if id == optExportName {
 			return 0, because(NegotiationTLSRequired)
-		default:
-			return haggle, n.turnAway(id, errTLSFirst)
 		}
+		return haggle, n.turnAway(id, errTLSFirst)
 	}
 	switch id {
 	case optExportName:
@@ -262,10 +259,19 @@ func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, err
 	if _, err := io.CopyN(io.Discard, n.c.wire, int64(h.Length)); err != nil {
 		return 0, err
 	}
-	if h.ID == optAbort {
-		return n.answer(h.ID, nil)
+	message := fmt.Sprintf("option %d with %d bytes of data: want at most %d", h.ID, h.Length, n.c.limits.MaxOptionBytes)
+	if n.needsTLS(h.ID) {
+		return haggle, n.turnAway(h.ID, errTLSFirst)
 	}
-	return haggle, n.refuse(h.ID, repErrTooBig, fmt.Sprintf("option %d with %d bytes of data: want at most %d", h.ID, h.Length, n.c.limits.MaxOptionBytes))
+	switch h.ID {
+	case optAbort:
+		return n.answer(h.ID, nil)
+	case optInfo, optGo, optListMetaContext, optSetMetaContext:
+		return haggle, n.refuse(h.ID, repErrTooBig, message)
+	case optList, optStartTLS, optStructuredReply, optExtendedHeaders:
+		return haggle, n.refuse(h.ID, repErrInvalid, message) // they should have none
+	}
+	return n.answer(h.ID, nil) // unknown whatever its data
 }
 
 // reply sends one option reply, its data being the concatenation of parts.

@@ -253,8 +253,10 @@ func TestOptions_Overlong(t *testing.T) {
 		reason nbd.NegotiationFailure
 	}{
 		{"at the limit", unknownOption, 5000, "ERR_UNSUP", nbd.NegotiationFailureCount},
-		{"just beyond", unknownOption, 5001, "ERR_TOO_BIG", nbd.NegotiationFailureCount},
-		{"known option", list, 64 << 10, "ERR_TOO_BIG", nbd.NegotiationFailureCount},
+		{"just beyond", info, 5001, "ERR_TOO_BIG", nbd.NegotiationFailureCount},
+		{"meta contexts", setContexts, 64 << 10, "ERR_TOO_BIG", nbd.NegotiationFailureCount},
+		{"without data", list, 64 << 10, "ERR_INVALID", nbd.NegotiationFailureCount},
+		{"unknown", unknownOption, 64 << 10, "ERR_UNSUP", nbd.NegotiationFailureCount},
 		{"too much", unknownOption, 64<<10 + 1, "", nbd.NegotiationOptionTooLong},
 		{"no error reply", exportName, 5001, "", nbd.NegotiationOptionTooLong},
 	}

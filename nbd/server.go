@@ -267,7 +267,7 @@ func (s *Server) run(c *Conn) {
 	}
 	end, ok := c.negotiate()
 	if ok {
-		log.Info("connected", "export", c.export.Name, "replies", c.agreed.String(), "tls", c.tls)
+		log.Info("connected", "export", c.export.Name, "replies", c.agreed.String(), "tls", c.tls, "client", c.clientName)
 		c.transmit()
 		log.Info("disconnected", "export", c.export.Name, "reason", CloseReason(c.reason.Load()).String())
 	} else {

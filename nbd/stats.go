@@ -167,6 +167,7 @@ type ConnStats struct {
 	Export       string // empty while it negotiates
 	Transmitting bool
 	TLS          string // version and cipher suite, empty without TLS or while it negotiates
+	ClientName   string // the first name in the client's verified certificate
 	Replies      string // "simple", "structured" or "extended"; empty while it negotiates
 	// Closing means that the client is gone, and the connection waits for the
 	// device to complete what is in flight.
@@ -245,7 +246,7 @@ func (s *Server) Snapshot() Stats {
 		cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
 		if c.transmitting {
 			cs.Transmitting = true
-			cs.TLS, cs.Replies = c.tls, c.agreed.String()
+			cs.TLS, cs.ClientName, cs.Replies = c.tls, c.clientName, c.agreed.String()
 			cs.Closing = c.dead.Load()
 			cs.Export = c.export.Name
 			cs.ReceivedBytes = c.receivedBytes.Load()

@@ -74,6 +74,9 @@ func (n *negotiation) startTLS(data []byte) error {
 	if len(state.VerifiedChains) > 0 { // else the certificate is anybody's word
 		n.names = certificateNames(state.PeerCertificates[0])
 	}
+	if len(n.names) > 0 {
+		c.clientName = n.names[0]
+	}
 	c.wire = t
 	c.tls = fmt.Sprintf("%s %s", tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite))
 	n.haggled = haggled{}
@@ -106,6 +109,13 @@ func certificateNames(c *x509.Certificate) []string {
 		names = append(names, u.String())
 	}
 	return names
+}
+
+// needsTLS says whether option id is refused for lack of TLS.
+//
+// Source: proto.md, "FORCEDTLS mode".
+func (n *negotiation) needsTLS(id uint32) bool {
+	return n.c.server.TLSMode == TLSRequired && !n.secured() && id != optAbort && id != optStartTLS
 }
 
 // secured says whether the client has TLS.

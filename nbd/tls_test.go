@@ -25,7 +25,7 @@ func serveTLS(config *tls.Config) func() *tls.Config {
 // newTLSServer returns a server of twoExports with TLS.
 func newTLSServer(t *testing.T, mode nbd.TLSMode, config *tls.Config) *testServer {
 	t.Helper()
-	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: payloadBytes}, arenaBytes, twoExports()...)
+	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: payloadBytes, MaxOptionBytes: 40_000}, arenaBytes, twoExports()...)
 	s.TLSMode, s.TLSConfig = mode, serveTLS(config)
 	return s
 }
@@ -76,6 +76,7 @@ func TestTLSModes(t *testing.T) {
 		{"STARTTLS with data", startTLS, []byte{0}, all("ERR_INVALID")},
 		{"LIST", list, nil, unlessRequired("SERVER disk0 (the disk); SERVER tiny (); ACK")},
 		{"INFO", info, infoData("disk0"), unlessRequired(diskAck)},
+		{"INFO beyond the limit", info, make([]byte, 50_000), unlessRequired("ERR_TOO_BIG")},
 		{"INFO of none", info, infoData("nix"), unlessRequired("ERR_UNKNOWN")},
 		{"INFO malformed", info, nil, unlessRequired("ERR_INVALID")},
 		{"GO", goTo, infoData("disk0"), unlessRequired(diskAck)},
@@ -350,6 +351,10 @@ func TestAllowedNames(t *testing.T) {
 			h.want(setContexts, contextData("named", "base:allocation"), chosen)
 			if tt.want == yes {
 				h.want(goTo, infoData("named"), yes)
+				st := s.waitStats("transmission", func(st nbd.Stats) bool { return st.Connections[0].Transmitting })
+				if got := st.Connections[0].ClientName; got != nbdtest.ClientName {
+					t.Errorf("the client is called %q, want %q", got, nbdtest.ClientName)
+				}
 				return
 			}
 			h.want(goTo, infoData("named"), tt.want)
