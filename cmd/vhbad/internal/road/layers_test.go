@@ -71,7 +71,7 @@ type tracedSession struct {
 	r *recorder
 }
 
-var opNames = [nbd.OpCount]string{"read", "write", "flush", "trim", "write zeroes", "cache"}
+var opNames = [nbd.OpCount]string{"read", "write", "flush", "trim", "write zeroes", "cache", "block status"}
 
 func (s *tracedSession) Submit(batch []*nbd.Request) {
 	for _, q := range batch {

@@ -40,6 +40,8 @@ type road struct {
 	arena  *dma.Arena
 	iommu  *dma.IOMMU
 	path   string
+	unit   *target.Unit
+	disk   *disk.Disk
 }
 
 func newRoad(t testing.TB, s shape) *road {
@@ -66,6 +68,7 @@ func newRoad(t testing.TB, s shape) *road {
 	unit, err := target.NewUnit(medium, target.Config{Serial: "disk0", BlockBytes: 512, WriteCache: true})
 	must(err)
 	must(device.AddUnit(0, 0, unit))
+	w.unit = unit
 	w.system = port.NewSystem(port.SystemConfig{IOMMU: w.iommu, Verify: !s.fast, HoldLimit: time.Minute})
 	p, err := w.system.NewProcessor("start")
 	must(err)
@@ -85,6 +88,7 @@ func newRoad(t testing.TB, s shape) *road {
 	must(adapter.Enumerate(p))
 	d, err := disk.Attach(p, adapter.LogicalUnits()[0], disk.Options{Arena: w.arena})
 	must(err)
+	w.disk = d
 	var nd nbd.Device = d
 	if s.device != nil {
 		nd = s.device(d)
