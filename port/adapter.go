@@ -432,9 +432,11 @@ func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
 // stop is StopContext with what is sent last to each unit of a miniport that
 // caches data.
 func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) error {
+	if err := p.mayWait(a, routineStop); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
 	defer cancel()
-	p.check(a, routineStop)
 	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
@@ -510,7 +512,9 @@ func (a *Adapter) Outstanding() []string {
 //
 // Level: Passive.
 func (a *Adapter) Restart(p *Processor) error {
-	p.check(a, routineRestart)
+	if err := p.mayWait(a, routineRestart); err != nil {
+		return err
+	}
 	if a.state.Load() != adapterStopped {
 		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
 	}

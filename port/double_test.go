@@ -185,12 +185,26 @@ func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *benc
 	if c.HoldLimit == 0 {
 		c.HoldLimit = time.Hour
 	}
+	c.Verify = true
+	b := newUncheckedBench(t, d, o, c)
+	t.Cleanup(func() {
+		if !t.Failed() { // SRBs may be out, and Remove waits for them
+			b.remove()
+		}
+	})
+	return b
+}
+
+// newUncheckedBench is newBenchIn without a verifier, unless c has one, and
+// without the removal at the end.
+func newUncheckedBench(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *bench {
+	t.Helper()
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, arena: arena, d: d, w: &wire{messages: max(1, d.messages)}}
-	c.IOMMU, c.Verify = dma.NewIOMMU(arena), true
+	c.IOMMU = dma.NewIOMMU(arena)
 	b.sys = newSystem(t, c)
 	b.p = b.processor("test")
 	b.a, err = b.sys.AddAdapter(b.p, b.w, d, o)
@@ -198,16 +212,15 @@ func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *benc
 		t.Fatal(err)
 	}
 	b.lu = b.a.unitAt(0, 0, 0)
-	t.Cleanup(func() {
-		if t.Failed() {
-			return // SRBs may be out, and Remove waits for them
-		}
-		for _, srb := range d.take() {
-			d.complete(b.p, srb)
-		}
-		b.a.Remove(b.p)
-	})
 	return b
+}
+
+// remove completes what the driver holds and removes the adapter.
+func (b *bench) remove() {
+	for _, srb := range b.d.take() {
+		b.d.complete(b.p, srb)
+	}
+	b.a.Remove(b.p)
 }
 
 // newSystem makes a system whose lock order joins that of all tests, unless the

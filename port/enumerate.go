@@ -42,7 +42,9 @@ func (c waitCompleter) CompleteSRB(*Processor, *SRB) { c <- struct{}{} }
 //
 // Level: Passive; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
-	p.check(a, routineEnumerate)
+	if err := p.mayWait(a, routineEnumerate); err != nil {
+		return err
+	}
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
 	if a.state.Load() != adapterRunning {

@@ -12,12 +12,17 @@ import (
 // When Submit returns to Passive it has delivered the interrupts and run the
 // DPCs that arrived on p, so SRBs may have completed before it returns.
 //
-// Level: Passive or Dispatch, no lock held. Ownership: the SRBs are the port's
-// until their Completer is called; the slice is the caller's again on return.
+// Level: Passive or Dispatch, no lock held; from anywhere else the SRBs complete
+// with StatusInvalidRequest. Ownership: the SRBs are the port's until their
+// Completer is called; the slice is the caller's again on return.
 func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	a := lu.a
-	p.check(a, routineSubmit)
 	old := p.raise(Dispatch)
+	if !p.check(a, routineSubmit) {
+		lu.refuse(p, batch)
+		p.lower(old)
+		return
+	}
 	var run srbQueue
 	yieldPoint("Submit: reserve")
 	credits := a.reserve(len(batch))
@@ -175,6 +180,18 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 	}
 	for run.head != nil {
 		a.start(p, &run)
+	}
+}
+
+// refuse completes SRBs that were submitted from where none may be.
+func (lu *LogicalUnit) refuse(p *Processor, batch []*SRB) {
+	for _, s := range batch {
+		if !s.owner.CompareAndSwap(ownerClass, ownerPort) {
+			panic("port: submitted while it belongs to the port or the miniport: " + s.String())
+		}
+		s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
+		s.SenseBytes = 0
+		p.finishByPort(s, StatusInvalidRequest)
 	}
 }
 

@@ -63,12 +63,11 @@ func (l *spinLock) String() string {
 	return fmt.Sprintf("%s lock %d", rankNames[l.rank], l.index)
 }
 
-// acquire takes l. With the verifier on, it reports a breach of the lock order
-// and refuses a lock that p holds already, which would otherwise hang.
+// acquire takes l. It refuses a lock that p holds already, which would hang.
 //
 // +checklocksignore: the lock is held on return, and tracked at run time.
 func (l *spinLock) acquire(p *Processor) bool {
-	if p.verify && !p.mayAcquire(l) {
+	if p.nheld != 0 && !p.mayAcquire(l) {
 		return false
 	}
 	yieldLock("lock", &l.mu)
@@ -266,8 +265,8 @@ type LockHandle struct {
 // to Dispatch. d names the DPC for DpcLock and is nil otherwise.
 //
 // FindAdapter and PassiveInitialize may take none: they get a zero handle, which
-// is no lock. A lock that the processor holds already, or a wrong order,
-// deadlocks; the verifier reports it, and refuses the former with a zero handle.
+// is no lock. So is that of a lock which the processor holds already. A wrong
+// order may deadlock: it panics, or with the verifier on is reported.
 // Source: storport.h StorPortAcquireSpinLock.
 func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandle {
 	if !p.check(a, routineAcquireSpinLock) {

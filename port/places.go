@@ -1,6 +1,9 @@
 package port
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // routineID names a support routine that may not be called from everywhere.
 type routineID uint8
@@ -98,4 +101,16 @@ func (p *Processor) check(_ *Adapter, r routineID) bool {
 		p.violate(CheckCallingPlace, nil, fmt.Sprintf("%s called from %s at %s with %d locks held", places[r].name, p.callback, p.level, p.nheld))
 	}
 	return false
+}
+
+// ErrWrongPlace is the error of a routine that waits, called from where nobody may
+// wait: from a callback above Passive, or with a lock held.
+var ErrWrongPlace = errors.New("called where it may not wait")
+
+// mayWait is check for a routine that waits, as an error.
+func (p *Processor) mayWait(a *Adapter, r routineID) error {
+	if p.check(a, r) {
+		return nil
+	}
+	return fmt.Errorf("%s: %s at %s with %d locks held: %w", a.options.Name, places[r].name, p.level, p.nheld, ErrWrongPlace)
 }

@@ -220,7 +220,9 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 //
 // Level: Passive.
 func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
-	p.check(a, routineResetNow)
+	if err := p.mayWait(a, routineResetNow); err != nil {
+		return err
+	}
 	done := make(chan bool, 1)
 	lu.mu.Lock()
 	busy := lu.gate.Load()&gateRecovering != 0

@@ -48,8 +48,11 @@ func (a *Adapter) Remove(p *Processor) {
 // is still not idle when ctx ends, see StopContext.
 //
 // Level: Passive, once. Errors: those of StopContext and SurpriseRemove. The
-// adapter is gone in any case.
+// adapter is gone in any case but ErrWrongPlace.
 func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
+	if err := p.mayWait(a, routineRemove); err != nil {
+		return err
+	}
 	var err error
 	switch a.state.Load() {
 	case adapterRemoved:
@@ -80,6 +83,9 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 //
 // Level: Passive, once, no SRB of the caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
+	if err := p.mayWait(a, routineRemove); err != nil {
+		return err
+	}
 	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
 	return a.takeAway(p, a.controls[ControlSurpriseRemoval], a.options.ResetTimeout)
 }

@@ -2,6 +2,7 @@ package port
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -281,14 +282,7 @@ var provocations = []struct {
 func TestVerifier_Checks(t *testing.T) {
 	for _, c := range provocations {
 		t.Run(c.name, func(t *testing.T) {
-			clock := &testClock{}
-			d := &driver{model: FullDuplex}
-			d.passiveInit = func(p *Processor) bool {
-				for i := range d.dpcs {
-					d.a.InitializeDpc(p, &d.dpcs[i], func(*Processor, *Dpc) {})
-				}
-				return true
-			}
+			clock, d := &testClock{}, driverWithDpcs()
 			if c.prepare != nil {
 				c.prepare(d, clock)
 			}
@@ -298,6 +292,128 @@ func TestVerifier_Checks(t *testing.T) {
 			}
 			b.wantOnly(c.check, c.in)
 		})
+	}
+}
+
+// driverWithDpcs is a driver with both its DPCs ready.
+func driverWithDpcs() *driver {
+	d := &driver{model: FullDuplex}
+	d.passiveInit = func(p *Processor) bool {
+		for i := range d.dpcs {
+			d.a.InitializeDpc(p, &d.dpcs[i], func(*Processor, *Dpc) {})
+		}
+		return true
+	}
+	return d
+}
+
+// A5, without a verifier: whatever it would report has an outcome that is the
+// same each time, and never hangs. Most of it returns, as the routines say; what
+// would corrupt memory or deadlock sooner or later is a panic.
+func TestA5_WithoutVerifier(t *testing.T) {
+	panics := map[string]string{
+		"V1 completed twice": "not the miniport's",
+		"V1 completed after BuildIo returned false and after completion": "not the miniport's",
+		"V1 completed without having been submitted":                     "not the miniport's",
+		"V6 order":                              "StartIo lock taken while holding interrupt lock 0",
+		"V6 released without having been taken": "release of StartIo lock, which is not held",
+	}
+	for _, c := range provocations {
+		t.Run(c.name, func(t *testing.T) {
+			clock, d := &testClock{}, driverWithDpcs()
+			if c.prepare != nil {
+				c.prepare(d, clock)
+			}
+			b := newUncheckedBench(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now})
+			if b.sys.Verifier() != nil {
+				t.Fatal("the verifier is on")
+			}
+			var panicked any
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				defer func() { panicked = recover() }()
+				if c.run != nil {
+					c.run(b, clock)
+				}
+			}()
+			if !await(t, ended, "the end of the misuse") {
+				t.FailNow()
+			}
+			if want := panics[c.name]; want != "" {
+				if text := fmt.Sprint(panicked); panicked == nil || !strings.Contains(text, want) {
+					t.Errorf("panic %q, want %q in it", text, want)
+				}
+				return // with locks held and SRBs out: a process does not live on
+			}
+			if panicked != nil {
+				t.Fatalf("panic: %v", panicked)
+			}
+			if b.p.level != Passive || b.p.nheld != 0 {
+				t.Errorf("after it at %s with %d locks held", b.p.level, b.p.nheld)
+			}
+			removed := make(chan struct{})
+			go func() {
+				defer close(removed)
+				b.remove()
+			}()
+			await(t, removed, "the adapter's removal")
+		})
+	}
+}
+
+// A5: what waits returns ErrWrongPlace from where nobody may wait, and what is
+// submitted there completes; with a verifier, which reports it, and without.
+func TestA5_Misplaced(t *testing.T) {
+	waits := map[string]func(b *bench, p *Processor) error{
+		"Stop":           func(b *bench, p *Processor) error { return b.a.Stop(p) },
+		"Restart":        func(b *bench, p *Processor) error { return b.a.Restart(p) },
+		"Enumerate":      func(b *bench, p *Processor) error { return b.a.Enumerate(p) },
+		"ResetNow":       func(b *bench, p *Processor) error { return b.a.ResetNow(p, b.lu, ResetUnit) },
+		"RemoveContext":  func(b *bench, p *Processor) error { return b.a.RemoveContext(b.t.Context(), p) },
+		"SurpriseRemove": func(b *bench, p *Processor) error { return b.a.SurpriseRemove(p) },
+		"Submit": func(b *bench, p *Processor) error {
+			s := b.srb(nil)
+			s.Completer = nothing{}
+			if b.lu.Submit(p, []*SRB{s}); s.Status != StatusInvalidRequest {
+				return fmt.Errorf("status %s, want INVALID_REQUEST", s.Status)
+			}
+			return ErrWrongPlace
+		},
+	}
+	for name, call := range waits {
+		for _, verify := range []bool{true, false} {
+			for _, where := range []string{"handler", "routine", "StartIo"} {
+				t.Run(fmt.Sprintf("%s from %s verify=%t", name, where, verify), func(t *testing.T) {
+					d := driverWithDpcs()
+					b := newUncheckedBench(t, d, AdapterOptions{}, SystemConfig{Verify: verify, HoldLimit: time.Hour})
+					var got error
+					d.startIo = func(p *Processor, s *SRB) bool {
+						if where == "StartIo" {
+							got = call(b, p)
+						}
+						d.complete(p, s)
+						return true
+					}
+					d.handler = func(p *Processor, _ SyncToken, _ uint16) bool { got = call(b, p); return true }
+					switch where {
+					case "handler":
+						b.w.raise(b.p, 0)
+					case "routine":
+						SynchronizeAccess(b.a, b.p, func(tok SyncToken, _ int) bool { got = call(b, tok.p); return true }, 0)
+					default:
+						b.submitOne()
+					}
+					if !errors.Is(got, ErrWrongPlace) {
+						t.Errorf("%v, want ErrWrongPlace", got)
+					}
+					if verify {
+						b.wantOnly(CheckCallingPlace, " called from ")
+					}
+					b.remove()
+				})
+			}
+		}
 	}
 }
 
