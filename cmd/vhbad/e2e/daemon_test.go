@@ -173,6 +173,24 @@ func (d *daemon) waitReady(t *testing.T) {
 	}
 }
 
+// awaitOutput waits until the server has printed text so often.
+func (d *daemon) awaitOutput(t *testing.T, text string, times int) {
+	t.Helper()
+	timeout := time.After(startTimeout)
+	for {
+		printed, more := d.output.snapshot()
+		n := strings.Count(printed, text)
+		if n >= times {
+			return
+		}
+		select {
+		case <-more:
+		case <-timeout:
+			t.Fatalf("server printed %q %d times, want %d", text, n, times)
+		}
+	}
+}
+
 // waitAccepts waits until a server that prints nothing accepts.
 func (d *daemon) waitAccepts(t *testing.T) {
 	t.Helper()
@@ -281,6 +299,13 @@ func peer(ctx context.Context, t *testing.T, name string, args ...string) *exec.
 // nbdsh runs one of the Python scripts in testdata.
 func nbdsh(t *testing.T, uri, script string) {
 	t.Helper()
+	nbdshScript(t, script, "-u", uri)
+}
+
+// nbdshScript runs one of the Python scripts in testdata with h connected as the
+// arguments say.
+func nbdshScript(t *testing.T, script string, connect ...string) {
+	t.Helper()
 	f, err := os.Open(filepath.Join("testdata", script))
 	if err != nil {
 		t.Fatal(err)
@@ -292,7 +317,7 @@ func nbdsh(t *testing.T, uri, script string) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
 	defer cancel()
-	command := peer(ctx, t, "nbdsh", "-u", uri, "-c", "-")
+	command := peer(ctx, t, "nbdsh", append(connect, "-c", "-")...)
 	command.Stdin = f
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("nbdsh %s: %v\n%s", script, err, out)

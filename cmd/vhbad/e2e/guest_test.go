@@ -234,8 +234,8 @@ func (tr transport) uri() string {
 }
 
 // startServer starts the server and waits until it accepts.
-func (g *guest) startServer(tr transport, disk string) error {
-	config := serverConfig{kind: g.kind, binary: g.binary, listen: tr.listen(), disk: disk, folder: "/run"}
+func (g *guest) startServer(tr transport, disk string, extra ...string) error {
+	config := serverConfig{kind: g.kind, binary: g.binary, listen: tr.listen(), disk: disk, folder: "/run", extra: extra}
 	server, err := config.command()
 	if err != nil {
 		return err

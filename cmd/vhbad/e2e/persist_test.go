@@ -296,7 +296,7 @@ func (g *guest) wantNoErrors() error {
 	if err != nil {
 		return err
 	}
-	for _, bad := range []string{"I/O error", "EXT4-fs error", "EXT4-fs warning", "Aborting journal", "shutting down sockets"} {
+	for _, bad := range []string{"I/O error", "EXT4-fs error", "EXT4-fs warning", "Aborting journal"} {
 		if strings.Contains(out, bad) {
 			return fmt.Errorf("the kernel's log has %q:\n%s", bad, tail([]byte(out)))
 		}
