@@ -215,6 +215,53 @@ func TestHouseRules_Mutexes(t *testing.T) {
 	}
 }
 
+// TestHouseRules_Locked wants a lock named in the comment of each function whose
+// name says that it needs one, so that the tool can check the callers. It is for
+// the packages that have such annotations.
+func TestHouseRules_Locked(t *testing.T) {
+	set, files := parseAll(t)
+	annotated := map[string]bool{}
+	for _, f := range files {
+		for _, group := range f.Comments {
+			if locksNamed(group) {
+				annotated[filepath.Dir(f.path)] = true
+			}
+		}
+	}
+	seen := 0
+	for _, f := range files {
+		if !annotated[filepath.Dir(f.path)] {
+			continue
+		}
+		for _, decl := range f.Decls {
+			function, ok := decl.(*ast.FuncDecl)
+			if !ok || !strings.HasSuffix(function.Name.Name, "Locked") {
+				continue
+			}
+			seen++
+			if !locksNamed(function.Doc) {
+				t.Errorf("%s: %s has no line +checklocks:x.mu that names the lock (or +checklocksignore: and why)", set.Position(function.Pos()), function.Name.Name)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no function named somethingLocked found")
+	}
+}
+
+// locksNamed reports whether a comment has a line for the tool checklocks.
+func locksNamed(group *ast.CommentGroup) bool {
+	if group == nil {
+		return false
+	}
+	for _, comment := range group.List {
+		if strings.HasPrefix(strings.TrimSpace(strings.TrimPrefix(comment.Text, "//")), "+checklocks") {
+			return true
+		}
+	}
+	return false
+}
+
 // unfinished finds notes that something is not done.
 var unfinished = regexp.MustCompile(`\b(TODO|FIXME|XXX|HACK)\b`)
 
