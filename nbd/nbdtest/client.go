@@ -107,6 +107,9 @@ type Client struct {
 // NewClient negotiates export on nc with simple replies.
 func NewClient(nc net.Conn, export string) (*Client, error) { return Dial(nc, export, Options{}) }
 
+// Extended says whether the client has extended headers.
+func (c *Client) Extended() bool { return c.extended }
+
 // Send sends commands in one write. With extended headers it adds the flag
 // PAYLOAD_LEN to writes.
 func (c *Client) Send(commands ...Command) error {
