@@ -54,8 +54,8 @@ type Config struct {
 	RingEntries int
 	// Workers is the number of goroutines for commands that would block, 1 to
 	// MaxWorkers. A flush or trim occupies one, so there should be more than
-	// units that flush at once; a quarter, and one at least, is kept for reads and
-	// writes. 0 means DefaultWorkers.
+	// units that flush at once; three of eight are kept for reads, writes
+	// and looks for holes. 0 means DefaultWorkers.
 	Workers int
 	// IOMMU is how the device reaches host memory. Mandatory.
 	IOMMU *dma.IOMMU
@@ -116,11 +116,9 @@ type Device struct {
 	lines [lineCount]recordList
 	// +checklocks:mu
 	arrivals uint64 // in lines, ever
+	// busy counts the workers that run a command of a line.
 	// +checklocks:mu
-	workersBusy int
-	// othersBusy of them run what is no transfer.
-	// +checklocks:mu
-	othersBusy int
+	busy [lineCount]int
 	// controls are the aborts, resets and removals that wait for commands to
 	// end. Each but a removal holds a place in a completion ring.
 	// +checklocks:mu

@@ -18,7 +18,7 @@ func (d *Device) Left() string {
 		return "controls"
 	case d.lines != [lineCount]recordList{}:
 		return "records in line"
-	case d.workersBusy != 0 || d.othersBusy != 0:
+	case d.busy != [lineCount]int{}:
 		return "busy workers"
 	}
 	for i := range d.slots {

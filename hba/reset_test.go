@@ -132,7 +132,7 @@ func TestReset_WhileRunning(t *testing.T) {
 
 // TestQueueDelete drops the commands of one queue pair and leaves the other.
 func TestQueueDelete(t *testing.T) {
-	w, m := slowWorld(t, 2, 3)
+	w, m := slowWorld(t, 2, 4)
 	m.Hold()
 	for _, q := range w.driver.Queues {
 		q.Submit(slow.Flush(1))
@@ -202,7 +202,7 @@ func TestAbort(t *testing.T) {
 // it is: on a worker, in line for one, or still in a ring. Others are left alone.
 func TestResetLun(t *testing.T) {
 	for _, wholeTarget := range []bool{false, true} {
-		w := newWorld(t, hba.Config{QueuePairs: 3, Workers: 4}, hbatest.Config{SubmissionEntries: 16, CompletionEntries: 4})
+		w := newWorld(t, hba.Config{QueuePairs: 3, Workers: 5}, hbatest.Config{SubmissionEntries: 16, CompletionEntries: 4})
 		m := w.attachSlow(t, slow, hbatest.MediaConfig{})
 		third := hbatest.Address{Lun: 2}
 		other := w.attachSlow(t, third, hbatest.MediaConfig{})

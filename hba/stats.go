@@ -54,7 +54,10 @@ func (d *Device) Stats() Stats {
 		Queues:       make([]QueueStats, len(d.slots)),
 	}
 	d.mu.Lock()
-	s.WorkersBusy, s.WaitForWorkers = d.workersBusy, d.lines[lineTransfers].length+d.lines[lineOthers].length
+	for i := range d.lines {
+		s.WorkersBusy += d.busy[i]
+		s.WaitForWorkers += d.lines[i].length
+	}
 	d.mu.Unlock()
 	for i := range d.slots {
 		c, o := &d.slots[i].count, &s.Queues[i]

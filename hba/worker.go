@@ -32,11 +32,13 @@ type record struct {
 
 // A line is one of those in which commands wait for a worker. What may take long
 // has its own, and never gets all workers: however many flushes and trims hang,
-// reads go on. Between the lines, first come is first served.
+// reads go on, and so do looks for holes, which may be for a read. Between the
+// lines, first come is first served.
 type line uint8
 
 const (
 	lineTransfers line = iota // READ and WRITE
+	lineStatus                // GET LBA STATUS, if nothing else has its operation code
 	lineOthers
 	lineCount
 )
@@ -48,17 +50,23 @@ func lineOf(c *Command) line {
 	case scsi.OpRead6, scsi.OpRead10, scsi.OpRead12, scsi.OpRead16,
 		scsi.OpWrite6, scsi.OpWrite10, scsi.OpWrite12, scsi.OpWrite16:
 		return lineTransfers
+	case scsi.OpServiceActionIn16:
+		return lineStatus
 	}
 	return lineOthers
 }
 
-// reservedShare of the workers, but one at least if there are two, is for
-// transfers alone.
-const reservedShare = 4
+// Shares of the workers that are kept, but one at least if there are enough.
+const (
+	transferShare = 4 // for transfers
+	statusShare   = 8 // for transfers and looks for holes
+)
 
-// maxOthers is how many of so many workers may run what is no transfer.
-func maxOthers(workers int) int {
-	return max(1, workers-max(1, workers/reservedShare))
+// kept returns how many of so many workers may run what is no transfer, and how
+// many may run what is no look for holes either.
+func kept(workers int) (maxStatus, maxOthers int) {
+	maxStatus = max(1, workers-max(1, workers/transferShare))
+	return maxStatus, max(1, maxStatus-max(1, workers/statusShare))
 }
 
 // A recordList is a queue of records, first in first out.
@@ -148,17 +156,21 @@ func (d *Device) takeWaitingLocked(match func(*record) bool) (taken recordList) 
 //
 // +checklocks:d.mu
 func (d *Device) nextInLineLocked() (next line, ok bool) {
-	transfer, other := d.lines[lineTransfers].first, d.lines[lineOthers].first
-	if other != nil && d.othersBusy >= maxOthers(d.workers) {
-		other = nil
+	maxStatus, maxOthers := kept(d.workers)
+	others := d.busy[lineOthers]
+	allowed := [lineCount]bool{
+		lineTransfers: true,
+		lineStatus:    d.busy[lineStatus]+others < maxStatus,
+		lineOthers:    d.busy[lineStatus]+others < maxStatus && others < maxOthers,
 	}
-	switch {
-	case other != nil && (transfer == nil || other.arrival < transfer.arrival):
-		return lineOthers, true
-	case transfer != nil:
-		return lineTransfers, true
+	arrival := uint64(0)
+	for i := range d.lines {
+		rec := d.lines[i].first
+		if rec != nil && allowed[i] && (!ok || rec.arrival < arrival) {
+			next, arrival, ok = line(i), rec.arrival, true
+		}
 	}
-	return 0, false
+	return next, ok
 }
 
 // releaseLocked gives a record back to its queue.
@@ -203,10 +215,7 @@ func (d *Device) nextRecord() *record {
 	rec := d.lines[next].pop()
 	rec.state = recordRunning
 	rec.queue.busy++
-	d.workersBusy++
-	if next == lineOthers {
-		d.othersBusy++
-	}
+	d.busy[next]++
 	return rec
 }
 
@@ -228,12 +237,9 @@ func (d *Device) finish(rec *record, out *[1]Completion, src source) {
 		raise = 0
 	}
 	q.busy--
-	d.workersBusy--
-	if rec.line == lineOthers {
-		d.othersBusy--
-		if d.lines[lineOthers].first != nil {
-			d.work.Signal() // this worker may have a transfer to do
-		}
+	d.busy[rec.line]--
+	if rec.line != lineTransfers {
+		d.work.Signal() // another may go now, and this worker may have a transfer to do
 	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {

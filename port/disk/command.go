@@ -28,7 +28,10 @@ type command struct {
 	want      uint32 // bytes that the current step must move
 	step      step
 	tries     int
+	steps     int // that have been done
 	errno     nbd.Errno
+
+	goOn port.WorkItem // continues a long command elsewhere
 
 	failedAt      uint64 // where on the unit errno happened
 	failedAtKnown bool
@@ -55,7 +58,7 @@ const (
 func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	g := c.s.d.geometry.Load()
 	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
-	c.failedAtKnown, c.status = false, statusAnswer{}
+	c.failedAtKnown, c.status, c.steps = false, statusAnswer{}, 0
 	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
 	mask := g.blockBytes - 1
 	if r.Op == nbd.OpTrim {
@@ -252,9 +255,13 @@ func (c *command) wholeBlocks(g *geometry) {
 		c.reset(stepBlocks, scsi.PutUnmap(cdb, false, unmapParameterBytes))
 		c.data(port.FlagDataOut, c.param[:unmapParameterBytes])
 	case nbd.OpWriteZeroes:
-		blocks = min(blocks, g.maxWriteSame)
 		anchor := r.NoHole && r.FastZero // which the unit has promised to be fast
 		unmap := anchor || !r.NoHole && g.unmapZeros
+		if unmap && !anchor {
+			blocks = min(blocks, g.maxRelease)
+		} else {
+			blocks = min(blocks, g.maxWriteSame)
+		}
 		c.reset(stepBlocks, scsi.PutWriteSame16(cdb, lba, uint32(blocks), unmap, anchor, true))
 	case nbd.OpCache:
 		blocks = min(blocks, g.maxPrefetch)
@@ -367,8 +374,16 @@ func (c *command) stepDone(p *port.Processor) {
 		c.finish(p)
 		return
 	}
+	if c.steps++; c.steps%stepsInARow == 0 && c.s.d.adapter.QueueWorkItem(p, &c.goOn) {
+		return
+	}
 	c.advance(p)
 }
+
+// stepsInARow is how many steps of a command may follow each other where the last
+// one completed. On a medium that never blocks that is the connection's goroutine,
+// whose other requests wait meanwhile; so the rest is left to the port's worker.
+const stepsInARow = 16
 
 // passBounce gives the block buffer to the next in line and lets that go on.
 func (c *command) passBounce(p *port.Processor) {

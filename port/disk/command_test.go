@@ -36,7 +36,8 @@ func TestCommand_Steps(t *testing.T) {
 		blockBytes := uint64(512) << rng.IntN(4)
 		size := uint64(64<<40) >> rng.IntN(20)
 		g := &geometry{blocks: size / blockBytes, blockBytes: blockBytes, fua: true, maxTransfer: maxTransfer / blockBytes}
-		g.maxUnmap, g.maxWriteSame, g.maxPrefetch = maxRangeBytes/blockBytes, maxRangeBytes/blockBytes, maxRangeBytes/blockBytes
+		g.maxUnmap, g.maxWriteSame, g.maxPrefetch = maxReleaseBytes/blockBytes, maxRangeBytes/blockBytes, maxRangeBytes/blockBytes
+		g.maxRelease, g.unmapZeros = maxReleaseBytes/blockBytes, rng.IntN(2) == 0
 		r := &nbd.Request{Op: nbd.Op(rng.IntN(int(nbd.OpCount)))}
 		if r.Op == nbd.OpFlush || r.Op == nbd.OpBlockStatus {
 			continue
@@ -75,8 +76,11 @@ func TestCommand_Steps(t *testing.T) {
 		for c.prepare(g) == ready {
 			from, to := stepRange(t, c, blockBytes)
 			limit := uint64(maxRangeBytes)
-			if moves {
+			switch {
+			case moves:
 				limit = maxTransfer
+			case r.Op == nbd.OpTrim, r.Op == nbd.OpWriteZeroes && g.unmapZeros:
+				limit = maxReleaseBytes
 			}
 			switch {
 			case to > size || to-from > limit:

@@ -23,6 +23,9 @@ const MaxPayloadBytes = 64 << 20
 // long before its time is up.
 const maxRangeBytes = 256 << 20
 
+// maxReleaseBytes bounds one that releases blocks, which needs no writing.
+const maxReleaseBytes = 1 << 30
+
 // flushTimeoutFactor is how much more time a flush gets than other commands: it
 // waits for all that was written before.
 // Source: disk.c of the vendor's sample class driver, DiskShutdownFlush.
@@ -87,6 +90,7 @@ type geometry struct {
 	anchor      bool // WRITE SAME can anchor blocks
 	// Limits in blocks for one command.
 	maxTransfer, maxUnmap, maxWriteSame, maxPrefetch uint64
+	maxRelease                                       uint64 // of WRITE SAME with UNMAP
 	preferredBytes                                   uint32
 }
 
@@ -414,8 +418,9 @@ func (d *Disk) limits(g *geometry, l scsi.BlockLimits) {
 	segmentsBytes := uint64(config.NumberOfPhysicalBreaks) * 4096
 	transferBytes := least(uint64(config.MaximumTransferLength), segmentsBytes)
 	g.maxTransfer = max(1, least(transferBytes/g.blockBytes, uint64(l.MaxTransfer)))
-	rangeBlocks := maxRangeBytes / g.blockBytes
-	g.maxUnmap = least(rangeBlocks, uint64(l.MaxUnmap))
+	rangeBlocks, releaseBlocks := maxRangeBytes/g.blockBytes, maxReleaseBytes/g.blockBytes
+	g.maxUnmap = least(releaseBlocks, uint64(l.MaxUnmap))
+	g.maxRelease = least(releaseBlocks, l.MaxWriteSame)
 	g.maxWriteSame = least(rangeBlocks, l.MaxWriteSame)
 	g.maxPrefetch = least(rangeBlocks, uint64(l.MaxPrefetch))
 	if l.MaxUnmap == 0 {

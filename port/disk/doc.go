@@ -27,8 +27,10 @@
 // anchors blocks (ANC_SUP); then WRITE SAME goes out with UNMAP and ANCHOR. The
 // parts of blocks at both ends are written in any case.
 //
-// What covers much and moves nothing goes in pieces of 256 MiB, one at a time; the
-// rest is given up if the client has gone.
+// What covers much and moves nothing goes in pieces of 256 MiB, or 1 GiB if blocks
+// are only released, one at a time. The rest is given up if the client has gone,
+// and after some pieces left to the port's worker, so that a medium that never
+// blocks does not keep the connection's goroutine.
 //
 // # Holes
 //

@@ -175,6 +175,7 @@ func (s *session) newCommand() (*command, error) {
 	s.params = s.params[paramBytes:]
 	c.one[0] = srb
 	srb.Completer = c
+	c.goOn.Routine = c.advance
 	return c, nil
 }
 

@@ -1,6 +1,7 @@
 package road
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -23,6 +24,7 @@ import (
 // A shape says how a road is built, and lets a test wrap its layers.
 type shape struct {
 	queues, ringEntries int
+	workers             int  // 2 if zero
 	strict, fast        bool // fast: without the verifier
 	options             miniport.Options
 	sizeBytes           int64
@@ -63,7 +65,7 @@ func newRoad(t testing.TB, s shape) *road {
 	if s.medium != nil {
 		medium = s.medium(memory)
 	}
-	device, err := hba.New(hba.Config{QueuePairs: s.queues, Workers: 2, IOMMU: w.iommu})
+	device, err := hba.New(hba.Config{QueuePairs: s.queues, Workers: cmp.Or(s.workers, 2), IOMMU: w.iommu})
 	must(err)
 	unit, err := target.NewUnit(medium, target.Config{Serial: "disk0", BlockBytes: 512, WriteCache: true})
 	must(err)
