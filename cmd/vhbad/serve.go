@@ -297,6 +297,7 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	}
 
 	var broken error
+	var hurry <-chan os.Signal = signals
 	select {
 	case sig := <-signals:
 		log.Info("stopping", "signal", sig.String())
@@ -304,12 +305,26 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		log.Info("stopping: the client is gone")
 	case <-d.HandedOver():
 		log.Info("stopping: another daemon takes over")
+		hurry = afterFirst(signals)
 	case broken = <-d.Failed():
 		log.Error("stopping: a listener failed", "error", broken)
 	case <-cmd.Context().Done():
 		broken = cmd.Context().Err()
 	}
-	return errors.Join(broken, stop(d, c.Limits.DrainTimeout.Std(), signals, log))
+	return errors.Join(broken, stop(d, c.Limits.DrainTimeout.Std(), hurry, log))
+}
+
+// afterFirst passes all signals on but the first: it asks for what is under way
+// already.
+func afterFirst(signals <-chan os.Signal) <-chan os.Signal {
+	rest := make(chan os.Signal, 1)
+	go func() {
+		<-signals
+		for {
+			rest <- <-signals
+		}
+	}()
+	return rest
 }
 
 // takeOver asks the daemon that runs for its place, if it is to.

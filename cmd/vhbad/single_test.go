@@ -34,7 +34,7 @@ func talk(t *testing.T, rw io.ReadWriter) {
 
 // single is `vhbad serve --single`.
 func single(args ...string) (cmd *exec.Cmd, stderr *bytes.Buffer) {
-	cmd = exec.Command("vhbad", append([]string{"serve", "--single", "--disk", "d=memory:1MiB"}, args...)...)
+	cmd = exec.Command("vhbad", append([]string{"serve", "--single", "--memory", "32MiB", "--disk", "d=memory:1MiB"}, args...)...)
 	stderr = &bytes.Buffer{}
 	cmd.Stderr = stderr
 	return cmd, stderr
@@ -109,7 +109,7 @@ func TestServe_SingleActivated(t *testing.T) {
 	}
 	defer func() { _ = f.Close() }()
 	stderr := &bytes.Buffer{}
-	cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec vhbad serve --single --disk d=memory:1MiB")
+	cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec vhbad serve --single --memory 32MiB --disk d=memory:1MiB")
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestServe_FDNames(t *testing.T) {
 	}
 	run := func(names string) (*exec.Cmd, *bytes.Buffer) {
 		stderr := &bytes.Buffer{}
-		cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES="+names+" exec vhbad serve --http none --disk d=memory:1MiB")
+		cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES="+names+" exec vhbad serve --http none --memory 32MiB --disk d=memory:1MiB")
 		cmd.ExtraFiles, cmd.Stderr = files, stderr
 		return cmd, stderr
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,7 +15,7 @@ import (
 func startServe(t *testing.T, args ...string) (cmd *exec.Cmd, stderr *bytes.Buffer) {
 	t.Helper()
 	stderr = &bytes.Buffer{}
-	cmd = exec.Command("vhbad", append([]string{"serve", "--http", "none", "--log-format", "json"}, args...)...)
+	cmd = exec.Command("vhbad", append([]string{"serve", "--http", "none", "--log-format", "json", "--memory", "32MiB"}, args...)...)
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -65,7 +66,7 @@ func TestServe_TakeOverMemory(t *testing.T) {
 	dir := t.TempDir()
 	args := []string{"--admin", filepath.Join(dir, "a.sock"), "--listen", "unix://" + filepath.Join(dir, "n.sock"), "--disk", "ram=memory:1MiB"}
 	first, firstLog := startServe(t, args...)
-	out, err := exec.Command("vhbad", append([]string{"serve", "--http", "none", "--takeover"}, args...)...).CombinedOutput()
+	out, err := exec.Command("vhbad", append([]string{"serve", "--http", "none", "--memory", "32MiB", "--takeover"}, args...)...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), `disk "ram" is in memory`) {
 		t.Errorf("%v, want a refusal that names the disk:\n%s", err, out)
 	}
@@ -79,5 +80,17 @@ func TestServe_TakeOverMemory(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v, want exit code 0\n%s", err, log)
 		}
+	}
+}
+
+// Who has been asked to stop by another daemon is not in a hurry because of one
+// signal.
+func TestAfterFirst(t *testing.T) {
+	signals := make(chan os.Signal)
+	rest := afterFirst(signals)
+	signals <- syscall.SIGTERM
+	signals <- syscall.SIGINT
+	if got := <-rest; got != syscall.SIGINT {
+		t.Errorf("got %v, want the second signal", got)
 	}
 }

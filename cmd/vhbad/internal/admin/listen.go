@@ -143,15 +143,26 @@ func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error)
 		return nil, plain(err)
 	}
 	if chown {
-		err = os.Lchown(s.Path, s.UID, s.GID)
-		if err == nil {
-			err = os.Chmod(s.Path, cmp.Or(s.Perm, ownedPerm))
-		}
-		if err != nil {
+		if err := s.Shape(); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
 	}
 	return l.(*net.UnixListener), nil
+}
+
+// Shape gives a socket that is there its owner and permissions.
+func (s UnixSocket) Shape() error {
+	perm := s.Perm
+	if s.UID >= 0 || s.GID >= 0 {
+		if err := os.Lchown(s.Path, s.UID, s.GID); err != nil {
+			return err
+		}
+		perm = cmp.Or(perm, ownedPerm)
+	}
+	if perm == 0 {
+		return nil
+	}
+	return os.Chmod(s.Path, perm)
 }
 
 // ownedPerm are the permissions of a socket with an owner if none are given.

@@ -48,7 +48,8 @@ const (
 	idleTimeout  = 60 * time.Second
 )
 
-// Serve answers with h on l, which it closes, until Close.
+// Serve answers with h on l, which it closes, until Close. If somebody else
+// closes l, it serves the connections that there are.
 func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	s := &Server{done: make(chan struct{})}
 	s.http = http.Server{
@@ -62,7 +63,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	}
 	go func() {
 		defer close(s.done)
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Error("HTTP listener failed", "listener", l.Addr().String(), "error", err)
 		}
 	}()
@@ -72,6 +73,9 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 // Close lets requests finish until ctx ends, and stops.
 func (s *Server) Close(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // the listener was closed already
+	}
 	if err != nil {
 		err = errors.Join(err, s.http.Close())
 	}

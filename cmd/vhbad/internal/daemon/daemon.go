@@ -79,6 +79,9 @@ type Daemon struct {
 	steps []step
 	// sockets do not change once the daemon is ready.
 	sockets []*socket
+	// reshape are the unix sockets taken over, which may want another mode or
+	// owner.
+	reshape []admin.UnixSocket
 	// failed gets the error of a listener that broke.
 	failed chan error
 
@@ -205,6 +208,11 @@ func (d *Daemon) startFront(ctx context.Context) error {
 		if err := p.sayGo(); err != nil {
 			return err
 		}
+		for _, u := range d.reshape {
+			if err := u.Shape(); err != nil {
+				return fmt.Errorf("socket %s: %w", u.Path, err)
+			}
+		}
 	}
 	serveControl()
 	if p == nil {
@@ -274,6 +282,14 @@ func (d *Daemon) openOne(purpose, origin string, inherited net.Listener, open fu
 		var err error
 		if l, err = d.o.Predecessor.take(purpose, origin); err != nil {
 			return nil, err
+		}
+		if l == nil { // or what a service manager gave the predecessor
+			if l, err = d.o.Predecessor.take(purpose, ""); err != nil {
+				return nil, err
+			}
+			if l != nil {
+				origin = ""
+			}
 		}
 		if l == nil {
 			if l, err = open(); err != nil {

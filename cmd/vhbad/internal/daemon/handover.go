@@ -283,6 +283,9 @@ func (d *Daemon) offer(c *net.UnixConn) error {
 	}
 	for _, s := range d.sockets {
 		s.leave()
+		if s.purpose != purposeNBD { // the NBD server closes its own
+			_ = s.Close() // the successor has it
+		}
 	}
 	// It may be gone: the sockets are left all the same, for there is no way to
 	// tell.

@@ -41,10 +41,19 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 	for _, a := range d.o.Config.Listen {
 		origin := config.Address{Network: a.Network, Target: a.Target}.String()
 		l, err := d.o.Predecessor.take(purposeNBD, origin)
-		if l == nil && err == nil {
+		switch {
+		case err != nil:
+		case l == nil:
 			l, err = listen(ctx, a)
+		case a.Network == "unix":
+			var u admin.UnixSocket
+			u, err = unixSocket(a)
+			d.reshape = append(d.reshape, u)
 		}
 		if err != nil {
+			if l != nil {
+				_ = l.Close() // it is the predecessor's
+			}
 			return fmt.Errorf("listen on %s: %w", a, err)
 		}
 		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD, origin: origin})

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,5 +240,173 @@ func TestTakeOver_Nobody(t *testing.T) {
 	}()
 	if _, err := s.takeOver(t, client.HandOver{}); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a daemon that knows no hand-over: %v", err)
+	}
+}
+
+// What the new daemon does not want is closed, and its path removed; what a
+// service manager opened is taken along.
+func TestTakeOver_OtherAddresses(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	dropped := filepath.Join(s.dir, "dropped.sock")
+	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: dropped})
+	managed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := s.options(t)
+	o.Inherited = Sockets{NBD: []net.Listener{managed}, HTTP: web}
+	old, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		<-old.HandedOver()
+		done <- old.Stop(context.Background())
+	}()
+	s.Listen = []config.Address{{Network: "unix", Target: s.socket(), Mode: 0o600}, {Network: "unix", Target: filepath.Join(s.dir, "new.sock")}}
+	s.HTTP = "127.0.0.1:0"
+	o = s.options(t)
+	o.Predecessor = p
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopper(t, d)()
+	if err := <-done; err != nil {
+		t.Errorf("the old daemon: %v", err)
+	}
+	if _, err := os.Lstat(dropped); err == nil {
+		t.Errorf("%s is still there", dropped)
+	}
+	if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v; want the new mode 0600", fi.Mode(), err)
+	}
+	if d.HTTPAddress() != web.Addr().String() {
+		t.Errorf("HTTP on %s, want the service manager's %s", d.HTTPAddress(), web.Addr())
+	}
+	nc, err := net.Dial("tcp", managed.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	negotiate(t, nc, "u")
+	open(t, filepath.Join(s.dir, "new.sock"), "u")
+}
+
+// fakePredecessor answers at the admin socket of s with what answer says.
+func fakePredecessor(t *testing.T, s *settings, answer func(c *net.UnixConn) error) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Admin, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return
+		}
+		defer func() { _ = c.Close() }()
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+			t.Error(err)
+		}
+		if err := answer(c); err != nil {
+			t.Error(err)
+		}
+	}()
+}
+
+const upgraded = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: vhbad-handover\r\n\r\n"
+
+// A predecessor that dies while it drains leaves its images free: there is no
+// reason not to start.
+func TestTakeOver_PredecessorDies(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	fakePredecessor(t, s, func(c *net.UnixConn) error {
+		if _, err := c.Write([]byte(upgraded)); err != nil {
+			return err
+		}
+		if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
+			return err
+		}
+		if err := sendMessage(c, handoverMessage{Say: sayOffer}); err != nil {
+			return err
+		}
+		if _, _, err := receiveMessage(c, stepTimeout, sayGo); err != nil {
+			return err
+		}
+		return sendMessage(c, handoverMessage{Say: sayDraining})
+	})
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log lockedBuffer
+	p.log = slog.New(slog.NewTextHandler(&log, nil))
+	s.Admin = config.Off // the fake one still has it
+	o := s.options(t)
+	o.Predecessor = p
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopper(t, d)()
+	open(t, s.socket(), "u")
+	if !strings.Contains(log.String(), "died while it drained") {
+		t.Errorf("the log does not tell:\n%s", &log)
+	}
+}
+
+// Whatever is at the admin socket, the answer is an error and no descriptor is
+// left open.
+func TestTakeOver_Nonsense(t *testing.T) {
+	for name, tt := range map[string]struct {
+		say  string
+		want string
+	}{
+		"nothing":     {"", "EOF"},
+		"no HTTP":     {"hello\r\n\r\n", "malformed HTTP"},
+		"end":         {upgraded, "EOF"},
+		"too long":    {upgraded + "\xff\xff\xff\xff", "message of 4294967295 bytes"},
+		"no JSON":     {upgraded + "\x00\x00\x00\x01x", "invalid character"},
+		"wrong order": {upgraded + "\x00\x00\x00\x0e{\"say\":\"done\"}", `message "done"`},
+		"no socket":   {upgraded + "\x00\x00\x00\x10{\"say\":\"socket\"}", "0 descriptors: want 1"},
+		"cut":         {upgraded + "\x00\x00\x00\x10{", "EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+			fakePredecessor(t, s, func(c *net.UnixConn) error {
+				head, rest, _ := strings.Cut(tt.say, upgraded)
+				if tt.say != head {
+					head = upgraded
+				}
+				if _, err := c.Write([]byte(head)); err != nil {
+					return err
+				}
+				if head == upgraded {
+					if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
+						return err
+					}
+				}
+				_, err := c.Write([]byte(rest))
+				return err
+			})
+			if _, err := s.takeOver(t, client.HandOver{}); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "take over from process") {
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
 	}
 }
