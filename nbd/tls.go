@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"time"
 )
 
 // A TLSMode says what a server makes of NBD_OPT_STARTTLS.
@@ -124,10 +125,20 @@ func (n *negotiation) secured() bool { return n.c.wire != n.c.nc }
 // farewell tells a TLS client that nothing more will come, so that it can tell
 // the end from a cut cable. Nothing may be in flight.
 func (c *Conn) farewell() {
-	if t, ok := c.wire.(*tls.Conn); ok {
-		_ = t.CloseWrite() // it bounds its own waiting; the connection ends in any case
-		if s, ok := c.stream.(*tlsStream); ok {
-			_ = s.drain(false) // likewise
-		}
+	t, ok := c.wire.(*tls.Conn)
+	if !ok {
+		return
+	}
+	_ = t.CloseWrite() // it bounds its own waiting; the connection ends in any case
+	s, ok := c.stream.(*tlsStream)
+	if !ok {
+		return
+	}
+	// CloseWrite leaves a write deadline that has passed, but its record is
+	// still to be written.
+	if c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	for s.drain(true) == nil && len(s.out) > 0 {
 	}
 }
