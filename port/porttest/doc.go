@@ -7,6 +7,8 @@
 // synchronization model, calls hooks from inside each callback, and holds,
 // refuses or fails requests as a script says. It passes the suite as well.
 //
+// RAMDevice is a simple device to write a first miniport for; port's example does.
+//
 // Machine is the ground both stand on: memory, IOMMU and a system with the
 // verifier on, which fails the test at its end if anything was left behind or
 // any rule of the contract was broken.
