@@ -168,7 +168,7 @@ func (d *Device) writeControl(r pci.Runner, value uint64) {
 	d.mu.Unlock()
 	for i := range d.slots {
 		if q := d.slots[i].queue.Load(); q != nil {
-			q.run(r)
+			q.run(source{runner: r})
 		}
 	}
 }

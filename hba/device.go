@@ -93,6 +93,7 @@ type Device struct {
 	unitsChanged atomic.Uint64
 	eventRaised  atomic.Bool
 	raiseLater   atomic.Uint64 // queue pairs whose interrupt the event goroutine owes
+	runOwed      atomic.Uint64 // queue pairs that the event goroutine is to run
 	resets       atomic.Uint64
 
 	stop       chan struct{} // closed by Close

@@ -11,7 +11,7 @@
 //     and the ring's new tail into the queue's doorbell register.
 //  2. Whoever rings may execute: the ringing goroutine tries to become the
 //     queue's engine. If another goroutine is the engine already, that one sees
-//     the new tail.
+//     the new tail. After some turns the event goroutine takes its place.
 //  3. The engine fetches commands, gathers their buffers through the IOMMU and
 //     runs them against the logical unit while they do not block. One that
 //     would block goes to a worker.

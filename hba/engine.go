@@ -1,14 +1,11 @@
 package hba
 
-import "github.com/vhbad/vhbad/internal/pci"
-
 // An engine takes commands in batches, and after a turn it gives up the queue
 // for a moment to raise its interrupt, so that completions of a long run do not
 // wait for its end.
 const (
 	batchCommands = 32
 	batchBytes    = 1 << 20
-	turnCommands  = 256
 	turnBytes     = 4 << 20
 )
 
@@ -33,8 +30,12 @@ func (q *queue) fetchable() uint32 {
 // No wake-up is lost: a goroutine that has stored a new tail and then finds an
 // engine running leaves its entries to that one, and an engine looks at the
 // tail again after it has stopped being the engine.
-func (q *queue) run(r pci.Runner) {
-	for {
+//
+// Whoever rings runs what others have submitted, too, but not for ever: after
+// maxTurns the event goroutine goes on, so that a client's goroutine comes back
+// to its own client while others keep the queue full.
+func (q *queue) run(src source) {
+	for turn := 1; ; turn++ {
 		commands, bytes, raise := 0, uint64(0), uint64(0)
 		for commands < turnCommands && bytes < turnBytes && q.runnable() {
 			yieldPoint("engine: become it")
@@ -59,14 +60,25 @@ func (q *queue) run(r pci.Runner) {
 			}
 		}
 		if raise == 1<<q.index {
-			q.interrupt(source{runner: r})
+			q.interrupt(src)
 		} else if raise != 0 { // a reset has ended commands of other queues
-			q.dev.interruptAll(raise, source{runner: r})
+			q.dev.interruptAll(raise, src)
 		}
 		if commands < turnCommands && bytes < turnBytes {
 			return
 		}
+		if turn >= maxTurns && q.runnable() {
+			q.runLater()
+			return
+		}
 	}
+}
+
+// runLater has the event goroutine run the queue. The caller is not the engine.
+func (q *queue) runLater() {
+	yieldPoint("engine: hand over")
+	q.dev.runOwed.Or(1 << q.index)
+	q.dev.intr.wake()
 }
 
 // runBatch fetches some commands, executes them and posts what is complete. The

@@ -114,6 +114,18 @@ func TestInterleaveMutants(t *testing.T) {
 			break`,
 		},
 		{
+			Name: "what an engine hands over is forgotten",
+			Test: "TestInterleave_HandOver",
+			File: "engine.go",
+			Old:  `	q.dev.runOwed.Or(1 << q.index)`,
+		},
+		{
+			Name: "nobody wakes who takes over from an engine",
+			Test: "TestInterleave_HandOver",
+			File: "engine.go",
+			Old:  `	q.dev.intr.wake()`,
+		},
+		{
 			Name: "an engine does not tell a reset that it has stopped",
 			Test: "TestInterleave_Reset",
 			File: "engine.go",

@@ -4,6 +4,13 @@ package hba
 
 import "sync"
 
+// A turn of an engine is so many commands, and a goroutine has so many turns in a
+// row before it hands over.
+const (
+	turnCommands = 256
+	maxTurns     = 4
+)
+
 // Yield points are where a test may let another goroutine go on in the middle of
 // an algorithm: before each step that others can notice. Here they are nothing;
 // with the build tag interleave they are in interleave_on.go. They are inlined

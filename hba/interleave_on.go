@@ -4,6 +4,12 @@ package hba
 
 import "sync"
 
+// Tests make turns short.
+var (
+	turnCommands = 256
+	maxTurns     = 4
+)
+
 // interleaving is the run that decides who goes on at a yield point, or nil.
 // Tests set it while no goroutine of this package's runs.
 var interleaving interface {

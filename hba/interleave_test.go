@@ -445,6 +445,22 @@ func TestInterleave_Acknowledge(t *testing.T) {
 	})
 }
 
+// An engine that has had its turns leaves the rest to the event goroutine, whoever
+// rang meanwhile and left it to that engine.
+func TestInterleave_HandOver(t *testing.T) {
+	turn, turns := turnCommands, maxTurns
+	t.Cleanup(func() { turnCommands, maxTurns = turn, turns })
+	turnCommands, maxTurns = 1, 1
+	m := newMemory(t)
+	explore(t, interleave.Search{Preemptions: 2, Seeds: 1000}, func(r *interleave.Run) {
+		x := newRig(t, r, m)
+		r.Go("first", func() { x.submit(0, bad) })
+		r.Go("second", func() { x.submit(0, bad); x.submit(0, bad) })
+		r.Go("events", x.events)
+		r.Check(x.checkDone)
+	})
+}
+
 // Once a reset reads as done, the device touches host memory no more, whoever
 // rang before; and it works again.
 func TestInterleave_Reset(t *testing.T) {

@@ -387,7 +387,8 @@ func (d *Device) eventMessage() pci.Message { return pci.Message(len(d.intr.mess
 
 // events is the body of the event goroutine. It raises what no other goroutine
 // is there to raise on: changes of units and status, and interrupts kept from
-// before they were connected.
+// before they were connected. And it runs queues that others have run for long
+// enough.
 func (d *Device) events() {
 	for {
 		select {
@@ -409,6 +410,16 @@ func (d *Device) raiseOwed() {
 	yieldPoint("events: owed queues")
 	d.interruptAll(d.raiseLater.Swap(0), src)
 	d.intr.deliverAllPending(src)
+	yieldPoint("events: queues to run")
+	owed := d.runOwed.Swap(0)
+	for i := range d.slots {
+		if owed&(1<<i) == 0 {
+			continue
+		}
+		if q := d.slots[i].queue.Load(); q != nil {
+			q.run(src) // which hands over to the next round, if it takes long again
+		}
+	}
 }
 
 // signalEvent makes the event goroutine raise the event message.

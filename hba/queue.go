@@ -134,7 +134,7 @@ func (q *queue) submit(r pci.Runner, tail uint32) {
 			break
 		}
 	}
-	q.run(r)
+	q.run(source{runner: r})
 }
 
 // consume is the completion doorbell. It resumes an engine that stopped because
@@ -160,7 +160,7 @@ func (q *queue) consume(r pci.Runner, consumed uint32) {
 			break
 		}
 	}
-	q.run(r)
+	q.run(source{runner: r})
 }
 
 // post stores completions into the ring and reports whether the ring could be
