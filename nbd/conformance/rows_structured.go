@@ -401,7 +401,7 @@ func structuredRows() []Row {
 					if x.f.flags&flagTrim != 0 {
 						rs = append(rs, w.ok(request{typ: cmdTrim, length: 4096}))
 					}
-					rs = append(rs, w.do(request{typ: cmdWrite, offset: x.f.sizeBytes, length: 4096, payload: make([]byte, 4096)}))
+					rs = append(rs, w.do(request{typ: cmdWriteZeroes, offset: x.f.sizeBytes, length: 4096}))
 					for _, rule := range []string{ruleType, ruleNone, ruleError, ruleChunkFlags} {
 						noProblem(x, rule, rs)
 					}

@@ -309,7 +309,7 @@ func tlsRows() []Row {
 			},
 		},
 		{
-			Name: "tls/forced-abort", Section: secForced, Level: Must,
+			Name: "tls/forced-abort", Section: secForced, Level: Should,
 			Rule:  "where TLS is required ABORT in the clear is answered as ever",
 			needs: needForcedTLS,
 			check: func(x *probe) {

@@ -226,6 +226,9 @@ func (w *wire) final(id uint32) (before []optReply, last optReply) {
 		if r.typ == repAck || r.isError() {
 			return before, r
 		}
+		if r.typ != repServer && r.typ != repInfo && r.typ != repMeta {
+			w.x.failf("option %d was answered by %v", id, r)
+		}
 		if before = append(before, r); len(before) > 1<<16 {
 			w.x.failf("option %d gets replies for ever", id)
 		}

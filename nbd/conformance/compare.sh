@@ -1,0 +1,130 @@
+#!/bin/bash
+# compare.sh [FOLDER]: runs the suite against vhbad, nbdkit, qemu-nbd and
+# nbd-server, those that are installed, and puts the comparison into
+# docs/protocol-support.md between its markers. The results stay in FOLDER as JSON.
+# About ten minutes: servers that hang are waited for.
+set -eu
+cd "$(dirname "$0")/../.."
+root=$PWD
+out=${1:-$(mktemp -d)}
+mkdir -p "$out/tls"
+work=$(mktemp -d)
+port=${PORT:-10910} # and the ports after it
+pids=()
+stop() {
+  for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; done
+  wait
+  pids=()
+}
+trap 'stop; rm -rf "$work"' EXIT
+
+# certificates makes an authority and a server, in the files that NBD servers want.
+certificates() {
+  cd "$out/tls"
+  openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj '/CN=test authority' -keyout ca-key.pem -out ca-cert.pem 2>/dev/null
+  openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server-key.pem -out server.csr 2>/dev/null
+  printf '%s\n' 'subjectAltName=DNS:localhost,IP:127.0.0.1' 'extendedKeyUsage=serverAuth' 'keyUsage=digitalSignature,keyEncipherment' >ext
+  openssl x509 -req -in server.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 30 -extfile ext -out server-cert.pem 2>/dev/null
+  cd "$root"
+}
+
+# background LOG COMMAND...: starts a server.
+background() {
+  local log=$1
+  shift
+  "$@" >"$work/$log" 2>&1 &
+  pids+=($!)
+}
+
+# listening PORT...: waits until each port takes connections.
+listening() {
+  for p in "$@"; do
+    for _ in $(seq 100); do
+      if (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null; then continue 2; fi
+      sleep 0.1
+    done
+    echo "nothing listens on port $p; see $work" >&2
+    trap - EXIT
+    stop
+    exit 1
+  done
+}
+
+# suite NAME SERVER URI...
+suite() {
+  local name=$1 server=$2
+  shift 2
+  echo "== $server: $*"
+  "$work/suite" -test.run 'TestURI$' -test.timeout 60m -server "$server" -results "$out/$name.json" -uri "$*" >"$out/$name.txt" 2>&1 || true
+  grep -E '^(fail|hang)|rows:' "$out/$name.txt" || true
+  reports+=("$out/$name.json")
+}
+
+certificates
+go test -c -o "$work/suite" ./nbd/conformance
+go build -o "$work/vhbad" ./cmd/vhbad
+tls="tls-certificates=$out/tls&tls-hostname=localhost"
+a=$port b=$((port + 1)) c=$((port + 2)) d=$((port + 3)) e=$((port + 4))
+reports=()
+
+vhbad() { background "vhbad.$1" "$work/vhbad" serve --http none --admin none --listen "tcp://127.0.0.1:$1" "${@:2}"; }
+vhbad $a --disk disk0=memory:5GiB --disk disk1=memory:64MiB
+vhbad $b --disk disk0=memory:64MiB,read-only
+vhbad $c --disk disk0=memory:64MiB --tls optional --tls-certificates "$out/tls"
+vhbad $d --disk disk0=memory:64MiB --tls required --tls-certificates "$out/tls"
+listening $a $b $c $d
+suite vhbad "vhbad" "nbd://127.0.0.1:$a/disk0" "nbd://127.0.0.1:$b/disk0" "nbd://127.0.0.1:$c/disk0?$tls" "nbds://127.0.0.1:$d/disk0?$tls"
+stop
+
+if command -v nbdkit >/dev/null; then
+  nbdkit() { background "nbdkit.$1" "$(type -P nbdkit)" -f -i 127.0.0.1 -p "$@"; }
+  nbdkit $a memory 5G
+  nbdkit $b -r memory 64M
+  nbdkit $c --tls=on --tls-certificates="$out/tls" memory 64M
+  nbdkit $d --tls=require --tls-certificates="$out/tls" memory 64M
+  nbdkit $e --filter=blocksize-policy memory 64M blocksize-minimum=4096 blocksize-preferred=4096 blocksize-maximum=32M blocksize-error-policy=error
+  listening $a $b $c $d $e
+  suite nbdkit "$(command nbdkit --version | cut -d' ' -f1,2)" "nbd://127.0.0.1:$a/disk0" "nbd://127.0.0.1:$b/disk0" "nbd://127.0.0.1:$c/disk0?$tls" "nbds://127.0.0.1:$d/disk0?$tls" "nbd://127.0.0.1:$e/disk0"
+  stop
+fi
+
+if command -v qemu-nbd >/dev/null; then
+  truncate -s 5G "$work/big"
+  truncate -s 64M "$work/small" "$work/secure"
+  qemu() { background "qemu.$1" qemu-nbd -t -e 64 -f raw -x disk0 -b 127.0.0.1 -p "$@"; }
+  qemu $a --discard=unmap "$work/big"
+  qemu $b -r "$work/small"
+  qemu $c --object "tls-creds-x509,id=tls0,dir=$out/tls,endpoint=server,verify-peer=off" --tls-creds tls0 "$work/secure"
+  listening $a $b $c
+  suite qemu-nbd "$(qemu-nbd --version | head -1 | cut -d' ' -f1,2)" "nbd://127.0.0.1:$a/disk0" "nbd://127.0.0.1:$b/disk0" "nbds://127.0.0.1:$c/disk0?$tls"
+  stop
+fi
+
+if command -v nbd-server >/dev/null; then
+  truncate -s 5G "$work/n.big"
+  truncate -s 64M "$work/n.small"
+  # server PORT EXTRA...: lines for the [generic] section.
+  server() {
+    {
+      printf '[generic]\nlistenaddr=127.0.0.1\nallowlist=true\nuser=%s\ngroup=%s\nport=%s\n' "$(id -un)" "$(id -gn)" "$1"
+      printf '%s\n' "${@:2}"
+      printf '[disk0]\nexportname=%s\nflush=true\nfua=true\ntrim=true\n' "$work/n.big"
+      printf '[ro]\nexportname=%s\nreadonly=true\n' "$work/n.small"
+    } >"$work/nbd-server.$1"
+    command nbd-server -C "$work/nbd-server.$1" -p "$work/pid.$1" >"$work/log.$1" 2>&1 # it detaches
+  }
+  server $a
+  server $c "certfile=$out/tls/server-cert.pem" "keyfile=$out/tls/server-key.pem" "cacertfile=$out/tls/ca-cert.pem" force_tls=true
+  listening $a $c
+  suite nbd-server "nbd-server $(command nbd-server -V 2>&1 | grep -oE '[0-9]+\.[0-9.]+' | head -1)" "nbd://127.0.0.1:$a/disk0" "nbd://127.0.0.1:$a/ro" "nbds://127.0.0.1:$c/disk0?$tls"
+  kill "$(cat "$work/pid.$a")" "$(cat "$work/pid.$c")"
+fi
+
+"$work/suite" -test.run 'TestMarkdown$' -markdown "$(IFS=,; echo "${reports[*]}")" | grep -v '^PASS$' >"$work/table"
+awk -v table="$work/table" '
+  /<!-- results end -->/ { skip = 0 }
+  !skip { print }
+  /<!-- results begin/ { skip = 1; print ""; while ((getline line < table) > 0) print line; print "" }
+' docs/protocol-support.md >"$work/doc"
+cat "$work/doc" >docs/protocol-support.md
+echo "results in $out"
