@@ -509,6 +509,56 @@ func TestResetDetected_Hold(t *testing.T) {
 	})
 }
 
+// Each type of notification does what the routine of its name does.
+func TestNotification_Types(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const hold = 2 * time.Second
+		d := &driver{model: FullDuplex, features: func(c *Config) { c.BusResetHoldTime = hold }}
+		b := newBench(t, d, AdapterOptions{})
+		done := &finished{}
+		s := b.srbs(3, done)
+
+		b.lu.Submit(b.p, s[:1])
+		b.wantStarted(s[0])
+		s[0].Status = StatusSuccess
+		b.a.Notification(b.p, NotifyRequestComplete, s[0])
+		if got := done.list(); len(got) != 1 || got[0] != s[0] {
+			t.Errorf("RequestComplete: %d completions, want 1", len(got))
+		}
+
+		b.a.Notification(b.p, NotifyLinkDown, nil)
+		b.lu.Submit(b.p, s[1:2])
+		b.wantStarted()
+		b.a.Notification(b.p, NotifyLinkUp, nil)
+		b.wantStarted(s[1])
+		b.d.complete(b.p, s[1])
+
+		b.a.Notification(b.p, NotifyResetDetected, nil)
+		b.lu.Submit(b.p, s[2:])
+		time.Sleep(hold - time.Millisecond)
+		synctest.Wait()
+		b.wantStarted()
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		b.wantStarted(s[2])
+		b.d.complete(b.p, s[2])
+		b.wantNoViolations()
+	})
+	t.Run("BusChangeDetected", func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}}
+		r.has(0)
+		b := stage(t, r)
+		added := make(chan []*LogicalUnit, 1)
+		b.a.OnUnitsChanged(func(a, _ []*LogicalUnit) { added <- a })
+		b.a.Notification(b.p, NotifyBusChangeDetected, nil)
+		if units := <-added; len(units) != 1 || units[0].Lun() != 0 {
+			t.Errorf("%v were added, want unit 0", units)
+		}
+		b.a.Remove(b.p)
+		b.wantNoViolations()
+	})
+}
+
 // HardwareReset calls ResetBus with everything held back.
 func TestHardwareReset(t *testing.T) {
 	d := &driver{model: FullDuplex}
