@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
@@ -17,11 +18,23 @@ import (
 // client of it.
 func serve(t *testing.T, m *porttest.Machine) *nbdtest.Client {
 	t.Helper()
-	p := m.Processor(t, "test")
 	fake := porttest.New(m, porttest.Options{})
-	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
-	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1}}
-	d.geometry.Store(&geometry{blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096})
+	c, err := nbdtest.NewClient(serveOn(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
+		blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096,
+	}), "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// serveOn is serve for any adapter and geometry. It returns a connection.
+func serveOn(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) net.Conn {
+	t.Helper()
+	p := m.Processor(t, "test")
+	a := m.Adapter(t, p, subject)
+	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
+	d.geometry.Store(g)
 	exports, err := nbd.NewExportSet(nbd.Export{Name: "disk", Device: d})
 	if err != nil {
 		t.Fatal(err)
@@ -46,11 +59,7 @@ func serve(t *testing.T, m *porttest.Machine) *nbdtest.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	c, err := nbdtest.NewClient(conn, "disk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return conn
 }
 
 // exhaust takes all memory of m, but for so many blocks of the smallest size,
