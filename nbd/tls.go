@@ -139,6 +139,9 @@ func (c *Conn) farewell() {
 	if c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
-	for s.drain(true) == nil && len(s.out) > 0 {
+	for more := true; more; more = len(s.out) > 0 {
+		if s.drain(true) != nil {
+			return
+		}
 	}
 }
