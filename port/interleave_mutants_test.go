@@ -142,6 +142,18 @@ func TestInterleaveMutants(t *testing.T) {
 			New: `return false`,
 		},
 		{
+			Name: "a unit's depth is forgotten",
+			Test: "TestInterleave_Depth",
+			File: "unit.go",
+			Old: `	if lu.exclusive || lu.outstanding >= lu.depth {
+		return false
+	}`,
+			New: `if lu.exclusive {
+				return false
+			}`,
+			Says: "V15 port_limits",
+		},
+		{
 			Name: "a DPC ends without another look",
 			Test: "TestInterleave_DpcIssue",
 			File: "dpc.go",

@@ -24,6 +24,8 @@ type Mutant struct {
 	// Old is whole statements, and occurs once in File.
 	Old, New string
 	Also     []Edit
+	// Says is what the finding must say. Empty: any will do.
+	Says string
 }
 
 // An Edit is one more place in a Mutant's file.
@@ -59,8 +61,8 @@ func FindMutants(t *testing.T, mutants []Mutant) {
 	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
 			out, err := runMutant(t.Context(), binary, m.Test, m.Name)
-			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(out, failureMark) {
-				t.Errorf("not found: %v\n%s", err, out)
+			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(out, failureMark) || !strings.Contains(out, m.Says) {
+				t.Errorf("not found, or not because of %q: %v\n%s", m.Says, err, out)
 			}
 		})
 	}
