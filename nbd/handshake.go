@@ -24,7 +24,9 @@ type negotiation struct {
 
 	noZeroes bool
 	spoke    bool // the client has sent something
-	options  int
+	// lastWords is set once the client has been given time in spite of a drain.
+	lastWords bool
+	options   int
 	// allowance is how many options a client may send beyond Limits.MaxOptions
 	// because of what LIST has told it.
 	allowance int
@@ -182,7 +184,7 @@ func (n *negotiation) greet() error {
 func (n *negotiation) option() (verdict, error) {
 	c := n.c
 	var b [optionHeaderBytes]byte
-	if k, err := io.ReadFull(c.wire, b[:]); err != nil {
+	if k, err := n.read(b[:]); err != nil {
 		if k == 0 && errors.Is(err, io.EOF) {
 			return hangUp, nil // between options a client may leave
 		}
@@ -204,7 +206,7 @@ func (n *negotiation) option() (verdict, error) {
 		return n.overlong(h)
 	}
 	data := make([]byte, h.Length)
-	if _, err := io.ReadFull(c.wire, data); err != nil {
+	if _, err := n.read(data); err != nil {
 		return 0, err
 	}
 	if c.draining() {
@@ -216,6 +218,24 @@ func (n *negotiation) option() (verdict, error) {
 		return 0, because(NegotiationShutdown)
 	}
 	return n.answer(h.ID, data)
+}
+
+// read fills b with a part of an option. When the server begins to drain, a
+// client gets a moment more to say what it wants, and thus to be told.
+func (n *negotiation) read(b []byte) (k int, err error) {
+	c := n.c
+	for {
+		var more int
+		more, err = io.ReadFull(c.wire, b[k:])
+		k += more
+		if err == nil || !isTimeout(err) || !c.draining() || n.lastWords {
+			return k, err
+		}
+		n.lastWords = true
+		if err := c.nc.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+			return k, err
+		}
+	}
 }
 
 // answer answers an option that came in full.

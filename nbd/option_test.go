@@ -468,6 +468,64 @@ func TestHandshake_Log(t *testing.T) {
 	})
 }
 
+// TestHandshake_Shutdown: a client in the middle of an option learns that the
+// server drains; one that says nothing more is closed soon.
+func TestHandshake_Shutdown(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	whole := option(info, infoData("disk0"))
+	for name, tt := range map[string]struct {
+		before int // bytes of the option sent before the drain
+		after  int // and in all
+		tls    bool
+	}{
+		"between options": {0, len(whole), false},
+		"in a header":     {5, len(whole), false},
+		"in the data":     {20, len(whole), false},
+		"within TLS":      {20, len(whole), true},
+		"silent":          {0, 0, false},
+		"silent after":    {20, 20, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+				s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				if tt.tls {
+					h.startTLS(a.ClientConfig(false))
+				}
+				if tt.before > 0 {
+					h.write(whole[:tt.before])
+				}
+				synctest.Wait()
+				begin := time.Now()
+				drained := make(chan error, 1)
+				go func() { drained <- s.Shutdown(t.Context()) }()
+				synctest.Wait()
+				if tt.after > tt.before {
+					h.write(whole[tt.before:tt.after])
+				}
+				if tt.after == len(whole) {
+					if typ, data := readReply(t, h.nc, info); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+						t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+					}
+				}
+				h.ended()
+				if err := <-drained; err != nil {
+					t.Error(err)
+				}
+				if d := time.Since(begin); d > time.Second {
+					t.Errorf("the drain took %v", d)
+				}
+				if n := s.Snapshot().NegotiationFailures[nbd.NegotiationShutdown]; n != 1 {
+					t.Errorf("%d clients counted as shut out, want 1", n)
+				}
+			})
+		})
+	}
+}
+
 // TestIdleTimeout: a connection without requests is closed; one that waits for
 // the device, or asks now and then, is not.
 func TestIdleTimeout(t *testing.T) {
