@@ -109,7 +109,11 @@ func newRig(t *testing.T, o options, s *scenario, x *mutant) (*rig, error) {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, arena: arena, iommu: dma.NewIOMMU(arena), guilty: x != nil, failures: map[oracle][]string{}}
-	r.sys = port.NewSystem(port.SystemConfig{IOMMU: r.iommu, Verify: true})
+	c := port.SystemConfig{IOMMU: r.iommu, Verify: true}
+	if x == nil {
+		c.HoldLimit = time.Hour // on a loaded host even a good one is off its thread for long
+	}
+	r.sys = port.NewSystem(c)
 	if x == nil { // the order of a driver that is broken on purpose says nothing
 		t.Cleanup(func() { lockorder.Record(t, r.sys.Verifier().LockOrder()) })
 	}
