@@ -102,9 +102,9 @@ type Request struct {
 	// AddExtent. It is nil otherwise.
 	Data []byte
 
-	conn *Conn
-	extents
-	holes     [maxHoles]hole
+	conn      *Conn
 	holeCount int
 	transmission
+	extents
+	holes [maxHoles]hole // last: most requests never touch them
 }

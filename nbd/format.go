@@ -78,33 +78,30 @@ func (f format) extentBytes() int {
 
 // A requestHeader is a request header of either size.
 type requestHeader struct {
-	magic      uint32
 	flags, typ uint16
 	cookie     uint64
 	offset     uint64
 	length     uint64
 }
 
-// decodeRequest reads a header from b, which holds requestBytes of f at least.
-// It is false if b begins with something else.
+// decodeRequest reads h from b, which holds requestBytes of f at least. It is
+// false if b begins with something else.
 //
 // Source: proto.md, "Request message"; the extension branch's "Extended request
 // message".
-func (f format) decodeRequest(b []byte) (h requestHeader, ok bool) {
+func (f format) decodeRequest(b []byte, h *requestHeader) (ok bool) {
 	_ = b[requestBytes-1]
-	h = requestHeader{
-		magic:  binary.BigEndian.Uint32(b[0:]),
-		flags:  binary.BigEndian.Uint16(b[4:]),
-		typ:    binary.BigEndian.Uint16(b[6:]),
-		cookie: binary.BigEndian.Uint64(b[8:]),
-		offset: binary.BigEndian.Uint64(b[16:]),
-	}
+	h.flags = binary.BigEndian.Uint16(b[4:])
+	h.typ = binary.BigEndian.Uint16(b[6:])
+	h.cookie = binary.BigEndian.Uint64(b[8:])
+	h.offset = binary.BigEndian.Uint64(b[16:])
+	magic := binary.BigEndian.Uint32(b[0:])
 	if f == formatExtended {
 		h.length = binary.BigEndian.Uint64(b[24:])
-		return h, h.magic == magicExtendedRequest
+		return magic == magicExtendedRequest
 	}
 	h.length = uint64(binary.BigEndian.Uint32(b[24:]))
-	return h, h.magic == protocol.TRANSMISSION_MAGIC_REQUEST
+	return magic == protocol.TRANSMISSION_MAGIC_REQUEST
 }
 
 // putSimple writes a simple reply header to b.

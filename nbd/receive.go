@@ -120,6 +120,7 @@ func (c *Conn) receive() CloseReason {
 
 // parse turns what was received into requests of the batch.
 func (c *Conn) parse() step {
+	var h requestHeader
 	for {
 		have := c.end - c.start
 		if c.skipFor != nil {
@@ -150,8 +151,7 @@ func (c *Conn) parse() step {
 			c.needBytes = n
 			return stepInput
 		}
-		h, ok := c.format.decodeRequest(c.rx.mem[c.start:c.end])
-		if !ok {
+		if !c.format.decodeRequest(c.rx.mem[c.start:c.end], &h) {
 			return stepMagic
 		}
 		if h.typ == cmdDisc {
