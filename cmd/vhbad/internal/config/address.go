@@ -130,7 +130,7 @@ func CheckSocketPath(path string) error {
 	switch {
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("path %q is not absolute", path)
-	case strings.HasSuffix(path, "/"):
+	case strings.HasSuffix(path, "/"), strings.HasSuffix(path, "/."), strings.HasSuffix(path, "/.."):
 		return fmt.Errorf("path %q is that of a folder", path)
 	case strings.ContainsRune(path, 0):
 		return fmt.Errorf("path %q contains a NUL byte", path)

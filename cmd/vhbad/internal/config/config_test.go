@@ -349,3 +349,33 @@ func TestResolve_TLSMode(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseAddress(f *testing.F) {
+	for _, s := range []string{"tcp://[::1]:0", "unix:///run/x?mode=0660&owner=a:b", "vsock://any:1", "unix:///a?owner=:&mode=9", "unix:///."} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := ParseAddress(s)
+		if err != nil {
+			return
+		}
+		if back, err := ParseAddress(a.String()); err != nil || back != a {
+			t.Errorf("ParseAddress(%q) = %+v, whose spelling %q reads as %+v, %v", s, a, a.String(), back, err)
+		}
+	})
+}
+
+func FuzzParseDisk(f *testing.F) {
+	for _, s := range []string{"d=memory:1M", "d=file:/x,size=4K,allow=a,,b,allow=c,hidden,tls-only=false,connections=2,description=x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := ParseDisk(s)
+		if err != nil {
+			return
+		}
+		if back, err := ParseDisk(d.String()); err != nil || !cmp.Equal(back, d) {
+			t.Errorf("ParseDisk(%q) = %+v, whose spelling %q reads as %+v, %v", s, d, d.String(), back, err)
+		}
+	})
+}

@@ -411,15 +411,24 @@ func TestAttachHint(t *testing.T) {
 	for _, tt := range []struct {
 		addr net.Addr
 		disk config.Disk
+		tls  config.TLS
 		want string
 	}{
-		{tcp("127.0.0.1"), config.Disk{Name: "disk0"}, "-N disk0 127.0.0.1 10809 /dev/nbd0"},
-		{tcp("0.0.0.0"), config.Disk{Name: "d"}, "-N d 127.0.0.1 10809 /dev/nbd0"},
-		{tcp("::"), config.Disk{Name: "d"}, "-N d 127.0.0.1 10809 /dev/nbd0"},
-		{tcp("::1"), config.Disk{Name: "d", BlockSize: 4096}, "-N d -b 4096 ::1 10809 /dev/nbd0"},
-		{&net.UnixAddr{Net: "unix", Name: "/run/x y.sock"}, config.Disk{Name: "it's", BlockSize: 512}, `-unix '/run/x y.sock' -N 'it'\''s' /dev/nbd0`},
+		{tcp("127.0.0.1"), config.Disk{Name: "disk0"}, config.TLS{}, "-N disk0 127.0.0.1 10809 /dev/nbd0"},
+		{tcp("0.0.0.0"), config.Disk{Name: "d"}, config.TLS{}, "-N d 127.0.0.1 10809 /dev/nbd0"},
+		{tcp("::"), config.Disk{Name: "d"}, config.TLS{}, "-N d 127.0.0.1 10809 /dev/nbd0"},
+		{tcp("::1"), config.Disk{Name: "d", BlockSize: 4096}, config.TLS{}, "-N d -b 4096 ::1 10809 /dev/nbd0"},
+		{&net.UnixAddr{Net: "unix", Name: "/run/x y.sock"}, config.Disk{Name: "it's", BlockSize: 512}, config.TLS{}, `-unix '/run/x y.sock' -N 'it'\''s' /dev/nbd0`},
+		{tcp("127.0.0.1"), config.Disk{Name: "d"}, config.TLS{Mode: config.TLSOptional}, "-N d 127.0.0.1 10809 /dev/nbd0"},
+		{tcp("127.0.0.1"), config.Disk{Name: "d"}, config.TLS{Mode: config.TLSRequired}, "-N d -enable-tls 127.0.0.1 10809 /dev/nbd0"},
+		{
+			tcp("127.0.0.1"),
+			config.Disk{Name: "d", Allow: []string{"x"}},
+			config.TLS{Mode: config.TLSOptional, VerifyPeer: true},
+			"-N d -enable-tls -certfile client-cert.pem -keyfile client-key.pem 127.0.0.1 10809 /dev/nbd0",
+		},
 	} {
-		if got, want := attachHint(tt.addr, &tt.disk), "sudo modprobe nbd; sudo nbd-client "+tt.want; got != want {
+		if got, want := attachHint(tt.addr, &tt.disk, &tt.tls), "sudo modprobe nbd; sudo nbd-client "+tt.want; got != want {
 			t.Errorf("%v: got %s, want %s", tt.addr, got, want)
 		}
 	}

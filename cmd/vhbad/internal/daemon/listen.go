@@ -101,7 +101,7 @@ func (d *Daemon) serveNBD(m *machine) {
 	for _, l := range listeners {
 		d.endpoints = append(d.endpoints, Endpoint{
 			URI:        endpointURI(l.Addr()),
-			AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0]),
+			AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0], &d.o.Config.TLS),
 		})
 		go func() {
 			err := m.server.Serve(l)
@@ -122,7 +122,7 @@ func (d *Daemon) serveSingle(m *machine) {
 	var l net.Listener
 	if d.o.Conn == nil {
 		l = d.o.Inherited.NBD[0]
-		d.endpoints = []Endpoint{{URI: endpointURI(l.Addr()), AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0])}}
+		d.endpoints = []Endpoint{{URI: endpointURI(l.Addr()), AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0], &d.o.Config.TLS)}}
 	}
 	d.push("client", func(ctx context.Context) error {
 		if l != nil {
@@ -416,17 +416,22 @@ func endpointURI(a net.Addr) string {
 }
 
 // attachHint is a command line that attaches a disk; for vsock, which the kernel
-// does not take, one that copies it.
+// does not take, one that copies it. Where TLS is a must, the files of the client
+// are those in its working directory.
 //
 // Source: nbd-client(8) 3.24.
-func attachHint(a net.Addr, d *config.Disk) string {
-	words := []string{"sudo modprobe nbd; sudo nbd-client"}
+func attachHint(a net.Addr, d *config.Disk, t *config.TLS) string {
+	words, secure := []string{"sudo modprobe nbd; sudo nbd-client"}, t.Mode == config.TLSRequired || d.TLSOnly || len(d.Allow) > 0
 	if v, ok := a.(*vsock.Addr); ok {
 		cid := v.ContextID
 		if cid == config.VsockAny {
 			cid = config.VsockHost // as seen by a guest
 		}
-		return fmt.Sprintf("nbdcopy %s copy.img", shellQuote(fmt.Sprintf("nbd+vsock://%d:%d/%s", cid, v.Port, url.PathEscape(d.Name))))
+		scheme := "nbd"
+		if secure {
+			scheme = "nbds"
+		}
+		return fmt.Sprintf("nbdcopy %s copy.img", shellQuote(fmt.Sprintf(scheme+"+vsock://%d:%d/%s", cid, v.Port, url.PathEscape(d.Name))))
 	}
 	tcp, isTCP := a.(*net.TCPAddr)
 	if !isTCP {
@@ -435,6 +440,12 @@ func attachHint(a net.Addr, d *config.Disk) string {
 	words = append(words, "-N", shellQuote(d.Name))
 	if d.BlockSize > config.BlockBytes512 {
 		words = append(words, "-b", strconv.FormatInt(int64(d.BlockSize), 10))
+	}
+	if secure {
+		words = append(words, "-enable-tls")
+		if t.VerifyPeer {
+			words = append(words, "-certfile client-cert.pem -keyfile client-key.pem")
+		}
 	}
 	if isTCP {
 		host := tcp.IP.String()

@@ -175,8 +175,11 @@ func TestEndpoint_Vsock(t *testing.T) {
 	if got := endpointURI(a); got != "vsock://any:10809" {
 		t.Errorf("URI %s", got)
 	}
-	if got := attachHint(a, &config.Disk{Name: "a b"}); got != "nbdcopy nbd+vsock://2:10809/a%20b copy.img" {
+	if got := attachHint(a, &config.Disk{Name: "a b"}, &config.TLS{}); got != "nbdcopy nbd+vsock://2:10809/a%20b copy.img" {
 		t.Errorf("hint %s", got)
+	}
+	if got := attachHint(a, &config.Disk{Name: "d", TLSOnly: true}, &config.TLS{}); got != "nbdcopy nbds+vsock://2:10809/d copy.img" {
+		t.Errorf("hint with TLS %s", got)
 	}
 }
 

@@ -59,7 +59,7 @@ func TakeOver(ctx context.Context, path string, r client.HandOver, log *slog.Log
 	}
 	p := &Predecessor{c: nc.(*net.UnixConn), log: log}
 	p.pid = peerPID(p.c)
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 	if err := p.ask(r); err != nil {
 		p.Close()
@@ -170,7 +170,7 @@ func (p *Predecessor) sayGo() error {
 // Errors: ctx has ended, or it does not come to an end. If it just died, its
 // images are free.
 func (p *Predecessor) wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = p.c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = p.c.Close() })
 	defer stop()
 	m, _, err := receiveMessage(p.c, p.drain+drainGrace, sayDone)
 	switch {

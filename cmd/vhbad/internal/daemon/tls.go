@@ -43,7 +43,7 @@ type certificates struct {
 	expiry time.Time
 	// seen are the files as they were when they were last read, well or not.
 	// +checklocks:mu
-	seen [3]fingerprint
+	seen [4]fingerprint
 }
 
 // A fingerprint changes when a file does.
@@ -99,7 +99,7 @@ func (s *certificates) notAfter() time.Time {
 func (s *certificates) files() []string {
 	files := []string{certificateFile, keyFile}
 	if s.verifyPeer {
-		files = append(files, authorityFile)
+		files = append(files, authorityFile, revokedFile)
 	}
 	return files
 }
@@ -115,7 +115,7 @@ func (s *certificates) changedLocked() (bool, error) {
 		fi, err := os.Stat(filepath.Join(s.dir, name))
 		if err == nil {
 			f = fingerprint{file: fi, size: fi.Size(), change: fi.ModTime()}
-		} else {
+		} else if name != revokedFile || !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, s.explain(name, err))
 		}
 		old := s.seen[i]
@@ -134,6 +134,7 @@ func (s *certificates) explain(name string, err error) error {
 	what := map[string]string{
 		certificateFile: "the server's certificate, with those between it and its authority",
 		keyFile:         "the key of " + certificateFile,
+		revokedFile:     "the authority's list of revoked certificates",
 		authorityFile:   "the authority that verify-peer wants clients' certificates from",
 	}[name]
 	return fmt.Errorf("%w: want %s", err, what)
@@ -169,23 +170,33 @@ func (s *certificates) loadLocked() error {
 	}
 	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	if s.verifyPeer {
-		if c.ClientCAs, err = s.readAuthority(); err != nil {
+		authorities, err := s.readAuthorities()
+		if err != nil {
 			return err
 		}
+		c.ClientCAs = x509.NewCertPool()
+		for _, a := range authorities {
+			c.ClientCAs.AddCert(a)
+		}
+		gone, err := s.readRevoked(authorities)
+		if err != nil {
+			return err
+		}
+		c.VerifyPeerCertificate = gone.verify
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	s.current, s.expiry = c, pair.Leaf.NotAfter
 	return nil
 }
 
-// readAuthority reads whose certificates clients are to have.
-func (s *certificates) readAuthority() (*x509.CertPool, error) {
+// readAuthorities reads whose certificates clients are to have.
+func (s *certificates) readAuthorities() ([]*x509.Certificate, error) {
 	path := filepath.Join(s.dir, authorityFile)
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, s.explain(authorityFile, err)
 	}
-	pool, n := x509.NewCertPool(), 0
+	var out []*x509.Certificate
 	for {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
@@ -201,18 +212,12 @@ func (s *certificates) readAuthority() (*x509.CertPool, error) {
 		if err := s.checkTime(path, c); err != nil {
 			return nil, err
 		}
-		pool.AddCert(c)
-		n++
+		out = append(out, c)
 	}
-	if n == 0 {
+	if len(out) == 0 {
 		return nil, fmt.Errorf("%s: no certificate in it: want PEM", path)
 	}
-	// To take a list and let in whom it revokes would be worse than to refuse it.
-	revoked := filepath.Join(s.dir, revokedFile)
-	if _, err := os.Lstat(revoked); !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: revocation lists are not supported: want clients' names in allow, or another authority", revoked)
-	}
-	return pool, nil
+	return out, nil
 }
 
 func (s *certificates) checkTime(path string, c *x509.Certificate) error {

@@ -131,8 +131,16 @@ func TestCertificates_Bad(t *testing.T) {
 		"ca-cert.pem: no certificate in it": {now, func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, authorityFile), []byte("nonsense"), 0o600)
 		}},
-		"ca-crl.pem: revocation lists are not supported": {now, func(dir string) error {
+		"ca-crl.pem: no revocation list in it": {now, func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, revokedFile), nil, 0o600)
+		}},
+		"ca-crl.pem: a list of CN=test authority is not signed by": {now, func(dir string) error {
+			other.Revoke(t, now.AddDate(1, 0, 0))
+			b, err := os.ReadFile(filepath.Join(other.Dir, revokedFile))
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(dir, revokedFile), b, 0o600)
 		}},
 		"server-cert.pem: expired on ":      {now.AddDate(200, 0, 0), func(string) error { return nil }},
 		"server-cert.pem: not valid before": {now.AddDate(-200, 0, 0), func(string) error { return nil }},
@@ -227,5 +235,47 @@ func TestLimits_Idle(t *testing.T) {
 	s.mustStart(t)
 	if _, err := open(t, s.socket(), "d").tryRead(1); err == nil || fmt.Sprint(err) != "EOF" {
 		t.Errorf("an idle connection: %v, want its end", err)
+	}
+}
+
+func TestCertificates_OutdatedList(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	a.Revoke(t, time.Now().AddDate(0, 0, -1))
+	if _, err := load(a.Dir, true, time.Now(), slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "ca-crl.pem: outdated since") {
+		t.Errorf("error %v, want that the list is outdated", err)
+	}
+	if _, err := load(a.Dir, false, time.Now(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("where clients are not verified: %v", err)
+	}
+}
+
+// A certificate that is revoked while the daemon runs lets nobody in any more.
+func TestTLS_Revoked(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	s := newSettings(t, "d=memory:1MiB")
+	s.TLS = config.TLS{Certificates: a.Dir, VerifyPeer: true}
+	s.mustStart(t)
+	try := func() error {
+		nc, err := net.Dial("unix", s.socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = nc.Close() }()
+		c, err := nbdtest.Dial(nc, "d", nbdtest.Options{TLS: a.ClientConfig(true)})
+		if err == nil {
+			_, err = c.Do(nbdtest.Command{Type: nbdtest.CmdFlush})
+		}
+		return err
+	}
+	if err := try(); err != nil {
+		t.Errorf("before: %v", err)
+	}
+	a.Revoke(t, time.Now().AddDate(1, 0, 0), a.ServerCertificate)
+	if err := try(); err != nil {
+		t.Errorf("with another certificate revoked: %v", err)
+	}
+	a.Revoke(t, time.Now().AddDate(1, 0, 0), a.ServerCertificate, a.ClientCertificate)
+	if err := try(); err == nil {
+		t.Error("a revoked certificate lets a client in")
 	}
 }
