@@ -12,7 +12,8 @@
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
-//	    stream    readv and writev on sockets, or any net.Conn (stream.go)
+//	    stream    readv and writev on sockets (stream.go), TLS over them
+//	              (tlsstream.go), or any net.Conn
 //	Device        what an export stands for; Session is one connection's way in
 //
 // # Life of a request
@@ -25,7 +26,7 @@
 //     payload of a write stays where the socket put it, in the receive block; a
 //     long one that has not arrived whole gets a block of its own, read into
 //     directly. The destination of a read is carved from a reply block, right
-//     behind the 16 bytes of its reply header.
+//     behind room for its reply header.
 //  3. Session.Submit takes the batch.
 //  4. Request.Complete, on any goroutine, queues the reply.
 //  5. Flush sends everything queued by one writev: the reader does so after
@@ -38,6 +39,31 @@
 // whose payload lies in it has been answered, a reply block likewise. If a device
 // completes inside Submit, the same two blocks are used for ever and the
 // allocator is never called.
+//
+// # Formats
+//
+// A connection has one format for good (format.go): simple replies, structured
+// replies, or extended headers both ways. The device need not know. It tells of
+// the holes of a read by Request.AddHole, of allocation by AddExtent, which writes
+// the answer to BLOCK_STATUS in the form of the wire, and where something failed
+// by Fail; what the format can say of it becomes chunks (chunk.go). Headers go
+// into free bytes right before the data, if there are any: in the block before
+// the read's destination, or in the hole before the data that follows it.
+//
+// Room for extents is modest at first and grows when it did not suffice: a reply
+// may end early, the client asks again. Errors come with words, of a fixed table
+// (cause.go). Structured replies are used where the protocol asks for them and
+// for errors; other successes stay simple.
+//
+// A WRITE with an extended header has a payload even if its flag PAYLOAD_LEN is
+// missing; other commands with a payload are refused, their payload skipped.
+//
+// # TLS
+//
+// TLS is memory between the socket and the connection: replies are encrypted by
+// whoever flushes them and written without waiting, like others, and each read
+// takes every record that has arrived. A connection costs about 32 KiB more for
+// input, and under load twice 64 KiB for output.
 //
 // # Bounds
 //
