@@ -99,7 +99,10 @@ SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE]; further options after
 SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB
-  vhbad serve --config /etc/vhbad.yaml --log-level debug --verify`,
+  vhbad serve --config /etc/vhbad.yaml --log-level debug --verify
+  vhbad serve --config /etc/vhbad.yaml --takeover
+  vhbad serve --listen tcp://:10809 --tls-certificates /etc/pki/vhbad --tls required
+  nbdinfo -- [ vhbad serve --single --disk d=memory:64MiB ]`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
 	}
@@ -139,7 +142,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "per-message (a message and a lock for each queue), all (one lock), single (one message) or line (default "+string(config.InterruptsPerMessage)+")")
 	f.BoolVar(&v.HBA.StrictSegments, "strict-segments", false, "cut buffers at every page, for long scatter lists")
 	f.Var(&v.Limits.Memory, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")")
-	f.StringVar(&v.TLS.Certificates, "tls-certificates", "", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem")
+	f.StringVar(&v.TLS.Certificates, "tls-certificates", "", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem and perhaps ca-crl.pem")
 	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
 	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
 	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/nbd/conformance"
@@ -35,7 +36,7 @@ func TestConformance(t *testing.T) {
 				}
 				s.Listen = []config.Address{a}
 			}
-			target := conformance.Target{Name: tt.name, Export: "d", Secure: tt.tls == config.TLSRequired}
+			target := conformance.Target{Name: tt.name, Export: "d", Secure: tt.tls == config.TLSRequired, Patience: 4 * time.Minute}
 			if tt.tls != "" {
 				a := nbdtest.NewAuthority(t)
 				s.TLS = config.TLS{Certificates: a.Dir, Mode: tt.tls}

@@ -58,7 +58,8 @@ type handoverMessage struct {
 	Locked  bool   `json:"locked,omitempty"`
 	// Of an offer: how long draining takes at most.
 	DrainSeconds float64 `json:"drain_seconds,omitempty"`
-	// Of done: what went wrong.
+	// Of done: what went wrong. Then the end of the connection says that all is
+	// closed.
 	Error string `json:"error,omitempty"`
 }
 
@@ -316,8 +317,12 @@ func (d *Daemon) farewell(err error) {
 	if err := sendMessage(d.successor, m); err != nil {
 		d.log.Error("cannot tell the daemon that takes over that all is closed", "error", err)
 	}
-	_ = d.successor.Close() // the message is sent
-	d.successor = nil
+	if err == nil {
+		_ = d.successor.Close() // the message is sent
+		d.successor = nil
+	}
+	// Else images may be open still: the end of the process closes them and the
+	// connection.
 }
 
 // peerPID is the process at the other end, 0 if unknown.

@@ -172,16 +172,22 @@ func (p *Predecessor) sayGo() error {
 func (p *Predecessor) wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.c.Close() })
 	defer stop()
-	m, _, err := receiveMessage(p.c, p.drain+drainGrace, sayDone)
+	limit := p.drain + drainGrace
+	m, _, err := receiveMessage(p.c, limit, sayDone)
+	if err == nil && m.Error != "" {
+		p.log.Error("the daemon before this one could not close everything", "process", p.pid, "error", m.Error)
+		_, _, err = receiveMessage(p.c, limit, sayDone) // the end
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("process %d has not ended after %s: end it", p.pid, p.drain+drainGrace)
+		return fmt.Errorf("process %d has not ended after %s: end it", p.pid, limit)
 	case err != nil:
 		p.log.Error("the daemon before this one died while it drained: what was in flight is lost", "process", p.pid, "error", err)
-	case m.Error != "":
-		p.log.Error("the daemon before this one could not close everything", "process", p.pid, "error", m.Error)
 	}
 	return nil
 }

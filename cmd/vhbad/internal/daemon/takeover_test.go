@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 // takeOver asks the daemon of s for its place.
@@ -331,42 +333,58 @@ func fakePredecessor(t *testing.T, s *settings, answer func(c *net.UnixConn) err
 
 const upgraded = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: vhbad-handover\r\n\r\n"
 
-// A predecessor that dies while it drains leaves its images free: there is no
-// reason not to start.
-func TestTakeOver_PredecessorDies(t *testing.T) {
-	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
-	fakePredecessor(t, s, func(c *net.UnixConn) error {
-		if _, err := c.Write([]byte(upgraded)); err != nil {
-			return err
-		}
-		if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
-			return err
-		}
-		if err := sendMessage(c, handoverMessage{Say: sayOffer}); err != nil {
-			return err
-		}
-		if _, _, err := receiveMessage(c, stepTimeout, sayGo); err != nil {
-			return err
-		}
-		return sendMessage(c, handoverMessage{Say: sayDraining})
-	})
-	p, err := s.takeOver(t, client.HandOver{})
-	if err != nil {
-		t.Fatal(err)
+// drained plays a predecessor up to draining.
+func drained(c *net.UnixConn) error {
+	if _, err := c.Write([]byte(upgraded)); err != nil {
+		return err
 	}
-	var log lockedBuffer
-	p.log = slog.New(slog.NewTextHandler(&log, nil))
-	s.Admin = config.Off // the fake one still has it
-	o := s.options(t)
-	o.Predecessor = p
-	d, err := Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
+	if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
+		return err
 	}
-	defer stopper(t, d)()
-	open(t, s.socket(), "u")
-	if !strings.Contains(log.String(), "died while it drained") {
-		t.Errorf("the log does not tell:\n%s", &log)
+	if err := sendMessage(c, handoverMessage{Say: sayOffer}); err != nil {
+		return err
+	}
+	if _, _, err := receiveMessage(c, stepTimeout, sayGo); err != nil {
+		return err
+	}
+	return sendMessage(c, handoverMessage{Say: sayDraining})
+}
+
+// A predecessor that dies while it drains, or cannot close everything, leaves
+// its images free once it is gone: there is no reason not to start.
+func TestTakeOver_PredecessorFails(t *testing.T) {
+	for want, last := range map[string]func(s *settings, c *net.UnixConn) error{
+		"died while it drained": func(*settings, *net.UnixConn) error { return nil },
+		"disk broken": func(s *settings, c *net.UnixConn) error {
+			image, err := media.OpenFile(media.FileConfig{Path: s.Disks[0].File, SizeBytes: int64(s.Disks[0].Size)})
+			if err != nil {
+				return err
+			}
+			return errors.Join(sendMessage(c, handoverMessage{Say: sayDone, Error: "flush: disk broken"}), image.Close())
+		},
+	} {
+		t.Run(want, func(t *testing.T) {
+			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+			fakePredecessor(t, s, func(c *net.UnixConn) error { return errors.Join(drained(c), last(s, c)) })
+			p, err := s.takeOver(t, client.HandOver{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log lockedBuffer
+			p.log = slog.New(slog.NewTextHandler(&log, nil))
+			s.Admin = config.Off // the fake one still has it
+			o := s.options(t)
+			o.Predecessor = p
+			d, err := Start(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stopper(t, d)()
+			open(t, s.socket(), "u")
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("the log does not tell:\n%s", &log)
+			}
+		})
 	}
 }
 
