@@ -62,7 +62,9 @@ device larger; one that comes back smaller, read-only or with fewer abilities is
 not taken. Attach ends with status 0 when somebody detaches the device. SIGTERM
 and SIGINT detach it, unless --keep is given; a device that is mounted or
 otherwise claimed stays, and attach ends with status 1. A service manager is told
-when the device is usable (systemd: Type=notify).`,
+when the device is usable (systemd: Type=notify). Started again with the same
+URI and device it takes over what it has left. --timeout has to be longer than
+the server ever needs: what is sent again must not be under way still.`,
 		Example: `  sudo vhbad attach unix:///run/nbd.sock
   sudo vhbad attach --export disk0 --connections 4 tcp://127.0.0.1:10809 /dev/nbd0
   sudo vhbad attach --timeout 30s --dead-conn-timeout 1m nbd://host/disk0
@@ -160,7 +162,7 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 	cancel()
 	d := held.Device
 	log.Info("attached", "device", d.Path, "server", a.options.Server.String(), "connections", d.Connections,
-		"timeout", a.timeout.Std(), "dead_conn_timeout", a.deadConn.Std())
+		"timeout", a.timeout.Std(), "dead_conn_timeout", a.deadConn.Std(), "taken_over", held.TakenOver)
 	a.notify(log, sdnotify.Ready, sdnotify.Status(d.Path+" is "+a.options.Server.String()))
 	if err := a.print(cmd, d); err != nil {
 		log.Warn("could not print the device", "error", err) // its reader has gone: the device need not

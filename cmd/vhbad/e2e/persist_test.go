@@ -27,8 +27,8 @@ const (
 	// persistTimeout is after how long the kernel sends a request again that was
 	// under way when its connection ended.
 	persistTimeout = "3s"
-	// processTimeout bounds the orderly end of a process.
-	processTimeout = time.Minute
+	// processTimeout bounds each wait: a guest has a share of one processor.
+	processTimeout = 2 * time.Minute
 	// progressRequests is how many requests show that a load is going on.
 	progressRequests = 100
 )
@@ -74,6 +74,13 @@ func persistScenario() scenario {
 	add("files_again", func(g *guest) error { return tree{g.seed, treeFiles / 10}.check(guestMount) })
 	add("detach_refused", wantDetachRefused)
 	add("sigterm_refused", p.stopAttachRefused)
+	add("adopted/attach", func(g *guest) error { return p.startAttach(g, "--connections", "2") })
+	add("adopted/stop", (*guest).stopServer)
+	add("adopted/start", activated)
+	add("adopted/write", func(g *guest) error { return tree{g.seed + 1, treeFiles / 10}.write(guestMount + "/more") })
+	add("adopted/reconnected", func(*guest) error { return p.awaitReconnected() })
+	add("adopted/no_errors", (*guest).wantNoErrors)
+	add("adopted/sigterm_refused", p.stopAttachRefused)
 	add("unmount", (*guest).unmount)
 	add("fsck", func(g *guest) error { return g.run(ext4.check[0], append(ext4.check[1:], guestDevice)...) })
 	add("detach", func(g *guest) error { return g.detach(vhbadClient) })
@@ -155,6 +162,7 @@ func (p *persistence) startAttach(g *guest, args ...string) error {
 	}
 	defer func() { _ = log.Close() }()
 	args = append(args, "--persist", "--timeout", persistTimeout, "--backend-id", "the disk of the test", overUnix.uri(), guestDevice)
+	p.reconnected = 0
 	p.attach = exec.Command(g.binary, append([]string{"attach"}, args...)...)
 	p.attach.Env = append(os.Environ(), "NOTIFY_SOCKET="+persistNotify)
 	p.attach.Stdout, p.attach.Stderr = log, log
@@ -162,7 +170,7 @@ func (p *persistence) startAttach(g *guest, args ...string) error {
 		return err
 	}
 	message := make([]byte, 1000)
-	if err := notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := notify.SetReadDeadline(time.Now().Add(processTimeout)); err != nil {
 		return err
 	}
 	n, err := notify.Read(message)
@@ -228,12 +236,23 @@ func (p *persistence) waitProgress() error {
 		return reads + writes
 	}
 	least := done() + progressRequests
-	return waitFor(fmt.Sprintf("%d requests of the load", progressRequests), time.Minute, func() bool { return done() >= least })
+	return waitFor(fmt.Sprintf("%d requests of the load", progressRequests), processTimeout, func() bool { return done() >= least })
 }
 
 // waitReconnected waits for one more reconnection, and for the load to go on.
 func (p *persistence) waitReconnected(*guest) error {
-	err := waitFor("device reconnected", time.Minute, func() bool {
+	err := p.awaitReconnected()
+	if err == nil {
+		err = p.waitProgress()
+	}
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, persistTail())
+	}
+	return nil
+}
+
+func (p *persistence) awaitReconnected() error {
+	return waitFor("device reconnected", processTimeout, func() bool {
 		content, err := os.ReadFile(persistLog)
 		n := strings.Count(string(content), "msg=reconnected")
 		if err != nil || n == p.reconnected {
@@ -242,13 +261,6 @@ func (p *persistence) waitReconnected(*guest) error {
 		p.reconnected = n
 		return true
 	})
-	if err == nil {
-		err = p.waitProgress()
-	}
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, persistTail())
-	}
-	return nil
 }
 
 // stopLoad ends fio and wants that it saw no error and no wrong byte.

@@ -116,7 +116,9 @@ type kernel struct {
 	// openExclusive opens a device's file for exclusive use and closes it.
 	openExclusive func(path string) error
 	// listen is listenLinkDead.
-	listen func(died func()) (stop func(), err error)
+	listen func(died func(index int)) (stop func(), err error)
+	// runs reports whether a process is there.
+	runs func(pid int) bool
 }
 
 func thisKernel() *kernel {
@@ -125,6 +127,7 @@ func thisKernel() *kernel {
 		sysfs:         sysfs{block: "/sys/block", dev: "/dev"},
 		openExclusive: openExclusive,
 		listen:        listenLinkDead,
+		runs:          func(pid int) bool { return !errors.Is(unix.Kill(pid, 0), unix.ESRCH) },
 	}
 }
 
@@ -143,7 +146,8 @@ func openExclusive(path string) error {
 func Attach(ctx context.Context, o Options) (Device, error) { return thisKernel().attach(ctx, o) }
 
 // Hold attaches as Attach does, for Attachment.Keep to look after the device. It
-// needs both timeouts.
+// needs both timeouts. If the device is attached already, with the same backend
+// identifier, and the process that did so has ended, Hold takes over from it.
 func Hold(ctx context.Context, o Options) (*Attachment, error) { return thisKernel().hold(ctx, o) }
 
 // Detach disconnects a device and waits until nothing of it is left. Unless

@@ -60,9 +60,10 @@ func newFakeKernel(t *testing.T, devices ...int) *fakeKernel {
 		defer k.mu.Unlock()
 		closeAll(k.held)
 	})
-	k.listen = func(func()) (func(), error) { return nil, errors.New("no multicast here") }
+	k.listen = func(func(int)) (func(), error) { return nil, errors.New("no multicast here") }
 	k.sysfs = sysfs{block: filepath.Join(k.root, "sys"), dev: filepath.Join(k.root, "dev")}
 	k.openExclusive = func(string) error { return nil }
+	k.runs = func(int) bool { return true }
 	for _, dir := range []string{k.block, k.dev} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -178,6 +179,8 @@ func (k *fakeKernel) serve(req genetlink.Message, _ netlink.Message) ([]genetlin
 		if !k.lazy {
 			k.set(r.index, "size", strconv.FormatUint(r.size/sectorBytes, 10)+"\n")
 			k.set(r.index, "pid", strconv.Itoa(os.Getpid())+"\n")
+			k.set(r.index, "backend", r.backend+"\n")
+			k.set(r.index, "queue/logical_block_size", "512\n")
 		}
 	case "reconfigure":
 		if len(k.held) == 0 || r.backend != k.backend {

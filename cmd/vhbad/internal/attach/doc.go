@@ -11,7 +11,8 @@
 // Hold and Attachment.Keep stay instead, and replace connections that end by new
 // ones (keep.go). They keep a descriptor of each socket (sockets.go): it tells of
 // the connection's end, and whether the kernel took a new one over, which
-// NBD_CMD_RECONFIGURE does not.
+// NBD_CMD_RECONFIGURE does not. A device whose keeper has ended can be taken over
+// (adopt.go); of its sockets only the kernel's LINK_DEAD tells.
 //
 // The kernel reuses a device's slot before it has finished with the last user;
 // two programs that pick "the first free one" at once meet there. So a device is

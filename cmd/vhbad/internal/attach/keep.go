@@ -25,13 +25,16 @@ const (
 // Concurrency: one goroutine.
 type Attachment struct {
 	Device Device
+	// TakenOver is whether another process had attached the device.
+	TakenOver bool
 
 	kernel  *kernel
 	driver  *driver
 	options Options
 	sockets sockets
 	index   int
-	// flags are the transmission flags that the kernel was told, once.
+	// flags are the transmission flags that the kernel was told, once; zero while
+	// they are not known.
 	flags uint16
 	// exportBytes is the size that the server said last. It may exceed the
 	// device's until grow.
@@ -42,11 +45,15 @@ type Attachment struct {
 	// reconnected is when the kernel last got a socket.
 	reconnected time.Time
 	backoff     backoff
+	adoption    adoption
 }
 
 func (k *kernel) hold(ctx context.Context, o Options) (*Attachment, error) {
 	if o.Timeout <= 0 || o.DeadConnTimeout <= 0 {
 		return nil, fmt.Errorf("timeout %v, dead connection timeout %v: reconnecting needs both above 0, for without them the kernel does not send requests again on a new connection", o.Timeout, o.DeadConnTimeout)
+	}
+	if a, err := k.adopt(o); a != nil || err != nil {
+		return a, err
 	}
 	return k.connectAll(ctx, o)
 }
@@ -77,14 +84,33 @@ func (a *Attachment) Keep(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	defer stopWatch()
-	if stopListen, err := a.kernel.listen(woken); err != nil {
-		log.Debug("not told by the kernel of dead connections; looking at the sockets only", "error", err)
-	} else {
+	died := make(chan struct{}, 1)
+	stopListen, err := a.kernel.listen(func(index int) {
+		if index != a.index && index != anyDevice {
+			return
+		}
+		select {
+		case died <- struct{}{}:
+		default:
+		}
+		woken()
+	})
+	switch {
+	case err == nil:
 		defer stopListen()
+	case a.adoption.foreign > 0:
+		return fmt.Errorf("the kernel does not tell of dead connections, and %s was attached by another process: %w", a.Device.Path, err)
+	default:
+		log.Debug("not told by the kernel of dead connections; looking at the sockets only", "error", err)
 	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
+		select {
+		case <-died:
+			a.adoption.suspect()
+		default:
+		}
 		if err := a.check(ctx, log, wake); errors.Is(err, errDetached) {
 			log.Info("detached by somebody else")
 			return nil
@@ -115,7 +141,7 @@ func (a *Attachment) check(ctx context.Context, log *slog.Logger, wake <-chan st
 	if err != nil {
 		return err
 	}
-	if len(dead) > 0 {
+	if len(dead) > 0 || a.adoption.suspected() {
 		return a.reconnect(ctx, log, wake, len(dead))
 	}
 	return a.grow(log, &st)
@@ -130,8 +156,10 @@ func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-cha
 		return err
 	}
 	began := time.Now()
-	log.Warn("connections lost: reconnecting", "lost", lost, "of", a.Device.Connections,
-		"server", a.options.Server.String(), "requests_wait_at_most", a.options.DeadConnTimeout)
+	if lost > 0 {
+		log.Warn("connections lost: reconnecting", "lost", lost, "of", a.Device.Connections,
+			"server", a.options.Server.String(), "requests_wait_at_most", a.options.DeadConnTimeout)
+	}
 	if time.Since(a.reconnected) > steadyTime {
 		a.backoff = backoff{}
 	} else if err := a.backoff.wait(ctx, nil); err != nil {
@@ -141,6 +169,8 @@ func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-cha
 	for {
 		err := a.attempt(ctx)
 		switch {
+		case errors.Is(err, errNoneDead):
+			return nil
 		case err == nil:
 			log.Info("reconnected", "after", time.Since(began).Round(time.Millisecond))
 			return nil
@@ -166,11 +196,18 @@ func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-cha
 // attempt dials once and replaces what is dead. It succeeds when nothing is dead
 // any more.
 //
-// Errors: errDetached; any other means to try again.
+// Errors: errDetached, errNoneDead; any other means to try again.
 func (a *Attachment) attempt(ctx context.Context) error {
 	dead, err := a.sockets.ended()
-	if err != nil || len(dead) == 0 {
+	if err != nil {
 		return err
+	}
+	n := len(dead)
+	if a.adoption.suspected() {
+		n += a.adoption.foreign
+	}
+	if n == 0 {
+		return nil
 	}
 	id := reconfigureRequest{index: a.index, backend: a.Device.BackendID}
 	if err := a.driver.reconfigure(id); err != nil {
@@ -180,7 +217,7 @@ func (a *Attachment) attempt(ctx context.Context) error {
 	shutDown(dead)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	fds, info, err := dialAll(ctx, a.options.Server, len(dead))
+	fds, info, err := dialAll(ctx, a.options.Server, n)
 	if err != nil {
 		return err
 	}
@@ -193,22 +230,34 @@ func (a *Attachment) attempt(ctx context.Context) error {
 		closeAll(fds)
 		return err
 	}
-	a.exportBytes, a.reconnected = info.sizeBytes, time.Now()
+	a.exportBytes = info.sizeBytes
+	if a.flags == 0 {
+		a.flags = info.flags
+	}
 	var errs error
+	ours, foreign := 0, 0
 	for _, fd := range fds {
 		ok, err := taken(fd)
-		if ok {
+		switch {
+		case !ok:
+			closeAll([]int{fd})
+		case len(dead) > 0:
 			err = a.sockets.replace(dead[0], fd)
 			dead = dead[1:]
-		} else {
-			closeAll([]int{fd})
+			ours++
+		default:
+			err = a.sockets.add(fd)
+			foreign++
 		}
 		errs = errors.Join(errs, err)
+	}
+	if ours+foreign > 0 {
+		a.reconnected = time.Now()
 	}
 	if len(dead) > 0 {
 		errs = errors.Join(errs, fmt.Errorf("the kernel has not yet given up %d dead connections", len(dead)))
 	}
-	return errs
+	return errors.Join(errs, a.adoption.settle(ours, foreign))
 }
 
 // neededFlags are the transmission flags that the kernel acts on. It learns them

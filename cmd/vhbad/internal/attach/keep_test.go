@@ -69,22 +69,39 @@ type keeping struct {
 
 var keptExport = served{name: "d", size: 1 << 20, flags: goodFlags | flagFlush | flagFUA}
 
-// startKeep attaches /dev/nbd0 and keeps it.
-func startKeep(t *testing.T, connections int, prepare func(k *fakeKernel)) *keeping {
+func newKeeping(t *testing.T) *keeping {
 	t.Helper()
-	p := &keeping{
+	return &keeping{
 		fakeKernel: newFakeKernel(t, 0), exportServer: newExportServer(t, keptExport),
 		log: newWatchedLog(), ended: make(chan error, 1),
 	}
+}
+
+// startKeep attaches /dev/nbd0 and keeps it.
+func startKeep(t *testing.T, connections int, prepare func(k *fakeKernel)) *keeping {
+	t.Helper()
+	p := newKeeping(t)
 	if prepare != nil {
 		prepare(p.fakeKernel)
 	}
-	a, err := p.hold(deadline(t), Options{
-		Server: p.Server, Connections: connections, Timeout: 2 * time.Second, DeadConnTimeout: time.Minute,
-	})
+	a, err := p.hold(deadline(t), p.options(connections))
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.keep(t, a)
+	return p
+}
+
+func (p *keeping) options(connections int) Options {
+	return Options{
+		Server: p.Server, Connections: connections, Timeout: time.Minute, DeadConnTimeout: time.Minute,
+		Device: p.path(0),
+	}
+}
+
+// keep has a kept until the end of the test.
+func (p *keeping) keep(t *testing.T, a *Attachment) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	p.cancel = cancel
 	over := make(chan struct{})
@@ -103,7 +120,6 @@ func startKeep(t *testing.T, connections int, prepare func(k *fakeKernel)) *keep
 			t.Logf("netlink: %q\nlog:\n%s", p.asks(), p.log)
 		}
 	})
-	return p
 }
 
 // wantEnd waits for the end of Keep.
@@ -132,9 +148,7 @@ func TestKeep_ReconnectsAll(t *testing.T) {
 		p.drop(-1)
 		p.log.waitFor(t, "msg=reconnected", round+1)
 	}
-	if n := p.alive(); n != 3 {
-		t.Errorf("%d connections, want 3", n)
-	}
+	p.await(t, 3)
 	p.cancel()
 	p.wantEnd(t, context.Canceled)
 	if n := p.alive(); n != 3 {
@@ -149,9 +163,7 @@ func TestKeep_ReplacesDeadOnly(t *testing.T) {
 	if n := p.acceptedUntilNow(); n != 4 {
 		t.Errorf("%d connections were made in all, want 3 and one more", n)
 	}
-	if n := p.alive(); n != 3 {
-		t.Errorf("%d connections, want 3", n)
-	}
+	p.await(t, 3)
 	if !slices.Contains(p.asks(), "reconfigure 0 sockets=1") {
 		t.Errorf("netlink: %q, want one socket replaced", p.asks())
 	}
@@ -162,52 +174,52 @@ func TestKeep_KernelGivesUp(t *testing.T) {
 	p := startKeep(t, 2, nil)
 	p.giveUp()
 	p.log.waitFor(t, "msg=reconnected", 1)
-	if n := p.alive(); n != 2 {
-		t.Errorf("%d connections, want 2", n)
-	}
+	p.await(t, 2)
 }
 
 // The end of a connection may be seen before the driver marks it dead. Until
 // then it takes new sockets, says that all is well, and drops them.
 func TestKeep_DriverNoticesLate(t *testing.T) {
-	p := startKeep(t, 2, func(k *fakeKernel) {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.blind = 3
-	})
+	p := startKeep(t, 2, func(k *fakeKernel) { k.beBlind(3) })
 	p.drop(-1)
 	p.log.waitFor(t, "msg=reconnected", 1)
-	p.log.waitFor(t, "not yet given up 2 dead connections", 1)
-	if n := p.alive(); n != 2 {
-		t.Errorf("%d connections, want 2", n)
-	}
-	if n := p.acceptedUntilNow(); n != 2+4*2 {
-		t.Errorf("%d connections were made in all, want 2, and 2 for each of 4 attempts", n)
+	p.log.waitFor(t, "the kernel has not yet given up", 1)
+	p.await(t, 2)
+	if n := len(slices.DeleteFunc(p.asks(), func(ask string) bool { return !strings.Contains(ask, "sockets") })); n < 1+4 {
+		t.Errorf("netlink: %q, want sockets offered at least 4 times", p.asks())
 	}
 }
+
+// multicast lets a test say LINK_DEAD.
+type multicast struct{ listening chan func(index int) }
+
+func newMulticast(k *fakeKernel) *multicast {
+	m := &multicast{listening: make(chan func(int), 1)}
+	k.listen = func(died func(int)) (func(), error) {
+		m.listening <- died
+		return func() {}, nil
+	}
+	return m
+}
+
+// wait returns what to call for a LINK_DEAD, once somebody listens.
+func (m *multicast) wait() func(index int) { return <-m.listening }
 
 // LINK_DEAD does not have to wait for the next look.
 func TestKeep_LinkDead(t *testing.T) {
-	var died func()
-	listening := make(chan struct{})
-	p := startKeep(t, 1, func(k *fakeKernel) {
-		k.listen = func(f func()) (func(), error) {
-			died = f
-			close(listening)
-			return func() {}, nil
-		}
-	})
-	<-listening
-	died() // nothing is dead: nothing happens
+	var news *multicast
+	p := startKeep(t, 1, func(k *fakeKernel) { news = newMulticast(k) })
+	died := news.wait()
+	died(0) // nothing is dead: nothing happens
+	died(7) // that is another device
 	p.drop(-1)
-	died()
+	died(0)
 	p.log.waitFor(t, "msg=reconnected", 1)
-	if n := p.alive(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
-	}
+	p.await(t, 1)
 }
 
 func TestKeep_ServerAway(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		change func(*served)
@@ -224,15 +236,14 @@ func TestKeep_ServerAway(t *testing.T) {
 		{"block size", func(s *served) { s.minBlock = 4096 }, "smallest block has become 4096"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			p := startKeep(t, 2, nil)
 			other := keptExport
 			tt.change(&other)
 			p.change(other)
 			p.drop(-1)
 			p.log.waitFor(t, tt.want, 1)
-			if n := p.alive(); n != 0 {
-				t.Errorf("%d connections, want none", n)
-			}
+			p.await(t, 0)
 			// It comes back, with an ability more.
 			other = keptExport
 			other.flags |= flagTrim

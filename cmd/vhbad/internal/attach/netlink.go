@@ -92,17 +92,21 @@ func (d *driver) connect(r connectRequest) error {
 	e.Uint32(attrIndex, uint32(r.index))
 	e.Uint64(attrSizeBytes, r.sizeBytes)
 	e.Uint64(attrBlockSizeBytes, r.blockBytes)
-	if r.timeout > 0 {
-		e.Uint64(attrTimeout, wholeSeconds(r.timeout))
-	}
-	if r.deadConnTimeout > 0 {
-		e.Uint64(attrDeadConn, wholeSeconds(r.deadConnTimeout))
-	}
+	encodeTimeouts(e, r.timeout, r.deadConnTimeout)
 	e.Uint64(attrServerFlags, uint64(r.serverFlags))
 	e.String(attrBackend, r.backend)
 	encodeSockets(e, r.fds)
 	// The kernel answers with the index; there is nothing to acknowledge besides.
 	return d.execute(cmdConnect, e, netlink.Request)
+}
+
+func encodeTimeouts(e *netlink.AttributeEncoder, timeout, deadConn time.Duration) {
+	if timeout > 0 {
+		e.Uint64(attrTimeout, wholeSeconds(timeout))
+	}
+	if deadConn > 0 {
+		e.Uint64(attrDeadConn, wholeSeconds(deadConn))
+	}
 }
 
 func encodeSockets(e *netlink.AttributeEncoder, fds []int) {
@@ -126,6 +130,8 @@ type reconfigureRequest struct {
 	// for it, and then waits for every request in flight, even one that has no
 	// connection.
 	sizeBytes uint64
+	// timeout and deadConnTimeout replace the device's unless zero.
+	timeout, deadConnTimeout time.Duration
 	// fds take the place of sockets that the kernel has marked dead. Those that
 	// find no dead one are dropped, and the kernel calls that success.
 	fds []int
@@ -141,6 +147,7 @@ func (d *driver) reconfigure(r reconfigureRequest) error {
 	if r.sizeBytes > 0 {
 		e.Uint64(attrSizeBytes, r.sizeBytes)
 	}
+	encodeTimeouts(e, r.timeout, r.deadConnTimeout)
 	if len(r.fds) > 0 {
 		encodeSockets(e, r.fds)
 	}
@@ -151,9 +158,8 @@ func (d *driver) reconfigure(r reconfigureRequest) error {
 	return err
 }
 
-// listenLinkDead calls died after each NBD_CMD_LINK_DEAD, of whatever device,
-// until stop.
-func listenLinkDead(died func()) (stop func(), err error) {
+// listenLinkDead calls died with the device of each NBD_CMD_LINK_DEAD until stop.
+func listenLinkDead(died func(index int)) (stop func(), err error) {
 	conn, err := genetlink.Dial(nil)
 	if err != nil {
 		return nil, err
@@ -173,17 +179,44 @@ func listenLinkDead(died func()) (stop func(), err error) {
 	go func() {
 		defer close(ended)
 		for {
-			_, _, err := conn.Receive()
-			if err != nil && !errors.Is(err, unix.ENOBUFS) { // some were lost: that is news, too
+			messages, _, err := conn.Receive()
+			if errors.Is(err, unix.ENOBUFS) { // some were lost
+				died(anyDevice)
+				continue
+			}
+			if err != nil {
 				return
 			}
-			died()
+			for _, m := range messages {
+				died(linkDeadIndex(m))
+			}
 		}
 	}()
 	return func() {
 		_ = conn.Close()
 		<-ended
 	}, nil
+}
+
+// anyDevice is the device of a LINK_DEAD that does not tell.
+const anyDevice = -1
+
+// linkDeadIndex reads which device a message of the multicast group is about.
+func linkDeadIndex(m genetlink.Message) int {
+	ad, err := netlink.NewAttributeDecoder(m.Data)
+	if err != nil {
+		return anyDevice
+	}
+	index := anyDevice
+	for ad.Next() {
+		if ad.Type() == attrIndex {
+			index = int(ad.Uint32())
+		}
+	}
+	if ad.Err() != nil {
+		return anyDevice
+	}
+	return index
 }
 
 // disconnect tells the driver to let go of device index: it sends NBD_CMD_DISC

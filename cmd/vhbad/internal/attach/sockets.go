@@ -146,6 +146,12 @@ func (s *sockets) replace(old, fresh int) error {
 	return s.watchOne(fresh)
 }
 
+// add adds a socket.
+func (s *sockets) add(fd int) error {
+	s.fds = append(s.fds, fd)
+	return s.watchOne(fd)
+}
+
 // close closes every socket. The kernel has its own references.
 func (s *sockets) close() {
 	closeAll(s.fds)

@@ -34,6 +34,12 @@ type deviceState struct {
 	sizeBytes uint64
 	inFlight  bool
 	holders   []string
+	// backend is the identifier given when it was attached; empty also with
+	// kernels before 5.14.
+	backend string
+	// blockBytes is the logical block.
+	blockBytes uint32
+	readOnly   bool
 	// node is whether its file in /dev is there.
 	node bool
 }
@@ -131,6 +137,23 @@ func (s *sysfs) state(index int) (deviceState, error) {
 	for _, h := range holders {
 		st.holders = append(st.holders, h.Name())
 	}
+	backend, err := os.ReadFile(filepath.Join(dir, "backend"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return st, err
+	}
+	st.backend = strings.TrimSuffix(string(backend), "\n")
+	block, err := readWords(filepath.Join(dir, "queue", "logical_block_size"))
+	if err != nil {
+		return st, err
+	}
+	if len(block) > 0 {
+		st.blockBytes = uint32(block[0])
+	}
+	ro, err := readWords(filepath.Join(dir, "ro"))
+	if err != nil {
+		return st, err
+	}
+	st.readOnly = len(ro) > 0 && ro[0] != 0
 	_, err = os.Stat(s.path(index))
 	st.node = err == nil
 	return st, nil
