@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	startTimeout   = 20 * time.Second
-	stopTimeout    = 20 * time.Second
+	startTimeout   = time.Minute
+	stopTimeout    = time.Minute
 	commandTimeout = 90 * time.Second
 )
 

@@ -170,7 +170,8 @@ func (g *guest) boot() error {
 	return g.run("ip", "link", "set", "lo", "up")
 }
 
-// guestCommandTimeout bounds every command in the guest; the host bounds the boot.
+// guestCommandTimeout bounds every command and every wait in the guest, which has a
+// share of one processor; the host bounds the boot.
 const guestCommandTimeout = 2 * time.Minute
 
 // run runs a command to its end; its error holds the end of what it printed.
@@ -200,14 +201,14 @@ func tail(out []byte) []byte {
 }
 
 // waitFor asks again and again until ok says yes.
-func waitFor(what string, timeout time.Duration, ok func() bool) error {
-	deadline := time.After(timeout)
+func waitFor(what string, ok func() bool) error {
+	deadline := time.After(guestCommandTimeout)
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for !ok() {
 		select {
 		case <-deadline:
-			return fmt.Errorf("%s: not so after %v", what, timeout)
+			return fmt.Errorf("%s: not so after %v", what, guestCommandTimeout)
 		case <-again.C:
 		}
 	}
@@ -249,7 +250,7 @@ func (g *guest) startServer(tr transport, disk string, extra ...string) error {
 	if err := g.launch(server); err != nil {
 		return err
 	}
-	return waitFor("server accepts on "+tr.listen(), 20*time.Second, func() bool {
+	return waitFor("server accepts on "+tr.listen(), func() bool {
 		c, err := net.Dial(tr.network, tr.address)
 		if err != nil {
 			return false
@@ -276,7 +277,7 @@ func (g *guest) stopServer() error {
 	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	late := time.AfterFunc(20*time.Second, func() {
+	late := time.AfterFunc(guestCommandTimeout, func() {
 		_ = server.Process.Signal(syscall.SIGQUIT) // Wait reports that it died of it
 	})
 	defer late.Stop()
@@ -327,9 +328,11 @@ var (
 	vhbadClient = client{
 		name: "vhbad",
 		attach: func(g *guest, tr transport, connections int) error {
-			return g.run(g.binary, "attach", "--connections", strconv.Itoa(connections), tr.uri(), guestDevice)
+			return g.run(g.binary, "attach", "--wait", guestCommandTimeout.String(), "--connections", strconv.Itoa(connections), tr.uri(), guestDevice)
 		},
-		detach: func(g *guest) error { return g.run(g.binary, "detach", guestDevice) },
+		detach: func(g *guest) error {
+			return g.run(g.binary, "detach", "--wait", guestCommandTimeout.String(), guestDevice)
+		},
 	}
 )
 
@@ -338,7 +341,7 @@ func (g *guest) attach(c client, tr transport, connections int) error {
 	if err := c.attach(g, tr, connections); err != nil {
 		return err
 	}
-	return waitFor(guestDevice+" has a size", 10*time.Second, func() bool { return sysfs("size") != "0" && sysfs("pid") != "" })
+	return waitFor(guestDevice+" has a size", func() bool { return sysfs("size") != "0" && sysfs("pid") != "" })
 }
 
 // detach detaches the device and waits until its slot can be used again.
@@ -346,7 +349,7 @@ func (g *guest) detach(c client) error {
 	if err := c.detach(g); err != nil {
 		return err
 	}
-	return waitFor(guestDevice+" is free", 20*time.Second, func() bool {
+	return waitFor(guestDevice+" is free", func() bool {
 		return sysfs("pid") == "" && sysfs("size") == "0"
 	})
 }

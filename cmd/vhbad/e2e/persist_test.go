@@ -27,8 +27,6 @@ const (
 	// persistTimeout is after how long the kernel sends a request again that was
 	// under way when its connection ended.
 	persistTimeout = "3s"
-	// processTimeout bounds each wait: a guest has a share of one processor.
-	processTimeout = 2 * time.Minute
 	// progressRequests is how many requests show that a load is going on.
 	progressRequests = 100
 )
@@ -141,7 +139,7 @@ func (p *persistence) takeOver(g *guest, disk string) error {
 
 // waitProcess waits for a process to end with status 0.
 func waitProcess(c *exec.Cmd) error {
-	late := time.AfterFunc(processTimeout, func() {
+	late := time.AfterFunc(guestCommandTimeout, func() {
 		_ = c.Process.Signal(syscall.SIGQUIT) // Wait reports that it died of it
 	})
 	defer late.Stop()
@@ -161,7 +159,7 @@ func (p *persistence) startAttach(g *guest, args ...string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	args = append(args, "--persist", "--timeout", persistTimeout, "--backend-id", "the disk of the test", overUnix.uri(), guestDevice)
+	args = append(args, "--persist", "--wait", guestCommandTimeout.String(), "--timeout", persistTimeout, "--backend-id", "the disk of the test", overUnix.uri(), guestDevice)
 	p.reconnected = 0
 	p.attach = exec.Command(g.binary, append([]string{"attach"}, args...)...)
 	p.attach.Env = append(os.Environ(), "NOTIFY_SOCKET="+persistNotify)
@@ -170,7 +168,7 @@ func (p *persistence) startAttach(g *guest, args ...string) error {
 		return err
 	}
 	message := make([]byte, 1000)
-	if err := notify.SetReadDeadline(time.Now().Add(processTimeout)); err != nil {
+	if err := notify.SetReadDeadline(time.Now().Add(guestCommandTimeout)); err != nil {
 		return err
 	}
 	n, err := notify.Read(message)
@@ -207,7 +205,7 @@ func (p *persistence) endAttach(signal syscall.Signal) error {
 }
 
 func wantFree() error {
-	return waitFor(guestDevice+" is free", processTimeout, func() bool { return sysfs("pid") == "" && sysfs("size") == "0" })
+	return waitFor(guestDevice+" is free", func() bool { return sysfs("pid") == "" && sysfs("size") == "0" })
 }
 
 // startLoad starts fio on a file of the mounted file system. It writes until it is
@@ -236,7 +234,7 @@ func (p *persistence) waitProgress() error {
 		return reads + writes
 	}
 	least := done() + progressRequests
-	return waitFor(fmt.Sprintf("%d requests of the load", progressRequests), processTimeout, func() bool { return done() >= least })
+	return waitFor(fmt.Sprintf("%d requests of the load", progressRequests), func() bool { return done() >= least })
 }
 
 // waitReconnected waits for one more reconnection, and for the load to go on.
@@ -252,7 +250,7 @@ func (p *persistence) waitReconnected(*guest) error {
 }
 
 func (p *persistence) awaitReconnected() error {
-	return waitFor("device reconnected", processTimeout, func() bool {
+	return waitFor("device reconnected", func() bool {
 		content, err := os.ReadFile(persistLog)
 		n := strings.Count(string(content), "msg=reconnected")
 		if err != nil || n == p.reconnected {
