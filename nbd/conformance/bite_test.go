@@ -61,7 +61,7 @@ func (s *liarSession) Submit(batch []*nbd.Request) {
 // serveDevice serves the device as "disk0" until the end of the test.
 func serveDevice(t *testing.T, d nbd.Device) Target {
 	t.Helper()
-	arena, err := dma.NewArena(16 << 20)
+	arena, err := dma.NewArena(8 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func serveDevice(t *testing.T, d nbd.Device) Target {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxPayloadBytes: 8 << 20}}
+	s := &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxPayloadBytes: 4 << 20}}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -87,7 +87,7 @@ func serveDevice(t *testing.T, d nbd.Device) Target {
 			t.Errorf("Serve returned %v", err)
 		}
 	})
-	return Target{Name: "a liar", Export: "disk0", Dial: func(ctx context.Context) (net.Conn, error) {
+	return Target{Name: "a liar", Export: "disk0", Patience: 4 * time.Minute, Dial: func(ctx context.Context) (net.Conn, error) {
 		var dialer net.Dialer
 		return dialer.DialContext(ctx, "tcp", l.Addr().String())
 	}}

@@ -49,8 +49,9 @@ func discover(x *probe) {
 
 	if f.tls {
 		w = x.plain()
-		_, last := w.ask(optInfo, infoData(x.target.Export))
-		f.forcedTLS = last.typ == repTLSReqd
+		w.sendOption(optInfo, infoData(x.target.Export))
+		last, ok := w.replyOrEnd(optInfo)
+		f.forcedTLS = !ok || last.typ == repTLSReqd
 		_ = w.nc.Close() // seen
 	}
 	w = x.haggle()

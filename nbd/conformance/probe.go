@@ -6,9 +6,17 @@ import (
 	"time"
 )
 
-// patience is how long any step may take. Only a server that does not answer at
-// all meets it.
-const patience = 10 * time.Second
+// defaultPatience is how long any step may take. Only a server that does not
+// answer at all meets it.
+const defaultPatience = 10 * time.Second
+
+// patience is how long to wait for the target.
+func (t *Target) patience() time.Duration {
+	if t.Patience == 0 {
+		return defaultPatience
+	}
+	return t.Patience
+}
 
 // A probe is what the check of a row works with. Its methods end the row when
 // there is a verdict; a check that returns has passed.
@@ -57,7 +65,7 @@ func (x *probe) run(check func(x *probe)) (o outcome) {
 
 // dial connects and says nothing.
 func (x *probe) dial() *wire {
-	ctx, cancel := context.WithTimeout(x.ctx, patience)
+	ctx, cancel := context.WithTimeout(x.ctx, x.target.patience())
 	defer cancel()
 	nc, err := x.target.Dial(ctx)
 	if err != nil {

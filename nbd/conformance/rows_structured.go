@@ -252,7 +252,7 @@ func manyReads(w *wire) []*reply {
 		w.ok(request{typ: cmdRead, offset: place(11), length: 128 << 10}),
 		w.ok(request{typ: cmdRead, offset: place(11) + 16<<10, length: 64 << 10}),
 		w.ok(request{typ: cmdRead, offset: place(11) + 32<<10, length: 16 << 10}),
-		w.ok(request{typ: cmdRead, offset: 0, length: minSizeBytes}),
+		w.ok(request{typ: cmdRead, offset: place(10), length: 2 * placeBytes}),
 		w.ok(request{typ: cmdRead, offset: f.sizeBytes - n, length: n}),
 	}
 	if f.minBlock == 1 {

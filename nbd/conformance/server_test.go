@@ -20,13 +20,20 @@ const (
 	payloadBytes = 32 << 20
 	diskBytes    = payloadBytes + 1<<20
 	minDiskBytes = 4 << 20
+
+	// patience is met by a failing test only, however slow the machine.
+	patience = 4 * time.Minute
 )
 
 // serve serves devices on a socket of the network until the end of the test, and
 // returns how to reach them.
 func serve(t *testing.T, network string, mode nbd.TLSMode, exports ...nbd.Export) conformance.Target {
 	t.Helper()
-	arena, err := dma.NewArena(4 * payloadBytes)
+	limits := nbd.Limits{MaxPayloadBytes: minDiskBytes}
+	if exports[0].Device.SizeBytes() > payloadBytes {
+		limits.MaxPayloadBytes = payloadBytes
+	}
+	arena, err := dma.NewArena(4 * limits.MaxPayloadBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +49,8 @@ func serve(t *testing.T, network string, mode nbd.TLSMode, exports ...nbd.Export
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nbd.Server{Exports: set, Arena: arena, Limits: nbd.Limits{MaxPayloadBytes: payloadBytes}, TLSMode: mode}
-	target := conformance.Target{Name: network, Export: exports[0].Name, Secure: mode == nbd.TLSRequired}
+	s := &nbd.Server{Exports: set, Arena: arena, Limits: limits, TLSMode: mode}
+	target := conformance.Target{Name: network, Export: exports[0].Name, Secure: mode == nbd.TLSRequired, Patience: patience}
 	if mode != nbd.TLSOff {
 		a := nbdtest.NewAuthority(t)
 		s.TLSConfig = func() *tls.Config { return a.ServerConfig(false) }
@@ -99,7 +106,7 @@ func TestConformance_OptionalTLS(t *testing.T) {
 }
 
 func TestConformance_RequiredTLS(t *testing.T) {
-	conformance.Run(t, serve(t, "unix", nbd.TLSRequired, two(disk(diskBytes))...))
+	conformance.Run(t, serve(t, "unix", nbd.TLSRequired, two(disk(minDiskBytes))...))
 }
 
 func TestConformance_ReadOnly(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // A Target is one export of a server under test.
@@ -21,6 +22,10 @@ type Target struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Export is the name of the export.
 	Export string
+	// Patience is how long the server may take for any step before the verdict is
+	// Hang; 0 means 10 s. It is no measure of speed: a test of a server that must
+	// not hang gives it minutes.
+	Patience time.Duration
 	// Secure has everything but the rows about TLS itself go over TLS.
 	Secure bool
 	// TLS is the client's configuration; nil trusts any server and shows no

@@ -46,7 +46,7 @@ func (w *wire) send(b []byte) {
 
 // try writes b, to a server that may hang up.
 func (w *wire) try(b []byte) error {
-	_ = w.nc.SetWriteDeadline(time.Now().Add(patience)) // the write will tell
+	_ = w.nc.SetWriteDeadline(time.Now().Add(w.x.target.patience())) // the write will tell
 	_, err := w.nc.Write(b)
 	return err
 }
@@ -68,7 +68,7 @@ func (w *wire) read(n int, what string) []byte {
 // tryRead reads n bytes from a server that may hang up.
 func (w *wire) tryRead(n int) ([]byte, error) {
 	b := make([]byte, n)
-	_ = w.nc.SetReadDeadline(time.Now().Add(patience)) // the read will tell
+	_ = w.nc.SetReadDeadline(time.Now().Add(w.x.target.patience())) // the read will tell
 	_, err := io.ReadFull(w.nc, b)
 	return b, err
 }
@@ -123,8 +123,8 @@ func (w *wire) handshakeTLS(config *tls.Config) {
 // tryTLS does the TLS handshake.
 func (w *wire) tryTLS(config *tls.Config) error {
 	conn := tls.Client(w.nc, config)
-	_ = w.nc.SetDeadline(time.Now().Add(patience)) // the handshake will tell
-	ctx, cancel := context.WithTimeout(w.x.ctx, patience)
+	_ = w.nc.SetDeadline(time.Now().Add(w.x.target.patience())) // the handshake will tell
+	ctx, cancel := context.WithTimeout(w.x.ctx, w.x.target.patience())
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
