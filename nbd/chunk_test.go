@@ -84,6 +84,10 @@ func TestBlockStatus_Room(t *testing.T) {
 	for _, d := range dialects()[1:] {
 		m := nbdtest.NewManual((limit + 1) * grain)
 		c := newServer(t, m, nbd.Limits{MaxPayloadBytes: 16 << 20}).speak("unix", d)
+		enough := 32 << 10
+		if d.Extended {
+			enough = limit
+		}
 		for want := 512; ; want = min(4*want, limit) {
 			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: (limit + 1) * grain}); err != nil {
 				t.Fatal(err)
@@ -103,7 +107,7 @@ func TestBlockStatus_Room(t *testing.T) {
 					t.Fatalf("%s: extent %d of %d is %+v", d.name, i, len(got), e)
 				}
 			}
-			if want == limit {
+			if want == enough {
 				break
 			}
 		}
@@ -289,28 +293,6 @@ func TestLength64(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestLargestPayload_Dialects moves 64 MiB in one request each way.
-func TestLargestPayload_Dialects(t *testing.T) {
-	const size = 64 << 20
-	data := pattern(size, 3)
-	m := nbdtest.NewMemory(size)
-	check := func(c *nbdtest.Client, flags uint16) {
-		t.Helper()
-		m.Resize(0)
-		m.Resize(size)
-		must(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 1, Length: size, Payload: data}, nbd.OK)
-		r := must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Flags: flags, Cookie: 2, Length: size}, nbd.OK)
-		if !bytes.Equal(r.Data, data) {
-			t.Error("64 MiB read back differ from what was written")
-		}
-	}
-	s := newServer(t, m, nbd.Limits{MaxPayloadBytes: size})
-	secure := s.secure(dialects()[2], nbdtest.NewAuthority(t))
-	check(s.speak("unix", dialects()[1]), nbdtest.FlagDF)
-	check(s.speak("unix", dialects()[2]), 0)
-	check(s.speak("unix", secure), 0)
 }
 
 // TestVanish_Chunks: what a device says of a request whose client is gone goes

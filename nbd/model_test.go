@@ -27,13 +27,9 @@ func TestModel(t *testing.T) {
 	}{
 		{"unix", simple, false, false},
 		{"unix", simple, false, true},
-		{"pipe", simple, false, true},
-		{"unix", structured, false, false},
 		{"pipe", structured, false, true},
-		{"unix", extended, false, true},
-		{"unix", extended, true, false},
+		{"unix", extended, false, false},
 		{"tcp", structured, true, true},
-		{"pipe", simple, true, true},
 	} {
 		t.Run(fmt.Sprintf("%s/%s/tls=%v/async=%v", tt.network, tt.dialect.name, tt.tls, tt.async), func(t *testing.T) {
 			var authority *nbdtest.Authority
