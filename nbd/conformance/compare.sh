@@ -20,13 +20,17 @@ stop() {
 }
 trap 'stop; rm -rf "$work"' EXIT
 
-# certificates makes an authority and a server, in the files that NBD servers want.
+# certificates makes an authority, a server and a client, in the files that NBD
+# programs want.
 certificates() {
   cd "$out/tls"
   openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj '/CN=test authority' -keyout ca-key.pem -out ca-cert.pem 2>/dev/null
-  openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server-key.pem -out server.csr 2>/dev/null
-  printf '%s\n' 'subjectAltName=DNS:localhost,IP:127.0.0.1' 'extendedKeyUsage=serverAuth' 'keyUsage=digitalSignature,keyEncipherment' >ext
-  openssl x509 -req -in server.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 30 -extfile ext -out server-cert.pem 2>/dev/null
+  local who
+  for who in server client; do
+    openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout $who-key.pem -out $who.csr 2>/dev/null
+    printf '%s\n' 'subjectAltName=DNS:localhost,IP:127.0.0.1' "extendedKeyUsage=${who}Auth" 'keyUsage=digitalSignature,keyEncipherment' >ext
+    openssl x509 -req -in $who.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 30 -extfile ext -out $who-cert.pem 2>/dev/null
+  done
   cd "$root"
 }
 

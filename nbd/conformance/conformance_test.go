@@ -17,6 +17,24 @@ var (
 	markdown = flag.String("markdown", "", "compare the JSON `files`, separated by commas, in Markdown on standard output")
 )
 
+// TestMain runs nothing else if the flags ask for something.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	only := ""
+	switch {
+	case *uri != "":
+		only = "^TestURI$"
+	case *markdown != "":
+		only = "^TestMarkdown$"
+	}
+	if only != "" {
+		if err := flag.Set("test.run", only); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
+
 // TestURI tests the server that the flags name, if any.
 func TestURI(t *testing.T) {
 	if *uri == "" {

@@ -1,11 +1,12 @@
 // Package conformance holds any NBD server to the protocol's specification: one
 // Row for each MUST and SHOULD that can be seen from a client's end of the wire.
 //
-//	go test ./nbd/conformance -uri nbd://localhost:10809/disk0
-//	go test ./nbd/conformance -uri 'nbd+unix:///disk0?socket=/run/nbd.sock' -results ours.json
-//	go test ./nbd/conformance -uri 'nbds://localhost/disk0?tls-certificates=/etc/pki/nbd'
+//	go test -v ./nbd/conformance -uri nbd://localhost:10809/disk0
+//	go test -v ./nbd/conformance -uri 'nbd+unix:///disk0?socket=/run/nbd.sock' -results ours.json
+//	go test -v ./nbd/conformance -uri 'nbds://localhost/disk0?tls-certificates=/etc/pki/nbd'
 //
-// Without -uri the package tests the server of package nbd, in all transports.
+// The table comes on standard output, which go test shows with -v or if a MUST is
+// broken. Without -uri the package tests the server of package nbd, in all transports.
 // THE EXPORT IS WRITTEN TO unless it is read-only: give it a scratch disk of at
 // least 4 MiB. Rows about read-only exports need one, rows about lengths near
 // 4 GiB a larger disk: -uri takes several targets of one server, separated by
