@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/signal"
 	"syscall"
 	"time"
@@ -57,14 +58,16 @@ With --persist attach stays, and replaces connections that end: so a mounted
 file system lives through a restart of the server. Meanwhile the kernel holds
 requests back, for --dead-conn-timeout (then 5m unless given); a request that
 was under way on a connection that ended is sent again when it is older than
---timeout (then 30s unless given). An export that comes back larger makes the
-device larger; one that comes back smaller, read-only or with fewer abilities is
-not taken. Attach ends with status 0 when somebody detaches the device. SIGTERM
-and SIGINT detach it, unless --keep is given; a device that is mounted or
-otherwise claimed stays, and attach ends with status 1. A service manager is told
-when the device is usable (systemd: Type=notify). Started again with the same
-URI and device it takes over what it has left. --timeout has to be longer than
-the server ever needs: what is sent again must not be under way still.`,
+--timeout (then 30s unless given). That has to be longer than the server ever
+needs: what is sent again must not be under way still.
+
+An export that comes back larger makes the device larger; one that comes back
+smaller, read-only or with fewer abilities is not taken. SIGHUP asks whether it
+has grown meanwhile. Attach ends with status 0 when somebody detaches the
+device. SIGTERM and SIGINT detach it, unless --keep is given; a device that is
+mounted or otherwise claimed stays, and attach ends with status 1. Started again
+with the same URI and device it takes over what it has left. A service manager
+is told when the device is usable (systemd: Type=notify).`,
 		Example: `  sudo vhbad attach unix:///run/nbd.sock
   sudo vhbad attach --export disk0 --connections 4 tcp://127.0.0.1:10809 /dev/nbd0
   sudo vhbad attach --timeout 30s --dead-conn-timeout 1m nbd://host/disk0
@@ -168,7 +171,10 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 		log.Warn("could not print the device", "error", err) // its reader has gone: the device need not
 	}
 
-	if err := held.Keep(ctx, log); err == nil || ctx.Err() == nil {
+	recheck := make(chan os.Signal, 1)
+	signal.Notify(recheck, syscall.SIGHUP)
+	defer signal.Stop(recheck)
+	if err := held.Keep(ctx, log, recheck); err == nil || ctx.Err() == nil {
 		return err
 	}
 	stop()

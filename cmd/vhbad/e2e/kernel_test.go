@@ -34,7 +34,7 @@ func TestKernel(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
 		"linux.uml", "nbd-client", "fio", "ip", "blkdiscard", "fstrim",
-		"mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_repair", "mkfs.btrfs", "btrfs",
+		"mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "mkfs.btrfs", "btrfs",
 	} {
 		tool(t, name)
 	}

@@ -48,6 +48,7 @@ func persistScenario() scenario {
 	p := new(persistence)
 	add := func(name string, run func(g *guest) error) { s.steps = append(s.steps, step{name, run}) }
 	image := "file:" + guestImage + ",size=256MiB"
+	const grownBytes = 320 << 20
 	activated := func(g *guest) error { return p.startActivated(g, image) }
 
 	add("listen", p.listen)
@@ -74,9 +75,18 @@ func persistScenario() scenario {
 	add("sigterm_refused", p.stopAttachRefused)
 	add("adopted/attach", func(g *guest) error { return p.startAttach(g, "--connections", "2") })
 	add("adopted/stop", (*guest).stopServer)
-	add("adopted/start", activated)
+	add("adopted/start", func(g *guest) error {
+		if err := os.Truncate(guestImage, grownBytes); err != nil {
+			return err
+		}
+		return p.startActivated(g, "file:"+guestImage)
+	})
 	add("adopted/write", func(g *guest) error { return tree{g.seed + 1, treeFiles / 10}.write(guestMount + "/more") })
 	add("adopted/reconnected", func(*guest) error { return p.awaitReconnected() })
+	add("adopted/grown", func(*guest) error {
+		return waitFor(guestDevice+" has grown", func() bool { return sysfs("size") == strconv.Itoa(grownBytes/512) })
+	})
+	add("adopted/resize2fs", func(g *guest) error { return g.run("resize2fs", guestDevice) })
 	add("adopted/no_errors", (*guest).wantNoErrors)
 	add("adopted/sigterm_refused", p.stopAttachRefused)
 	add("unmount", (*guest).unmount)

@@ -36,6 +36,7 @@ var toolPackages = map[string]string{
 	"python3":    "python3-minimal",
 	"qemu-img":   "qemu-utils",
 	"qemu-io":    "qemu-utils",
+	"resize2fs":  "e2fsprogs",
 	"xfs_repair": "xfsprogs",
 
 	"/usr/include/stdlib.h": "libc6-dev", // with gcc, for go test -race

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 )
 
@@ -68,9 +69,10 @@ func (a *Attachment) Close() error {
 // detached, which is no error, or until ctx ends. While none is left the kernel
 // holds requests back for the dead connection timeout. A request that was under
 // way on a connection that ended is sent again once it is older than the timeout.
+// A value from recheck has it ask the server whether the export has grown.
 //
 // Errors: the context's.
-func (a *Attachment) Keep(ctx context.Context, log *slog.Logger) error {
+func (a *Attachment) Keep(ctx context.Context, log *slog.Logger, recheck <-chan os.Signal) error {
 	log = log.With("device", a.Device.Path)
 	wake := make(chan struct{}, 1)
 	woken := func() {
@@ -120,10 +122,30 @@ func (a *Attachment) Keep(ctx context.Context, log *slog.Logger) error {
 		select {
 		case <-wake:
 		case <-tick.C:
+		case <-recheck:
+			if err := a.askSize(ctx); err != nil {
+				log.Warn("could not ask for the export's size", "error", err)
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// askSize asks the server, on a connection made for it, for the export's size.
+func (a *Attachment) askSize(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	fds, info, err := dialAll(ctx, a.options.Server, 1)
+	if err != nil {
+		return err
+	}
+	closeAll(fds)
+	if err := a.fits(info); err != nil {
+		return err
+	}
+	a.exportBytes = info.sizeBytes
+	return nil
 }
 
 // check looks once at everything that Keep looks after.

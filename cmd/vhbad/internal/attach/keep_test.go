@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -62,9 +63,10 @@ func (w *watchedLog) String() string {
 type keeping struct {
 	*fakeKernel
 	*exportServer
-	log    *watchedLog
-	cancel context.CancelFunc
-	ended  chan error
+	log     *watchedLog
+	recheck chan os.Signal
+	cancel  context.CancelFunc
+	ended   chan error
 }
 
 var keptExport = served{name: "d", size: 1 << 20, flags: goodFlags | flagFlush | flagFUA}
@@ -73,7 +75,7 @@ func newKeeping(t *testing.T) *keeping {
 	t.Helper()
 	return &keeping{
 		fakeKernel: newFakeKernel(t, 0), exportServer: newExportServer(t, keptExport),
-		log: newWatchedLog(), ended: make(chan error, 1),
+		log: newWatchedLog(), recheck: make(chan os.Signal), ended: make(chan error, 1),
 	}
 }
 
@@ -107,7 +109,7 @@ func (p *keeping) keep(t *testing.T, a *Attachment) {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		err := a.Keep(ctx, slog.New(slog.NewTextHandler(p.log, nil)))
+		err := a.Keep(ctx, slog.New(slog.NewTextHandler(p.log, nil)), p.recheck)
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
@@ -280,6 +282,25 @@ func TestKeep_Grown(t *testing.T) {
 	p.change(keptExport)
 	p.drop(-1)
 	p.log.waitFor(t, "shrunk to 1048576 bytes, the device has 1052672", 1)
+}
+
+// An export that grows while all is well is seen when somebody says so.
+func TestKeep_Recheck(t *testing.T) {
+	p := startKeep(t, 2, nil)
+	changed := keptExport
+	changed.size = 1 << 19
+	p.change(changed)
+	p.recheck <- unix.SIGHUP
+	p.log.waitFor(t, "could not ask for the export's size", 1)
+	p.log.waitFor(t, "shrunk to 524288 bytes", 1)
+	changed.size = 1 << 21
+	p.change(changed)
+	p.recheck <- unix.SIGHUP
+	p.log.waitFor(t, "the device has grown", 1)
+	if !slices.Contains(p.asks(), "reconfigure 0 size=2097152") {
+		t.Errorf("netlink: %q, want the new size", p.asks())
+	}
+	p.await(t, 2)
 }
 
 func TestKeep_Detached(t *testing.T) {

@@ -1,5 +1,3 @@
-// Package sdnotify tells a service manager how a service is doing, as systemd's
-// Type=notify wants it.
 package sdnotify
 
 import (
