@@ -94,7 +94,7 @@ vhbad() { background "vhbad.$1" "$work/vhbad" serve --http none --admin none --l
 if wanted vhbad "$work/vhbad"; then
   vhbad $a --disk "disk0=memory:5GiB,description=scratch" --disk disk1=memory:64MiB
   vhbad $b --disk disk0=memory:64MiB,read-only
-  vhbad $c --disk disk0=memory:64MiB --tls optional --tls-certificates "$out/tls"
+  vhbad $c --disk disk0=memory:64MiB --disk disk1=memory:4MiB,tls-only --tls optional --tls-certificates "$out/tls"
   vhbad $d --disk disk0=memory:64MiB --tls required --tls-certificates "$out/tls"
   listening $a $b $c $d
   suite vhbad "vhbad" "nbd://127.0.0.1:$a/disk0" "nbd://127.0.0.1:$b/disk0" "nbd://127.0.0.1:$c/disk0?$tls" "nbds://127.0.0.1:$d/disk0?$tls"

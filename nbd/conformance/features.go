@@ -14,7 +14,7 @@ type features struct {
 
 	tls       bool
 	forcedTLS bool
-	startTLS  uint32 // the answer to STARTTLS
+	tlsOnly   string // an export that wants TLS where others do not; "" if none
 
 	info       bool // and GO
 	list       bool
@@ -44,7 +44,7 @@ func discover(x *probe) {
 	f.handshake = w.handshake
 	w.sendOption(optStartTLS, nil)
 	r := w.reply(optStartTLS)
-	f.startTLS, f.tls = r.typ, r.typ == repAck
+	f.tls = r.typ == repAck
 	_ = w.nc.Close() // it may expect a TLS handshake
 
 	if f.tls {
@@ -53,6 +53,9 @@ func discover(x *probe) {
 		last, ok := w.replyOrEnd(optInfo)
 		f.forcedTLS = !ok || last.typ == repTLSReqd
 		_ = w.nc.Close() // seen
+		if !f.forcedTLS {
+			f.tlsOnly = findTLSOnly(x)
+		}
 	}
 	w = x.haggle()
 	infos, last := w.ask(optInfo, infoData(x.target.Export, infoBlockSize))
@@ -114,6 +117,18 @@ func discover(x *probe) {
 	if f.sizeBytes < minSizeBytes {
 		x.failf("export %q has %d bytes: the rows need %d", x.target.Export, f.sizeBytes, uint64(minSizeBytes))
 	}
+}
+
+// findTLSOnly looks for an export that is listed within TLS, and wants TLS.
+func findTLSOnly(x *probe) string {
+	listed, _ := overTLS(x).ask(optList, nil)
+	w := x.plain()
+	for _, r := range listed[:min(len(listed), 16)] { // options are not for ever
+		if _, last := w.ask(optInfo, infoData(listName(r), infoBlockSize)); last.typ == repTLSReqd {
+			return listName(r)
+		}
+	}
+	return ""
 }
 
 // String is a line for people.

@@ -118,5 +118,6 @@ var (
 	needBlocks     = need("a minimum block above 1", func(f *features) bool { return f.minBlock > 1 })
 	needBytes      = need("a minimum block of 1", func(f *features) bool { return f.minBlock == 1 })
 	needForcedTLS  = need("TLS that is required", func(f *features) bool { return f.tls && f.forcedTLS })
+	needTLSOnly    = need("an export for TLS only", func(f *features) bool { return f.tlsOnly != "" })
 	needChoiceTLS  = need("TLS that is optional", func(f *features) bool { return f.tls && !f.forcedTLS })
 )

@@ -8,10 +8,11 @@ import (
 )
 
 const (
-	secStartTLS = "NBD_OPT_STARTTLS"
-	secTLS      = "TLS support"
-	secForced   = "FORCEDTLS mode"
-	secExtHead  = "NBD_OPT_EXTENDED_HEADERS"
+	secStartTLS  = "NBD_OPT_STARTTLS"
+	secTLS       = "TLS support"
+	secForced    = "FORCEDTLS mode"
+	secSelective = "SELECTIVETLS mode"
+	secExtHead   = "NBD_OPT_EXTENDED_HEADERS"
 )
 
 func extendedOptionRows() []Row {
@@ -288,6 +289,38 @@ func tlsRows() []Row {
 				w.wantReply(optStartTLS, repAck)
 				w.handshakeTLS(x.target.tls())
 				w.enter(x.target.Export)
+				w.alive()
+			},
+		},
+		{
+			Name: "tls/selective-info", Section: secSelective, Level: Must,
+			Rule:  "an export for TLS only gets NBD_REP_ERR_TLS_REQD in the clear, and the client may choose another",
+			needs: all(needTLSOnly, needInfo),
+			check: func(x *probe) {
+				w := x.plain()
+				w.wantError(optInfo, infoData(x.f.tlsOnly, infoBlockSize), repTLSReqd)
+				w.wantError(optGo, infoData(x.f.tlsOnly, infoBlockSize), repTLSReqd)
+				w.enter(x.target.Export)
+				w.alive()
+			},
+		},
+		{
+			Name: "tls/selective-export-name", Section: secSelective, Level: Must,
+			Rule:  "EXPORT_NAME of an export for TLS only ends the connection in the clear",
+			needs: needTLSOnly,
+			check: func(x *probe) {
+				w := x.plain()
+				w.sendOption(optExportName, []byte(x.f.tlsOnly))
+				w.wantClosed("EXPORT_NAME of an export for TLS only")
+			},
+		},
+		{
+			Name: "tls/selective-enters", Section: secSelective, Level: Must,
+			Rule:  "within TLS an export for TLS only is one as any other",
+			needs: needTLSOnly,
+			check: func(x *probe) {
+				w := overTLS(x)
+				w.enter(x.f.tlsOnly)
 				w.alive()
 			},
 		},

@@ -102,7 +102,8 @@ func TestConformance_TCP(t *testing.T) {
 
 // TestConformance_OptionalTLS has the rows about what STARTTLS forgets.
 func TestConformance_OptionalTLS(t *testing.T) {
-	conformance.Run(t, serve(t, "tcp", nbd.TLSOptional, two(disk(minDiskBytes))...))
+	secret := nbd.Export{Name: "secret", Device: nbdtest.NewMemory(minDiskBytes), TLSOnly: true}
+	conformance.Run(t, serve(t, "tcp", nbd.TLSOptional, append(two(disk(minDiskBytes)), secret)...))
 }
 
 func TestConformance_RequiredTLS(t *testing.T) {

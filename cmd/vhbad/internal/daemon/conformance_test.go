@@ -27,7 +27,11 @@ func TestConformance(t *testing.T) {
 		{name: "read-only", disk: "d=memory:4MiB", readOnly: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newSettings(t, tt.disk, "other=memory:4MiB")
+			disks := []string{tt.disk, "other=memory:4MiB"}
+			if tt.tls != "" {
+				disks = append(disks, "secret=memory:4MiB,tls-only")
+			}
+			s := newSettings(t, disks...)
 			s.ReadOnly = tt.readOnly
 			if tt.listen != "" {
 				a, err := config.ParseAddress(tt.listen)
