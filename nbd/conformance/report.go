@@ -127,7 +127,10 @@ func WriteMarkdown(out io.Writer, reports ...*Report) error {
 
 // tidy makes a detail one line of Markdown, without what differs between runs.
 func tidy(detail string) string {
-	detail, _, _ = strings.Cut(detail, " [nbd")
+	detail, target, _ := strings.Cut(detail, " [nbd")
+	if strings.HasPrefix(target, "s:") || strings.HasPrefix(target, "s+") {
+		detail += " (over TLS)"
+	}
 	return strings.NewReplacer("\n", " ", "<", "&lt;", "|", "\\|", "*", "\\*").Replace(detail)
 }
 
