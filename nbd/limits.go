@@ -53,9 +53,11 @@ const (
 	maxPayloadLimit = 64 << 20
 	minPayloadLimit = 4 << 10
 
-	// skipFactor times MaxPayloadBytes is the longest payload that is read and
-	// thrown away for the sake of an error reply.
-	skipFactor = 2
+	// skipFactor times MaxPayloadBytes, or minSkipBytes if that is more, is the
+	// longest payload that is read and thrown away for the sake of an error
+	// reply. Source of the latter: proto.md, "Block size constraints".
+	skipFactor   = 2
+	minSkipBytes = 32 << 20
 
 	// optionsPerListed is how many options more a client may send for each
 	// export listed: clients that show everything ask for its INFO and its meta

@@ -208,7 +208,7 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	switch {
 	case errno != OK:
 		if payload > 0 {
-			if payload > uint64(skipFactor*c.limits.MaxPayloadBytes) {
+			if payload > uint64(max(skipFactor*c.limits.MaxPayloadBytes, minSkipBytes)) {
 				c.putBack(r)
 				return stepTooLong, false
 			}

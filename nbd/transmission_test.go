@@ -368,6 +368,21 @@ func TestTransmission_SkipLargePayload(t *testing.T) {
 	must(t, c, nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 2}, nbd.OK)
 }
 
+// TestTransmission_SkipSmallLimit: 32 MiB are skipped whatever the limit, and a
+// byte more ends the connection.
+func TestTransmission_SkipSmallLimit(t *testing.T) {
+	const size = 32 << 20
+	c := newServer(t, nbdtest.NewMemory(4096), nbd.Limits{MaxPayloadBytes: 64 << 10}).client("unix")
+	must(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 1, Length: size, Payload: make([]byte, size)}, nbd.EINVAL)
+	must(t, c, nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 2}, nbd.OK)
+	if err := c.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 3, Length: size + 1}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Receive(); err == nil {
+		t.Errorf("a payload of more than 32 MiB got a reply: %v", r.Errno)
+	}
+}
+
 // TestTransmission_OutOfOrder completes requests backwards: replies must follow
 // completion, with the data of their own request.
 func TestTransmission_OutOfOrder(t *testing.T) {
