@@ -67,6 +67,12 @@ type receiver struct {
 	granted []byte
 
 	readNs int64 // when the input was read
+
+	gather gatherer
+	// takenBefore is what taken was when the input was read, and dataBytes what
+	// the requests enqueued since then move.
+	takenBefore uint64
+	dataBytes   int
 }
 
 // A step says why parse stopped.
@@ -392,6 +398,7 @@ func (c *Conn) enqueue(r *Request) {
 	c.batch[c.batchLen] = r
 	c.batchLen++
 	c.batchBytes += len(r.Data)
+	c.dataBytes += len(r.Data)
 }
 
 // answer completes a request that never reaches the device.
@@ -453,7 +460,11 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		first = c.rx.mem[c.end:]
 	}
 	c.park()
-	if c.filling != nil || c.skipFor != nil || c.start < c.end {
+	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes)
+	c.takenBefore, c.dataBytes = c.taken, 0
+	if c.filling == nil && c.skipFor == nil && c.start == c.end {
+		c.gather.pause()
+	} else {
 		// The clock starts here: what went before may have waited for memory.
 		c.requestSince.Store(now())
 	}

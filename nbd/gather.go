@@ -1,0 +1,73 @@
+package nbd
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A gatherer decides when the reader waits a moment before it reads, so that one
+// read brings several requests and one write takes several replies.
+//
+// A server that is as fast as its client meets each request by itself, however
+// many the client has in flight: it reads one, answers it, and finds the next
+// just arriving. Both then make system calls for each request that ten could
+// share. A pause of a few requests' time puts an end to that, and costs a client
+// nothing that has more in flight than arrive in a pause. Which client is one of
+// those is found out by trying: a pause that brings few requests is followed by
+// many reads without one, twice as many each time.
+//
+// Concurrency: the reader's.
+type gatherer struct {
+	// on says that pauses pay.
+	on bool
+	// rest is how many reads go by before a pause is tried. It becomes penalty,
+	// which doubles, when one did not pay.
+	rest, penalty int
+
+	paused bool // before the last read
+}
+
+const (
+	// gatherPause is what the reader asks for. The kernel adds its timer slack,
+	// 50 us by default.
+	gatherPause = 20 * time.Microsecond
+	// gatherLeast is how many requests a pause must bring. A client that has only
+	// so many in flight would wait for the pause to end.
+	gatherLeast = 6
+	// gatherMaxBytes is how long requests may be on average: longer ones are worth
+	// a system call each.
+	gatherMaxBytes = 16 << 10
+
+	minGatherPenalty = 32
+	maxGatherPenalty = 1 << 14
+)
+
+// pause is called before a read that is to bring new requests. It waits if that
+// is likely to pay.
+func (g *gatherer) pause() {
+	if !g.on && g.rest > 0 {
+		return
+	}
+	g.paused = true
+	t := unix.Timespec{Nsec: int64(gatherPause)}
+	_ = unix.Nanosleep(&t, nil) // a signal ends it early
+}
+
+// took is called when all that the last read brought is under way or done: so
+// many requests, with dataBytes of data to read or write.
+func (g *gatherer) took(requests, dataBytes int) {
+	switch {
+	case g.paused:
+		g.paused = false
+		g.on = requests >= gatherLeast && dataBytes <= requests*gatherMaxBytes
+		if g.on {
+			g.penalty = 0
+			break
+		}
+		g.penalty = min(max(2*g.penalty, minGatherPenalty), maxGatherPenalty)
+		g.rest = g.penalty
+	case g.rest > 0:
+		g.rest--
+	}
+}

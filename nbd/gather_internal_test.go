@@ -1,0 +1,54 @@
+package nbd
+
+import "testing"
+
+// tries returns before which of n reads there is a pause, if each pause brings
+// paid requests of dataBytes each, and any other read one.
+func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
+	for i := range n {
+		g.pause()
+		if !g.paused {
+			g.took(1, dataBytes)
+			continue
+		}
+		pauses = append(pauses, i)
+		g.took(paid, paid*dataBytes)
+	}
+	return pauses
+}
+
+// A client with one request in flight is waited for less and less often.
+func TestGatherer_Shallow(t *testing.T) {
+	var g gatherer
+	got := g.tries(1000, 1, 4096)
+	want := []int{0, 33, 98, 227, 484, 997}
+	if len(got) != len(want) {
+		t.Fatalf("pauses before reads %v, want %v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Fatalf("pauses before reads %v, want %v", got, want)
+		}
+	}
+}
+
+// One with many is waited for always, until it has no more.
+func TestGatherer_Deep(t *testing.T) {
+	var g gatherer
+	g.tries(500, 1, 4096)
+	g.rest = 0
+	if got := g.tries(100, gatherLeast, 4096); len(got) != 100 {
+		t.Errorf("%d pauses before 100 reads of a deep client", len(got))
+	}
+	if got := g.tries(30, gatherLeast-1, 4096); len(got) != 1 {
+		t.Errorf("%d pauses before 30 reads after it became shallow: want one to notice", len(got))
+	}
+}
+
+// Long requests are never waited for but to find out.
+func TestGatherer_Long(t *testing.T) {
+	var g gatherer
+	if got := g.tries(30, 16, gatherMaxBytes+1); len(got) != 1 {
+		t.Errorf("pauses before reads %v of long requests: want the first only", got)
+	}
+}
