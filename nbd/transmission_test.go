@@ -105,7 +105,7 @@ func TestTransmission_Wire(t *testing.T) {
 		},
 		{
 			name: "WRITE too long even to skip",
-			send: hx(reqMagic, "0000", "0001", cookie, "0000000000000000", "00200001"),
+			send: hx(reqMagic, "0000", "0001", cookie, "0000000000000000", "02000001"),
 			end:  true,
 		},
 		{
