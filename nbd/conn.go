@@ -94,6 +94,9 @@ type Conn struct {
 	// promised is set while some caller of Complete owes a Flush.
 	// +checklocks:mu
 	promised bool
+	// withheld keeps replies back; see lastOrders.
+	// +checklocks:mu
+	withheld bool
 	// flushing is the right to send. Its holder owns sender.
 	// +checklocks:mu
 	flushing bool
@@ -132,7 +135,7 @@ func (c *Conn) MaxRequests() int { return c.limits.MaxRequests }
 func (c *Conn) Flush() {
 	c.mu.Lock()
 	c.promised = false
-	if c.flushing || len(c.replies) == 0 {
+	if c.flushing || c.withheld || len(c.replies) == 0 {
 		c.mu.Unlock()
 		return
 	}
@@ -290,6 +293,7 @@ func (c *Conn) begin() {
 func (c *Conn) transmit() {
 	c.begin()
 	reason := c.receive()
+	c.handOut()
 	switch reason {
 	case CloseDisconnect:
 		c.finish()

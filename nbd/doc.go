@@ -12,6 +12,8 @@
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
+//	    lastOrders  what a draining connection still takes (drain.go)
+//	    gatherer  when to wait for more requests (gather.go)
 //	    stream    readv and writev on sockets (stream.go), TLS over them
 //	              (tlsstream.go), or any net.Conn
 //	Device        what an export stands for; Session is one connection's way in

@@ -69,6 +69,7 @@ type receiver struct {
 	readNs int64 // when the input was read
 
 	gather gatherer
+	orders lastOrders
 	// takenBefore is what taken was when the input was read, and dataBytes what
 	// the requests enqueued since then move.
 	takenBefore uint64
@@ -108,6 +109,9 @@ func (c *Conn) receive() CloseReason {
 				return CloseShutdown
 			}
 		case stepMemory:
+			if c.orders.taken {
+				return CloseShutdown // what it waits for may be withheld
+			}
 			if !c.awaitBlock() {
 				return CloseKilled
 			}
@@ -429,7 +433,7 @@ func (c *Conn) submit() {
 // those that come while it sleeps are for others to send.
 func (c *Conn) park() {
 	c.mu.Lock()
-	for len(c.replies) > 0 && !c.flushing {
+	for len(c.replies) > 0 && !c.flushing && !c.withheld {
 		c.mu.Unlock()
 		c.Flush()
 		c.mu.Lock()
@@ -446,10 +450,13 @@ func (c *Conn) unpark() {
 
 // fill reads more input.
 func (c *Conn) fill() (reason CloseReason, stop bool) {
-	if c.draining() {
+	if c.draining() && !c.takeLastOrders() {
 		return CloseShutdown, true
 	}
 	if !c.makeRoom() {
+		if c.orders.taken && !c.dead.Load() {
+			return CloseShutdown, true
+		}
 		return CloseKilled, true
 	}
 	var first, second []byte
@@ -475,6 +482,8 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	c.reads.Add(1)
 	if err != nil {
 		switch {
+		case isTimeout(err) && c.orders.taken:
+			return CloseShutdown, true // that was all
 		case isTimeout(err):
 			c.heed()
 			return 0, false
@@ -503,7 +512,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 
 // makeRoom sees to it that the receive block has room for what parse needs. It
 // reuses the block if nobody else refers to it, else takes a fresh one. False
-// means that the connection is dead.
+// means that the connection is dead, or ends for want of memory.
 func (c *Conn) makeRoom() bool {
 	alone := c.rx.refs.Load() == 1
 	if alone && c.start == c.end {
@@ -531,6 +540,9 @@ func (c *Conn) makeRoom() bool {
 			copy(c.rx.mem, c.rx.mem[c.start:c.end])
 			c.start, c.end = 0, tail
 			return true
+		}
+		if c.orders.taken {
+			return false // it would wait for replies that are withheld
 		}
 		c.rxBytes = minBlockBytes
 		if need > c.rxBytes {

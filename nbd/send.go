@@ -80,7 +80,7 @@ func (c *Conn) pump(wait bool) {
 		}
 		c.mu.Lock()
 		c.recycleLocked()
-		if len(c.replies) == 0 {
+		if len(c.replies) == 0 || c.withheld {
 			c.flushing = false
 			c.replySince.Store(0)
 			c.mu.Unlock()

@@ -1,0 +1,59 @@
+package nbd
+
+import (
+	"net"
+	"time"
+)
+
+// A draining connection takes last orders: it goes on to read, but keeps its
+// replies back. A client has only so much in flight, so it soon falls silent, and
+// then all that it has sent is known. It is answered at once, and the connection
+// closed: no request is left behind in the socket.
+//
+// A client that could not tell would have to wait for its time-out to send such
+// a request again. Linux is one: it looks for answers on each of its sockets,
+// and what is owed by one that has gone is sent elsewhere only when its time is
+// up.
+//
+// Concurrency: the reader's.
+type lastOrders struct {
+	taken bool
+	endNs int64 // when they end in any case, since epoch
+}
+
+const (
+	// quietTime is how long a client says nothing that will say no more.
+	quietTime = 20 * time.Millisecond
+	// lastOrdersTime bounds them for a client that never falls silent. So do its
+	// slots.
+	lastOrdersTime = time.Second
+)
+
+// takeLastOrders is called before each read of a draining connection. It returns
+// false if there should be none.
+func (c *Conn) takeLastOrders() bool {
+	at := now()
+	if !c.orders.taken {
+		c.orders = lastOrders{taken: true, endNs: at + int64(lastOrdersTime)}
+		c.mu.Lock()
+		c.withheld = true
+		c.mu.Unlock()
+	}
+	return at < c.orders.endNs && c.nc.SetReadDeadline(time.Now().Add(quietTime)) == nil
+}
+
+// handOut lets replies go again. The client of a unix socket cannot send any more
+// from here on: it would hope for answers.
+func (c *Conn) handOut() {
+	c.mu.Lock()
+	withheld := c.withheld
+	c.withheld = false
+	c.mu.Unlock()
+	if !withheld {
+		return
+	}
+	if u, ok := c.nc.(*net.UnixConn); ok {
+		_ = u.CloseRead() // else it is as with TCP
+	}
+	c.Flush()
+}
