@@ -17,6 +17,9 @@ const (
 	maxBlockBytes = 256 << 10
 	// minReplyBlockBytes is the first size of a reply block.
 	minReplyBlockBytes = 64 << 10
+	// scarceBytes is what a connection may hold when memory is scarce: enough to
+	// get on, little enough that the reserve suffices for many.
+	scarceBytes = 128 << 10
 	// ownBlockBytes is the longest payload that is awaited in a receive block.
 	ownBlockBytes = 64 << 10
 )
@@ -102,7 +105,11 @@ func (c *Conn) allocate(sizeBytes int) *block {
 //
 // +checklocks:c.mu
 func (c *Conn) overBudgetLocked(size int) bool {
-	return int(c.heldBytes.Load())+size > c.limits.MaxBytesInFlight && c.inFlightLocked() > 0
+	budget := c.limits.MaxBytesInFlight
+	if c.arena.Scarce() {
+		budget = min(budget, scarceBytes)
+	}
+	return int(c.heldBytes.Load())+size > budget && c.inFlightLocked() > 0
 }
 
 // giveBack returns a block's shell and its budget.

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // MinBlockBytes is the smallest block an Arena hands out, and the alignment of
@@ -17,6 +18,17 @@ const MinBlockBytes = 4096
 // 64-bit word.
 const MaxArenaBytes = 1 << extentBaseBits
 
+// SmallBlockBytes is the largest block that may come from an arena's reserve: an
+// eighth of an arena of at least reserveFromBytes. Large blocks never take all
+// that there is, so that those who need little get on while others hold, or wait
+// for, much.
+const SmallBlockBytes = 64 << 10
+
+const (
+	reserveShare     = 8
+	reserveFromBytes = 1 << 20
+)
+
 // ErrTooBig means that a request exceeds the whole arena and can never be met.
 var ErrTooBig = errors.New("larger than the arena")
 
@@ -26,6 +38,10 @@ var ErrTooBig = errors.New("larger than the arena")
 // Lock order: mu is a leaf.
 type Arena struct {
 	mem []byte
+	// reserveBytes are for small blocks.
+	reserveBytes int
+	// available is what is not in use, for those who only want to know.
+	available atomic.Int64
 
 	mu sync.Mutex
 	// free[o] heads the list of free blocks of MinBlockBytes<<o; links are page
@@ -45,10 +61,28 @@ type Arena struct {
 	inUseBytes int
 	// +checklocks:mu
 	peakBytes int
-	// waiters are in order of arrival; a grant goes to the first only, so that a
-	// large request is not starved by small ones.
+	// smallBytes is the part of inUseBytes that is small blocks.
 	// +checklocks:mu
-	waiters []*waiter
+	smallBytes int
+	// waiters for large and for small blocks are in order of arrival; a grant goes
+	// to the first of a line only. While somebody waits for a large block, small
+	// ones have the reserve and no more, so that they do not starve it.
+	// +checklocks:mu
+	waiters [2][]*waiter
+}
+
+// The lines of waiters.
+const (
+	large = iota
+	small
+)
+
+// lineOf is the line for blocks of an order.
+func lineOf(o int) int {
+	if MinBlockBytes<<o <= SmallBlockBytes {
+		return small
+	}
+	return large
 }
 
 const freeBit = 0x80
@@ -77,6 +111,10 @@ func NewArena(sizeBytes int) (*Arena, error) {
 		prev:  make([]uint32, pages),
 		state: make([]uint8, pages),
 	}
+	if size >= reserveFromBytes {
+		a.reserveBytes = size / reserveShare
+	}
+	a.available.Store(int64(size))
 	a.mu.Lock()
 	a.pushLocked(0, top)
 	a.mu.Unlock()
@@ -104,35 +142,42 @@ func (a *Arena) SizeBytes() int { return len(a.mem) }
 // Alloc returns a block with length n and the capacity of its size class, or
 // nil if none is free or others wait in line. The caller owns it until Free.
 func (a *Arena) Alloc(n int) []byte {
+	o := order(n)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.waiters) > 0 {
+	if len(a.waiters[lineOf(o)]) > 0 {
 		return nil // those in line come first
 	}
-	b := a.allocLocked(order(n))
+	b := a.allocLocked(o)
 	if b == nil {
 		return nil
 	}
 	return b[:n]
 }
 
+// Scarce says whether less is free than the reserve for small blocks. It is for
+// those who could do with less.
+func (a *Arena) Scarce() bool { return a.available.Load() < int64(a.reserveBytes) }
+
 // AllocWait is Alloc, but waits in line for memory: first come, first served,
-// whatever the sizes.
+// among those for small blocks and among those for large ones.
 //
 // Errors: ErrTooBig, or the context's error.
 func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
 	if n > len(a.mem) {
 		return nil, fmt.Errorf("dma: %d bytes: %w (%d bytes)", n, ErrTooBig, len(a.mem))
 	}
+	o := order(n)
+	line := lineOf(o)
 	a.mu.Lock()
-	if len(a.waiters) == 0 {
-		if b := a.allocLocked(order(n)); b != nil {
+	if len(a.waiters[line]) == 0 {
+		if b := a.allocLocked(o); b != nil {
 			a.mu.Unlock()
 			return b[:n], nil
 		}
 	}
-	w := &waiter{order: order(n), ready: make(chan []byte, 1)}
-	a.waiters = append(a.waiters, w)
+	w := &waiter{order: o, ready: make(chan []byte, 1)}
+	a.waiters[line] = append(a.waiters[line], w)
 	a.mu.Unlock()
 	select {
 	case b := <-w.ready:
@@ -140,11 +185,8 @@ func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
 	case <-ctx.Done():
 	}
 	a.mu.Lock()
-	for i := range a.waiters {
-		if a.waiters[i] == w {
-			a.waiters = slices.Delete(a.waiters, i, i+1)
-			break
-		}
+	if i := slices.Index(a.waiters[line], w); i >= 0 {
+		a.waiters[line] = slices.Delete(a.waiters[line], i, i+1)
 	}
 	a.grantLocked() // whoever stood behind w may fit
 	a.mu.Unlock()
@@ -170,7 +212,7 @@ func (a *Arena) Free(b []byte) {
 		panic(fmt.Sprintf("dma: Free of block at offset %d, which is not allocated", off))
 	}
 	o := int(st - 1)
-	a.inUseBytes -= MinBlockBytes << o
+	a.countLocked(o, -1)
 	for o < len(a.free)-1 {
 		buddy := page ^ 1<<o
 		if a.state[buddy] != freeBit|uint8(o+1) {
@@ -185,20 +227,52 @@ func (a *Arena) Free(b []byte) {
 	a.grantLocked()
 }
 
+// grantLocked serves both lines as far as it goes.
+//
 // +checklocks:a.mu
 func (a *Arena) grantLocked() {
-	for len(a.waiters) > 0 {
-		b := a.allocLocked(a.waiters[0].order)
-		if b == nil {
-			return
+	for line := range a.waiters {
+		for len(a.waiters[line]) > 0 {
+			b := a.allocLocked(a.waiters[line][0].order)
+			if b == nil {
+				break
+			}
+			a.waiters[line][0].ready <- b
+			a.waiters[line] = slices.Delete(a.waiters[line], 0, 1)
 		}
-		a.waiters[0].ready <- b
-		a.waiters = slices.Delete(a.waiters, 0, 1)
 	}
+}
+
+// mayLocked says whether a block of an order may be taken now, were it there.
+//
+// +checklocks:a.mu
+func (a *Arena) mayLocked(o int) bool {
+	n := MinBlockBytes << o
+	if lineOf(o) == small {
+		return len(a.waiters[large]) == 0 || a.smallBytes+n <= a.reserveBytes
+	}
+	inUse := a.inUseBytes - a.smallBytes
+	return inUse == 0 || inUse+n <= len(a.mem)-a.reserveBytes
+}
+
+// countLocked counts a block of an order in or out.
+//
+// +checklocks:a.mu
+func (a *Arena) countLocked(o, sign int) {
+	n := sign * (MinBlockBytes << o)
+	a.inUseBytes += n
+	if lineOf(o) == small {
+		a.smallBytes += n
+	}
+	a.peakBytes = max(a.peakBytes, a.inUseBytes)
+	a.available.Store(int64(len(a.mem) - a.inUseBytes))
 }
 
 // +checklocks:a.mu
 func (a *Arena) allocLocked(want int) []byte {
+	if !a.mayLocked(want) {
+		return nil
+	}
 	o := want
 	for o < len(a.free) && a.free[o] == 0 {
 		o++
@@ -213,9 +287,8 @@ func (a *Arena) allocLocked(want int) []byte {
 		a.pushLocked(page|1<<o, o)
 	}
 	a.state[page] = uint8(want + 1)
+	a.countLocked(want, 1)
 	n := MinBlockBytes << want
-	a.inUseBytes += n
-	a.peakBytes = max(a.peakBytes, a.inUseBytes)
 	off := int(page) * MinBlockBytes
 	return a.mem[off : off+n : off+n]
 }
@@ -254,7 +327,7 @@ type Stats struct {
 func (a *Arena) Stats() Stats {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Stats{SizeBytes: len(a.mem), InUseBytes: a.inUseBytes, PeakBytes: a.peakBytes, Waiters: len(a.waiters)}
+	return Stats{SizeBytes: len(a.mem), InUseBytes: a.inUseBytes, PeakBytes: a.peakBytes, Waiters: len(a.waiters[large]) + len(a.waiters[small])}
 }
 
 // Close unmaps the arena. No block may be in use.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -329,5 +330,57 @@ func BenchmarkAllocFree(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		a.Free(a.Alloc(dma.MinBlockBytes))
+	}
+}
+
+// TestArena_Reserve: large blocks leave an eighth of the arena to small ones,
+// and while a large one is waited for, small ones have no more than that.
+func TestArena_Reserve(t *testing.T) {
+	const size, most = 1 << 20, 128 << 10
+	a := newArena(t, size)
+	var blocks [][]byte
+	for {
+		b := a.Alloc(most)
+		if b == nil {
+			break
+		}
+		blocks = append(blocks, b)
+	}
+	if n := len(blocks) * most; n != size/8*7 {
+		t.Errorf("large blocks took %d of %d bytes: want seven eighths", n, size)
+	}
+	if a.Scarce() {
+		t.Error("an eighth is free, and memory is called scarce")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	granted := make(chan []byte)
+	go func() {
+		b, _ := a.AllocWait(ctx, most) // nil if cancelled
+		granted <- b
+	}()
+	for a.Stats().Waiters == 0 {
+		runtime.Gosched()
+	}
+	got := 0
+	for b := a.Alloc(dma.SmallBlockBytes); b != nil; b = a.Alloc(dma.SmallBlockBytes) {
+		blocks = append(blocks, b)
+		got += len(b)
+	}
+	if got != size/8 {
+		t.Errorf("small blocks took %d bytes beside a waiter: want %d", got, size/8)
+	}
+	if !a.Scarce() {
+		t.Error("nothing is free, and memory is not called scarce")
+	}
+	a.Free(blocks[0])
+	blocks = blocks[1:]
+	if b := <-granted; b == nil {
+		t.Error("the waiter got nothing")
+	} else {
+		a.Free(b)
+	}
+	cancel()
+	for _, b := range blocks {
+		a.Free(b)
 	}
 }

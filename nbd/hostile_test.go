@@ -1,0 +1,307 @@
+package nbd_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// Bounds of what hostile clients can make a server use. All data is in the
+// arena, which does not grow; the Go heap has a connection's own state.
+const (
+	hostileArenaBytes = 64 << 20
+	// heapPerConnBytes covers a connection with all of its request slots, and what
+	// its test client allocates in the same process.
+	heapPerConnBytes = 256 << 10
+	heapSlackBytes   = 16 << 20
+)
+
+// An attack is what hostile clients do. The connections it returns stay open until
+// the bystander has been looked at.
+type attack struct {
+	name string
+	run  func(t testing.TB, s *testServer) []net.Conn
+}
+
+// into is the shortest way into transmission.
+func into() []byte { return hx(fixedNoZer, opt, "00000007", "00000006", "00000000", "0000") }
+
+// crowd makes n connections that each send input and then nothing.
+func crowd(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
+	return func(t testing.TB, s *testServer) []net.Conn {
+		conns := make([]net.Conn, n)
+		for i := range conns {
+			conns[i] = s.knock(t)
+			// The server may have hung up in the middle, as it should.
+			_, _ = conns[i].Write(input)
+		}
+		return conns
+	}
+}
+
+// knock connects without the harness's clean-up, of which thousands would pile up.
+func (s *testServer) knock(t testing.TB) net.Conn {
+	nc, err := net.Dial("unix", s.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.SetDeadline(time.Now().Add(deadline)); err != nil {
+		t.Fatal(err)
+	}
+	return nc
+}
+
+// bytewise sends input one byte to a write.
+func bytewise(input []byte) func(t testing.TB, s *testServer) []net.Conn {
+	return func(t testing.TB, s *testServer) []net.Conn {
+		var conns []net.Conn
+		for range 20 {
+			conns = append(conns, s.knock(t))
+		}
+		for i := range input {
+			for _, c := range conns {
+				if _, err := c.Write(input[i : i+1]); err != nil {
+					t.Fatalf("byte %d: %v", i, err)
+				}
+			}
+		}
+		return conns
+	}
+}
+
+// probes makes connections that go away again.
+func probes(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
+	return func(t testing.TB, s *testServer) []net.Conn {
+		for range n {
+			c := s.knock(t)
+			_, _ = c.Write(input) // the server may have hung up
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return nil
+	}
+}
+
+func attacks() []attack {
+	request := func(typ, flags, offset, length string) []byte {
+		return hx(reqMagic, flags, typ, cookie, offset, length)
+	}
+	const start, huge = "0000000000000000", "ffffffff"
+	reads := bytes.Repeat(request("0000", "0000", start, "00010000"), 300)
+	longReads := bytes.Repeat(request("0000", "0000", start, "00100000"), 300)
+	list := bytes.Repeat(hx(opt, "00000003", "00000000"), 1000)
+	info := bytes.Repeat(hx(opt, "00000006", "00000006", "00000000", "0000"), 1000)
+	withStatus := hx(fixedNoZer, opt, "00000008", "00000000",
+		opt, "0000000a", "0000001b", "00000000", "00000001", "0000000f", hxs("base:allocation"),
+		opt, "00000007", "00000006", "00000000", "0000")
+	return []attack{
+		{"silence", crowd(200, nil)},
+		{"silence after the flags", crowd(200, hx(fixedNoZer))},
+		{"slow handshake", bytewise(into()[:16])},
+		{"slow request", bytewise(append(into(), request("0001", "0000", start, "00001000")[:27]...))},
+		{"header without payload", crowd(60, append(into(), request("0001", "0000", start, "00100000")...))},
+		{"payload that never ends", crowd(60, append(append(into(), request("0001", "0000", start, "00100000")...), make([]byte, 1000)...))},
+		{"read of 4 GiB", crowd(60, append(into(), request("0000", "0000", start, huge)...))},
+		{"write of 4 GiB", crowd(60, append(into(), request("0001", "0000", start, huge)...))},
+		{"trim of 4 GiB beyond the end", crowd(60, append(into(), request("0004", "0000", "fffffffffffffff0", huge)...))},
+		{"option of 4 GiB", crowd(60, hx(fixedNoZer, opt, "00000007", huge))},
+		{"name of 4 GiB", crowd(60, hx(fixedNoZer, opt, "00000007", "00000006", huge, "0000"))},
+		{"garbage for a handshake", crowd(60, bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 100))},
+		{"garbage for requests", crowd(60, append(into(), bytes.Repeat([]byte{0xa5}, 4096)...))},
+		{"lists for ever", crowd(20, append(hx(fixedNoZer), list...))},
+		{"infos for ever", crowd(20, append(hx(fixedNoZer), info...))},
+		{"one cookie for all", crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000200"), 300)...))},
+		{"nothing at all, at length", crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000000"), 3000)...))},
+		{"replies never read", crowd(40, append(into(), reads...))},
+		{"long replies never read", crowd(40, append(into(), longReads...))},
+		{"extents never read", crowd(40, append(withStatus, bytes.Repeat(request("0007", "0000", start, "00100000"), 300)...))},
+		{"10,000 probes", probes(10_000, nil)},
+		{"1,000 handshakes broken off", probes(1000, into()[:20])},
+		{"1,000 clients that vanish", probes(1000, append(into(), request("0000", "0000", start, "00001000")...))},
+		{"half-closed", func(t testing.TB, s *testServer) []net.Conn {
+			conns := crowd(60, append(into(), request("0000", "0000", start, "00001000")...))(t, s)
+			for _, c := range conns {
+				if err := c.(*net.UnixConn).CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return conns
+		}},
+	}
+}
+
+// A bystander is a client that does as it should: it writes, reads back and
+// compares, one request after the other.
+type bystander struct {
+	c     *nbdtest.Client
+	rng   *rand.Rand
+	model []byte
+	took  []time.Duration
+}
+
+func newBystander(c *nbdtest.Client, seed uint64) *bystander {
+	return &bystander{c: c, rng: rand.New(rand.NewPCG(seed, 0)), model: make([]byte, 64<<10)}
+}
+
+func (b *bystander) step() error {
+	const blockBytes = 4096
+	off := b.rng.IntN(len(b.model)/blockBytes) * blockBytes
+	cmd := nbdtest.Command{Type: nbdtest.CmdRead, Cookie: b.rng.Uint64(), Offset: uint64(off), Length: blockBytes}
+	want := b.model[off : off+blockBytes]
+	if b.rng.IntN(2) == 0 {
+		cmd.Type = nbdtest.CmdWrite
+		for i := 0; i < blockBytes; i += 8 {
+			binary.LittleEndian.PutUint64(want[i:], b.rng.Uint64())
+		}
+		cmd.Payload = want
+	}
+	begin := time.Now()
+	r, err := b.c.Do(cmd)
+	b.took = append(b.took, time.Since(begin))
+	if err != nil || r.Errno != nbd.OK {
+		return errors.Join(fmt.Errorf("%s: %s", cmd, r.Errno), err)
+	}
+	if cmd.Type == nbdtest.CmdRead && !bytes.Equal(r.Data, want) {
+		return fmt.Errorf("%s: read something else than was written", cmd)
+	}
+	return nil
+}
+
+func (b *bystander) steps(n int) error {
+	for range n {
+		if err := b.step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostileServer is one with little memory and room for many.
+func hostileServer(t testing.TB) *testServer {
+	d := nbdtest.NewMemory(1 << 20)
+	return newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000}, hostileArenaBytes, nbd.Export{Name: "disk0", Device: d})
+}
+
+// Whatever hostile clients do, a good one beside them sees no error, old or new,
+// what they make the server use has a bound, and it is all given back.
+func TestHostile(t *testing.T) {
+	for _, a := range attacks() {
+		t.Run(a.name, func(t *testing.T) {
+			s := hostileServer(t)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			old := newBystander(s.client("unix"), seed)
+			if err := old.steps(10); err != nil {
+				t.Fatal(err)
+			}
+			goroutines, heap := runtime.NumGoroutine(), heapBytes()
+			var wg sync.WaitGroup
+			stop := make(chan struct{})
+			var during error
+			wg.Go(func() {
+				for during == nil {
+					select {
+					case <-stop:
+						return
+					default:
+						during = old.step()
+					}
+				}
+			})
+			conns := a.run(t, s)
+			// Those that came before go on, and a newcomer gets in.
+			fresh := newBystander(s.client("unix"), seed+1)
+			close(stop)
+			wg.Wait()
+			if err := errors.Join(during, old.steps(20)); err != nil {
+				t.Fatal(err)
+			}
+			copy(fresh.model, old.model)
+			if err := fresh.steps(20); err != nil {
+				t.Fatal(err)
+			}
+			if got, most := heapBytes(), heap+heapSlackBytes+uint64(len(conns))*heapPerConnBytes; got > most {
+				t.Errorf("heap of %d bytes for %d connections: want at most %d", got, len(conns), most)
+			}
+			for _, c := range conns {
+				_ = c.Close() // the server may have been first
+			}
+			if err := errors.Join(old.c.Close(), fresh.c.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s.waitStats("end of all connections", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+			for runtime.NumGoroutine() > goroutines {
+				runtime.Gosched() // those that have closed are on their way out
+			}
+			if n := s.Arena.Stats().InUseBytes; n != 0 {
+				t.Errorf("%d bytes of memory not given back", n)
+			}
+		})
+	}
+}
+
+// heapBytes is what the Go heap has in use.
+func heapBytes() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkBystander is how long a good client waits for 4 KiB while others do
+// their worst.
+func BenchmarkBystander(b *testing.B) {
+	for _, a := range append([]attack{{"none", func(testing.TB, *testServer) []net.Conn { return nil }}}, attacks()...) {
+		b.Run("attack="+a.name, func(b *testing.B) {
+			s := hostileServer(b)
+			good := newBystander(s.client("unix"), 1)
+			if err := good.steps(100); err != nil {
+				b.Fatal(err)
+			}
+			good.took = good.took[:0]
+			stop, ended := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(ended)
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					for _, c := range a.run(b, s) {
+						_ = c.Close() // the server may have been first
+					}
+					if a.name == "none" {
+						<-stop
+						return
+					}
+				}
+			}()
+			for b.Loop() {
+				if err := good.step(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			close(stop)
+			<-ended
+			slices.Sort(good.took)
+			b.ReportMetric(float64(good.took[len(good.took)*99/100].Microseconds()), "p99-us")
+			if err := good.c.Close(); err != nil && !errors.Is(err, io.EOF) {
+				b.Fatal(err)
+			}
+		})
+	}
+}
