@@ -2,9 +2,13 @@ package nbd_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -13,42 +17,98 @@ import (
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
-// feed sends what a fuzzer made up to a fresh server after prefix and reads what
-// comes back to the end. The server must end the connection once the input has
-// ended, return all memory and not panic; newServerOf checks the rest.
-func feed(t *testing.T, prefix, input []byte) {
+// feed has send write what a fuzzer made up to nc, and judge read what comes back.
+// The server must end the connection once the input has ended, say nothing that
+// judge finds wrong, return all memory and not panic.
+func feed(t *testing.T, s *testServer, nc net.Conn, send func(), judge func(r io.Reader) error) {
 	t.Helper()
-	d := nbdtest.NewMemory(1 << 20)
-	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxRequests: 16}, 8<<20, nbd.Export{Name: "disk0", Device: d})
 	defer s.close()
-	nc := s.dial("unix")
 	done := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(io.Discard, nc)
+		err := judge(nc)
+		// Whatever it thinks of it, the server must get rid of it.
+		_, rest := io.Copy(io.Discard, nc)
+		if errors.Is(rest, os.ErrDeadlineExceeded) {
+			err = errors.Join(err, errors.New("the server hangs"))
+		}
 		done <- err
 	}()
-	// A write may fail because the server has hung up, as it should.
-	_, _ = nc.Write(prefix)
-	_, _ = nc.Write(input)
-	if w, ok := nc.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
+	send()
+	_ = nc.(*net.UnixConn).CloseWrite() // the server may have hung up, as it should
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
-	if err := <-done; errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("the server hangs")
-	}
-	s.waitStats("end", func(st nbd.Stats) bool {
-		for _, c := range st.Connections {
-			if c.HeldBytes > 8<<20 {
-				t.Fatalf("%d bytes held", c.HeldBytes)
-			}
-		}
-		return st.ConnectionsOpen == 0
-	})
+	s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
 	if n := s.Arena.Stats().PeakBytes; n > 8<<20 {
 		t.Fatalf("%d bytes at the peak", n)
 	}
 }
 
+// fuzzServer is a server for one input.
+func fuzzServer(t *testing.T) *testServer {
+	d := nbdtest.NewMemory(1 << 20)
+	d.Sparse = true
+	return newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxRequests: 16}, 8<<20, nbd.Export{Name: "disk0", Device: d})
+}
+
+// raw sends input as it is.
+func raw(nc net.Conn, input []byte) func() {
+	return func() { _, _ = nc.Write(input) } // the server may have hung up
+}
+
+// anything is a judge that finds nothing wrong.
+func anything(io.Reader) error { return nil }
+
+// ended says whether err is how a stream ends: a server that hangs up with input
+// unread resets the connection.
+func ended(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) }
+
+// answersTo returns a judge of the replies to the options in input: they must come
+// in order, be of a type that suits the option, and be whole. What comes after
+// the options is not looked at.
+func answersTo(input []byte) func(r io.Reader) error {
+	var asked []uint32
+	for b := input[min(4, len(input)):]; len(b) >= 16; {
+		asked = append(asked, binary.BigEndian.Uint32(b[8:]))
+		length := uint64(binary.BigEndian.Uint32(b[12:]))
+		b = b[min(16+length, uint64(len(b))):]
+	}
+	return func(r io.Reader) error {
+		var b [20]byte
+		if _, err := io.ReadFull(r, b[:len(hello)]); err != nil || !bytes.Equal(b[:len(hello)], hello) {
+			return fmt.Errorf("greeting % x: %w", b[:len(hello)], err)
+		}
+		for {
+			if len(asked) > 0 && asked[0] == exportName {
+				return nil // its answer has no header, and is the last
+			}
+			if _, err := io.ReadFull(r, b[:]); ended(err) {
+				return nil
+			} else if err != nil {
+				return fmt.Errorf("header of a reply: %w", err)
+			}
+			id, typ, length := binary.BigEndian.Uint32(b[8:]), binary.BigEndian.Uint32(b[12:]), binary.BigEndian.Uint32(b[16:])
+			suits := typ == 1 || typ>>31 == 1 ||
+				typ == 2 && id == list ||
+				typ == 3 && (id == info || id == goTo) ||
+				typ == 4 && (id == listContexts || id == setContexts)
+			if !bytes.Equal(b[:8], hx(rep)) || len(asked) == 0 || id != asked[0] || !suits || length > 64<<10 {
+				return fmt.Errorf("reply % x, options %v are still to be answered", b, asked)
+			}
+			if _, err := io.CopyN(io.Discard, r, int64(length)); err != nil {
+				return fmt.Errorf("data of reply % x: %w", b, err)
+			}
+			if typ == 1 && (id == goTo || id == startTLS || id == abort) {
+				return nil
+			}
+			if typ == 1 || typ>>31 == 1 {
+				asked = asked[1:]
+			}
+		}
+	}
+}
+
+// FuzzHandshake is a connection from its first byte.
 func FuzzHandshake(f *testing.F) {
 	f.Add(hx(fixedNoZer, opt, "00000007", "00000006", "00000000", "0000"))
 	f.Add(hx(fixedOnly, opt, "00000001", "00000005", hxs("disk0")))
@@ -56,7 +116,26 @@ func FuzzHandshake(f *testing.F) {
 	f.Add(hx(fixedNoZer, opt, "00000006", "00000012", "00000000", "0006", "0000", "0001", "0002", "0003", "0003", "7777"))
 	f.Add(hx(fixedNoZer, opt, "00000007", "00000006", "ffffffff", "0000"))
 	f.Add(hx("ffffffff"))
-	f.Fuzz(func(t *testing.T, input []byte) { feed(t, nil, input) })
+	meta := contextData("disk0", "base:allocation")
+	f.Add(bytes.Join([][]byte{
+		hx(fixedNoZer), option(structured, nil), option(listContexts, contextData("disk0", "base:")), option(setContexts, meta),
+		option(goTo, infoData("disk0")), hx(reqMagic, "0000", "0007", cookie, "0000000000000000", "00001000"),
+	}, nil))
+	f.Add(bytes.Join([][]byte{
+		hx(fixedNoZer), option(extended, nil), option(structured, nil), option(info, infoData("secret")), option(unknownOption, meta),
+		option(goTo, infoData("hidden")), hx(extReqMagic, "0000", "0000", cookie, "0000000000000000", "0000000000001000"),
+	}, nil))
+	f.Add(bytes.Join([][]byte{hx(fixedNoZer), option(list, meta), option(startTLS, nil), option(list, nil)}, nil))
+	f.Add(bytes.Join([][]byte{hx(fixedNoZer), option(info, make([]byte, 40_000)), option(unknownOption, nil)}, nil))
+	a := nbdtest.NewAuthority(f)
+	f.Fuzz(func(t *testing.T, input []byte) {
+		d := nbdtest.NewMemory(1 << 20)
+		s := newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxRequests: 16, MaxOptionBytes: 10_000}, 8<<20,
+			nbd.Export{Name: "disk0", Device: d}, nbd.Export{Name: "secret", Device: d, TLSOnly: true}, nbd.Export{Name: "hidden", Device: d, Hidden: true})
+		s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
+		nc := s.dial("unix")
+		feed(t, s, nc, raw(nc, input), answersTo(input))
+	})
 }
 
 func FuzzRequest(f *testing.F) {
@@ -67,7 +146,11 @@ func FuzzRequest(f *testing.F) {
 	f.Add(hx(reqMagic, "8000", "0001", cookie, "0000000000000000", "00200000", "01020304"))
 	f.Add(hx(reqMagic, "0002", "0006", cookie, "0000000000000000", "00100000", reqMagic, "0000", "0004", cookie, "00000000000fffff", "00000001"))
 	f.Add(hx(reqMagic, "0000", "0005", cookie, "ffffffffffffffff", "ffffffff", reqMagic, "0000", "0002", cookie, "ffffffffffffffff", "ffffffff"))
-	f.Fuzz(func(t *testing.T, input []byte) { feed(t, intoTransmission, input) })
+	f.Fuzz(func(t *testing.T, input []byte) {
+		s := fuzzServer(t)
+		nc := s.dial("unix")
+		feed(t, s, nc, raw(nc, append(intoTransmission, input...)), anything)
+	})
 }
 
 // FuzzExtendedRequest is FuzzRequest with extended headers, and block status
@@ -86,7 +169,117 @@ func FuzzExtendedRequest(f *testing.F) {
 	f.Add(hx(extReqMagic, "0008", "0007", cookie, zero, "0000000000001000"))
 	f.Add(hx(extReqMagic, "0000", "0004", cookie, one, "ffffffffffffffff", extReqMagic, "0020", "0004", cookie, one, "ffffffffffffffff"))
 	f.Add(hx(extReqMagic, "0004", "0000", cookie, zero, "0000000000200000", extReqMagic, "ffff", "0002", cookie, zero, zero))
-	f.Fuzz(func(t *testing.T, input []byte) { feed(t, intoTransmission, input) })
+	f.Fuzz(func(t *testing.T, input []byte) {
+		s := fuzzServer(t)
+		nc := s.dial("unix")
+		feed(t, s, nc, raw(nc, append(intoTransmission, input...)), anything)
+	})
+}
+
+// FuzzTransmission is a connection in each of the formats. Its client knows what
+// it has asked for and refuses what the protocol forbids: the server must answer
+// every request that came whole, once, in the format agreed on, up to where the
+// input makes it hang up.
+func FuzzTransmission(f *testing.F) {
+	const zero, far = "0000000000000000", "00000000000fffff"
+	simple := hx(reqMagic, "0000", "0001", cookie, zero, "00000004", "01020304", reqMagic, "0000", "0000", cookie, zero, "00001000",
+		reqMagic, "0000", "0007", cookie, zero, "00010000", reqMagic, "0004", "0000", cookie, far, "00000001",
+		reqMagic, "0000", "0004", cookie, far, "ffffffff", reqMagic, "0010", "0006", cookie, zero, "00100000", reqMagic, "0001", "0003", cookie, zero, "00000000")
+	long := hx(extReqMagic, "0020", "0001", cookie, zero, "0000000000000004", "01020304", extReqMagic, "0000", "0000", cookie, zero, "0000000000001000",
+		extReqMagic, "0008", "0007", cookie, zero, "0000000000010000", extReqMagic, "0020", "0007", cookie, zero, "000000000000000c", "0000000000001000", "00000001",
+		extReqMagic, "0000", "0004", cookie, far, "ffffffffffffffff", extReqMagic, "0020", "0003", cookie, zero, "0000000000000002", "0102")
+	disc := hx(reqMagic, "0000", "0002", cookie, zero, "00000000")
+	f.Add(uint8(0), simple)
+	f.Add(uint8(1), append(simple, disc...))
+	f.Add(uint8(2), long)
+	f.Add(uint8(2), append(long, hx(extReqMagic, "0000", "0002", cookie, zero, zero)...))
+	f.Add(uint8(0), append(simple, simple[:13]...))
+	f.Add(uint8(1), append(simple, hx("25609514")...))
+	f.Add(uint8(1), hx(reqMagic, "0000", "0001", cookie, zero, "00100001", "01020304"))
+	f.Add(uint8(2), hx(extReqMagic, "0020", "0001", cookie, zero, "ffffffffffffffff", "01020304"))
+	f.Fuzz(func(t *testing.T, which uint8, input []byte) {
+		s := fuzzServer(t)
+		d := dialects()[int(which)%len(dialects())]
+		c := s.speak("unix", d)
+		commands, rest := commandsIn(input, c.Extended())
+		feed(t, s, c.Conn, func() {
+			for _, cmd := range commands {
+				if c.Send(cmd) != nil {
+					return // it has hung up; whether it may, answered sees
+				}
+			}
+			raw(c.Conn, rest)()
+		}, func(io.Reader) error { return answered(c, commands) })
+	})
+}
+
+// answered takes a reply to each of commands, and then the end of the stream.
+func answered(c *nbdtest.Client, commands []nbdtest.Command) error {
+	open := make(map[uint64]nbdtest.Command)
+	for _, cmd := range commands {
+		if cmd.Type != nbdtest.CmdDisc {
+			open[cmd.Cookie] = cmd
+		}
+	}
+	for {
+		r, err := c.Receive()
+		if ended(err) && len(open) == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%d of %d requests have no reply: %w", len(open), len(commands), err)
+		}
+		cmd, ok := open[r.Cookie]
+		if !ok {
+			return fmt.Errorf("reply to %#x, which is not in flight", r.Cookie)
+		}
+		delete(open, r.Cookie)
+		length := max(cmd.Length64, uint64(cmd.Length))
+		ranged := cmd.Type != nbdtest.CmdFlush && cmd.Payload == nil
+		if r.Errno == nbd.OK && (cmd.Type > nbdtest.CmdBlockStatus || ranged && (cmd.Offset > c.SizeBytes || length > c.SizeBytes-cmd.Offset)) {
+			return fmt.Errorf("%s has no error", cmd)
+		}
+	}
+}
+
+// commandsIn returns the commands that input has whole, numbered by their cookies,
+// and what follows them. DISC is the last.
+func commandsIn(input []byte, extended bool) (commands []nbdtest.Command, rest []byte) {
+	be := binary.BigEndian
+	header, magic := 28, hx(reqMagic)
+	if extended {
+		header, magic = 32, hx(extReqMagic)
+	}
+	for n := uint64(0); len(input) >= header && bytes.HasPrefix(input, magic); n++ {
+		if n == 1000 {
+			return commands, nil // that will do
+		}
+		cmd := nbdtest.Command{Flags: be.Uint16(input[4:]), Type: be.Uint16(input[6:]), Cookie: n, Offset: be.Uint64(input[16:])}
+		length := uint64(0)
+		if extended {
+			length = be.Uint64(input[24:])
+			cmd.Length64 = length
+		} else {
+			cmd.Length = be.Uint32(input[24:])
+			length = uint64(cmd.Length)
+		}
+		payload := uint64(0)
+		if cmd.Type == nbdtest.CmdWrite || extended && cmd.Flags&nbdtest.FlagPayloadLen != 0 && cmd.Type != nbdtest.CmdDisc {
+			payload = length
+		}
+		if payload > uint64(len(input)-header) {
+			break
+		}
+		if payload > 0 {
+			cmd.Payload = input[header : header+int(payload)]
+		}
+		commands = append(commands, cmd)
+		input = input[header+int(payload):]
+		if cmd.Type == nbdtest.CmdDisc {
+			break
+		}
+	}
+	return commands, input
 }
 
 // FuzzReply has a device answer requests as the input says, and the client, which

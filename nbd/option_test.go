@@ -610,8 +610,11 @@ func FuzzOption(f *testing.F) {
 		if len(data) > 70_000 {
 			return
 		}
-		prefix := append(hx(fixedNoZer), option(structured, nil)...)
-		prefix = append(prefix, option(id, data)...)
-		feed(t, prefix, option(setContexts, data))
+		input := append(hx(fixedNoZer), option(structured, nil)...)
+		input = append(input, option(id, data)...)
+		input = append(input, option(setContexts, data)...)
+		s := fuzzServer(t)
+		nc := s.dial("unix")
+		feed(t, s, nc, raw(nc, input), answersTo(input))
 	})
 }
