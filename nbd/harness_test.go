@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -105,12 +107,24 @@ func (s *testServer) dial(network string) net.Conn {
 		s.listener, s.served = l, make(chan error, 1)
 		go func() { s.served <- s.Serve(l) }()
 	}
-	nc, err := net.Dial(network, s.listener.Addr().String())
+	nc, err := connect(network, s.listener.Addr().String())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.prepare(nc)
 	return nc
+}
+
+// connect is net.Dial that waits while more than the kernel queues are on their
+// way in.
+func connect(network, address string) (net.Conn, error) {
+	for {
+		nc, err := net.Dial(network, address)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return nc, err
+		}
+		runtime.Gosched()
+	}
 }
 
 func (s *testServer) prepare(nc net.Conn) {

@@ -26,6 +26,8 @@ const (
 	// its test client allocates in the same process.
 	heapPerConnBytes = 256 << 10
 	heapSlackBytes   = 16 << 20
+	// Good clients with a request of 4 KiB at a time hold this much of the arena.
+	goodClientBytes = 256 << 10
 )
 
 // An attack is what hostile clients do. The connections it returns stay open until
@@ -33,6 +35,9 @@ const (
 type attack struct {
 	name string
 	run  func(t testing.TB, s *testServer) []net.Conn
+	// dataless are attacks that do not get into transmission: no memory for data
+	// is theirs.
+	dataless bool
 }
 
 // into is the shortest way into transmission.
@@ -40,10 +45,10 @@ func into() []byte { return hx(fixedNoZer, opt, "00000007", "00000006", "0000000
 
 // crowd makes n connections that each send input and then nothing.
 func crowd(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
-	return func(t testing.TB, s *testServer) []net.Conn {
+	return func(_ testing.TB, s *testServer) []net.Conn {
 		conns := make([]net.Conn, n)
 		for i := range conns {
-			conns[i] = s.knock(t)
+			conns[i] = s.knock()
 			// The server may have hung up in the middle, as it should.
 			_, _ = conns[i].Write(input)
 		}
@@ -52,13 +57,13 @@ func crowd(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
 }
 
 // knock connects without the harness's clean-up, of which thousands would pile up.
-func (s *testServer) knock(t testing.TB) net.Conn {
-	nc, err := net.Dial("unix", s.listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
+func (s *testServer) knock() net.Conn {
+	nc, err := connect("unix", s.listener.Addr().String())
+	if err == nil {
+		err = nc.SetDeadline(time.Now().Add(deadline))
 	}
-	if err := nc.SetDeadline(time.Now().Add(deadline)); err != nil {
-		t.Fatal(err)
+	if err != nil {
+		panic(err) // Fatal is not for goroutines
 	}
 	return nc
 }
@@ -68,7 +73,7 @@ func bytewise(input []byte) func(t testing.TB, s *testServer) []net.Conn {
 	return func(t testing.TB, s *testServer) []net.Conn {
 		var conns []net.Conn
 		for range 20 {
-			conns = append(conns, s.knock(t))
+			conns = append(conns, s.knock())
 		}
 		for i := range input {
 			for _, c := range conns {
@@ -81,11 +86,40 @@ func bytewise(input []byte) func(t testing.TB, s *testServer) []net.Conn {
 	}
 }
 
+// skipBytes reads n bytes.
+func skipBytes(t testing.TB, nc net.Conn, n int) {
+	if _, err := io.CopyN(io.Discard, nc, int64(n)); err != nil {
+		t.Error(err)
+	}
+}
+
+// churn has clients come, read something, and go.
+func churn(t testing.TB, s *testServer) []net.Conn {
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 60 {
+				nc := s.knock()
+				c, err := nbdtest.NewClient(nc, "disk0")
+				if err == nil {
+					_, err = c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Length: 4096})
+				}
+				if err = errors.Join(err, nc.Close()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
 // probes makes connections that go away again.
 func probes(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
 	return func(t testing.TB, s *testServer) []net.Conn {
 		for range n {
-			c := s.knock(t)
+			c := s.knock()
 			_, _ = c.Write(input) // the server may have hung up
 			if err := c.Close(); err != nil {
 				t.Fatal(err)
@@ -107,31 +141,41 @@ func attacks() []attack {
 	withStatus := hx(fixedNoZer, opt, "00000008", "00000000",
 		opt, "0000000a", "0000001b", "00000000", "00000001", "0000000f", hxs("base:allocation"),
 		opt, "00000007", "00000006", "00000000", "0000")
+	fragments := bytes.Join([][]byte{
+		hx(fixedNoZer), option(structured, nil), option(setContexts, contextData("fragments", "base:allocation")),
+		option(goTo, infoData("fragments")),
+	}, nil)
 	return []attack{
-		{"silence", crowd(200, nil)},
-		{"silence after the flags", crowd(200, hx(fixedNoZer))},
-		{"slow handshake", bytewise(into()[:16])},
-		{"slow request", bytewise(append(into(), request("0001", "0000", start, "00001000")[:27]...))},
-		{"header without payload", crowd(60, append(into(), request("0001", "0000", start, "00100000")...))},
-		{"payload that never ends", crowd(60, append(append(into(), request("0001", "0000", start, "00100000")...), make([]byte, 1000)...))},
-		{"read of 4 GiB", crowd(60, append(into(), request("0000", "0000", start, huge)...))},
-		{"write of 4 GiB", crowd(60, append(into(), request("0001", "0000", start, huge)...))},
-		{"trim of 4 GiB beyond the end", crowd(60, append(into(), request("0004", "0000", "fffffffffffffff0", huge)...))},
-		{"option of 4 GiB", crowd(60, hx(fixedNoZer, opt, "00000007", huge))},
-		{"name of 4 GiB", crowd(60, hx(fixedNoZer, opt, "00000007", "00000006", huge, "0000"))},
-		{"garbage for a handshake", crowd(60, bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 100))},
-		{"garbage for requests", crowd(60, append(into(), bytes.Repeat([]byte{0xa5}, 4096)...))},
-		{"lists for ever", crowd(20, append(hx(fixedNoZer), list...))},
-		{"infos for ever", crowd(20, append(hx(fixedNoZer), info...))},
-		{"one cookie for all", crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000200"), 300)...))},
-		{"nothing at all, at length", crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000000"), 3000)...))},
-		{"replies never read", crowd(40, append(into(), reads...))},
-		{"long replies never read", crowd(40, append(into(), longReads...))},
-		{"extents never read", crowd(40, append(withStatus, bytes.Repeat(request("0007", "0000", start, "00100000"), 300)...))},
-		{"10,000 probes", probes(10_000, nil)},
-		{"1,000 handshakes broken off", probes(1000, into()[:20])},
-		{"1,000 clients that vanish", probes(1000, append(into(), request("0000", "0000", start, "00001000")...))},
-		{"half-closed", func(t testing.TB, s *testServer) []net.Conn {
+		{name: "silence", run: crowd(200, nil), dataless: true},
+		{name: "silence after the flags", run: crowd(200, hx(fixedNoZer)), dataless: true},
+		{name: "slow handshake", run: bytewise(into()[:16]), dataless: true},
+		{name: "slow request", run: bytewise(append(into(), request("0001", "0000", start, "00001000")[:27]...))},
+		{name: "header without payload", run: crowd(60, append(into(), request("0001", "0000", start, "00100000")...))},
+		{name: "payload that never ends", run: crowd(60, append(append(into(), request("0001", "0000", start, "00100000")...), make([]byte, 1000)...))},
+		{name: "read of 4 GiB", run: crowd(60, append(into(), request("0000", "0000", start, huge)...))},
+		{name: "write of 4 GiB", run: crowd(60, append(into(), request("0001", "0000", start, huge)...))},
+		{name: "trim of 4 GiB beyond the end", run: crowd(60, append(into(), request("0004", "0000", "fffffffffffffff0", huge)...))},
+		{name: "option of 4 GiB", run: crowd(60, hx(fixedNoZer, opt, "00000007", huge)), dataless: true},
+		{name: "name of 4 GiB", run: crowd(60, hx(fixedNoZer, opt, "00000007", "00000006", huge, "0000")), dataless: true},
+		{name: "garbage for a handshake", run: crowd(60, bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 100)), dataless: true},
+		{name: "garbage for requests", run: crowd(60, append(into(), bytes.Repeat([]byte{0xa5}, 4096)...))},
+		{name: "lists for ever", run: crowd(20, append(hx(fixedNoZer), list...)), dataless: true},
+		{name: "infos for ever", run: crowd(20, append(hx(fixedNoZer), info...)), dataless: true},
+		{name: "one cookie for all", run: crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000200"), 300)...))},
+		{name: "nothing at all, at length", run: crowd(10, append(into(), bytes.Repeat(request("0000", "0000", start, "00000000"), 3000)...))},
+		{name: "replies never read", run: crowd(40, append(into(), reads...))},
+		{name: "long replies never read", run: crowd(40, append(into(), longReads...))},
+		{name: "extents never read", run: crowd(40, append(withStatus, bytes.Repeat(request("0007", "0000", start, "00100000"), 300)...))},
+		{name: "names that are none", run: crowd(60, append(hx(fixedNoZer), option(exportName, bytes.Repeat([]byte{0xff, 0, '/'}, 1300))...)), dataless: true},
+		{name: "a name of 60 KiB", run: crowd(60, append(hx(fixedNoZer), option(exportName, make([]byte, 60<<10))...)), dataless: true},
+		{name: "longest options for ever", run: crowd(20, append(hx(fixedNoZer), bytes.Repeat(option(unknownOption, make([]byte, 60<<10)), 70)...)), dataless: true},
+		{name: "contexts for ever", run: crowd(20, append(hx(fixedNoZer), bytes.Repeat(option(listContexts, contextData("disk0", "base:", "base:allocation")), 1000)...)), dataless: true},
+		{name: "a million extents never read", run: crowd(40, append(fragments, bytes.Repeat(request("0007", "0000", start, "20000000"), 300)...))},
+		{name: "come and go", run: churn},
+		{name: "10,000 probes", run: probes(10_000, nil), dataless: true},
+		{name: "1,000 handshakes broken off", run: probes(1000, into()[:20]), dataless: true},
+		{name: "1,000 clients that vanish", run: probes(1000, append(into(), request("0000", "0000", start, "00001000")...))},
+		{name: "half-closed", run: func(t testing.TB, s *testServer) []net.Conn {
 			conns := crowd(60, append(into(), request("0000", "0000", start, "00001000")...))(t, s)
 			for _, c := range conns {
 				if err := c.(*net.UnixConn).CloseWrite(); err != nil {
@@ -190,17 +234,47 @@ func (b *bystander) steps(n int) error {
 }
 
 // hostileServer is one with little memory and room for many.
-func hostileServer(t testing.TB) *testServer {
-	d := nbdtest.NewMemory(1 << 20)
-	return newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000}, hostileArenaBytes, nbd.Export{Name: "disk0", Device: d})
+func hostileServer(t testing.TB, a *nbdtest.Authority) *testServer {
+	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000}, hostileArenaBytes,
+		nbd.Export{Name: "disk0", Device: nbdtest.NewMemory(1 << 20)}, nbd.Export{Name: "fragments", Device: fragments{}, Hidden: true})
+	s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
+	return s
 }
+
+// fragments is a device whose every other block of 512 bytes is a hole: 512 MiB
+// have as many extents as a reply can carry.
+type fragments struct{}
+
+func (fragments) Info() nbd.Info {
+	return nbd.Info{SizeBytes: 1 << 30, ReadOnly: true, MinBlockBytes: 1, PreferredBlockBytes: 4096}
+}
+
+func (fragments) SizeBytes() uint64 { return 1 << 30 }
+
+func (fragments) Open(*nbd.Conn) (nbd.Session, error) { return fragments{}, nil }
+
+func (fragments) Submit(batch []*nbd.Request) {
+	for _, r := range batch {
+		if r.Op != nbd.OpBlockStatus {
+			r.Complete(nbd.EIO)
+			continue
+		}
+		for state := nbd.ExtentState(0); r.AddExtent(512, state); {
+			state ^= nbd.StateHole | nbd.StateZero
+		}
+		r.Complete(nbd.OK)
+	}
+}
+
+func (fragments) Close() {}
 
 // Whatever hostile clients do, a good one beside them sees no error, old or new,
 // what they make the server use has a bound, and it is all given back.
 func TestHostile(t *testing.T) {
-	for _, a := range attacks() {
+	authority := nbdtest.NewAuthority(t)
+	for _, a := range append(attacks(), tlsAttacks(authority)...) {
 		t.Run(a.name, func(t *testing.T) {
-			s := hostileServer(t)
+			s := hostileServer(t, authority)
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			old := newBystander(s.client("unix"), seed)
@@ -236,6 +310,9 @@ func TestHostile(t *testing.T) {
 			if got, most := heapBytes(), heap+heapSlackBytes+uint64(len(conns))*heapPerConnBytes; got > most {
 				t.Errorf("heap of %d bytes for %d connections: want at most %d", got, len(conns), most)
 			}
+			if n := s.Arena.Stats().InUseBytes; a.dataless && n > 2*goodClientBytes {
+				t.Errorf("%d bytes of memory in use: want at most %d, for the good clients", n, 2*goodClientBytes)
+			}
 			for _, c := range conns {
 				_ = c.Close() // the server may have been first
 			}
@@ -264,9 +341,11 @@ func heapBytes() uint64 {
 // BenchmarkBystander is how long a good client waits for 4 KiB while others do
 // their worst.
 func BenchmarkBystander(b *testing.B) {
-	for _, a := range append([]attack{{"none", func(testing.TB, *testServer) []net.Conn { return nil }}}, attacks()...) {
+	authority := nbdtest.NewAuthority(b)
+	none := attack{name: "none", run: func(testing.TB, *testServer) []net.Conn { return nil }}
+	for _, a := range slices.Concat([]attack{none}, attacks(), tlsAttacks(authority)) {
 		b.Run("attack="+a.name, func(b *testing.B) {
-			s := hostileServer(b)
+			s := hostileServer(b, authority)
 			good := newBystander(s.client("unix"), 1)
 			if err := good.steps(100); err != nil {
 				b.Fatal(err)
