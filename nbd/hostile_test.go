@@ -384,3 +384,52 @@ func BenchmarkBystander(b *testing.B) {
 		})
 	}
 }
+
+// TestHostile_SilentToTheLimit: clients that connect and say nothing, or stop in the
+// middle of an option, are thrown out when their time is up, without the client's
+// help, and nothing of them is left.
+func TestHostile_SilentToTheLimit(t *testing.T) {
+	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000, HandshakeTimeout: 100 * time.Millisecond}, arenaBytes,
+		nbd.Export{Name: "disk0", Device: nbdtest.NewMemory(1 << 20)})
+	// On a slow machine a good client's own time may be up before it is through.
+	var good *bystander
+	for good == nil {
+		if c, err := nbdtest.NewClient(s.dial("unix"), "disk0"); err == nil {
+			good = newBystander(c, 1)
+		}
+	}
+	for _, input := range [][]byte{nil, hx(fixedNoZer), into()[:25]} {
+		goroutines := runtime.NumGoroutine()
+		before := late(s.Snapshot())
+		conns := crowd(300, input)(t, s)
+		if err := good.steps(100); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range conns {
+			// It comes with nothing but the greeting before it.
+			if rest, err := io.ReadAll(c); err != nil && !ended(err) || !bytes.HasPrefix(hello, rest) {
+				t.Errorf("% x and %v, want the end", rest, err)
+			}
+			_ = c.Close()
+		}
+		st := s.waitStats("end of the silent", func(st nbd.Stats) bool { return st.ConnectionsOpen == 1 })
+		if n := late(st) - before; n != uint64(len(conns)) {
+			t.Errorf("%d of %d counted as late: %v", n, len(conns), st.NegotiationFailures)
+		}
+		for runtime.NumGoroutine() > goroutines {
+			runtime.Gosched() // those that have ended are on their way out
+		}
+	}
+	if n := s.Arena.Stats().InUseBytes; n > goodClientBytes {
+		t.Errorf("%d bytes of memory in use: want at most %d, for the good client", n, goodClientBytes)
+	}
+	if err := good.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// late counts those whose time was up: as probes, if that was even before they
+// were greeted.
+func late(st nbd.Stats) uint64 {
+	return st.NegotiationFailures[nbd.NegotiationTimeout] + st.NegotiationFailures[nbd.NegotiationProbe]
+}
