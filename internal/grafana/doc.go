@@ -1,0 +1,23 @@
+// Package grafana holds the Grafana dashboards of vhbad as Go, and writes them
+// as the JSON that Grafana imports.
+//
+// Dashboards edited by hand drift: a panel without a unit here, a forgotten
+// matcher there. In Go each of these is said once. overview.go, adapter.go and
+// runtime.go say what is on a dashboard; build.go how that becomes panels;
+// model.go what Grafana's JSON looks like.
+//
+//	go run ./internal/grafana/generate deploy/grafana
+//
+// writes deploy/grafana again, and `make golden` does so too. A test fails while
+// the files there are not what this package says.
+//
+// # Queries
+//
+// A query is written with three marks that build.go replaces:
+//
+//	<instance>  matchers of the chosen daemons:  job=~"$job", instance=~"$instance"
+//	<export>    the same, and of the chosen exports
+//	<rate>      $__rate_interval, the range that suits the step and the scrapes
+//
+// Two daemons may each have an export of one name, so sums keep the instance.
+package grafana

@@ -1,0 +1,2 @@
+// Command generate writes the dashboards of package grafana into a folder.
+package main
