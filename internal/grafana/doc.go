@@ -8,7 +8,7 @@
 //
 //	go run ./internal/grafana/generate deploy/grafana
 //
-// writes deploy/grafana again, and `make golden` does so too. A test fails while
+// writes deploy/grafana again. A test fails while
 // the files there are not what this package says.
 //
 // # Queries

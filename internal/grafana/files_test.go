@@ -2,7 +2,6 @@ package grafana
 
 import (
 	"bytes"
-	"flag"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,8 +9,6 @@ import (
 
 // root is the repository as seen from this package's folder, where tests run.
 const root = "../.."
-
-var rewrite = flag.Bool("rewrite", false, "write deploy/grafana anew")
 
 // Who edits the JSON by hand learns here that the next run would undo it.
 func TestFiles_UpToDate(t *testing.T) {
@@ -22,11 +19,6 @@ func TestFiles_UpToDate(t *testing.T) {
 	folder := filepath.Join(root, "deploy/grafana")
 	for name, want := range files {
 		path := filepath.Join(folder, name)
-		if *rewrite {
-			if err := os.WriteFile(path, want, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
 		got, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -5,7 +5,8 @@
 //
 //   - interop: peers on this host (nbdinfo, nbdcopy, nbdsh, qemu-img, qemu-io,
 //     fio) against a daemon started for the test, and what operators get wrong:
-//     bad images, full disks, a second daemon, bad configuration, signals.
+//     bad images, full disks, a second daemon, bad configuration, signals. And a
+//     real Prometheus that asks all that dashboards and rules ask.
 //   - kernel: a guest kernel with a real /dev/nbd0. User-Mode Linux runs as an
 //     ordinary process, with this host's files as its root, so neither a virtual
 //     machine nor an nbd module on the host is needed.

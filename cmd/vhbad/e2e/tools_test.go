@@ -33,6 +33,8 @@ var toolPackages = map[string]string{
 	"nbdinfo":    "libnbd-bin",
 	"nbdkit":     "nbdkit",
 	"nbdsh":      "python3-libnbd",
+	"prometheus": "prometheus",
+	"promtool":   "prometheus",
 	"python3":    "python3-minimal",
 	"qemu-img":   "qemu-utils",
 	"qemu-io":    "qemu-utils",
