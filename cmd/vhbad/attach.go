@@ -166,7 +166,7 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 	d := held.Device
 	log.Info("attached", "device", d.Path, "server", a.options.Server.String(), "connections", d.Connections,
 		"timeout", a.timeout.Std(), "dead_conn_timeout", a.deadConn.Std(), "taken_over", held.TakenOver)
-	a.notify(log, sdnotify.Ready, sdnotify.Status(d.Path+" is "+a.options.Server.String()))
+	tellManager(log, sdnotify.Ready, sdnotify.Status(d.Path+" is "+a.options.Server.String()))
 	if err := a.print(cmd, d); err != nil {
 		log.Warn("could not print the device", "error", err) // its reader has gone: the device need not
 	}
@@ -178,7 +178,7 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 		return err
 	}
 	stop()
-	a.notify(log, sdnotify.Stopping)
+	tellManager(log, sdnotify.Stopping)
 	if a.keep {
 		log.Info("the device stays attached, and nobody reconnects it", "device", d.Path)
 		return nil
@@ -190,11 +190,4 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 	}
 	log.Info("detached", "device", d.Path)
 	return nil
-}
-
-// notify tells the service manager; that it cannot be told stops nothing.
-func (*attachFlags) notify(log *slog.Logger, states ...string) {
-	if err := sdnotify.Send(states...); err != nil {
-		log.Warn("could not tell the service manager", "error", err)
-	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
 )
 
 // signalPause is how long after the first signal others do not count: timeout(1)
@@ -292,6 +293,12 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	for _, e := range d.Endpoints() {
 		_, _ = fmt.Fprintf(out, "ready %s\n", e.URI)
 	}
+	addresses := make([]string, 0, len(d.Endpoints()))
+	for _, e := range d.Endpoints() {
+		addresses = append(addresses, e.URI)
+	}
+	tellManager(log, sdnotify.Ready, sdnotify.Status(statusLine(len(c.Disks), addresses)))
+	defer keepAlive(log, func() { _ = d.Status() })()
 	for _, e := range d.Endpoints() {
 		if s.single {
 			break // the client is there, or about to be
@@ -314,7 +321,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	case <-cmd.Context().Done():
 		broken = cmd.Context().Err()
 	}
-	return errors.Join(broken, stop(d, c.Limits.DrainTimeout.Std(), hurry, log))
+	limit := c.Limits.DrainTimeout.Std()
+	tellManager(log, sdnotify.Stopping, sdnotify.Status("Finishing what is in flight"), sdnotify.Extend(limit+2*forceGrace))
+	return errors.Join(broken, stop(d, limit, hurry, log))
 }
 
 // afterFirst passes all signals on but the first: it asks for what is under way

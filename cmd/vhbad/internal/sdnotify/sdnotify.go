@@ -4,20 +4,69 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Variable is the environment variable that names the service manager's socket.
 const Variable = "NOTIFY_SOCKET"
 
+// Environment variables that say how often the service manager wants to hear
+// Alive, and from which process.
+const (
+	watchdogVariable    = "WATCHDOG_USEC"
+	watchdogPIDVariable = "WATCHDOG_PID"
+)
+
 // Assignments of sd_notify(3).
 const (
 	Ready    = "READY=1"
 	Stopping = "STOPPING=1"
+	Alive    = "WATCHDOG=1"
 )
 
 // Status is a line for whoever asks the service manager.
 func Status(line string) string { return "STATUS=" + strings.ReplaceAll(line, "\n", " ") }
+
+// Reloading says that the configuration is being read again. Ready says that it
+// has been.
+//
+// Source: systemd.service(5), Type=notify-reload, which wants the time of the
+// monotonic clock.
+func Reloading() string {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		panic(fmt.Sprintf("sdnotify: no monotonic clock: %v", err))
+	}
+	return "RELOADING=1\nMONOTONIC_USEC=" + strconv.FormatInt(now.Nano()/int64(time.Microsecond/time.Nanosecond), 10)
+}
+
+// Extend asks for so much more time to start, reload or stop, from now on.
+func Extend(by time.Duration) string {
+	return "EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(by.Microseconds(), 10)
+}
+
+// Watchdog returns how long the service manager waits for Alive before it ends
+// this process; zero means that it does not. Half of it is a good pace.
+//
+// Source: sd_watchdog_enabled(3).
+func Watchdog() (time.Duration, error) {
+	value := os.Getenv(watchdogVariable)
+	if value == "" {
+		return 0, nil
+	}
+	if pid := os.Getenv(watchdogPIDVariable); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0, nil // it waits for another process
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || n <= 0 || n > int64(24*time.Hour/time.Microsecond) {
+		return 0, fmt.Errorf("%s=%q: want microseconds, up to a day", watchdogVariable, value)
+	}
+	return time.Duration(n) * time.Microsecond, nil
+}
 
 // Send tells the service manager, if there is one, of all states at once.
 //

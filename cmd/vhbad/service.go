@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
+)
+
+// tellManager tells the service manager, if there is one; that it cannot be told
+// stops nothing.
+func tellManager(log *slog.Logger, states ...string) {
+	if err := sdnotify.Send(states...); err != nil {
+		log.Warn("could not tell the service manager", "error", err)
+	}
+}
+
+// statusLine is what `systemctl status` shows of a daemon that serves.
+func statusLine(disks int, addresses []string) string {
+	s := fmt.Sprintf("Serving %d disks", disks)
+	if disks == 1 {
+		s = "Serving 1 disk"
+	}
+	const few = 3
+	for i, a := range addresses {
+		switch {
+		case i == few:
+			return fmt.Sprintf("%s and %d more", s, len(addresses)-few)
+		case i == 0:
+			s += " at " + a
+		default:
+			s += ", " + a
+		}
+	}
+	return s
+}
+
+// watchdogBeats is how many signs of life fit into the service manager's patience.
+const watchdogBeats = 3
+
+// keepAlive tells the service manager, if it wants to know, that the daemon lives:
+// each time after alive has returned, which needs the locks that a daemon at work
+// needs. The result ends that.
+func keepAlive(log *slog.Logger, alive func()) (stop func()) {
+	patience, err := sdnotify.Watchdog()
+	if err != nil {
+		log.Warn("no watchdog", "error", err)
+	}
+	if patience == 0 {
+		return func() {}
+	}
+	tick := time.NewTicker(patience / watchdogBeats)
+	end := make(chan struct{})
+	go func() {
+		defer tick.Stop()
+		for {
+			alive()
+			tellManager(log, sdnotify.Alive)
+			select {
+			case <-tick.C:
+			case <-end:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(end) })
+}
