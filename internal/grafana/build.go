@@ -140,7 +140,7 @@ func build(d Dashboard, exports bool, rows ...row) Dashboard {
 	d.Links = []Link{{Title: "vhbad", Type: "dashboards", Tags: d.Tags, AsDropdown: true, IncludeVars: true, KeepTime: true}}
 	d.Annotations.List = []Annotation{{
 		Name: "Starts", Datasource: source, Enable: true, IconColor: "blue", TitleFormat: "{{instance}} started",
-		Expr: marks.Replace("process_start_time_seconds{<instance>} * 1000"), UseValueForTime: true,
+		Expr: marks.Replace("process_start_time_seconds{<instance>} * 1000"), UseValueForTime: "on",
 	}}
 	d.Templating.List = variables(exports)
 	at, id := GridPos{}, 0

@@ -8,8 +8,8 @@
 //
 //	go run ./internal/grafana/generate deploy/grafana
 //
-// writes deploy/grafana again. A test fails while
-// the files there are not what this package says.
+// writes deploy/grafana again. A test fails while the files there are not what
+// this package says.
 //
 // # Queries
 //
