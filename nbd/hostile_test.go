@@ -338,50 +338,65 @@ func heapBytes() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkBystander is how long a good client waits for 4 KiB while others do
-// their worst.
+// BenchmarkBystander is how long a good client waits for 4 KiB beside an attack that
+// lasts (pace=held), and beside one that begins anew as fast as the attackers, who
+// share the process and its processors, can (pace=nonstop).
 func BenchmarkBystander(b *testing.B) {
 	authority := nbdtest.NewAuthority(b)
 	none := attack{name: "none", run: func(testing.TB, *testServer) []net.Conn { return nil }}
-	for _, a := range slices.Concat([]attack{none}, attacks(), tlsAttacks(authority)) {
-		b.Run("attack="+a.name, func(b *testing.B) {
-			s := hostileServer(b, authority)
-			good := newBystander(s.client("unix"), 1)
-			if err := good.steps(100); err != nil {
-				b.Fatal(err)
-			}
-			good.took = good.took[:0]
-			stop, ended := make(chan struct{}), make(chan struct{})
-			go func() {
-				defer close(ended)
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					for _, c := range a.run(b, s) {
-						_ = c.Close() // the server may have been first
-					}
-					if a.name == "none" {
-						<-stop
-						return
-					}
-				}
-			}()
-			for b.Loop() {
-				if err := good.step(); err != nil {
+	for _, pace := range []string{"held", "nonstop"} {
+		for _, a := range slices.Concat([]attack{none}, attacks(), tlsAttacks(authority)) {
+			b.Run("pace="+pace+"/attack="+a.name, func(b *testing.B) {
+				s := hostileServer(b, authority)
+				good := newBystander(s.client("unix"), 1)
+				if err := good.steps(100); err != nil {
 					b.Fatal(err)
 				}
+				good.took = good.took[:0]
+				halt := a.goOn(b, s, pace == "nonstop" && a.name != "none")
+				for b.Loop() {
+					if err := good.step(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				halt()
+				slices.Sort(good.took)
+				b.ReportMetric(float64(good.took[len(good.took)*99/100].Microseconds()), "p99-us")
+				if err := good.c.Close(); err != nil && !errors.Is(err, io.EOF) {
+					b.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// goOn attacks s until halt: once, with connections that stay, or over and over.
+func (a attack) goOn(b *testing.B, s *testServer, nonstop bool) (halt func()) {
+	closeAll := func(conns []net.Conn) {
+		for _, c := range conns {
+			_ = c.Close() // the server may have been first
+		}
+	}
+	conns := a.run(b, s)
+	if !nonstop {
+		return func() { closeAll(conns) }
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			closeAll(conns)
+			select {
+			case <-stop:
+				return
+			default:
 			}
-			close(stop)
-			<-ended
-			slices.Sort(good.took)
-			b.ReportMetric(float64(good.took[len(good.took)*99/100].Microseconds()), "p99-us")
-			if err := good.c.Close(); err != nil && !errors.Is(err, io.EOF) {
-				b.Fatal(err)
-			}
-		})
+			conns = a.run(b, s)
+		}
+	})
+	return func() {
+		close(stop)
+		wg.Wait()
 	}
 }
 
