@@ -25,10 +25,10 @@ func statusLine(disks int, addresses []string) string {
 	}
 	const few = 3
 	for i, a := range addresses {
-		switch {
-		case i == few:
+		switch i {
+		case few:
 			return fmt.Sprintf("%s and %d more", s, len(addresses)-few)
-		case i == 0:
+		case 0:
 			s += " at " + a
 		default:
 			s += ", " + a
