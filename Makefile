@@ -19,6 +19,10 @@ TOOLS_KEY := $(shell { cat internal/tools/go.mod; $(GO) env GOVERSION GOOS GOARC
 TOOLS     := .cache/bin/$(TOOLS_KEY)
 TOOL_BUILD = $(GO) build -modfile=internal/tools/go.mod -o $@
 
+# nfpm has a module of its own, internal/package/go.mod: its needs are many, and not the linters'.
+NFPM_KEY := $(shell { cat internal/package/go.mod; $(GO) env GOVERSION GOOS GOARCH; } | sha256sum | cut -c1-16)
+NFPM     := .cache/bin/$(NFPM_KEY)/nfpm
+
 FUZZTIME ?= 30s
 SOAKTIME ?= 5m
 COUNT    ?= 10
@@ -58,12 +62,13 @@ deps: ## install the Debian packages that the tests need (root), or say which
 
 # The rungs run from cheap to dear, one after the other, so that the first failure is the simplest.
 .PHONY: test
-test: ## everything: packages, unit, race, interop, real kernel (15 minutes on two cores)
+test: ## everything: Debian packages, unit, race, interop, real kernel, our packages (15 minutes on two cores)
 	@$(MAKE) deps
 	@$(MAKE) unit
 	@$(MAKE) race
 	@$(MAKE) interop
 	@$(MAKE) kernel
+	@$(MAKE) package
 
 .PHONY: unit
 unit: ## unit tests, the lock order of them all, and the orders of steps; needs nothing but Go
@@ -83,6 +88,32 @@ interop: ## peers on this host and bad input; needs the packages of `make deps`
 .PHONY: kernel
 kernel: ## /dev/nbd0 in a guest kernel (User-Mode Linux); needs the packages of `make deps`
 	$(GO) test -tags kernel -count=1 -timeout 20m -parallel 2 ./cmd/vhbad/e2e/...
+
+# A version that is a commit's name is none for a package manager.
+PACKAGE_VERSION = $(shell echo '$(VERSION)' | sed -E -e 's/^v([0-9]+\.)/\1/' -e '/^[0-9]+\./!s/^/0.0.0+git./' -e 's/-/./g')
+# The same packages from the same commit.
+PACKAGE_TIME   ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+.PHONY: package
+package: ## deb and rpm in dist/, and checks of all that is in deploy/; needs the packages of `make deps`
+package: build $(NFPM)
+	@rm -rf dist && mkdir -p dist/stage/man dist/stage/completions
+	@cp bin/vhbad dist/stage/vhbad
+	$(GO) run -tags manual -ldflags '-X main.version=$(VERSION)' ./cmd/vhbad manual dist/stage/man
+	@gzip -9n dist/stage/man/*.1
+	@bin/vhbad completion bash > dist/stage/completions/vhbad.bash
+	@bin/vhbad completion zsh > dist/stage/completions/_vhbad
+	@bin/vhbad completion fish > dist/stage/completions/vhbad.fish
+	@for kind in deb rpm; do \
+	  VERSION='$(PACKAGE_VERSION)' GOARCH="$$($(GO) env GOARCH)" SOURCE_DATE_EPOCH='$(PACKAGE_TIME)' $(NFPM) package -f deploy/package/nfpm.yaml -p $$kind -t dist/; \
+	done
+	@cd dist && sha256sum *.deb *.rpm > SHA256SUMS
+	VHBAD_DIST=$(CURDIR)/dist $(GO) test -tags ship -count=1 -timeout 5m ./deploy/ship
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what we use, by govulncheck; needs the network: https://vuln.go.dev
+vuln: .cache/bin/$(NFPM_KEY)/govulncheck
+	.cache/bin/$(NFPM_KEY)/govulncheck ./...
 
 .PHONY: golden
 golden: ## rewrite the golden transcripts; read the diff
@@ -146,8 +177,9 @@ lint: $(TOOLS)/gofumpt $(TOOLS)/golangci-lint $(TOOLS)/checklocks
 	@out=$$($(TOOLS)/gofumpt -l .); if [ -n "$$out" ]; then echo "not in form; run make fmt:" >&2; echo "$$out" >&2; exit 1; fi
 	$(GO) mod tidy -diff
 	cd internal/tools && $(GO) mod tidy -diff
+	cd internal/package && $(GO) mod tidy -diff
 	cd internal/bench && $(GO) mod tidy -diff && $(GO) vet ./... && ../../$(TOOLS)/golangci-lint run --allow-serial-runners ./...
-	$(GO) vet -tags 'interop kernel interleave' ./...
+	$(GO) vet -tags 'interop kernel interleave ship manual' ./...
 	$(GO) vet -vettool=$(CURDIR)/$(TOOLS)/checklocks -inferred=false ./...
 	$(TOOLS)/golangci-lint run --allow-serial-runners ./...
 
@@ -158,7 +190,7 @@ fmt: $(TOOLS)/gofumpt
 
 .PHONY: clean
 clean: ## remove what make built
-	rm -rf bin .cache
+	rm -rf bin dist .cache
 
 $(TOOLS)/golangci-lint:
 	@mkdir -p $(@D)
@@ -175,3 +207,11 @@ $(TOOLS)/checklocks:
 $(TOOLS)/benchstat:
 	@mkdir -p $(@D)
 	$(TOOL_BUILD) golang.org/x/perf/cmd/benchstat
+
+$(NFPM):
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) -C internal/package build -trimpath -o $(CURDIR)/$@ github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+.cache/bin/$(NFPM_KEY)/govulncheck:
+	@mkdir -p $(@D)
+	$(GO) -C internal/package build -o $(CURDIR)/$@ golang.org/x/vuln/cmd/govulncheck

@@ -39,7 +39,10 @@ var toolPackages = map[string]string{
 	"qemu-img":   "qemu-utils",
 	"qemu-io":    "qemu-utils",
 	"resize2fs":  "e2fsprogs",
+	"rpm":        "rpm",
 	"xfs_repair": "xfsprogs",
+
+	"systemd-analyze": "systemd",
 
 	"/usr/include/stdlib.h": "libc6-dev", // with gcc, for go test -race
 }
