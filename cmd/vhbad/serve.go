@@ -115,6 +115,7 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine)),
 		"log-format": values("auto", "text", "json"),
 		"log-level":  values("debug", "info", "warn", "error"),
+		"sandbox":    values(string(config.SandboxAuto), string(config.SandboxOff)),
 		"tls":        values(string(config.TLSOff), string(config.TLSOptional), string(config.TLSRequired)),
 		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
 	} {
@@ -157,6 +158,8 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&v.Limits.Connections, "connections", 0, fmt.Sprintf("clients at once (default %d)", config.DefaultConnections))
 	f.IntVar(&v.Limits.Requests, "requests", 0, fmt.Sprintf("requests in flight of one client (default %d)", config.DefaultRequests))
 	f.Var(&v.Limits.DrainTimeout, "drain-timeout", "longest time for an orderly stop (default "+config.DefaultDrainTimeout.String()+")")
+	f.StringVar((*string)(&v.Sandbox.Mode), "sandbox", "", "auto: once everything is open, keep nothing of the file system but images, certificates and sockets, as far as the kernel can; or off (default "+string(config.SandboxAuto)+")")
+	f.StringArrayVar(&v.Sandbox.Paths, "sandbox-path", nil, "file or folder of images that the sandbox leaves besides, again for more")
 	f.StringVar(&v.Log.Format, "log-format", "", "auto, text or json (default auto: text on a terminal)")
 	f.StringVar(&v.Log.Level, "log-level", "", "debug, info, warn or error (default info)")
 	// pflag would show "0" as the default of these.
@@ -200,6 +203,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		"tls":                  func() { file.TLS.Mode = v.TLS.Mode },
 		"tls-verify-peer":      func() { file.TLS.VerifyPeer = v.TLS.VerifyPeer },
 		"drain-timeout":        func() { file.Limits.DrainTimeout = v.Limits.DrainTimeout },
+		"sandbox":              func() { file.Sandbox.Mode = v.Sandbox.Mode },
 		"log-format":           func() { file.Log.Format = v.Log.Format },
 		"log-level":            func() { file.Log.Level = v.Log.Level },
 	} {
@@ -209,6 +213,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	}
 	file.Listen = append(file.Listen, s.listen.values...)
 	file.Disks = append(file.Disks, s.disks.values...)
+	file.Sandbox.Paths = append(file.Sandbox.Paths, v.Sandbox.Paths...)
 	if s.single {
 		if s.takeover {
 			return nil, errors.New("--takeover with --single: a single client cannot be handed over")
@@ -279,6 +284,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	})
 	if d == nil || err != nil {
 		return err
+	}
+	if err := s.enterSandbox(c, log); err != nil {
+		return errors.Join(err, stop(d, c.Limits.DrainTimeout.Std(), signals, log))
 	}
 	log.Info("serving", "disks", len(c.Disks), "http", d.HTTPAddress(), "admin", c.Admin)
 	// The log comes first: who waits for these lines finds it complete. Who reads

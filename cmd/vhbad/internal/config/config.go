@@ -68,6 +68,8 @@ type File struct {
 	Limits Limits `yaml:"limits"`
 	TLS    TLS    `yaml:"tls"`
 	HBA    HBA    `yaml:"hba"`
+	// Sandbox says what the daemon keeps of its rights.
+	Sandbox Sandbox `yaml:"sandbox"`
 	// ReadOnly makes every disk read-only.
 	ReadOnly bool `yaml:"read-only"`
 }
@@ -152,13 +154,14 @@ type Config struct {
 	Limits    Limits
 	TLS       TLS
 	HBA       HBA
+	Sandbox   Sandbox
 }
 
 // Resolve fills in defaults and checks everything that can be checked without
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS}
+	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox}
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
 		if err != nil {
@@ -200,6 +203,9 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	}
 	if seen[Address{Network: "unix", Target: c.Admin}] {
 		return nil, fmt.Errorf("admin: %s is an address to listen on too: want two different paths", c.Admin)
+	}
+	if err := c.Sandbox.resolve(); err != nil {
+		return nil, err
 	}
 	if err := c.resolveLog(f.Log); err != nil {
 		return nil, err

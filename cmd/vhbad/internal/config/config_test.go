@@ -311,6 +311,8 @@ func TestResolve_Bad(t *testing.T) {
 		"idle-timeout 1ms: want 10ms":     {Limits: Limits{IdleTimeout: Duration(time.Millisecond)}},
 		`tls mode "some": want off, opt`:  {TLS: TLS{Mode: "some"}},
 		"tls mode required: want cert":    {TLS: TLS{Mode: TLSRequired}},
+		`sandbox mode "on": want auto or`: {Sandbox: Sandbox{Mode: "on"}},
+		`sandbox path "x": want an abso`:  {Sandbox: Sandbox{Paths: []string{"x"}}},
 		"tls verify-peer: TLS is off":     {TLS: TLS{Certificates: "/x", Mode: TLSOff, VerifyPeer: true}},
 		`disk "a": tls-only: TLS is off`:  {Disks: []Disk{{Name: "a", Memory: MiB, TLSOnly: true}}},
 		`disk "a": allow: names are`:      {TLS: TLS{Certificates: "/x"}, Disks: []Disk{{Name: "a", Memory: MiB, Allow: []string{"x"}}}},

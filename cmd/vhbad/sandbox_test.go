@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
+)
+
+// What a daemon keeps: of a regular image its folder, of a device only itself, of
+// certificates the places that links lead to.
+func TestAccessOf(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(path string) string { return filepath.Join(dir, path) }
+	for _, folder := range []string{"images", "real", "certificates", "renewed"} {
+		if err := os.Mkdir(in(folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, target := range map[string]string{"images/link": "real/image", "certificates/server-key.pem": "renewed/key"} {
+		if err := os.WriteFile(in(target), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(in(target), in(path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &config.Config{
+		Disks:   []config.Disk{{Name: "m", Memory: config.MiB}, {Name: "f", File: in("images/link")}, {Name: "d", File: os.DevNull}},
+		Listen:  []config.Address{{Network: "tcp", Target: "127.0.0.1:0"}, {Network: "unix", Target: "/run/a/nbd.sock"}},
+		Admin:   "/run/b/admin.sock",
+		TLS:     config.TLS{Certificates: in("certificates")},
+		Sandbox: config.Sandbox{Paths: []string{"/srv/more"}},
+	}
+	want := sandbox.Access{
+		Read: []string{
+			"/proc/self", "/proc/stat", "/proc/sys/net/core/somaxconn", "/sys/dev/block", "/sys/devices",
+			"/etc/vhbad", "/etc/vhbad", in("certificates"), in("renewed"),
+		},
+		Images:  []string{"/srv/more", in("real"), os.DevNull},
+		Sockets: []string{"/run/a", "/run/b"},
+	}
+	if diff := cmp.Diff(want, accessOf(c, "/etc/vhbad/not-there.yaml")); diff != "" {
+		t.Errorf("want -, got +:\n%s", diff)
+	}
+}
+
+// The running daemon has given up new privileges, with all its threads, unless it
+// is told not to; and it removes its sockets when it ends.
+func TestServe_Sandbox(t *testing.T) {
+	mine, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[string]int{"auto": 1, "off": mine} {
+		dir := t.TempDir()
+		sock := filepath.Join(dir, "n.sock")
+		cmd := exec.Command("vhbad", "serve", "--http", "none", "--admin", filepath.Join(dir, "a.sock"), "--sandbox", mode,
+			"--disk", "d=file:"+filepath.Join(dir, "images", "d.img")+",size=1MiB", "--listen", "unix://"+sock)
+		cmd.Stderr = os.Stderr
+		if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
+			t.Errorf("sandbox %s: first line %q, %v", mode, line, err)
+		}
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
+		if err != nil || len(threads) == 0 {
+			t.Errorf("no threads: %v", err)
+		}
+		for _, thread := range threads {
+			b, err := os.ReadFile(thread)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+				continue // it has ended since
+			}
+			if line := fmt.Sprintf("\nNoNewPrivs:\t%d\n", want); err != nil || !strings.Contains(string(b), line) {
+				t.Errorf("sandbox %s: %s has no line %q, %v", mode, thread, line, err)
+			}
+		}
+		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("sandbox %s: %v, want exit code 0", mode, err)
+		}
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) != 1 {
+			t.Errorf("sandbox %s: left %v, %v; want the folder of images alone", mode, left, err)
+		}
+	}
+}
