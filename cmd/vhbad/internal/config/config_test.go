@@ -2,6 +2,7 @@ package config
 
 import (
 	"math"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -380,4 +381,25 @@ func FuzzParseDisk(f *testing.F) {
 			t.Errorf("ParseDisk(%q) = %+v, whose spelling %q reads as %+v, %v", s, d, d.String(), back, err)
 		}
 	})
+}
+
+// TestResolve_Loopback: nobody but this host is served unless somebody says so.
+func TestResolve_Loopback(t *testing.T) {
+	c, err := (&File{}).Resolve("/a.sock", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addresses := []string{c.HTTP}
+	for _, l := range c.Listen {
+		addresses = append(addresses, l.Target)
+	}
+	for _, a := range addresses {
+		host, _, err := net.SplitHostPort(a)
+		if ip := net.ParseIP(host); err != nil || !ip.IsLoopback() {
+			t.Errorf("default address %s: %v; want one of the loopback", a, err)
+		}
+	}
+	if len(addresses) != 2 {
+		t.Errorf("defaults %q: want one for NBD and one for HTTP", addresses)
+	}
 }

@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"bytes"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestLog_NotPerRequest: a client with a thousand requests, failing ones among
+// them, leaves as many lines as one that goes at once, at whatever level.
+func TestLog_NotPerRequest(t *testing.T) {
+	lines := func(requests int) []string {
+		s := newSettings(t, "a=memory:1MiB")
+		o := s.options(t)
+		var log bytes.Buffer // of a handler that locks; read after the end
+		o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{
+			Level: slog.LevelDebug,
+			ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.MessageKey || a.Key == slog.LevelKey {
+					return a
+				}
+				return slog.Attr{}
+			},
+		}))
+		d, err := Start(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := stopper(t, d)
+		c := open(t, s.socket(), "a")
+		for i := range requests {
+			if _, err := c.do(cmdWrite, uint64(i%256)*4096, 4096, make([]byte, 4096)); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.do(cmdRead, 1<<20, 4096, nil); err == nil {
+				t.Error("a read beyond the end succeeds")
+			}
+		}
+		c.write([]byte("\x25\x60\x95\x13\x00\x00\x00\x02" + strings.Repeat("\x00", 20))) // DISC
+		if n, err := c.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%d bytes after the end", n)
+		}
+		stop()
+		all := strings.Split(strings.TrimSpace(log.String()), "\n")
+		slices.Sort(all) // the end of a client and of the daemon have no order
+		return all
+	}
+	few, many := lines(0), lines(500)
+	if strings.Join(few, "\n") != strings.Join(many, "\n") {
+		t.Errorf("%d lines with no request, %d with a thousand:\n%s\n\n%s", len(few), len(many), strings.Join(few, "\n"), strings.Join(many, "\n"))
+	}
+	for _, want := range []string{"msg=connected", "msg=disconnected"} {
+		if n := strings.Count(strings.Join(many, "\n"), want); n != 1 {
+			t.Errorf("%s: %d lines, want 1", want, n)
+		}
+	}
+}
