@@ -95,6 +95,7 @@ type Additional uint16
 // Additional sense codes, in order of value.
 const (
 	NoAdditionalSense              Additional = 0x0000
+	BecomingReady                  Additional = 0x0401
 	NotReadyInitializingRequired   Additional = 0x0402
 	WriteError                     Additional = 0x0c00
 	InvalidFieldInInformationUnit  Additional = 0x0e03
@@ -127,6 +128,8 @@ func (a Additional) String() string {
 	switch a {
 	case NoAdditionalSense:
 		return "NO ADDITIONAL SENSE INFORMATION"
+	case BecomingReady:
+		return "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"
 	case NotReadyInitializingRequired:
 		return "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"
 	case WriteError:

@@ -1,4 +1,4 @@
-package config
+package quantity
 
 import (
 	"fmt"
@@ -41,3 +41,6 @@ func (d *Duration) UnmarshalText(b []byte) error { return d.Set(string(b)) }
 
 // MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalJSON takes a string as ParseDuration does.
+func (d *Duration) UnmarshalJSON(b []byte) error { return d.Set(unquoted(b)) }

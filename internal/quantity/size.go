@@ -1,4 +1,4 @@
-package config
+package quantity
 
 import (
 	"fmt"
@@ -91,3 +91,15 @@ func (s *Size) UnmarshalText(b []byte) error { return s.Set(string(b)) }
 
 // MarshalText implements encoding.TextMarshaler.
 func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalJSON takes a string as ParseSize does, or a plain number of bytes.
+func (s *Size) UnmarshalJSON(b []byte) error { return s.Set(unquoted(b)) }
+
+// unquoted is a JSON string's text, if it needs no more than that, or any other
+// JSON value as it stands, for a parser to judge.
+func unquoted(b []byte) string {
+	if n := len(b); n >= 2 && b[0] == '"' && b[n-1] == '"' {
+		return string(b[1 : n-1])
+	}
+	return string(b)
+}

@@ -1,0 +1,242 @@
+package fault
+
+// A Kind is what a rule does.
+type Kind string
+
+// Kinds of faults that a correct drive may show.
+const (
+	KindStatus         Kind = "status"          // end with a SCSI status and sense data
+	KindErrno          Kind = "errno"           // end with what clients see as this error
+	KindMediumError    Kind = "medium-error"    // blocks that cannot be read until they are written
+	KindBusy           Kind = "busy"            // BUSY
+	KindTaskSetFull    Kind = "task-set-full"   // TASK SET FULL
+	KindNotReady       Kind = "not-ready"       // becoming ready
+	KindUnitAttention  Kind = "unit-attention"  // something has happened since the last command
+	KindWriteProtect   Kind = "write-protect"   // refuses what writes
+	KindShortTransfer  Kind = "short-transfer"  // moves less than asked for, and says so
+	KindHang           Kind = "hang"            // is not begun until released, aborted or reset
+	KindGate           Kind = "gate"            // is held, before or after it is executed, until released
+	KindLatency        Kind = "latency"         // takes longer
+	KindStall          Kind = "stall"           // nothing moves for some time, now and then
+	KindRate           Kind = "rate"            // so many bytes and commands each second
+	KindQueue          Kind = "queue"           // so many at once, each with its service time
+	KindReorder        Kind = "reorder"         // is overtaken by later ones
+	KindResetFails     Kind = "reset-fails"     // an abort or reset does not work
+	KindUnplug         Kind = "unplug"          // is gone, and comes back
+	KindCapacity       Kind = "capacity"        // has another size
+	KindPowerCut       Kind = "power-cut"       // loses power
+	KindDisconnect     Kind = "disconnect"      // the connection breaks, in the middle of a reply
+	KindSlowHandshake  Kind = "slow-handshake"  // the server takes its time to greet
+	KindDMAAfterReset  Kind = "dma-after-reset" // hostile: memory is touched after the reset
+	KindFlip           Kind = "flip"            // hostile: read data have wrong bits
+	KindRot            Kind = "rot"             // hostile: blocks have wrong bits until they are written
+	KindStaleRead      Kind = "stale-read"      // hostile: reads what was there before the last write
+	KindLostWrite      Kind = "lost-write"      // hostile: acknowledged, not done
+	KindMisdirected    Kind = "misdirected"     // hostile: written elsewhere
+	KindIgnoreFUA      Kind = "ignore-fua"      // hostile: the write stays in the cache
+	KindLieAboutFlush  Kind = "lie-about-flush" // hostile: acknowledged, not done
+	KindLostCompletion Kind = "lost-completion" // hostile: done, never answered
+	KindDuplicate      Kind = "duplicate"       // hostile: answered twice
+	KindMistagged      Kind = "mistagged"       // hostile: answered under another tag
+	KindLateCompletion Kind = "late-completion" // hostile: answered again after an abort or reset
+	KindLostInterrupt  Kind = "lost-interrupt"  // hostile: answered without an interrupt
+	KindBadCookie      Kind = "bad-cookie"      // hostile: the reply has another request's cookie
+)
+
+// A Place is where in its life a command is held.
+type Place string
+
+// Places.
+const (
+	PlaceBefore Place = "before" // it has arrived, and nothing is done
+	PlaceAfter  Place = "after"  // it is done, and not answered
+)
+
+// An Action is a kind and what that kind needs; see Kinds for which kind takes
+// which field.
+type Action struct {
+	Kind Kind `json:"kind" yaml:"kind"`
+
+	// Status is the SCSI status; "check-condition" if there is sense.
+	Status string `json:"status,omitempty" yaml:"status,omitempty"`
+	Sense  *Sense `json:"sense,omitempty" yaml:"sense,omitempty"`
+	// Errno is what clients get.
+	Errno string `json:"errno,omitempty" yaml:"errno,omitempty"`
+	// Heal has a write repair what it covers. Default true.
+	Heal *bool `json:"heal,omitempty" yaml:"heal,omitempty"`
+	// Bits is how many bits flip: of a command, or of each rotten block. Default
+	// 1.
+	Bits uint32 `json:"bits,omitempty" yaml:"bits,omitempty"`
+	// Share is how much of the range is bad or rotten, from 0 to 1. Default 1.
+	Share *float64 `json:"share,omitempty" yaml:"share,omitempty"`
+	// ShiftBlocks is how far a write goes astray; zero draws a place on the disk.
+	ShiftBlocks int64 `json:"shift-blocks,omitempty" yaml:"shift-blocks,omitempty"`
+	// Keep is how many bytes are still transferred, rounded down to blocks.
+	Keep Size `json:"keep,omitempty" yaml:"keep,omitempty"`
+	// At is where a command is held, and when power fails.
+	At Place `json:"at,omitempty" yaml:"at,omitempty"`
+	// For is how long it takes: until a hang ends by itself, a disk is plugged in
+	// again, a size is restored, a late completion comes, at the most until a
+	// reordered one does.
+	For Duration `json:"for,omitempty" yaml:"for,omitempty"`
+	// Period is from the beginning of one stall to that of the next.
+	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
+	// Latency is how long a command takes longer, or its service time.
+	Latency *Latency `json:"latency,omitempty" yaml:"latency,omitempty"`
+	// BytesPerSecond and IOPS are caps, Burst and BurstIOs what may come at once.
+	BytesPerSecond Size   `json:"bytes-per-second,omitempty" yaml:"bytes-per-second,omitempty"`
+	IOPS           uint64 `json:"iops,omitempty" yaml:"iops,omitempty"`
+	Burst          Size   `json:"burst,omitempty" yaml:"burst,omitempty"`
+	BurstIOs       uint64 `json:"burst-ios,omitempty" yaml:"burst-ios,omitempty"`
+	// Lanes is how many commands are served at once.
+	Lanes int `json:"lanes,omitempty" yaml:"lanes,omitempty"`
+	// Silent has a reset that fails not answer at all.
+	Silent bool `json:"silent,omitempty" yaml:"silent,omitempty"`
+	// Size is the new capacity.
+	Size Size `json:"size,omitempty" yaml:"size,omitempty"`
+	// Power says how power fails.
+	Power *PowerCut `json:"power,omitempty" yaml:"power,omitempty"`
+}
+
+// A Sense is what a CHECK CONDITION says.
+type Sense struct {
+	// Key is a sense key by its name in SPC-4, in lower case with dashes, or by
+	// number.
+	Key string `json:"key" yaml:"key"`
+	// ASC and ASCQ are the additional sense code and its qualifier.
+	ASC  uint8 `json:"asc" yaml:"asc"`
+	ASCQ uint8 `json:"ascq" yaml:"ascq"`
+	// LBA adds the first block of the command as information.
+	LBA bool `json:"lba,omitempty" yaml:"lba,omitempty"`
+}
+
+// A PowerCut says how power fails. The device only passes it on: to whoever has
+// the switch.
+type PowerCut struct {
+	// Policy is which of the writes that were not flushed survive.
+	Policy string `json:"policy,omitempty" yaml:"policy,omitempty"`
+	// Seed is that of the choice.
+	Seed uint64 `json:"seed,omitempty" yaml:"seed,omitempty"`
+	// Tear is the unit in which a write may be torn.
+	Tear string `json:"tear,omitempty" yaml:"tear,omitempty"`
+	// Damage is what a torn unit holds.
+	Damage string `json:"damage,omitempty" yaml:"damage,omitempty"`
+	// OffFor is how long power stays away.
+	OffFor Duration `json:"off-for,omitempty" yaml:"off-for,omitempty"`
+	// DropConnections closes the clients' connections, as a real cut does.
+	DropConnections *bool `json:"drop-connections,omitempty" yaml:"drop-connections,omitempty"`
+}
+
+// A stage is who carries an action out.
+type stage uint8
+
+const (
+	stageCommand    stage = iota // the device, on commands
+	stageControl                 // the device, on aborts and resets
+	stageTrigger                 // whoever owns the device
+	stageConnection              // the server
+)
+
+// A field is a parameter of an action, a bit each.
+type field uint32
+
+const (
+	fieldStatus field = 1 << iota
+	fieldSense
+	fieldErrno
+	fieldHeal
+	fieldBits
+	fieldShare
+	fieldShift
+	fieldKeep
+	fieldAt
+	fieldFor
+	fieldPeriod
+	fieldLatency
+	fieldRate
+	fieldLanes
+	fieldSilent
+	fieldSize
+	fieldPower
+)
+
+// A kindInfo is what there is to know of a kind.
+type kindInfo struct {
+	kind     Kind
+	hostile  bool
+	stage    stage
+	ops      Op    // that a rule means which names none
+	allowed  Op    // that it may name
+	optional field // it takes
+	needs    field // it does not do without
+	ranged   bool  // it needs a range, because it keeps something for each block of it
+	summary  string
+}
+
+// kinds, in the order of the reference.
+var kinds = []kindInfo{
+	{kind: KindStatus, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldStatus | fieldSense, summary: "end with a SCSI status, and sense data if it is CHECK CONDITION"},
+	{kind: KindErrno, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldErrno, summary: "end so that clients get this error"},
+	{kind: KindMediumError, ops: OpRead | OpVerify, allowed: opsRanged, optional: fieldHeal | fieldShare, summary: "MEDIUM ERROR at the first bad block of the range, until it is written"},
+	{kind: KindBusy, ops: opsOfUsers, allowed: opsOfScsi, summary: "BUSY"},
+	{kind: KindTaskSetFull, ops: opsOfUsers, allowed: opsOfScsi, summary: "TASK SET FULL"},
+	{kind: KindNotReady, ops: opsOfUsers | OpReady, allowed: opsOfScsi, optional: fieldSense, summary: "NOT READY, becoming ready"},
+	{kind: KindUnitAttention, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldSense, summary: "UNIT ATTENTION, by default power on or reset"},
+	{kind: KindWriteProtect, ops: opsWriting, allowed: opsWriting, summary: "DATA PROTECT, write protected"},
+	{kind: KindShortTransfer, ops: OpRead | OpWrite, allowed: OpRead | OpWrite, optional: fieldKeep, summary: "transfer less than asked for, and say so"},
+	{kind: KindHang, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldFor, summary: "hold before execution, until released, aborted or reset"},
+	{kind: KindGate, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldAt | fieldFor, summary: "hold before or after execution, until released, aborted or reset"},
+	{kind: KindLatency, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldLatency, optional: fieldAt, summary: "take longer"},
+	{kind: KindStall, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor | fieldPeriod, summary: "stand still for some time in each period"},
+	{kind: KindRate, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldRate, summary: "cap bytes and commands each second, with a burst"},
+	{kind: KindQueue, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldLatency | fieldLanes, summary: "serve so many at once, each for its service time"},
+	{kind: KindReorder, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor, summary: "answer after a random time up to this long, so that later commands overtake"},
+	{kind: KindResetFails, stage: stageControl, ops: opsResets, allowed: opsControl, optional: fieldSilent, summary: "aborts and resets fail, or are not answered"},
+	{kind: KindUnplug, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "unplug the disk, and plug it in again"},
+	{kind: KindCapacity, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
+	{kind: KindPowerCut, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
+	{kind: KindDisconnect, stage: stageConnection, ops: opsOfUsers, allowed: opsOfUsers, summary: "break the connection in the middle of the reply"},
+	{kind: KindSlowHandshake, stage: stageConnection, needs: fieldFor, summary: "wait so long before a client gets the export"},
+	{kind: KindFlip, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits, summary: "flip bits of what was read"},
+	{kind: KindRot, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits | fieldShare | fieldHeal, ranged: true, summary: "blocks read with the same wrong bits each time, until they are written"},
+	{kind: KindStaleRead, hostile: true, ops: OpRead, allowed: OpRead, ranged: true, summary: "read what was there before the last write"},
+	{kind: KindLostWrite, hostile: true, ops: OpWrite, allowed: opsWriting, summary: "acknowledge a write and do nothing"},
+	{kind: KindMisdirected, hostile: true, ops: OpWrite, allowed: OpWrite, optional: fieldShift, summary: "write to another place of the same disk"},
+	{kind: KindIgnoreFUA, hostile: true, ops: OpWrite, allowed: OpWrite | OpRead, summary: "take a write with FUA for one without"},
+	{kind: KindLieAboutFlush, hostile: true, ops: OpFlush, allowed: OpFlush, summary: "acknowledge a flush and do nothing"},
+	{kind: KindLostCompletion, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "execute and never answer"},
+	{kind: KindDuplicate, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer twice"},
+	{kind: KindMistagged, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer under a tag that is none, and not under the right one"},
+	{kind: KindLateCompletion, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldFor, summary: "hang, and answer after the abort or reset that ended it"},
+	{kind: KindDMAAfterReset, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldFor, summary: "hang, and transfer the data after the abort or reset that ended it"},
+	{kind: KindLostInterrupt, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer without an interrupt"},
+	{kind: KindBadCookie, hostile: true, stage: stageConnection, ops: opsOfUsers, allowed: opsOfUsers, summary: "reply with a cookie that no request had"},
+}
+
+// infoOf finds a kind.
+func infoOf(k Kind) (kindInfo, bool) {
+	for i := range kinds {
+		if kinds[i].kind == k {
+			return kinds[i], true
+		}
+	}
+	return kindInfo{}, false
+}
+
+// KindDoc describes a kind for people.
+type KindDoc struct {
+	Kind    Kind
+	Hostile bool
+	Summary string
+	// Fields are the parameters it takes, those that it needs first.
+	Fields []string
+}
+
+// Kinds describes every kind, in the order of the reference.
+func Kinds() []KindDoc {
+	out := make([]KindDoc, len(kinds))
+	for i, k := range kinds {
+		out[i] = KindDoc{Kind: k.kind, Hostile: k.hostile, Summary: k.summary, Fields: append(k.needs.names(), k.optional.names()...)}
+	}
+	return out
+}

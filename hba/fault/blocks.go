@@ -1,0 +1,108 @@
+package fault
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// MaxKept is how many bytes of a disk a rule may keep earlier versions of, and
+// MaxMarked how many blocks it may know to be bad or rotten.
+const (
+	MaxKept   = Size(64 << 20)
+	MaxMarked = 1 << 28
+)
+
+// A span is a range of blocks: from first up to, and without, end.
+type span struct{ first, end uint64 }
+
+// overlap is what two spans have in common; its first is not below its end if
+// that is nothing.
+func (s span) overlap(t span) span { return span{max(s.first, t.first), min(s.end, t.end)} }
+
+func (s span) empty() bool { return s.first >= s.end }
+
+// marks remember which blocks of a span have been written since the rule came
+// into force. Words are made when they are first needed.
+type marks struct {
+	in    span
+	pages []atomic.Pointer[markPage]
+}
+
+// A markPage has a bit for each of so many blocks.
+const markPageBlocks = 1 << 15
+
+type markPage [markPageBlocks / 64]atomic.Uint64
+
+func newMarks(in span) *marks {
+	return &marks{in: in, pages: make([]atomic.Pointer[markPage], (in.end-in.first+markPageBlocks-1)/markPageBlocks)}
+}
+
+// set marks the blocks of s.
+func (m *marks) set(s span) {
+	s = s.overlap(m.in)
+	for b := s.first; b < s.end; b++ {
+		at := b - m.in.first
+		page := m.pages[at/markPageBlocks].Load()
+		if page == nil {
+			page = new(markPage)
+			if !m.pages[at/markPageBlocks].CompareAndSwap(nil, page) {
+				page = m.pages[at/markPageBlocks].Load()
+			}
+		}
+		page[at%markPageBlocks/64].Or(1 << (at % 64))
+	}
+}
+
+// has reports whether block b of the span is marked.
+func (m *marks) has(b uint64) bool {
+	at := b - m.in.first
+	page := m.pages[at/markPageBlocks].Load()
+	return page != nil && page[at%markPageBlocks/64].Load()&(1<<(at%64)) != 0
+}
+
+// A Versions keeps what blocks held before they were last written.
+//
+// Concurrency: any goroutine.
+type Versions struct {
+	blockBytes int
+	in         span
+
+	mu sync.Mutex
+	// +checklocks:mu
+	old map[uint64][]byte
+}
+
+func newVersions(in span, blockBytes int) *Versions {
+	return &Versions{in: in, blockBytes: blockBytes, old: map[uint64][]byte{}}
+}
+
+// Keep takes the data of the blocks from lba on as earlier versions, as far as
+// they are of interest. It copies.
+func (v *Versions) Keep(lba uint64, data []byte) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for ; len(data) >= v.blockBytes; lba, data = lba+1, data[v.blockBytes:] {
+		if lba < v.in.first || lba >= v.in.end {
+			continue
+		}
+		old := v.old[lba]
+		if old == nil {
+			old = make([]byte, v.blockBytes)
+			v.old[lba] = old
+		}
+		copy(old, data)
+	}
+}
+
+// Replace overwrites a block's data by its earlier version, and reports whether
+// there is one.
+func (v *Versions) Replace(lba uint64, data []byte) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.old[lba]
+	copy(data, old)
+	return old != nil
+}
+
+// clip is the part of a range of blocks that is of interest.
+func (v *Versions) clip(s span) span { return s.overlap(v.in) }

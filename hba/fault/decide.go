@@ -1,0 +1,467 @@
+package fault
+
+import (
+	"math"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// A Command is what a rule can tell of a command.
+type Command struct {
+	Op Op
+	// LBA and Blocks are its range, if it is Ranged.
+	LBA, Blocks uint64
+	Ranged      bool
+	FUA         bool
+	// Connection is the GROUP NUMBER of its CDB, or zero.
+	Connection uint8
+	// Mark is the text of a mark, for OpMark.
+	Mark string
+}
+
+// groupByte is where CDBs of an operation code have the GROUP NUMBER, or zero;
+// SBC-3 5.
+var groupByte = [256]uint8{
+	scsi.OpRead10: 6, scsi.OpWrite10: 6, scsi.OpVerify10: 6, scsi.OpPreFetch10: 6, scsi.OpSynchronizeCache10: 6,
+	scsi.OpWriteSame10: 6, scsi.OpUnmap: 6, scsi.OpRead12: 10, scsi.OpWrite12: 10, scsi.OpVerify12: 10,
+	scsi.OpRead16: 14, scsi.OpWrite16: 14, scsi.OpVerify16: 14, scsi.OpPreFetch16: 14, scsi.OpSynchronizeCache16: 14,
+	scsi.OpWriteSame16: 14, scsi.OpCompareAndWrite: 14,
+}
+
+// Describe is what a CDB says. The range of an UNMAP is in its data: see
+// AddUnmap.
+func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
+	c := Command{Op: OpOf(cdb)}
+	if c.Op&opsRanged != 0 && c.Op != OpTrim {
+		lba, blocks, ok := scsi.BlockRange(cdb)
+		c.LBA, c.Blocks, c.Ranged = lba, uint64(blocks), ok
+	}
+	if c.Op&(OpRead|OpWrite|OpCompareWrite) != 0 && scsi.CDBBytes(scsi.Opcode(cdb[0])) > 6 {
+		c.FUA = cdb[1]&scsi.CDBFUA != 0
+	}
+	if at := groupByte[cdb[0]]; at != 0 {
+		c.Connection = cdb[at] & MaxConnection
+	}
+	return c
+}
+
+// AddUnmap takes the parameter list of an UNMAP, or its beginning: the command's
+// range is from the first to the last of its blocks.
+func (c *Command) AddUnmap(list []byte) {
+	n, ok := scsi.ParseUnmapHeader(list)
+	if !ok {
+		return
+	}
+	first, end := uint64(math.MaxUint64), uint64(0)
+	for list = list[scsi.UnmapHeaderBytes:]; n >= scsi.UnmapDescriptorBytes; n -= scsi.UnmapDescriptorBytes {
+		lba, blocks, ok := scsi.ParseUnmapDescriptor(list)
+		if !ok {
+			break
+		}
+		first, end = min(first, lba), max(end, lba+uint64(blocks))
+		list = list[scsi.UnmapDescriptorBytes:]
+	}
+	if first < end {
+		c.LBA, c.Blocks, c.Ranged = first, end-first, true
+	}
+}
+
+func (c *Command) span() span { return span{c.LBA, c.LBA + c.Blocks} }
+
+// An End is how a command ends that is not executed.
+type End uint8
+
+// Ends.
+const (
+	EndNot      End = iota // it is executed
+	EndStatus              // Status, and Sense with CHECK CONDITION
+	EndNoDevice            // as if there were no unit
+	EndDone                // GOOD, as if it had been executed
+)
+
+// maxFired is how many faults can come together in one command. Rules behind
+// that do not fire.
+const maxFired = 8
+
+// A Decision is what is to become of one command. Its zero value is: nothing
+// unusual.
+type Decision struct {
+	// Fired are the faults that the command met.
+	fired [maxFired]*Fault
+	n     int
+
+	// Before it is executed: wait for Delay; then be held by HoldBefore, at most
+	// for HoldBeforeFor if that is not zero.
+	Delay         time.Duration
+	HoldBefore    *Fault
+	HoldBeforeFor time.Duration
+
+	// Instead of executing it.
+	End    End
+	Status scsi.Status
+	Sense  scsi.Sense
+
+	// As it is executed.
+	NoFUA    bool
+	Redirect bool // to Target, the first of as many blocks
+	Target   uint64
+	Short    bool // to KeepBlocks blocks
+	Keep     uint64
+	// Versions gets the blocks that a write is about to overwrite.
+	Versions *Versions
+
+	// flips are bits to flip in what was read; rot and stale replace blocks of it.
+	flips uint32
+	flip  chance
+	rot   *entry
+	stale *Versions
+
+	// Before it is answered: wait for DelayAfter, then be held by HoldAfter,
+	// likewise.
+	DelayAfter   time.Duration
+	HoldAfter    *Fault
+	HoldAfterFor time.Duration
+
+	// Lost is never answered, Mistagged under another tag only.
+	Lost, Mistagged *Fault
+	// Late is answered once more, LateFor after what ended it; with LateDMA it
+	// transfers its data then instead.
+	Late    *Fault
+	LateFor time.Duration
+	LateDMA bool
+	// Duplicate is answered twice; NoInterrupt without an interrupt.
+	Duplicate, NoInterrupt bool
+
+	// ResetFails: an abort or reset is refused, or with Silent not answered.
+	ResetFails *Fault
+	Silent     bool
+
+	// Triggers are things to be done to the unit as a whole.
+	Triggers  [maxTriggers]*Fault
+	NTriggers int
+}
+
+const maxTriggers = 2
+
+// Fired are the faults that the command met.
+func (d *Decision) Fired() []*Fault { return d.fired[:d.n] }
+
+// Decide says what is to become of a command that arrives at now. False: nothing
+// unusual, and d is of no meaning.
+//
+// Concurrency: any goroutine.
+func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
+	if (p.ops|p.watched)&c.Op == 0 {
+		return false
+	}
+	*d = Decision{}
+	watched := false
+	for i := range p.entries {
+		e := &p.entries[i]
+		if (e.marks != nil || e.versions != nil) && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
+			watched = true
+		}
+		if d.n == maxFired || !e.matches(c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
+			continue
+		}
+		chance, fires := e.fault.choose()
+		if !fires {
+			continue
+		}
+		d.fired[d.n] = e.fault
+		d.n++
+		p.add(d, e, c, chance, now)
+		p.tell(e.fault, c, now)
+	}
+	if watched {
+		p.watch(c, d)
+	}
+	return d.n > 0 || d.Versions != nil
+}
+
+// matches is all of Match that does not depend on how many have matched before.
+func (e *entry) matches(c *Command, now time.Duration) bool {
+	f := e.fault
+	m := &f.rule.Match
+	switch {
+	case f.ops&c.Op == 0,
+		m.Connection != 0 && m.Connection != c.Connection,
+		m.FUA != nil && (c.Op&(OpWrite|OpRead|OpCompareWrite) == 0 || *m.FUA != c.FUA),
+		c.Op == OpMark && c.Mark != m.AtMark,
+		!f.inWindow(now),
+		e.after != nil && e.after.fired.Load() < max(1, m.AfterCount):
+		return false
+	}
+	if m.hasRange() && c.Op&opsEvents == 0 && (!c.Ranged || e.in.overlap(c.span()).empty()) {
+		return false
+	}
+	// Some are about certain blocks, or only about commands that they would change.
+	//exhaustive:ignore
+	switch f.rule.Action.Kind {
+	case KindMediumError:
+		_, bad := e.firstBad(c)
+		return bad || e.marks == nil
+	case KindRot:
+		_, bad := e.firstBad(c)
+		return bad
+	case KindIgnoreFUA:
+		return c.FUA
+	}
+	return true
+}
+
+// hasSize reports whether a command of n bytes is of a size that is wanted.
+func (m *Match) hasSize(n int64) bool {
+	return n >= int64(m.MinSize) && (m.MaxSize == 0 || n <= int64(m.MaxSize))
+}
+
+// bytes is how many bytes of the unit the command is about.
+func (p *Plan) bytes(c *Command) int64 { return int64(c.Blocks * uint64(p.unit.BlockBytes)) }
+
+// firstBad is the first block of the command that is bad or rotten.
+func (e *entry) firstBad(c *Command) (lba uint64, ok bool) {
+	in := e.in.overlap(c.span())
+	for b := in.first; b < in.end; b++ {
+		if e.isBad(b) {
+			return b, true
+		}
+	}
+	return 0, false
+}
+
+// isBad reports whether block b of the range is bad or rotten.
+func (e *entry) isBad(b uint64) bool {
+	if e.marks != nil && e.marks.has(b) {
+		return false
+	}
+	share := e.fault.rule.Action.Share
+	if share == nil {
+		return true
+	}
+	c := chanceOf(e.fault.seed, b)
+	return c.unit() < *share
+}
+
+// add puts what a fault does into the decision. Of two that say the same thing,
+// the first has it; times add up.
+func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Duration) {
+	f := e.fault
+	a := &f.rule.Action
+	switch a.Kind {
+	case KindStatus, KindErrno, KindMediumError, KindBusy, KindTaskSetFull, KindNotReady, KindUnitAttention, KindWriteProtect:
+		p.end(d, e, c)
+	case KindShortTransfer:
+		d.Short = true
+		d.Keep = min(uint64(a.Keep)/uint64(p.unit.BlockBytes), c.Blocks)
+		if a.Keep == 0 {
+			d.Keep = c.Blocks / 2
+		}
+	case KindHang:
+		hold(&d.HoldBefore, &d.HoldBeforeFor, f, a.For)
+	case KindGate:
+		if a.At == PlaceAfter {
+			hold(&d.HoldAfter, &d.HoldAfterFor, f, a.For)
+		} else {
+			hold(&d.HoldBefore, &d.HoldBeforeFor, f, a.For)
+		}
+	case KindLatency:
+		if delay := a.Latency.draw(&chance); a.At == PlaceAfter {
+			d.DelayAfter += delay
+		} else {
+			d.Delay += delay
+		}
+	case KindStall:
+		d.Delay += stall(a, now-time.Duration(f.armed.Load()))
+	case KindRate:
+		d.Delay += f.pacer.rate(a, p.bytes(c), now)
+	case KindQueue:
+		d.Delay += f.pacer.serve(a.Latency.draw(&chance), now)
+	case KindReorder:
+		d.DelayAfter += time.Duration(chance.unit() * float64(a.For))
+	case KindResetFails:
+		if d.ResetFails == nil {
+			d.ResetFails, d.Silent = f, a.Silent
+		}
+	case KindUnplug, KindCapacity, KindPowerCut:
+		if d.NTriggers < maxTriggers {
+			d.Triggers[d.NTriggers] = f
+			d.NTriggers++
+		}
+	case KindFlip:
+		d.flips += max(1, a.Bits)
+		d.flip = chance
+	case KindRot:
+		d.rot = e
+	case KindStaleRead:
+		d.stale = e.versions
+	case KindLostWrite, KindLieAboutFlush:
+		if d.End == EndNot {
+			d.End = EndDone
+		}
+	case KindMisdirected:
+		d.Redirect, d.Target = p.astray(c, a.ShiftBlocks, &chance)
+	case KindIgnoreFUA:
+		d.NoFUA = true
+	case KindLostCompletion:
+		d.Lost = f
+	case KindMistagged:
+		d.Mistagged = f
+	case KindLateCompletion, KindDMAAfterReset:
+		hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
+		d.Late, d.LateFor, d.LateDMA = f, time.Duration(a.For), a.Kind == KindDMAAfterReset
+	case KindDuplicate:
+		d.Duplicate = true
+	case KindLostInterrupt:
+		d.NoInterrupt = true
+	case KindDisconnect, KindSlowHandshake, KindBadCookie: // the server's
+	}
+}
+
+// hold has a command held by f, if nobody else does.
+func hold(by **Fault, span *time.Duration, f *Fault, most Duration) {
+	if *by == nil {
+		*by, *span = f, time.Duration(most)
+	}
+}
+
+// end has the command end as the fault says.
+func (p *Plan) end(d *Decision, e *entry, c *Command) {
+	f := e.fault
+	if d.End != EndNot && d.End != EndDone {
+		return
+	}
+	d.End, d.Status, d.Sense = f.end, f.status, f.sense
+	a := &f.rule.Action
+	if a.Kind == KindMediumError {
+		if c.Op&opsWriting != 0 {
+			d.Sense.Additional = scsi.WriteError
+		}
+		d.Sense.Information, d.Sense.InformationValid = c.LBA, true
+		if lba, ok := e.firstBad(c); ok {
+			d.Sense.Information = lba
+		}
+	}
+	if a.Sense != nil && a.Sense.LBA && c.Ranged {
+		d.Sense.Information, d.Sense.InformationValid = c.LBA, true
+	}
+}
+
+// astray is where a write goes instead: always inside the unit, never where it
+// should.
+func (p *Plan) astray(c *Command, shift int64, chance *chance) (ok bool, lba uint64) {
+	if c.Blocks == 0 || c.Blocks >= p.unit.Blocks || c.LBA > p.unit.Blocks-c.Blocks {
+		return false, 0
+	}
+	places := p.unit.Blocks - c.Blocks + 1
+	by := uint64(shift) % places
+	if shift < 0 {
+		by = (places - uint64(-shift)%places) % places
+	}
+	if by == 0 {
+		by = 1 + chance.below(places-1)
+	}
+	return true, (c.LBA + by) % places
+}
+
+// watch lets rules see a write that they are not about: it repairs blocks, and
+// earlier versions of them are kept.
+func (p *Plan) watch(c *Command, d *Decision) {
+	if d.End != EndNot || d.Redirect {
+		return
+	}
+	for i := range p.entries {
+		e := &p.entries[i]
+		if e.in.overlap(c.span()).empty() {
+			continue
+		}
+		if e.marks != nil {
+			e.marks.set(c.span())
+		}
+		if e.versions != nil && d.Versions == nil {
+			d.Versions = e.versions
+		}
+	}
+}
+
+// tell reports that f has fired, if it is time to.
+func (p *Plan) tell(f *Fault, c *Command, now time.Duration) {
+	if p.set.onFire == nil {
+		return
+	}
+	f.untold.Add(1)
+	last := f.told.Load()
+	if last != math.MinInt64 && now-time.Duration(last) < TellEvery || !f.told.CompareAndSwap(last, int64(now)) {
+		return
+	}
+	p.set.onFire(Firing{Fault: f, Disk: p.unit.Disk, Command: *c, Since: f.untold.Swap(0)})
+}
+
+// Clip is the part of a command's blocks that v is about; ok says whether there
+// is any.
+func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
+	s := v.clip(c.span())
+	return s.first, s.end - s.first, !s.empty()
+}
+
+// Corrupts reports whether Corrupt would do anything.
+func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rot != nil || d.stale != nil }
+
+// Corrupt changes what a command has read, in segments, the first of which begins
+// with the first block.
+func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
+	if d.stale != nil {
+		block := make([]byte, blockBytes)
+		in := d.stale.clip(c.span())
+		for b := in.first; b < in.end; b++ {
+			if d.stale.Replace(b, block) {
+				scatter(segments, int(b-c.LBA)*blockBytes, block)
+			}
+		}
+	}
+	if d.rot != nil {
+		e := d.rot
+		in := e.in.overlap(c.span())
+		for b := in.first; b < in.end; b++ {
+			if !e.isBad(b) {
+				continue
+			}
+			chance := chanceOf(^e.fault.seed, b)
+			for range max(1, e.fault.rule.Action.Bits) {
+				flipBit(segments, (b-c.LBA)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))
+			}
+		}
+	}
+	if total := c.Blocks * uint64(blockBytes) * 8; total != 0 {
+		for range d.flips {
+			flipBit(segments, d.flip.below(total))
+		}
+	}
+}
+
+// scatter copies b into segments from an offset on.
+func scatter(segments [][]byte, off int, b []byte) {
+	for _, s := range segments {
+		if off >= len(s) {
+			off -= len(s)
+			continue
+		}
+		n := copy(s[off:], b)
+		b, off = b[n:], 0
+		if len(b) == 0 {
+			return
+		}
+	}
+}
+
+// flipBit flips one bit, counted from the first byte of the first segment.
+func flipBit(segments [][]byte, bit uint64) {
+	at := bit / 8
+	for _, s := range segments {
+		if at < uint64(len(s)) {
+			s[at] ^= 1 << (bit % 8)
+			return
+		}
+		at -= uint64(len(s))
+	}
+}

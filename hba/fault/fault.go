@@ -1,0 +1,207 @@
+package fault
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// notArmed is when a fault that waits for its mark came into force.
+const notArmed = math.MinInt64
+
+// A Fault is a rule in force. It lives on in the next Set if its rule does not
+// change.
+//
+// Concurrency: any goroutine.
+type Fault struct {
+	rule Rule
+	info kindInfo
+	ops  Op
+	seed uint64
+	// end, status and sense are how it ends commands, if it does.
+	end    End
+	status scsi.Status
+	sense  scsi.Sense
+	pacer  *pacer
+
+	// armed is when it came into force, on the device's clock.
+	armed atomic.Int64
+	// matched numbers the commands that match; fired counts those that met the
+	// fault, held those that it holds now.
+	matched, fired atomic.Uint64
+	held           atomic.Int64
+	// told is when its firing was told last, and untold how often it has fired
+	// since.
+	told   atomic.Int64
+	untold atomic.Uint64
+}
+
+// newFault compiles a rule that has been checked.
+func newFault(r Rule, now time.Duration) *Fault {
+	f := &Fault{rule: r, seed: seedOf(r.Seed, r.Name), pacer: newPacer(&r.Action)}
+	f.info, _ = infoOf(r.Action.Kind)
+	f.ops, _ = r.Match.Op.set()
+	if f.ops == 0 {
+		f.ops = f.info.ops
+	}
+	if r.Match.hasRange() && r.Match.Op == nil {
+		f.ops &= opsRanged
+	}
+	f.armed.Store(int64(now))
+	if r.Match.AtMark != "" && f.ops&OpMark == 0 {
+		f.armed.Store(notArmed)
+	}
+	f.told.Store(math.MinInt64)
+	f.compileEnd()
+	return f
+}
+
+// compileEnd finds out how the fault ends commands.
+func (f *Fault) compileEnd() {
+	a := &f.rule.Action
+	check := func(key scsi.SenseKey, additional scsi.Additional) {
+		f.end, f.status, f.sense = EndStatus, scsi.StatusCheckCondition, scsi.Sense{Key: key, Additional: additional}
+	}
+	// The others end nothing.
+	//exhaustive:ignore
+	switch a.Kind {
+	case KindStatus:
+		f.end = EndStatus
+		for _, s := range statuses {
+			if s.name == a.Status {
+				f.status = s.status
+			}
+		}
+	case KindErrno:
+		for _, e := range errnos {
+			if e.name == a.Errno {
+				check(e.sense.Key, e.sense.Additional)
+			}
+		}
+		if a.Errno == errnoShutdown {
+			f.end = EndNoDevice
+		}
+	case KindMediumError:
+		check(scsi.KeyMediumError, scsi.UnrecoveredReadError)
+	case KindBusy:
+		f.end, f.status = EndStatus, scsi.StatusBusy
+	case KindTaskSetFull:
+		f.end, f.status = EndStatus, scsi.StatusTaskSetFull
+	case KindNotReady:
+		check(scsi.KeyNotReady, scsi.BecomingReady)
+	case KindUnitAttention:
+		check(scsi.KeyUnitAttention, scsi.PowerOnResetOccurred)
+	case KindWriteProtect:
+		check(scsi.KeyDataProtect, scsi.WriteProtected)
+	}
+	if a.Sense != nil {
+		f.sense, _ = a.Sense.parse()
+	}
+}
+
+// Rule is the rule, with its defaults. It is not to be changed.
+func (f *Fault) Rule() *Rule { return &f.rule }
+
+// Hostile reports whether a correct drive would never do it.
+func (f *Fault) Hostile() bool { return f.info.hostile }
+
+// Hold counts a command that the fault holds, Release one that it holds no more.
+func (f *Fault) Hold() { f.held.Add(1) }
+
+// Release is described at Hold.
+func (f *Fault) Release() { f.held.Add(-1) }
+
+// Arm brings the fault into force again from now, if it waits for the mark.
+func (f *Fault) arm(now time.Duration) { f.armed.CompareAndSwap(notArmed, int64(now)) }
+
+// inWindow reports whether the fault is in force at now.
+func (f *Fault) inWindow(now time.Duration) bool {
+	m := &f.rule.Match
+	armed := f.armed.Load()
+	if armed == notArmed {
+		return false
+	}
+	at := now - time.Duration(armed) - time.Duration(m.Start)
+	if at < 0 {
+		return false
+	}
+	if m.Period != 0 {
+		at %= time.Duration(m.Period)
+	}
+	return m.For == 0 || at < time.Duration(m.For)
+}
+
+// choose numbers a match and says whether the fault fires on it, and with which
+// chance.
+func (f *Fault) choose() (c chance, fires bool) {
+	m := &f.rule.Match
+	k := f.matched.Add(1) - 1
+	if k < m.Skip {
+		return 0, false
+	}
+	if m.Every > 1 && (k-m.Skip+1)%m.Every != 0 {
+		return 0, false
+	}
+	c = chanceOf(f.seed, k)
+	if m.Probability != nil && c.unit() >= *m.Probability {
+		return 0, false
+	}
+	if f.rule.Budget == 0 {
+		f.fired.Add(1)
+		return c, true
+	}
+	for {
+		n := f.fired.Load()
+		if n >= f.rule.Budget {
+			return 0, false
+		}
+		if f.fired.CompareAndSwap(n, n+1) {
+			return c, true
+		}
+	}
+}
+
+// State says what has become of a rule.
+type State string
+
+// States of rules.
+const (
+	StateArmed     State = "armed"     // may fire
+	StateWaiting   State = "waiting"   // for its start, its mark or another rule
+	StateOver      State = "over"      // its time has passed
+	StateExhausted State = "exhausted" // its budget is used up
+)
+
+// Stats are a rule's counters.
+type Stats struct {
+	Matched uint64 // commands, before skip, every and probability
+	Fired   uint64 // commands that met the fault
+	Held    int64  // commands that it holds now
+}
+
+// Stats returns the counters.
+func (f *Fault) Stats() Stats {
+	return Stats{Matched: f.matched.Load(), Fired: f.fired.Load(), Held: f.held.Load()}
+}
+
+// State tells what the rule waits for, if anything.
+func (s *Set) State(f *Fault, now time.Duration) State {
+	m := &f.rule.Match
+	armed := f.armed.Load()
+	switch {
+	case f.rule.Budget != 0 && f.fired.Load() >= f.rule.Budget:
+		return StateExhausted
+	case armed == notArmed, now-time.Duration(armed) < time.Duration(m.Start):
+		return StateWaiting
+	case m.AfterRule != "" && !s.follows(f):
+		return StateWaiting
+	case !f.inWindow(now):
+		if m.Period == 0 {
+			return StateOver
+		}
+		return StateWaiting
+	}
+	return StateArmed
+}

@@ -1,0 +1,76 @@
+package fault
+
+import (
+	"sync"
+	"time"
+)
+
+// A pacer keeps what caps and lanes have to remember: until when each of them is
+// taken.
+type pacer struct {
+	mu sync.Mutex
+	// bytes and ios are the times at which the caps have caught up.
+	// +checklocks:mu
+	bytes, ios time.Duration
+	// lanes are until when each lane is busy.
+	// +checklocks:mu
+	lanes []time.Duration
+}
+
+// newPacer returns a pacer for a; nil if a needs none.
+func newPacer(a *Action) *pacer {
+	switch a.Kind {
+	case KindRate:
+		return &pacer{}
+	case KindQueue:
+		return &pacer{lanes: make([]time.Duration, a.Lanes)}
+	default:
+		return nil
+	}
+}
+
+// rate returns how long a command of so many bytes has to wait, under the caps of
+// a. Each cap is a bucket that starts full and holds the burst.
+func (p *pacer) rate(a *Action, bytes int64, now time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(
+		bucket(&p.bytes, now, bytes, int64(a.BytesPerSecond), int64(a.Burst)),
+		bucket(&p.ios, now, 1, int64(a.IOPS), int64(a.BurstIOs)))
+}
+
+// bucket takes n from a bucket that gets perSecond and holds burst, and returns
+// how long it takes until it has held them. level is the time at which the
+// bucket is full again, less what burst fills.
+func bucket(level *time.Duration, now time.Duration, n, perSecond, burst int64) time.Duration {
+	if perSecond == 0 || n == 0 {
+		return 0
+	}
+	span := func(n int64) time.Duration {
+		return time.Duration(float64(n) / float64(perSecond) * float64(time.Second))
+	}
+	// What is earlier than that overflows.
+	*level = max(*level, now-span(burst)) + span(n)
+	return max(0, *level-now)
+}
+
+// serve returns how long a command takes that has to wait for a free lane and then
+// for its service time.
+func (p *pacer) serve(service, now time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	free := 0
+	for i := range p.lanes {
+		if p.lanes[i] < p.lanes[free] {
+			free = i
+		}
+	}
+	p.lanes[free] = max(p.lanes[free], now) + service
+	return p.lanes[free] - now
+}
+
+// stall returns how long until the end of the stall that now is in, or zero. Time
+// counts from when the rule came into force; each period begins with a stall.
+func stall(a *Action, since time.Duration) time.Duration {
+	return max(0, time.Duration(a.For)-since%time.Duration(a.Period))
+}

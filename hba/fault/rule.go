@@ -1,0 +1,102 @@
+package fault
+
+import (
+	"encoding/json"
+	"errors"
+
+	"github.com/vhbad/vhbad/internal/quantity"
+)
+
+// Size is a number of bytes as rules spell it.
+type Size = quantity.Size
+
+// Duration is a span of time as rules spell it.
+type Duration = quantity.Duration
+
+// A Rule says which commands meet a fault, and which.
+type Rule struct {
+	// Name tells rules apart; it is a label of metrics. It is 1 to 63 letters,
+	// digits, dots, dashes and underscores.
+	Name string `json:"name" yaml:"name"`
+	// Disk is the disk that the rule is about. Empty means every disk.
+	Disk string `json:"disk,omitempty" yaml:"disk,omitempty"`
+	// Match says which commands. Without it, what users of a disk cause: reads,
+	// writes, flushes and the like.
+	Match Match `json:"match,omitzero" yaml:"match,omitempty"`
+	// Action says what becomes of them.
+	Action Action `json:"action" yaml:"action"`
+	// Budget is how often the rule may fire; zero means without limit.
+	Budget uint64 `json:"budget,omitempty" yaml:"budget,omitempty"`
+	// Seed makes the rule's chances other ones.
+	Seed uint64 `json:"seed,omitempty" yaml:"seed,omitempty"`
+	// Hostile has to be set for what a correct drive never does.
+	Hostile bool `json:"hostile,omitempty" yaml:"hostile,omitempty"`
+}
+
+// A Match says which commands a rule is about. Everything that is given has to be
+// true of a command. Of those that match, Skip, Every and Probability choose, in
+// this order.
+type Match struct {
+	// Op are kinds of commands; see OpNames.
+	Op Ops `json:"op,omitempty" yaml:"op,omitempty"`
+	// FUA, if given, wants writes that have the FUA bit, or have it not.
+	FUA *bool `json:"fua,omitempty" yaml:"fua,omitempty"`
+
+	// Offset and Length are a range in bytes, to the end of the disk without
+	// Length; LBA and Blocks are one in logical blocks. A command matches if it
+	// touches the range. Flushes have none and touch no range.
+	Offset *Size   `json:"offset,omitempty" yaml:"offset,omitempty"`
+	Length Size    `json:"length,omitempty" yaml:"length,omitempty"`
+	LBA    *uint64 `json:"lba,omitempty" yaml:"lba,omitempty"`
+	Blocks uint64  `json:"blocks,omitempty" yaml:"blocks,omitempty"`
+	// MinSize and MaxSize are how many bytes the command is about, both
+	// inclusive.
+	MinSize Size `json:"min-size,omitempty" yaml:"min-size,omitempty"`
+	MaxSize Size `json:"max-size,omitempty" yaml:"max-size,omitempty"`
+
+	// Connection is the number that the disk gave to the client's connection: the
+	// lowest free one from 1 to 63. Beyond, connections have none.
+	Connection uint8 `json:"connection,omitempty" yaml:"connection,omitempty"`
+
+	// Skip lets so many go by first.
+	Skip uint64 `json:"skip,omitempty" yaml:"skip,omitempty"`
+	// Every takes one of so many: the last.
+	Every uint64 `json:"every,omitempty" yaml:"every,omitempty"`
+	// Probability is from 0 to 1.
+	Probability *float64 `json:"probability,omitempty" yaml:"probability,omitempty"`
+
+	// Start is how long after the rule came into force it begins to match, For is
+	// how long it does then; Period repeats that.
+	Start  Duration `json:"start,omitempty" yaml:"start,omitempty"`
+	For    Duration `json:"for,omitempty" yaml:"for,omitempty"`
+	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
+
+	// AfterRule is another rule, which must have fired AfterCount times; without,
+	// once.
+	AfterRule  string `json:"after-rule,omitempty" yaml:"after-rule,omitempty"`
+	AfterCount uint64 `json:"after-count,omitempty" yaml:"after-count,omitempty"`
+	// AtMark is a mark that has to be set before the rule comes into force.
+	AtMark string `json:"at-mark,omitempty" yaml:"at-mark,omitempty"`
+}
+
+// UnmarshalJSON takes a list or a single name.
+func (o *Ops) UnmarshalJSON(b []byte) error {
+	return o.unmarshal(func(v any) error { return json.Unmarshal(b, v) })
+}
+
+// UnmarshalYAML takes a list or a single name.
+func (o *Ops) UnmarshalYAML(unmarshal func(any) error) error { return o.unmarshal(unmarshal) }
+
+func (o *Ops) unmarshal(into func(any) error) error {
+	var one string
+	if into(&one) == nil {
+		*o = Ops{one}
+		return nil
+	}
+	var list []string
+	if into(&list) != nil {
+		return errors.New("op: want a kind of command or a list of them: " + oneOf(OpNames()))
+	}
+	*o = list
+	return nil
+}

@@ -1,0 +1,288 @@
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// A Unit is a logical unit as rules see it.
+type Unit struct {
+	Disk        string
+	Target, Lun uint8
+	BlockBytes  uint32
+	Blocks      uint64
+}
+
+// Config says what a Set is made of.
+type Config struct {
+	// Rules, in the order in which they decide.
+	Rules []Rule
+	Units []Unit
+	// Hostile allows rules that are.
+	Hostile bool
+	// Now is the time on the clock that Decide will be given.
+	Now time.Duration
+	// Old is the Set before: rules that have not changed go on where they are.
+	Old *Set
+	// OnFire is told of faults that fire, of each rule at most once in TellEvery.
+	// It must not block: it runs on the device's way. Nil: nobody is told.
+	OnFire func(Firing)
+}
+
+// TellEvery is the least time between two firings of one rule that are told.
+const TellEvery = 100 * time.Millisecond
+
+// A Firing is a command that met a fault.
+type Firing struct {
+	Fault   *Fault
+	Disk    string
+	Command Command
+	// Since counts this firing and those that were not told since the last.
+	Since uint64
+}
+
+// A Set is all rules in force on a device.
+type Set struct {
+	faults []*Fault
+	byName map[string]*Fault
+	plans  []*Plan // by unit of Config
+	bus    *Plan
+	onFire func(Firing)
+}
+
+// A Plan is what the rules in force mean for one unit, or for the adapter as a
+// whole.
+type Plan struct {
+	set     *Set
+	unit    Unit
+	ops     Op // of any entry
+	watched Op // that entries look at without being about them
+	entries []entry
+}
+
+// An entry is a fault as far as one unit goes. What it keeps is carried over to
+// the next Set together with the fault.
+type entry struct {
+	fault    *Fault
+	after    *Fault // has to have fired before, or nil
+	in       span
+	marks    *marks
+	versions *Versions
+}
+
+// NewSet compiles rules. It changes them as Check does.
+//
+// Errors name the rule, the field and what is allowed.
+func NewSet(c Config) (*Set, error) {
+	if len(c.Rules) > MaxRules {
+		return nil, fmt.Errorf("%d faults: want at most %d", len(c.Rules), MaxRules)
+	}
+	s := &Set{byName: make(map[string]*Fault, len(c.Rules)), onFire: c.OnFire}
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		if err := c.check(r); err != nil {
+			return nil, &RuleError{Rule: r.Name, Err: err}
+		}
+		if s.byName[r.Name] != nil {
+			return nil, &RuleError{Rule: r.Name, Err: fmt.Errorf("name %q is taken: want each rule its own", r.Name)}
+		}
+		f := c.Old.Fault(r.Name)
+		if f == nil || !reflect.DeepEqual(f.rule, *r) {
+			f = newFault(*r, c.Now)
+		}
+		s.faults = append(s.faults, f)
+		s.byName[r.Name] = f
+	}
+	for _, f := range s.faults {
+		if name := f.rule.Match.AfterRule; name != "" && s.byName[name] == nil {
+			return nil, &RuleError{Rule: f.rule.Name, Err: fmt.Errorf("match.after-rule %q: no rule has this name", name)}
+		}
+	}
+	for _, u := range c.Units {
+		p, err := s.plan(u, c.Old, func(f *Fault) bool { return f.rule.Disk == "" || f.rule.Disk == u.Disk })
+		if err != nil {
+			return nil, err
+		}
+		s.plans = append(s.plans, p)
+	}
+	var err error
+	s.bus, err = s.plan(Unit{}, nil, func(f *Fault) bool { return f.ops&OpResetBus != 0 })
+	return s, err
+}
+
+// check is Check and what a rule alone cannot know.
+func (c *Config) check(r *Rule) error {
+	if err := r.Check(); err != nil {
+		return err.(*RuleError).Err //nolint:errorlint // Check returns nothing else
+	}
+	if r.Hostile && !c.Hostile {
+		return errors.New("hostile rules are not allowed here: start the daemon with --hostile, if data may be lost")
+	}
+	if r.Disk != "" && !slices.ContainsFunc(c.Units, func(u Unit) bool { return u.Disk == r.Disk }) {
+		return fmt.Errorf("disk %q: there is none of this name", r.Disk)
+	}
+	return nil
+}
+
+// plan compiles the rules for a unit.
+func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) {
+	p := &Plan{set: s, unit: u}
+	for _, f := range s.faults {
+		if f.info.stage == stageConnection || !concerns(f) {
+			continue
+		}
+		e := old.entry(u, f)
+		if e == nil {
+			made, err := newEntry(u, f)
+			if err != nil {
+				return nil, &RuleError{Rule: f.rule.Name, Err: err}
+			}
+			e = &made
+		}
+		e.after = s.byName[f.rule.Match.AfterRule]
+		p.entries = append(p.entries, *e)
+		p.ops |= f.ops
+		if e.marks != nil || e.versions != nil {
+			p.watched |= opsWriting
+		}
+	}
+	return p, nil
+}
+
+// newEntry prepares what a fault keeps for a unit.
+func newEntry(u Unit, f *Fault) (entry, error) {
+	e := entry{fault: f, in: span{0, ^uint64(0)}}
+	m := &f.rule.Match
+	if m.hasRange() {
+		var err error
+		if e.in, err = m.blocks(u); err != nil {
+			return e, err
+		}
+	}
+	// The others keep nothing.
+	//exhaustive:ignore
+	switch f.rule.Action.Kind {
+	case KindMediumError, KindRot:
+		if !m.hasRange() || !f.rule.Action.heals() {
+			break
+		}
+		if n := e.in.end - e.in.first; n > MaxMarked {
+			return e, fmt.Errorf("a range of %d blocks on disk %q: %s takes at most %d", n, u.Disk, f.info.kind, MaxMarked)
+		}
+		e.marks = newMarks(e.in)
+	case KindStaleRead:
+		if n := e.in.end - e.in.first; n > uint64(MaxKept)/uint64(u.BlockBytes) {
+			return e, fmt.Errorf("a range of %d blocks on disk %q: %s keeps a copy and takes at most %s", n, u.Disk, f.info.kind, MaxKept)
+		}
+		e.versions = newVersions(e.in, int(u.BlockBytes))
+	}
+	return e, nil
+}
+
+// blocks is the range of m on a unit. It ends where the unit does.
+func (m *Match) blocks(u Unit) (span, error) {
+	s := span{end: u.Blocks}
+	if m.LBA != nil {
+		s.first = *m.LBA
+		if m.Blocks != 0 {
+			s.end = min(s.end, s.first+m.Blocks)
+		}
+	} else {
+		size := uint64(u.BlockBytes)
+		s.first = uint64(*m.Offset) / size
+		if m.Length != 0 {
+			s.end = min(s.end, (uint64(*m.Offset)+uint64(m.Length)+size-1)/size)
+		}
+	}
+	if s.empty() {
+		return s, fmt.Errorf("the range begins at block %d, and disk %q has %d blocks of %d bytes", s.first, u.Disk, u.Blocks, u.BlockBytes)
+	}
+	return s, nil
+}
+
+// entry finds what a fault has kept for a unit; nil if there is nothing.
+func (s *Set) entry(u Unit, f *Fault) *entry {
+	if s == nil {
+		return nil
+	}
+	for _, p := range s.plans {
+		was := p.unit
+		if was.Blocks = u.Blocks; was != u { // a disk that has grown is the same disk
+			continue
+		}
+		for i := range p.entries {
+			if p.entries[i].fault == f {
+				e := p.entries[i]
+				return &e
+			}
+		}
+	}
+	return nil
+}
+
+// Faults are the rules in force, in their order.
+func (s *Set) Faults() []*Fault {
+	if s == nil {
+		return nil
+	}
+	return s.faults
+}
+
+// Fault is the rule of a name, or nil.
+func (s *Set) Fault(name string) *Fault {
+	if s == nil {
+		return nil
+	}
+	return s.byName[name]
+}
+
+// Rules are the rules in force, as Config.Rules takes them.
+func (s *Set) Rules() []Rule {
+	var out []Rule
+	for _, f := range s.Faults() {
+		out = append(out, f.rule)
+	}
+	return out
+}
+
+// Plans are those of the units, in the order of Config.Units.
+func (s *Set) Plans() []*Plan { return s.plans }
+
+// Bus is the plan for resets of the whole adapter.
+func (s *Set) Bus() *Plan { return s.bus }
+
+// Unit is what the plan is for.
+func (p *Plan) Unit() Unit { return p.unit }
+
+// Mark brings rules into force that wait for a mark, and returns how many.
+func (s *Set) Mark(text string, now time.Duration) int {
+	n := 0
+	for _, f := range s.Faults() {
+		if f.rule.Match.AtMark == text && text != "" {
+			f.arm(now)
+			n++
+		}
+	}
+	return n
+}
+
+// follows reports whether the rule that f comes after has fired often enough.
+func (s *Set) follows(f *Fault) bool {
+	after := s.byName[f.rule.Match.AfterRule]
+	return after == nil || after.fired.Load() >= max(1, f.rule.Match.AfterCount)
+}
+
+// Starts are the times, on the clock of Decide, at which rules about OpTime want
+// to be asked first.
+func (p *Plan) Starts() (at []time.Duration) {
+	for i := range p.entries {
+		f := p.entries[i].fault
+		if armed := f.armed.Load(); f.ops&OpTime != 0 && armed != notArmed && f.fired.Load() == 0 {
+			at = append(at, time.Duration(armed)+time.Duration(f.rule.Match.Start))
+		}
+	}
+	return at
+}
