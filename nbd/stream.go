@@ -62,6 +62,12 @@ func isStreamSocket(nc net.Conn) bool {
 	return err == nil && typ == syscall.SOCK_STREAM
 }
 
+// unixSendBytes is the send buffer that is asked for on a unix socket, so that a
+// reply of the length that most clients ask for, and the next, fits whole. By
+// default, 208 KiB, it does not: the sender then waits for the client, who
+// is woken up twice for one reply.
+const unixSendBytes = 1 << 20
+
 // A socketStream talks to a kernel socket by readv and writev. The functions
 // given to RawConn are made once, and their arguments and results are fields,
 // so that nothing is allocated for a call.
@@ -88,6 +94,11 @@ func newSocketStream(sc syscall.Conn) (*socketStream, error) {
 	raw, err := sc.SyscallConn()
 	if err != nil {
 		return nil, err
+	}
+	if u, ok := sc.(*net.UnixConn); ok {
+		// The kernel bounds it by net.core.wmem_max. If it refuses, the client is
+		// served all the same.
+		_ = u.SetWriteBuffer(unixSendBytes)
 	}
 	s := &socketStream{raw: raw}
 	s.onRead = func(fd uintptr) bool {
