@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,7 +23,8 @@ var ErrNotRunning = errors.New("no daemon there")
 // maxBodyBytes bounds what a client accepts as one answer.
 const maxBodyBytes = 64 << 20
 
-// timeout bounds one call whose context has no deadline of its own.
+// timeout bounds a question whose context has no deadline of its own. What changes
+// the daemon has none: draining a disk takes as long as it was asked to.
 const timeout = 30 * time.Second
 
 // A Client talks to one daemon. Any goroutine may call any method.
@@ -46,7 +50,6 @@ func New(path string) *Client {
 	}
 	var d net.Dialer
 	return &Client{path: path, http: &http.Client{
-		Timeout: timeout,
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return d.DialContext(ctx, "unix", path)
@@ -72,28 +75,72 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return s, nil
 }
 
+// get asks for what is at path, within a time.
 func (c *Client) get(ctx context.Context, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vhbad"+path, nil)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	return c.call(ctx, http.MethodGet, path, nil, out)
+}
+
+// call makes one request: path begins with a slash and has its parts escaped, in is
+// the body, nil for none, and the answer goes into out unless that is nil.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	res, err := c.do(ctx, method, path, in)
 	if err != nil {
 		return err
 	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return c.explain(err)
-	}
 	defer func() { _ = res.Body.Close() }()
-	body := json.NewDecoder(io.LimitReader(res.Body, maxBodyBytes))
-	if res.StatusCode != http.StatusOK {
-		var p Problem
-		if err := body.Decode(&p); err != nil || p.Message == "" {
-			p.Message = res.Status
-		}
-		return fmt.Errorf("admin socket %s: %s", c.path, p.Message)
+	if out == nil {
+		return nil
 	}
-	if err := body.Decode(out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxBodyBytes)).Decode(out); err != nil {
 		return fmt.Errorf("admin socket %s: %s: %w", c.path, path, err)
 	}
 	return nil
+}
+
+// do makes a request and returns the answer if it is a success. Its body is the
+// caller's to close.
+func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://vhbad"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	if res.StatusCode/100 == 2 {
+		return res, nil
+	}
+	defer func() { _ = res.Body.Close() }()
+	var p Problem
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxBodyBytes)).Decode(&p); err != nil || p.Message == "" {
+		return nil, fmt.Errorf("admin socket %s: %s %s: %s", c.path, method, path, res.Status)
+	}
+	return nil, &Error{Code: p.Code, Message: p.Message}
+}
+
+// segment makes s one part of a path. Dots alone would be taken for steps.
+func segment(s string) string {
+	if s == "." || s == ".." {
+		return strings.ReplaceAll(s, ".", "%2E")
+	}
+	return url.PathEscape(s)
 }
 
 // explain says what to do about a connection that failed.

@@ -137,9 +137,3 @@ type HandOver struct {
 	// DiscardMemory lets the content of memory disks go.
 	DiscardMemory bool `json:"discard_memory,omitempty"`
 }
-
-// Problem is the body of every answer that is not a success.
-type Problem struct {
-	// Message says what was wrong and what is allowed.
-	Message string `json:"error"`
-}

@@ -42,6 +42,11 @@ type Server struct {
 	TLSConfig func() *tls.Config
 	// Log is told of connections; nil discards.
 	Log *slog.Logger
+	// Opened and Closed, unless nil, are told of each connection that enters
+	// transmission and of each that has left it, on the connection's goroutine. They
+	// must not wait.
+	Opened func(ConnStats)
+	Closed func(ConnStats, CloseReason)
 
 	setupOnce sync.Once
 	setupErr  error
@@ -268,8 +273,15 @@ func (s *Server) run(c *Conn) {
 	end, ok := c.negotiate()
 	if ok {
 		log.Info("connected", "export", c.export.Name, "replies", c.agreed.String(), "tls", c.tls, "client", c.clientName)
+		if s.Opened != nil {
+			s.Opened(s.connStats(c))
+		}
 		c.transmit()
-		log.Info("disconnected", "export", c.export.Name, "reason", CloseReason(c.reason.Load()).String())
+		reason := CloseReason(c.reason.Load())
+		log.Info("disconnected", "export", c.export.Name, "reason", reason.String())
+		if s.Closed != nil {
+			s.Closed(s.connStats(c), reason)
+		}
 	} else {
 		c.kill(CloseKilled)
 		if end.silent {

@@ -243,21 +243,9 @@ func (s *Server) Snapshot() Stats {
 		byName[name] = &ExportStats{Name: name, Ops: *ops}
 	}
 	for c := range s.conns {
-		cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
+		var ops OpTable
+		cs := s.connStatsLocked(c, &ops)
 		if c.transmitting {
-			cs.Transmitting = true
-			cs.TLS, cs.ClientName, cs.Replies = c.tls, c.clientName, c.agreed.String()
-			cs.Closing = c.dead.Load()
-			cs.Export = c.export.Name
-			cs.ReceivedBytes = c.receivedBytes.Load()
-			cs.SentBytes = c.sentBytes.Load()
-			cs.HeldBytes = int(c.heldBytes.Load())
-			var ops OpTable
-			c.loadOps(&ops)
-			for i := range ops {
-				cs.Requests += ops[i].Requests
-				cs.InFlight += ops[i].InFlight
-			}
 			e := byName[c.export.Name]
 			e.Connections++
 			e.Ops.add(&ops)
@@ -272,4 +260,35 @@ func (s *Server) Snapshot() Stats {
 	}
 	slices.SortFunc(out.Exports, func(a, b ExportStats) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// connStats are a connection's counters as they are now.
+func (s *Server) connStats(c *Conn) ConnStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.connStatsLocked(c, &OpTable{})
+}
+
+// connStatsLocked is connStats for who needs the operations too, which are added to
+// ops.
+//
+// +checklocks:s.mu
+func (s *Server) connStatsLocked(c *Conn, ops *OpTable) ConnStats {
+	cs := ConnStats{ID: c.id, Remote: c.remote, Since: c.since}
+	if !c.transmitting {
+		return cs
+	}
+	cs.Transmitting = true
+	cs.TLS, cs.ClientName, cs.Replies = c.tls, c.clientName, c.agreed.String()
+	cs.Closing = c.dead.Load()
+	cs.Export = c.export.Name
+	cs.ReceivedBytes = c.receivedBytes.Load()
+	cs.SentBytes = c.sentBytes.Load()
+	cs.HeldBytes = int(c.heldBytes.Load())
+	c.loadOps(ops)
+	for i := range ops {
+		cs.Requests += ops[i].Requests
+		cs.InFlight += ops[i].InFlight
+	}
+	return cs
 }

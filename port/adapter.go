@@ -165,6 +165,8 @@ type Adapter struct {
 	// +checklocks:mu
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
+	onReset func(ResetReport)
+	// +checklocks:mu
 	rescanQueued bool
 	// +checklocks:mu
 	hardwareResetQueued bool
@@ -646,5 +648,13 @@ func (a *Adapter) FreeSRB(s *SRB) {
 func (a *Adapter) OnUnitsChanged(fn func(added, removed []*LogicalUnit)) {
 	a.mu.Lock()
 	a.onUnits = fn
+	a.mu.Unlock()
+}
+
+// OnReset sets a function that is told how each step of the reset road went, at
+// Passive on the goroutine that resets. It must not wait.
+func (a *Adapter) OnReset(fn func(ResetReport)) {
+	a.mu.Lock()
+	a.onReset = fn
 	a.mu.Unlock()
 }

@@ -24,6 +24,16 @@ const (
 
 func (l ResetLevel) String() string { return [...]string{"unit", "target", "bus"}[l] }
 
+// A ResetReport says how one step of the reset road went.
+type ResetReport struct {
+	Level ResetLevel
+	// Unit is the one on whose account it was.
+	Unit *LogicalUnit
+	// OK is what the miniport said, Outstanding how many SRBs it still holds.
+	OK          bool
+	Outstanding int
+}
+
 // recover brings a unit back whose timer ran out; gateRecovering is closed.
 //
 // Level: Passive, on the recovery service.
@@ -100,6 +110,12 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 	}
 	for _, u := range closed {
 		a.reopen(p, u, ok && left == 0)
+	}
+	a.mu.Lock()
+	tell := a.onReset
+	a.mu.Unlock()
+	if tell != nil {
+		tell(ResetReport{Level: level, Unit: lu, OK: ok, Outstanding: left})
 	}
 	return ok, left
 }

@@ -27,6 +27,9 @@ type SystemConfig struct {
 	HoldLimit time.Duration
 	// Clock is what hold times are measured with. Default time.Now.
 	Clock func() time.Time
+	// OnViolation, unless nil, is told what the verifier finds: on any goroutine, at
+	// any level, with any lock held, so it must not wait or call the port.
+	OnViolation func(Violation)
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -71,7 +74,7 @@ func NewSystem(c SystemConfig) *System {
 		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	if c.Verify {
-		s.verifier = &Verifier{strict: c.Strict, log: s.log}
+		s.verifier = &Verifier{strict: c.Strict, log: s.log, tell: c.OnViolation}
 		s.iommu.OnFault(func(f dma.Fault) {
 			s.verifier.record(Violation{Check: CheckDMA, What: f.String(), Processor: "device"})
 		})

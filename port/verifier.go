@@ -88,6 +88,7 @@ const maxViolations = 1024
 type Verifier struct {
 	strict bool
 	log    *slog.Logger
+	tell   func(Violation) // may be nil
 	counts [Checks]atomic.Uint64
 	// edges[a][b] is set once a lock of rank b was taken while one of rank a
 	// was held.
@@ -144,6 +145,9 @@ func (v *Verifier) record(x Violation) {
 	}
 	v.mu.Unlock()
 	v.log.Error("verifier violation", "check", x.Check.String(), "violation", x.String())
+	if v.tell != nil {
+		v.tell(x)
+	}
 	if v.strict {
 		panic("port: " + x.String())
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -286,11 +287,22 @@ func TestVerifier_Checks(t *testing.T) {
 			if c.prepare != nil {
 				c.prepare(d, clock)
 			}
-			b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now, HoldLimit: DefaultHoldLimit})
+			var mu sync.Mutex
+			told := make(map[Check]int)
+			b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Clock: clock.now, HoldLimit: DefaultHoldLimit, OnViolation: func(v Violation) {
+				mu.Lock()
+				defer mu.Unlock()
+				told[v.Check]++
+			}})
 			if c.run != nil {
 				c.run(b, clock)
 			}
 			b.wantOnly(c.check, c.in)
+			mu.Lock()
+			defer mu.Unlock()
+			if len(told) != 1 || told[c.check] == 0 {
+				t.Errorf("OnViolation was told of %v, want %s only", told, c.check)
+			}
 		})
 	}
 }

@@ -8,6 +8,7 @@
 //	attach   make an export /dev/nbdN              internal/attach
 //	detach   undo that                             internal/attach
 //	status   ask a running daemon about itself     client
+//	events   watch what happens in one             client
 //	config   check a configuration file            internal/config
 //	version  say what this was built from
 //

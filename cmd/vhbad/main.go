@@ -75,7 +75,7 @@ Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.`,
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newConfig(), newVersion())
+	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newEvents(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	return root
 }

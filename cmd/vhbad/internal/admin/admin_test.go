@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/events"
 )
 
 func listen(t *testing.T, path string, perm fs.FileMode) *Listener {
@@ -159,9 +160,14 @@ func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
 	return func(c *net.UnixConn) { _ = c.Close() }, nil
 }
 
+// sources are those of a daemon that is f and in which nothing happens.
+func sources(f fixed) Sources {
+	return Sources{Status: f, HandOver: f, Events: events.NewLog(8, nil)}
+}
+
 func TestServe_Status(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
-	s := Serve(listen(t, path, 0o600), Handler(fixed{Version: "v9", State: "ready"}), slog.New(slog.DiscardHandler))
+	s := Serve(listen(t, path, 0o600), Handler(sources(fixed{Version: "v9", State: "ready"})), slog.New(slog.DiscardHandler))
 	c := client.New(path)
 	defer c.Close()
 	got, err := c.Status(t.Context())
@@ -177,7 +183,7 @@ func TestServe_Status(t *testing.T) {
 }
 
 func TestHandler_Wrong(t *testing.T) {
-	h := Handler(fixed{})
+	h := Handler(sources(fixed{}))
 	for _, tt := range []struct {
 		method, path string
 		code         int
@@ -186,6 +192,14 @@ func TestHandler_Wrong(t *testing.T) {
 		{"GET", "/", http.StatusNotFound, "no such thing"},
 		{"GET", "/v2/status", http.StatusNotFound, "no such thing"},
 		{"POST", "/v1/status", http.StatusMethodNotAllowed, "want GET"},
+		{"POST", "/v1/status?x=1", http.StatusMethodNotAllowed, "want GET, HEAD"},
+		{"GET", "/v1/status?x=1", http.StatusBadRequest, `parameter \"x\" is not known: want none`},
+		{"GET", "/v1/status?%zz", http.StatusBadRequest, "query: "},
+		{"GET", "/v1/events?since=x", http.StatusBadRequest, `since \"x\": want the number of an event`},
+		{"GET", "/v1/events?since=1", http.StatusBadRequest, "since 1: the newest event is 0"},
+		{"GET", "/v1/events?since=0&since=0", http.StatusBadRequest, `parameter \"since\" is given 2 times`},
+		{"GET", "/v1/events?type=no", http.StatusBadRequest, `type \"no\" is not known: want one of [daemon.ready`},
+		{"GET", "/v1/events?follow=maybe", http.StatusBadRequest, `follow \"maybe\": want true or false`},
 		{"GET", "/v1/handover", http.StatusMethodNotAllowed, "want POST"},
 		{"POST", "/v1/handover", http.StatusUpgradeRequired, "--takeover"},
 	} {
@@ -199,7 +213,7 @@ func TestHandler_Wrong(t *testing.T) {
 
 func TestHandler_HandOver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
-	s := Serve(listen(t, path, 0o600), Handler(fixed{}), slog.New(slog.DiscardHandler))
+	s := Serve(listen(t, path, 0o600), Handler(sources(fixed{})), slog.New(slog.DiscardHandler))
 	defer func() {
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)

@@ -2,9 +2,25 @@
 // unix socket, and what it shares with every listener on a unix socket, which
 // is taking a path over safely.
 //
-// Paths begin with a version: GET /v1/status, and POST /v1/handover, by which a
-// new daemon asks for this one's place. Control comes here and never to the TCP
-// listener of metrics.
+// # The API
+//
+// One table of Routes says what there is; the multiplexer, the answers 404 and
+// 405 and the OpenAPI document all come from it. Paths begin with a version, /v1.
+// Control comes here and never to the TCP listener of metrics.
+//
+// What a handler gets and gives are types of package client. Bodies are read
+// strictly: a field that is not known, missing or of another kind is refused, by
+// name. Everything that is no success is a client.Problem; handlers return
+// errors made by Invalid, NotFound, Conflict and Unavailable, and any other error
+// is an internal one.
+//
+// The API wants little of the daemon: an interface for each concern, which are
+// the fields of Sources. To add routes, write a file with the interface of the
+// concern and the function that makes its routes, add both to Sources, and run
+// `go generate` for openapi.json. Tests hold every route against the document and
+// want a method of client.Client for it.
+//
+// # Unix sockets
 //
 // A path is owned by whoever holds the lock on PATH.lock (ListenUnix): a second
 // daemon fails at once with an error that says who has it, and the socket of a

@@ -11,8 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/events"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
 	"github.com/vhbad/vhbad/hba/media"
 )
@@ -85,6 +87,9 @@ type Daemon struct {
 	// failed gets the error of a listener that broke.
 	failed chan error
 
+	// events is what the admin socket tells of what happens.
+	events *events.Log
+
 	// certificates are nil if TLS is off.
 	certificates *certificates
 
@@ -108,7 +113,7 @@ type Daemon struct {
 
 // Start brings everything up. When it fails, nothing is left running.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), events: events.NewLog(events.DefaultCapacity, nil), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
 	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {
 		// The reason for failing may be that ctx has ended.
@@ -117,6 +122,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 		return nil, errors.Join(err, d.undoAll(undoCtx))
 	}
 	d.state.Store(uint32(stateReady))
+	d.events.Publish(client.EventReady, "")
 	return d, nil
 }
 
@@ -258,8 +264,11 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}
 	return func() {
 		if adminListener != nil {
-			s := admin.Serve(adminListener, admin.Handler(d), d.log)
-			d.pushAlways("admin socket", s.Close)
+			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, HandOver: d, Events: d.events}), d.log)
+			d.pushAlways("admin socket", func(ctx context.Context) error {
+				d.events.Close() // which ends the streams
+				return s.Close(ctx)
+			})
 		}
 		if httpListener != nil {
 			d.httpAddr = httpListener.Addr().String()
@@ -324,6 +333,7 @@ func (d *Daemon) Failed() <-chan error { return d.failed }
 // is durable all the same.
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.state.Store(uint32(stateDraining))
+	d.events.Publish(client.EventStopping, "")
 	err := d.undoAll(ctx)
 	d.farewell(err)
 	return err

@@ -226,7 +226,7 @@ func (s *socket) leave() {
 	}
 }
 
-// HandOver implements admin.Source: it decides whether another daemon may take
+// HandOver implements admin.HandOver: it decides whether another daemon may take
 // this one's place. The result talks with it.
 //
 // Errors: who or what stands against it.

@@ -91,7 +91,7 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 			MaxOptions: l.Options, MaxOptionBytes: int(l.OptionBytes),
 			HandshakeTimeout: l.HandshakeTimeout.Std(), ReplyTimeout: l.ReplyTimeout.Std(), IdleTimeout: l.IdleTimeout.Std(),
 		},
-		Log: d.log,
+		Log: d.log, Opened: d.connectionOpened, Closed: d.connectionClosed,
 	}
 	if d.certificates != nil {
 		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
@@ -205,6 +205,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 		MaxProcessors: c.Limits.Connections + c.HBA.Workers + spareProcessors,
 		Verify:        c.HBA.Verify,
 		HoldLimit:     d.o.HoldLimit,
+		OnViolation:   d.violation,
 		Log:           d.log,
 	})
 	m.driver = miniport.New(miniport.Options{
@@ -229,6 +230,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 			return m.adapter.RemoveContext(ctx, p)
 		})
 	})
+	m.adapter.OnReset(d.resetDone)
 	return m.onProcessor("enumerate", m.adapter.Enumerate)
 }
 

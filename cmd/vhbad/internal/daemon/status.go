@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -57,7 +56,7 @@ func (m *machine) snapshot(verify bool, complain func(string, ...any)) metrics.S
 	return s
 }
 
-// Status implements admin.Source.
+// Status implements admin.Status.
 func (d *Daemon) Status() client.Status {
 	st := client.Status{
 		Version:       d.o.Version,
@@ -117,7 +116,7 @@ func diskStatus(i int, e *export, snap *metrics.Snapshot) client.Disk {
 		Name: e.config.Name, Default: i == 0, Description: e.config.Description,
 		Backend: e.config.Backend(), Path: e.config.File,
 		SizeBytes: snap.Disks[i].SizeBytes, BlockBytes: uint32(e.config.BlockSize), ReadOnly: snap.Disks[i].ReadOnly,
-		Address: fmt.Sprintf("%d:%d:%d", lu.Path(), lu.Target(), lu.Lun()),
+		Address: unitAddress(lu),
 		Depth:   unit.Depth, Outstanding: unit.Outstanding, Queued: unit.Waiting,
 		Hidden: e.config.Hidden, TLSOnly: e.config.TLSOnly, Allow: e.config.Allow, MaxConnections: e.config.Connections,
 		Operations: []client.Operation{},

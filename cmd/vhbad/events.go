@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
+)
+
+func newEvents() *cobra.Command {
+	var asJSON, noFollow bool
+	var path string
+	var since uint64
+	var types []string
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "Show what happens in a running daemon",
+		Long: `Events shows what happens as it happens: clients that come and go, resets,
+disks added and removed, reloads. It ends when the daemon stops.
+
+The daemon remembers its newest events: --since 0 shows those first, and
+--since N those behind number N. With --json each line is one JSON object.`,
+		Example: `  vhbad events
+  vhbad events --since 0 --no-follow
+  vhbad events --json --type connection.opened --type connection.closed`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f := client.EventFilter{NoFollow: noFollow}
+			if cmd.Flags().Changed("since") {
+				f.Since = &since
+			}
+			for _, t := range types {
+				f.Types = append(f.Types, client.EventType(t))
+			}
+			return withDaemon(path, func(c *client.Client) error {
+				s, err := c.Events(cmd.Context(), f)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = s.Close() }()
+				for e, err := range s.All() {
+					if err != nil {
+						return err
+					}
+					if err := printEvent(cmd.OutOrStdout(), &e, asJSON); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print JSON, one event a line")
+	f.Uint64Var(&since, "since", 0, "begin behind the event with this number, 0 for all remembered (default: with the next)")
+	f.StringArrayVar(&types, "type", nil, "show this type of event, again for more (default all)")
+	f.BoolVar(&noFollow, "no-follow", false, "end with the newest event")
+	addAdminFlag(f, &path)
+	var names []string
+	for _, t := range client.EventTypes() {
+		names = append(names, string(t))
+	}
+	if err := cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag does not exist
+	}
+	return cmd
+}
+
+// printEvent prints one line.
+func printEvent(w io.Writer, e *client.Event, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(e)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d %s %s", e.Seq, e.Time.Local().Format(time.RFC3339), e.Type)
+	if e.Disk != "" {
+		b.WriteString(" disk=" + word(e.Disk))
+	}
+	for _, key := range slices.Sorted(maps.Keys(e.Fields)) {
+		switch v := e.Fields[key].(type) {
+		case string:
+			if v != "" {
+				fmt.Fprintf(&b, " %s=%s", key, word(v))
+			}
+		case float64:
+			fmt.Fprintf(&b, " %s=%s", key, strconv.FormatFloat(v, 'f', -1, 64))
+		default:
+			fmt.Fprintf(&b, " %s=%v", key, v)
+		}
+	}
+	_, err := fmt.Fprintln(w, b.String())
+	return err
+}
+
+// word is s, in quotes if it would not stay one word.
+func word(s string) string {
+	if quoted := strconv.Quote(s); strings.ContainsAny(s, " =") || len(quoted) != len(s)+2 {
+		return quoted
+	}
+	return s
+}

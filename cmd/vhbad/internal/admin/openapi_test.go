@@ -1,0 +1,308 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/invopop/jsonschema"
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+
+	"github.com/vhbad/vhbad/client"
+)
+
+var update = flag.Bool("update", false, "write openapi.json anew")
+
+// A documentWriter makes the OpenAPI document of a table.
+type documentWriter struct {
+	reflector jsonschema.Reflector
+	schemas   map[string]any
+	taken     map[string]bool // names of types that are in bodies of requests
+}
+
+func newDocumentWriter(t *testing.T) *documentWriter {
+	t.Helper()
+	w := &documentWriter{schemas: make(map[string]any), taken: make(map[string]bool)}
+	w.reflector = jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true}
+	// The path is both that of the folder and, joined to the base, of the package.
+	err := w.reflector.AddGoComments("github.com/vhbad/vhbad/cmd/vhbad/internal/admin", "../../../../client", jsonschema.WithFullComment())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// schemaOf returns a schema that refers to the components, and adds to those.
+func (w *documentWriter) schemaOf(t *testing.T, rt reflect.Type, body bool) map[string]any {
+	t.Helper()
+	text, err := json.Marshal(w.reflector.ReflectFromType(rt))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.ReplaceAll(text, []byte("#/$defs/"), []byte("#/components/schemas/"))
+	var s map[string]any
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	delete(s, "$schema")
+	definitions, _ := s["$defs"].(map[string]any)
+	delete(s, "$defs")
+	for name, d := range definitions {
+		if body {
+			w.taken[name] = true
+		}
+		w.schemas[name] = d
+	}
+	return s
+}
+
+// finish closes the schemas of what the daemon takes to fields that it does not
+// know. Those of what it gives are open: more may come.
+func (w *documentWriter) finish() map[string]any {
+	for name := range w.taken {
+		if s := w.schemas[name].(map[string]any); s["type"] == "object" {
+			s["additionalProperties"] = false
+		}
+	}
+	return w.schemas
+}
+
+func (w *documentWriter) operation(t *testing.T, rt *Route) map[string]any {
+	t.Helper()
+	o := map[string]any{"operationId": rt.ID, "summary": rt.Summary}
+	if rt.Detail != "" {
+		o["description"] = rt.Detail
+	}
+	var parameters []any
+	for _, name := range rt.pathParameters() {
+		parameters = append(parameters, map[string]any{
+			"name": name, "in": "path", "required": true, "description": pathParameters[name], "schema": map[string]any{"type": "string"},
+		})
+	}
+	for _, p := range rt.Query {
+		s := w.schemaOf(t, reflect.TypeOf(p.Of), false)
+		if len(p.Values) > 0 {
+			s["enum"] = p.Values
+		}
+		if p.Many {
+			s = map[string]any{"type": "array", "items": s}
+		}
+		parameters = append(parameters, map[string]any{"name": p.Name, "in": "query", "description": p.Summary, "schema": s})
+	}
+	if parameters != nil {
+		o["parameters"] = parameters
+	}
+	content := func(media string, schema any) map[string]any {
+		return map[string]any{media: map[string]any{"schema": schema}}
+	}
+	if rt.Body != nil {
+		o["requestBody"] = map[string]any{"required": true, "content": content("application/json", w.schemaOf(t, rt.Body, true))}
+	}
+	ok := map[string]any{"description": http.StatusText(rt.Status)}
+	if rt.Answer != nil {
+		media := rt.Media
+		if media == "" {
+			media = "application/json"
+		}
+		ok["content"] = content(media, w.schemaOf(t, rt.Answer, false))
+	}
+	responses := map[string]any{strconv.Itoa(rt.Status): ok}
+	problem := content("application/json", w.schemaOf(t, reflect.TypeFor[client.Problem](), false))
+	for _, status := range rt.Problems {
+		responses[strconv.Itoa(status)] = map[string]any{"description": http.StatusText(status), "content": problem}
+	}
+	responses["default"] = map[string]any{"description": "What was wrong, and what is allowed", "content": problem}
+	o["responses"] = responses
+	return o
+}
+
+func writeDocument(t *testing.T, routes []Route) []byte {
+	t.Helper()
+	w := newDocumentWriter(t)
+	paths := make(map[string]map[string]any)
+	for i := range routes {
+		rt := &routes[i]
+		if paths[rt.Path] == nil {
+			paths[rt.Path] = make(map[string]any)
+		}
+		paths[rt.Path][strings.ToLower(rt.Method)] = w.operation(t, rt)
+	}
+	out, err := json.MarshalIndent(map[string]any{
+		"openapi": "3.1.0",
+		"info": map[string]any{
+			"title": "vhbad", "version": "v1",
+			"description": "Control of a running vhbad, over HTTP on its admin socket. Within v1, operations, fields of answers and " +
+				"types of events are only added. Bodies of requests are read strictly.",
+			"license": map[string]any{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+		},
+		"servers":    []any{map[string]any{"url": "http://vhbad", "description": "The admin socket; any host name will do"}},
+		"paths":      paths,
+		"components": map[string]any{"schemas": w.finish()},
+	}, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(out, '\n')
+}
+
+// TestOpenAPI_Document holds the document that is served against the table, the
+// types of package client and their comments.
+func TestOpenAPI_Document(t *testing.T) {
+	want := writeDocument(t, Routes(sources(fixed{})))
+	if *update {
+		if err := os.WriteFile("openapi.json", want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(document), "\n")); diff != "" {
+		t.Errorf("openapi.json is not that of the table: run go generate ./cmd/vhbad/internal/admin\n-want +got\n%s", diff)
+	}
+	w := httptest.NewRecorder()
+	Handler(sources(fixed{})).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/openapi.json", nil))
+	if w.Code != http.StatusOK || !bytes.Equal(w.Body.Bytes(), document) {
+		t.Errorf("GET /v1/openapi.json: %d, %d bytes; want the document", w.Code, w.Body.Len())
+	}
+}
+
+// newValidator checks the document by the rules of OpenAPI.
+func newValidator(t *testing.T) validator.Validator {
+	t.Helper()
+	d, err := libopenapi.NewDocument(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, errs := validator.NewValidator(d)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	return v
+}
+
+func TestOpenAPI_Valid(t *testing.T) {
+	if ok, errs := newValidator(t).ValidateDocument(); !ok {
+		for _, err := range errs {
+			t.Errorf("%s: %s: %v", err.Message, err.Reason, err.SchemaValidationErrors)
+		}
+	}
+}
+
+// clientCalls has a call of package client for each operation.
+var clientCalls = map[string]func(ctx context.Context, c *client.Client) error{
+	"status": func(ctx context.Context, c *client.Client) error {
+		_, err := c.Status(ctx)
+		return err
+	},
+	"events": func(ctx context.Context, c *client.Client) error {
+		s, err := c.Events(ctx, client.EventFilter{Since: new(uint64), Types: []client.EventType{client.EventReady, client.EventStopping}, NoFollow: true})
+		if err != nil {
+			return err
+		}
+		for e, err := range s.All() {
+			if err != nil || e.Type != client.EventReady {
+				return fmt.Errorf("event %+v: %w", e, err)
+			}
+		}
+		return s.Close()
+	},
+}
+
+// noClient are the operations that package client does not have, and why.
+var noClient = map[string]string{
+	"handOver": "package daemon speaks it, on a connection of its own",
+	"openAPI":  "it is for other programs' makers",
+}
+
+// TestOpenAPI_Client makes each operation by package client, and holds what goes
+// both ways against the document.
+func TestOpenAPI_Client(t *testing.T) {
+	v := newValidator(t)
+	routes := Routes(fullSources(t))
+	var served string
+	for i := range routes {
+		rt := &routes[i]
+		serve := rt.serve
+		rt.serve = func(w http.ResponseWriter, r *http.Request) {
+			served = rt.ID
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			rec := httptest.NewRecorder()
+			serve(rec, r)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if ok, errs := v.ValidateHttpRequest(r); !ok {
+				t.Errorf("request of %s: %v", rt.ID, errs)
+			}
+			if rt.Media == "" {
+				if ok, errs := v.ValidateHttpResponse(r, rec.Result()); !ok {
+					t.Errorf("answer of %s: %v\n%s", rt.ID, errs, rec.Body)
+				}
+			}
+			maps.Copy(w.Header(), rec.Header())
+			w.WriteHeader(rec.Code)
+			_, _ = w.Write(rec.Body.Bytes())
+		}
+	}
+	path := filepath.Join(t.TempDir(), "x.sock")
+	s := Serve(listen(t, path, 0o600), mux(routes), slog.New(slog.DiscardHandler))
+	defer func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := client.New(path)
+	defer c.Close()
+	var ids []string
+	for i := range routes {
+		id := routes[i].ID
+		ids = append(ids, id)
+		fn := clientCalls[id]
+		if fn == nil {
+			if noClient[id] == "" {
+				t.Errorf("no method of client.Client makes %s", id)
+			}
+			continue
+		}
+		if err := fn(t.Context(), c); err != nil || served != id {
+			t.Errorf("%s: %v, the server did %q", id, err, served)
+		}
+	}
+	for id := range clientCalls {
+		if !slices.Contains(ids, id) {
+			t.Errorf("the client makes %s, which there is not", id)
+		}
+	}
+}
+
+// fullSources are sources that have something to tell of each kind.
+func fullSources(t *testing.T) Sources {
+	t.Helper()
+	s := sources(fixed{
+		Version: "v1", State: "ready", Listeners: []string{"unix:///a"}, TLS: &client.TLS{Mode: "optional"},
+		Disks:       []client.Disk{{Name: "a", Operations: []client.Operation{{Op: "read"}}}},
+		Connections: []client.Connection{{ID: 1}}, Adapter: client.Adapter{Queues: []client.Queue{{}}},
+	})
+	l := newTestLog(4)
+	l.Publish(client.EventReady, "")
+	l.Publish(client.EventConnectionOpened, "a", slog.Uint64("connection", 1))
+	s.Events = l
+	return s
+}
