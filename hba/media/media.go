@@ -226,6 +226,9 @@ var (
 	ErrReadOnly = errors.New("medium is read-only")
 	// ErrMedium: the bytes could not be read or written.
 	ErrMedium = errors.New("medium error")
+	// ErrPowerLost: the power was cut while the call was in progress. A write may
+	// have been done, in whole sectors.
+	ErrPowerLost = errors.New("power was lost")
 	// ErrClosed: the medium was closed.
 	ErrClosed = errors.New("medium is closed")
 )

@@ -1,0 +1,291 @@
+package cache
+
+import (
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// Limits of a cache in bytes.
+const (
+	DefaultSizeBytes = 64 << 20
+	MinSizeBytes     = 64 << 10
+	MaxSizeBytes     = 4 << 30
+)
+
+// An Eviction says which pending write becomes durable before a flush asks.
+type Eviction uint8
+
+// Evictions.
+const (
+	// EvictFIFO makes the oldest writes durable when room is needed.
+	EvictFIFO Eviction = iota
+	// EvictRandom makes one chosen by the seed durable: when room is needed, and
+	// before one in eight writes even if not.
+	EvictRandom
+	// EvictNone makes nothing durable early. When the cache is full, new writes
+	// go through to the durable medium.
+	EvictNone
+)
+
+var evictionNames = [...]string{"fifo", "random", "none"}
+
+// String is the name as ParseEviction takes it.
+func (e Eviction) String() string { return evictionNames[e] }
+
+// ParseEviction reads fifo, random or none.
+func ParseEviction(s string) (Eviction, error) {
+	for i, name := range evictionNames {
+		if s == name {
+			return Eviction(i), nil
+		}
+	}
+	return 0, fmt.Errorf("cache eviction %q: want fifo, random or none", s)
+}
+
+// Config describes a Cache.
+type Config struct {
+	// Name is used in errors; "cache" if empty.
+	Name string
+	// SectorBytes is 512 or 4096; 512 if zero. It is what is written whole.
+	SectorBytes int
+	// SizeBytes bounds what is pending; DefaultSizeBytes if zero.
+	SizeBytes int64
+	Eviction  Eviction
+	// Seed is for EvictRandom.
+	Seed uint64
+	// Now is the clock of ages in reports; time.Now if nil.
+	Now func() time.Time
+}
+
+func (c *Config) complete() error {
+	if c.Name == "" {
+		c.Name = "cache"
+	}
+	if c.SectorBytes == 0 {
+		c.SectorBytes = 512
+	}
+	if c.SectorBytes != 512 && c.SectorBytes != 4096 {
+		return fmt.Errorf("cache: sector of %d bytes: want 512 or 4096", c.SectorBytes)
+	}
+	if c.SizeBytes == 0 {
+		c.SizeBytes = DefaultSizeBytes
+	}
+	if c.SizeBytes < MinSizeBytes || c.SizeBytes > MaxSizeBytes || c.SizeBytes%int64(c.SectorBytes) != 0 {
+		return fmt.Errorf("cache: size of %d bytes: want a multiple of %d from %d to %d",
+			c.SizeBytes, c.SectorBytes, MinSizeBytes, int64(MaxSizeBytes))
+	}
+	if int(c.Eviction) >= len(evictionNames) {
+		return fmt.Errorf("cache: eviction %d is not known", c.Eviction)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return nil
+}
+
+// A Cache is a volatile write cache around a durable medium. See the package
+// comment.
+type Cache struct {
+	config Config
+	inner  media.Media
+	can    media.Abilities
+	shift  uint8 // sector as a power of two
+	room   int   // sectors in all
+
+	// plain: nothing is pending and no sector is damaged, so that reads need not
+	// look here. It is stored under mu.
+	plain atomic.Bool
+	// cutting counts the cuts that wait for outMu; who writes out gives up.
+	cutting atomic.Int32
+
+	lieAboutFlush atomic.Bool
+	ignoreFUA     atomic.Bool
+
+	// outMu is held by whoever writes to the durable medium.
+	outMu sync.Mutex
+	// picked and buffer are scratch space of the holder of outMu.
+	// +checklocks:outMu
+	picked []pick
+	// +checklocks:outMu
+	buffer []byte
+
+	mu sync.Mutex
+	// +checklocks:mu
+	closed bool
+	// life counts power cuts: a call that began in an earlier one has failed.
+	// +checklocks:mu
+	life uint64
+	// +checklocks:mu
+	store store
+	// random is the sequence of EvictRandom; draw is its next number.
+	// +checklocks:mu
+	random *rand.PCG
+	// +checklocks:mu
+	draw uint64
+	// unreadable are the sectors that a cut damaged and nothing has rewritten.
+	// +checklocks:mu
+	unreadable map[int64]struct{}
+	// +checklocks:mu
+	record record
+}
+
+var (
+	_ media.Media             = (*Cache)(nil)
+	_ media.NonBlockingReader = (*Cache)(nil)
+	_ media.NonBlockingWriter = (*Cache)(nil)
+	_ media.FUAWriter         = (*Cache)(nil)
+	_ media.Discarder         = (*Cache)(nil)
+	_ media.Zeroer            = (*Cache)(nil)
+	_ media.FastZeroer        = (*Cache)(nil)
+	_ media.ExtentLister      = (*Cache)(nil)
+	_ media.Resizer           = (*Cache)(nil)
+	_ media.Prefetcher        = (*Cache)(nil)
+	_ media.ComparerWriter    = (*Cache)(nil)
+	_ media.Supporter         = (*Cache)(nil)
+)
+
+// New returns an empty cache around m, which the cache owns from now on: Close
+// closes it.
+//
+// Errors name what is wrong with the configuration, or a size of m that is no
+// multiple of the sector.
+func New(m media.Media, config Config) (*Cache, error) {
+	if err := config.complete(); err != nil {
+		return nil, err
+	}
+	if size := m.Size(); size%int64(config.SectorBytes) != 0 {
+		return nil, fmt.Errorf("cache: medium of %d bytes: want a multiple of the sector, %d bytes", size, config.SectorBytes)
+	}
+	shift := uint8(bits.TrailingZeros(uint(config.SectorBytes)))
+	c := &Cache{
+		config: config, inner: m, can: media.Probe(m), shift: shift, room: int(config.SizeBytes >> shift),
+		random: rand.NewPCG(config.Seed, streamEviction),
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.store.init(config.SectorBytes)
+	c.draw = c.random.Uint64()
+	c.plain.Store(true)
+	return c, nil
+}
+
+// Inner is the durable medium.
+func (c *Cache) Inner() media.Media { return c.inner }
+
+// Config is the configuration, completed by defaults.
+func (c *Cache) Config() Config { return c.config }
+
+// LieAboutFlush makes flushes say that they are done and do nothing, or ends
+// that. Hostile.
+func (c *Cache) LieAboutFlush(on bool) { c.lieAboutFlush.Store(on) }
+
+// IgnoreFUA makes WriteAtFUA the same as WriteAt, or ends that. Hostile.
+func (c *Cache) IgnoreFUA(on bool) { c.ignoreFUA.Store(on) }
+
+// Hostile names the hostile switches that are on.
+func (c *Cache) Hostile() []Act {
+	var acts []Act
+	if c.lieAboutFlush.Load() {
+		acts = append(acts, ActLyingFlush)
+	}
+	if c.ignoreFUA.Load() {
+		acts = append(acts, ActIgnoredFUA)
+	}
+	return acts
+}
+
+// Size implements media.Media.
+func (c *Cache) Size() int64 { return c.inner.Size() }
+
+// Supports implements media.Supporter. Everything that the durable medium can
+// do, and write through and compare and write always. Writes never wait if there
+// is room.
+func (c *Cache) Supports(a media.Ability) bool {
+	switch a {
+	case media.AbilityTryWrite, media.AbilityFUA, media.AbilityCompareAndWrite:
+		return true
+	case media.AbilityTryRead, media.AbilityDiscard, media.AbilityZero, media.AbilityExtents,
+		media.AbilityResize, media.AbilityPrefetch:
+		return c.can.Has(a)
+	}
+	return false
+}
+
+// ZeroIsFast implements media.FastZeroer: zeros wait in the cache, and long ones
+// go to the durable medium.
+func (c *Cache) ZeroIsFast() bool { return c.can.ZeroIsFast }
+
+// Prefetch implements media.Prefetcher.
+func (c *Cache) Prefetch(off, n int64) error { return c.can.Prefetch.Prefetch(off, n) }
+
+// Close implements media.Media. Nothing that is pending becomes durable.
+func (c *Cache) Close() error {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.inner.Close()
+	if err == nil {
+		c.closed = true
+		c.store.init(c.config.SectorBytes)
+		c.unreadable = nil
+		c.settleLocked()
+	}
+	return err
+}
+
+// Resize implements media.Resizer. What is pending beyond the new end is gone.
+func (c *Cache) Resize(sizeBytes int64) error {
+	if sizeBytes%int64(c.config.SectorBytes) != 0 {
+		return fmt.Errorf("cache: resize %s to %d bytes: want a multiple of the sector, %d bytes",
+			c.config.Name, sizeBytes, c.config.SectorBytes)
+	}
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.can.Resize.Resize(sizeBytes); err != nil {
+		return err
+	}
+	end := c.inner.Size() >> c.shift
+	c.store.dropFrom(end)
+	for sector := range c.unreadable {
+		if sector >= end {
+			delete(c.unreadable, sector)
+		}
+	}
+	c.record.forgetFrom(end)
+	c.settleLocked()
+	return nil
+}
+
+// settleLocked recomputes plain after versions or damaged sectors went away.
+//
+// +checklocks:c.mu
+func (c *Cache) settleLocked() {
+	c.plain.Store(c.store.used == 0 && len(c.unreadable) == 0)
+}
+
+// refuseLocked is the error for a range that is not inside, or nil.
+//
+// +checklocks:c.mu
+func (c *Cache) refuseLocked(op string, off, n int64) error {
+	if c.closed {
+		return &media.Error{Op: op, Name: c.config.Name, OffsetBytes: off, LengthBytes: n, Kind: media.ErrClosed}
+	}
+	if size := c.inner.Size(); off < 0 || n < 0 || off > size || n > size-off {
+		return &media.Error{Op: op, Name: c.config.Name, OffsetBytes: off, LengthBytes: n, Kind: media.ErrRange}
+	}
+	return nil
+}
+
+// powerLost is the error of a call that was in progress when the power was cut.
+func (c *Cache) powerLost(op string, off, n int64) error {
+	return &media.Error{Op: op, Name: c.config.Name, OffsetBytes: off, LengthBytes: n, Kind: media.ErrPowerLost}
+}

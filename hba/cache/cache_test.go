@@ -1,0 +1,387 @@
+package cache_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/media/mediatest"
+)
+
+func memory(tb testing.TB, sizeBytes int64) media.Media {
+	tb.Helper()
+	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: sizeBytes})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return m
+}
+
+func open(tb testing.TB, m media.Media, config cache.Config) *cache.Cache {
+	tb.Helper()
+	c, err := cache.New(m, config)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := c.Close(); err != nil && !errors.Is(err, media.ErrClosed) {
+			tb.Error(err)
+		}
+	})
+	return c
+}
+
+// TestCache_IsAMedium runs the acceptance suite for media on caches of each
+// eviction, on memory and on a file; the small ones are always full.
+func TestCache_IsAMedium(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom, cache.EvictNone} {
+		for _, sizeBytes := range []int64{cache.MinSizeBytes, 64 << 20} {
+			t.Run(fmt.Sprintf("memory/%v/%d", eviction, sizeBytes), func(t *testing.T) {
+				mediatest.Run(t, mediatest.Options{WholeBlocks: true}, func(t *testing.T) media.Media {
+					return open(t, memory(t, mediatest.MinBytes+64<<10), cache.Config{SizeBytes: sizeBytes, Eviction: eviction, Seed: 1})
+				})
+			})
+		}
+		t.Run(fmt.Sprintf("file/%v", eviction), func(t *testing.T) {
+			mediatest.Run(t, mediatest.Options{}, func(t *testing.T) media.Media {
+				f, err := media.OpenFile(media.FileConfig{Path: filepath.Join(t.TempDir(), "image"), SizeBytes: mediatest.MinBytes})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return open(t, f, cache.Config{SizeBytes: 128 << 10, Eviction: eviction})
+			})
+		})
+	}
+}
+
+func TestNew_Refused(t *testing.T) {
+	for _, c := range []cache.Config{
+		{SectorBytes: 1024},
+		{SizeBytes: cache.MinSizeBytes - 512},
+		{SizeBytes: cache.MaxSizeBytes + 512},
+		{SizeBytes: cache.MinSizeBytes + 1},
+		{Eviction: 9},
+	} {
+		if _, err := cache.New(memory(t, 1<<20), c); err == nil {
+			t.Errorf("%+v was taken", c)
+		}
+	}
+	if _, err := cache.New(memory(t, 1<<20+512), cache.Config{SectorBytes: 4096}); err == nil {
+		t.Error("a medium that ends in the middle of a sector was taken")
+	}
+}
+
+func put(tb testing.TB, m media.Media, off int64, b byte, n int) {
+	tb.Helper()
+	if _, err := m.WriteAt(bytes.Repeat([]byte{b}, n), off); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// at is the byte of every byte of a sector.
+func at(tb testing.TB, m media.Media, off int64) byte {
+	tb.Helper()
+	p := make([]byte, 512)
+	if _, err := m.ReadAt(p, off); err != nil {
+		tb.Fatal(err)
+	}
+	if !bytes.Equal(p, bytes.Repeat(p[:1], 512)) {
+		tb.Fatalf("sector at %d is torn", off)
+	}
+	return p[0]
+}
+
+func cut(tb testing.TB, c *cache.Cache, o cache.CutOptions) *cache.Report {
+	tb.Helper()
+	r, err := c.Cut(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+func TestCache_WritesWaitForAFlush(t *testing.T) {
+	m := memory(t, 1<<20)
+	c := open(t, m, cache.Config{})
+	put(t, c, 0, 1, 512)
+	put(t, c, 512, 2, 512)
+	if at(t, m, 0) != 0 || at(t, c, 0) != 1 {
+		t.Fatal("a write is durable at once, or cannot be read")
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if at(t, m, 0) != 1 || at(t, m, 512) != 2 {
+		t.Error("a flush left something behind")
+	}
+	put(t, c, 0, 3, 512)
+	if _, err := c.WriteAtFUA(bytes.Repeat([]byte{4}, 512), 512); err != nil {
+		t.Fatal(err)
+	}
+	if at(t, m, 0) != 1 || at(t, m, 512) != 4 {
+		t.Error("write-through did more or less than its own bytes")
+	}
+	if err := c.Discard(512, 512); err != nil {
+		t.Fatal(err)
+	}
+	if at(t, m, 512) != 4 || at(t, c, 512) != 0 {
+		t.Error("a trim is not a write that waits")
+	}
+	r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+	if at(t, c, 0) != 1 || at(t, c, 512) != 4 {
+		t.Error("the cut lost something durable, or kept something that was not")
+	}
+	if r.Sectors.Pending != 2 || r.Sectors.Lost != 2 || r.Verdict.Class != cache.ClassLegal || len(r.Writes) != 2 {
+		t.Errorf("report: %+v", r)
+	}
+	if r.Writes[0].Fate != "lost" || r.Writes[0].Kind != cache.KindWrite || r.Writes[1].Kind != cache.KindTrim {
+		t.Errorf("writes: %+v", r.Writes)
+	}
+	if s := c.Stats(); s.PendingBytes != 0 || s.PendingWrites != 0 || s.Cuts != 1 || s.Flushes != 1 || s.CoveredWrites != 2 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// TestCache_IsBounded writes eight times what the cache holds.
+func TestCache_IsBounded(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom, cache.EvictNone} {
+		t.Run(eviction.String(), func(t *testing.T) {
+			m := memory(t, 8<<20)
+			c := open(t, m, cache.Config{SizeBytes: 128 << 10, Eviction: eviction})
+			for i := range int64(256) {
+				put(t, c, i<<12, byte(i), 4096)
+				if s := c.Stats(); s.PendingBytes > 128<<10 {
+					t.Fatalf("%d bytes pending of at most %d", s.PendingBytes, 128<<10)
+				}
+			}
+			put(t, c, 0, 9, 1<<20) // longer than the cache
+			for i := range int64(256) {
+				if at(t, c, i<<12) != 9 {
+					t.Fatalf("sector %d is not the newest", i*8)
+				}
+			}
+			s := c.Stats()
+			if s.Evictions[cache.EvictionThrough] == 0 || eviction == cache.EvictFIFO && s.Evictions[cache.EvictionRoom] == 0 ||
+				eviction == cache.EvictRandom && s.Evictions[cache.EvictionChance] == 0 {
+				t.Errorf("evictions: %v", s.Evictions)
+			}
+		})
+	}
+}
+
+// TestCache_FIFOKeepsTheNewest: what is durable is a prefix of the writes.
+func TestCache_FIFOKeepsTheNewest(t *testing.T) {
+	m := memory(t, 1<<20)
+	c := open(t, m, cache.Config{SizeBytes: 64 << 10})
+	for i := range int64(200) {
+		put(t, c, i<<9, 7, 512)
+	}
+	for i := range int64(200) {
+		want := byte(0)
+		if i < 200-128 {
+			want = 7
+		}
+		if got := at(t, m, i<<9); got != want {
+			t.Errorf("sector %d: %d is durable, want %d", i, got, want)
+		}
+	}
+}
+
+func TestCache_FailedFlushIsTriedAgain(t *testing.T) {
+	bad := &failing{Media: memory(t, 1<<20)}
+	c := open(t, bad, cache.Config{})
+	put(t, c, 0, 5, 512)
+	bad.write = media.ErrNoSpace
+	for range 2 {
+		if err := c.Flush(); !errors.Is(err, media.ErrNoSpace) {
+			t.Fatalf("flush: %v", err)
+		}
+	}
+	if at(t, c, 0) != 5 {
+		t.Error("the write is gone")
+	}
+	bad.write = nil
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if at(t, bad.Media, 0) != 5 {
+		t.Error("the write is not durable")
+	}
+	bad.flush = media.ErrMedium
+	put(t, c, 0, 6, 512)
+	if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+		t.Errorf("flush: %v, want the medium's error", err)
+	}
+	if s := c.Stats(); s.FailedFlushes != 3 || s.Flushes != 1 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+type failing struct {
+	media.Media
+	write, flush error
+}
+
+func (f *failing) WriteAt(p []byte, off int64) (int, error) {
+	if f.write != nil {
+		return 0, f.write
+	}
+	return f.Media.WriteAt(p, off)
+}
+
+func (f *failing) Flush() error { return errors.Join(f.flush, f.Media.Flush()) }
+
+// TestCut_EndsWhatIsInProgress cuts while a flush waits for the medium.
+func TestCut_EndsWhatIsInProgress(t *testing.T) {
+	slow := hbatest.NewMedia(memory(t, 8<<20), hbatest.MediaConfig{})
+	c := open(t, slow, cache.Config{SizeBytes: 4 << 20})
+	for i := range int64(3) {
+		put(t, c, i<<20, 1, 4096) // three runs, so three writes to the medium
+	}
+	slow.Hold()
+	var group sync.WaitGroup
+	var flushed error
+	group.Go(func() { flushed = c.Flush() })
+	slow.WaitHeld(1)
+	var report *cache.Report
+	var failed error
+	group.Go(func() { report, failed = c.Cut(cache.CutOptions{Policy: cache.PolicyNone}) })
+	for !c.Cutting() {
+		slow.WaitHeld(1) // the cut waits for the one write that has begun
+	}
+	slow.Release()
+	group.Wait()
+	if !errors.Is(flushed, media.ErrPowerLost) {
+		t.Errorf("flush: %v, want ErrPowerLost", flushed)
+	}
+	if failed != nil || report.Sectors.Pending != 16 || report.Sectors.Lost != 16 || report.Verdict.Class != cache.ClassLegal {
+		t.Errorf("cut: %+v, %v", report, failed)
+	}
+	if at(t, c, 0) != 1 || at(t, c, 1<<20) != 0 || at(t, c, 2<<20) != 0 {
+		t.Error("not just the first write is durable")
+	}
+}
+
+func TestCut_Lies(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(c *cache.Cache) error
+		act  cache.Act
+	}{
+		{"flush", func(c *cache.Cache) error {
+			c.LieAboutFlush(true)
+			put(t, c, 0, 1, 4096)
+			return c.Flush()
+		}, cache.ActLyingFlush},
+		{"FUA", func(c *cache.Cache) error {
+			c.IgnoreFUA(true)
+			_, err := c.WriteAtFUA(bytes.Repeat([]byte{1}, 4096), 0)
+			return err
+		}, cache.ActIgnoredFUA},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := open(t, memory(t, 1<<20), cache.Config{})
+			if err := tt.do(c); err != nil {
+				t.Fatal(err)
+			}
+			if h := c.Hostile(); len(h) != 1 || h[0] != tt.act {
+				t.Errorf("hostile: %v", h)
+			}
+			put(t, c, 8192, 1, 512) // promised to nobody
+			r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+			if r.Verdict.Class != cache.ClassHostile || r.Verdict.Acts[tt.act] != 8 || len(r.Verdict.Acts) != 1 {
+				t.Errorf("verdict: %+v", r.Verdict)
+			}
+			if f := r.Verdict.Findings; len(f) != 8 || f[0].Write != 1 || f[7].OffsetBytes != 7*512 {
+				t.Errorf("findings: %+v", f)
+			}
+			if !r.Writes[0].Promised || r.Writes[1].Promised {
+				t.Errorf("writes: %+v", r.Writes)
+			}
+		})
+	}
+}
+
+// TestCut_FindsWhatChangedBelow: a durable sector that is not what it was is told.
+func TestCut_FindsWhatChangedBelow(t *testing.T) {
+	m := memory(t, 1<<20)
+	c := open(t, m, cache.Config{})
+	put(t, c, 4096, 1, 512)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, 4096, 2, 512)
+	r := cut(t, c, cache.CutOptions{})
+	if r.Verdict.Class != cache.ClassHostile || r.Verdict.Acts[cache.ActLostFlushed] != 1 || r.Verdict.Findings[0].OffsetBytes != 4096 {
+		t.Errorf("verdict: %+v", r.Verdict)
+	}
+}
+
+func TestCut_Damage(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{})
+	put(t, c, 0, 1, 4096)
+	r := cut(t, c, cache.CutOptions{Seed: 3, Policy: cache.PolicyAll, Damage: cache.DamageUnreadable})
+	if r.Sectors.Unreadable != 1 || r.Verdict.Class != cache.ClassDamaged || r.Verdict.Acts[cache.ActUnreadable] != 1 {
+		t.Fatalf("report: %+v", r)
+	}
+	bad := r.Verdict.Findings[0].OffsetBytes
+	p := make([]byte, 8192)
+	n, err := c.ReadAt(p, 0)
+	var where *media.Error
+	if !errors.Is(err, media.ErrMedium) || !errors.As(err, &where) || where.OffsetBytes != bad || n != int(bad) {
+		t.Fatalf("read: %d, %v, want a medium error at %d", n, err, bad)
+	}
+	put(t, c, bad, 2, 512)
+	if at(t, c, bad) != 2 {
+		t.Error("a write does not heal the sector")
+	}
+	if r = cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Verdict.Class != cache.ClassLegal {
+		t.Errorf("verdict: %+v", r.Verdict)
+	}
+	if _, err := c.ReadAt(p, 0); !errors.Is(err, media.ErrMedium) {
+		t.Error("a write that was lost healed the sector")
+	}
+	put(t, c, bad, 2, 512)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); at(t, c, bad) != 2 || c.Stats().UnreadableSectors != 0 {
+		t.Error("a durable write does not heal the sector")
+	}
+	put(t, c, 0, 3, 4096)
+	r = cut(t, c, cache.CutOptions{Seed: 1, Policy: cache.PolicyNone, Damage: cache.DamageGarbage, TearBytes: 4096})
+	if r.Sectors.Garbage != 8 || r.Verdict.Class != cache.ClassDamaged {
+		t.Errorf("report: %+v", r)
+	}
+}
+
+// TestCut_TearsASector: with tears shorter than it, a sector of 4096 bytes has
+// parts of both.
+func TestCut_TearsASector(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{SectorBytes: 4096})
+	torn := 0
+	for seed := range uint64(16) {
+		put(t, c, 0, 1, 8192)
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		put(t, c, 0, 2, 8192)
+		r := cut(t, c, cache.CutOptions{Seed: seed, Policy: cache.PolicyAll, TearBytes: 512})
+		if r.Verdict.Acts[cache.ActTornSector] != r.Sectors.Torn || (r.Sectors.Torn > 0) != (r.Verdict.Class == cache.ClassDamaged) {
+			t.Errorf("seed %d: %+v", seed, r)
+		}
+		torn += r.Sectors.Torn
+		for i := range int64(16) {
+			at(t, c, i*512) // pieces of 512 bytes are whole
+		}
+	}
+	if torn == 0 {
+		t.Error("nothing was torn by 16 seeds")
+	}
+}

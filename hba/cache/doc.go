@@ -1,0 +1,55 @@
+// Package cache is a volatile write cache in front of a medium, and the power
+// cut that empties it.
+//
+// A Cache is a media.Media around another, the durable one. A write is done when
+// the cache has it; nothing of it need be on the durable medium yet. What the
+// cache promises is what a correct drive promises, and no more:
+//
+//   - Flush makes durable every write that was done before the flush began,
+//     whoever wrote it.
+//   - WriteAtFUA makes its own bytes durable, and nobody else's.
+//   - Discard and Zero are writes.
+//   - Reads see the newest bytes, durable or not.
+//   - A sector is written whole: after a cut it is what some write to it, or the
+//     durable medium, had.
+//   - Writes to one sector become durable in their order. Writes to different
+//     sectors become durable in any.
+//
+// # State
+//
+// The durable medium, and for each sector that has any a list of pending
+// versions, oldest first. A version belongs to a write; a write has an id, in
+// order of arrival. Versions take room, SizeBytes in all. When there is none,
+// Eviction says which write becomes durable early. That happens within the call
+// that needs the room, never in the background: what is durable then depends on
+// the calls and their order alone, which makes a run repeatable.
+//
+// # Power cuts
+//
+// Cut decides for each pending sector what the durable medium holds from then on
+// (Decide, a pure function of trace and options), puts it there, and forgets
+// everything else. Then it proves what it did: each pending sector must hold
+// something that the recorded promises allow, and sectors that were made durable
+// before must still hold that. See Report.
+//
+// # Legal and hostile
+//
+// All of the above is what a correct drive may do. LieAboutFlush and IgnoreFUA
+// make the drive hostile: it promises and does not keep. The promises are
+// recorded all the same, so that a report names the lie that a lost write was
+// lost by. Damage and tears inside of a sector are neither: a correct drive does
+// not do them, but breaks no promise about other sectors by them. Reports tell
+// the three apart; see Class.
+//
+// # Concurrency
+//
+// Any goroutine. Calls in progress when the power is cut fail with
+// media.ErrPowerLost if they have not ended by then.
+//
+// # Lock order
+//
+// Cache.outMu, then Cache.mu, then whatever the durable medium takes. outMu is held
+// by whoever writes to the durable medium; mu guards the lists and is held for
+// memory copies, and across I/O only where a part of a sector is written, a
+// COMPARE AND WRITE runs, the size changes or the power is cut.
+package cache

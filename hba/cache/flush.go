@@ -1,0 +1,95 @@
+package cache
+
+import "github.com/vhbad/vhbad/hba/media"
+
+// Flush implements media.Media. It covers all writes that were done before it
+// began.
+//
+// Errors: what cannot be made durable stays pending, and the next flush tries
+// again. An error of the durable medium's own flush is told once, and the writes
+// may be gone; see media.Media.
+func (c *Cache) Flush() error {
+	f, err := c.beginFlush()
+	if err != nil || f.lie {
+		return err
+	}
+	err = c.flushOut(&f)
+	if err == nil {
+		err = c.inner.Flush()
+	}
+	return c.outcome("flush", 0, 0, c.endFlush(&f, err))
+}
+
+// A flush is one that is running.
+type flush struct {
+	before  uint64 // it covers writes with smaller ids
+	life    uint64
+	covered int
+	lie     bool
+}
+
+func (c *Cache) beginFlush() (flush, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return flush{}, &media.Error{Op: "flush", Name: c.config.Name, Kind: media.ErrClosed}
+	}
+	f := flush{before: c.store.nextID, life: c.life, lie: c.lieAboutFlush.Load()}
+	for w := c.store.first; w != nil; w = w.after {
+		if w.acknowledged {
+			f.covered++
+		}
+	}
+	if f.lie {
+		c.answeredLocked(&f)
+	}
+	return f, nil
+}
+
+// flushOut makes durable what the flush covers.
+func (c *Cache) flushOut(f *flush) error {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.mu.Lock()
+	if c.life != f.life {
+		c.mu.Unlock()
+		return errNoPower
+	}
+	c.picked = c.picked[:0]
+	for w := c.store.first; w != nil && w.id < f.before; w = w.after {
+		c.pickLocked(w, f.before)
+	}
+	c.mu.Unlock()
+	return c.writeOut(false)
+}
+
+func (c *Cache) endFlush(f *flush, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err != nil:
+		c.record.stats.FailedFlushes++
+		return err
+	case c.life != f.life:
+		return errNoPower
+	}
+	c.answeredLocked(f)
+	return nil
+}
+
+// answeredLocked records the promise that an answered flush is. If the flush was
+// honest, nothing that it covers is pending any more; what is nevertheless gets a
+// mark that Cut finds.
+//
+// +checklocks:c.mu
+func (c *Cache) answeredLocked(f *flush) {
+	for w := c.store.first; w != nil && w.id < f.before; w = w.after {
+		if w.acknowledged && w.promised == promiseNone {
+			w.promised = promiseFlush
+			if f.lie {
+				w.promised = promiseLie
+			}
+		}
+	}
+	c.record.flushed(f, c.config.Now())
+}

@@ -1,0 +1,140 @@
+package cache
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"time"
+)
+
+// An EvictionReason says why a write became durable, or went through, unasked.
+type EvictionReason uint8
+
+// Reasons.
+const (
+	EvictionRoom    EvictionReason = iota // room was needed
+	EvictionChance                        // EvictRandom drew it
+	EvictionThrough                       // it did not fit and went through
+	evictionReasons
+)
+
+// String is room, chance or through.
+func (r EvictionReason) String() string { return [...]string{"room", "chance", "through"}[r] }
+
+// EvictionReasons is how many there are.
+const EvictionReasons = int(evictionReasons)
+
+// CoveredBuckets is how many buckets Stats.FlushCovered has: flushes that
+// covered at most 0, 1, 2, 4 … 2^16 writes, and more.
+const CoveredBuckets = 19
+
+// Stats are a cache's counters, since it was made, and what is pending.
+type Stats struct {
+	PendingBytes, PendingWrites int64
+	OldestPending               time.Time // zero if nothing is pending
+	UnreadableSectors           int64
+	Flushes, FailedFlushes      uint64
+	// FlushCovered counts flushes by the number of writes that they had to make
+	// durable; CoveredWrites is the sum of those.
+	FlushCovered  [CoveredBuckets]uint64
+	CoveredWrites uint64
+	Evictions     [EvictionReasons]uint64
+	Cuts          uint64
+	// CutSectors counts the pending sectors of all cuts.
+	CutSectors [Outcomes]uint64
+}
+
+// CoveredBound is the upper bound of bucket i of Stats.FlushCovered, but for the
+// last, which has none.
+func CoveredBound(i int) uint64 {
+	if i == 0 {
+		return 0
+	}
+	return 1 << (i - 1)
+}
+
+// auditSectors is how many durable sectors are remembered by a hash.
+const auditSectors = 1 << 16
+
+// A FlushRecord is one answered flush.
+type FlushRecord struct {
+	// Number counts flushes from 1.
+	Number uint64 `json:"number"`
+	// Before: it covers the acknowledged writes with smaller ids.
+	Before uint64    `json:"before_write"`
+	Writes int       `json:"writes"`
+	Time   time.Time `json:"time"`
+	Lie    bool      `json:"lie,omitempty"`
+}
+
+// recentFlushes is how many answered flushes a report can tell of.
+const recentFlushes = 16
+
+// A record is what the cache promised, as far as a check needs it, and its
+// counters. It is guarded by Cache.mu.
+//
+// What is pending is in the store, each write with the promise made about it. Of
+// what is durable, the latest auditSectors sectors are remembered by a hash of
+// their bytes.
+type record struct {
+	flushes uint64
+	recent  [recentFlushes]FlushRecord
+	stats   Stats
+
+	seed   maphash.Seed
+	hashes map[int64]uint64
+	ring   []int64 // sectors in hashes, oldest at
+	at     int
+}
+
+func (r *record) durable(sector int64, p []byte) {
+	if r.hashes == nil {
+		r.hashes, r.seed = make(map[int64]uint64), maphash.MakeSeed()
+	}
+	if _, known := r.hashes[sector]; !known {
+		if len(r.ring) < auditSectors {
+			r.ring = append(r.ring, sector)
+		} else {
+			delete(r.hashes, r.ring[r.at])
+			r.ring[r.at] = sector
+			r.at = (r.at + 1) % auditSectors
+		}
+	}
+	r.hashes[sector] = maphash.Bytes(r.seed, p)
+}
+
+// forget drops what is remembered of sectors from first to before end.
+func (r *record) forget(first, end int64) {
+	for sector := range r.hashes {
+		if sector >= first && sector < end {
+			delete(r.hashes, sector)
+		}
+	}
+}
+
+func (r *record) forgetFrom(first int64) { r.forget(first, 1<<62) }
+
+func (r *record) flushed(f *flush, now time.Time) {
+	r.flushes++
+	r.recent[r.flushes%recentFlushes] = FlushRecord{Number: r.flushes, Before: f.before, Writes: f.covered, Time: now, Lie: f.lie}
+	bucket := 0
+	if f.covered > 0 {
+		bucket = min(bits.Len(uint(f.covered-1))+1, CoveredBuckets-1)
+	}
+	r.stats.FlushCovered[bucket]++
+	r.stats.CoveredWrites += uint64(f.covered)
+}
+
+// Stats returns the counters.
+//
+// Concurrency: any goroutine.
+func (c *Cache) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.record.stats
+	s.PendingBytes, s.PendingWrites = int64(c.store.used)<<c.shift, int64(len(c.store.pending))
+	s.UnreadableSectors, s.Flushes = int64(len(c.unreadable)), c.record.flushes
+	if w := c.store.first; w != nil {
+		s.OldestPending = w.at
+	}
+	return s
+}

@@ -1,0 +1,186 @@
+package cache
+
+import (
+	"fmt"
+	"time"
+)
+
+// A Class says what kind of drive would leave such an image behind.
+type Class uint8
+
+// Classes, in order of gravity.
+const (
+	// ClassLegal: a correct drive with a volatile cache.
+	ClassLegal Class = iota
+	// ClassDamaged: one that kept its promises, but harmed the sector that it was
+	// writing. It was asked to, by TearBytes or Damage.
+	ClassDamaged
+	// ClassHostile: one that broke a promise. It was asked to, by LieAboutFlush or
+	// IgnoreFUA, or something below the cache did.
+	ClassHostile
+)
+
+// String is legal, damaged or hostile.
+func (c Class) String() string { return [...]string{"legal", "damaged", "hostile"}[c] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *Class) UnmarshalText(b []byte) error {
+	for i := ClassLegal; i <= ClassHostile; i++ {
+		if i.String() == string(b) {
+			*c = i
+			return nil
+		}
+	}
+	return fmt.Errorf("class %q: want legal, damaged or hostile", b)
+}
+
+// An Act is something that a correct drive would not have done.
+type Act string
+
+// Acts.
+const (
+	ActTornSector  Act = "torn-sector"
+	ActGarbage     Act = "garbage"
+	ActUnreadable  Act = "unreadable"
+	ActLyingFlush  Act = "lying-flush"
+	ActIgnoredFUA  Act = "ignored-fua"
+	ActLostFlushed Act = "lost-flushed" // a durable sector has changed below the cache
+	ActDefect      Act = "defect"       // none of the above explains it: the cache is wrong
+)
+
+// Class is that of an image in which the act shows.
+func (a Act) Class() Class {
+	switch a {
+	case ActTornSector, ActGarbage, ActUnreadable:
+		return ClassDamaged
+	case ActLyingFlush, ActIgnoredFUA, ActLostFlushed, ActDefect:
+	}
+	return ClassHostile
+}
+
+// maxFindings is how many sectors a report names for what is not legal.
+const maxFindings = 64
+
+// maxReportWrites is how many writes a report lists.
+const maxReportWrites = 4096
+
+// A Report says what a power cut did.
+type Report struct {
+	// Time is when the power went off.
+	Time      time.Time `json:"time"`
+	Seed      uint64    `json:"seed"`
+	Policy    Policy    `json:"policy"`
+	TearBytes int       `json:"tear_bytes"`
+	Damage    Damage    `json:"damage"`
+	// SectorBytes is the unit of Sectors.
+	SectorBytes int         `json:"sector_bytes"`
+	Sectors     SectorTally `json:"sectors"`
+	// Verdict is the class of the image, as the check after the cut found it.
+	Verdict Verdict `json:"verdict"`
+	// ImageSHA256 is a digest of the pending sectors' numbers and bytes after the
+	// cut. The same trace and options give the same.
+	ImageSHA256 string `json:"image_sha256"`
+	// Flushes are the last answered ones before the cut, oldest first.
+	Flushes []FlushRecord `json:"flushes"`
+	// Writes are those that were pending, in order of arrival: the latest 4096.
+	Writes        []WriteReport `json:"writes"`
+	WritesOmitted int           `json:"writes_omitted,omitempty"`
+}
+
+// A SectorTally counts the sectors that something was pending for.
+type SectorTally struct {
+	Pending    int `json:"pending"`
+	Kept       int `json:"kept"`
+	Lost       int `json:"lost"`
+	Torn       int `json:"torn"`
+	Garbage    int `json:"garbage"`
+	Unreadable int `json:"unreadable"`
+}
+
+func (t *SectorTally) add(o Outcome) {
+	t.Pending++
+	switch o {
+	case OutcomeKept:
+		t.Kept++
+	case OutcomeLost:
+		t.Lost++
+	case OutcomeTorn:
+		t.Torn++
+	case OutcomeGarbage:
+		t.Garbage++
+	case OutcomeUnreadable:
+		t.Unreadable++
+	case outcomes:
+	}
+}
+
+// A Verdict is what the check after a cut found.
+type Verdict struct {
+	Class Class `json:"class"`
+	// CheckedSectors are the pending ones and those that were durable and
+	// remembered.
+	CheckedSectors int `json:"checked_sectors"`
+	// Acts counts sectors by what a correct drive would not have done to them.
+	Acts map[Act]int `json:"acts,omitempty"`
+	// Findings name the first of them.
+	Findings []Finding `json:"findings,omitempty"`
+}
+
+// A Finding is a sector that a correct drive would not have left so.
+type Finding struct {
+	OffsetBytes int64 `json:"offset_bytes"`
+	Act         Act   `json:"act"`
+	// Write is the one that was promised to be durable there; 0 if none was.
+	Write uint64 `json:"write,omitempty"`
+}
+
+func (v *Verdict) find(off int64, act Act, id uint64) {
+	if v.Acts == nil {
+		v.Acts = make(map[Act]int)
+	}
+	v.Acts[act]++
+	v.Class = max(v.Class, act.Class())
+	if len(v.Findings) < maxFindings {
+		v.Findings = append(v.Findings, Finding{off, act, id})
+	}
+}
+
+// A WriteReport is what became of one write that was pending. Its sectors that
+// had become durable before are not counted.
+type WriteReport struct {
+	ID          uint64 `json:"id"`
+	Kind        Kind   `json:"kind"`
+	OffsetBytes int64  `json:"offset_bytes"`
+	LengthBytes int64  `json:"length_bytes"`
+	FUA         bool   `json:"fua,omitempty"`
+	// Acknowledged: its writer had been told that it is done, or could have been.
+	Acknowledged bool `json:"acknowledged"`
+	// Promised: its writer had been told that it is durable, which was a lie.
+	Promised bool `json:"promised,omitempty"`
+	// Epoch is how many flushes had been answered before it.
+	Epoch     uint64  `json:"epoch"`
+	AgeMillis float64 `json:"age_ms"`
+	Fate      string  `json:"fate"` // kept, lost, torn or overwritten
+	// Sectors of it by what became of them: overwritten ones hold a later write.
+	Kept        int `json:"sectors_kept"`
+	Lost        int `json:"sectors_lost"`
+	Overwritten int `json:"sectors_overwritten"`
+	Damaged     int `json:"sectors_damaged"`
+}
+
+// settle finds the word for the counts.
+func (w *WriteReport) settle() {
+	switch {
+	case w.Damaged > 0 || w.Kept > 0 && w.Lost > 0:
+		w.Fate = "torn"
+	case w.Lost > 0:
+		w.Fate = "lost"
+	case w.Kept > 0:
+		w.Fate = "kept"
+	default:
+		w.Fate = "overwritten"
+	}
+}

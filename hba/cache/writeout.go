@@ -1,0 +1,244 @@
+package cache
+
+import (
+	"cmp"
+	"slices"
+)
+
+// A pick is a version to be made durable.
+type pick struct {
+	sector int64
+	index  int32
+	kind   Kind
+}
+
+// bufferBytes is the longest write to the durable medium.
+const bufferBytes = 1 << 20
+
+// pickLocked adds to picked, for each sector of w, its version if no newer one
+// is older than write before.
+//
+// +checklocks:c.outMu
+// +checklocks:c.mu
+func (c *Cache) pickLocked(w *write, before uint64) {
+	s := &c.store
+	for i := w.oldest; i != none; i = s.versions[i].next {
+		v := &s.versions[i]
+		if v.newer == none || s.versions[v.newer].write.id >= before {
+			c.picked = append(c.picked, pick{v.sector, i, v.kind})
+		}
+	}
+}
+
+// writeOut makes the picked versions durable, in order of their sectors, and
+// lets them and all older ones of their sectors go. It gives up with errNoPower
+// when the power is about to be cut; what it has done by then is done.
+//
+// No version goes while outMu is held but here and in Cut, so picks stay valid.
+//
+// +checklocks:c.outMu
+func (c *Cache) writeOut(through bool) error {
+	slices.SortFunc(c.picked, func(a, b pick) int { return cmp.Compare(a.sector, b.sector) })
+	if c.buffer == nil {
+		c.buffer = make([]byte, bufferBytes)
+	}
+	for rest := c.picked; len(rest) > 0; {
+		if c.cutting.Load() != 0 {
+			return errNoPower
+		}
+		run := 1
+		for run < len(rest) && rest[run].sector == rest[0].sector+int64(run) && rest[run].kind == rest[0].kind &&
+			(run+1)<<c.shift <= bufferBytes {
+			run++
+		}
+		if err := c.writeRun(rest[:run], through); err != nil {
+			return err
+		}
+		rest = rest[run:]
+	}
+	return nil
+}
+
+// writeRun makes picks of one kind durable whose sectors follow each other.
+//
+// +checklocks:c.outMu
+func (c *Cache) writeRun(run []pick, through bool) error {
+	off, n := run[0].sector<<c.shift, int64(len(run))<<c.shift
+	p := c.buffer[:n]
+	if run[0].kind == KindWrite {
+		c.mu.Lock()
+		for i := range run {
+			copy(p[i<<c.shift:], c.store.data(run[i].index))
+		}
+		c.mu.Unlock()
+	}
+	if err := c.store1(run[0].kind, p, off, n, through); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range run {
+		c.store.retire(run[i].index)
+		c.durableLocked(run[i].sector, run[i].kind, p[i<<c.shift:])
+	}
+	c.settleLocked()
+	return nil
+}
+
+// store1 changes the durable medium once.
+//
+// +checklocks:c.outMu
+func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
+	var err error
+	switch kind {
+	case KindWrite:
+		if through && c.can.FUA != nil {
+			_, err = c.can.FUA.WriteAtFUA(p, off)
+			return err
+		}
+		_, err = c.inner.WriteAt(p, off)
+	case KindTrim:
+		err = c.can.Discard.Discard(off, n)
+	case KindZero, KindAllocate:
+		err = c.can.Zero.Zero(off, n, kind == KindAllocate)
+	}
+	if err == nil && through {
+		err = c.inner.Flush()
+	}
+	return err
+}
+
+// durableLocked notes that a sector is durable now, and whole.
+//
+// +checklocks:c.mu
+func (c *Cache) durableLocked(sector int64, kind Kind, p []byte) {
+	if kind != KindWrite {
+		p = zeros[:]
+	}
+	c.record.durable(sector, p[:1<<c.shift])
+	if len(c.unreadable) > 0 {
+		delete(c.unreadable, sector)
+	}
+}
+
+var zeros [4096]byte
+
+// evictOut makes one pending write durable, by the policy.
+//
+// +checklocks:c.outMu
+func (c *Cache) evictOut(life uint64, reason EvictionReason) error {
+	c.mu.Lock()
+	if c.life != life || c.cutting.Load() != 0 {
+		c.mu.Unlock()
+		return errNoPower
+	}
+	w := c.store.first
+	if w == nil {
+		c.mu.Unlock()
+		return nil
+	}
+	if c.config.Eviction == EvictRandom {
+		w = c.store.pending[below(c.random.Uint64(), len(c.store.pending))]
+	}
+	c.picked = c.picked[:0]
+	for i := w.oldest; i != none; i = c.store.versions[i].next {
+		c.picked = append(c.picked, pick{c.store.versions[i].sector, i, c.store.versions[i].kind})
+	}
+	c.record.stats.Evictions[reason]++
+	c.mu.Unlock()
+	return c.writeOut(false)
+}
+
+// forceOut makes write id of so many sectors durable, through whatever caches the
+// durable medium has.
+//
+// +checklocks:c.outMu
+func (c *Cache) forceOut(id, life uint64, sectors int64) error {
+	c.mu.Lock()
+	if c.life != life {
+		c.mu.Unlock()
+		return errNoPower
+	}
+	c.picked = c.picked[:0]
+	// It is one of the newest.
+	for w := c.store.last; w != nil && w.id >= id; w = w.before {
+		if w.id == id {
+			for i := w.oldest; i != none; i = c.store.versions[i].next {
+				c.picked = append(c.picked, pick{c.store.versions[i].sector, i, c.store.versions[i].kind})
+			}
+		}
+	}
+	c.mu.Unlock()
+	gone := int64(len(c.picked)) < sectors
+	if err := c.writeOut(true); err != nil {
+		return err
+	}
+	if gone { // somebody else wrote a part of it out, not through those caches
+		return c.inner.Flush()
+	}
+	return nil
+}
+
+// throughOut writes x to the durable medium. Pending versions of its sectors that
+// are older go with it.
+//
+// +checklocks:c.outMu
+func (c *Cache) throughOut(x *change, life uint64) error {
+	c.mu.Lock()
+	if c.life != life {
+		c.mu.Unlock()
+		return c.powerLost(x.op(), x.off, x.n)
+	}
+	id := c.store.takeID()
+	c.record.stats.Evictions[EvictionThrough]++
+	c.mu.Unlock()
+	through := x.fua && !c.ignoreFUA.Load()
+	for done := int64(0); done < x.n; {
+		if c.cutting.Load() != 0 {
+			return c.powerLost(x.op(), x.off+done, x.n-done)
+		}
+		part := change{kind: x.kind, off: x.off + done, n: x.n - done}
+		if x.kind == KindWrite {
+			part.n = min(part.n, bufferBytes)
+			part.p = x.p[done : done+part.n]
+		}
+		if err := c.store1(part.kind, part.p, part.off, part.n, through); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.tookLocked(&part, id)
+		c.mu.Unlock()
+		done += part.n
+	}
+	return nil
+}
+
+// tookLocked lets go what was pending for the sectors of x, which as write id
+// is on the durable medium.
+//
+// +checklocks:c.mu
+func (c *Cache) tookLocked(x *change, id uint64) {
+	s := &c.store
+	first, end := x.off>>c.shift, (x.off+x.n)>>c.shift
+	if x.kind != KindWrite { // which may be all of a large medium
+		for sector, found := s.nextPending(first, end); sector < end; sector, found = s.nextPending(sector, end) {
+			if found {
+				s.retireBefore(sector, id)
+				sector++
+			}
+		}
+		c.record.forget(first, end)
+		for sector := range c.unreadable {
+			if sector >= first && sector < end {
+				delete(c.unreadable, sector)
+			}
+		}
+		c.settleLocked()
+		return
+	}
+	for sector := first; sector < end; sector++ {
+		s.retireBefore(sector, id)
+		c.durableLocked(sector, x.kind, x.p[(sector-first)<<c.shift:])
+	}
+	c.settleLocked()
+}
