@@ -19,7 +19,9 @@ import (
 // one: no engine is needed to see that each is known and has arguments.
 //
 // Source: the Dockerfile reference.
-var instructions = []string{"FROM", "WORKDIR", "COPY", "RUN", "ARG", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+var instructions = []string{
+	"FROM", "WORKDIR", "COPY", "RUN", "ARG", "LABEL", "ENV", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD",
+}
 
 // recipe reads the Dockerfile: instructions and their arguments.
 func recipe(t *testing.T) [][2]string {
@@ -65,9 +67,13 @@ func TestImage(t *testing.T) {
 	if user := last(t, lines, "USER"); user != "65532:65532" {
 		t.Errorf("user %s: want 65532:65532, by number, for the image has no /etc/passwd", user)
 	}
-	var entry, command []string
-	for name, into := range map[string]*[]string{"ENTRYPOINT": &entry, "CMD": &command} {
-		if err := json.Unmarshal([]byte(last(t, lines, name)), into); err != nil {
+	var entry, command, health []string
+	for name, into := range map[string]*[]string{"ENTRYPOINT": &entry, "CMD": &command, "HEALTHCHECK": &health} {
+		args := last(t, lines, name)
+		if _, after, ok := strings.Cut(args, " CMD "); ok {
+			args = after // HEALTHCHECK has options before
+		}
+		if err := json.Unmarshal([]byte(args), into); err != nil {
 			t.Fatalf("%s: want a JSON list, the image has no shell: %v", name, err)
 		}
 	}
@@ -100,18 +106,38 @@ func TestImage(t *testing.T) {
 	if err := os.WriteFile(to, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for _, l := range lines { // the folders that belong to the user
+		args := strings.Fields(l[1])
+		if l[0] != "COPY" || !slices.Contains(args, "--chown=65532:65532") {
+			continue
+		}
+		folder := filepath.Join(image, args[len(args)-1])
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if os.Getuid() != 0 {
+			continue
+		}
+		if err := os.Chown(folder, 65532, 65532); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for i, a := range command { // the host's ports may be in use
 		command[i] = strings.NewReplacer("tcp://:10809", "tcp://127.0.0.1:0", "=:9810", "=127.0.0.1:0").Replace(a)
 	}
-	cmd := &exec.Cmd{Path: entry[0], Args: append(entry, command...), Dir: "/", Env: []string{}, Stderr: os.Stderr}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: image}
-	if os.Getuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65532, Gid: 65532}
-	} else {
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 65532, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 65532, HostID: os.Getgid(), Size: 1}}
+	in := func(args ...string) *exec.Cmd {
+		cmd := &exec.Cmd{Path: args[0], Args: args, Dir: "/", Env: strings.Fields(last(t, lines, "ENV")), Stderr: os.Stderr}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: image}
+		if os.Getuid() == 0 {
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65532, Gid: 65532}
+		} else {
+			cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 65532, HostID: os.Getuid(), Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 65532, HostID: os.Getgid(), Size: 1}}
+		}
+		return cmd
 	}
+	cmd := in(append(entry, command...)...)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -123,10 +149,16 @@ func TestImage(t *testing.T) {
 	if err != nil || !strings.HasPrefix(ready, "ready tcp://127.0.0.1:") {
 		t.Errorf("first line %q, %v", ready, err)
 	}
+	if out, err := in(health...).Output(); err != nil || !strings.Contains(string(out), "disk0") {
+		t.Errorf("health: %q, %v", out, err)
+	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%s: %v", cmd, err)
+	}
+	if err := in(health...).Run(); err == nil {
+		t.Error("healthy, but there is no daemon")
 	}
 }

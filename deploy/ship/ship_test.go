@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,27 +66,35 @@ func asRoot(cmd *exec.Cmd) *exec.Cmd {
 
 // files are what both packages have, and the mode of each.
 var files = map[string]string{
-	"/etc/vhbad/vhbad.yaml":                           "-rw-r--r--",
-	"/usr/bin/vhbad":                                  "-rwxr-xr-x",
-	"/usr/lib/systemd/system/vhbad-admin.socket":      "-rw-r--r--",
-	"/usr/lib/systemd/system/vhbad-attach@.service":   "-rw-r--r--",
-	"/usr/lib/systemd/system/vhbad.service":           "-rw-r--r--",
-	"/usr/lib/systemd/system/vhbad.socket":            "-rw-r--r--",
-	"/usr/lib/sysusers.d/vhbad.conf":                  "-rw-r--r--",
-	"/usr/lib/udev/rules.d/60-vhbad.rules":            "-rw-r--r--",
-	"/usr/share/bash-completion/completions/vhbad":    "-rw-r--r--",
-	"/usr/share/doc/vhbad/README.md":                  "-rw-r--r--",
-	"/usr/share/doc/vhbad/copyright":                  "-rw-r--r--",
-	"/usr/share/doc/vhbad/examples/nbd.conf":          "-rw-r--r--",
-	"/usr/share/fish/vendor_completions.d/vhbad.fish": "-rw-r--r--",
-	"/usr/share/man/man1/vhbad-attach.1.gz":           "-rw-r--r--",
-	"/usr/share/man/man1/vhbad-config-check.1.gz":     "-rw-r--r--",
-	"/usr/share/man/man1/vhbad-serve.1.gz":            "-rw-r--r--",
-	"/usr/share/man/man1/vhbad.1.gz":                  "-rw-r--r--",
+	"/etc/vhbad/vhbad.yaml":                             "-rw-r--r--",
+	"/usr/bin/vhbad":                                    "-rwxr-xr-x",
+	"/usr/lib/systemd/system/vhbad-admin.socket":        "-rw-r--r--",
+	"/usr/lib/systemd/system/vhbad-attach@.service":     "-rw-r--r--",
+	"/usr/lib/systemd/system/vhbad.service":             "-rw-r--r--",
+	"/usr/lib/systemd/system/vhbad.socket":              "-rw-r--r--",
+	"/usr/lib/sysusers.d/vhbad.conf":                    "-rw-r--r--",
+	"/usr/lib/udev/rules.d/60-vhbad.rules":              "-rw-r--r--",
+	"/usr/share/bash-completion/completions/vhbad":      "-rw-r--r--",
+	"/usr/share/doc/vhbad/README.md":                    "-rw-r--r--",
+	"/usr/share/doc/vhbad/copyright":                    "-rw-r--r--",
+	"/usr/share/doc/vhbad/deploy/prometheus/alerts.yml": "-rw-r--r--",
+	"/usr/share/doc/vhbad/examples/nbd.conf":            "-rw-r--r--",
+	"/usr/share/fish/vendor_completions.d/vhbad.fish":   "-rw-r--r--",
+	"/usr/share/man/man1/vhbad-attach.1.gz":             "-rw-r--r--",
+	"/usr/share/man/man1/vhbad-config-check.1.gz":       "-rw-r--r--",
+	"/usr/share/man/man1/vhbad-serve.1.gz":              "-rw-r--r--",
+	"/usr/share/man/man1/vhbad.1.gz":                    "-rw-r--r--",
 }
 
-// checkList compares a package's list, "MODE … PATH" in each line, with files. Other
-// manual pages and the shells' folders for zsh may be there too.
+// more are patterns of files that may be there too.
+var more = []string{
+	"/usr/share/man/man1/*.1.gz",
+	"/usr/share/doc/vhbad/docs/*.md", "/usr/share/doc/vhbad/docs/*.svg", "/usr/share/doc/vhbad/docs/adr/*.md",
+	"/usr/share/doc/vhbad/deploy/prometheus/*.yml", "/usr/share/doc/vhbad/deploy/grafana/*.json",
+}
+
+// checkList compares a package's list, "MODE … PATH" in each line, with files, more
+// and the completions for zsh.
 func checkList(t *testing.T, list, zsh string) {
 	t.Helper()
 	got := map[string]string{}
@@ -108,7 +117,11 @@ func checkList(t *testing.T, list, zsh string) {
 		t.Errorf("no %s", zsh)
 	}
 	for path := range got {
-		if files[path] == "" && path != zsh && filepath.Dir(path) != "/usr/share/man/man1" {
+		known := slices.ContainsFunc(more, func(pattern string) bool {
+			ok, err := filepath.Match(pattern, path)
+			return ok && err == nil
+		})
+		if files[path] == "" && path != zsh && !known {
 			t.Errorf("%s is in the package, and nobody wants it there", path)
 		}
 	}
@@ -198,6 +211,40 @@ func TestDeb_Install(t *testing.T) {
 	}
 	if b, err := os.ReadFile(image); string(b) != "precious" {
 		t.Errorf("after purge, the image: %q, %v; want it untouched", b, err)
+	}
+}
+
+// TestRPM_Install installs the package under a folder, without its scripts, which
+// would need a shell there, and erases it.
+func TestRPM_Install(t *testing.T) {
+	to := t.TempDir()
+	rpm := func(args ...string) {
+		t.Helper()
+		outputOf(t, asRoot(exec.Command("rpm", append([]string{"--root=" + to, "--noscripts", "--nodeps", "--nosignature"}, args...)...)))
+	}
+	rpm("--install", dist(t, "*.rpm"))
+	config := filepath.Join(to, "etc/vhbad/vhbad.yaml")
+	if got := output(t, filepath.Join(to, "usr/bin/vhbad"), "config", "check", config); !strings.Contains(got, `good: disks ["disk0"]`) {
+		t.Errorf("configuration of the package: %q", got)
+	}
+	if err := os.WriteFile(config, []byte("# mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	rpm("--erase", "vhbad")
+	for path := range files {
+		if _, err := os.Lstat(filepath.Join(to, path)); err == nil {
+			t.Errorf("after erase, %s is there", path)
+		}
+	}
+	if b, err := os.ReadFile(config + ".rpmsave"); string(b) != "# mine\n" {
+		t.Errorf("the configuration that was changed: %q, %v; want it kept", b, err)
+	}
+}
+
+// TestScripts has the shell read what package managers run.
+func TestScripts(t *testing.T) {
+	for _, name := range []string{"postinst", "prerm", "postrm"} {
+		output(t, "sh", "-n", filepath.Join(root, "deploy/package", name))
 	}
 }
 

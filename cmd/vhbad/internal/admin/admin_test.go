@@ -53,6 +53,34 @@ func TestListenUnix_ModeAndCleanup(t *testing.T) {
 	}
 }
 
+// TestListenUnix_Umask: whatever the umask, a socket ends with the mode that was
+// asked for, and begins with no permission beyond it.
+func TestListenUnix_Umask(t *testing.T) {
+	before := unix.Umask(0) // of the whole process: this test runs beside no other
+	defer unix.Umask(before)
+	for _, mask := range []int{0, 0o022, 0o077, 0o777} {
+		for _, perm := range []fs.FileMode{0o600, 0o660, 0o666} {
+			unix.Umask(0) // the folder is the test's
+			path := filepath.Join(t.TempDir(), "x.sock")
+			unix.Umask(mask)
+			l, err := UnixSocket{Path: path, Perm: perm, UID: -1, GID: -1}.bind(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fi, err := os.Stat(path); err != nil || fi.Mode().Perm()&^perm != 0 {
+				t.Errorf("umask %04o: begins with %v, %v; want nothing beyond %v", mask, fi.Mode(), err, perm)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			listen(t, path, perm)
+			if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != perm {
+				t.Errorf("umask %04o: mode %v, %v; want %v", mask, fi.Mode(), err, perm)
+			}
+		}
+	}
+}
+
 func TestListenUnix_Live(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
 	listen(t, path, 0)

@@ -122,8 +122,20 @@ func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error)
 	if err := removeStale(ctx, s.Path); err != nil {
 		return nil, err
 	}
-	perm, chown := s.Perm, s.UID >= 0 || s.GID >= 0
-	if chown {
+	l, err := s.bind(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Shape(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// bind makes the socket with no permission that Shape would not give it.
+func (s UnixSocket) bind(ctx context.Context) (*net.UnixListener, error) {
+	perm := s.Perm
+	if s.UID >= 0 || s.GID >= 0 {
 		perm = 0o600 // nobody else before it has its owner
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -131,8 +143,8 @@ func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error)
 			return nil
 		}
 		var err error
-		// bind(2) gives the file the mode of the socket, so there is no moment at
-		// which others could connect.
+		// bind(2) gives the file the mode of the socket less the umask, so there is
+		// no moment at which others could connect.
 		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(perm)) }); cerr != nil {
 			return cerr
 		}
@@ -141,11 +153,6 @@ func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error)
 	l, err := lc.Listen(ctx, "unix", s.Path)
 	if err != nil {
 		return nil, plain(err)
-	}
-	if chown {
-		if err := s.Shape(); err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
 	}
 	return l.(*net.UnixListener), nil
 }
