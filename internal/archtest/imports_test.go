@@ -120,6 +120,7 @@ var layers = []layer{
 	},
 	{
 		folder: "deploy",
+		tests:  []string{sys},
 		reason: "what tests files and packages looks at them, and at the program, from outside",
 	},
 	{
