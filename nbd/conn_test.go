@@ -2,6 +2,9 @@ package nbd
 
 import (
 	"bytes"
+	"errors"
+	"net"
+	"os"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -101,5 +104,36 @@ func TestOpCounters_Load(t *testing.T) {
 	c.load(&s)
 	if s.Errors > s.Requests || s.InFlight != 0 {
 		t.Errorf("%d errors among %d requests, %d in flight", s.Errors, s.Requests, s.InFlight)
+	}
+}
+
+// expired is a stream that finds its deadline gone by.
+type expired struct{ stream }
+
+func (expired) read(_, _ []byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
+// TestLastOrders_Trim: being asked to give memory back does not end last orders
+// before the client has had its time.
+func TestLastOrders_Trim(t *testing.T) {
+	arena, err := dma.NewArena(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newBareConn(arena)
+	ours, theirs := net.Pipe()
+	defer func() { _ = errors.Join(ours.Close(), theirs.Close()) }()
+	c.nc, c.stream, c.rxBytes = ours, expired{}, minBlockBytes
+	c.rx = c.allocate(minBlockBytes)
+	c.poke(wishDrain)
+	c.poke(wishTrim)
+	if reason, stop := c.fill(); stop {
+		t.Fatalf("asked to trim as well: orders end with %v", reason)
+	}
+	if reason, stop := c.fill(); !stop || reason != CloseShutdown {
+		t.Errorf("after the silence: %v, %v; want %v", reason, stop, CloseShutdown)
+	}
+	c.abandon()
+	if err := arena.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -43,6 +43,9 @@ const (
 	maxGatherPenalty = 1 << 14
 )
 
+// newGatherer begins with a rest: many connections are short.
+func newGatherer() gatherer { return gatherer{rest: minGatherPenalty} }
+
 // pause is called before a read that is to bring new requests. It waits if that
 // is likely to pay.
 func (g *gatherer) pause() {

@@ -19,9 +19,9 @@ func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
 
 // A client with one request in flight is waited for less and less often.
 func TestGatherer_Shallow(t *testing.T) {
-	var g gatherer
-	got := g.tries(1000, 1, 4096)
-	want := []int{0, 33, 98, 227, 484, 997}
+	g := newGatherer()
+	got := g.tries(1200, 1, 4096)
+	want := []int{32, 65, 130, 259, 516, 1029}
 	if len(got) != len(want) {
 		t.Fatalf("pauses before reads %v, want %v", got, want)
 	}

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,101 +32,104 @@ const (
 )
 
 // An attack is what hostile clients do. The connections it returns stay open until
-// the bystander has been looked at.
+// the bystander has been looked at. An error is what should not happen to them.
 type attack struct {
 	name string
-	run  func(t testing.TB, s *testServer) []net.Conn
+	run  func(v *victim) ([]net.Conn, error)
 	// dataless are attacks that do not get into transmission: no memory for data
 	// is theirs.
 	dataless bool
+}
+
+// A victim is where a server is.
+type victim struct {
+	path string      // of its unix socket
+	tls  *tls.Config // for clients
+}
+
+// victim is where s is, which has been dialled.
+func (s *testServer) victim(a *nbdtest.Authority) *victim {
+	return &victim{path: s.listener.Addr().String(), tls: a.ClientConfig(false)}
+}
+
+// knock connects without the harness's clean-up, of which thousands would pile up.
+func (v *victim) knock() net.Conn {
+	nc, err := connect("unix", v.path)
+	if err == nil {
+		err = nc.SetDeadline(time.Now().Add(deadline))
+	}
+	if err != nil {
+		panic(err) // no attack can go on from here
+	}
+	return nc
 }
 
 // into is the shortest way into transmission.
 func into() []byte { return hx(fixedNoZer, opt, "00000007", "00000006", "00000000", "0000") }
 
 // crowd makes n connections that each send input and then nothing.
-func crowd(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
-	return func(_ testing.TB, s *testServer) []net.Conn {
+func crowd(n int, input []byte) func(v *victim) ([]net.Conn, error) {
+	return func(v *victim) ([]net.Conn, error) {
 		conns := make([]net.Conn, n)
 		for i := range conns {
-			conns[i] = s.knock()
+			conns[i] = v.knock()
 			// The server may have hung up in the middle, as it should.
 			_, _ = conns[i].Write(input)
 		}
-		return conns
+		return conns, nil
 	}
-}
-
-// knock connects without the harness's clean-up, of which thousands would pile up.
-func (s *testServer) knock() net.Conn {
-	nc, err := connect("unix", s.listener.Addr().String())
-	if err == nil {
-		err = nc.SetDeadline(time.Now().Add(deadline))
-	}
-	if err != nil {
-		panic(err) // Fatal is not for goroutines
-	}
-	return nc
 }
 
 // bytewise sends input one byte to a write.
-func bytewise(input []byte) func(t testing.TB, s *testServer) []net.Conn {
-	return func(t testing.TB, s *testServer) []net.Conn {
-		var conns []net.Conn
+func bytewise(input []byte) func(v *victim) ([]net.Conn, error) {
+	return func(v *victim) (conns []net.Conn, err error) {
 		for range 20 {
-			conns = append(conns, s.knock())
+			conns = append(conns, v.knock())
 		}
 		for i := range input {
 			for _, c := range conns {
 				if _, err := c.Write(input[i : i+1]); err != nil {
-					t.Fatalf("byte %d: %v", i, err)
+					return conns, fmt.Errorf("byte %d: %w", i, err)
 				}
 			}
 		}
-		return conns
-	}
-}
-
-// skipBytes reads n bytes.
-func skipBytes(t testing.TB, nc net.Conn, n int) {
-	if _, err := io.CopyN(io.Discard, nc, int64(n)); err != nil {
-		t.Error(err)
+		return conns, nil
 	}
 }
 
 // churn has clients come, read something, and go.
-func churn(t testing.TB, s *testServer) []net.Conn {
+func churn(v *victim) ([]net.Conn, error) {
 	var wg sync.WaitGroup
-	for range 8 {
+	var errs [8]error
+	for i := range errs {
 		wg.Go(func() {
 			for range 60 {
-				nc := s.knock()
+				nc := v.knock()
 				c, err := nbdtest.NewClient(nc, "disk0")
 				if err == nil {
 					_, err = c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Length: 4096})
 				}
-				if err = errors.Join(err, nc.Close()); err != nil {
-					t.Error(err)
+				if errs[i] = errors.Join(err, nc.Close()); errs[i] != nil {
 					return
 				}
 			}
 		})
 	}
 	wg.Wait()
-	return nil
+	return nil, errors.Join(errs[:]...)
 }
 
 // probes makes connections that go away again.
-func probes(n int, input []byte) func(t testing.TB, s *testServer) []net.Conn {
-	return func(t testing.TB, s *testServer) []net.Conn {
+func probes(n int, input []byte) func(v *victim) ([]net.Conn, error) {
+	return func(v *victim) ([]net.Conn, error) {
 		for range n {
-			c := s.knock()
+			c := v.knock()
 			_, _ = c.Write(input) // the server may have hung up
 			if err := c.Close(); err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 		}
-		return nil
+		return nil, nil
 	}
 }
 
@@ -175,14 +179,12 @@ func attacks() []attack {
 		{name: "10,000 probes", run: probes(10_000, nil), dataless: true},
 		{name: "1,000 handshakes broken off", run: probes(1000, into()[:20]), dataless: true},
 		{name: "1,000 clients that vanish", run: probes(1000, append(into(), request("0000", "0000", start, "00001000")...))},
-		{name: "half-closed", run: func(t testing.TB, s *testServer) []net.Conn {
-			conns := crowd(60, append(into(), request("0000", "0000", start, "00001000")...))(t, s)
+		{name: "half-closed", run: func(v *victim) ([]net.Conn, error) {
+			conns, err := crowd(60, append(into(), request("0000", "0000", start, "00001000")...))(v)
 			for _, c := range conns {
-				if err := c.(*net.UnixConn).CloseWrite(); err != nil {
-					t.Fatal(err)
-				}
+				err = errors.Join(err, c.(*net.UnixConn).CloseWrite())
 			}
-			return conns
+			return conns, err
 		}},
 	}
 }
@@ -235,10 +237,18 @@ func (b *bystander) steps(n int) error {
 
 // hostileServer is one with little memory and room for many.
 func hostileServer(t testing.TB, a *nbdtest.Authority) *testServer {
-	s := newServerOf(t, nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000}, hostileArenaBytes,
-		nbd.Export{Name: "disk0", Device: nbdtest.NewMemory(1 << 20)}, nbd.Export{Name: "fragments", Device: fragments{}, Hidden: true})
+	s := newServerOf(t, hostileLimits(), hostileArenaBytes, hostileExports()...)
 	s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
 	return s
+}
+
+func hostileLimits() nbd.Limits { return nbd.Limits{MaxPayloadBytes: 1 << 20, MaxConnections: 1000} }
+
+func hostileExports() []nbd.Export {
+	return []nbd.Export{
+		{Name: "disk0", Device: nbdtest.NewMemory(1 << 20)},
+		{Name: "fragments", Device: fragments{}, Hidden: true},
+	}
 }
 
 // fragments is a device whose every other block of 512 bytes is a hole: 512 MiB
@@ -272,7 +282,7 @@ func (fragments) Close() {}
 // what they make the server use has a bound, and it is all given back.
 func TestHostile(t *testing.T) {
 	authority := nbdtest.NewAuthority(t)
-	for _, a := range append(attacks(), tlsAttacks(authority)...) {
+	for _, a := range slices.Concat(attacks(), tlsAttacks()) {
 		t.Run(a.name, func(t *testing.T) {
 			s := hostileServer(t, authority)
 			seed := rand.Uint64()
@@ -295,12 +305,12 @@ func TestHostile(t *testing.T) {
 					}
 				}
 			})
-			conns := a.run(t, s)
+			conns, err := a.run(s.victim(authority))
 			// Those that came before go on, and a newcomer gets in.
 			fresh := newBystander(s.client("unix"), seed+1)
 			close(stop)
 			wg.Wait()
-			if err := errors.Join(during, old.steps(20)); err != nil {
+			if err := errors.Join(err, during, old.steps(20)); err != nil {
 				t.Fatal(err)
 			}
 			copy(fresh.model, old.model)
@@ -338,68 +348,6 @@ func heapBytes() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkBystander is how long a good client waits for 4 KiB beside an attack that
-// lasts (pace=held), and beside one that begins anew as fast as the attackers, who
-// share the process and its processors, can (pace=nonstop).
-func BenchmarkBystander(b *testing.B) {
-	authority := nbdtest.NewAuthority(b)
-	none := attack{name: "none", run: func(testing.TB, *testServer) []net.Conn { return nil }}
-	for _, pace := range []string{"held", "nonstop"} {
-		for _, a := range slices.Concat([]attack{none}, attacks(), tlsAttacks(authority)) {
-			b.Run("pace="+pace+"/attack="+a.name, func(b *testing.B) {
-				s := hostileServer(b, authority)
-				good := newBystander(s.client("unix"), 1)
-				if err := good.steps(100); err != nil {
-					b.Fatal(err)
-				}
-				good.took = good.took[:0]
-				halt := a.goOn(b, s, pace == "nonstop" && a.name != "none")
-				for b.Loop() {
-					if err := good.step(); err != nil {
-						b.Fatal(err)
-					}
-				}
-				halt()
-				slices.Sort(good.took)
-				b.ReportMetric(float64(good.took[len(good.took)*99/100].Microseconds()), "p99-us")
-				if err := good.c.Close(); err != nil && !errors.Is(err, io.EOF) {
-					b.Fatal(err)
-				}
-			})
-		}
-	}
-}
-
-// goOn attacks s until halt: once, with connections that stay, or over and over.
-func (a attack) goOn(b *testing.B, s *testServer, nonstop bool) (halt func()) {
-	closeAll := func(conns []net.Conn) {
-		for _, c := range conns {
-			_ = c.Close() // the server may have been first
-		}
-	}
-	conns := a.run(b, s)
-	if !nonstop {
-		return func() { closeAll(conns) }
-	}
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			closeAll(conns)
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			conns = a.run(b, s)
-		}
-	})
-	return func() {
-		close(stop)
-		wg.Wait()
-	}
-}
-
 // TestHostile_SilentToTheLimit: clients that connect and say nothing, or stop in the
 // middle of an option, are thrown out when their time is up, without the client's
 // help, and nothing of them is left.
@@ -413,10 +361,14 @@ func TestHostile_SilentToTheLimit(t *testing.T) {
 			good = newBystander(c, 1)
 		}
 	}
+	v := &victim{path: s.listener.Addr().String()}
 	for _, input := range [][]byte{nil, hx(fixedNoZer), into()[:25]} {
 		goroutines := runtime.NumGoroutine()
 		before := late(s.Snapshot())
-		conns := crowd(300, input)(t, s)
+		conns, err := crowd(300, input)(v)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := good.steps(100); err != nil {
 			t.Fatal(err)
 		}

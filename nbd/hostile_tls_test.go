@@ -3,14 +3,12 @@ package nbd_test
 import (
 	"bytes"
 	"crypto/tls"
+	"io"
 	"net"
-	"testing"
-
-	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
 // tlsAttacks are those on the way into TLS and out of it.
-func tlsAttacks(a *nbdtest.Authority) []attack {
+func tlsAttacks() []attack {
 	upgrade := append(hx(fixedNoZer), option(startTLS, nil)...)
 	behind := func(b []byte) []byte { return append(bytes.Clone(upgrade), b...) }
 	long := bytes.Repeat(hx(reqMagic, "0000", "0000", cookie, "0000000000000000", "00010000"), 300)
@@ -23,25 +21,25 @@ func tlsAttacks(a *nbdtest.Authority) []attack {
 		{name: "empty TLS records", run: crowd(20, behind(bytes.Repeat(hx("16", "0303", "0000"), 3000))), dataless: true},
 		{name: "STARTTLS over and over", run: crowd(20, behind(bytes.Repeat(option(startTLS, nil), 1000))), dataless: true},
 		{name: "STARTTLS with data", run: crowd(20, append(hx(fixedNoZer), bytes.Repeat(option(startTLS, make([]byte, 9)), 1000)...)), dataless: true},
-		{name: "plain text within TLS", run: overTLS(a, 0, func(_ *tls.Conn, nc net.Conn) { _, _ = nc.Write(lists) })},
-		{name: "renegotiation that TLS has not", run: overTLS(a, tls.VersionTLS12, func(_ *tls.Conn, nc net.Conn) {
+		{name: "plain text within TLS", run: overTLS(0, func(_ *tls.Conn, nc net.Conn) { _, _ = nc.Write(lists) })},
+		{name: "renegotiation that TLS has not", run: overTLS(tls.VersionTLS12, func(_ *tls.Conn, nc net.Conn) {
 			// HelloRequest and ClientHello without encryption.
 			_, _ = nc.Write(bytes.Repeat(hx("16", "0303", "0004", "00000000", "16", "0303", "0005", "0100000100"), 100))
 		})},
-		{name: "close_notify amid requests", run: overTLS(a, 0, func(c *tls.Conn, _ net.Conn) {
+		{name: "close_notify amid requests", run: overTLS(0, func(c *tls.Conn, _ net.Conn) {
 			_, _ = c.Write(append(into()[4:], long...))
 			_ = c.CloseWrite()
 		})},
-		{name: "close_notify, then more", run: overTLS(a, 0, func(c *tls.Conn, nc net.Conn) {
+		{name: "close_notify, then more", run: overTLS(0, func(c *tls.Conn, nc net.Conn) {
 			_ = c.CloseWrite()
 			_, _ = nc.Write(bytes.Repeat([]byte{0x17}, 4096))
 		})},
-		{name: "a cut within a record", run: overTLS(a, 0, func(c *tls.Conn, nc net.Conn) {
+		{name: "a cut within a record", run: overTLS(0, func(c *tls.Conn, nc net.Conn) {
 			_, _ = c.Write(into()[4:])
 			_, _ = nc.Write(hx("17", "0303", "4000", "5555"))
 			_ = nc.(*net.UnixConn).CloseWrite()
 		})},
-		{name: "TLS replies never read", run: overTLS(a, 0, func(c *tls.Conn, _ net.Conn) {
+		{name: "TLS replies never read", run: overTLS(0, func(c *tls.Conn, _ net.Conn) {
 			_, _ = c.Write(append(into()[4:], long...))
 		})},
 	}
@@ -49,25 +47,26 @@ func tlsAttacks(a *nbdtest.Authority) []attack {
 
 // overTLS makes connections that shake hands by TLS, of the given version unless
 // that is zero, and then do something. Writes may fail, as the server may hang up.
-func overTLS(a *nbdtest.Authority, version uint16, then func(c *tls.Conn, nc net.Conn)) func(t testing.TB, s *testServer) []net.Conn {
+func overTLS(version uint16, then func(c *tls.Conn, nc net.Conn)) func(v *victim) ([]net.Conn, error) {
 	const n = 20
-	return func(t testing.TB, s *testServer) []net.Conn {
-		var conns []net.Conn
+	return func(v *victim) (conns []net.Conn, err error) {
 		for range n {
-			nc := s.knock()
+			nc := v.knock()
 			conns = append(conns, nc)
 			if _, err := nc.Write(append(hx(fixedNoZer), option(startTLS, nil)...)); err != nil {
-				t.Fatal(err)
+				return conns, err
 			}
-			skipBytes(t, nc, len(hello)+20)
-			config := a.ClientConfig(false)
+			if _, err := io.CopyN(io.Discard, nc, int64(len(hello)+20)); err != nil {
+				return conns, err
+			}
+			config := v.tls.Clone()
 			config.MaxVersion = version
 			c := tls.Client(nc, config)
 			if err := c.Handshake(); err != nil {
-				t.Fatal(err)
+				return conns, err
 			}
 			then(c, nc)
 		}
-		return conns
+		return conns, nil
 	}
 }

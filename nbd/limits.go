@@ -17,6 +17,10 @@ type Limits struct {
 	// user on unix sockets (SO_PEERCRED), or from one context id on vsock; more
 	// are closed at once. Default: no limit.
 	MaxConnectionsPerPeer int
+	// MaxConnectionRate is how many connections are accepted in a second, after the
+	// first few; more wait in the listeners' backlogs. So clients that come and go
+	// without end leave time for those that are there. Default 500.
+	MaxConnectionRate int
 	// MaxRequests is how many requests of one connection are in flight at most,
 	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
 	MaxRequests int
@@ -31,8 +35,9 @@ type Limits struct {
 	// HandshakeTimeout is the time from connect to transmission. Default 10 s.
 	HandshakeTimeout time.Duration
 	// ReplyTimeout is how long a client may take nothing of a reply, or send
-	// nothing of a request that it began, before its connection is closed.
-	// Default 60 s.
+	// nothing of a request that it began, before its connection is closed. While
+	// memory is short it has to take or send as much as is held for it. Default
+	// 60 s.
 	ReplyTimeout time.Duration
 	// IdleTimeout is how long a connection may be without requests, none in
 	// flight, before it is closed. Default: for ever.
@@ -75,6 +80,7 @@ func (l Limits) withDefaults(arena *dma.Arena) (Limits, error) {
 		def, min, max int
 	}{
 		{"MaxConnections", &l.MaxConnections, 1024, 1, 1 << 20},
+		{"MaxConnectionRate", &l.MaxConnectionRate, 500, 1, 1 << 20},
 		{"MaxRequests", &l.MaxRequests, 256, 1, maxSlots},
 		{"MaxBytesInFlight", &l.MaxBytesInFlight, max(4<<10, min(68<<20, arena.SizeBytes()/4)), 4 << 10, 1 << 40},
 		{"MaxPayloadBytes", &l.MaxPayloadBytes, maxPayloadLimit, minPayloadLimit, maxPayloadLimit},

@@ -482,7 +482,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	c.reads.Add(1)
 	if err != nil {
 		switch {
-		case isTimeout(err) && c.orders.taken:
+		case isTimeout(err) && c.orders.taken && c.wishes.Load()&wishTrim == 0:
 			return CloseShutdown, true // that was all
 		case isTimeout(err):
 			c.heed()

@@ -86,12 +86,14 @@ type Server struct {
 	// that they are let in.
 	// +checklocks:mu
 	inUse map[string]int
-	// turnedAway counts the connections closed at once since turnedAwayNs, when
-	// the log was last told of one; in ns since epoch, zero for never.
+	// accepts spaces connections, complaints lines of the log.
 	// +checklocks:mu
-	turnedAway uint64
+	accepts pacer
 	// +checklocks:mu
-	turnedAwayNs int64
+	complaints pacer
+	// untold counts what complain has kept from the log.
+	// +checklocks:mu
+	untold uint64
 	// +checklocks:mu
 	receivedBytes, sentBytes uint64
 }
@@ -122,6 +124,12 @@ func (s *Server) setup() error {
 			s.setupErr = fmt.Errorf("nbd: TLSMode is %v, but there is no TLSConfig", s.TLSMode)
 		default:
 			s.limits, s.setupErr = s.Limits.withDefaults(s.Arena)
+		}
+		if s.setupErr == nil {
+			s.mu.Lock()
+			s.accepts = newPacer(s.limits.MaxConnectionRate, acceptBurst)
+			s.complaints = newPacer(complaintsPerSecond, complaintBurst)
+			s.mu.Unlock()
 		}
 	})
 	return s.setupErr
@@ -156,6 +164,9 @@ func (s *Server) Serve(l net.Listener) error {
 			pause = minPause
 			if c := s.register(nc); c != nil {
 				go s.run(c)
+			}
+			if !s.awaitAccept() {
+				return ErrServerClosed
 			}
 			continue
 		}
@@ -217,18 +228,10 @@ func (s *Server) register(nc net.Conn) *Conn {
 	why := s.vetLocked(c)
 	if why < NegotiationFailureCount {
 		s.failures[why]++
-		s.turnedAway++
-		// One line a second will do: whoever connects too often should not fill
-		// the log.
-		tell := uint64(0)
-		if at := now(); s.turnedAwayNs == 0 || at-s.turnedAwayNs >= int64(time.Second) {
-			s.turnedAwayNs = at
-			tell, s.turnedAway = s.turnedAway, 0
-		}
 		s.mu.Unlock()
 		c.kill(CloseKilled)
-		if tell > 0 {
-			s.Log.Warn("connection turned away", "remote", c.remote, "reason", why.String(), "since_last_told", tell)
+		if tell, untold := s.complain(); tell {
+			s.Log.Warn("connection turned away", "remote", c.remote, "reason", why.String(), "others_untold", untold)
 		}
 		return nil
 	}
@@ -286,8 +289,8 @@ func (s *Server) run(c *Conn) {
 		c.kill(CloseKilled)
 		if end.silent {
 			log.Debug("closed in negotiation", "reason", end.reason.String())
-		} else {
-			log.Warn("negotiation failed", "reason", end.reason.String(), "detail", end.detail)
+		} else if tell, untold := s.complain(); tell {
+			log.Warn("negotiation failed", "reason", end.reason.String(), "detail", end.detail, "others_untold", untold)
 		}
 	}
 	s.mu.Lock()
@@ -376,6 +379,7 @@ func (s *Server) sweep() {
 	defer tick.Stop()
 	lastReads := make(map[*Conn]uint64)
 	rests := make(map[*Conn]rest)
+	crawls := make(map[*Conn]crawl)
 	for {
 		ticked := false
 		select {
@@ -399,7 +403,7 @@ func (s *Server) sweep() {
 		if !ticked {
 			continue
 		}
-		at := now()
+		at, short := now(), s.memoryShort()
 		reads := make(map[*Conn]uint64, len(conns))
 		for _, c := range conns {
 			if since := c.replySince.Load(); since != 0 && at-since > int64(s.limits.ReplyTimeout) {
@@ -409,6 +413,10 @@ func (s *Server) sweep() {
 			request := c.requestSince.Load()
 			if request != 0 && at-request > int64(s.limits.ReplyTimeout) {
 				c.kill(CloseRequestTimeout)
+				continue
+			}
+			if c.crawls(crawls, at) && short {
+				c.kill(CloseTooSlow)
 				continue
 			}
 			if s.limits.IdleTimeout > 0 && c.idleFor(rests, at) > s.limits.IdleTimeout {
@@ -424,6 +432,7 @@ func (s *Server) sweep() {
 		}
 		lastReads = reads
 		maps.DeleteFunc(rests, func(c *Conn, _ rest) bool { _, ok := reads[c]; return !ok })
+		maps.DeleteFunc(crawls, func(c *Conn, _ crawl) bool { _, ok := reads[c]; return !ok })
 	}
 }
 

@@ -62,6 +62,7 @@ const (
 	CloseShutdown                          // the server drained
 	CloseKilled                            // the drain ran out of time
 	CloseIdle                              // Limits.IdleTimeout
+	CloseTooSlow                           // the client held memory that others needed
 	CloseReasonCount                       // number of reasons, for tables
 )
 
@@ -69,7 +70,7 @@ const (
 func (r CloseReason) String() string {
 	return [...]string{
 		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
-		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "none",
+		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "too_slow", "none",
 	}[min(r, CloseReasonCount)]
 }
 

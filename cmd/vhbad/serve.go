@@ -148,6 +148,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
 	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
 	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
+	f.IntVar(&v.Limits.ConnectionRate, "connection-rate", 0, fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate))
 	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
 	f.Var(&v.Limits.Payload, "payload", "longest read or write (default a quarter of --memory, at most "+config.MaxPayload.String()+")")
 	f.IntVar(&v.Limits.Options, "options", 0, fmt.Sprintf("options of one handshake (default %d)", config.DefaultOptions))
@@ -192,6 +193,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		"connections":          func() { file.Limits.Connections = v.Limits.Connections },
 		"requests":             func() { file.Limits.Requests = v.Limits.Requests },
 		"connections-per-peer": func() { file.Limits.ConnectionsPerPeer = v.Limits.ConnectionsPerPeer },
+		"connection-rate":      func() { file.Limits.ConnectionRate = v.Limits.ConnectionRate },
 		"bytes-in-flight":      func() { file.Limits.BytesInFlight = v.Limits.BytesInFlight },
 		"payload":              func() { file.Limits.Payload = v.Limits.Payload },
 		"options":              func() { file.Limits.Options = v.Limits.Options },

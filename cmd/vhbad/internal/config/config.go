@@ -14,12 +14,14 @@ const (
 	DefaultDisk   = "disk0=memory:1GiB"
 	DefaultHTTP   = "127.0.0.1:9810"
 
-	DefaultMemory       = 512 * MiB
-	DefaultWorkers      = 16
-	DefaultConnections  = 256
-	DefaultRequests     = 256
-	DefaultQueues       = 4
-	DefaultDrainTimeout = Duration(30 * time.Second)
+	DefaultMemory      = 512 * MiB
+	DefaultWorkers     = 16
+	DefaultConnections = 256
+	// DefaultConnectionRate is in connections a second.
+	DefaultConnectionRate = 500
+	DefaultRequests       = 256
+	DefaultQueues         = 4
+	DefaultDrainTimeout   = Duration(30 * time.Second)
 
 	DefaultOptions          = 64
 	DefaultOptionBytes      = 64 * KiB
@@ -29,18 +31,19 @@ const (
 
 // Bounds of numbers, checked by Resolve.
 const (
-	MinMemory      = 32 * MiB
-	MaxMemory      = 64 * GiB
-	MaxWorkers     = 1024
-	MaxQueues      = 63
-	MaxConnections = 4096
-	MinRequests    = 128
-	MaxRequests    = 4096
-	MaxOptions     = 1 << 16
-	MinOptionBytes = 8 * KiB
-	MaxOptionBytes = MiB
-	MinPayload     = 4 * KiB
-	MaxPayload     = 64 * MiB
+	MinMemory         = 32 * MiB
+	MaxMemory         = 64 * GiB
+	MaxWorkers        = 1024
+	MaxQueues         = 63
+	MaxConnections    = 4096
+	MaxConnectionRate = 1 << 20
+	MinRequests       = 128
+	MaxRequests       = 4096
+	MaxOptions        = 1 << 16
+	MinOptionBytes    = 8 * KiB
+	MaxOptionBytes    = MiB
+	MinPayload        = 4 * KiB
+	MaxPayload        = 64 * MiB
 	// PayloadShare of the memory is the longest read or write, and by default as
 	// much is in flight for one connection: others must find some too.
 	PayloadShare = 4
@@ -92,6 +95,8 @@ type Limits struct {
 	// limit of its own.
 	Connections        int `yaml:"connections"`
 	ConnectionsPerPeer int `yaml:"connections-per-peer"`
+	// ConnectionRate is how many are accepted in a second; more wait.
+	ConnectionRate int `yaml:"connection-rate"`
 	// Requests is how many one connection may have in flight, BytesInFlight how
 	// much memory they may hold. The default is a quarter of Memory, at most 68
 	// MiB.
@@ -312,6 +317,7 @@ func (c *Config) resolveNumbers() error {
 	}{
 		{"connections", &l.Connections, DefaultConnections, 1, MaxConnections},
 		{"connections-per-peer", &l.ConnectionsPerPeer, 0, 0, MaxConnections},
+		{"connection-rate", &l.ConnectionRate, DefaultConnectionRate, 1, MaxConnectionRate},
 		{"requests", &l.Requests, DefaultRequests, MinRequests, MaxRequests},
 		{"options", &l.Options, DefaultOptions, 1, MaxOptions},
 		{"queues", &h.Queues, DefaultQueues, 1, MaxQueues},

@@ -185,7 +185,7 @@ http: none
 admin: /run/a.sock
 log: {format: json, level: debug}
 limits:
-  {memory: 256MiB, connections: 3, connections-per-peer: 2, requests: 128, bytes-in-flight: 2MiB, payload: 1MiB, options: 7,
+  {memory: 256MiB, connections: 3, connections-per-peer: 2, connection-rate: 9, requests: 128, bytes-in-flight: 2MiB, payload: 1MiB, options: 7,
    option-bytes: 16KiB, handshake-timeout: 1s, reply-timeout: 2s, idle-timeout: 1h, drain-timeout: 5s}
 tls: {certificates: /etc/pki/nbd, mode: required, verify-peer: true}
 hba: {queues: 2, workers: 1, half-duplex: true, interrupts: line, strict-segments: true, verify: true}
@@ -206,7 +206,7 @@ func TestParse(t *testing.T) {
 		HTTP: "none", Admin: "/run/a.sock",
 		Log: Log{Format: "json", Level: "debug"},
 		Limits: Limits{
-			Memory: 256 * MiB, Connections: 3, ConnectionsPerPeer: 2, Requests: 128, BytesInFlight: 2 * MiB, Payload: MiB, Options: 7,
+			Memory: 256 * MiB, Connections: 3, ConnectionsPerPeer: 2, ConnectionRate: 9, Requests: 128, BytesInFlight: 2 * MiB, Payload: MiB, Options: 7,
 			OptionBytes: 16 * KiB, HandshakeTimeout: Duration(time.Second), ReplyTimeout: Duration(2 * time.Second),
 			IdleTimeout: Duration(time.Hour), DrainTimeout: Duration(5 * time.Second),
 		},
@@ -302,6 +302,7 @@ func TestResolve_Bad(t *testing.T) {
 		"workers 9999: want 1 to":         {HBA: HBA{Workers: 9999}},
 		`interrupts "some": want per-me`:  {HBA: HBA{Interrupts: "some"}},
 		"connections-per-peer -1: want":   {Limits: Limits{ConnectionsPerPeer: -1}},
+		"connection-rate -1: want 1 to":   {Limits: Limits{ConnectionRate: -1}},
 		"payload 1KiB: want 4KiB to":      {Limits: Limits{Payload: KiB}},
 		"4KiB to 16MiB with memory 64MiB": {Limits: Limits{Payload: 32 * MiB, Memory: 64 * MiB}},
 		"bytes-in-flight 1GiB: want":      {Limits: Limits{BytesInFlight: GiB}},

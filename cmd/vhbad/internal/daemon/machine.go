@@ -86,7 +86,7 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 		Exports: set,
 		Arena:   m.arena,
 		Limits: nbd.Limits{
-			MaxConnections: l.Connections, MaxConnectionsPerPeer: l.ConnectionsPerPeer,
+			MaxConnections: l.Connections, MaxConnectionsPerPeer: l.ConnectionsPerPeer, MaxConnectionRate: l.ConnectionRate,
 			MaxRequests: l.Requests, MaxBytesInFlight: int(l.BytesInFlight), MaxPayloadBytes: int(l.Payload),
 			MaxOptions: l.Options, MaxOptionBytes: int(l.OptionBytes),
 			HandshakeTimeout: l.HandshakeTimeout.Std(), ReplyTimeout: l.ReplyTimeout.Std(), IdleTimeout: l.IdleTimeout.Std(),

@@ -1,0 +1,76 @@
+package nbd
+
+import "time"
+
+// A pacer spaces events: a burst of them may come at once, then one each interval.
+//
+// Source: the generic cell rate algorithm, ITU-T I.371.
+type pacer struct {
+	intervalNs, burstNs int64
+	// dueNs is when the next event is due, were they to come without a pause; since
+	// epoch.
+	dueNs int64
+}
+
+// newPacer allows perSecond events a second, and burst of them, at least one, at
+// once.
+func newPacer(perSecond, burst int) pacer {
+	interval := int64(time.Second) / int64(perSecond)
+	return pacer{intervalNs: interval, burstNs: int64(burst-1) * interval, dueNs: -1 << 62}
+}
+
+// take counts an event at atNs since epoch, and returns how long the next should
+// wait.
+func (p *pacer) take(atNs int64) time.Duration {
+	p.dueNs = max(p.dueNs, atNs-p.burstNs) + p.intervalNs
+	return time.Duration(max(p.dueNs-atNs, 0))
+}
+
+// allow is take if there is no need to wait. It is false if there is.
+func (p *pacer) allow(atNs int64) bool {
+	if p.dueNs > atNs {
+		return false
+	}
+	p.take(atNs)
+	return true
+}
+
+const (
+	// acceptBurst is how many clients may connect at once, without a pause.
+	acceptBurst = 16
+	// complaintsPerSecond and complaintBurst bound the lines of the log about
+	// connections that came to nothing: whoever connects too often, or talks
+	// nonsense, should not fill it.
+	complaintsPerSecond = 1
+	complaintBurst      = 10
+)
+
+// awaitAccept waits until the next connection may be accepted. It is false if the
+// server drains.
+func (s *Server) awaitAccept() bool {
+	s.mu.Lock()
+	wait := s.accepts.take(now())
+	s.mu.Unlock()
+	if wait == 0 {
+		return true
+	}
+	select {
+	case <-s.stop:
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
+
+// complain says whether the log should have a line about a connection that came
+// to nothing, and how many have had none since the last that had.
+func (s *Server) complain() (tell bool, untold uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.complaints.allow(now()) {
+		s.untold++
+		return false, 0
+	}
+	untold, s.untold = s.untold, 0
+	return true, untold
+}
