@@ -62,12 +62,13 @@ deps: ## install the Debian packages that the tests need (root), or say which
 
 # The rungs run from cheap to dear, one after the other, so that the first failure is the simplest.
 .PHONY: test
-test: ## everything: Debian packages, unit, race, interop, real kernel, our packages (15 minutes on two cores)
+test: ## everything: Debian packages, unit, race, interop, real kernel, a little fuzzing, our packages (20 minutes on two cores)
 	@$(MAKE) deps
 	@$(MAKE) unit
 	@$(MAKE) race
 	@$(MAKE) interop
 	@$(MAKE) kernel
+	@$(MAKE) fuzz FUZZTIME=5s
 	@$(MAKE) package
 
 .PHONY: unit
@@ -152,6 +153,11 @@ bench: build ## vhbad beside other servers, ROUNDS= rounds of rows ROWS=, into d
 	@$(MAKE) deps PACKAGES='$(shell sed -e 's/\#.*//' deploy/ci/packages.txt deploy/ci/packages-bench.txt)'
 	$(GO) -C internal/bench build -o ../../.cache/bin/bench .
 	.cache/bin/bench -vhbad bin/vhbad -rounds $(ROUNDS) -rows '$(ROWS)' $(if $(filter .,$(ROWS)),-doc docs/benchmarks.md)
+
+.PHONY: compare
+compare: ## the NBD specification, rule by rule: vhbad beside nbdkit, qemu-nbd and nbd-server, into docs/protocol-support.md
+	@$(MAKE) deps PACKAGES='$(PACKAGES) nbd-server openssl'
+	nbd/conformance/compare.sh
 
 .PHONY: bench-go
 bench-go: ## Go benchmarks of every stage, COUNT times, into .cache/bench.txt, and their summary

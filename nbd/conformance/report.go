@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -125,8 +126,12 @@ func WriteMarkdown(out io.Writer, reports ...*Report) error {
 	return err
 }
 
+// endpoints are the ends of a connection, as package net puts them into errors.
+var endpoints = regexp.MustCompile(`(read|write) (tcp|unix) \S+->\S+: `)
+
 // tidy makes a detail one line of Markdown, without what differs between runs.
 func tidy(detail string) string {
+	detail = endpoints.ReplaceAllString(detail, "")
 	detail, target, _ := strings.Cut(detail, " [nbd")
 	if strings.HasPrefix(target, "s:") || strings.HasPrefix(target, "s+") {
 		detail += " (over TLS)"
