@@ -56,7 +56,8 @@ func TestProtocolTable(t *testing.T) {
 	}
 	span := regexp.MustCompile("`([^`]+)`")
 	described := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
+	ours, _, _ := strings.Cut(string(text), "<!-- results begin") // what follows compares servers
+	for line := range strings.Lines(ours) {
 		for _, m := range span.FindAllStringSubmatch(line, -1) {
 			if strings.HasPrefix(m[1], "Test") && m[1] != "TestX" && !tests[m[1]] {
 				t.Errorf("there is no test %s: %s", m[1], line)
