@@ -93,7 +93,7 @@ func (b registers) Read64(_ pci.Runner, offset uint32) uint64 {
 	defer d.mu.Unlock()
 	switch offset {
 	case RegControl:
-		return bit(d.enabled, ControlEnable) | bit(d.resetting, ControlReset)
+		return bit(d.enabled, ControlEnable) | bit(d.resetting || d.resetStuck, ControlReset)
 	case RegStatus:
 		return bit(d.enabled && !d.fatal && !d.resetting, StatusReady) | bit(d.fatal, StatusFatal)
 	case RegQueueSelect:
@@ -159,7 +159,9 @@ func (d *Device) writeControl(r pci.Runner, value uint64) {
 		return
 	}
 	if value&ControlReset != 0 {
-		d.startResetLocked()
+		if d.resetStuck = d.resetFailsLocked(); !d.resetStuck {
+			d.startResetLocked()
+		}
 		d.mu.Unlock()
 		return
 	}

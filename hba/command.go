@@ -83,12 +83,13 @@ type CompletionCode uint8
 
 // Completion codes.
 const (
-	CodeExecuted     CompletionCode = iota // see ScsiStatus, DataBytes and Sense
-	CodeBadCommand                         // opcode, flags or lengths make no sense
-	CodeNoDevice                           // nothing at this target and unit
-	CodeDMAFault                           // an address was not mapped
-	CodeAborted                            // by OpAbort or a reset
-	CodeAbortUnknown                       // OpAbort: no such command
+	CodeExecuted      CompletionCode = iota // see ScsiStatus, DataBytes and Sense
+	CodeBadCommand                          // opcode, flags or lengths make no sense
+	CodeNoDevice                            // nothing at this target and unit
+	CodeDMAFault                            // an address was not mapped
+	CodeAborted                             // by OpAbort or a reset
+	CodeAbortUnknown                        // OpAbort: no such command
+	CodeControlFailed                       // OpAbort, OpResetLun or OpResetTarget: nothing has been done
 )
 
 // A Completion is one entry of a completion ring, little endian.

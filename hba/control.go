@@ -80,6 +80,9 @@ func (d *Device) isAbortedLocked(q *queue, position uint32, cmd *Command) bool {
 // startControl begins an abort or reset that the engine of q has fetched. All
 // that came before it on q is posted or has a record.
 func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
+	if q.gate.Load()&gateFaults != 0 && d.controlFails(q, position, cmd) {
+		return
+	}
 	yieldLock("lock to start a control", &d.mu)
 	d.mu.Lock()
 	if q.gate.Load()&gateDead != 0 {
@@ -140,8 +143,8 @@ func (q *queue) recordOfTag(tag uint32) *record {
 	return nil
 }
 
-// abortLocked ends the matching commands that wait for a worker, and marks
-// those that run. It returns the queues whose interrupt is to be raised.
+// abortLocked ends the matching commands that wait for a worker or are held by a
+// fault, and marks those that run. It returns the queues whose interrupt is to be raised.
 //
 // +checklocks:d.mu
 func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
@@ -150,6 +153,7 @@ func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
 		raise |= d.postLocked(rec.queue, rec.cmd.Tag, CodeAborted)
 		d.releaseLocked(rec)
 	}
+	raise |= d.endParkedLocked(match, CodeAborted)
 	for i := range d.slots {
 		q := d.slots[i].queue.Load()
 		if q == nil {
@@ -273,7 +277,9 @@ func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
 	c.marks = d.marksLocked((*queue).fetched)
 	d.controls = append(d.controls, c)
 	d.updateGatesLocked()
-	raise := d.advanceLocked()
+	// What faults hold would not end by itself.
+	raise := d.endParkedLocked(func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }, CodeNoDevice)
+	raise |= d.advanceLocked()
 	d.mu.Unlock()
 	d.interruptLater(raise)
 	select {

@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
@@ -61,6 +62,11 @@ type Config struct {
 	IOMMU *dma.IOMMU
 	// Log receives fatal conditions and resets. Nil means slog.Default.
 	Log *slog.Logger
+	// Clock is what faults go by. Nil means time itself.
+	Clock Clock
+	// OnPowerCut cuts a unit's power, and returns once that is done; the command
+	// that set it off is held meanwhile. Nil: there is no switch.
+	OnPowerCut func(PowerCut)
 }
 
 // A Device is a host bus adapter. It is the driver's as a pci.Function and its
@@ -73,7 +79,8 @@ type Config struct {
 //
 //	Device.mu          queues coming and going, workers' commands, resets
 //	  queue.postMu     the completion ring
-//	Device.unitMu      which units are attached
+//	Device.undoMu      faults of units that will end
+//	  Device.unitMu    which units are attached
 //	interrupts.mu
 //	  interrupts.lineMu
 //
@@ -95,6 +102,15 @@ type Device struct {
 	raiseLater   atomic.Uint64 // queue pairs whose interrupt the event goroutine owes
 	runOwed      atomic.Uint64 // queue pairs that the event goroutine is to run
 	resets       atomic.Uint64
+
+	clock      Clock
+	onPowerCut func(PowerCut)
+	// faults are the rules in force, nil if there are none. Stored under mu.
+	faults atomic.Pointer[faultTable]
+
+	undoMu sync.Mutex // serialises the ends of faults of units
+	// +checklocks:undoMu
+	undos []*undo
 
 	stop       chan struct{} // closed by Close
 	goroutines sync.WaitGroup
@@ -124,6 +140,23 @@ type Device struct {
 	// end. Each but a removal holds a place in a completion ring.
 	// +checklocks:mu
 	controls []*control
+	// resetStuck: a reset of the device has been asked for, and is not done.
+	// +checklocks:mu
+	resetStuck bool
+	// parked counts the commands that faults hold, timed are those of them that
+	// go on by themselves.
+	// +checklocks:mu
+	parked int
+	// +checklocks:mu
+	timed timedRecords
+	// stopTimer and timerDue are about the call that is due for them.
+	// +checklocks:mu
+	stopTimer func() bool
+	// +checklocks:mu
+	timerDue time.Duration
+	// ruleTimers are the calls for rules about time.
+	// +checklocks:mu
+	ruleTimers []func() bool
 
 	work  sync.Cond // on mu: signalled when a line gets a record, broadcast by Close
 	quiet sync.Cond // on mu: broadcast when a reset has finished
@@ -165,6 +198,9 @@ func newDevice(c Config) (*Device, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Clock == nil {
+		c.Clock = wallClock{time.Now()}
+	}
 	switch {
 	case c.IOMMU == nil:
 		return nil, errors.New("hba: Config.IOMMU is missing")
@@ -178,11 +214,14 @@ func newDevice(c Config) (*Device, error) {
 		return nil, errors.New("hba: rings are little endian and this machine is not")
 	}
 	d := &Device{
-		iommu:   c.IOMMU,
-		log:     c.Log,
-		workers: c.Workers,
-		slots:   make([]slot, c.QueuePairs),
-		stop:    make(chan struct{}),
+		iommu: c.IOMMU,
+		log:   c.Log,
+		clock: c.Clock,
+
+		onPowerCut: c.OnPowerCut,
+		workers:    c.Workers,
+		slots:      make([]slot, c.QueuePairs),
+		stop:       make(chan struct{}),
 		cap: Capability(c.QueuePairs) |
 			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |
 			MaxTargets<<32 | MaxLuns<<40 |
@@ -202,6 +241,8 @@ func (d *Device) Close() {
 	d.mu.Lock()
 	first := !d.closed
 	d.closed = true
+	d.resetStuck = false
+	d.setTimersLocked(nil)
 	d.startResetLocked()
 	for d.resetting {
 		d.quiet.Wait()

@@ -47,6 +47,15 @@
 // the last engine or worker that still executes such a command is done with it.
 // A command that hangs in its medium is waited for, as its DMA may still happen.
 //
+// # Faults
+//
+// SetFaults puts rules of package fault into force. The device carries out what
+// they decide: before, instead of and after the execution of a command, on its
+// data, on completions and interrupts, on aborts and resets, and on units as a
+// whole. What a fault holds back is parked with its record, and needs neither
+// engine nor worker; an abort or reset ends it as any other. Without rules a
+// command costs what it costs without faults.
+//
 // # Where to read on
 //
 //	registers.go command.go   what a driver sees
@@ -55,6 +64,8 @@
 //	engine.go execute.go      fetching, the data path
 //	worker.go                 commands that block
 //	control.go reset.go       aborts, resets
+//	faults.go parking.go      carrying out faults; what they hold
+//	trigger.go                faults of a unit as a whole
 //	interrupt.go              messages, line, masks
 //
 // Goroutines of the device: Config.Workers workers and one that raises events.

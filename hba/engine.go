@@ -21,7 +21,7 @@ func (q *queue) fetchable() uint32 {
 	yieldPoint("engine: head")
 	head := q.head.Load()
 	yieldPoint("engine: tail and room")
-	return min(q.tail.Load()-head, q.completionEntries-(head-q.consumed.Load()))
+	return min(q.tail.Load()-head, q.completionEntries-(head+q.surplus.Load()-q.consumed.Load()))
 }
 
 // run makes the calling goroutine the queue's engine if there is work and no
@@ -132,14 +132,15 @@ func (q *queue) dispatch(position uint32, c *Command) {
 	switch c.Opcode {
 	case OpExecute:
 		out := &q.out[q.results]
-		if gate&gateControl != 0 && q.dev.isAborted(q, position, c) {
-			out.set(c.Tag, CodeAborted)
-		} else if !q.exec.run(q.dev, c, out, &q.tally, false) {
-			if q.dev.handOver(q, position, c) {
-				q.tally.handed++
+		switch {
+		case gate&(gateControl|gateFaults) != 0:
+			if q.examine(position, c, gate, out) {
 				return
 			}
-			out.set(c.Tag, CodeAborted)
+		case !q.exec.run(q.dev, c, out, &q.tally, false):
+			if q.handOver(position, c, out) {
+				return
+			}
 		}
 		q.results++
 	case OpAbort, OpResetLun, OpResetTarget:
@@ -151,6 +152,37 @@ func (q *queue) dispatch(position uint32, c *Command) {
 		q.out[q.results].set(c.Tag, CodeBadCommand)
 		q.results++
 	}
+}
+
+// examine is dispatch for a command that a reset may have aborted, or that may
+// meet a fault. It reports whether the command is no longer the engine's.
+func (q *queue) examine(position uint32, c *Command, gate uint32, out *Completion) (taken bool) {
+	treated := treatmentNone
+	if gate&gateControl != 0 && q.dev.isAborted(q, position, c) {
+		treated = treatmentAborted
+	} else if gate&gateFaults != 0 {
+		treated = q.dev.misbehave(q, position, c)
+	}
+	switch treated {
+	case treatmentTaken:
+		return true
+	case treatmentAborted:
+		out.set(c.Tag, CodeAborted)
+		return false
+	case treatmentNone:
+	}
+	return !q.exec.run(q.dev, c, out, &q.tally, false) && q.handOver(position, c, out)
+}
+
+// handOver gives a command that would block to the workers. False: it has been
+// aborted.
+func (q *queue) handOver(position uint32, c *Command, out *Completion) (taken bool) {
+	if q.dev.handOver(q, position, c) {
+		q.tally.handed++
+		return true
+	}
+	out.set(c.Tag, CodeAborted)
+	return false
 }
 
 // flush posts the results so far.

@@ -18,6 +18,8 @@ func (d *Device) Left() string {
 		return "controls"
 	case d.lines != [lineCount]recordList{}:
 		return "records in line"
+	case d.parked != 0 || len(d.timed) != 0:
+		return "parked records"
 	case d.busy != [lineCount]int{}:
 		return "busy workers"
 	}
@@ -35,7 +37,7 @@ func (d *Device) Left() string {
 			return "records out of the free list"
 		case q.engine.Load() != engineIdle:
 			return "an engine"
-		case q.gate.Load() != gateOpen:
+		case q.gate.Load()&^gateFaults != gateOpen:
 			return "a gate that is not just open"
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
 )
@@ -15,6 +16,7 @@ const (
 	gateOpen    uint32 = 1 << iota // commands may be fetched
 	gateControl                    // Device.controls is not empty: look there
 	gateDead                       // being deleted: drop everything
+	gateFaults                     // rules are in force: ask them
 )
 
 // States of a queue's engine.
@@ -29,11 +31,12 @@ const (
 //
 // Positions are free-running counts (ring.go):
 //
-//	consumed <= posted <= settled <= head <= tail
+//	consumed <= posted, consumed - surplus <= settled <= head <= tail
 //
 // up to settled, commands are posted or have a record; up to head they are
-// fetched. Each fetched command makes one completion, so that head - consumed
-// is what the completion ring must be able to hold.
+// fetched. Each fetched command makes one completion, and a fault may make some
+// more, surplus in all, so that head + surplus - consumed is what the completion
+// ring must be able to hold.
 type queue struct {
 	// Immutable.
 	dev                                  *Device
@@ -54,7 +57,9 @@ type queue struct {
 	engine atomic.Uint32 // one of the engine states
 	// head and settled are stored by the engine.
 	head, settled atomic.Uint32
-	_             [48]byte
+	// surplus counts completions that answer no command; see postSurplus.
+	surplus atomic.Uint32
+	_       [44]byte
 
 	engineState
 
@@ -76,6 +81,8 @@ type engineState struct {
 	tally   tally
 	batch   [batchCommands]Command
 	out     [batchCommands]Completion
+	// decision is what the rules say of the command at hand.
+	decision fault.Decision
 }
 
 // A tally counts during a batch what counters get at its end.

@@ -35,6 +35,7 @@ func (d *Device) closeQueueLocked(q *queue) {
 	for rec := taken.pop(); rec != nil; rec = taken.pop() {
 		d.releaseLocked(rec)
 	}
+	d.endParkedLocked(func(rec *record) bool { return rec.queue == q }, CodeAborted) // which is not posted
 	kept := d.controls[:0]
 	for _, c := range d.controls {
 		if c.queue != q {
@@ -95,6 +96,9 @@ func (d *Device) updateGatesLocked() {
 	}
 	if len(d.controls) != 0 {
 		gate |= gateControl
+	}
+	if d.faults.Load() != nil {
+		gate |= gateFaults
 	}
 	for i := range d.slots {
 		if q := d.slots[i].queue.Load(); q != nil && q.gate.Load()&gateDead == 0 {

@@ -42,6 +42,7 @@ type Stats struct {
 	Workers        int
 	WorkersBusy    int
 	WaitForWorkers int // commands in line for a worker
+	HeldByFaults   int // commands that neither run nor wait for a worker
 	Queues         []QueueStats
 }
 
@@ -58,6 +59,7 @@ func (d *Device) Stats() Stats {
 		s.WorkersBusy += d.busy[i]
 		s.WaitForWorkers += d.lines[i].length
 	}
+	s.HeldByFaults = d.parked
 	d.mu.Unlock()
 	for i := range d.slots {
 		c, o := &d.slots[i].count, &s.Queues[i]
@@ -74,7 +76,7 @@ func (d *Device) Stats() Stats {
 			// In this order no difference can turn negative.
 			consumed, posted := q.consumed.Load(), q.posted.Load()
 			head := q.head.Load()
-			o.Unconsumed, o.InFlight, o.Submitted = posted-consumed, head-posted, q.tail.Load()-head
+			o.Unconsumed, o.InFlight, o.Submitted = posted-consumed, head+q.surplus.Load()-posted, q.tail.Load()-head
 		}
 	}
 	return s

@@ -13,6 +13,7 @@ const (
 	recordFree    recordState = iota // in its queue's free list
 	recordWaiting                    // in one of Device.lines
 	recordRunning                    // on a worker
+	recordParked                     // held by a fault; see parking.go
 )
 
 // A record is a command that is or will be on a worker. Its queue has one for
@@ -23,7 +24,9 @@ type record struct {
 	queue    *queue
 	position uint32
 	state    recordState
-	aborted  bool // completes with CodeAborted
+	aborted  bool  // completes with CodeAborted
+	held     bool  // has met a fault, which hold is about
+	hold     *hold // made when it is first needed
 	line     line
 	arrival  uint64 // when it was put in line, in records
 	// next links free records and those in line.
@@ -126,17 +129,32 @@ func (d *Device) handOver(q *queue, position uint32, c *Command) bool {
 	if d.isAbortedLocked(q, position, c) {
 		return false
 	}
+	d.lineUpLocked(d.newRecordLocked(q, position, c))
+	return true
+}
+
+// newRecordLocked takes a record for a command of q.
+//
+// +checklocks:d.mu
+func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record {
 	rec := q.free
 	if rec == nil {
 		panic(fmt.Sprintf("hba: queue %d has more than %d commands in flight", q.index, len(q.records)))
 	}
 	q.free = rec.next
-	rec.cmd, rec.queue, rec.position, rec.state, rec.aborted = *c, q, position, recordWaiting, false
-	rec.line, rec.arrival = lineOf(c), d.arrivals
+	rec.cmd, rec.queue, rec.position, rec.aborted, rec.held = *c, q, position, false, false
+	return rec
+}
+
+// lineUpLocked puts a record in line for a worker.
+//
+// +checklocks:d.mu
+func (d *Device) lineUpLocked(rec *record) {
+	rec.state = recordWaiting
+	rec.line, rec.arrival = lineOf(&rec.cmd), d.arrivals
 	d.arrivals++
 	d.lines[rec.line].push(rec)
 	d.work.Signal()
-	return true
 }
 
 // takeWaitingLocked removes the records in line that match and returns them.
@@ -194,7 +212,11 @@ func (d *Device) worker(own int) {
 			return
 		}
 		var t tally
-		exec.run(d, &rec.cmd, &out[0], &t, true)
+		if rec.held {
+			exec.executeHeld(d, rec, &out[0], &t)
+		} else {
+			exec.run(d, &rec.cmd, &out[0], &t, true)
+		}
 		t.addTo(rec.queue.count)
 		d.finish(rec, &out, source{own: own})
 	}
@@ -225,23 +247,18 @@ func (d *Device) finish(rec *record, out *[1]Completion, src source) {
 	yieldLock("lock to finish", &d.mu)
 	d.mu.Lock()
 	q := rec.queue
-	if rec.aborted {
-		out[0].set(rec.cmd.Tag, CodeAborted)
-	}
-	// Posted before the record is released: until then a reset waits.
-	if !q.post(out[:]) {
-		d.failLocked("the completion ring is not mapped", q.index)
-	}
-	raise := uint64(1) << q.index
-	if q.gate.Load()&gateDead != 0 {
-		raise = 0
-	}
 	q.busy--
 	d.busy[rec.line]--
 	if rec.line != lineTransfers {
 		d.work.Signal() // another may go now, and this worker may have a transfer to do
 	}
-	d.releaseLocked(rec)
+	var raise uint64
+	if rec.held && !rec.aborted && q.gate.Load()&gateDead == 0 {
+		rec.hold.out = out[0]
+		raise = d.proceedLocked(rec)
+	} else {
+		raise = d.completeLocked(rec, out)
+	}
 	if len(d.controls) != 0 {
 		raise |= d.advanceLocked()
 	}
@@ -250,6 +267,26 @@ func (d *Device) finish(rec *record, out *[1]Completion, src source) {
 	}
 	d.mu.Unlock()
 	d.interruptAll(raise, src)
+}
+
+// completeLocked posts what a worker has found out about a command. It returns the
+// queue's bit.
+//
+// +checklocks:d.mu
+func (d *Device) completeLocked(rec *record, out *[1]Completion) (raise uint64) {
+	q := rec.queue
+	if rec.aborted {
+		out[0].set(rec.cmd.Tag, CodeAborted)
+	}
+	// Posted before the record is released: until then a reset waits.
+	if !q.post(out[:]) {
+		d.failLocked("the completion ring is not mapped", q.index)
+	}
+	d.releaseLocked(rec)
+	if q.gate.Load()&gateDead != 0 {
+		return 0
+	}
+	return 1 << q.index
 }
 
 // interruptLater raises interrupts for a caller that has no runner: the event

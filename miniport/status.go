@@ -25,6 +25,7 @@ import (
 //	DMAFault          -                     PARITY_ERROR: the transfer went wrong
 //	Aborted           -                     ABORTED
 //	AbortUnknown      -                     SUCCESS: the victim finished first
+//	ControlFailed     -                     ERROR
 //	unknown           -                     PHASE_SEQUENCE_FAILURE
 //
 // A BUSY that the port retries must leave DataTransferBytes alone, so it is
@@ -44,6 +45,8 @@ func (d *Driver) outcome(srb *port.SRB, c *hba.Completion) port.Status {
 		return port.StatusParityError
 	case hba.CodeAborted:
 		return port.StatusAborted
+	case hba.CodeControlFailed:
+		return port.StatusError
 	case hba.CodeAbortUnknown:
 		if srb.Function == port.FunctionAbortCommand {
 			return port.StatusSuccess

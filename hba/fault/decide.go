@@ -16,8 +16,10 @@ type Command struct {
 	FUA         bool
 	// Connection is the GROUP NUMBER of its CDB, or zero.
 	Connection uint8
-	// Mark is the text of a mark, for OpMark.
-	Mark string
+	// Mark is the text of a mark, for OpMark, and Timer whose time has come, for
+	// OpTime.
+	Mark  string
+	Timer *Fault
 }
 
 // groupByte is where CDBs of an operation code have the GROUP NUMBER, or zero;
@@ -189,6 +191,7 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 		m.Connection != 0 && m.Connection != c.Connection,
 		m.FUA != nil && (c.Op&(OpWrite|OpRead|OpCompareWrite) == 0 || *m.FUA != c.FUA),
 		c.Op == OpMark && c.Mark != m.AtMark,
+		c.Op == OpTime && c.Timer != f,
 		!f.inWindow(now),
 		e.after != nil && e.after.fired.Load() < max(1, m.AfterCount):
 		return false
@@ -287,6 +290,12 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		if d.NTriggers < maxTriggers {
 			d.Triggers[d.NTriggers] = f
 			d.NTriggers++
+		}
+		// Whoever carries it out lets the command go on.
+		if a.At == PlaceAfter {
+			hold(&d.HoldAfter, &d.HoldAfterFor, f, 0)
+		} else {
+			hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
 		}
 	case KindFlip:
 		d.flips += max(1, a.Bits)

@@ -25,7 +25,8 @@ type Rule struct {
 	Match Match `json:"match,omitzero" yaml:"match,omitempty"`
 	// Action says what becomes of them.
 	Action Action `json:"action" yaml:"action"`
-	// Budget is how often the rule may fire; zero means without limit.
+	// Budget is how often the rule may fire; zero means without limit, and for
+	// what happens to a whole disk once.
 	Budget uint64 `json:"budget,omitempty" yaml:"budget,omitempty"`
 	// Seed makes the rule's chances other ones.
 	Seed uint64 `json:"seed,omitempty" yaml:"seed,omitempty"`

@@ -275,14 +275,19 @@ func (s *Set) follows(f *Fault) bool {
 	return after == nil || after.fired.Load() >= max(1, f.rule.Match.AfterCount)
 }
 
-// Starts are the times, on the clock of Decide, at which rules about OpTime want
-// to be asked first.
-func (p *Plan) Starts() (at []time.Duration) {
+// A Start is when, on the clock of Decide, a rule about OpTime wants to be asked.
+type Start struct {
+	Fault *Fault
+	At    time.Duration
+}
+
+// Starts are those of the rules that have not fired yet.
+func (p *Plan) Starts() (out []Start) {
 	for i := range p.entries {
 		f := p.entries[i].fault
 		if armed := f.armed.Load(); f.ops&OpTime != 0 && armed != notArmed && f.fired.Load() == 0 {
-			at = append(at, time.Duration(armed)+time.Duration(f.rule.Match.Start))
+			out = append(out, Start{f, time.Duration(armed) + time.Duration(f.rule.Match.Start)})
 		}
 	}
-	return at
+	return out
 }

@@ -92,6 +92,9 @@ type Unit struct {
 	// sizeMu.
 	blocks atomic.Uint64
 	sizeMu sync.Mutex
+	// limit, if not zero, is the most blocks that the unit owns up to.
+	// +checklocks:sizeMu
+	limit uint64
 
 	// target is where the unit is attached, or nil.
 	target atomic.Pointer[Target]
@@ -225,8 +228,33 @@ func (u *Unit) Resize(sizeBytes int64) error {
 	return err
 }
 
-// setBlocks sets the capacity, and the unit attention if that is a change.
+// Limit has the unit report a capacity of at most so many bytes, rounded down to
+// blocks and at least one, and refuse what lies behind as out of range, as a disk
+// does whose maximum address was set. The medium keeps it all. Zero ends that.
+//
+// Concurrency: any goroutine; commands may be running.
+func (u *Unit) Limit(sizeBytes int64) {
+	u.sizeMu.Lock()
+	defer u.sizeMu.Unlock()
+	u.limit = 0
+	if sizeBytes > 0 {
+		u.limit = max(1, uint64(sizeBytes)>>u.shift)
+	}
+	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
+}
+
+// PlugIn is told that the unit has been away and has power again, which the next
+// command reports.
+func (u *Unit) PlugIn() { u.conditions.Or(attentionReset) }
+
+// setBlocks sets the capacity, as far as there is no limit, and the unit attention
+// if that is a change.
+//
+// +checklocks:u.sizeMu
 func (u *Unit) setBlocks(blocks uint64) {
+	if u.limit != 0 {
+		blocks = min(blocks, u.limit)
+	}
 	if u.blocks.Swap(blocks) != blocks {
 		u.conditions.Or(attentionCapacity)
 	}

@@ -307,6 +307,36 @@ func BlockRange(cdb *[CDBMaxBytes]byte) (lba uint64, blocks uint32, ok bool) {
 	return lba, blocks, true
 }
 
+// SetLBA changes the logical block address in a CDB that has one, as BlockRange
+// finds it. Bits that do not fit are cut off.
+func SetLBA(cdb *[CDBMaxBytes]byte, lba uint64) {
+	switch CDBBytes(Opcode(cdb[0])) {
+	case 6:
+		cdb[1], cdb[2], cdb[3] = cdb[1]&0xe0|uint8(lba>>16)&0x1f, uint8(lba>>8), uint8(lba)
+	case 10, 12:
+		binary.BigEndian.PutUint32(cdb[2:], uint32(lba))
+	case 16:
+		binary.BigEndian.PutUint64(cdb[2:], lba)
+	}
+}
+
+// SetBlocks changes the transfer length of a READ or WRITE. Six bytes of CDB have
+// no way to say 0, which is left out there.
+func SetBlocks(cdb *[CDBMaxBytes]byte, blocks uint32) {
+	switch CDBBytes(Opcode(cdb[0])) {
+	case 6:
+		if blocks != 0 {
+			cdb[4] = uint8(blocks)
+		}
+	case 10:
+		binary.BigEndian.PutUint16(cdb[7:], uint16(blocks))
+	case 12:
+		binary.BigEndian.PutUint32(cdb[6:], blocks)
+	case 16:
+		binary.BigEndian.PutUint32(cdb[10:], blocks)
+	}
+}
+
 // AllocationBytes is the most data that the initiator takes in answer to cdb,
 // or, for UNMAP, the length of the parameter list that it sends. It reports
 // false if the command has no such field.

@@ -1,0 +1,260 @@
+package hba
+
+import (
+	"time"
+
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/target"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Faults. While rules are in force, each queue's gate says so, and its engine has
+// every command looked at before it runs. One that meets a fault gets a record,
+// as one that would block does, with a hold that remembers the decision; from
+// there on it is the business of parking.go and of the workers. Without rules the
+// engine pays for none of this: it looks at the gate anyway.
+
+// A faultTable is the rules in force, by address.
+type faultTable struct {
+	set   *fault.Set
+	plans [MaxTargets]*[target.MaxUnits]*fault.Plan
+}
+
+func newFaultTable(s *fault.Set) *faultTable {
+	t := &faultTable{set: s}
+	for _, p := range s.Plans() {
+		u := p.Unit()
+		if t.plans[u.Target] == nil {
+			t.plans[u.Target] = new([target.MaxUnits]*fault.Plan)
+		}
+		t.plans[u.Target][u.Lun] = p
+	}
+	return t
+}
+
+// plan is what is in force at an address; nil if nothing is.
+func (t *faultTable) plan(targetID, lun uint8) *fault.Plan {
+	if int(targetID) >= len(t.plans) || t.plans[targetID] == nil {
+		return nil
+	}
+	return t.plans[targetID][lun]
+}
+
+// A treatment is what becomes of a command that was looked at.
+type treatment uint8
+
+const (
+	treatmentNone    treatment = iota // nothing unusual
+	treatmentTaken                    // it is no longer the engine's
+	treatmentAborted                  // it has been aborted, and is still the engine's
+)
+
+// misbehave has the rules look at a command. The caller is the engine.
+func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
+	table := d.faults.Load()
+	if table == nil {
+		return treatmentNone
+	}
+	plan := table.plan(c.Target, c.Lun)
+	if plan == nil || !c.valid() {
+		return treatmentNone
+	}
+	cmd := fault.Describe(&c.CDB)
+	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 {
+		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted && len(q.exec.segments) > 0 {
+			cmd.AddUnmap(q.exec.segments[0])
+		}
+	}
+	dec := &q.decision
+	if !plan.Decide(&cmd, d.clock.Now(), dec) {
+		return treatmentNone
+	}
+	return d.take(q, position, c, func(h *hold) { h.command, h.decision, h.unit = cmd, *dec, plan.Unit() })
+}
+
+// take gives a command that meets a fault a record and sends it on its way.
+func (d *Device) take(q *queue, position uint32, c *Command, fill func(*hold)) treatment {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if q.gate.Load()&gateDead != 0 {
+		return treatmentTaken // dropped
+	}
+	if d.isAbortedLocked(q, position, c) {
+		return treatmentAborted
+	}
+	rec := d.newRecordLocked(q, position, c)
+	if rec.hold == nil {
+		rec.hold = new(hold)
+	}
+	h := rec.hold
+	rec.held = true
+	fill(h)
+	h.stage, h.by, h.heapIndex = stageArrived, nil, notInHeap
+	q.raise |= d.proceedLocked(rec)
+	return treatmentTaken
+}
+
+// executeHeld runs a command with what its decision says. The caller is a worker.
+func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally) {
+	h := rec.hold
+	dec := &h.decision
+	c := rec.cmd
+	out.set(c.Tag, CodeExecuted)
+	switch dec.End {
+	case fault.EndStatus:
+		out.ScsiStatus = uint8(dec.Status)
+		if dec.Status == scsi.StatusCheckCondition {
+			put := scsi.PutFixedSense
+			if h.unit.Blocks > 1<<32 { // as the unit itself does it
+				put = scsi.PutDescriptorSense
+			}
+			out.SenseBytes = uint8(put(out.Sense[:], &dec.Sense))
+		}
+		return
+	case fault.EndNoDevice:
+		out.Code = CodeNoDevice
+		return
+	case fault.EndDone:
+		out.DataBytes = c.DataBytes
+		return
+	case fault.EndNot:
+	}
+	if dec.Versions != nil {
+		d.keepVersions(h)
+	}
+	if dec.NoFUA && c.CDBBytes > 6 {
+		c.CDB[1] &^= scsi.CDBFUA
+	}
+	if dec.Redirect {
+		scsi.SetLBA(&c.CDB, dec.Target)
+	}
+	if dec.Short {
+		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
+	}
+	x.run(d, &c, out, t, true)
+	if dec.Corrupts() && out.Code == CodeExecuted && out.ScsiStatus == 0 && x.live(d.iommu, dma.Write) {
+		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)
+	}
+}
+
+// keepVersions reads what a write is about to overwrite.
+func (d *Device) keepVersions(h *hold) {
+	lba, blocks, ok := h.decision.Versions.Clip(&h.command)
+	unit := d.unitAt(h.unit)
+	if !ok || unit == nil {
+		return
+	}
+	old := make([]byte, blocks*uint64(h.unit.BlockBytes))
+	if _, err := unit.Medium().ReadAt(old, int64(lba)*int64(h.unit.BlockBytes)); err == nil {
+		h.decision.Versions.Keep(lba, old)
+	}
+}
+
+// controlFails has the rules look at an abort or reset, and reports whether it
+// has been dealt with.
+func (d *Device) controlFails(q *queue, position uint32, c *Command) bool {
+	table := d.faults.Load()
+	if table == nil {
+		return false
+	}
+	plan := table.plan(c.Target, c.Lun)
+	if plan == nil {
+		return false
+	}
+	cmd := fault.Command{Op: fault.OpAbort}
+	switch c.Opcode {
+	case OpResetLun:
+		cmd.Op = fault.OpResetLun
+	case OpResetTarget:
+		cmd.Op = fault.OpResetTarget
+	case OpAbort, OpExecute:
+	}
+	var dec fault.Decision
+	if !plan.Decide(&cmd, d.clock.Now(), &dec) || dec.ResetFails == nil {
+		return false
+	}
+	code := CodeControlFailed
+	if dec.Silent {
+		treated := d.take(q, position, c, func(h *hold) {
+			*h = hold{decision: fault.Decision{Lost: dec.ResetFails}}
+			h.out.set(c.Tag, code)
+		})
+		if treated == treatmentTaken {
+			return true
+		}
+		code = CodeAborted
+	}
+	d.mu.Lock()
+	q.raise |= d.postLocked(q, c.Tag, code)
+	d.mu.Unlock()
+	return true
+}
+
+// resetFailsLocked has the rules look at a reset of the whole device.
+//
+// +checklocks:d.mu
+func (d *Device) resetFailsLocked() bool {
+	table := d.faults.Load()
+	if table == nil {
+		return false
+	}
+	var dec fault.Decision
+	return table.set.Bus().Decide(&fault.Command{Op: fault.OpResetBus}, d.clock.Now(), &dec) && dec.ResetFails != nil
+}
+
+// SetFaults puts rules into force, in place of those before; nil means none. What
+// rules that are gone have held goes on; what was lost is answered.
+//
+// Concurrency: any goroutine.
+func (d *Device) SetFaults(s *fault.Set) {
+	d.mu.Lock()
+	if s == nil || len(s.Faults()) == 0 {
+		d.faults.Store(nil)
+	} else {
+		d.faults.Store(newFaultTable(s))
+	}
+	d.resetStuck = false
+	d.updateGatesLocked()
+	raise := d.letGoLocked(-1, func(h *hold) bool {
+		for _, f := range h.decision.Fired() {
+			if s.Fault(f.Rule().Name) != f {
+				return true
+			}
+		}
+		return h.decision.Lost != nil && s.Fault(h.decision.Lost.Rule().Name) != h.decision.Lost
+	})
+	d.setTimersLocked(s)
+	d.mu.Unlock()
+	d.interruptLater(raise)
+	d.undoTriggers(func(f *fault.Fault) bool { return s.Fault(f.Rule().Name) != f })
+}
+
+// Faults are the rules in force; nil if there are none.
+func (d *Device) Faults() *fault.Set {
+	if t := d.faults.Load(); t != nil {
+		return t.set
+	}
+	return nil
+}
+
+// Now is the time on the clock that rules go by.
+func (d *Device) Now() time.Duration { return d.clock.Now() }
+
+// ReleaseHeld lets go up to n commands that f holds, the longest held first; all
+// of them if n is zero. It returns how many. Commands that f holds later are held
+// again.
+//
+// Concurrency: any goroutine.
+func (d *Device) ReleaseHeld(f *fault.Fault, n int) int {
+	if n == 0 {
+		n = -1
+	}
+	d.mu.Lock()
+	before := d.parked
+	raise := d.letGoLocked(n, func(h *hold) bool { return h.by == f })
+	released := before - d.parked
+	d.mu.Unlock()
+	d.interruptLater(raise)
+	return released
+}

@@ -1,0 +1,904 @@
+package hba_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+var disk1 = hbatest.Address{Lun: 2} // Lun 1 is slow
+
+// A faultyWorld is a world with a second disk, which no rule of these tests is
+// about, and a clock that stands still.
+type faultyWorld struct {
+	*world
+	clock   *hbatest.Clock
+	other   *media.Memory
+	cuts    chan hba.PowerCut // that were asked for
+	powered chan struct{}     // a receive lets a power cut end
+}
+
+func newFaultyWorld(t testing.TB, c hba.Config) *faultyWorld {
+	t.Helper()
+	f := &faultyWorld{clock: &hbatest.Clock{}, cuts: make(chan hba.PowerCut, 8), powered: make(chan struct{}, 8)}
+	c.Clock = f.clock
+	c.OnPowerCut = func(cut hba.PowerCut) {
+		f.cuts <- cut
+		<-f.powered
+	}
+	f.world = newWorld(t, c, hbatest.Config{})
+	var err error
+	if f.other, err = media.NewMemory(media.MemoryConfig{SizeBytes: diskBytes}); err != nil {
+		t.Fatal(err)
+	}
+	f.attach(t, disk1, f.other)
+	return f
+}
+
+// set puts rules into force on disk "d", which is disk0.
+func (f *faultyWorld) set(t testing.TB, rules ...fault.Rule) *fault.Set {
+	t.Helper()
+	for i := range rules {
+		if rules[i].Name == "" {
+			rules[i].Name = string(rules[i].Action.Kind)
+		}
+		rules[i].Disk = "d"
+		if k := rules[i].Action.Kind; slices.ContainsFunc(fault.Kinds(), func(d fault.KindDoc) bool { return d.Kind == k && d.Hostile }) {
+			rules[i].Hostile = true
+		}
+	}
+	s, err := fault.NewSet(fault.Config{
+		Rules: rules, Hostile: true, Now: f.clock.Now(), Old: f.dev.Faults(),
+		Units: []fault.Unit{
+			{Disk: "d", BlockBytes: blockBytes, Blocks: diskBytes / blockBytes},
+			{Disk: "other", Lun: 2, BlockBytes: blockBytes, Blocks: diskBytes / blockBytes},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.dev.SetFaults(s)
+	return s
+}
+
+// submit rings for commands without waiting for completions.
+func (f *faultyWorld) submit(t testing.TB, commands ...hba.Command) {
+	t.Helper()
+	q := f.driver.Queues[0]
+	if n := q.Submit(commands...); n != len(commands) {
+		t.Fatalf("room for %d of %d commands", n, len(commands))
+	}
+	q.Ring(runner)
+}
+
+// wantNothing checks that no completion is there.
+func (f *faultyWorld) wantNothing(t testing.TB) {
+	t.Helper()
+	var out [1]hba.Completion
+	if n := f.driver.Queues[0].Consume(out[:]); n != 0 {
+		t.Fatalf("a completion of tag %d with code %d, want none", out[0].Tag, out[0].Code)
+	}
+}
+
+// awaitHeld waits until so many commands are held.
+func (f *faultyWorld) awaitHeld(n int) {
+	for f.dev.Stats().HeldByFaults != n {
+		runtime.Gosched()
+	}
+}
+
+// wantOthers checks that the other disk works, and has only what was written to
+// it.
+func (f *faultyWorld) wantOthers(t testing.TB) {
+	t.Helper()
+	in := f.driver.MappedBuffer(t, 8*blockBytes, dma.Write)
+	wantCode(t, f.do(t, disk1.Read(99, 0, 8, in))[0], 99, hba.CodeExecuted)
+	if !bytes.Equal(in.Bytes, make([]byte, len(in.Bytes))) {
+		t.Error("the other disk has been written")
+	}
+	if e, err := f.other.ExtentAt(0); err != nil || e.Data || e.LengthBytes != diskBytes {
+		t.Errorf("the other disk is %+v, %v: want one hole", e, err)
+	}
+}
+
+func TestFaults_Status(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, 8*blockBytes, dma.Write)
+	out := w.driver.MappedBuffer(t, 8*blockBytes, dma.Read)
+	lba := uint64(104)
+	for _, tt := range []struct {
+		name    string
+		action  fault.Action
+		match   fault.Match
+		command hba.Command
+		code    hba.CompletionCode
+		status  scsi.Status
+		sense   scsi.Sense
+	}{
+		{"status", fault.Action{Kind: fault.KindStatus, Status: "reservation-conflict"}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusReservationConflict, scsi.Sense{}},
+		{"sense", fault.Action{Kind: fault.KindStatus, Sense: &fault.Sense{Key: "aborted-command", ASC: 0x47, ASCQ: 3, LBA: true}}, fault.Match{}, disk0.Read(1, 8, 8, in), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyAbortedCommand, Additional: 0x4703, Information: 8, InformationValid: true}},
+		{"EIO", fault.Action{Kind: fault.KindErrno, Errno: "EIO"}, fault.Match{}, disk0.Write(1, 0, 8, out), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
+		{"ESHUTDOWN", fault.Action{Kind: fault.KindErrno, Errno: "ESHUTDOWN"}, fault.Match{}, disk0.Flush(1), hba.CodeNoDevice, scsi.StatusGood, scsi.Sense{}},
+		{"medium error", fault.Action{Kind: fault.KindMediumError}, fault.Match{LBA: &lba, Blocks: 1}, disk0.Read(1, 100, 8, in), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError, Information: 104, InformationValid: true}},
+		{"busy", fault.Action{Kind: fault.KindBusy}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusBusy, scsi.Sense{}},
+		{"task set full", fault.Action{Kind: fault.KindTaskSetFull}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusTaskSetFull, scsi.Sense{}},
+		{"not ready", fault.Action{Kind: fault.KindNotReady}, fault.Match{}, disk0.TestUnitReady(1), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.BecomingReady}},
+		{"unit attention", fault.Action{Kind: fault.KindUnitAttention}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyUnitAttention, Additional: scsi.PowerOnResetOccurred}},
+		{"write protect", fault.Action{Kind: fault.KindWriteProtect}, fault.Match{}, disk0.Write(1, 0, 8, out), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.WriteProtected}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := w.set(t, fault.Rule{Name: "r", Match: tt.match, Action: tt.action})
+			c := w.do(t, tt.command)[0]
+			wantCode(t, c, 1, tt.code)
+			sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+			if scsi.Status(c.ScsiStatus) != tt.status || sense != tt.sense {
+				t.Errorf("%v with %+v, want %v with %+v", scsi.Status(c.ScsiStatus), sense, tt.status, tt.sense)
+			}
+			if got := s.Fault("r").Stats(); got.Fired != 1 || got.Held != 0 {
+				t.Errorf("stats %+v, want one firing", got)
+			}
+			w.wantOthers(t)
+		})
+	}
+	w.set(t)
+	c := w.do(t, disk0.Read(1, 0, 8, in))
+	if wantCode(t, c[0], 1, hba.CodeExecuted); c[0].ScsiStatus != 0 {
+		t.Errorf("without rules: %v", scsi.Status(c[0].ScsiStatus))
+	}
+	if e, err := w.memory.ExtentAt(0); err != nil || e.Data {
+		t.Error("a write that was refused has been done")
+	}
+	w.wantIdle(t)
+}
+
+func TestFaults_Latency(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	for _, at := range []fault.Place{fault.PlaceBefore, fault.PlaceAfter} {
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindLatency, At: at, Latency: &fault.Latency{Mean: fault.Duration(5 * time.Millisecond)}}})
+		w.submit(t, disk0.Read(1, 0, 1, in), disk0.Read(2, 0, 1, in))
+		w.awaitHeld(2)
+		w.wantOthers(t)
+		w.clock.Advance(5*time.Millisecond - 1)
+		w.wantNothing(t)
+		w.clock.Advance(1)
+		for i, c := range w.reap(w.driver.Queues[0], 2) {
+			wantCode(t, c, uint32(i+1), hba.CodeExecuted)
+		}
+		w.wantIdle(t)
+	}
+}
+
+// However many commands are held, others find a worker, on the same disk too.
+func TestFaults_HeldOccupyNoWorker(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1, RingEntries: 256})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	s := w.set(t, fault.Rule{Match: fault.Match{Op: fault.Ops{"write", "flush"}}, Action: fault.Action{Kind: fault.KindHang}})
+	var commands []hba.Command
+	for i := range uint32(100) {
+		commands = append(commands, disk0.Write(1000+i, uint64(i), 1, out), disk0.Flush(2000+i))
+	}
+	w.submit(t, commands...)
+	w.awaitHeld(200)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
+	w.attachSlow(t, slow, hbatest.MediaConfig{})
+	wantCode(t, w.do(t, slow.Read(2, 0, 1, in))[0], 2, hba.CodeExecuted)
+	w.wantOthers(t)
+	if got := s.Fault("hang").Stats().Held; got != 200 {
+		t.Errorf("the rule holds %d commands, want 200", got)
+	}
+	if n := w.dev.ReleaseHeld(s.Fault("hang"), 3); n != 3 {
+		t.Errorf("released %d, want 3", n)
+	}
+	first := w.reap(w.driver.Queues[0], 3)
+	slices.SortFunc(first, func(a, b hba.Completion) int { return int(a.Tag) - int(b.Tag) })
+	for i, tag := range []uint32{1000, 1001, 2000} {
+		wantCode(t, first[i], tag, hba.CodeExecuted)
+	}
+	if n := w.dev.ReleaseHeld(s.Fault("hang"), 0); n != 197 {
+		t.Errorf("released %d, want 197", n)
+	}
+	w.reap(w.driver.Queues[0], 197)
+	w.wantIdle(t)
+}
+
+// What ends a command that is held.
+func TestFaults_HeldEnd(t *testing.T) {
+	hang := fault.Rule{Name: "hold", Action: fault.Action{Kind: fault.KindHang}}
+	after := fault.Rule{Name: "hold", Action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}}
+	lost := fault.Rule{Name: "hold", Action: fault.Action{Kind: fault.KindLostCompletion}}
+	long := fault.Rule{Name: "hold", Action: fault.Action{Kind: fault.KindLatency, Latency: &fault.Latency{Mean: fault.Duration(time.Hour)}}}
+	for name, rule := range map[string]fault.Rule{"hang": hang, "gate": after, "lost": lost, "latency": long} {
+		for end, tt := range map[string]struct {
+			do       func(t *testing.T, w *faultyWorld)
+			code     hba.CompletionCode
+			then     func(t *testing.T, c []hba.Completion)
+			answers  int
+			unlocked bool // the command may go on, and is executed if it was not
+		}{
+			"abort":        {do: func(t *testing.T, w *faultyWorld) { w.submit(t, disk0.Abort(2, 1)) }, code: hba.CodeAborted, answers: 2},
+			"lun reset":    {do: func(t *testing.T, w *faultyWorld) { w.submit(t, disk0.Reset(2, false)) }, code: hba.CodeAborted, answers: 2},
+			"target reset": {do: func(t *testing.T, w *faultyWorld) { w.submit(t, disk0.Reset(2, true)) }, code: hba.CodeAborted, answers: 2},
+			"removal": {do: func(t *testing.T, w *faultyWorld) {
+				if err := w.dev.RemoveUnit(context.Background(), 0, 0); err != nil {
+					t.Error(err)
+				}
+			}, code: hba.CodeNoDevice, answers: 1},
+			"rule gone": {do: func(t *testing.T, w *faultyWorld) { w.set(t) }, code: hba.CodeExecuted, answers: 1, unlocked: true},
+			"reset of the device": {do: func(t *testing.T, w *faultyWorld) {
+				if err := w.driver.Restart(); err != nil {
+					t.Error(err)
+				}
+			}},
+			"close": {do: func(_ *testing.T, w *faultyWorld) { w.dev.Close() }},
+		} {
+			t.Run(name+", "+end, func(t *testing.T) {
+				w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+				out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+				out.Bytes[0] = 1
+				s := w.set(t, rule)
+				w.submit(t, disk0.Write(1, 0, 1, out))
+				w.awaitHeld(1)
+				w.wantNothing(t)
+				tt.do(t, w)
+				if tt.answers > 0 {
+					c := w.reap(w.driver.Queues[0], tt.answers)
+					wantCode(t, c[0], 1, tt.code)
+					if tt.answers > 1 {
+						wantCode(t, c[1], 2, hba.CodeExecuted)
+					}
+				}
+				var b [1]byte
+				if _, err := w.memory.ReadAt(b[:], 0); err != nil {
+					t.Error(err)
+				}
+				executed := name == "gate" || name == "lost" || tt.unlocked
+				if (b[0] == 1) != executed {
+					t.Errorf("the write has been done: %v, want %v", b[0] == 1, executed)
+				}
+				if got := s.Fault("hold").Stats().Held; got != 0 {
+					t.Errorf("the rule holds %d commands still", got)
+				}
+				w.wantIdle(t)
+				w.clock.Advance(2 * time.Hour) // nothing comes after the end
+				if end != "close" {
+					w.wantNothing(t)
+				}
+			})
+		}
+	}
+}
+
+func TestFaults_HangEndsByItself(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindHang, For: fault.Duration(time.Second)}})
+	w.submit(t, disk0.Read(1, 0, 1, in))
+	w.awaitHeld(1)
+	w.clock.Advance(time.Second - 1)
+	w.wantNothing(t)
+	w.clock.Advance(1)
+	wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 1, hba.CodeExecuted)
+	w.wantIdle(t)
+}
+
+func TestFaults_Reorder(t *testing.T) {
+	const n = 32
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindReorder, For: fault.Duration(time.Second)}})
+	var commands []hba.Command
+	for i := range uint32(n) {
+		commands = append(commands, disk0.Read(i, 0, 1, in))
+	}
+	w.submit(t, commands...)
+	w.awaitHeld(n)
+	w.clock.Advance(time.Second)
+	var tags []uint32
+	for _, c := range w.reap(w.driver.Queues[0], n) {
+		tags = append(tags, c.Tag)
+	}
+	if slices.IsSorted(tags) {
+		t.Error("all completions came in the order of their commands")
+	}
+	slices.Sort(tags)
+	for i, tag := range tags {
+		if tag != uint32(i) {
+			t.Fatalf("tags %v, want each once", tags)
+		}
+	}
+	w.wantIdle(t)
+}
+
+func TestFaults_ResetsFail(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		t.Run(fmt.Sprintf("silent=%v", silent), func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+			in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			w.set(t,
+				fault.Rule{Action: fault.Action{Kind: fault.KindHang}},
+				fault.Rule{Match: fault.Match{Op: fault.Ops{"abort", "reset-lun", "reset-bus"}}, Budget: 3, Action: fault.Action{Kind: fault.KindResetFails, Silent: silent}},
+			)
+			q := w.driver.Queues[0]
+			w.submit(t, disk0.Read(1, 0, 1, in))
+			w.awaitHeld(1)
+			for tag, c := range []hba.Command{disk0.Abort(2, 1), disk0.Reset(3, false)} {
+				w.submit(t, c)
+				if silent {
+					w.awaitHeld(2 + tag)
+					w.wantNothing(t)
+				} else {
+					wantCode(t, w.reap(q, 1)[0], c.Tag, hba.CodeControlFailed)
+				}
+			}
+			if !silent {
+				w.wantNothing(t) // the command that hangs still does
+			}
+			w.driver.Write(hba.RegControl, hba.ControlReset)
+			if w.driver.Read(hba.RegControl)&hba.ControlReset == 0 {
+				t.Error("a reset of the device that fails reads as done")
+			}
+			if got := w.dev.Stats().Resets; got != 1 { // that which the driver began with
+				t.Errorf("%d resets, want 1", got)
+			}
+			// A target reset works, and ends them all, silent resets included.
+			w.submit(t, disk0.Reset(4, true))
+			n := 2
+			if silent {
+				n = 4
+			}
+			c := w.reap(q, n)
+			for _, c := range c[:n-1] {
+				wantCode(t, c, c.Tag, hba.CodeAborted)
+			}
+			wantCode(t, c[n-1], 4, hba.CodeExecuted)
+			w.driver.Write(hba.RegControl, hba.ControlReset) // the budget is used up
+			w.driver.WaitReset()
+			if got := w.dev.Stats().Resets; got != 2 {
+				t.Errorf("%d resets, want 2", got)
+			}
+		})
+	}
+}
+
+func TestFaults_StuckResetEndsWithItsRule(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindResetFails}})
+	w.driver.Write(hba.RegControl, hba.ControlReset)
+	w.driver.Write(hba.RegControl, hba.ControlReset)
+	if w.driver.Read(hba.RegControl)&hba.ControlReset == 0 {
+		t.Error("the reset reads as done")
+	}
+	w.set(t)
+	if err := w.driver.Restart(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFaults_BrokenCompletions(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	q := w.driver.Queues[0]
+	t.Run("duplicate", func(t *testing.T) {
+		w.set(t, fault.Rule{Budget: 1, Action: fault.Action{Kind: fault.KindDuplicate}})
+		w.submit(t, disk0.Read(1, 0, 1, in))
+		for _, c := range w.reap(q, 2) {
+			wantCode(t, c, 1, hba.CodeExecuted)
+		}
+		w.wantIdle(t)
+	})
+	t.Run("mistagged", func(t *testing.T) {
+		s := w.set(t, fault.Rule{Budget: 1, Action: fault.Action{Kind: fault.KindMistagged}})
+		w.submit(t, disk0.Read(1, 0, 1, in))
+		if c := w.reap(q, 1)[0]; c.Tag == 1 || c.Code != hba.CodeExecuted {
+			t.Errorf("completion of tag %d with code %d, want another tag", c.Tag, c.Code)
+		}
+		if s.Fault("mistagged").Stats().Held != 1 {
+			t.Error("the command has been answered")
+		}
+		c := w.do(t, disk0.Reset(2, false), disk0.TestUnitReady(3))
+		wantCode(t, c[0], 1, hba.CodeAborted)
+		wantCode(t, c[1], 2, hba.CodeExecuted)
+		if len(c) == 2 {
+			w.reap(q, 1)
+		}
+		w.wantIdle(t)
+	})
+	t.Run("late", func(t *testing.T) {
+		w.set(t, fault.Rule{Budget: 1, Action: fault.Action{Kind: fault.KindLateCompletion, For: fault.Duration(time.Second)}})
+		w.submit(t, disk0.Read(1, 0, 1, in))
+		w.awaitHeld(1)
+		c := w.do(t, disk0.Reset(2, false), disk0.TestUnitReady(3))
+		wantCode(t, c[0], 1, hba.CodeAborted)
+		w.reap(q, 1)
+		w.clock.Advance(time.Second)
+		wantCode(t, w.reap(q, 1)[0], 1, hba.CodeExecuted)
+		w.wantIdle(t)
+	})
+	t.Run("interrupt", func(t *testing.T) {
+		w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+		var interrupts atomic.Int64
+		raised := func(_ pci.Runner, m pci.Message) {
+			if m == 0 { // not the event message
+				interrupts.Add(1)
+			}
+		}
+		if err := w.dev.ConnectInterrupt(pci.MessageSignaled, raised, newRunner); err != nil {
+			t.Fatal(err)
+		}
+		w.set(t, fault.Rule{Budget: 1, Action: fault.Action{Kind: fault.KindLostInterrupt}})
+		in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+		wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
+		w.wantIdle(t)
+		w.dev.DisconnectInterrupt()
+		if got := interrupts.Load(); got != 0 {
+			t.Errorf("%d interrupts for a completion that was to have none", got)
+		}
+	})
+	t.Run("DMA", func(t *testing.T) {
+		w.set(t, fault.Rule{Budget: 2, Action: fault.Action{Kind: fault.KindDMAAfterReset}})
+		if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
+			t.Fatal(err)
+		}
+		for _, unmap := range []bool{false, true} {
+			b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			w.submit(t, disk0.Read(1, 0, 1, b))
+			w.awaitHeld(1)
+			w.submit(t, disk0.Reset(2, false))
+			wantCode(t, w.reap(q, 2)[0], 1, hba.CodeAborted)
+			if unmap {
+				b.Unmap()
+			}
+			faults := w.iommu.Faults()
+			w.clock.Advance(time.Second)
+			if got := w.iommu.Faults() - faults; (got != 0) != unmap || (b.Bytes[0] == 0x55) == unmap {
+				t.Errorf("memory unmapped: %v. %d DMA faults, and its first byte is %#x", unmap, got, b.Bytes[0])
+			}
+		}
+		wantCode(t, w.do(t, disk0.TestUnitReady(3))[0], 3, hba.CodeExecuted) // the unit attention
+		w.wantIdle(t)
+	})
+	w.wantOthers(t)
+}
+
+// A ring with little room gets no surplus completions, rather than too many.
+func TestFaults_SurplusNeedsRoom(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: 64})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDuplicate}})
+	q := w.driver.Queues[0]
+	var commands []hba.Command
+	for i := range uint32(64) {
+		commands = append(commands, disk0.Read(i, 0, 1, in))
+	}
+	seen := map[uint32]int{}
+	out := make([]hba.Completion, 1000)
+	for range 50 {
+		for sent, got := 0, 0; sent < len(commands) || got < len(commands); {
+			sent += q.Submit(commands[sent:]...)
+			q.Ring(runner)
+			n := q.Consume(out)
+			for _, c := range out[:n] {
+				if seen[c.Tag]++; seen[c.Tag] == 1 {
+					got++
+				}
+			}
+			if n > 0 {
+				q.Ack(runner)
+			}
+			runtime.Gosched()
+		}
+		// Duplicates may follow.
+		clear(seen)
+	}
+	w.set(t)
+	for w.dev.Stats().Queues[0].InFlight != 0 {
+		runtime.Gosched()
+	}
+	for q.Consume(out) > 0 {
+		q.Ack(runner)
+	}
+	w.wantIdle(t)
+	w.wantStatus(t, hba.StatusReady)
+}
+
+func TestFaults_Data(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, 8*blockBytes, dma.Write)
+	out := w.driver.MappedBuffer(t, 8*blockBytes, dma.Read)
+	lba := uint64(0)
+	at := fault.Match{LBA: &lba, Blocks: 8}
+	// write and read go through the device, raw looks at the medium.
+	write := func(t *testing.T, b byte) hba.Completion {
+		for i := range out.Bytes {
+			out.Bytes[i] = b
+		}
+		return w.do(t, disk0.Write(1, 0, 8, out))[0]
+	}
+	read := func(t *testing.T) []byte {
+		clear(in.Bytes)
+		wantCode(t, w.do(t, disk0.Read(2, 0, 8, in))[0], 2, hba.CodeExecuted)
+		return bytes.Clone(in.Bytes)
+	}
+	raw := func(t *testing.T) []byte {
+		b := make([]byte, 8*blockBytes)
+		if _, err := w.memory.ReadAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	full := func(b byte) []byte { return bytes.Repeat([]byte{b}, 8*blockBytes) }
+	reset := func(t *testing.T) {
+		w.set(t)
+		write(t, 1)
+	}
+	wantGood := func(t *testing.T, c hba.Completion) {
+		t.Helper()
+		if wantCode(t, c, 1, hba.CodeExecuted); c.ScsiStatus != 0 || c.DataBytes != 8*blockBytes {
+			t.Errorf("%+v, want a write that claims to be done", c)
+		}
+	}
+	t.Run("flip", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindFlip}})
+		if got := read(t); bytes.Equal(got, full(1)) || !bytes.Equal(raw(t), full(1)) {
+			t.Error("what was read is right, or the medium is wrong")
+		}
+	})
+	t.Run("rot", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Match: at, Action: fault.Action{Kind: fault.KindRot}})
+		a, b := read(t), read(t)
+		if bytes.Equal(a, full(1)) || !bytes.Equal(a, b) {
+			t.Error("the rot is not there, or not the same")
+		}
+		write(t, 2)
+		if !bytes.Equal(read(t), full(2)) {
+			t.Error("the rot outlives a write")
+		}
+	})
+	t.Run("stale", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Match: at, Action: fault.Action{Kind: fault.KindStaleRead}})
+		wantGood(t, write(t, 2))
+		if got := read(t); !bytes.Equal(got, full(1)) || !bytes.Equal(raw(t), full(2)) {
+			t.Errorf("reads %#x, want what was before the write, 1, and 2 on the medium", got[0])
+		}
+	})
+	t.Run("lost write", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindLostWrite}})
+		wantGood(t, write(t, 2))
+		if !bytes.Equal(raw(t), full(1)) {
+			t.Error("the write has been done")
+		}
+	})
+	t.Run("misdirected", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindMisdirected, ShiftBlocks: 4}})
+		wantGood(t, write(t, 2))
+		if want := append(full(1)[:4*blockBytes], full(2)[:4*blockBytes]...); !bytes.Equal(raw(t), want) {
+			t.Error("the write is not 4 blocks further on")
+		}
+	})
+	t.Run("short", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindShortTransfer, Keep: 2 * blockBytes}})
+		if c := write(t, 2); c.ScsiStatus != 0 || c.DataBytes != 2*blockBytes {
+			t.Errorf("%+v, want 2 blocks", c)
+		}
+		if want := append(full(2)[:2*blockBytes], full(1)[2*blockBytes:]...); !bytes.Equal(raw(t), want) {
+			t.Error("2 blocks claim to be written, and others are")
+		}
+		if got := read(t); !bytes.Equal(got[:2*blockBytes], full(2)[:2*blockBytes]) || !bytes.Equal(got[2*blockBytes:], full(0)[2*blockBytes:]) {
+			t.Error("other than 2 blocks have been read")
+		}
+	})
+	w.wantOthers(t)
+	w.wantIdle(t)
+}
+
+// A flushCounter counts what reaches the medium.
+type flushCounter struct {
+	*media.Memory
+	flushes atomic.Int64
+}
+
+func (f *flushCounter) NeverBlocks() bool { return false }
+
+func (f *flushCounter) Flush() error {
+	f.flushes.Add(1)
+	return f.Memory.Flush()
+}
+
+func TestFaults_Lies(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	m := &flushCounter{Memory: w.memory}
+	if err := w.dev.RemoveUnit(context.Background(), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, m)
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	fua := disk0.Write(1, 0, 1, out)
+	scsi.PutWrite16(&fua.CDB, 0, 1, true, false)
+	for _, tt := range []struct {
+		kind    fault.Kind
+		command hba.Command
+	}{
+		{fault.KindIgnoreFUA, fua},
+		{fault.KindLieAboutFlush, disk0.Flush(1)},
+	} {
+		for _, lies := range []bool{false, true} {
+			w.set(t)
+			if lies {
+				w.set(t, fault.Rule{Action: fault.Action{Kind: tt.kind}})
+			}
+			before := m.flushes.Load()
+			c := w.do(t, tt.command)[0]
+			if wantCode(t, c, 1, hba.CodeExecuted); c.ScsiStatus != 0 {
+				t.Errorf("%s: %v", tt.kind, scsi.Status(c.ScsiStatus))
+			}
+			if flushed := m.flushes.Load() != before; flushed == lies {
+				t.Errorf("%s in force: %v. The medium was flushed: %v", tt.kind, lies, flushed)
+			}
+		}
+	}
+	w.wantIdle(t)
+}
+
+// awaitUnit waits until the unit at disk0 is there, or not.
+func (f *faultyWorld) awaitUnit(t *testing.T, there bool) {
+	t.Helper()
+	want := hba.CodeExecuted
+	if !there {
+		want = hba.CodeNoDevice
+	}
+	for f.do(t, disk0.TestUnitReady(1))[0].Code != want {
+		runtime.Gosched()
+	}
+}
+
+func TestFaults_Unplug(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if err := w.dev.RemoveUnit(context.Background(), 0, 2); err != nil { // so that the target goes as a whole
+		t.Fatal(err)
+	}
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	changes := w.driver.Read(hba.RegUnitsChanged)
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}})
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
+	w.awaitUnit(t, false)
+	for w.clock.Pending() == 0 {
+		runtime.Gosched()
+	}
+	w.clock.Advance(time.Second)
+	w.awaitUnit(t, true)
+	if got := w.driver.Read(hba.RegUnitsChanged) - changes; got != 2 {
+		t.Errorf("the driver is told of %d changes, want 2", got)
+	}
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
+	// Without a time it comes back with the end of the rule.
+	w.set(t, fault.Rule{Name: "again", Action: fault.Action{Kind: fault.KindUnplug}})
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
+	w.awaitUnit(t, false)
+	w.awaitHeld(0)
+	w.set(t)
+	w.awaitUnit(t, true)
+	w.wantIdle(t)
+}
+
+func TestFaults_Capacity(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	if _, err := w.memory.WriteAt([]byte{7}, diskBytes-blockBytes); err != nil {
+		t.Fatal(err)
+	}
+	last := disk0.Read(1, diskBytes/blockBytes-1, 1, in)
+	sense := func(c hba.Completion) scsi.Additional {
+		s, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+		return s.Additional
+	}
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindCapacity, Size: 1 << 20, For: fault.Duration(time.Second)}})
+	if got := sense(w.do(t, last)[0]); got != scsi.CapacityDataHasChanged {
+		t.Errorf("the first command gets %v, want CAPACITY DATA HAS CHANGED", got)
+	}
+	if got := sense(w.do(t, last)[0]); got != scsi.LBAOutOfRange {
+		t.Errorf("beyond the new end: %v", got)
+	}
+	w.clock.Advance(time.Second)
+	if got := sense(w.do(t, last)[0]); got != scsi.CapacityDataHasChanged {
+		t.Errorf("when the size is back: %v, want CAPACITY DATA HAS CHANGED", got)
+	}
+	if c := w.do(t, last)[0]; c.ScsiStatus != 0 || in.Bytes[0] != 7 {
+		t.Errorf("%+v reads %d: what was behind the end is lost", c, in.Bytes[0])
+	}
+	w.wantIdle(t)
+}
+
+func TestFaults_PowerCut(t *testing.T) {
+	how := &fault.PowerCut{Policy: "subset", Seed: 7}
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	for _, at := range []fault.Place{fault.PlaceBefore, fault.PlaceAfter} {
+		w.set(t, fault.Rule{Name: string("cut-" + at), Match: fault.Match{Op: fault.Ops{"flush"}, Every: 3}, Action: fault.Action{Kind: fault.KindPowerCut, At: at, Power: how}})
+		w.do(t, disk0.Write(1, 0, 1, out), disk0.Flush(2), disk0.Flush(3))
+		w.submit(t, disk0.Flush(4))
+		cut := <-w.cuts
+		if cut.How != how || cut.Lun != 0 || cut.Fault.Rule().Action.At != at {
+			t.Errorf("asked for %+v", cut)
+		}
+		w.wantNothing(t) // it is held until power has been cut
+		w.powered <- struct{}{}
+		wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 4, hba.CodeExecuted)
+	}
+	t.Run("time", func(t *testing.T) {
+		w.set(t, fault.Rule{Name: "timed", Budget: 2, Match: fault.Match{Op: fault.Ops{"time"}, Start: fault.Duration(time.Minute), For: fault.Duration(time.Second), Period: fault.Duration(time.Hour)}, Action: fault.Action{Kind: fault.KindPowerCut}})
+		w.clock.Advance(time.Minute - 1)
+		if len(w.cuts) != 0 {
+			t.Error("power is cut too early")
+		}
+		for _, after := range []time.Duration{1, time.Hour} {
+			w.clock.Advance(after)
+			<-w.cuts
+			w.powered <- struct{}{}
+		}
+	})
+	t.Run("mark", func(t *testing.T) {
+		w.set(t, fault.Rule{Name: "marked", Match: fault.Match{Op: fault.Ops{"mark"}, AtMark: "checkpoint"}, Action: fault.Action{Kind: fault.KindPowerCut}})
+		if n := w.dev.Mark("other"); n != 0 {
+			t.Errorf("another mark concerns %d rules", n)
+		}
+		if n := w.dev.Mark("checkpoint"); n != 1 {
+			t.Errorf("the mark concerns %d rules, want 1", n)
+		}
+		<-w.cuts
+		w.powered <- struct{}{}
+	})
+	w.wantOthers(t)
+	w.wantIdle(t)
+}
+
+// Under rules that come and go, resets and releases, each command is answered
+// once, and nothing is left.
+func TestFaults_Storm(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	const queues, rounds = 2, 300
+	w := newFaultyWorld(t, hba.Config{QueuePairs: queues, Workers: 3, RingEntries: 128})
+	ms := func(n int) fault.Duration { return fault.Duration(time.Duration(n) * time.Millisecond) }
+	p := 0.2
+	rules := []fault.Rule{
+		{Name: "latency", Match: fault.Match{Probability: &p}, Action: fault.Action{Kind: fault.KindLatency, Latency: &fault.Latency{Distribution: fault.LogNormal, Median: ms(1), Sigma: 2, Max: ms(50)}}},
+		{Name: "hang", Match: fault.Match{Every: 17}, Action: fault.Action{Kind: fault.KindHang}},
+		{Name: "gate", Match: fault.Match{Every: 19}, Action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}},
+		{Name: "lost", Match: fault.Match{Every: 23}, Action: fault.Action{Kind: fault.KindLostCompletion}},
+		{Name: "busy", Match: fault.Match{Every: 7}, Action: fault.Action{Kind: fault.KindBusy}},
+		{Name: "reorder", Match: fault.Match{Probability: &p}, Action: fault.Action{Kind: fault.KindReorder, For: ms(20)}},
+		{Name: "reset", Match: fault.Match{Every: 3}, Action: fault.Action{Kind: fault.KindResetFails, Silent: true}},
+	}
+	w.set(t, rules...)
+	stop := make(chan struct{})
+	var chaos sync.WaitGroup
+	chaos.Go(func() {
+		r := rand.New(rand.NewPCG(seed, 99))
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			w.clock.Advance(time.Duration(r.IntN(5)) * time.Millisecond)
+			switch r.IntN(20) {
+			case 0:
+				some := slices.Clone(rules)
+				r.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
+				w.set(t, some[:r.IntN(len(some))]...)
+			case 1:
+				if fs := w.dev.Faults().Faults(); len(fs) > 0 {
+					w.dev.ReleaseHeld(fs[r.IntN(len(fs))], r.IntN(3))
+				}
+			}
+			runtime.Gosched()
+		}
+	})
+	var drivers sync.WaitGroup
+	for i := range queues {
+		// Each command has its own block, of memory and of the disk.
+		var in, out []*hbatest.Buffer
+		var free []int
+		for place := range 128 {
+			in = append(in, w.driver.MappedBuffer(t, blockBytes, dma.Write))
+			out = append(out, w.driver.MappedBuffer(t, blockBytes, dma.Read))
+			free = append(free, place)
+		}
+		drivers.Go(func() {
+			q := w.driver.Queues[i]
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			tag, open := uint32(0), map[uint32]int{}
+			done := make([]hba.Completion, 64)
+			consume := func() {
+				n := q.Consume(done)
+				for _, c := range done[:n] {
+					place, ok := open[c.Tag]
+					if !ok {
+						t.Errorf("seed %d, queue %d: tag %d answered and not asked, or twice", seed, i, c.Tag)
+					}
+					free = append(free, place)
+					delete(open, c.Tag)
+				}
+				if n > 0 {
+					q.Ack(runner)
+				} else {
+					runtime.Gosched()
+				}
+			}
+			for range rounds {
+				for range 1 + r.IntN(16) {
+					if len(free) == 0 {
+						break
+					}
+					tag++
+					place := free[len(free)-1]
+					lba := uint64(128*i + place)
+					var c hba.Command
+					switch r.IntN(12) {
+					case 0:
+						c = disk0.Reset(tag, r.IntN(2) == 0)
+					case 1:
+						c = disk0.Abort(tag, tag-uint32(r.IntN(20)))
+					case 2:
+						c = disk0.Flush(tag)
+					case 3, 4, 5:
+						c = disk0.Write(tag, lba, 1, out[place])
+					default:
+						c = disk0.Read(tag, lba, 1, in[place])
+					}
+					if q.Submit(c) == 1 {
+						open[tag] = place
+						free = free[:len(free)-1]
+					}
+				}
+				q.Ring(runner)
+				consume()
+				for len(open) > 80 {
+					consume()
+					if r.IntN(50) == 0 && len(free) > 0 {
+						tag++
+						if q.Submit(disk0.Reset(tag, true)) == 1 {
+							open[tag] = free[len(free)-1]
+							free = free[:len(free)-1]
+							q.Ring(runner)
+						}
+					}
+				}
+			}
+			for len(open) > 0 {
+				w.set(t)
+				consume()
+			}
+		})
+	}
+	drivers.Wait()
+	close(stop)
+	chaos.Wait()
+	w.set(t)
+	w.wantIdle(t)
+	w.wantOthers(t)
+	w.wantStatus(t, hba.StatusReady)
+}

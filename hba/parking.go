@@ -1,0 +1,387 @@
+package hba
+
+import (
+	"cmp"
+	"container/heap"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Commands that a fault holds are parked: they have a record, and occupy neither
+// an engine nor a worker. There can be as many as the rings have entries. Aborts
+// and resets end them as they end what waits for a worker.
+
+// A holdStage is how far a command with a decision has come.
+type holdStage uint8
+
+const (
+	stageArrived      holdStage = iota
+	stageDelayed                // waits for Decision.Delay
+	stageHeld                   // held by Decision.HoldBefore
+	stageRunning                // in line for a worker, or with one
+	stageDelayedAfter           // waits for Decision.DelayAfter
+	stageHeldAfter              // held by Decision.HoldAfter
+	stageAnswer                 // is answered, or lost
+)
+
+// A hold is what a record remembers of a command that met a fault. Guarded by
+// Device.mu, but for what does not change while a worker has the command.
+type hold struct {
+	command  fault.Command
+	decision fault.Decision
+	unit     fault.Unit
+
+	stage holdStage
+	// by is the fault that holds the command; nil if only time does.
+	by *fault.Fault
+	// since numbers those parked; due is when it goes on by itself.
+	since     uint64
+	due       time.Duration
+	heapIndex int
+	// out is the answer, once the command has been executed.
+	out Completion
+}
+
+const (
+	forever   = time.Duration(math.MaxInt64)
+	notInHeap = -1
+)
+
+// A timedRecords is a heap by due time.
+type timedRecords []*record
+
+// Len implements heap.Interface.
+func (t timedRecords) Len() int { return len(t) }
+
+// Less implements heap.Interface. Of two that are due at once, the one parked
+// first goes first.
+func (t timedRecords) Less(i, j int) bool {
+	a, b := t[i].hold, t[j].hold
+	return a.due < b.due || a.due == b.due && a.since < b.since
+}
+
+// Swap implements heap.Interface.
+func (t timedRecords) Swap(i, j int) {
+	t[i], t[j] = t[j], t[i]
+	t[i].hold.heapIndex, t[j].hold.heapIndex = i, j
+}
+
+// Push implements heap.Interface.
+func (t *timedRecords) Push(x any) {
+	rec := x.(*record)
+	rec.hold.heapIndex = len(*t)
+	*t = append(*t, rec)
+}
+
+// Pop implements heap.Interface.
+func (t *timedRecords) Pop() any {
+	old := *t
+	rec := old[len(old)-1]
+	old[len(old)-1] = nil
+	*t = old[:len(old)-1]
+	rec.hold.heapIndex = notInHeap
+	return rec
+}
+
+// proceedLocked takes a held command as far as it can go now: until it is parked,
+// in line for a worker, or answered. It returns the queues whose interrupt is to
+// be raised.
+//
+// +checklocks:d.mu
+func (d *Device) proceedLocked(rec *record) (raise uint64) {
+	h := rec.hold
+	dec := &h.decision
+	if h.stage == stageArrived && rec.cmd.Opcode != OpExecute {
+		h.stage = stageHeldAfter // an abort or reset is not executed
+	}
+	for {
+		h.stage++
+		switch h.stage {
+		case stageDelayed:
+			if dec.Delay > 0 {
+				d.parkLocked(rec, nil, d.clock.Now()+dec.Delay)
+				return 0
+			}
+		case stageHeld:
+			d.triggersLocked(h, fault.PlaceBefore)
+			if dec.HoldBefore != nil {
+				d.parkLocked(rec, dec.HoldBefore, d.endOf(dec.HoldBeforeFor))
+				return 0
+			}
+		case stageRunning:
+			d.lineUpLocked(rec)
+			return 0
+		case stageDelayedAfter:
+			if dec.DelayAfter > 0 {
+				d.parkLocked(rec, nil, d.clock.Now()+dec.DelayAfter)
+				return 0
+			}
+		case stageHeldAfter:
+			d.triggersLocked(h, fault.PlaceAfter)
+			if dec.HoldAfter != nil {
+				d.parkLocked(rec, dec.HoldAfter, d.endOf(dec.HoldAfterFor))
+				return 0
+			}
+		default: // stageAnswer
+			return d.answerLocked(rec)
+		}
+	}
+}
+
+// endOf is when a hold ends that takes so long; zero is for ever.
+func (d *Device) endOf(span time.Duration) time.Duration {
+	if span == 0 {
+		return forever
+	}
+	return d.clock.Now() + span
+}
+
+// answerLocked ends a held command, unless its answer is lost.
+//
+// +checklocks:d.mu
+func (d *Device) answerLocked(rec *record) (raise uint64) {
+	q, h := rec.queue, rec.hold
+	dec := &h.decision
+	if f := dec.Mistagged; f != nil {
+		dec.Mistagged = nil
+		dec.Lost = f
+		wrong := h.out
+		wrong.Tag ^= wrongTag
+		raise = q.postSurplus(&wrong)
+	}
+	if dec.Lost != nil {
+		d.parkLocked(rec, dec.Lost, forever)
+		return raise
+	}
+	one := [1]Completion{h.out}
+	if !q.post(one[:]) {
+		d.failLocked("the completion ring is not mapped", q.index)
+	}
+	if !dec.NoInterrupt {
+		raise |= 1 << q.index
+	}
+	if dec.Duplicate {
+		raise |= q.postSurplus(&h.out)
+	}
+	d.releaseLocked(rec)
+	if len(d.controls) != 0 {
+		raise |= d.advanceLocked()
+	}
+	return raise
+}
+
+// wrongTag turns a tag into one that the driver does not use now: it differs in
+// the highest bit, which drivers use last, or for generations.
+const wrongTag = 1 << 31
+
+// postSurplus posts a completion that answers no command, if the ring has room
+// beyond what it owes to commands. It returns the queue's bit, or zero.
+func (q *queue) postSurplus(c *Completion) (raise uint64) {
+	// Counted first: an engine that has not seen it yet fetches one batch at the
+	// most, for which there is room too.
+	surplus := q.surplus.Add(1)
+	if q.head.Load()+surplus-q.consumed.Load()+batchCommands > q.completionEntries {
+		q.surplus.Add(^uint32(0))
+		return 0
+	}
+	one := [1]Completion{*c}
+	q.post(one[:])
+	return 1 << q.index
+}
+
+// parkLocked parks a command, held by f if that is not nil, until due.
+//
+// +checklocks:d.mu
+func (d *Device) parkLocked(rec *record, f *fault.Fault, due time.Duration) {
+	h := rec.hold
+	rec.state = recordParked
+	h.by, h.due = f, due
+	h.since = d.arrivals
+	d.arrivals++
+	d.parked++
+	if f != nil {
+		f.Hold()
+	}
+	if due != forever {
+		heap.Push(&d.timed, rec)
+		d.armLocked()
+	}
+}
+
+// unparkLocked takes a command out of the parking. Where it goes is the caller's
+// to say.
+//
+// +checklocks:d.mu
+func (d *Device) unparkLocked(rec *record) {
+	h := rec.hold
+	if h.heapIndex != notInHeap {
+		heap.Remove(&d.timed, h.heapIndex)
+	}
+	if h.by != nil {
+		h.by.Release()
+		h.by = nil
+	}
+	d.parked--
+	rec.state = recordRunning // until the caller has said it; d.mu is held
+}
+
+// armLocked has the clock call when the first parked command is due.
+//
+// +checklocks:d.mu
+func (d *Device) armLocked() {
+	if len(d.timed) == 0 {
+		return
+	}
+	due := d.timed[0].hold.due
+	if d.stopTimer != nil && d.timerDue <= due {
+		return
+	}
+	if d.stopTimer != nil {
+		d.stopTimer()
+	}
+	d.timerDue = due
+	d.stopTimer = d.clock.AfterFunc(max(0, due-d.clock.Now()), d.timeHasCome)
+}
+
+// timeHasCome lets those go on that are due.
+func (d *Device) timeHasCome() {
+	d.mu.Lock()
+	d.stopTimer = nil
+	raise := uint64(0)
+	now := d.clock.Now()
+	for len(d.timed) > 0 && d.timed[0].hold.due <= now {
+		rec := d.timed[0]
+		d.unparkLocked(rec)
+		raise |= d.proceedLocked(rec)
+	}
+	d.armLocked()
+	d.mu.Unlock()
+	d.interruptLater(raise)
+}
+
+// parkedLocked lists the parked commands that match, the first parked first.
+//
+// +checklocks:d.mu
+func (d *Device) parkedLocked(match func(*record) bool) []*record {
+	if d.parked == 0 {
+		return nil
+	}
+	var out []*record
+	for i := range d.slots {
+		q := d.slots[i].queue.Load()
+		if q == nil {
+			continue
+		}
+		for j := range q.records {
+			if rec := &q.records[j]; rec.state == recordParked && match(rec) {
+				out = append(out, rec)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *record) int { return cmp.Compare(a.hold.since, b.hold.since) })
+	return out
+}
+
+// letGoLocked lets up to n parked commands go on that match; any number if n is
+// negative. What was lost is answered.
+//
+// +checklocks:d.mu
+func (d *Device) letGoLocked(n int, match func(*hold) bool) (raise uint64) {
+	for i, rec := range d.parkedLocked(func(rec *record) bool { return match(rec.hold) }) {
+		if i == n {
+			break
+		}
+		d.unparkLocked(rec)
+		if h := rec.hold; h.stage == stageAnswer {
+			h.decision.Lost = nil
+			raise |= d.answerLocked(rec)
+		} else {
+			raise |= d.proceedLocked(rec)
+		}
+	}
+	return raise
+}
+
+// endParkedLocked ends the parked commands that match, by code. It returns the
+// queues whose interrupt is to be raised.
+//
+// +checklocks:d.mu
+func (d *Device) endParkedLocked(match func(*record) bool, code CompletionCode) (raise uint64) {
+	for _, rec := range d.parkedLocked(match) {
+		d.unparkLocked(rec)
+		d.comeBackLocked(rec)
+		raise |= d.postLocked(rec.queue, rec.cmd.Tag, code)
+		d.releaseLocked(rec)
+	}
+	return raise
+}
+
+// lateDefault is when a late completion comes if its rule does not say.
+const lateDefault = 10 * time.Millisecond
+
+// comeBackLocked sees to it that a command that was ended is heard of again, if
+// that is its fault.
+//
+// +checklocks:d.mu
+func (d *Device) comeBackLocked(rec *record) {
+	dec := &rec.hold.decision
+	if dec.Late == nil || d.closed {
+		return
+	}
+	q, c, transfer, unit := rec.queue, rec.cmd, dec.LateDMA, rec.hold.unit
+	after := dec.LateFor
+	if after == 0 {
+		after = lateDefault
+	}
+	d.clock.AfterFunc(after, func() { d.haunt(q, &c, unit, transfer) })
+}
+
+// haunt answers a command that was ended long ago, or transfers its data.
+func (d *Device) haunt(q *queue, c *Command, u fault.Unit, transfer bool) {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return
+	}
+	d.goroutines.Add(1) // until Close may go on; the count is not zero before
+	defer d.goroutines.Done()
+	raise := uint64(0)
+	if !transfer && q.gate.Load()&gateDead == 0 {
+		var out Completion
+		out.set(c.Tag, CodeExecuted)
+		out.DataBytes = c.DataBytes
+		raise = q.postSurplus(&out)
+	}
+	d.mu.Unlock()
+	d.interruptLater(raise)
+	if transfer {
+		d.transferLate(q, c, u)
+	}
+}
+
+// transferLate writes to host memory what a READ would have, past all that a unit
+// checks. Memory that the driver has unmapped is not reached: that is a DMA fault.
+func (d *Device) transferLate(q *queue, c *Command, u fault.Unit) {
+	unit := d.unitAt(u)
+	lba, _, ok := scsi.BlockRange(&c.CDB)
+	if unit == nil || !ok {
+		return
+	}
+	var x executor
+	if x.gather(d.iommu, c, dma.Write) != CodeExecuted {
+		q.count.dmaFaults.Add(1)
+		return
+	}
+	off := int64(lba) * int64(u.BlockBytes)
+	for _, s := range x.segments {
+		if _, err := unit.Medium().ReadAt(s, off); err != nil {
+			return
+		}
+		off += int64(len(s))
+	}
+}

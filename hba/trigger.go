@@ -1,0 +1,191 @@
+package hba
+
+import (
+	"context"
+	"time"
+
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/target"
+)
+
+// Faults of a unit as a whole. They take time and wait for commands, so each runs
+// on a goroutine of its own, while the command that set it off is held.
+
+// A PowerCut is what the owner of the device is asked to do to a unit's power.
+type PowerCut struct {
+	Fault       *fault.Fault
+	Target, Lun uint8
+	// How says how; it may be nil.
+	How *fault.PowerCut
+}
+
+// An undo is how to end a fault of a unit.
+type undo struct {
+	fault *fault.Fault
+	run   func()
+}
+
+// triggersLocked sets off what a command that has come to a place does to its
+// unit.
+//
+// +checklocks:d.mu
+func (d *Device) triggersLocked(h *hold, at fault.Place) {
+	for _, f := range h.decision.Triggers[:h.decision.NTriggers] {
+		if (f.Rule().Action.At == fault.PlaceAfter) == (at == fault.PlaceAfter) {
+			d.triggerLocked(f, h.unit)
+		}
+	}
+}
+
+// triggerLocked does to a unit what f says, soon.
+//
+// +checklocks:d.mu
+func (d *Device) triggerLocked(f *fault.Fault, u fault.Unit) {
+	if d.closed {
+		return
+	}
+	d.goroutines.Go(func() {
+		d.trigger(f, u)
+		d.ReleaseHeld(f, 0)
+	})
+}
+
+// trigger does to a unit what f says.
+func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
+	a := &f.Rule().Action
+	// The others concern commands.
+	//exhaustive:ignore
+	switch a.Kind {
+	case fault.KindPowerCut:
+		if d.onPowerCut != nil {
+			d.onPowerCut(PowerCut{Fault: f, Target: u.Target, Lun: u.Lun, How: a.Power})
+		}
+	case fault.KindCapacity:
+		if unit := d.unitAt(u); unit != nil {
+			unit.Limit(int64(a.Size))
+			d.undoLater(f, func() { unit.Limit(0) })
+		}
+	case fault.KindUnplug:
+		unit := d.unitAt(u)
+		if unit == nil {
+			return
+		}
+		// Commands that it has been given already hold nothing up: what is parked
+		// ends, and what runs is the medium's.
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if d.RemoveUnit(ctx, u.Target, u.Lun) != nil && d.unitAt(u) != nil {
+			return // somebody else has removed and added one
+		}
+		d.undoLater(f, func() {
+			unit.PlugIn()
+			if err := d.AddUnit(u.Target, u.Lun, unit); err != nil {
+				d.log.Warn("unit is not plugged in again", "disk", u.Disk, "error", err)
+			}
+		})
+	}
+}
+
+func (d *Device) unitAt(u fault.Unit) *target.Unit {
+	t := d.targets[u.Target].Load()
+	if t == nil {
+		return nil
+	}
+	return t.Unit(u.Lun)
+}
+
+// undoLater ends a fault of a unit after the time that its rule says, or when the
+// rule is gone, whichever comes first.
+func (d *Device) undoLater(f *fault.Fault, run func()) {
+	d.undoMu.Lock()
+	defer d.undoMu.Unlock()
+	u := &undo{fault: f, run: run}
+	d.undos = append(d.undos, u)
+	if after := f.Rule().Action.For; after != 0 {
+		d.clock.AfterFunc(time.Duration(after), func() {
+			d.undoTriggersWhere(func(other *undo) bool { return other == u })
+		})
+	}
+}
+
+// undoTriggers ends the faults of units whose rule matches.
+func (d *Device) undoTriggers(match func(*fault.Fault) bool) {
+	d.undoTriggersWhere(func(u *undo) bool { return match(u.fault) })
+}
+
+func (d *Device) undoTriggersWhere(match func(*undo) bool) {
+	d.undoMu.Lock()
+	defer d.undoMu.Unlock()
+	kept := d.undos[:0]
+	for _, u := range d.undos {
+		if match(u) {
+			u.run()
+		} else {
+			kept = append(kept, u)
+		}
+	}
+	clear(d.undos[len(kept):])
+	d.undos = kept
+}
+
+// setTimersLocked has the rules about time asked when it comes.
+//
+// +checklocks:d.mu
+func (d *Device) setTimersLocked(s *fault.Set) {
+	for _, stop := range d.ruleTimers {
+		stop()
+	}
+	d.ruleTimers = nil
+	if s == nil {
+		return
+	}
+	for _, p := range s.Plans() {
+		for _, start := range p.Starts() {
+			d.ruleTimers = append(d.ruleTimers, d.clock.AfterFunc(max(0, start.At-d.clock.Now()), func() { d.tick(p, start.Fault) }))
+		}
+	}
+}
+
+// tick asks a rule about time, and once more a period later.
+func (d *Device) tick(p *fault.Plan, f *fault.Fault) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if t := d.faults.Load(); d.closed || t == nil || t.set.Fault(f.Rule().Name) != f {
+		return
+	}
+	d.askLocked(p, &fault.Command{Op: fault.OpTime, Timer: f})
+	if period := f.Rule().Match.Period; period != 0 {
+		d.ruleTimers = append(d.ruleTimers, d.clock.AfterFunc(time.Duration(period), func() { d.tick(p, f) }))
+	}
+}
+
+// askLocked has the rules of a unit look at something that is no command.
+//
+// +checklocks:d.mu
+func (d *Device) askLocked(p *fault.Plan, c *fault.Command) {
+	var dec fault.Decision
+	if !p.Decide(c, d.clock.Now(), &dec) {
+		return
+	}
+	for _, f := range dec.Triggers[:dec.NTriggers] {
+		d.triggerLocked(f, p.Unit())
+	}
+}
+
+// Mark tells the rules of a mark, and returns how many wait for it.
+//
+// Concurrency: any goroutine.
+func (d *Device) Mark(text string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.Faults()
+	n := s.Mark(text, d.clock.Now())
+	if n == 0 {
+		return 0
+	}
+	d.setTimersLocked(s)
+	for _, p := range s.Plans() {
+		d.askLocked(p, &fault.Command{Op: fault.OpMark, Mark: text})
+	}
+	return n
+}
