@@ -237,7 +237,9 @@ func (b *bystander) steps(n int) error {
 
 // hostileServer is one with little memory and room for many.
 func hostileServer(t testing.TB, a *nbdtest.Authority) *testServer {
-	s := newServerOf(t, hostileLimits(), hostileArenaBytes, hostileExports()...)
+	limits := hostileLimits()
+	limits.MaxConnectionRate = 1 << 20 // attacks should meet everything else
+	s := newServerOf(t, limits, hostileArenaBytes, hostileExports()...)
 	s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
 	return s
 }

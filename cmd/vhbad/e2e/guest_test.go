@@ -152,22 +152,27 @@ func (g *guest) boot() error {
 			return err
 		}
 	}
+	if err := loadModule("drivers/block/nbd.ko", "nbds_max=2"); err != nil {
+		return err
+	}
+	return g.run("ip", "link", "set", "lo", "up")
+}
+
+// loadModule loads a module of the guest's kernel.
+func loadModule(name, parameters string) error {
 	var release unix.Utsname
 	if err := unix.Uname(&release); err != nil {
 		return err
 	}
-	module := filepath.Join("/usr/lib/uml/modules", unix.ByteSliceToString(release.Release[:]), "kernel/drivers/block/nbd.ko")
-	f, err := os.Open(module)
+	path := filepath.Join("/usr/lib/uml/modules", unix.ByteSliceToString(release.Release[:]), "kernel", name)
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	if err := unix.FinitModule(int(f.Fd()), "nbds_max=2", 0); err != nil {
-		return fmt.Errorf("load %s: %w", module, err)
+	if err := unix.FinitModule(int(f.Fd()), parameters, 0); err != nil {
+		return errors.Join(fmt.Errorf("load %s: %w", path, err), f.Close())
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return g.run("ip", "link", "set", "lo", "up")
+	return f.Close()
 }
 
 // guestCommandTimeout bounds every command and every wait in the guest, which has a

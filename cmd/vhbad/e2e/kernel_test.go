@@ -35,6 +35,7 @@ func TestKernel(t *testing.T) {
 	for _, name := range []string{
 		"linux.uml", "nbd-client", "fio", "ip", "blkdiscard", "fstrim",
 		"mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "mkfs.btrfs", "btrfs",
+		"nbdinfo", "nbdcopy", "cmp",
 	} {
 		tool(t, name)
 	}
