@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
@@ -152,6 +153,9 @@ func (d *Daemon) openMedia(m *machine) error {
 func openMedium(c *config.Disk) (media.Media, error) {
 	if c.File == "" {
 		return media.NewMemory(media.MemoryConfig{SizeBytes: int64(c.Memory)})
+	}
+	if err := sandbox.Reaches(c.File); err != nil {
+		return nil, err
 	}
 	return media.OpenFile(media.FileConfig{
 		Path: c.File, SizeBytes: int64(c.Size), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,

@@ -3,7 +3,12 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -33,14 +38,21 @@ const (
 	ofFolders = ll.AccessFSReadDir | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
 )
 
+// entered is what Enter has left of the file system; nil if it has not restricted
+// it.
+var entered atomic.Pointer[Access]
+
 // Enter leaves this process, all its threads and its children, with a and nothing
 // else of the file system: no other file can be opened, made, renamed, removed or
-// executed. No set-user-ID program gives them rights any more.
+// executed. No set-user-ID program gives them rights any more, and they connect to
+// nobody by TCP.
 //
 // Errors: ErrUnsupported.
 //
 // Source: landlock(7), PR_SET_NO_NEW_PRIVS(2const).
 func Enter(a Access) error {
+	// The local time is that of a file which is read when it is first asked for.
+	_, _ = time.Now().Zone()
 	// Landlock sets it too, but not where there is no landlock.
 	if err := ll.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("give up new privileges: %w", err)
@@ -74,5 +86,45 @@ func Enter(a Access) error {
 	if err := landlock.V8.BestEffort().RestrictPaths(rules...); err != nil {
 		return fmt.Errorf("landlock: %w", err)
 	}
+	if err := landlock.MustConfig(landlock.AccessNetSet(ll.AccessNetConnectTCP)).BestEffort().Restrict(); err != nil {
+		return fmt.Errorf("landlock: %w", err)
+	}
+	entered.Store(&a)
 	return nil
+}
+
+// Reaches says whether an image can be opened, as far as the sandbox is concerned;
+// permissions of the file may still refuse it. Any goroutine may call it.
+//
+// Errors: one for who has named the path, that says where images may be, and how
+// to have them elsewhere.
+func Reaches(path string) error {
+	a := entered.Load()
+	if a == nil {
+		return nil
+	}
+	at := resolve(path)
+	for _, left := range a.Images {
+		if left = resolve(left); at == left || left == "/" || strings.HasPrefix(at, left+"/") {
+			return nil
+		}
+	}
+	folders := slices.Compact(slices.Sorted(slices.Values(a.Images)))
+	return fmt.Errorf("%s: the sandbox, which cannot be left, has images in %s only: restart with --sandbox-path %s, or with a path of sandbox in the configuration",
+		path, strings.Join(folders, ", "), filepath.Dir(at))
+}
+
+// resolve is where path leads, as far as there is something.
+func resolve(path string) string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return path // the working directory is gone: nothing is there
+	}
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		return target
+	}
+	if folder, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		return filepath.Join(folder, filepath.Base(path))
+	}
+	return path
 }

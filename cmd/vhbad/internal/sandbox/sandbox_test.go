@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
@@ -18,6 +21,9 @@ import (
 // folderVariable has this program enter a sandbox in that folder and try things,
 // instead of running tests: there is no way back.
 const folderVariable = "VHBAD_SANDBOX_FOLDER"
+
+// listenerVariable has the address of somebody who listens.
+const listenerVariable = "VHBAD_SANDBOX_LISTENER"
 
 func TestMain(m *testing.M) {
 	if folder := os.Getenv(folderVariable); folder != "" {
@@ -44,6 +50,17 @@ func inside(folder string) int {
 		return 1
 	}
 	fmt.Println("landlock", verdict(err))
+	_, offset := time.Now().Zone()
+	fmt.Println("zone", offset)
+	for _, path := range []string{"images/a", "images/not-there", "images/link-out", "device", "outside/held", "outside/not-there"} {
+		if err := sandbox.Reaches(in(path)); err != nil {
+			fmt.Println("reaches-"+path, err)
+		} else {
+			fmt.Println("reaches-"+path, "yes")
+		}
+	}
+	_, err = net.Dial("tcp", os.Getenv(listenerVariable))
+	fmt.Println("connect", verdict(err))
 	open := func(path string, flags int) error {
 		f, err := os.OpenFile(in(path), flags, 0o600)
 		if err == nil {
@@ -98,7 +115,10 @@ func verdict(err error) string {
 // TestEnter_OnlyWhatIsNamed: a process in the sandbox reads and writes what it was
 // given and what it had open, and nothing else.
 func TestEnter_OnlyWhatIsNamed(t *testing.T) {
-	folder := t.TempDir()
+	folder, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, path := range []string{"certificates/key", "config", "images/a", "device", "sockets/s", "sockets/file", "outside/held"} {
 		if err := os.MkdirAll(filepath.Join(folder, filepath.Dir(path)), 0o755); err != nil {
 			t.Fatal(err)
@@ -107,12 +127,26 @@ func TestEnter_OnlyWhatIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Symlink("../outside/held", filepath.Join(folder, "images/link-out")); err != nil {
+		t.Fatal(err)
+	}
+	// Five hours and a half: no zone that a machine of a test is likely to be in.
+	zone := filepath.Join(folder, "zone")
+	if err := os.WriteFile(zone, []byte("TZif2"+strings.Repeat("\x00", 39)+"TZif2"+strings.Repeat("\x00", 31)+
+		"\x00\x00\x00\x01\x00\x00\x00\x02"+"\x00\x00\x4d\x58\x00\x00X\x00"+"\nX-5:30\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), folderVariable+"="+folder)
+	cmd.Env = append(os.Environ(), folderVariable+"="+folder, listenerVariable+"="+l.Addr().String(), "TZ="+zone)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -126,6 +160,7 @@ func TestEnter_OnlyWhatIsNamed(t *testing.T) {
 	want := map[string]string{
 		"privileges": "yes", "held": "yes", "read-certificate": "yes", "read-config": "yes",
 		"write-image": "yes", "make-image": "yes", "write-device": "yes", "remove-socket": "yes",
+		"zone": "19800", "reaches-images/a": "yes", "reaches-images/not-there": "yes", "reaches-device": "yes",
 	}
 	if got["landlock"] == "yes" { // without it these depend on the user
 		for _, name := range []string{
@@ -133,6 +168,15 @@ func TestEnter_OnlyWhatIsNamed(t *testing.T) {
 			"read-outside", "make-outside", "remove-outside", "read-passwd", "execute",
 		} {
 			want[name] = "no"
+		}
+		if version, err := ll.LandlockGetABIVersion(); err == nil && version >= 4 { // the first that knows TCP
+			want["connect"] = "no"
+		}
+		for _, path := range []string{"outside/held", "outside/not-there", "images/link-out"} {
+			at := filepath.Join(folder, "outside")
+			want["reaches-"+path] = fmt.Sprintf("%s: the sandbox, which cannot be left, has images in %s, %s only: "+
+				"restart with --sandbox-path %s, or with a path of sandbox in the configuration",
+				filepath.Join(folder, path), filepath.Join(folder, "device"), filepath.Join(folder, "images"), at)
 		}
 	} else {
 		t.Log("this kernel has no landlock: only what stays allowed was tested")
