@@ -68,9 +68,9 @@ func steps() []step {
 				run("cp", "-r", "/etc/systemd", mountPoint))
 		}},
 		{"attach_without_file", func() error {
-			out, err := command("systemctl", "start", "vhbad-attach@nbd1.service").CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "Assertion failed") {
-				return fmt.Errorf("without its file vhbad-attach@nbd1.service starts: %v\n%s", err, out)
+			cmd := command("systemctl", "start", "vhbad-attach@nbd1.service")
+			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "Assertion failed") {
+				return fmt.Errorf("without its file vhbad-attach@nbd1.service starts: %v\n%s", cmd.ProcessState, out)
 			}
 			return nil
 		}},
@@ -274,8 +274,8 @@ func run(name string, args ...string) error {
 // want runs a command that must print this; its exit code does not matter.
 func want(text, name string, args ...string) error {
 	cmd := command(name, args...)
-	if out, err := cmd.CombinedOutput(); string(out) != text {
-		return fmt.Errorf("%s: %v, printed %q; want %q", strings.Join(cmd.Args, " "), err, out, text)
+	if out, _ := cmd.CombinedOutput(); string(out) != text {
+		return fmt.Errorf("%s: %v, printed %q; want %q", strings.Join(cmd.Args, " "), cmd.ProcessState, out, text)
 	}
 	return nil
 }
@@ -284,7 +284,7 @@ func want(text, name string, args ...string) error {
 func contains(text, name string, args ...string) error {
 	cmd := command(name, args...)
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), text) {
-		return fmt.Errorf("%s: %v, printed %q; want %q in it", strings.Join(cmd.Args, " "), err, out, text)
+		return fmt.Errorf("%s: %v, printed %q; want %q in it", strings.Join(cmd.Args, " "), cmd.ProcessState, out, text)
 	}
 	return nil
 }
