@@ -81,6 +81,31 @@ func TestListenUnix_Umask(t *testing.T) {
 	}
 }
 
+// TestListenUnix_LockLink: a link in the place of the lock is not followed, so what
+// it leads to is neither made nor written.
+func TestListenUnix_LockLink(t *testing.T) {
+	dir := t.TempDir()
+	path, target := filepath.Join(dir, "x.sock"), filepath.Join(dir, "target")
+	if err := os.WriteFile(target, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{target, filepath.Join(dir, "none")} {
+		if err := os.Symlink(to, path+lockSuffix); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ListenUnix(t.Context(), path, 0o600); !errors.Is(err, unix.ELOOP) {
+			t.Errorf("lock is a link to %s: %v, want ELOOP", to, err)
+		}
+		if err := os.Remove(path + lockSuffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if b, rerr := os.ReadFile(target); string(b) != "content" || rerr != nil || err != nil || len(left) != 1 {
+		t.Errorf("target %q, %v; in the folder %v, %v", b, rerr, left, err)
+	}
+}
+
 func TestListenUnix_Live(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
 	listen(t, path, 0)
