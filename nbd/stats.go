@@ -63,6 +63,7 @@ const (
 	CloseKilled                            // the drain ran out of time
 	CloseIdle                              // Limits.IdleTimeout
 	CloseTooSlow                           // the client held memory that others needed
+	CloseDropped                           // Server.Drop
 	CloseReasonCount                       // number of reasons, for tables
 )
 
@@ -70,7 +71,7 @@ const (
 func (r CloseReason) String() string {
 	return [...]string{
 		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
-		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "too_slow", "none",
+		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "too_slow", "dropped", "none",
 	}[min(r, CloseReasonCount)]
 }
 

@@ -1,6 +1,9 @@
 package target
 
 import (
+	"errors"
+
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -234,7 +237,7 @@ func (u *Unit) compareAndWrite(t *Task, mayBlock bool) (done bool) {
 		return true
 	}
 	t.TransferredBytes = 2 * length
-	if t.CDB[1]&scsi.CDBFUA != 0 || u.writeThrough {
+	if t.CDB[1]&scsi.CDBFUA != 0 || u.writeThrough.Load() {
 		u.flushFor(t)
 	}
 	return true
@@ -248,7 +251,9 @@ func (u *Unit) flushFor(t *Task) (ok bool) {
 	if err == nil {
 		return true
 	}
-	u.owed.Store(&err)
+	if !errors.Is(err, media.ErrPowerLost) { // who comes after that is not concerned
+		u.owed.Store(&err)
+	}
 	u.flushFailed(t, err)
 	return false
 }

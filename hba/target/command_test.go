@@ -43,7 +43,7 @@ func TestNewUnit_Refused(t *testing.T) {
 
 func TestExecute_UnknownCommands(t *testing.T) {
 	u, _ := newMemoryUnit(t, 1<<20, target.Config{})
-	for _, op := range []byte{0x01, 0x15, 0x4d, 0x5f, 0x7f, 0x83, 0xa3, 0xc0, 0xff} {
+	for _, op := range []byte{0x01, 0x16, 0x4d, 0x5f, 0x7f, 0x83, 0xa3, 0xc0, 0xff} {
 		task := newTask(raw(op, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), target.NoData)
 		if !u.Execute(task, false) {
 			t.Fatalf("%#x: not done", op)

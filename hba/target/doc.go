@@ -12,7 +12,9 @@
 //	target.go      the table of units, REPORT LUNS, addresses without a unit
 //	unit.go        a unit's making, size, unit attentions; the switch over commands
 //	transfer.go    READ and WRITE, the way that must be short
-//	primary.go     INQUIRY, MODE SENSE, REQUEST SENSE, TEST UNIT READY, START STOP UNIT
+//	mode.go        MODE SENSE, MODE SELECT
+//	power.go       power off and on
+//	primary.go     INQUIRY, REQUEST SENSE, TEST UNIT READY, START STOP UNIT
 //	block.go       READ CAPACITY, SYNCHRONIZE CACHE, PRE-FETCH, VERIFY, COMPARE AND WRITE
 //	provision.go   UNMAP, WRITE SAME, GET LBA STATUS
 //	errors.go      what of the medium becomes which sense data
@@ -29,7 +31,7 @@
 //
 // There is one I_T nexus, so a unit keeps one set of conditions. A unit comes up
 // without one: nobody has seen an earlier state of it, so nothing is lost that a
-// power-on condition would warn of. Reset sets one, a change of size another.
+// power-on condition would warn of. PowerOn and Reset set one, a change of size another.
 // Adding or removing a unit sets one on the target's other units, once anybody
 // has read the list of units. INQUIRY, REPORT LUNS and REQUEST SENSE go through
 // while one is pending; the latter two clear what they tell.

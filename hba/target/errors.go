@@ -65,6 +65,8 @@ func (u *Unit) mediumFailed(t *Task, err error, code scsi.Additional, lba uint64
 		u.outOfRange(t)
 	case errors.Is(err, media.ErrClosed):
 		u.failCode(t, scsi.KeyHardwareError, scsi.InternalTargetFailure)
+	case errors.Is(err, media.ErrPowerLost):
+		u.notPowered(t)
 	default:
 		u.fail(t, scsi.Sense{Key: scsi.KeyMediumError, Additional: code, Information: lba, InformationValid: true})
 	}
@@ -78,6 +80,8 @@ func (u *Unit) flushFailed(t *Task, err error) {
 		u.failCode(t, scsi.KeyDataProtect, scsi.SpaceAllocationFailed)
 	case errors.Is(err, media.ErrClosed):
 		u.failCode(t, scsi.KeyHardwareError, scsi.InternalTargetFailure)
+	case errors.Is(err, media.ErrPowerLost):
+		u.notPowered(t)
 	default:
 		u.failCode(t, scsi.KeyMediumError, scsi.WriteError)
 	}

@@ -92,39 +92,6 @@ func (u *Unit) blockLimits() *scsi.BlockLimits {
 	return l
 }
 
-// modeSense is MODE SENSE (6) and (10); SPC-4 6.13, 6.14.
-func (u *Unit) modeSense(t *Task, ten bool) {
-	n, _ := scsi.AllocationBytes(&t.CDB)
-	r := scsi.ModeRequest{
-		Ten:        ten,
-		Page:       scsi.ModePage(t.CDB[2] & 0x3f),
-		Control:    scsi.PageControl(t.CDB[2] >> 6),
-		Descriptor: t.CDB[1]&scsi.CDBDBD == 0,
-		LongLBA:    ten && t.CDB[1]&scsi.CDBLLBAA != 0,
-		Blocks:     u.blocks.Load(),
-		BlockBytes: u.config.BlockBytes,
-	}
-	if r.Control == scsi.PageControlSaved {
-		u.failCode(t, scsi.KeyIllegalRequest, scsi.SavingParametersNotSupported)
-		return
-	}
-	if sub := t.CDB[3]; sub != 0 && sub != 0xff { // no page has sub-pages
-		u.invalidCDB(t, 3)
-		return
-	}
-	var b [scsi.ModeSenseMaxBytes]byte
-	length, ok := scsi.PutModeSenseData(b[:], &scsi.Mode{
-		WriteProtected: u.config.ReadOnly, DPOFUA: true,
-		WriteCache: u.config.WriteCache, DescriptorSense: u.descriptorSense(),
-	}, &r)
-	if !ok {
-		u.invalidCDB(t, 2)
-		return
-	}
-	in := t.dataIn(n)
-	in.put(b[:length])
-}
-
 // requestSense is REQUEST SENSE; SPC-4 6.39. Sense data go along with CHECK
 // CONDITION, so what is left to tell is the unit's condition.
 func (u *Unit) requestSense(t *Task) {

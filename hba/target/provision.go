@@ -41,7 +41,7 @@ func (u *Unit) unmap(t *Task, mayBlock bool) (done bool) {
 			return true
 		}
 	}
-	if u.writeThrough {
+	if u.writeThrough.Load() {
 		u.flushFor(t)
 	}
 	return true
@@ -151,7 +151,7 @@ func (u *Unit) writeSame(t *Task, mayBlock bool) (done bool) {
 		u.mediumFailed(t, err, scsi.WriteError, lba)
 		return true
 	}
-	if u.writeThrough {
+	if u.writeThrough.Load() {
 		u.flushFor(t)
 	}
 	return true

@@ -132,7 +132,7 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 	}
 	// What must be durable outlives a power cut once it is done: by one write
 	// through the cache, or by writes and a flush.
-	durable := (x.fua || u.writeThrough) && !u.neverBlocks
+	durable := (x.fua || u.writeThrough.Load()) && !u.neverBlocks
 	if durable && !mayBlock {
 		return false
 	}

@@ -62,12 +62,14 @@ type Config struct {
 
 // Conditions of a unit, a bit each, by priority of the unit attentions.
 const (
-	attentionReset    uint32 = 1 << iota // reset since the last command
+	attentionPowerOn  uint32 = 1 << iota // power came on since the last command
+	attentionReset                       // reset since the last command
 	attentionLUNs                        // the target's list of units has changed
 	attentionCapacity                    // the size has changed
 	conditionStopped                     // stopped by START STOP UNIT
+	conditionOff                         // without power
 
-	attentions = attentionReset | attentionLUNs | attentionCapacity
+	attentions = attentionPowerOn | attentionReset | attentionLUNs | attentionCapacity
 )
 
 // A Unit is a direct access block device: a device server for one medium.
@@ -82,12 +84,15 @@ type Unit struct {
 	provisioned    bool // blocks can be mapped or not, and which are is known or can be changed
 	thin           bool // UNMAP works
 	anchor         bool // so does the ANCHOR bit, without writing zeros
-	writeThrough   bool // writes have to be made durable
 	neverBlocks    bool
 	identification scsi.Identification
 
 	// conditions is read by every command; it changes seldom.
 	conditions atomic.Uint32
+	// writeThrough: writes have to be made durable. It is the opposite of WCE.
+	writeThrough atomic.Bool
+	// powerCycles counts PowerOff.
+	powerCycles atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
 	// sizeMu.
 	blocks atomic.Uint64
@@ -126,7 +131,7 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 	u.thin = u.can.Discard != nil && !c.ReadOnly
 	u.provisioned = u.thin || u.can.Extents != nil
 	u.anchor = u.thin && u.can.Zero != nil && u.can.ZeroIsFast
-	u.writeThrough = !c.WriteCache
+	u.writeThrough.Store(!c.WriteCache)
 	u.identification = scsi.Identification{
 		Vendor: c.Vendor, Unique: c.Product + " " + c.Serial, NAA: naaLocal(c.Vendor, c.Product, c.Serial),
 	}
@@ -273,6 +278,17 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
 		return true
 	}
+	if mayBlock {
+		cycle := u.powerCycles.Load()
+		u.execute(t, op, true)
+		u.checkPower(t, cycle)
+		return true
+	}
+	return u.execute(t, op, false)
+}
+
+// execute is Execute without the conditions.
+func (u *Unit) execute(t *Task, op scsi.Opcode, mayBlock bool) (done bool) {
 	// The others follow.
 	//exhaustive:ignore
 	switch op {
@@ -306,6 +322,8 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 		u.inquiry(t)
 	case scsi.OpModeSense6, scsi.OpModeSense10:
 		u.modeSense(t, op == scsi.OpModeSense10)
+	case scsi.OpModeSelect6, scsi.OpModeSelect10:
+		return u.modeSelect(t, op == scsi.OpModeSelect10, mayBlock)
 	case scsi.OpReportLUNs:
 		u.reportLUNs(t)
 	case scsi.OpReadCapacity10:
@@ -332,9 +350,13 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 	return true
 }
 
-// checkConditions ends t if a unit attention is pending or the unit is stopped,
-// and op is not one that goes through.
+// checkConditions ends t if the unit has no power, or if a unit attention is
+// pending or the unit is stopped and op is not one that goes through.
 func (u *Unit) checkConditions(t *Task, op scsi.Opcode) (ended bool) {
+	if u.conditions.Load()&conditionOff != 0 {
+		u.notPowered(t)
+		return true
+	}
 	if op == scsi.OpInquiry || op == scsi.OpReportLUNs || op == scsi.OpRequestSense {
 		return false
 	}
@@ -363,6 +385,8 @@ func (u *Unit) takeAttention() (code scsi.Additional, ok bool) {
 			continue
 		}
 		switch bit {
+		case attentionPowerOn:
+			return scsi.PowerOnOccurred, true
 		case attentionReset:
 			return scsi.BusDeviceResetFunctionOccurred, true
 		case attentionLUNs:

@@ -25,6 +25,8 @@ const (
 	CDBDESC         = 0x01 // REQUEST SENSE: descriptor format
 	CDBDBD          = 0x08 // MODE SENSE: disable block descriptors
 	CDBLLBAA        = 0x10 // MODE SENSE(10): long LBA accepted
+	CDBPF           = 0x10 // MODE SELECT: pages follow, in the format of the standards
+	CDBSP           = 0x01 // MODE SELECT: save pages
 
 	// CDBNACA is a bit of the control byte, the last one of every CDB.
 	CDBNACA = 0x04
@@ -110,6 +112,19 @@ func PutModeSense6(cdb *[CDBMaxBytes]byte, page ModePage, noBlockDescriptor bool
 func PutModeSense10(cdb *[CDBMaxBytes]byte, page ModePage, noBlockDescriptor bool, allocationBytes uint16) int {
 	*cdb = [CDBMaxBytes]byte{0: uint8(OpModeSense10), 1: flag(noBlockDescriptor, CDBDBD), 2: uint8(page)}
 	binary.BigEndian.PutUint16(cdb[7:], allocationBytes)
+	return 10
+}
+
+// PutModeSelect6 builds MODE SELECT(6) for a parameter list of that length.
+func PutModeSelect6(cdb *[CDBMaxBytes]byte, listBytes uint8) int {
+	*cdb = [CDBMaxBytes]byte{0: uint8(OpModeSelect6), 1: CDBPF, 4: listBytes}
+	return 6
+}
+
+// PutModeSelect10 builds MODE SELECT(10) for a parameter list of that length.
+func PutModeSelect10(cdb *[CDBMaxBytes]byte, listBytes uint16) int {
+	*cdb = [CDBMaxBytes]byte{0: uint8(OpModeSelect10), 1: CDBPF}
+	binary.BigEndian.PutUint16(cdb[7:], listBytes)
 	return 10
 }
 
@@ -338,17 +353,17 @@ func SetBlocks(cdb *[CDBMaxBytes]byte, blocks uint32) {
 }
 
 // AllocationBytes is the most data that the initiator takes in answer to cdb,
-// or, for UNMAP, the length of the parameter list that it sends. It reports
+// or, for UNMAP and MODE SELECT, the length of the parameter list that it sends. It reports
 // false if the command has no such field.
 func AllocationBytes(cdb *[CDBMaxBytes]byte) (n uint32, ok bool) {
 	// Only those with the field.
 	//exhaustive:ignore
 	switch Opcode(cdb[0]) {
-	case OpRequestSense, OpModeSense6:
+	case OpRequestSense, OpModeSense6, OpModeSelect6:
 		n = uint32(cdb[4])
 	case OpInquiry:
 		n = uint32(binary.BigEndian.Uint16(cdb[3:]))
-	case OpModeSense10, OpUnmap:
+	case OpModeSense10, OpModeSelect10, OpUnmap:
 		n = uint32(binary.BigEndian.Uint16(cdb[7:]))
 	case OpServiceActionIn16:
 		n = binary.BigEndian.Uint32(cdb[10:])

@@ -176,7 +176,7 @@ func TestModeSense(t *testing.T) {
 	}
 	r = scsi.ModeRequest{Page: scsi.ModePageCaching, Control: scsi.PageControlChangeable}
 	n, _ = scsi.PutModeSenseData(b[:], &m, &r)
-	if got, _ := scsi.ParseModeSense6Data(b[:n]); got.WriteCache || !got.CachingPage || got.ControlPage {
+	if got, _ := scsi.ParseModeSense6Data(b[:n]); !got.WriteCache || got.ReadCacheDisable || !got.CachingPage || got.ControlPage {
 		t.Errorf("changeable values: %+v", got)
 	}
 	if _, ok := scsi.PutModeSenseData(b[:], &m, &scsi.ModeRequest{Page: 0x1c}); ok {

@@ -46,6 +46,8 @@ const (
 	modeLongDescriptorBytes  = 16
 	modeCachingPageBytes     = 20
 	modeControlPageBytes     = 12
+	// modeWCE is the bit of byte 2 of the caching page.
+	modeWCE = 0x04
 	// ModeSenseMaxBytes is the most that PutModeSenseData writes.
 	ModeSenseMaxBytes = modeHeader10Bytes + modeLongDescriptorBytes + modeCachingPageBytes + modeControlPageBytes
 )
@@ -63,8 +65,8 @@ type ModeRequest struct {
 }
 
 // PutModeSenseData writes the answer to a MODE SENSE command; SPC-4 7.5.5,
-// SBC-3 6.4. It reports false if it has no such page. No field can be changed,
-// so the changeable values are all zero.
+// SBC-3 6.4. It reports false if it has no such page. WCE is the only field that
+// can be changed, so it alone is set among the changeable values.
 func PutModeSenseData(dst []byte, m *Mode, r *ModeRequest) (n int, ok bool) {
 	var b [ModeSenseMaxBytes]byte
 	at := modeHeader6Bytes
@@ -89,7 +91,9 @@ func PutModeSenseData(dst []byte, m *Mode, r *ModeRequest) (n int, ok bool) {
 		p := b[at : at+modeCachingPageBytes]
 		p[0], p[1] = uint8(ModePageCaching), modeCachingPageBytes-2
 		if values {
-			p[2] = flag(m.WriteCache, 0x04) | flag(m.ReadCacheDisable, 0x01)
+			p[2] = flag(m.WriteCache, modeWCE) | flag(m.ReadCacheDisable, 0x01)
+		} else {
+			p[2] = modeWCE
 		}
 		at += modeCachingPageBytes
 	}

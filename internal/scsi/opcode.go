@@ -12,6 +12,7 @@ const (
 	OpRead6              Opcode = 0x08 // SBC-2 5.7
 	OpWrite6             Opcode = 0x0a // SBC-2 5.29
 	OpInquiry            Opcode = 0x12 // SPC-4 6.6
+	OpModeSelect6        Opcode = 0x15 // SPC-4 6.11
 	OpModeSense6         Opcode = 0x1a // SPC-4 6.13
 	OpStartStopUnit      Opcode = 0x1b // SBC-3 5.25
 	OpReadCapacity10     Opcode = 0x25 // SBC-3 5.15
@@ -22,6 +23,7 @@ const (
 	OpSynchronizeCache10 Opcode = 0x35 // SBC-3 5.26
 	OpWriteSame10        Opcode = 0x41 // SBC-3 5.47
 	OpUnmap              Opcode = 0x42 // SBC-3 5.28
+	OpModeSelect10       Opcode = 0x55 // SPC-4 6.12
 	OpModeSense10        Opcode = 0x5a // SPC-4 6.14
 	OpRead16             Opcode = 0x88 // SBC-3 5.13
 	OpCompareAndWrite    Opcode = 0x89 // SBC-3 5.2
@@ -61,6 +63,7 @@ var opcodeNames = [256]string{
 	OpRead6:              "READ(6)",
 	OpWrite6:             "WRITE(6)",
 	OpInquiry:            "INQUIRY",
+	OpModeSelect6:        "MODE SELECT(6)",
 	OpModeSense6:         "MODE SENSE(6)",
 	OpStartStopUnit:      "START STOP UNIT",
 	OpReadCapacity10:     "READ CAPACITY(10)",
@@ -71,6 +74,7 @@ var opcodeNames = [256]string{
 	OpSynchronizeCache10: "SYNCHRONIZE CACHE(10)",
 	OpWriteSame10:        "WRITE SAME(10)",
 	OpUnmap:              "UNMAP",
+	OpModeSelect10:       "MODE SELECT(10)",
 	OpModeSense10:        "MODE SENSE(10)",
 	OpRead16:             "READ(16)",
 	OpCompareAndWrite:    "COMPARE AND WRITE",

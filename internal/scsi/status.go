@@ -95,6 +95,7 @@ type Additional uint16
 // Additional sense codes, in order of value.
 const (
 	NoAdditionalSense              Additional = 0x0000
+	NotReadyCauseNotReportable     Additional = 0x0400
 	BecomingReady                  Additional = 0x0401
 	NotReadyInitializingRequired   Additional = 0x0402
 	WriteError                     Additional = 0x0c00
@@ -110,6 +111,7 @@ const (
 	WriteProtected                 Additional = 0x2700
 	SpaceAllocationFailed          Additional = 0x2707
 	PowerOnResetOccurred           Additional = 0x2900
+	PowerOnOccurred                Additional = 0x2901
 	BusDeviceResetFunctionOccurred Additional = 0x2903
 	CapacityDataHasChanged         Additional = 0x2a09
 	SavingParametersNotSupported   Additional = 0x3900
@@ -128,6 +130,8 @@ func (a Additional) String() string {
 	switch a {
 	case NoAdditionalSense:
 		return "NO ADDITIONAL SENSE INFORMATION"
+	case NotReadyCauseNotReportable:
+		return "LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE"
 	case BecomingReady:
 		return "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"
 	case NotReadyInitializingRequired:
@@ -158,6 +162,8 @@ func (a Additional) String() string {
 		return "SPACE ALLOCATION FAILED WRITE PROTECT"
 	case PowerOnResetOccurred:
 		return "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"
+	case PowerOnOccurred:
+		return "POWER ON OCCURRED"
 	case BusDeviceResetFunctionOccurred:
 		return "BUS DEVICE RESET FUNCTION OCCURRED"
 	case CapacityDataHasChanged:

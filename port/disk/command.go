@@ -392,6 +392,23 @@ func (c *command) passBounce(p *port.Processor) {
 	}
 }
 
+// settleFlush tells each connection once of a flush that failed. A unit tells of
+// writes that it lost once, and they may be anybody's: a flush of another
+// connection may work after that and would promise what is not so.
+func (c *command) settleFlush() {
+	d := c.s.d
+	switch {
+	case c.step != stepSync:
+	case c.errno != nbd.OK:
+		c.s.told.Store(d.losses.Add(1))
+	case c.req.Op == nbd.OpFlush:
+		if n := d.losses.Load(); c.s.told.Load() != n {
+			c.s.told.Store(n)
+			c.errno = nbd.EIO
+		}
+	}
+}
+
 // finish answers the request. The slot may be used again as soon as Complete is
 // called, and the spare command as soon as nobody waits for it; so those come
 // last.
@@ -405,6 +422,7 @@ func (c *command) finish(p *port.Processor) {
 	if c.hold != holdNone {
 		c.startGranted(p, c.s.d.gate.leave(c))
 	}
+	c.settleFlush()
 	s, r, errno := c.s, c.req, c.errno
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil

@@ -71,6 +71,9 @@ type Disk struct {
 	// learnMu lets one learn run at a time. It is held across I/O.
 	learnMu sync.Mutex
 	stats   stats
+	// losses counts what may have cost acknowledged writes: failed flushes, and
+	// LostWrites. A session that has not seen the latest fails its next flush.
+	losses atomic.Uint64
 }
 
 var _ nbd.Device = (*Disk)(nil)
@@ -190,6 +193,15 @@ func (d *Disk) Flush(p *port.Processor) error {
 	t.timeoutSecs = d.options.flushTimeoutSecs()
 	return t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
 }
+
+// LostWrites tells the disk that its unit has lost writes that were acknowledged
+// and not flushed, as when its power was cut. Every connection that is open now
+// gets an error for its next flush, once, although that flush may work: the writes
+// that it is for may be gone. Whoever takes the unit's power away calls it before
+// giving it back.
+//
+// Concurrency: any goroutine.
+func (d *Disk) LostWrites() { d.losses.Add(1) }
 
 // Rescan asks the unit again what it is, so that a change of size is seen by
 // connections that are open and by those to come. The disk does so by itself when

@@ -35,6 +35,8 @@ type session struct {
 	_    [56]byte
 
 	known knownData
+	// told is the latest of Disk.losses that the client knows of.
+	told atomic.Uint64
 
 	// mu guards who has a block buffer for parts of blocks, who has the spare
 	// command and who the large buffer.
@@ -65,6 +67,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 		return nil, err
 	}
 	s := &session{d: d, conn: c, p: p}
+	s.told.Store(d.losses.Load())
 	for i := range s.bounces {
 		if s.bounces[i].mem = d.options.Arena.Alloc(dma.MinBlockBytes); s.bounces[i].mem == nil {
 			err = fmt.Errorf("no memory for a block buffer of %d bytes", dma.MinBlockBytes)

@@ -1,0 +1,57 @@
+package road
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// TestPowerCut_EachConnectionIsToldOnce: after a power cut, a flush that works
+// would say that writes from before are durable. Every connection that was open
+// gets an error for its next flush, and no other.
+func TestPowerCut_EachConnectionIsToldOnce(t *testing.T) {
+	var c *cache.Cache
+	w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, medium: func(m *media.Memory) media.Media {
+		var err error
+		if c, err = cache.New(m, cache.Config{}); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}})
+	flush := nbdtest.Command{Type: nbdtest.CmdFlush}
+	write := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: make([]byte, 512)}
+	write.Payload[0] = 1
+	a, b := w.client(), w.client()
+	for _, x := range []nbdtest.Command{write, flush, write} {
+		if errno := do(t, a, x).Errno; errno != nbd.OK {
+			t.Fatalf("command %d: %v", x.Type, errno)
+		}
+	}
+	w.unit.PowerOff()
+	if errno := do(t, b, write).Errno; errno != nbd.EIO {
+		t.Errorf("write without power: %v, want EIO", errno)
+	}
+	if _, err := c.Cut(cache.CutOptions{Policy: cache.PolicyNone}); err != nil {
+		t.Fatal(err)
+	}
+	w.disk.LostWrites()
+	w.unit.PowerOn()
+	late := w.client()
+	for name, client := range map[string]*nbdtest.Client{"who wrote": a, "who did not": b} {
+		if errno := do(t, client, flush).Errno; errno != nbd.EIO {
+			t.Errorf("%s: flush after the cut: %v, want EIO", name, errno)
+		}
+		if errno := do(t, client, flush).Errno; errno != nbd.OK {
+			t.Errorf("%s: second flush after the cut: %v", name, errno)
+		}
+	}
+	if errno := do(t, late, flush).Errno; errno != nbd.OK {
+		t.Errorf("who came after the cut: %v", errno)
+	}
+	if s := w.disk.Stats(); s.UnitAttentions != 1 {
+		t.Errorf("%d unit attentions, want that of the power", s.UnitAttentions)
+	}
+}

@@ -1,0 +1,42 @@
+package target
+
+import "github.com/vhbad/vhbad/internal/scsi"
+
+// PowerOff takes the unit's power away. Until PowerOn every command, INQUIRY too,
+// ends with NOT READY, CAUSE NOT REPORTABLE, and so does one that is in progress
+// when the power goes, whatever it has done. What becomes of the medium's cache is
+// the medium's business.
+//
+// Concurrency: any goroutine; commands may be running.
+func (u *Unit) PowerOff() {
+	u.conditions.Or(conditionOff)
+	u.powerCycles.Add(1)
+}
+
+// PowerOn gives power back. The next command reports POWER ON OCCURRED. A unit
+// that was stopped runs, WCE has its default value again, and nobody is owed the
+// error of a flush that was before.
+func (u *Unit) PowerOn() {
+	u.owed.Store(nil)
+	u.writeThrough.Store(!u.config.WriteCache)
+	for {
+		old := u.conditions.Load()
+		// A change of the list of units or of the size stays news.
+		now := old&(attentionLUNs|attentionCapacity) | attentionPowerOn
+		if u.conditions.CompareAndSwap(old, now) {
+			return
+		}
+	}
+}
+
+// checkPower ends t if the power went while it was executed.
+func (u *Unit) checkPower(t *Task, cycle uint32) {
+	if u.powerCycles.Load() != cycle {
+		u.notPowered(t)
+	}
+}
+
+func (u *Unit) notPowered(t *Task) {
+	t.TransferredBytes = 0
+	u.failCode(t, scsi.KeyNotReady, scsi.NotReadyCauseNotReportable)
+}

@@ -1,0 +1,186 @@
+package target_test
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+var notPowered = scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable}
+
+func TestUnit_Power(t *testing.T) {
+	u, _ := newMemoryUnit(t, 1<<20, target.Config{WriteCache: true})
+	wantGood(t, u, func(c *[16]byte) int { return scsi.PutStartStopUnit(c, false, false) }, target.NoData)
+	u.PowerOff()
+	buf := make([]byte, 512)
+	for _, p := range []put{
+		scsi.PutTestUnitReady, read16(0, 1), func(c *[16]byte) int { return scsi.PutInquiry(c, 36) },
+		func(c *[16]byte) int { return scsi.PutReportLUNs(c, 512) },
+		func(c *[16]byte) int { return scsi.PutRequestSense(c, false, 64) },
+	} {
+		wantSense(t, run(t, u, p, target.DataIn, buf), notPowered)
+	}
+	u.PowerOn()
+	wantGood(t, u, func(c *[16]byte) int { return scsi.PutInquiry(c, 36) }, target.DataIn, buf)
+	wantSense(t, run(t, u, read16(0, 1), target.DataIn, buf),
+		scsi.Sense{Key: scsi.KeyUnitAttention, Additional: scsi.PowerOnOccurred})
+	wantGood(t, u, read16(0, 1), target.DataIn, buf) // it runs again, too
+}
+
+// powered cuts the power in the middle of a flush, which then works.
+type powered struct {
+	*fakeMedium
+	u *target.Unit
+}
+
+func (p *powered) Flush() error {
+	p.u.PowerOff()
+	p.u.PowerOn()
+	return nil
+}
+
+func TestUnit_PowerGoesDuringAFlush(t *testing.T) {
+	_, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	m := &powered{fakeMedium: fake}
+	u := newUnit(t, m, target.Config{WriteCache: true})
+	m.u = u
+	sync := func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }
+	task := newTask(sync, target.NoData)
+	if !u.Execute(task, true) {
+		t.Fatal("not done")
+	}
+	wantSense(t, task, notPowered)
+}
+
+// TestUnit_PowerLostBelow: a medium whose power was cut is no medium error.
+func TestUnit_PowerLostBelow(t *testing.T) {
+	u, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	lost := &media.Error{Op: "write", Kind: media.ErrPowerLost}
+	fake.setFail("write", lost)
+	wantSense(t, run(t, u, write16(0, 1), target.DataOut, make([]byte, 512)), notPowered)
+	fake.setFail("flush", lost)
+	sync := func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }
+	wantSense(t, run(t, u, sync, target.NoData), notPowered)
+}
+
+// modes reads the caching page's WCE.
+func modes(t *testing.T, u executor, control scsi.PageControl) bool {
+	t.Helper()
+	b := make([]byte, 64)
+	p := func(c *[16]byte) int {
+		n := scsi.PutModeSense6(c, scsi.ModePageCaching, true, 64)
+		c[2] |= uint8(control) << 6
+		return n
+	}
+	task := wantGood(t, u, p, target.DataIn, b)
+	m, ok := scsi.ParseModeSense6Data(b[:task.TransferredBytes])
+	if !ok || !m.CachingPage {
+		t.Fatalf("mode data % x", b[:task.TransferredBytes])
+	}
+	return m.WriteCache
+}
+
+// TestModeSelect_WCE: the write cache can be switched off and on, and off means
+// that writes are durable when they are done.
+func TestModeSelect_WCE(t *testing.T) {
+	under, err := media.NewMemory(media.MemoryConfig{SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := cache.New(under, cache.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := newUnit(t, m, target.Config{WriteCache: true})
+	durable := func(lba int64) byte {
+		t.Helper()
+		p := make([]byte, 1)
+		if _, err := under.ReadAt(p, lba*512); err != nil {
+			t.Fatal(err)
+		}
+		return p[0]
+	}
+	page := func(wce byte) []byte {
+		list := make([]byte, 24)
+		list[4], list[5], list[6] = 0x08, 0x12, wce
+		return list
+	}
+	select6 := func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) }
+	if !modes(t, u, scsi.PageControlCurrent) || !modes(t, u, scsi.PageControlDefault) || !modes(t, u, scsi.PageControlChangeable) {
+		t.Error("WCE is not set, or cannot be changed")
+	}
+	wantGood(t, u, write16(0, 1), target.DataOut, filled(512, 1))
+	if durable(0) != 0 {
+		t.Error("a write is durable with WCE set")
+	}
+	wantGood(t, u, select6, target.DataOut, page(0))
+	if durable(0) != 1 {
+		t.Error("clearing WCE left something in the cache")
+	}
+	if modes(t, u, scsi.PageControlCurrent) || !modes(t, u, scsi.PageControlDefault) || u.WriteCache() {
+		t.Error("WCE is set after it was cleared, or its default has changed")
+	}
+	wantGood(t, u, write16(1, 1), target.DataOut, filled(512, 2))
+	if durable(1) != 2 {
+		t.Error("a write is not durable with WCE clear")
+	}
+	select10 := func(c *[16]byte) int { return scsi.PutModeSelect10(c, 28) }
+	wantGood(t, u, select10, target.DataOut, append(make([]byte, 4), page(4)...))
+	if !modes(t, u, scsi.PageControlCurrent) {
+		t.Error("WCE is clear after it was set")
+	}
+	wantGood(t, u, select6, target.DataOut, page(0))
+	u.PowerOff()
+	u.PowerOn()
+	run(t, u, scsi.PutTestUnitReady, target.NoData)
+	if !modes(t, u, scsi.PageControlCurrent) {
+		t.Error("WCE is not at its default after a power cut")
+	}
+}
+
+func TestModeSelect_Refused(t *testing.T) {
+	u, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	listField := func(n uint16) scsi.Sense {
+		return scsi.Sense{Key: scsi.KeyIllegalRequest, Additional: scsi.InvalidFieldInParameterList, FieldValid: true, Field: n}
+	}
+	caching := []byte{0, 0, 0, 0, 0x08, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	with := func(at int, b byte) []byte {
+		list := append([]byte(nil), caching...)
+		list[at] = b
+		return list
+	}
+	for _, tt := range []struct {
+		name string
+		cdb  []byte
+		list []byte
+		want scsi.Sense
+	}{
+		{"save pages", []byte{0x15, 0x11, 0, 0, 24, 0}, caching, field(1)},
+		{"no page format", []byte{0x15, 0, 0, 0, 24, 0}, caching, field(1)},
+		{"half a header", []byte{0x15, 0x10, 0, 0, 3, 0}, caching[:3], illegal(scsi.ParameterListLengthError)},
+		{"half a page", []byte{0x15, 0x10, 0, 0, 20, 0}, caching[:20], illegal(scsi.ParameterListLengthError)},
+		{"too long", []byte{0x55, 0x10, 0, 0, 0, 0, 0, 1, 0, 0}, make([]byte, 256), illegal(scsi.ParameterListLengthError)},
+		{"RCD", []byte{0x15, 0x10, 0, 0, 24, 0}, with(6, 5), listField(6)},
+		{"prefetch", []byte{0x15, 0x10, 0, 0, 24, 0}, with(9, 1), listField(9)},
+		{"page length", []byte{0x15, 0x10, 0, 0, 24, 0}, with(5, 0x0a), listField(5)},
+		{"other page", []byte{0x15, 0x10, 0, 0, 24, 0}, with(4, 0x1c), listField(4)},
+		{"descriptor length", []byte{0x15, 0x10, 0, 0, 24, 0}, with(3, 4), listField(3)},
+		{"block length", []byte{0x15, 0x10, 0, 0, 12, 0}, []byte{0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0x10, 0}, listField(9)},
+		{"blocks", []byte{0x15, 0x10, 0, 0, 12, 0}, []byte{0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 2, 0}, listField(4)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			wantSense(t, run(t, u, raw(tt.cdb...), target.DataOut, tt.list), tt.want)
+		})
+	}
+	wantGood(t, u, raw(0x15, 0x10, 0, 0, 0, 0), target.NoData)
+	wantGood(t, u, raw(0x15, 0x10, 0, 0, 12, 0), target.DataOut, []byte{0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 2, 0}) // the block length as it is
+	fake.setFail("flush", media.ErrMedium)
+	wantSense(t, run(t, u, raw(0x15, 0x10, 0, 0, 24, 0), target.DataOut, with(6, 0)),
+		scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError})
+	if !u.WriteCache() {
+		t.Error("WCE was cleared although the flush failed")
+	}
+}

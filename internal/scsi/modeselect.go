@@ -1,0 +1,110 @@
+package scsi
+
+import "encoding/binary"
+
+// A ModeSelectError says what is wrong with the parameter list of MODE SELECT.
+type ModeSelectError uint8
+
+// What can be wrong.
+const (
+	ModeSelectOK        ModeSelectError = iota
+	ModeSelectTruncated                 // a header, descriptor or page is cut off
+	ModeSelectField                     // a field has a value that it cannot have
+)
+
+// ParseModeSelect reads the parameter list of MODE SELECT (6) or, if r.Ten, (10);
+// SPC-4 6.11, 7.5. m is the mode as it is, and the result the mode as it is to
+// be: only WCE may differ. r has the size that a block descriptor may repeat.
+//
+// If a field is wrong, its byte is returned too.
+func ParseModeSelect(list []byte, m Mode, r *ModeRequest) (changed Mode, wrong ModeSelectError, field int) {
+	header := modeHeader6Bytes
+	if r.Ten {
+		header = modeHeader10Bytes
+	}
+	if len(list) < header {
+		return m, ModeSelectTruncated, 0
+	}
+	at, descriptor, long := header, int(list[3]), false
+	if r.Ten {
+		descriptor, long = int(binary.BigEndian.Uint16(list[6:])), list[4]&0x01 != 0
+	}
+	if descriptor > 0 {
+		field, ok := checkBlockDescriptor(list[at:], descriptor, long, r)
+		switch {
+		case len(list)-at < descriptor:
+			return m, ModeSelectTruncated, 0
+		case !ok && field < 0: // of a length that it cannot have
+			return m, ModeSelectField, map[bool]int{false: 3, true: 6}[r.Ten]
+		case !ok:
+			return m, ModeSelectField, at + field
+		}
+	}
+	for at += descriptor; at < len(list); {
+		n, wrong, field := selectPage(list[at:], &m)
+		if wrong != ModeSelectOK {
+			return m, wrong, at + field
+		}
+		at += n
+	}
+	return m, ModeSelectOK, 0
+}
+
+// checkBlockDescriptor holds a block descriptor against the unit: it may say what
+// is, or leave the number of blocks open by zero or all ones. A field of -1 means
+// its length.
+func checkBlockDescriptor(b []byte, length int, long bool, r *ModeRequest) (field int, ok bool) {
+	want := modeBlockDescriptorBytes
+	if long {
+		want = modeLongDescriptorBytes
+	}
+	if length != want {
+		return -1, false
+	}
+	if len(b) < length {
+		return 0, true // the caller sees that
+	}
+	blocks, all, blockBytes, at := uint64(binary.BigEndian.Uint32(b)), uint64(1<<32-1), binary.BigEndian.Uint32(b[4:])&(1<<24-1), 5
+	if long {
+		blocks, all, blockBytes, at = binary.BigEndian.Uint64(b), 1<<64-1, binary.BigEndian.Uint32(b[12:]), 12
+	}
+	switch {
+	case blocks != 0 && blocks != all && blocks != r.Blocks:
+		return 0, false
+	case blockBytes != r.BlockBytes:
+		return at, false
+	}
+	return 0, true
+}
+
+// selectPage reads one page into m and returns its length. PS, which MODE SENSE
+// may have set, does not count.
+func selectPage(b []byte, m *Mode) (n int, wrong ModeSelectError, field int) {
+	if len(b) < 2 {
+		return 0, ModeSelectTruncated, 0
+	}
+	code := ModePage(b[0] & 0x7f)
+	var now [ModeSenseMaxBytes]byte
+	if code != ModePageCaching && code != ModePageControl {
+		return 0, ModeSelectField, 0
+	}
+	total, _ := PutModeSenseData(now[:], m, &ModeRequest{Page: code})
+	page := now[modeHeader6Bytes:total]
+	if b[1] != page[1] {
+		return 0, ModeSelectField, 1
+	}
+	if len(b) < len(page) {
+		return 0, ModeSelectTruncated, 0
+	}
+	b = b[:len(page)]
+	if code == ModePageCaching {
+		m.WriteCache = b[2]&modeWCE != 0
+		page[2] = page[2]&^modeWCE | flag(m.WriteCache, modeWCE)
+	}
+	for i := 2; i < len(page); i++ {
+		if b[i] != page[i] {
+			return 0, ModeSelectField, i
+		}
+	}
+	return len(page), ModeSelectOK, 0
+}
