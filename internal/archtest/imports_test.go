@@ -50,6 +50,10 @@ var layers = []layer{
 		reason: "a helper of tests is a leaf: any layer's tests may use it, and no layer's code",
 	},
 	{
+		folder: "internal/latency",
+		reason: "a histogram is a leaf: every layer that counts time may use it",
+	},
+	{
 		folder: "internal/lockorder",
 		reason: "a helper of tests is a leaf: it knows locks by name and no port",
 	},
@@ -78,7 +82,7 @@ var layers = []layer{
 	},
 	{
 		folder: "port",
-		allow:  []string{module + "internal/scsi", module + "internal/dma", module + "internal/pci", sys},
+		allow:  []string{module + "internal/scsi", module + "internal/dma", module + "internal/latency", module + "internal/pci", sys},
 		reason: "the port driver knows neither the wire nor any adapter, as storport.sys knows no vendor",
 	},
 	{
@@ -105,7 +109,7 @@ var layers = []layer{
 	},
 	{
 		folder: "nbd",
-		allow:  []string{module + "internal/dma", "github.com/pojntfx/go-nbd/pkg/protocol", sys},
+		allow:  []string{module + "internal/dma", module + "internal/latency", "github.com/pojntfx/go-nbd/pkg/protocol", sys},
 		reason: "the wire never imports SCSI: it would serve any device",
 	},
 	{
