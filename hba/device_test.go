@@ -102,7 +102,7 @@ func TestReadWrite(t *testing.T) {
 	}
 	s := w.dev.Stats().Queues[0]
 	if s.Commands != 2 || s.Completions != 2 || s.BytesIn != 8*blockBytes || s.BytesOut != 8*blockBytes ||
-		s.HandedToWorkers != 0 || s.Interrupts != 1 || s.SubmissionDoorbells != 1 || s.CompletionDoorbells != 1 {
+		s.HandedToWorkers != 0 || s.Interrupts != 1 || s.Batches[1] != 1 || s.SubmissionDoorbells != 1 || s.CompletionDoorbells != 1 {
 		t.Errorf("stats %+v", s)
 	}
 	w.wantIdle(t)

@@ -36,7 +36,7 @@ func (q *queue) fetchable() uint32 {
 // to its own client while others keep the queue full.
 func (q *queue) run(src source) {
 	for turn := 1; ; turn++ {
-		commands, bytes, raise := 0, uint64(0), uint64(0)
+		commands, bytes, raise, news := 0, uint64(0), uint64(0), 0
 		for commands < turnCommands && bytes < turnBytes && q.runnable() {
 			yieldPoint("engine: become it")
 			if !q.engine.CompareAndSwap(engineIdle, engineRunning) {
@@ -51,7 +51,8 @@ func (q *queue) run(src source) {
 				bytes += b
 			}
 			raise |= q.raise
-			q.raise = 0
+			news += q.news
+			q.raise, q.news = 0, 0
 			yieldPoint("engine: stop")
 			q.engine.Store(engineIdle)
 			yieldPoint("engine: is the queue dead")
@@ -60,7 +61,7 @@ func (q *queue) run(src source) {
 			}
 		}
 		if raise == 1<<q.index {
-			q.interrupt(src)
+			q.interrupt(src, news)
 		} else if raise != 0 { // a reset has ended commands of other queues
 			q.dev.interruptAll(raise, src)
 		}
@@ -193,6 +194,7 @@ func (q *queue) flush() {
 	if !q.post(q.out[:q.results]) {
 		q.dev.fail("the completion ring is not mapped", q.index)
 	}
+	q.news += q.results
 	q.results = 0
 	q.raise |= 1 << q.index
 }

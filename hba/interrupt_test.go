@@ -393,8 +393,13 @@ func TestEngine_RaisesBetween(t *testing.T) {
 		w.driver.Queues[0].Submit(disk0.TestUnitReady(tag))
 	}
 	w.driver.Queues[0].Ring(runner)
-	if got := w.dev.Stats().Queues[0].Interrupts; got != 4 {
-		t.Errorf("%d interrupts for 1000 commands, want 4", got)
+	s := w.dev.Stats().Queues[0]
+	if s.Interrupts != 4 {
+		t.Errorf("%d interrupts for 1000 commands, want 4", s.Interrupts)
+	}
+	// Three of 256 completions and one of the rest, 232.
+	if s.Batches != [hba.BatchBuckets]uint64{8: 4} {
+		t.Errorf("interrupts by completions %v, want 4 of 129 to 256", s.Batches)
 	}
 	w.reap(w.driver.Queues[0], 1000)
 	w.wantIdle(t)

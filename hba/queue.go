@@ -78,6 +78,7 @@ type engineState struct {
 	exec    executor
 	results int    // in out, not yet posted
 	raise   uint64 // queue pairs whose interrupt this engine owes
+	news    int    // completions posted since this engine last raised
 	tally   tally
 	batch   [batchCommands]Command
 	out     [batchCommands]Completion
@@ -210,9 +211,10 @@ func (q *queue) post(results []Completion) bool {
 	return true
 }
 
-// interrupt raises the queue's interrupt. No lock is held and the caller is not
-// the engine: the handler may come back through the registers.
-func (q *queue) interrupt(src source) {
-	q.count.interrupts.Add(1)
+// interrupt raises the queue's interrupt, which announces so many completions. No
+// lock is held and the caller is not the engine: the handler may come back through
+// the registers.
+func (q *queue) interrupt(src source, completions int) {
+	q.count.interrupts[batchBucket(completions)].Add(1)
 	q.dev.intr.raise(src, q.message, 1<<q.index)
 }

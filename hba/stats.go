@@ -1,6 +1,9 @@
 package hba
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // counters are those of one queue pair. The groups are written by different
 // goroutines and lie on different cache lines. Whoever counts adds once per
@@ -8,20 +11,32 @@ import "sync/atomic"
 type counters struct {
 	// By those who ring.
 	submissionDoorbells, completionDoorbells atomic.Uint64
-	interrupts                               atomic.Uint64
-	_                                        [40]byte
+	interrupts                               [BatchBuckets]atomic.Uint64 // by batchBucket
+	_                                        [24]byte
 	// By engine and workers.
 	commands, completions, handed atomic.Uint64
 	bytesIn, bytesOut, dmaFaults  atomic.Uint64
 	_                             [16]byte
 }
 
+// BatchBuckets is the number of buckets of QueueStats.Batches.
+const BatchBuckets = 11
+
+// batchBucket is the bucket of an interrupt that announces so many completions.
+func batchBucket(completions int) int {
+	return min(bits.Len(uint(max(completions, 1)-1)), BatchBuckets-1)
+}
+
 // QueueStats is a snapshot of one queue pair. Counts are since New and outlive
 // resets.
 type QueueStats struct {
-	Commands            uint64 // fetched
-	Completions         uint64 // posted
-	Interrupts          uint64 // raised: at most one for each batch of completions
+	Commands    uint64 // fetched
+	Completions uint64 // posted
+	Interrupts  uint64 // raised: at most one for each batch of completions
+	// Batches are the interrupts by how many completions each announced: bucket i
+	// is up to 2^i, the last has no bound. An interrupt for what workers or a reset
+	// have completed counts as one of one.
+	Batches             [BatchBuckets]uint64
 	SubmissionDoorbells uint64
 	CompletionDoorbells uint64
 	HandedToWorkers     uint64 // commands that would have blocked
@@ -65,7 +80,10 @@ func (d *Device) Stats() Stats {
 		c, o := &d.slots[i].count, &s.Queues[i]
 		o.Commands = c.commands.Load()
 		o.Completions = c.completions.Load()
-		o.Interrupts = c.interrupts.Load()
+		for b := range c.interrupts {
+			o.Batches[b] = c.interrupts[b].Load()
+			o.Interrupts += o.Batches[b]
+		}
 		o.SubmissionDoorbells = c.submissionDoorbells.Load()
 		o.CompletionDoorbells = c.completionDoorbells.Load()
 		o.HandedToWorkers = c.handed.Load()

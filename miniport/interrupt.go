@@ -76,6 +76,7 @@ func (d *Driver) drain(p *port.Processor, q *queue, s *queueShared) bool {
 			continue
 		}
 		srb := e.srb
+		srb.TakenFromDevice(p)
 		e.srb = nil
 		e.live.Store(0)
 		s.pool.retire(tag)

@@ -30,6 +30,7 @@ func (d *Driver) StartIo(p *port.Processor, srb *port.SRB) bool {
 	tag := x.command.Tag
 	e := &q.table[tag&tagIndexMask]
 	e.at, e.srb = tail, srb
+	srb.SentToDevice(p)
 	e.live.Store(tag)
 	q.submissions[tail&q.mask] = x.command
 	q.tail.Store(tail + 1)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/latency"
 	"github.com/vhbad/vhbad/internal/pci"
 )
 
@@ -133,11 +135,16 @@ type Adapter struct {
 
 	syncCount uint64 // SynchronizeAccess calls; under interrupt lock 0
 	syncHold  holdTimes
-	starting  [MaxChannels]atomic.Int32 // StartIo calls by channel; the verifier's
-	resets    [3]atomic.Uint64
-	timeouts  atomic.Uint64
-	detected  atomic.Uint64 // ResetDetected
-	nextTag   atomic.Uint32
+	syncTimes latency.Histogram // as syncHold
+	lockTimes [rankCount]lockTimes
+	// stageTimes are as many as a power of two.
+	stageTimes []*stageShard
+	aborts     atomic.Uint64
+	starting   [MaxChannels]atomic.Int32 // StartIo calls by channel; the verifier's
+	resets     [3]atomic.Uint64
+	timeouts   atomic.Uint64
+	detected   atomic.Uint64 // ResetDetected
+	nextTag    atomic.Uint32
 
 	service  *service // timers and events; never waits
 	worker   *service // work items, which may wait
@@ -200,13 +207,14 @@ type unitTable struct {
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
 	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{})}
+	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)
 	a.committer, _ = mp.(IoCommitter)
 	a.messages, _ = mp.(MessageInterrupter)
-	a.startIoLock = spinLock{a: a, rank: rankStartIo}
+	a.initLock(&a.startIoLock, rankStartIo, 0)
 	a.kickDpc.routine, a.kickDpc.a = a.dispatchAll, a
-	a.kickDpc.lock = spinLock{a: a, rank: rankDpc}
+	a.initLock(&a.kickDpc.lock, rankDpc, 0)
 	a.dpcCount = 1
 	if err := a.makeServices(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -280,7 +288,7 @@ func (a *Adapter) find(p *Processor) error {
 	}
 	a.interruptLocks = make([]spinLock, locks)
 	for i := range a.interruptLocks {
-		a.interruptLocks[i] = spinLock{a: a, rank: rankInterrupt, index: i}
+		a.initLock(&a.interruptLocks[i], rankInterrupt, i)
 	}
 	a.interrupts = make([]interrupt, c.InterruptMessages)
 	for i := range a.interrupts {
@@ -360,7 +368,7 @@ func (a *Adapter) initialize(p *Processor) error {
 	if a.perf.Flags&PerfConcurrentChannels != 0 {
 		locks := make([]spinLock, a.perf.ConcurrentChannels)
 		for i := range locks {
-			locks[i] = spinLock{a: a, rank: rankChannel, index: i}
+			a.initLock(&locks[i], rankChannel, i)
 		}
 		a.channelLocks = locks
 	}

@@ -28,6 +28,9 @@ func (a *Adapter) Complete(p *Processor, srb *SRB) {
 	if p.verify {
 		p.checkCompletion(a, srb, owner)
 	}
+	if srb.stage != stageNone {
+		srb.reached(p, StageComplete)
+	}
 	a.unmap(srb)
 	if p.verify {
 		srb.sealUp()
@@ -76,6 +79,7 @@ func (p *Processor) pushCompleted(s *SRB) {
 // finishByPort completes an SRB that the miniport does not own.
 func (p *Processor) finishByPort(s *SRB, status Status) {
 	s.Status = status
+	s.stage = stageNone // it did not go the way that others go
 	if p.verify {
 		s.resultChanged()
 	}
@@ -112,6 +116,9 @@ func (p *Processor) finishCompleted() {
 				freed++
 			}
 			if isBusy(s) && lu.retryBusyLocked(s) {
+				if s.stage != stageNone {
+					s.reached(p, StageQueue)
+				}
 				again.push(s)
 			} else {
 				lu.freezeLocked(s)
@@ -153,6 +160,9 @@ func (p *Processor) finishCompleted() {
 		}
 		for up.head != nil {
 			u := up.pop()
+			if u.stage != stageNone {
+				u.reached(p, stageDone)
+			}
 			u.owner.Store(ownerClass)
 			e := p.enter(inCompleteSRB)
 			u.Completer.CompleteSRB(p, u)

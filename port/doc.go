@@ -33,6 +33,10 @@
 //  7. The port settles the unit's accounts, starts what waited, and gives the
 //     SRB back to its Completer, at Dispatch with no lock held.
 //
+// One SRB in SampleEvery carries a time stamp along, and what it spends in each
+// stage goes into a histogram (stage.go); so do the waits for and the holds of
+// locks (lockcount.go).
+//
 // If the device is fast, all of this happens on the goroutine that submitted,
 // once for a whole batch.
 //

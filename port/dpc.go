@@ -50,7 +50,7 @@ const (
 func (a *Adapter) InitializeDpc(p *Processor, d *Dpc, routine DpcRoutine) {
 	p.check(a, routineInitializeDpc)
 	d.routine, d.a = routine, a
-	d.lock.a, d.lock.rank, d.lock.index = a, rankDpc, a.dpcCount
+	a.initLock(&d.lock, rankDpc, a.dpcCount)
 	a.dpcCount++
 }
 

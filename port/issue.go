@@ -37,6 +37,10 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		s.owner.Store(ownerPort)
 		s.built, s.busyTries, s.SenseBytes = false, 0, 0
 		s.ServiceTime = 0
+		s.stage = stageNone
+		if p.samples.due() {
+			p.follow(s)
+		}
 		if p.verify {
 			p.trail.add("submit", s.Tag)
 		}
@@ -173,6 +177,9 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 	}
 	for s != nil {
 		next := s.next // s may complete, and be submitted again, inside BuildIo
+		if s.built && s.stage != stageNone {
+			s.reached(p, StageStart) // it was parked
+		}
 		if s.built || a.build(p, s, channel) {
 			run.push(s)
 		}
@@ -201,8 +208,14 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		p.unseal(s)
 	}
 	s.attempt++
-	if v := s.VictimSRB; s.Function == FunctionAbortCommand && v != nil && v.owner.Load() == ownerMiniport {
-		channel = v.channel // where the miniport has the victim
+	if s.stage != stageNone {
+		s.reached(p, StageBuild)
+	}
+	if s.Function == FunctionAbortCommand {
+		a.aborts.Add(1)
+		if v := s.VictimSRB; v != nil && v.owner.Load() == ownerMiniport {
+			channel = v.channel // where the miniport has the victim
+		}
 	}
 	s.channel = channel
 	s.Status, s.ScsiStatus = StatusPending, 0
@@ -234,6 +247,9 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		return false // completion goes its way; to start it would be a second life
 	}
 	s.built = true
+	if s.stage != stageNone {
+		s.reached(p, StageStart)
+	}
 	return true
 }
 
@@ -293,6 +309,9 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	for s := group.head; s != nil; s = s.next {
 		lu.unlinkLocked(s)
 		s.charged = false
+		if s.stage != stageNone {
+			s.reached(p, StageQueue)
+		}
 	}
 	gone := lu.a.gate.Load()&gateGone != 0
 	lu.rearmLocked()

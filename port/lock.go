@@ -41,11 +41,11 @@ var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "miniport", "inte
 // handler waits for it gives way. A handler waits for the holder it finds, and
 // for other handlers.
 type spinLock struct {
-	mu    sync.Mutex
+	mu sync.Mutex
+	lockCount
 	a     *Adapter
 	rank  lockRank
-	index int       // message, channel or DPC number
-	watch stopwatch // since when it is held; the holder's, with the verifier on
+	index int // message, channel or DPC number
 
 	// waiting counts the interrupt handlers that wait for mu.
 	waiting atomic.Int32
@@ -71,12 +71,26 @@ func (l *spinLock) acquire(p *Processor) bool {
 		return false
 	}
 	yieldLock("lock", &l.mu)
-	l.mu.Lock()
-	if l.waiting.Load() != 0 {
-		l.giveWay()
+	if locked := l.mu.TryLock(); !locked || l.waiting.Load() != 0 {
+		l.wait(p, locked)
 	}
 	l.take(p)
 	return true
+}
+
+// wait is what acquire does if somebody has l, or, with l locked already, if a
+// handler waits for it.
+//
+// +checklocksignore: see acquire.
+func (l *spinLock) wait(p *Processor, locked bool) {
+	began := p.sys.nanos()
+	if !locked {
+		l.mu.Lock()
+	}
+	if l.waiting.Load() != 0 {
+		l.giveWay()
+	}
+	l.waited(p, began)
 }
 
 // acquireForHandler is acquire for the port, which is about to call the
@@ -89,12 +103,21 @@ func (l *spinLock) acquireForHandler(p *Processor) {
 	}
 	yieldLock("lock", &l.mu)
 	if !l.mu.TryLock() {
-		l.waiting.Add(1)
-		l.mu.Lock()
-		l.waiting.Add(-1)
-		l.served++
+		l.waitForHandler(p)
 	}
 	l.take(p)
+}
+
+// waitForHandler is what acquireForHandler does if somebody has l.
+//
+// +checklocksignore: see acquire.
+func (l *spinLock) waitForHandler(p *Processor) {
+	began := p.sys.nanos()
+	l.waiting.Add(1)
+	l.mu.Lock()
+	l.waiting.Add(-1)
+	l.served++
+	l.waited(p, began)
 }
 
 // giveWay lets the handlers that wait for l have it first. Those who want all
@@ -118,8 +141,8 @@ func (l *spinLock) take(p *Processor) {
 	}
 	p.held[p.nheld] = l
 	p.nheld++
-	if p.verify {
-		l.watch = p.startWatch()
+	if l.acquired.due() {
+		l.measure(p)
 	}
 }
 
@@ -132,8 +155,8 @@ func (l *spinLock) release(p *Processor) {
 			p.nheld--
 			copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
 			p.held[p.nheld] = nil
-			if p.verify {
-				p.sys.verifier.lockTimes[l.rank].add(l.watch.elapsed(p))
+			if l.timed {
+				l.measured(p)
 			}
 			yieldPoint("unlock")
 			l.mu.Unlock()

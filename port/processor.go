@@ -40,6 +40,8 @@ type Processor struct {
 	passive, passiveSpare []Deferred
 	inPassive             bool
 
+	samples sampler // of the SRBs that it submits
+
 	// What the verifier keeps; see frame.
 	frames  []frame
 	current *SRB          // the SRB whose BuildIo or StartIo runs

@@ -13,7 +13,7 @@ type KSpinLock struct{ lock spinLock }
 // Source: storport.h StorPortInitializeSpinlock.
 func (a *Adapter) InitializeSpinlock(p *Processor, l *KSpinLock) {
 	p.check(a, routineInitializeSpinlock)
-	l.lock.a, l.lock.rank, l.lock.index = a, rankOwned, a.ownedCount
+	a.initLock(&l.lock, rankOwned, a.ownedCount)
 	a.ownedCount++
 }
 

@@ -169,8 +169,10 @@ type srbPort struct {
 	pending            bool
 	charged            bool // holds one of the adapter's MaxNumberOfIO
 
-	built     bool // BuildIo returned true; StartIo is next
-	recovery  bool // sent by the reset road: passes every gate
+	built     bool      // BuildIo returned true; StartIo is next
+	recovery  bool      // sent by the reset road: passes every gate
+	stage     Stage     // not stageNone: followed, see stage.go; the owner's
+	op        Operation // if it is followed
 	channel   int
 	busyTries int
 	attempt   uint32
@@ -184,6 +186,8 @@ type srbPort struct {
 	extWindow dma.Window                 // zero until first needed
 	extAddr   dma.Addr                   // non-zero while the extension is mapped
 	sglStore  []Segment
+
+	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
 }
 
 const (

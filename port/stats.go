@@ -1,5 +1,7 @@
 package port
 
+import "github.com/vhbad/vhbad/internal/latency"
+
 // InterruptStats are the counters of one interrupt message, or of the line.
 type InterruptStats struct {
 	Message   uint16
@@ -12,11 +14,13 @@ type InterruptStats struct {
 type AdapterStats struct {
 	Interrupts        []InterruptStats
 	SynchronizeAccess uint64
-	// SyncHold says how long SynchronizeAccess routines kept interrupts waiting:
-	// of one call in 64, or of all with the verifier on.
+	// SyncHold and SyncTimes say how long SynchronizeAccess routines kept
+	// interrupts waiting: of one call in 64, or of all with the verifier on.
 	SyncHold       HoldStats
+	SyncTimes      latency.Counts
 	Outstanding    int64 // SRBs charged against MaxNumberOfIO
 	Timeouts       uint64
+	Aborts         uint64 // FunctionAbortCommand SRBs
 	Resets         [ResetLevels]uint64
 	ResetsDetected uint64
 	PoolBytes      int    // what the miniport has of AllocatePool
@@ -30,7 +34,9 @@ type AdapterStats struct {
 func (a *Adapter) Stats(p *Processor) AdapterStats {
 	s := AdapterStats{
 		Outstanding: a.outstanding.Load(), Timeouts: a.timeouts.Load(), ResetsDetected: a.detected.Load(),
+		Aborts: a.aborts.Load(),
 	}
+	a.syncTimes.Load(&s.SyncTimes)
 	for i := range a.interrupts {
 		n := &a.interrupts[i]
 		s.Interrupts = append(s.Interrupts, InterruptStats{

@@ -154,7 +154,9 @@ func (a *Adapter) beginSynchronized(p *Processor) (synchronized, bool) {
 func (s *synchronized) end() {
 	p := s.p
 	if s.sampled {
-		s.a.syncHold.add(s.watch.elapsed(p))
+		d := s.watch.elapsed(p)
+		s.a.syncHold.add(d)
+		s.a.syncTimes.Add(d)
 	}
 	p.inSync = false
 	if s.returned {

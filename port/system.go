@@ -25,7 +25,8 @@ type SystemConfig struct {
 	// it; Initialize, ResetBus and AdapterControl have ten times as long. Default
 	// DefaultHoldLimit.
 	HoldLimit time.Duration
-	// Clock is what hold times are measured with. Default time.Now.
+	// Clock is what hold times, stages and waits are measured with. Default
+	// time.Now.
 	Clock func() time.Time
 	// OnViolation, unless nil, is told what the verifier finds: on any goroutine, at
 	// any level, with any lock held, so it must not wait or call the port.
@@ -45,6 +46,8 @@ type System struct {
 	verifier      *Verifier // nil: off
 	holdLimit     time.Duration
 	now           func() time.Time
+	epoch         time.Time // by now, when the system was made
+	ownClock      bool      // SystemConfig.Clock
 	extensions    extensionPool
 
 	mu sync.Mutex
@@ -63,9 +66,10 @@ func NewSystem(c SystemConfig) *System {
 	if s.holdLimit <= 0 {
 		s.holdLimit = DefaultHoldLimit
 	}
-	if s.now == nil {
+	if s.ownClock = s.now != nil; !s.ownClock {
 		s.now = time.Now
 	}
+	s.epoch = s.now()
 	s.extensions.arena = c.IOMMU.Arena()
 	if s.maxProcessors <= 0 {
 		s.maxProcessors = DefaultMaxProcessors
@@ -80,6 +84,14 @@ func NewSystem(c SystemConfig) *System {
 		})
 	}
 	return s
+}
+
+// nanos is the clock in nanoseconds; only differences mean something.
+func (s *System) nanos() int64 {
+	if s.ownClock {
+		return int64(s.now().Sub(s.epoch))
+	}
+	return int64(time.Since(s.epoch)) // half the price of time.Now
 }
 
 // Verifier returns the verifier, or nil if it is off.
@@ -104,6 +116,7 @@ func (s *System) NewProcessor(name string) (*Processor, error) {
 		p.number = len(s.processors)
 		s.processors = append(s.processors, p)
 	}
+	p.samples = newSampler(p.number)
 	s.inUse++
 	return p, nil
 }
