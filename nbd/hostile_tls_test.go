@@ -3,6 +3,8 @@ package nbd_test
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 )
@@ -15,6 +17,7 @@ func tlsAttacks() []attack {
 	lists := bytes.Repeat(option(list, nil), 100)
 	return []attack{
 		{name: "STARTTLS and silence", run: crowd(60, upgrade), dataless: true},
+		{name: "ClientHello and silence", run: crowd(60, behind(clientHello()))},
 		{name: "garbage after STARTTLS", run: crowd(60, behind(bytes.Repeat([]byte{0xa5}, 4096))), dataless: true},
 		{name: "options in plain text after STARTTLS", run: crowd(60, behind(lists)), dataless: true},
 		{name: "half of a TLS record", run: crowd(60, behind(hx("16", "0301", "4000", "010000"))), dataless: true},
@@ -43,6 +46,22 @@ func tlsAttacks() []attack {
 			_, _ = c.Write(append(into()[4:], long...))
 		})},
 	}
+}
+
+// clientHello is how a client begins TLS. The server signs something in return.
+func clientHello() []byte {
+	ours, theirs := net.Pipe()
+	go func() { _ = tls.Client(ours, &tls.Config{ServerName: "localhost"}).Handshake() }() // it ends with the pipe
+	record := make([]byte, 5, 4096)
+	_, err := io.ReadFull(theirs, record)
+	if err == nil {
+		record = record[:5+binary.BigEndian.Uint16(record[3:])]
+		_, err = io.ReadFull(theirs, record[5:])
+	}
+	if err = errors.Join(err, theirs.Close(), ours.Close()); err != nil {
+		panic(err) // memory does not fail
+	}
+	return record
 }
 
 // overTLS makes connections that shake hands by TLS, of the given version unless
