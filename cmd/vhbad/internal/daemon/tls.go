@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -46,11 +47,15 @@ type certificates struct {
 	seen [4]fingerprint
 }
 
-// A fingerprint changes when a file does.
+// A fingerprint changes when a file does, be it only who may read it.
 type fingerprint struct {
 	file   fs.FileInfo // for os.SameFile
 	size   int64
-	change time.Time
+	change syscall.Timespec // of its content or its mode and owner: st_ctim
+}
+
+func fingerprintOf(fi fs.FileInfo) fingerprint {
+	return fingerprint{file: fi, size: fi.Size(), change: fi.Sys().(*syscall.Stat_t).Ctim}
 }
 
 // loadCertificates reads the certificates that the configuration names; there
@@ -114,12 +119,12 @@ func (s *certificates) changedLocked() (bool, error) {
 		var f fingerprint
 		fi, err := os.Stat(filepath.Join(s.dir, name))
 		if err == nil {
-			f = fingerprint{file: fi, size: fi.Size(), change: fi.ModTime()}
+			f = fingerprintOf(fi)
 		} else if name != revokedFile || !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, s.explain(name, err))
 		}
 		old := s.seen[i]
-		same := f.size == old.size && f.change.Equal(old.change) && (f.file == nil) == (old.file == nil) &&
+		same := f.size == old.size && f.change == old.change && (f.file == nil) == (old.file == nil) &&
 			(f.file == nil || os.SameFile(f.file, old.file))
 		if !same {
 			changed = true

@@ -205,8 +205,20 @@ func TestCertificates_Replaced(t *testing.T) {
 	expect(one, "with the key away")
 	replace(two, keyFile)
 	expect(two, "with both replaced")
-	if got := strings.Count(log.String(), "certificates are not replaced"); got != 2 {
-		t.Errorf("%d complaints, want 2:\n%s", got, &log)
+	replace(one, certificateFile)
+	expect(two, "with only the certificate replaced again")
+	key := filepath.Join(dir, keyFile)
+	replace(one, keyFile)
+	if err := os.Chmod(key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	expect(two, "with a key that everybody can read")
+	if err := os.Chmod(key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(one, "with a key that nobody else can read any more")
+	if got := strings.Count(log.String(), "certificates are not replaced"); got != 4 {
+		t.Errorf("%d complaints, want 4:\n%s", got, &log)
 	}
 	if !strings.Contains(log.String(), "certificates replaced") {
 		t.Errorf("the log does not tell of new certificates:\n%s", &log)
