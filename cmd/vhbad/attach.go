@@ -59,7 +59,8 @@ file system lives through a restart of the server. Meanwhile the kernel holds
 requests back, for --dead-conn-timeout (then 5m unless given); a request that
 was under way on a connection that ended is sent again when it is older than
 --timeout (then 30s unless given). That has to be longer than the server ever
-needs: what is sent again must not be under way still.
+needs: what is sent again must not be under way still. Over a unix socket a server
+that stops in good order leaves nothing to send again; over TCP it may.
 
 An export that comes back larger makes the device larger; one that comes back
 smaller, read-only or with fewer abilities is not taken. SIGHUP asks whether it
