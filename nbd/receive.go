@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"io"
+	"runtime"
 )
 
 const (
@@ -11,6 +12,9 @@ const (
 	// maxBatchBytes closes a batch early, so that its first reply does not wait
 	// for megabytes and data stays in the processor's cache.
 	maxBatchBytes = 1 << 20
+	// longCommandBytes is what a command counts that has little data but may be much
+	// work for the device: a trim, or a look for holes.
+	longCommandBytes = 128 << 10
 	// minReadBytes is the least room worth a read.
 	minReadBytes = 4 << 10
 	// nextHeaderBytes is the room behind a long payload: enough for what follows
@@ -101,6 +105,7 @@ func (c *Conn) receive() CloseReason {
 				return reason
 			}
 		case stepFull:
+			runtime.Gosched() // others have their turn before the next batch
 		case stepSlot:
 			c.park()
 			c.awaitSlot()
@@ -402,6 +407,9 @@ func (c *Conn) enqueue(r *Request) {
 	c.batch[c.batchLen] = r
 	c.batchLen++
 	c.batchBytes += len(r.Data)
+	if r.Op > OpFlush {
+		c.batchBytes += longCommandBytes
+	}
 	c.dataBytes += len(r.Data)
 }
 

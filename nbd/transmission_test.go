@@ -512,3 +512,62 @@ func pattern(n int, seed byte) []byte {
 	}
 	return b
 }
+
+// batches tells how many requests of each kind came together.
+type batches struct {
+	*nbdtest.Memory
+	longest [nbd.OpCount]int
+}
+
+func (d *batches) Open(c *nbd.Conn) (nbd.Session, error) {
+	s, err := d.Memory.Open(c)
+	return &batchesSession{s, d}, err
+}
+
+type batchesSession struct {
+	nbd.Session
+	d *batches
+}
+
+func (s *batchesSession) Submit(batch []*nbd.Request) {
+	var n [nbd.OpCount]int
+	for _, r := range batch {
+		n[r.Op]++
+		s.d.longest[r.Op] = max(s.d.longest[r.Op], n[r.Op])
+	}
+	s.Session.Submit(batch)
+}
+
+// TestTransmission_Batches: commands that may be much work for a device come to it a
+// few at a time, so that the other connections have their turns.
+func TestTransmission_Batches(t *testing.T) {
+	const each = 200
+	d := &batches{Memory: nbdtest.NewMemory(1 << 20)}
+	s := newServer(t, d, nbd.Limits{})
+	c := s.client("unix")
+	var b []byte
+	for i := range uint64(each) {
+		b = nbdtest.Command{Type: nbdtest.CmdTrim, Cookie: i, Length: 512}.Append(b)
+	}
+	for i := range uint64(each) {
+		b = nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: each + i}.Append(b)
+	}
+	if _, err := c.Conn.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, 16)
+	for range 2 * each {
+		if _, err := io.ReadFull(c.Conn, head); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.longest[nbd.OpTrim]; n < 1 || n > 8 {
+		t.Errorf("%d trims in one batch, want at most 8", n)
+	}
+	if n := d.longest[nbd.OpFlush]; n < 1 || n > 64 {
+		t.Errorf("%d flushes in one batch, want at most 64", n)
+	}
+}
