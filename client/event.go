@@ -28,6 +28,14 @@ const (
 	// EventConnectionClosed is one that does no more: connection, remote, reason,
 	// requests, received_bytes, sent_bytes.
 	EventConnectionClosed EventType = "connection.closed"
+	// EventDiskAdded is a disk that is served from now on: address, backend,
+	// size_bytes, origin.
+	EventDiskAdded EventType = "disk.added"
+	// EventDiskRemoved is one that is not any more: connections_closed,
+	// connections_killed, flush_error.
+	EventDiskRemoved EventType = "disk.removed"
+	// EventDiskGrown is one that is larger than before: size_bytes, was_bytes.
+	EventDiskGrown EventType = "disk.grown"
 	// EventReset is a reset of a unit, a target or a bus of the adapter: level,
 	// address, ok, outstanding. Its disk is the one on whose account it was.
 	EventReset EventType = "adapter.reset"
@@ -42,7 +50,7 @@ const (
 // EventTypes are all of them.
 func EventTypes() []EventType {
 	return []EventType{
-		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventReset, EventViolation, EventLost,
+		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown, EventReset, EventViolation, EventLost,
 	}
 }
 

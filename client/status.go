@@ -37,8 +37,10 @@ type TLS struct {
 type Disk struct {
 	Name string `json:"name"`
 	// Default is set for the disk behind the empty export name.
-	Default     bool   `json:"default,omitempty"`
-	Description string `json:"description,omitempty"`
+	Default     bool       `json:"default,omitempty"`
+	State       DiskState  `json:"state"`
+	Origin      DiskOrigin `json:"origin"`
+	Description string     `json:"description,omitempty"`
 	// Backend is the kind of medium: "memory" or "file".
 	Backend string `json:"backend"`
 	// Path is the file, if there is one.

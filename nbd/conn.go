@@ -48,9 +48,10 @@ type Conn struct {
 
 	// transmitting is guarded by Server.mu, and so is whether the connection
 	// counts as one of an export's.
-	transmitting bool
-	reserved     bool
-	reservedName string
+	transmitting   bool
+	reserved       bool
+	reservedName   string
+	reservedDevice Device
 
 	receiver // the reader's
 

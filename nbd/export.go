@@ -10,7 +10,8 @@ import (
 
 // An Export is a device under its canonical name, and who may use it.
 type Export struct {
-	Name   string
+	Name string
+	// Device can be compared by ==; a pointer can.
 	Device Device
 
 	// Hidden keeps the export out of what NBD_OPT_LIST shows; who knows its name
@@ -34,7 +35,7 @@ type Export struct {
 // Concurrency: any goroutine.
 type Exports interface {
 	// Lookup finds the export a client asks for. The empty name asks for the
-	// default export; the result carries the canonical name.
+	// default export; the result carries the canonical name. It must not wait.
 	Lookup(name string) (Export, bool)
 
 	// List returns what NBD_OPT_LIST shows, in order.
@@ -42,7 +43,7 @@ type Exports interface {
 }
 
 // An ExportSet is a set of exports that can be replaced as a whole. Connections
-// keep the device that they were opened on.
+// keep the device that they were opened on; Server.DrainDevice ends them.
 //
 // Concurrency: any goroutine.
 type ExportSet struct {

@@ -205,11 +205,8 @@ func (n *negotiation) replyBlockSize(id uint32, info Info) error {
 // Errors: a refusal leaves the connection as it was; any other ends it.
 func (n *negotiation) open(e Export) error {
 	c := n.c
-	if !c.server.reserve(c, e) {
-		return &refusal{
-			repErrPolicy, NegotiationTooManyOfExport,
-			fmt.Sprintf("export %q has as many connections as it may have, %d", e.Name, e.MaxConnections),
-		}
+	if no := c.server.reserve(c, e); no != nil {
+		return no
 	}
 	st, err := newStream(c.wire)
 	if err != nil {

@@ -82,10 +82,16 @@ type Server struct {
 	// peers counts connections, if there is a limit on those of one peer.
 	// +checklocks:mu
 	peers map[peer]int
-	// inUse counts the connections of each export by its name, from the moment
-	// that they are let in.
+	// inUse counts the connections of each export by its name, users those of each
+	// device, from the moment that they are let in.
 	// +checklocks:mu
 	inUse map[string]int
+	// +checklocks:mu
+	users map[Device]int
+	// leaving has a channel for each device that somebody waits for to have no
+	// connections; it is closed then.
+	// +checklocks:mu
+	leaving map[Device]chan struct{}
 	// accepts spaces connections, complaints lines of the log.
 	// +checklocks:mu
 	accepts pacer
@@ -109,6 +115,8 @@ func (s *Server) setup() error {
 		s.folded = make(map[string]*OpTable)
 		s.peers = make(map[peer]int)
 		s.inUse = make(map[string]int)
+		s.users = make(map[Device]int)
+		s.leaving = make(map[Device]chan struct{})
 		s.mu.Unlock()
 		if s.Log == nil {
 			s.Log = slog.New(slog.DiscardHandler)
@@ -320,17 +328,26 @@ func (s *Server) run(c *Conn) {
 	s.sentBytes += c.sentBytes.Load()
 }
 
-// reserve counts c among the connections of e. It is false if e has as many as
-// it may have.
-func (s *Server) reserve(c *Conn, e Export) bool {
+// reserve counts c among the connections of e, or says why it cannot be one: e has
+// as many as it may have, or is not on offer any more.
+func (s *Server) reserve(c *Conn, e Export) *refusal {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// Looked up once more, for DrainDevice: who comes after it finds no export, and
+	// who was here before is among those that it sees.
+	if now, ok := s.Exports.Lookup(e.Name); !ok || now.Device != e.Device {
+		return &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q any more", clip(e.Name))}
+	}
 	if e.MaxConnections > 0 && s.inUse[e.Name] >= e.MaxConnections {
-		return false
+		return &refusal{
+			repErrPolicy, NegotiationTooManyOfExport,
+			fmt.Sprintf("export %q has as many connections as it may have, %d", e.Name, e.MaxConnections),
+		}
 	}
 	s.inUse[e.Name]++
-	c.reserved, c.reservedName = true, e.Name
-	return true
+	s.users[e.Device]++
+	c.reserved, c.reservedName, c.reservedDevice = true, e.Name, e.Device
+	return nil
 }
 
 // release undoes reserve.
@@ -351,14 +368,23 @@ func (s *Server) releaseLocked(c *Conn) {
 	if s.inUse[c.reservedName]--; s.inUse[c.reservedName] == 0 {
 		delete(s.inUse, c.reservedName)
 	}
+	d := c.reservedDevice
+	if s.users[d]--; s.users[d] > 0 {
+		return
+	}
+	delete(s.users, d)
+	if ch := s.leaving[d]; ch != nil {
+		close(ch)
+		delete(s.leaving, d)
+	}
 }
 
-// enter marks c as transmitting for c.export. It is false if the server is
-// draining.
+// enter marks c as transmitting for c.export. It is false if the server or the
+// export's device is draining.
 func (s *Server) enter(c *Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining {
+	if s.draining || c.draining() {
 		return false
 	}
 	c.transmitting = true

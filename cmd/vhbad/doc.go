@@ -9,10 +9,12 @@
 //	detach   undo that                             internal/attach
 //	status   ask a running daemon about itself     client
 //	events   watch what happens in one             client
+//	disk     add, remove and grow disks of one     client
 //	config   check a configuration file            internal/config
 //	version  say what this was built from
 //
 // Exit codes are 0 for success, 1 for a failure at run time and 2 for wrong
-// usage or configuration. Output is for people; with --json it is for programs,
+// usage or configuration; commands that control a running daemon have 3 for what it
+// does not know and 4 for what its state stands against. Output is for people; with --json it is for programs,
 // and only such output is stable besides serve's ready lines.
 package main

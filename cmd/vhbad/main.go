@@ -9,6 +9,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
 )
 
 // Exit codes. They are part of the interface: scripts depend on them.
@@ -16,6 +18,9 @@ const (
 	exitOK      = 0
 	exitFailure = 1 // something went wrong at run time
 	exitUsage   = 2 // wrong command line or configuration
+	// What a running daemon answered.
+	exitNotFound = 3 // there is no such disk
+	exitConflict = 4 // its state stands against it: a name is taken, clients use the disk
 )
 
 // version is set by the linker: -X main.version=v1.2.3.
@@ -61,7 +66,9 @@ func newRoot() *cobra.Command {
 request becomes a SCSI request block and travels through a port driver, a
 miniport driver and a device with rings, DMA and interrupts.
 
-Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.`,
+Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration;
+of commands that control a running daemon also 3, there is no such thing, and
+4, the daemon's state stands against it.`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk db=file:/var/lib/db.img,size=10GiB
   sudo vhbad attach --export db unix:///run/nbd.sock /dev/nbd0
@@ -75,7 +82,7 @@ Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.`,
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newEvents(), newConfig(), newVersion())
+	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	return root
 }
@@ -94,6 +101,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		_, _ = fmt.Fprintf(stderr, "See `%s --help`.\n", cmd.CommandPath())
 		return exitUsage
+	}
+	switch {
+	case errors.Is(err, client.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, client.ErrConflict):
+		return exitConflict
 	}
 	return exitFailure
 }

@@ -95,9 +95,9 @@ func (c *FileConfig) open() (fd int, created bool, err error) {
 	case errors.Is(err, unix.EROFS):
 		return -1, false, c.errorf("is on a read-only file system; serve it with the read-only option")
 	case errors.Is(err, unix.EACCES) && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
-		return -1, false, c.errorf("may not be written by this user; serve it with the read-only option or chmod it")
+		return -1, false, c.errorf("may not be written by this user; serve it with the read-only option or chmod it: %w", err)
 	case errors.Is(err, unix.EACCES):
-		return -1, false, c.errorf("may not be read by this user")
+		return -1, false, c.errorf("may not be read by this user: %w", err)
 	case errors.Is(err, unix.EBUSY):
 		return -1, false, c.errorf("is a block device in use, mounted perhaps")
 	}

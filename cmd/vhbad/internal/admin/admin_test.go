@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -206,6 +207,26 @@ type fixed client.Status
 
 func (f fixed) Status() client.Status { return client.Status(f) }
 
+// fakeDisks are disks that can be asked for anything, and stay as they are.
+type fakeDisks []client.Disk
+
+func (f fakeDisks) Disks() []client.Disk { return f }
+
+func (fakeDisks) AddDisk(_ context.Context, name string, spec client.DiskSpec) (client.Disk, error) {
+	return client.Disk{Name: name, SizeBytes: uint64(spec.MemoryBytes), Operations: []client.Operation{}}, nil
+}
+
+func (fakeDisks) RemoveDisk(_ context.Context, name string, o client.RemoveOptions) (client.DiskRemoval, error) {
+	if !o.Force || o.DrainTimeout != 1500*time.Millisecond {
+		return client.DiskRemoval{}, Conflict("disk %q: no", name)
+	}
+	return client.DiskRemoval{Name: name}, nil
+}
+
+func (fakeDisks) GrowDisk(_ context.Context, name string, sizeBytes int64) (client.Disk, error) {
+	return client.Disk{Name: name, SizeBytes: uint64(sizeBytes), Operations: []client.Operation{}}, nil
+}
+
 func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
 	if !r.DiscardMemory {
 		return nil, errors.New("not now")
@@ -215,7 +236,7 @@ func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
 
 // sources are those of a daemon that is f and in which nothing happens.
 func sources(f fixed) Sources {
-	return Sources{Status: f, HandOver: f, Events: events.NewLog(8, nil)}
+	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil)}
 }
 
 func TestServe_Status(t *testing.T) {
@@ -253,6 +274,13 @@ func TestHandler_Wrong(t *testing.T) {
 		{"GET", "/v1/events?since=0&since=0", http.StatusBadRequest, `parameter \"since\" is given 2 times`},
 		{"GET", "/v1/events?type=no", http.StatusBadRequest, `type \"no\" is not known: want one of [daemon.ready`},
 		{"GET", "/v1/events?follow=maybe", http.StatusBadRequest, `follow \"maybe\": want true or false`},
+		{"PUT", "/v1/disks/x", http.StatusBadRequest, "body: empty: want a JSON object"},
+		{"GET", "/v1/disks/x", http.StatusNotFound, `disk \"x\": there is none of that name`},
+		{"POST", "/v1/disks/x", http.StatusMethodNotAllowed, "want DELETE, GET, HEAD, PATCH, PUT"},
+		{"DELETE", "/v1/disks/x?force=maybe", http.StatusBadRequest, `force \"maybe\": want true or false`},
+		{"DELETE", "/v1/disks/x?drain_timeout=0s", http.StatusBadRequest, `drain_timeout \"0s\": want 1ms to 24h0m0s`},
+		{"DELETE", "/v1/disks/x?drain_timeout=5", http.StatusBadRequest, `drain_timeout \"5\": want`},
+		{"DELETE", "/v1/disks/x", http.StatusConflict, `disk \"x\": no`},
 		{"GET", "/v1/handover", http.StatusMethodNotAllowed, "want POST"},
 		{"POST", "/v1/handover", http.StatusUpgradeRequired, "--takeover"},
 	} {

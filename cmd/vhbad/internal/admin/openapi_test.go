@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/invopop/jsonschema"
@@ -209,6 +210,35 @@ var clientCalls = map[string]func(ctx context.Context, c *client.Client) error{
 		_, err := c.Status(ctx)
 		return err
 	},
+	"disks": func(ctx context.Context, c *client.Client) error {
+		disks, err := c.Disks(ctx)
+		if len(disks) != 1 {
+			return fmt.Errorf("%d disks: %w", len(disks), err)
+		}
+		return err
+	},
+	"disk": func(ctx context.Context, c *client.Client) error {
+		_, err := c.Disk(ctx, "a/b")
+		return err
+	},
+	"addDisk": func(ctx context.Context, c *client.Client) error {
+		d, err := c.AddDisk(ctx, "..", client.DiskSpec{MemoryBytes: 1 << 20, Allow: []string{"n"}})
+		if err == nil && (d.Name != ".." || d.SizeBytes != 1<<20) {
+			return fmt.Errorf("added %+v", d)
+		}
+		return err
+	},
+	"growDisk": func(ctx context.Context, c *client.Client) error {
+		d, err := c.GrowDisk(ctx, "a", 2<<20)
+		if err == nil && d.SizeBytes != 2<<20 {
+			return fmt.Errorf("grown %+v", d)
+		}
+		return err
+	},
+	"removeDisk": func(ctx context.Context, c *client.Client) error {
+		_, err := c.RemoveDisk(ctx, "a b", client.RemoveOptions{Force: true, DrainTimeout: 1500 * time.Millisecond})
+		return err
+	},
 	"events": func(ctx context.Context, c *client.Client) error {
 		s, err := c.Events(ctx, client.EventFilter{Since: new(uint64), Types: []client.EventType{client.EventReady, client.EventStopping}, NoFollow: true})
 		if err != nil {
@@ -297,7 +327,7 @@ func fullSources(t *testing.T) Sources {
 	t.Helper()
 	s := sources(fixed{
 		Version: "v1", State: "ready", Listeners: []string{"unix:///a"}, TLS: &client.TLS{Mode: "optional"},
-		Disks:       []client.Disk{{Name: "a", Operations: []client.Operation{{Op: "read"}}}},
+		Disks:       []client.Disk{{Name: "a/b", State: client.DiskServing, Origin: client.OriginAPI, Operations: []client.Operation{{Op: "read"}}}},
 		Connections: []client.Connection{{ID: 1}}, Adapter: client.Adapter{Queues: []client.Queue{{}}},
 	})
 	l := newTestLog(4)

@@ -63,6 +63,7 @@ func (s *Server) Close(ctx context.Context) error {
 // nil has no routes.
 type Sources struct {
 	Status   Status
+	Disks    Disks
 	HandOver HandOver
 	Events   Events
 }
@@ -72,6 +73,9 @@ func Routes(s Sources) []Route {
 	var routes []Route
 	if s.Status != nil {
 		routes = append(routes, statusRoutes(s.Status)...)
+	}
+	if s.Disks != nil {
+		routes = append(routes, diskRoutes(s.Disks)...)
 	}
 	if s.Events != nil {
 		routes = append(routes, eventRoutes(s.Events)...)

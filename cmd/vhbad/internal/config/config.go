@@ -160,13 +160,25 @@ type Config struct {
 	TLS       TLS
 	HBA       HBA
 	Sandbox   Sandbox
+	// ReadOnly has made every disk read-only, and will any other.
+	ReadOnly bool
+}
+
+// WithDisks returns c with these disks instead of its own, checked as Resolve does.
+func (c *Config) WithDisks(disks []Disk) (*Config, error) {
+	with := *c
+	with.Disks = append([]Disk(nil), disks...)
+	if err := with.checkDisks(c.ReadOnly); err != nil {
+		return nil, err
+	}
+	return &with, with.resolveTLS()
 }
 
 // Resolve fills in defaults and checks everything that can be checked without
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox}
+	c := &Config{ReadOnly: f.ReadOnly, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox}
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
 		if err != nil {

@@ -105,6 +105,13 @@ type Daemon struct {
 	successor  *net.UnixConn
 	handedOver chan struct{}
 
+	// changing is the right to change what is served: whoever puts something in has
+	// it, until it takes it out.
+	changing chan struct{}
+	// life ends when the daemon begins to stop, by endLife.
+	life    context.Context
+	endLife context.CancelFunc
+
 	mu sync.RWMutex
 	// machine is nil before it is complete and once it is being taken apart.
 	// +checklocks:mu
@@ -114,11 +121,14 @@ type Daemon struct {
 // Start brings everything up. When it fails, nothing is left running.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), events: events.NewLog(events.DefaultCapacity, nil), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
+	d.changing = make(chan struct{}, 1)
+	d.life, d.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {
 		// The reason for failing may be that ctx has ended.
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Config.Limits.DrainTimeout.Std())
 		defer cancel()
+		d.endLife()
 		return nil, errors.Join(err, d.undoAll(undoCtx))
 	}
 	d.state.Store(uint32(stateReady))
@@ -264,7 +274,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}
 	return func() {
 		if adminListener != nil {
-			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, HandOver: d, Events: d.events}), d.log)
+			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events}), d.log)
 			d.pushAlways("admin socket", func(ctx context.Context) error {
 				d.events.Close() // which ends the streams
 				return s.Close(ctx)
@@ -326,6 +336,17 @@ func (d *Daemon) ClientGone() <-chan struct{} { return d.clientGone }
 // Failed gets an error if a listener breaks; the daemon should be stopped then.
 func (d *Daemon) Failed() <-chan error { return d.failed }
 
+// lastChange waits until what is served changes no more.
+func (d *Daemon) lastChange(ctx context.Context) error {
+	select {
+	case d.changing <- struct{}{}:
+		<-d.changing // whoever comes next finds that the daemon stops
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("a change of disks has not ended: %w", ctx.Err())
+	}
+}
+
 // Stop drains clients, flushes every disk and takes all down. When ctx ends it
 // gives up what is not finished.
 //
@@ -334,7 +355,8 @@ func (d *Daemon) Failed() <-chan error { return d.failed }
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.state.Store(uint32(stateDraining))
 	d.events.Publish(client.EventStopping, "")
-	err := d.undoAll(ctx)
+	d.endLife()
+	err := errors.Join(d.lastChange(ctx), d.undoAll(ctx))
 	d.farewell(err)
 	return err
 }

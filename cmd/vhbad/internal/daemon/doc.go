@@ -26,8 +26,12 @@
 // to go, and nothing of its images is touched before it has let go of them. The
 // talk between the two is in handover.go, the reasons in docs/adr.
 //
+// # Changes
+//
+// AddDisk, RemoveDisk and GrowDisk change what is served, one at a time and each
+// whole or not at all: change.go. Disks that there are are in disks.go.
+//
 // # Concurrency
 //
-// Start and Stop are for one goroutine; Snapshot, Status, Ready and HandOver for
-// any.
+// Start and Stop are for one goroutine; all else is for any.
 package daemon

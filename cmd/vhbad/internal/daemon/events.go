@@ -40,9 +40,9 @@ func (d *Daemon) diskOf(lu *port.LogicalUnit) string {
 	if d.machine == nil {
 		return ""
 	}
-	for _, e := range d.machine.exports {
+	for _, e := range d.machine.list() {
 		if e.LogicalUnit() == lu {
-			return e.config.Name
+			return e.name()
 		}
 	}
 	return ""

@@ -72,7 +72,7 @@ func TestDaemon_Events(t *testing.T) {
 	m := d.machine
 	d.mu.RUnlock()
 	err := m.onProcessor("reset", func(p *port.Processor) error {
-		return m.adapter.ResetNow(p, m.exports[1].LogicalUnit(), port.ResetUnit)
+		return m.adapter.ResetNow(p, m.list()[1].LogicalUnit(), port.ResetUnit)
 	})
 	if err != nil {
 		t.Error(err)

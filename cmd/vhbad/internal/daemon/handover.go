@@ -237,9 +237,15 @@ func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
 	if d.o.Single {
 		return nil, errors.New("the daemon serves a single client, and ends with it")
 	}
-	for i := range d.o.Config.Disks {
-		if disk := &d.o.Config.Disks[i]; disk.File == "" && !r.DiscardMemory {
-			return nil, fmt.Errorf("disk %q is in memory and its content would be lost: --takeover-discard-memory lets it go", disk.Name)
+	d.mu.RLock()
+	m := d.machine
+	d.mu.RUnlock()
+	if m == nil {
+		return nil, errors.New("the daemon stops")
+	}
+	for _, e := range m.list() {
+		if e.config().File == "" && !r.DiscardMemory {
+			return nil, fmt.Errorf("disk %q is in memory and its content would be lost: --takeover-discard-memory lets it go", e.name())
 		}
 	}
 	if !d.handingOver.CompareAndSwap(false, true) {

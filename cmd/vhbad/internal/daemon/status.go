@@ -19,14 +19,16 @@ func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
 	if d.machine == nil {
 		return metrics.Snapshot{}, false
 	}
-	s := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
+	s, _ := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
 	if d.certificates != nil {
 		s.CertificateNotAfter = d.certificates.notAfter()
 	}
 	return s, true
 }
 
-func (m *machine) snapshot(verify bool, complain func(string, ...any)) metrics.Snapshot {
+// snapshot returns the counters of everything, and the disks in the order of its
+// Disks.
+func (m *machine) snapshot(verify bool, complain func(string, ...any)) (metrics.Snapshot, []*export) {
 	m.statsMu.Lock()
 	defer m.statsMu.Unlock()
 	s := metrics.Snapshot{
@@ -46,14 +48,15 @@ func (m *machine) snapshot(verify bool, complain func(string, ...any)) metrics.S
 	if err != nil {
 		complain("no processor for statistics", "error", err)
 	}
-	for _, e := range m.exports {
-		info := e.Info()
+	disks := m.list()
+	for _, e := range disks {
+		info, c := e.Info(), e.config()
 		s.Disks = append(s.Disks, metrics.Disk{
-			Name: e.config.Name, Backend: e.config.Backend(), SizeBytes: info.SizeBytes, ReadOnly: info.ReadOnly,
+			Name: c.Name, Backend: c.Backend(), SizeBytes: info.SizeBytes, ReadOnly: info.ReadOnly,
 			Unit: e.LogicalUnit().Stats(),
 		})
 	}
-	return s
+	return s, disks
 }
 
 // Status implements admin.Status.
@@ -73,7 +76,7 @@ func (d *Daemon) Status() client.Status {
 	if d.machine == nil {
 		return st
 	}
-	snap := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
+	snap, disks := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
 	if d.Ready() { // endpoints do not change from then on
 		st.HTTP = d.httpAddr
 		st.TLS = d.tlsStatus()
@@ -81,8 +84,9 @@ func (d *Daemon) Status() client.Status {
 			st.Listeners = append(st.Listeners, e.URI)
 		}
 	}
-	for i, e := range d.machine.exports {
-		st.Disks = append(st.Disks, diskStatus(i, e, &snap))
+	def, _ := d.machine.exports.Lookup("")
+	for i, e := range disks {
+		st.Disks = append(st.Disks, diskStatus(e, def.Device == e, &snap.Disks[i], &snap.NBD))
 	}
 	for i := range snap.NBD.Connections {
 		c := &snap.NBD.Connections[i]
@@ -110,21 +114,21 @@ func (d *Daemon) tlsStatus() *client.TLS {
 	return &client.TLS{Mode: string(c.Mode), VerifyPeer: c.VerifyPeer, NotAfter: d.certificates.notAfter()}
 }
 
-func diskStatus(i int, e *export, snap *metrics.Snapshot) client.Disk {
-	lu, unit := e.LogicalUnit(), &snap.Disks[i].Unit
+func diskStatus(e *export, isDefault bool, disk *metrics.Disk, server *nbd.Stats) client.Disk {
+	c, unit := e.config(), &disk.Unit
 	out := client.Disk{
-		Name: e.config.Name, Default: i == 0, Description: e.config.Description,
-		Backend: e.config.Backend(), Path: e.config.File,
-		SizeBytes: snap.Disks[i].SizeBytes, BlockBytes: uint32(e.config.BlockSize), ReadOnly: snap.Disks[i].ReadOnly,
-		Address: unitAddress(lu),
+		Name: c.Name, Default: isDefault, Description: c.Description, State: e.state(), Origin: e.origin(),
+		Backend: c.Backend(), Path: c.File,
+		SizeBytes: disk.SizeBytes, BlockBytes: uint32(c.BlockSize), ReadOnly: disk.ReadOnly,
+		Address: unitAddress(e.LogicalUnit()),
 		Depth:   unit.Depth, Outstanding: unit.Outstanding, Queued: unit.Waiting,
-		Hidden: e.config.Hidden, TLSOnly: e.config.TLSOnly, Allow: e.config.Allow, MaxConnections: e.config.Connections,
+		Hidden: c.Hidden, TLSOnly: c.TLSOnly, Allow: c.Allow, MaxConnections: c.Connections,
 		Operations: []client.Operation{},
 	}
 	var x nbd.ExportStats
-	at := slices.IndexFunc(snap.NBD.Exports, func(x nbd.ExportStats) bool { return x.Name == e.config.Name })
+	at := slices.IndexFunc(server.Exports, func(x nbd.ExportStats) bool { return x.Name == c.Name })
 	if at >= 0 {
-		x = snap.NBD.Exports[at]
+		x = server.Exports[at]
 	}
 	out.Connections = x.Connections
 	for op := range nbd.OpCount {

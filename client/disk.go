@@ -1,0 +1,161 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// A DiskState says whether a disk is served.
+type DiskState string
+
+// The states of a disk.
+const (
+	DiskServing DiskState = "serving"
+	// DiskLeaving is a disk that is being removed: nobody new can use it.
+	DiskLeaving DiskState = "leaving"
+)
+
+// A DiskOrigin says where a disk comes from.
+type DiskOrigin string
+
+// The origins of a disk.
+const (
+	// OriginConfiguration is a disk of the configuration file or the command line.
+	OriginConfiguration DiskOrigin = "configuration"
+	// OriginAPI is one that was added while the daemon ran, and will be gone when it
+	// is started again.
+	OriginAPI DiskOrigin = "api"
+)
+
+// DiskList is the body of GET /v1/disks.
+type DiskList struct {
+	Disks []Disk `json:"disks"`
+}
+
+// DiskSpec says what a disk is to be: the body of PUT /v1/disks/{name}.
+type DiskSpec struct {
+	// MemoryBytes is the size of a disk in memory. Exactly one of MemoryBytes and
+	// File is given.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	// File is the path of an image, from the root.
+	File string `json:"file,omitempty"`
+	// SizeBytes makes the file that large if it does not exist; without it the file
+	// is taken as it is.
+	SizeBytes int64 `json:"size_bytes,omitempty"`
+	// BlockBytes is the logical block, 512 or 4096. The default is 512.
+	BlockBytes  int64  `json:"block_bytes,omitempty"`
+	ReadOnly    bool   `json:"read_only,omitempty"`
+	Description string `json:"description,omitempty"`
+	// Hidden keeps the disk out of the list of exports.
+	Hidden bool `json:"hidden,omitempty"`
+	// TLSOnly keeps the disk for clients that use TLS.
+	TLSOnly bool `json:"tls_only,omitempty"`
+	// Allow, if there are any, keeps the disk for clients with one of these names in
+	// their certificate.
+	Allow []string `json:"allow,omitempty"`
+	// MaxConnections is how many clients may use the disk at once; without it there
+	// is no limit of its own.
+	MaxConnections int `json:"max_connections,omitempty"`
+}
+
+// DiskChange says what is to change about a disk: the body of
+// PATCH /v1/disks/{name}.
+type DiskChange struct {
+	// SizeBytes is the new size. It is not below the present one.
+	SizeBytes int64 `json:"size_bytes"`
+}
+
+// DiskRemoval says what became of a disk that was removed.
+type DiskRemoval struct {
+	Name string `json:"name"`
+	// ConnectionsClosed is how many clients were told to go, ConnectionsKilled how
+	// many of them had not finished in time.
+	ConnectionsClosed int `json:"connections_closed"`
+	ConnectionsKilled int `json:"connections_killed"`
+	// FlushError is why what was written last may not be durable, absent if it is.
+	FlushError string `json:"flush_error,omitempty"`
+}
+
+// RemoveOptions say how a disk is removed.
+type RemoveOptions struct {
+	// Force removes a disk that clients use: each gets answers to what it has in
+	// flight, and its connection is closed. It also removes one that cannot be
+	// flushed.
+	Force bool
+	// DrainTimeout is how long clients may take to finish, and the flush; zero means
+	// as long as the daemon's drain-timeout.
+	DrainTimeout time.Duration
+}
+
+// Disks lists the disks.
+//
+// Errors: as Status.
+func (c *Client) Disks(ctx context.Context) ([]Disk, error) {
+	var l DiskList
+	if err := c.get(ctx, "/v1/disks", &l); err != nil {
+		return nil, err
+	}
+	return l.Disks, nil
+}
+
+// Disk asks for one disk.
+//
+// Errors: ErrNotFound; otherwise as Status.
+func (c *Client) Disk(ctx context.Context, name string) (*Disk, error) {
+	d := &Disk{}
+	if err := c.get(ctx, "/v1/disks/"+segment(name), d); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// AddDisk adds a disk, until it is removed or the daemon ends. If there is one with
+// the same name and specification, that is a success.
+//
+// Errors: ErrInvalid; ErrConflict for a name or a file that is taken; ErrInternal
+// for a medium that cannot be opened. Then nothing has changed.
+func (c *Client) AddDisk(ctx context.Context, name string, spec DiskSpec) (*Disk, error) {
+	d := &Disk{}
+	if err := c.call(ctx, http.MethodPut, "/v1/disks/"+segment(name), spec, d); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// RemoveDisk removes a disk. Its file stays.
+//
+// Errors: ErrNotFound; ErrConflict for one that clients use, or that cannot be
+// flushed, without Force: then it is served as before.
+func (c *Client) RemoveDisk(ctx context.Context, name string, o RemoveOptions) (*DiskRemoval, error) {
+	q := url.Values{}
+	if o.Force {
+		q.Set("force", "true")
+	}
+	if o.DrainTimeout != 0 {
+		q.Set("drain_timeout", o.DrainTimeout.String())
+	}
+	path := "/v1/disks/" + segment(name)
+	if len(q) > 0 {
+		path += "?" + q.Encode()
+	}
+	r := &DiskRemoval{}
+	if err := c.call(ctx, http.MethodDelete, path, nil, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// GrowDisk makes a disk larger. Clients that are connected can use the new part at
+// once; they learn of it when they ask for the size.
+//
+// Errors: ErrNotFound; ErrInvalid for a size that is below the present one or no
+// multiple of the block.
+func (c *Client) GrowDisk(ctx context.Context, name string, sizeBytes int64) (*Disk, error) {
+	d := &Disk{}
+	if err := c.call(ctx, http.MethodPatch, "/v1/disks/"+segment(name), DiskChange{SizeBytes: sizeBytes}, d); err != nil {
+		return nil, err
+	}
+	return d, nil
+}

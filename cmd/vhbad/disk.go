@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
+)
+
+func newDisk() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "disk",
+		Short: "Add, remove and grow disks of a running daemon",
+		Long: `Disk changes what a running daemon serves. Everything else is served on
+meanwhile. What it changes is not written to the configuration file: the daemon
+forgets it when it ends.`,
+		Example: `  vhbad disk list
+  vhbad disk add scratch=memory:1GiB
+  vhbad disk add db=file:/srv/db.img,size=10GiB,description=a database
+  vhbad disk grow db 20GiB
+  vhbad disk remove scratch`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newDiskList(), newDiskAdd(), newDiskRemove(), newDiskGrow())
+	return cmd
+}
+
+// diskNames completes the first argument by the running daemon's disks.
+func diskNames(path *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		c := client.New(*path)
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		defer cancel()
+		disks, err := c.Disks(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []cobra.Completion
+		for i := range disks {
+			names = append(names, cobra.CompletionWithDesc(disks[i].Name, disks[i].Description))
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func newDiskList() *cobra.Command {
+	var asJSON bool
+	var path string
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the disks",
+		Example: "  vhbad disk list --json",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withDaemon(path, func(c *client.Client) error {
+				disks, err := c.Disks(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), client.DiskList{Disks: disks})
+				}
+				return printDisks(cmd.OutOrStdout(), disks)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addAdminFlag(cmd.Flags(), &path)
+	return cmd
+}
+
+func printDisks(w io.Writer, disks []client.Disk) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "DISK\tSIZE\tBLOCK\tMODE\tSTATE\tFROM\tADDRESS\tCLIENTS\tBACKEND") // Flush reports
+	for i := range disks {
+		d := &disks[i]
+		mode, medium := "rw", d.Backend
+		if d.ReadOnly {
+			mode = "ro"
+		}
+		if d.Path != "" {
+			medium += ":" + d.Path
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", word(d.Name), config.Size(d.SizeBytes), d.BlockBytes, mode,
+			d.State, d.Origin, d.Address, d.Connections, medium)
+	}
+	return t.Flush()
+}
+
+func newDiskAdd() *cobra.Command {
+	var asJSON bool
+	var path string
+	cmd := &cobra.Command{
+		Use:   "add SPEC",
+		Short: "Add a disk",
+		Long: `Add makes a disk and serves it. SPEC is that of serve --disk: NAME=memory:SIZE or
+NAME=file:PATH[,size=SIZE], with options after commas.
+
+The disk is there until it is removed or the daemon ends: to have it the next
+time too, write it into the configuration file. If there is one with the same
+name and SPEC, nothing changes.`,
+		Example: `  vhbad disk add scratch=memory:1GiB
+  vhbad disk add db=file:/srv/db.img,size=10GiB`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec, err := config.ParseDisk(args[0])
+			if err != nil {
+				return usage(err)
+			}
+			if spec.File != "" { // the daemon's working directory is another
+				if spec.File, err = filepath.Abs(spec.File); err != nil {
+					return err
+				}
+			}
+			return withDaemon(path, func(c *client.Client) error {
+				d, err := c.AddDisk(cmd.Context(), spec.Name, daemon.DiskSpec(&spec))
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), d)
+				}
+				note := ""
+				if d.Origin == client.OriginAPI {
+					note = "; it is not in the configuration: the daemon forgets it when it ends"
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s, %s, at %s%s\n", word(d.Name), config.Size(d.SizeBytes), d.Backend, d.Address, note)
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addAdminFlag(cmd.Flags(), &path)
+	return cmd
+}
+
+func newDiskRemove() *cobra.Command {
+	var asJSON bool
+	var path string
+	var o client.RemoveOptions
+	cmd := &cobra.Command{
+		Use:     "remove NAME",
+		Aliases: []string{"rm"},
+		Short:   "Remove a disk",
+		Long: `Remove takes a disk away: nobody new can use it, it is flushed through the whole
+stack, its unit leaves the adapter, and its medium is closed. Its file stays; the
+content of a memory disk is lost.
+
+A disk that clients use stays (exit code 4) unless --force is given. Then each
+client gets answers to what it has in flight, and its connection is closed.
+--force also removes a disk that cannot be flushed.`,
+		Example: `  vhbad disk remove scratch
+  vhbad disk remove db --force --drain-timeout 10s`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withDaemon(path, func(c *client.Client) error {
+				r, err := c.RemoveDisk(cmd.Context(), args[0], o)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), r)
+				}
+				if r.FlushError != "" {
+					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "vhbad: disk %s: what was written last may not be durable: %s\n", word(r.Name), r.FlushError)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: removed; %d connections closed, %d of them not in time\n", word(r.Name), r.ConnectionsClosed, r.ConnectionsKilled)
+				return err
+			})
+		},
+		ValidArgsFunction: diskNames(&path),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.Force, "force", false, "end connections of clients, and go on though the disk cannot be flushed")
+	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "how long clients may take to finish, and then the flush (default the daemon's --drain-timeout)")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.Lookup("drain-timeout").DefValue = ""
+	addAdminFlag(f, &path)
+	return cmd
+}
+
+func newDiskGrow() *cobra.Command {
+	var asJSON bool
+	var path string
+	cmd := &cobra.Command{
+		Use:   "grow NAME SIZE",
+		Short: "Make a disk larger",
+		Long: `Grow makes a disk larger, its file too. Clients that are connected can use the
+new part at once, and learn of it when they ask for the size. Disks do not
+shrink; the present size is a success that changes nothing.
+
+The new size is not written to the configuration file: if the disk has a size
+there, change it, or the next start refuses the file.`,
+		Example: "  vhbad disk grow db 20GiB",
+		Args:    usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			size, err := config.ParseSize(args[1])
+			if err != nil {
+				return usage(err)
+			}
+			return withDaemon(path, func(c *client.Client) error {
+				d, err := c.GrowDisk(cmd.Context(), args[0], int64(size))
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), d)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s\n", word(d.Name), config.Size(d.SizeBytes))
+				return err
+			})
+		},
+		ValidArgsFunction: diskNames(&path),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addAdminFlag(cmd.Flags(), &path)
+	return cmd
+}

@@ -1,0 +1,354 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/port"
+)
+
+// A change of what is served goes the way of the hardware: a unit is attached to
+// the device or taken from it, the device raises its event message, the miniport
+// reports a bus change, and the port enumerates. Only then does the daemon make a
+// disk of the unit and publish its export, all at once. A removal goes the same way
+// backwards, and begins with the export: nobody new, then nobody at all, then a
+// flush through the whole stack, then the unit.
+//
+// One change is made at a time.
+
+// unitTimeout is how long the port may take to see a unit come or go.
+const unitTimeout = 30 * time.Second
+
+// beginChange waits for its turn to change what is served. The context that it
+// returns ends with the daemon too; end gives the turn to the next.
+func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *machine, end func(), err error) {
+	gone := admin.Unavailable("the daemon is %s: want one that is ready", state(d.state.Load()))
+	select {
+	case d.changing <- struct{}{}:
+	case <-d.life.Done():
+		return nil, nil, nil, gone
+	case <-ctx.Done():
+		return nil, nil, nil, ctx.Err()
+	}
+	d.mu.RLock()
+	m = d.machine
+	d.mu.RUnlock()
+	if m == nil || !d.Ready() {
+		<-d.changing
+		return nil, nil, nil, gone
+	}
+	changing, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(d.life, cancel)
+	return changing, m, func() {
+		stop()
+		cancel()
+		<-d.changing
+	}, nil
+}
+
+// Disks implements admin.Disks.
+func (d *Daemon) Disks() []client.Disk { return d.Status().Disks }
+
+// diskNow is what the API says about one disk.
+func (d *Daemon) diskNow(name string) client.Disk {
+	disks := d.Disks()
+	if i := slices.IndexFunc(disks, func(x client.Disk) bool { return x.Name == name }); i >= 0 {
+		return disks[i]
+	}
+	return client.Disk{Name: name}
+}
+
+// configs are the configurations of disks.
+func configs(disks []*export) []config.Disk {
+	out := make([]config.Disk, len(disks))
+	for i, e := range disks {
+		out[i] = *e.config()
+	}
+	return out
+}
+
+// AddDisk implements admin.Disks.
+func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec) (client.Disk, error) {
+	c := diskConfig(name, &spec)
+	ctx, m, end, err := d.beginChange(ctx)
+	if err != nil {
+		return client.Disk{}, err
+	}
+	defer end()
+	if spec.File != "" && !filepath.IsAbs(spec.File) {
+		return client.Disk{}, admin.Invalid("disk %q: file %q: want an absolute path", name, spec.File)
+	}
+	alone, err := d.o.Config.WithDisks([]config.Disk{c})
+	if err != nil {
+		return client.Disk{}, admin.Invalid("%v", err)
+	}
+	c = alone.Disks[0]
+	if e := m.find(name); e != nil {
+		switch {
+		case e.leaving.Load():
+			return client.Disk{}, admin.Conflict("disk %q: one of this name is still being removed", name)
+		case !sameDisk(e.config(), &c):
+			return client.Disk{}, admin.Conflict("disk %q: there is one of this name already, which is %s: remove it first or choose another name", name, e.config())
+		}
+		return d.diskNow(name), nil
+	}
+	if _, err := d.o.Config.WithDisks(append(configs(m.list()), c)); err != nil {
+		return client.Disk{}, admin.Conflict("%v", err)
+	}
+	if _, err := d.add(ctx, m, &c, true); err != nil {
+		return client.Disk{}, err
+	}
+	return d.diskNow(name), nil
+}
+
+// add makes a disk and publishes it, or leaves everything as it was.
+func (d *Daemon) add(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (e *export, err error) {
+	if e, err = d.bring(ctx, m, c, fromAPI); err != nil {
+		return nil, err
+	}
+	if err := m.publish(append(slices.Clone(m.list()), e)); err != nil {
+		return nil, errors.Join(err, d.takeBack(m, e))
+	}
+	d.tellAdded(e)
+	return e, nil
+}
+
+func (d *Daemon) tellAdded(e *export) {
+	c := e.config()
+	d.log.Info("disk added", "disk", c.Name, "address", unitAddress(e.LogicalUnit()), "backend", c.Backend(), "size_bytes", e.SizeBytes())
+	d.events.Publish(client.EventDiskAdded, c.Name, slog.String("address", unitAddress(e.LogicalUnit())),
+		slog.String("backend", c.Backend()), slog.Uint64("size_bytes", e.SizeBytes()), slog.String("origin", string(e.origin())))
+}
+
+// bring makes a disk that is ready to be published. When it fails nothing is left.
+func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (*export, error) {
+	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
+	defer cancel()
+	creates := false
+	if c.File != "" && c.Size != 0 {
+		_, err := os.Lstat(c.File)
+		creates = errors.Is(err, fs.ErrNotExist)
+	}
+	e, err := d.openDisk(m, c)
+	if err != nil {
+		return nil, err
+	}
+	e.fromAPI.Store(fromAPI)
+	e.createdTheFile = creates
+	if err := m.place(e); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), d.discard(m, e))
+	}
+	lu, err := m.units.wait(ctx, e.targetID, e.lun, true)
+	if err != nil {
+		err = fmt.Errorf("disk %q: the port has not found its unit: %w", c.Name, err)
+	} else {
+		err = d.attach(m, e, lu)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.takeBack(m, e))
+	}
+	return e, nil
+}
+
+// takeBack undoes bring.
+func (d *Daemon) takeBack(m *machine, e *export) error {
+	ctx, cancel := context.WithTimeout(d.life, unitTimeout)
+	defer cancel()
+	if err := d.detach(ctx, m, e); err != nil {
+		return err
+	}
+	return d.discard(m, e)
+}
+
+// discard closes a medium that was opened for nothing, and removes the file if it
+// was made for nothing.
+func (d *Daemon) discard(m *machine, e *export) error {
+	err := m.media.close(e.medium)
+	if e.createdTheFile && err == nil {
+		if err := os.Remove(e.config().File); err != nil {
+			d.log.Warn("a file that was made for nothing is left", "file", e.config().File, "error", err)
+		}
+	}
+	return err
+}
+
+// detach takes a unit from the device and waits until the port has seen it go and
+// no command runs on it.
+//
+// Errors: it has not come to that in time. Then its address stays taken, and the
+// medium open, until it has.
+func (d *Daemon) detach(ctx context.Context, m *machine, e *export) error {
+	idle := make(chan error, 1)
+	go func() {
+		err := m.device.RemoveUnit(d.life, e.targetID, e.lun)
+		if err == nil {
+			_, err = m.units.wait(d.life, e.targetID, e.lun, false)
+		}
+		if err == nil {
+			m.free(e)
+		}
+		idle <- err
+	}()
+	select {
+	case err := <-idle:
+		return err
+	case <-ctx.Done():
+	}
+	go func() {
+		if <-idle == nil {
+			err := m.media.close(e.medium)
+			d.log.Info("the medium of a disk that was removed is closed now", "disk", e.name(), "error", err)
+		}
+	}()
+	return fmt.Errorf("disk %q: commands still run on its medium, which stays open until they end: %w", e.name(), ctx.Err())
+}
+
+// RemoveDisk implements admin.Disks.
+func (d *Daemon) RemoveDisk(ctx context.Context, name string, o client.RemoveOptions) (client.DiskRemoval, error) {
+	ctx, m, end, err := d.beginChange(ctx)
+	if err != nil {
+		return client.DiskRemoval{}, err
+	}
+	defer end()
+	e := m.find(name)
+	if e == nil {
+		return client.DiskRemoval{}, admin.NotFound("disk %q: there is none of that name", name)
+	}
+	limit := o.DrainTimeout
+	if limit == 0 {
+		limit = d.o.Config.Limits.DrainTimeout.Std()
+	}
+	return d.remove(ctx, m, e, o.Force, limit)
+}
+
+// remove takes a disk away, or, unless it is forced to, leaves it if that cannot be
+// done without harm.
+func (d *Daemon) remove(ctx context.Context, m *machine, e *export, force bool, limit time.Duration) (client.DiskRemoval, error) {
+	return d.removeWithin(ctx, m, e, force, limit, unitTimeout)
+}
+
+// removeWithin is remove with the time that the port and the device have to let go.
+func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force bool, limit, unitLimit time.Duration) (client.DiskRemoval, error) {
+	r := client.DiskRemoval{Name: e.name()}
+	var err error
+	hide := func() {
+		e.leaving.Store(true)
+		err = m.publish(m.list())
+	}
+	if force {
+		r.ConnectionsClosed = m.server.Users(e)
+		hide()
+	} else if n := m.server.Unused(e, hide); n > 0 {
+		return r, admin.Conflict("disk %q: %d clients use it: --force (force=true) ends their connections", r.Name, n)
+	}
+	if err != nil {
+		return r, err
+	}
+	drain, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	// What is left then is told below.
+	r.ConnectionsKilled, _ = m.server.DrainDevice(drain, e)
+	flush, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := m.flushOne(flush, e); err != nil {
+		if !force {
+			e.leaving.Store(false)
+			return r, errors.Join(admin.Conflict("disk %q: cannot be flushed, and is served as before: %v: --force (force=true) removes it all the same", r.Name, err), m.publish(m.list()))
+		}
+		r.FlushError = err.Error()
+	}
+	part, cancel := context.WithTimeout(ctx, unitLimit)
+	defer cancel()
+	err = d.detach(part, m, e)
+	if err == nil {
+		// Sessions of connections that were killed end with their last command.
+		_, err = m.server.DrainDevice(part, e)
+	}
+	if closeErr := d.closeIf(err == nil, m, e); closeErr != nil {
+		err = errors.Join(err, closeErr)
+	}
+	if publishErr := m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })); publishErr != nil {
+		err = errors.Join(err, publishErr)
+	}
+	m.server.Forget(r.Name)
+	d.log.Info("disk removed", "disk", r.Name, "connections_closed", r.ConnectionsClosed, "connections_killed", r.ConnectionsKilled, "flush_error", r.FlushError, "error", err)
+	d.events.Publish(client.EventDiskRemoved, r.Name, slog.Int("connections_closed", r.ConnectionsClosed),
+		slog.Int("connections_killed", r.ConnectionsKilled), slog.String("flush_error", r.FlushError))
+	return r, err
+}
+
+// closeIf closes the medium of a disk on which nothing runs any more.
+func (d *Daemon) closeIf(idle bool, m *machine, e *export) error {
+	if !idle {
+		return nil
+	}
+	return m.media.close(e.medium)
+}
+
+// flushOne makes one disk durable. It gives up when ctx ends; a medium that hangs
+// keeps the goroutine that waits for it.
+func (m *machine) flushOne(ctx context.Context, e *export) error {
+	if e.config().ReadOnly {
+		return nil
+	}
+	done := make(chan error, 1)
+	go func() { done <- m.onProcessor("flush", e.Flush) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("not done in time: %w", ctx.Err())
+	}
+}
+
+// GrowDisk implements admin.Disks.
+func (d *Daemon) GrowDisk(ctx context.Context, name string, sizeBytes int64) (client.Disk, error) {
+	_, m, end, err := d.beginChange(ctx)
+	if err != nil {
+		return client.Disk{}, err
+	}
+	defer end()
+	e := m.find(name)
+	if e == nil {
+		return client.Disk{}, admin.NotFound("disk %q: there is none of that name", name)
+	}
+	if err := d.grow(m, e, sizeBytes); err != nil {
+		return client.Disk{}, err
+	}
+	return d.diskNow(name), nil
+}
+
+// grow makes a disk larger: the medium, then the unit, which has a unit attention
+// for it, then the port's view of it, by READ CAPACITY.
+func (d *Daemon) grow(m *machine, e *export, sizeBytes int64) error {
+	c, was := *e.config(), e.SizeBytes()
+	switch {
+	case sizeBytes < int64(was):
+		return admin.Invalid("disk %q: %d bytes: want at least the present size, %d: disks do not shrink", c.Name, sizeBytes, was)
+	case sizeBytes%int64(c.BlockSize) != 0:
+		return admin.Invalid("disk %q: %d bytes: want a multiple of the block size, %d", c.Name, sizeBytes, c.BlockSize)
+	case c.ReadOnly && sizeBytes > int64(was):
+		return admin.Conflict("disk %q: is read-only", c.Name)
+	case sizeBytes == int64(was):
+		return nil
+	}
+	if err := e.unit.Resize(sizeBytes); err != nil {
+		return fmt.Errorf("disk %q: %w", c.Name, err)
+	}
+	if err := m.onProcessor("rescan", func(p *port.Processor) error { return e.Rescan(p) }); err != nil {
+		return fmt.Errorf("disk %q: it has grown, but the port has not seen it: %w", c.Name, err)
+	}
+	d.log.Info("disk grown", "disk", c.Name, "size_bytes", sizeBytes, "was_bytes", was)
+	d.events.Publish(client.EventDiskGrown, c.Name, slog.Int64("size_bytes", sizeBytes), slog.Uint64("was_bytes", was))
+	return nil
+}

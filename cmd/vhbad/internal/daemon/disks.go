@@ -1,0 +1,337 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
+	"github.com/vhbad/vhbad/port/disk"
+)
+
+// An export is a disk under its name: a medium, the unit on it, the port's view of
+// that, and what clients are told. The description is the daemon's to give: a unit
+// knows its serial number and no more.
+type export struct {
+	*disk.Disk // set by attach
+
+	medium         media.Media
+	unit           *target.Unit
+	targetID, lun  uint8
+	settings       atomic.Pointer[config.Disk]
+	leaving        atomic.Bool // it is being removed
+	fromAPI        atomic.Bool // it is not in the configuration
+	createdTheFile bool
+}
+
+var _ nbd.Device = (*export)(nil)
+
+// config is what the export is to be. It is replaced as a whole.
+func (e *export) config() *config.Disk { return e.settings.Load() }
+
+func (e *export) name() string { return e.config().Name }
+
+func (e *export) state() client.DiskState {
+	if e.leaving.Load() {
+		return client.DiskLeaving
+	}
+	return client.DiskServing
+}
+
+func (e *export) origin() client.DiskOrigin {
+	if e.fromAPI.Load() {
+		return client.OriginAPI
+	}
+	return client.OriginConfiguration
+}
+
+// Info implements nbd.Device.
+func (e *export) Info() nbd.Info {
+	i := e.Disk.Info()
+	i.Description = e.config().Description
+	return i
+}
+
+// list is the disks in their order. The slice must not be changed.
+func (m *machine) list() []*export { return *m.disks.Load() }
+
+// find returns the disk of that name, or nil.
+func (m *machine) find(name string) *export {
+	for _, e := range m.list() {
+		if e.name() == name {
+			return e
+		}
+	}
+	return nil
+}
+
+// publish makes disks the list, and those of them that are not leaving the
+// exports.
+func (m *machine) publish(disks []*export) error {
+	if err := m.exports.Replace(exportList(disks)...); err != nil {
+		return err
+	}
+	m.disks.Store(&disks)
+	return nil
+}
+
+func exportList(disks []*export) []nbd.Export {
+	var out []nbd.Export
+	for _, e := range disks {
+		if c := e.config(); !e.leaving.Load() {
+			out = append(out, nbd.Export{
+				Name: c.Name, Device: e,
+				Hidden: c.Hidden, TLSOnly: c.TLSOnly, AllowedNames: c.Allow, MaxConnections: c.Connections,
+			})
+		}
+	}
+	return out
+}
+
+// A mediaSet is the media that are open, with the names of their disks.
+//
+// Concurrency: any goroutine.
+type mediaSet struct {
+	mu sync.Mutex
+	// +checklocks:mu
+	names map[media.Media]string
+}
+
+func (s *mediaSet) add(md media.Media, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.names == nil {
+		s.names = make(map[media.Media]string)
+	}
+	s.names[md] = name
+}
+
+// close closes a medium, unless somebody has.
+func (s *mediaSet) close(md media.Media) error {
+	s.mu.Lock()
+	_, there := s.names[md]
+	delete(s.names, md)
+	s.mu.Unlock()
+	if !there {
+		return nil
+	}
+	return md.Close()
+}
+
+// closeAll closes the rest.
+func (s *mediaSet) closeAll(context.Context) error {
+	s.mu.Lock()
+	names := s.names
+	s.names = nil
+	s.mu.Unlock()
+	var errs []error
+	for md := range maps.Keys(names) {
+		if err := md.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("disk %q: %w", names[md], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openDisks opens what the configuration has.
+func (d *Daemon) openDisks(m *machine) error {
+	d.push("media", m.media.closeAll)
+	var disks []*export
+	for i := range d.o.Config.Disks {
+		e, err := d.openDisk(m, &d.o.Config.Disks[i])
+		if err != nil {
+			return err
+		}
+		disks = append(disks, e)
+	}
+	m.disks.Store(&disks)
+	return nil
+}
+
+// openDisk opens a disk's medium and makes its unit, which is not attached to
+// anything yet.
+func (d *Daemon) openDisk(m *machine, c *config.Disk) (*export, error) {
+	open := d.o.OpenMedium
+	if open == nil {
+		open = openMedium
+	}
+	md, err := open(c)
+	if err != nil {
+		return nil, fmt.Errorf("disk %q: %w", c.Name, err)
+	}
+	m.media.add(md, c.Name)
+	e := &export{medium: md}
+	e.settings.Store(c)
+	e.unit, err = target.NewUnit(md, target.Config{
+		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
+		// A file's writes are in the page cache until a flush, and clients know to
+		// flush: writing through would cost an fdatasync each.
+		WriteCache: true,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
+	}
+	return e, nil
+}
+
+func openMedium(c *config.Disk) (media.Media, error) {
+	if c.File == "" {
+		return media.NewMemory(media.MemoryConfig{SizeBytes: int64(c.Memory)})
+	}
+	if err := sandbox.Reaches(c.File); err != nil {
+		return nil, err
+	}
+	return media.OpenFile(media.FileConfig{
+		Path: c.File, SizeBytes: int64(c.Size), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
+	})
+}
+
+// place attaches a unit at the first address that is free.
+func (m *machine) place(e *export) error {
+	m.addressMu.Lock()
+	i := slices.Index(m.addresses[:], false)
+	if i >= 0 {
+		m.addresses[i] = true
+	}
+	m.addressMu.Unlock()
+	if i < 0 {
+		return fmt.Errorf("%d disks are all that there is room for", config.MaxDisks)
+	}
+	e.targetID, e.lun = uint8(i/config.UnitsPerTarget), uint8(i%config.UnitsPerTarget)
+	err := m.device.AddUnit(e.targetID, e.lun, e.unit)
+	if err != nil {
+		m.free(e)
+	}
+	return err
+}
+
+// free gives an address back. Neither the device nor the port has a unit there.
+func (m *machine) free(e *export) {
+	m.addressMu.Lock()
+	defer m.addressMu.Unlock()
+	m.addresses[int(e.targetID)*config.UnitsPerTarget+int(e.lun)] = false
+}
+
+// attachDisks makes a disk of each unit that the port has found.
+func (d *Daemon) attachDisks(m *machine) error {
+	for _, e := range m.list() {
+		lu := m.units.at(e.targetID, e.lun)
+		if lu == nil {
+			return fmt.Errorf("disk %q: no logical unit has been found at [0:%d:%d]", e.name(), e.targetID, e.lun)
+		}
+		if err := d.attach(m, e, lu); err != nil {
+			return err
+		}
+	}
+	d.push("flush", m.flush)
+	return nil
+}
+
+// attach asks a unit what it is, and makes it the export's if it says so.
+func (d *Daemon) attach(m *machine, e *export, lu *port.LogicalUnit) error {
+	return m.onProcessor("attach", func(p *port.Processor) error {
+		dk, err := disk.Attach(p, lu, disk.Options{Arena: m.arena, Log: d.log})
+		if err != nil {
+			return fmt.Errorf("disk %q: %w", e.name(), err)
+		}
+		if dk.Serial() != serial(e.name()) {
+			return fmt.Errorf("disk %q: %s has serial number %q", e.name(), lu, dk.Serial())
+		}
+		e.Disk = dk
+		return nil
+	})
+}
+
+// maxSerialBytes is the longest serial number that a unit takes; see
+// target.Config.
+const maxSerialBytes = 32
+
+// serial is the serial number of the disk's unit: its name, or a hash of it if
+// the name is too long for one or is not ASCII. It does not change from one start
+// to the next.
+func serial(name string) string {
+	foreign := func(r rune) bool { return r < ' ' || r > '~' }
+	if len(name) <= maxSerialBytes && !strings.ContainsFunc(name, foreign) {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:maxSerialBytes/2])
+}
+
+// A unitWatch knows which units the port has, by what enumerations have found.
+//
+// Concurrency: any goroutine.
+type unitWatch struct {
+	mu sync.Mutex
+	// +checklocks:mu
+	units []*port.LogicalUnit
+	// changed is closed at the next change, if somebody waits for it.
+	// +checklocks:mu
+	changed chan struct{}
+}
+
+// update is what port.Adapter.OnUnitsChanged wants.
+func (w *unitWatch) update(added, removed []*port.LogicalUnit) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.units = slices.DeleteFunc(w.units, func(lu *port.LogicalUnit) bool { return slices.Contains(removed, lu) })
+	w.units = append(w.units, added...)
+	if w.changed != nil {
+		close(w.changed)
+		w.changed = nil
+	}
+}
+
+// at returns the unit at an address, or nil.
+func (w *unitWatch) at(targetID, lun uint8) *port.LogicalUnit {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.atLocked(targetID, lun)
+}
+
+// +checklocks:w.mu
+func (w *unitWatch) atLocked(targetID, lun uint8) *port.LogicalUnit {
+	for _, lu := range w.units {
+		if lu.Path() == 0 && lu.Target() == targetID && lu.Lun() == lun {
+			return lu
+		}
+	}
+	return nil
+}
+
+// wait waits until there is, or is no, unit at an address, and returns it.
+//
+// Errors: that of ctx.
+func (w *unitWatch) wait(ctx context.Context, targetID, lun uint8, there bool) (*port.LogicalUnit, error) {
+	for {
+		w.mu.Lock()
+		lu := w.atLocked(targetID, lun)
+		if (lu != nil) == there {
+			w.mu.Unlock()
+			return lu, nil
+		}
+		if w.changed == nil {
+			w.changed = make(chan struct{})
+		}
+		changed := w.changed
+		w.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

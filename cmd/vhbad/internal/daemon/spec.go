@@ -1,0 +1,30 @@
+package daemon
+
+import (
+	"slices"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+)
+
+// diskConfig is the configuration that the API's specification stands for. Each key
+// of a disk in the configuration has its field there: TestDiskConfig.
+func diskConfig(name string, s *client.DiskSpec) config.Disk {
+	return config.Disk{
+		Name: name, Memory: config.Size(s.MemoryBytes), File: s.File, Size: config.Size(s.SizeBytes),
+		BlockSize: config.Size(s.BlockBytes), ReadOnly: s.ReadOnly, Description: s.Description, Hidden: s.Hidden,
+		TLSOnly: s.TLSOnly, Allow: slices.Clone(s.Allow), Connections: s.MaxConnections,
+	}
+}
+
+// DiskSpec is the API's form of a disk; see diskConfig.
+func DiskSpec(c *config.Disk) client.DiskSpec {
+	return client.DiskSpec{
+		MemoryBytes: int64(c.Memory), File: c.File, SizeBytes: int64(c.Size), BlockBytes: int64(c.BlockSize),
+		ReadOnly: c.ReadOnly, Description: c.Description, Hidden: c.Hidden, TLSOnly: c.TLSOnly,
+		Allow: slices.Clone(c.Allow), MaxConnections: c.Connections,
+	}
+}
+
+// sameDisk reports whether two disks, both checked, are configured alike.
+func sameDisk(a, b *config.Disk) bool { return a.String() == b.String() }
