@@ -156,6 +156,9 @@ type Adapter struct {
 	halted bool
 
 	mu sync.Mutex
+	// held says how long the gate was closed.
+	// +checklocks:mu
+	held gateTimes
 	// +checklocks:mu
 	busyLeft int
 	// +checklocks:mu
@@ -451,7 +454,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() | gateStopped)
+	a.closeGateLocked(gateStopped)
 	a.mu.Unlock()
 	idle := a.whenIdle()
 	select {
@@ -534,7 +537,7 @@ func (a *Adapter) Restart(p *Processor) error {
 	}
 	a.state.Store(adapterRunning)
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() &^ gateStopped)
+	a.openGateLocked(gateStopped)
 	a.mu.Unlock()
 	a.kick(p)
 	return nil

@@ -31,11 +31,11 @@ func (a *Adapter) closeBusyGate(n int) bool {
 	}
 	a.busyLeft = n
 	yieldPoint("Busy: close the gate")
-	a.gate.Store(a.gate.Load() | gateBusy)
+	a.closeGateLocked(gateBusy)
 	yieldPoint("Busy: is all complete")
 	if int(a.outstanding.Load()) == 0 { // all completed meanwhile, without seeing the gate
 		a.busyLeft = 0
-		a.gate.Store(a.gate.Load() &^ gateBusy)
+		a.openGateLocked(gateBusy)
 		return false
 	}
 	return true
@@ -47,7 +47,7 @@ func (a *Adapter) Ready(p *Processor) bool {
 	yieldLock("Ready", &a.mu)
 	a.mu.Lock()
 	a.busyLeft = 0
-	a.gate.Store(a.gate.Load() &^ gateBusy)
+	a.openGateLocked(gateBusy)
 	a.mu.Unlock()
 	a.kick(p)
 	return true
@@ -63,7 +63,7 @@ func (a *Adapter) noteCompletions(p *Processor, n int) {
 		a.busyLeft -= n
 		if a.busyLeft <= 0 || a.outstanding.Load() == 0 {
 			a.busyLeft = 0
-			a.gate.Store(a.gate.Load() &^ gateBusy)
+			a.openGateLocked(gateBusy)
 			opened = true
 		}
 	}
@@ -82,7 +82,7 @@ func (a *Adapter) noteCompletions(p *Processor, n int) {
 // Source: storport.h StorPortPause.
 func (a *Adapter) Pause(_ *Processor, seconds int) bool {
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() | gatePaused)
+	a.closeGateLocked(gatePaused)
 	a.pauseTurn++
 	turn := a.pauseTurn
 	a.mu.Unlock()
@@ -102,7 +102,7 @@ func (a *Adapter) Pause(_ *Processor, seconds int) bool {
 func (a *Adapter) Resume(p *Processor) bool {
 	a.mu.Lock()
 	a.pauseTurn++
-	a.gate.Store(a.gate.Load() &^ gatePaused)
+	a.openGateLocked(gatePaused)
 	a.mu.Unlock()
 	a.kick(p)
 	return true
@@ -117,7 +117,7 @@ func (a *Adapter) Resume(p *Processor) bool {
 // Source: storport.h StorPortNotification(LinkDown).
 func (a *Adapter) LinkDown(*Processor) {
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() | gateLinkDown)
+	a.closeGateLocked(gateLinkDown)
 	a.linkTurn++
 	turn := a.linkTurn
 	a.mu.Unlock()
@@ -141,7 +141,7 @@ func (a *Adapter) LinkUp(p *Processor) bool {
 	a.mu.Lock()
 	down := a.gate.Load()&gateLinkDown != 0
 	a.linkTurn++
-	a.gate.Store(a.gate.Load() &^ gateLinkDown)
+	a.openGateLocked(gateLinkDown)
 	a.mu.Unlock()
 	if down {
 		a.kick(p)
@@ -163,7 +163,7 @@ func (a *Adapter) ResetDetected(*Processor) {
 		return
 	}
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() | gateHold)
+	a.closeGateLocked(gateHold)
 	a.holdTurn++
 	turn := a.holdTurn
 	a.mu.Unlock()
@@ -187,7 +187,7 @@ func (a *Adapter) endHold(p *Processor, turn uint64) {
 	}
 	a.mu.Lock()
 	if a.holdTurn == turn {
-		a.gate.Store(a.gate.Load() &^ gateHold)
+		a.openGateLocked(gateHold)
 	}
 	a.mu.Unlock()
 	a.kick(p)

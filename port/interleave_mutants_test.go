@@ -236,7 +236,7 @@ func TestInterleaveMutants(t *testing.T) {
 			File: "flow.go",
 			Old: `	if int(a.outstanding.Load()) == 0 { // all completed meanwhile, without seeing the gate
 		a.busyLeft = 0
-		a.gate.Store(a.gate.Load() &^ gateBusy)
+		a.openGateLocked(gateBusy)
 		return false
 	}`,
 		},

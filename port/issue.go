@@ -38,6 +38,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		s.built, s.busyTries, s.SenseBytes = false, 0, 0
 		s.ServiceTime = 0
 		s.stage = stageNone
+		s.life++
 		if p.samples.due() {
 			p.follow(s)
 		}

@@ -105,7 +105,7 @@ func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) erro
 	}
 	a.mu.Lock()
 	// A Stop that waits for the device need not any more.
-	a.gate.Store(gateGone | gateStopped)
+	a.setGateLocked(gateGone | gateStopped)
 	a.mu.Unlock()
 	a.failUnits(p)
 	// Whoever found the gate open has left StartIo once its locks have been free.
@@ -178,7 +178,7 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 // removeUnits ends all units and what waits in their queues.
 func (a *Adapter) removeUnits(p *Processor) {
 	a.mu.Lock()
-	a.gate.Store(a.gate.Load() | gateGone)
+	a.closeGateLocked(gateGone)
 	a.mu.Unlock()
 	a.failUnits(p)
 	a.units.Store(&unitTable{}) // gateGone keeps everybody else from storing

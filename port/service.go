@@ -29,20 +29,24 @@ func (s *System) newService(name string) (*service, error) {
 	return &service{p: p, wake: make(chan struct{}, 1), done: make(chan struct{})}, nil
 }
 
-// run does the service's work. tick, if not nil, is called every period.
-func (v *service) run(period time.Duration, tick func(p *Processor)) {
+// run does the service's work. tick, if not nil, is called every second, and look
+// every lookPeriod.
+func (v *service) run(tick, look func(p *Processor)) {
 	defer close(v.done)
 	defer v.p.Close()
-	var ticks <-chan time.Time
+	var ticks, looks <-chan time.Time
 	if tick != nil {
-		t := time.NewTicker(period)
+		t, l := time.NewTicker(time.Second), time.NewTicker(lookPeriod)
 		defer t.Stop()
-		ticks = t.C
+		defer l.Stop()
+		ticks, looks = t.C, l.C
 	}
 	for {
 		select {
 		case <-ticks:
 			tick(v.p)
+		case <-looks:
+			look(v.p)
 		case <-v.wake:
 		}
 		for {
@@ -134,9 +138,9 @@ func (v *service) discard() {
 
 // startServices starts what makeServices made.
 func (a *Adapter) startServices() {
-	go a.service.run(time.Second, a.tick)
-	go a.worker.run(0, nil)
-	go a.recovery.run(0, nil)
+	go a.service.run(a.tick, a.look)
+	go a.worker.run(nil, nil)
+	go a.recovery.run(nil, nil)
 }
 
 // stopServices ends the services. Work items may wait for SRBs: unless all have

@@ -173,6 +173,7 @@ type srbPort struct {
 	recovery  bool      // sent by the reset road: passes every gate
 	stage     Stage     // not stageNone: followed, see stage.go; the owner's
 	op        Operation // if it is followed
+	life      uint16    // counts submissions; changed with the unit's mu held
 	channel   int
 	busyTries int
 	attempt   uint32

@@ -1,6 +1,10 @@
 package port
 
-import "github.com/vhbad/vhbad/internal/latency"
+import (
+	"time"
+
+	"github.com/vhbad/vhbad/internal/latency"
+)
 
 // InterruptStats are the counters of one interrupt message, or of the line.
 type InterruptStats struct {
@@ -16,11 +20,14 @@ type AdapterStats struct {
 	SynchronizeAccess uint64
 	// SyncHold and SyncTimes say how long SynchronizeAccess routines kept
 	// interrupts waiting: of one call in 64, or of all with the verifier on.
-	SyncHold       HoldStats
-	SyncTimes      latency.Counts
-	Outstanding    int64 // SRBs charged against MaxNumberOfIO
-	Timeouts       uint64
-	Aborts         uint64 // FunctionAbortCommand SRBs
+	SyncHold    HoldStats
+	SyncTimes   latency.Counts
+	Outstanding int64 // SRBs charged against MaxNumberOfIO
+	Timeouts    uint64
+	Aborts      uint64 // FunctionAbortCommand SRBs
+	// Held is how long the SRBs of all units had to wait for each reason, the
+	// current wait included.
+	Held           [GateReasons]time.Duration
 	Resets         [ResetLevels]uint64
 	ResetsDetected uint64
 	PoolBytes      int    // what the miniport has of AllocatePool
@@ -37,6 +44,9 @@ func (a *Adapter) Stats(p *Processor) AdapterStats {
 		Aborts: a.aborts.Load(),
 	}
 	a.syncTimes.Load(&s.SyncTimes)
+	a.mu.Lock()
+	s.Held = a.held.until(a.gate.Load(), a.sys.nanos())
+	a.mu.Unlock()
 	for i := range a.interrupts {
 		n := &a.interrupts[i]
 		s.Interrupts = append(s.Interrupts, InterruptStats{

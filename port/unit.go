@@ -88,6 +88,12 @@ type LogicalUnit struct {
 	timeLeft int64
 	// +checklocks:mu
 	stats LUStats
+	// held says how long the gate was closed.
+	// +checklocks:mu
+	held gateTimes
+	// looks are what the looks at the queue saw.
+	// +checklocks:mu
+	looks looks
 }
 
 // LUStats is a snapshot of a unit's queue and counters.
@@ -97,6 +103,13 @@ type LUStats struct {
 	Busy, QueueFull             uint64 // BUSY completions, and those for a full queue
 	Parked                      uint64 // built, but the unit was not ready for StartIo
 	Timeouts                    uint64
+	// Held is how long SRBs had to wait for each reason, the current wait included.
+	Held [GateReasons]time.Duration
+	// BusyTime is how long something was outstanding or waiting: an estimate, by a
+	// look ten times a second.
+	BusyTime time.Duration
+	// OldestAge is how long the oldest SRB of the unit has been here; see looks.
+	OldestAge time.Duration
 }
 
 // Path is the bus that the unit is on.
@@ -120,9 +133,12 @@ func (lu *LogicalUnit) String() string {
 
 // Stats returns the unit's counters.
 func (lu *LogicalUnit) Stats() LUStats {
+	now := lu.a.sys.nanos()
 	lu.mu.Lock()
 	defer lu.mu.Unlock()
 	s := lu.stats
+	s.Held = lu.held.until(lu.gate.Load(), now)
+	s.OldestAge = lu.lookLocked(now)
 	s.Depth, s.Outstanding, s.Waiting = lu.depth, lu.outstanding, lu.waiting.n
 	return s
 }
@@ -323,10 +339,18 @@ func (lu *LogicalUnit) enqueueLocked(s *SRB) {
 	lu.waiting.push(s)
 }
 
-// closeGate adds a reason to wait.
+// closeGateLocked adds a reason to wait.
 //
 // +checklocks:lu.mu
-func (lu *LogicalUnit) closeGateLocked(reason uint32) { lu.gate.Store(lu.gate.Load() | reason) }
+func (lu *LogicalUnit) closeGateLocked(reason uint32) { lu.setGateLocked(lu.gate.Load() | reason) }
 
 // +checklocks:lu.mu
-func (lu *LogicalUnit) openGateLocked(reason uint32) { lu.gate.Store(lu.gate.Load() &^ reason) }
+func (lu *LogicalUnit) openGateLocked(reason uint32) { lu.setGateLocked(lu.gate.Load() &^ reason) }
+
+// +checklocks:lu.mu
+func (lu *LogicalUnit) setGateLocked(gate uint32) {
+	if old := lu.gate.Load(); old != gate {
+		lu.held.change(old, gate, lu.a.sys.nanos())
+		lu.gate.Store(gate)
+	}
+}

@@ -1,0 +1,72 @@
+package port
+
+import "time"
+
+// lookPeriod is how often the units' queues are looked at.
+const lookPeriod = 100 * time.Millisecond
+
+// looks are what the port knows of a queue by looking at it now and then, so that
+// SRBs need carry no time: whether anything was there, and since when the SRBs at
+// the two heads were. An SRB that is there at one look only has no age.
+type looks struct {
+	last             int64 // when the last look was, by System.nanos
+	pending, waiting sighting
+}
+
+// A sighting is an SRB that was at the head of a list. It may be gone, so only the
+// pointer is compared.
+type sighting struct {
+	s     *SRB
+	life  uint16 // SRB.life
+	since int64
+}
+
+func (g sighting) is(s *SRB) bool { return g.s == s && g.life == s.life }
+
+// look looks at all queues.
+//
+// Level: Passive, on the timer service.
+func (a *Adapter) look(*Processor) {
+	now := a.sys.nanos()
+	for _, lu := range a.units.Load().list {
+		lu.mu.Lock()
+		if lu.outstanding > 0 || lu.waiting.n > 0 {
+			lu.stats.BusyTime += min(time.Duration(now-lu.looks.last), 2*lookPeriod) // a look may be late
+		}
+		lu.looks.last = now
+		lu.lookLocked(now)
+		lu.mu.Unlock()
+	}
+}
+
+// lookLocked notes which SRBs are at the heads and returns how long the older one
+// has been here, as far as looks can tell.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) lookLocked(now int64) time.Duration {
+	before := lu.looks
+	lu.looks.pending = before.find(lu.pendingHead, now)
+	lu.looks.waiting = before.find(lu.waiting.head, now)
+	return max(lu.looks.pending.age(now), lu.looks.waiting.age(now))
+}
+
+// find is the sighting of s, which is the first unless s was at one of the heads:
+// what waited may have started, and what was turned away waits again.
+func (k *looks) find(s *SRB, now int64) sighting {
+	switch {
+	case s == nil:
+		return sighting{}
+	case k.pending.is(s):
+		return k.pending
+	case k.waiting.is(s):
+		return k.waiting
+	}
+	return sighting{s, s.life, now}
+}
+
+func (g sighting) age(now int64) time.Duration {
+	if g.s == nil {
+		return 0
+	}
+	return time.Duration(now - g.since)
+}
