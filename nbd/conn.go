@@ -188,6 +188,19 @@ func (r *Request) Fail(errno Errno, offsetBytes uint64) (flush bool) {
 	return r.Complete(errno)
 }
 
+// Blame says what is behind the error that the request is about to complete with.
+// Without it, the client or the device is.
+//
+// Concurrency: before Complete or Fail, by whoever calls that.
+func (r *Request) Blame(b Blame) { r.blame = min(b, blameCount-1) }
+
+// FollowReply has it measured how long the reply takes to be sent, for
+// Stats.ReplyTimes. It is meant for a sample of the requests: it looks at the
+// clock.
+//
+// Concurrency: before Complete or Fail, by whoever calls that.
+func (r *Request) FollowReply() { r.followedNs = now() }
+
 // Conn returns the connection that the request came by.
 func (r *Request) Conn() *Conn { return r.conn }
 
@@ -206,6 +219,7 @@ type transmission struct {
 	cookie     uint64
 	wireOffset uint64 // the offset as it was sent
 	receivedNs int64  // when its header was read, since epoch
+	followedNs int64  // when FollowReply was called, since epoch, or zero
 	// block holds Data; nil if there is none.
 	block *block
 	// dataAt is where in block Data begins, if it is for the reply: right behind
@@ -213,6 +227,7 @@ type transmission struct {
 	dataAt int
 	errno  Errno
 	cause  cause // of errno
+	blame  Blame // of errno
 	state  slotState
 	// failedAt is where on the device errno happened, if that is known.
 	failedAt      uint64

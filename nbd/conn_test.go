@@ -99,7 +99,7 @@ func TestTrim_NoMemory(t *testing.T) {
 func TestOpCounters_Load(t *testing.T) {
 	var c opCounters
 	c.started.Store(1)
-	c.errors.Store(1) // and nothing else yet
+	c.errors[BlameNone].Store(1) // and nothing else yet
 	var s OpStats
 	c.load(&s)
 	if s.Errors > s.Requests || s.InFlight != 0 {

@@ -4,7 +4,7 @@ import "testing"
 
 func TestLatencyBucket(t *testing.T) {
 	for i := range LatencyBuckets {
-		b := latencyBoundNs[i]
+		b := int64(LatencyBound(i) * 1e9)
 		if got := latencyBucket(b); got != i {
 			t.Errorf("%d ns, a bound, falls into bucket %d, want %d", b, got, i)
 		}

@@ -1,5 +1,7 @@
 package nbd
 
+import "time"
+
 const (
 	// maxSendBytes and maxSendBufs bound one writev. A longer reply goes alone.
 	maxSendBytes = 1 << 20
@@ -234,13 +236,19 @@ func (c *Conn) account(sent []*Request) {
 	// Requests of one operation and one read are counted together.
 	for i := 0; i < len(sent); {
 		r := sent[i]
-		var bytes, errs uint64
+		var bytes uint64
+		var errs [blameCount]uint64
 		j := i
 		for ; j < len(sent) && sent[j].counted == r.counted && sent[j].receivedNs == r.receivedNs; j++ {
 			if sent[j].errno != OK {
-				errs++
+				errs[sent[j].blame]++
+				sent[j].blame = BlameNone
 			} else {
 				bytes += sent[j].LengthBytes
+			}
+			if sent[j].followedNs != 0 {
+				c.server.replyTimes[sent[j].Op].Add(time.Duration(at - sent[j].followedNs))
+				sent[j].followedNs = 0
 			}
 		}
 		n := uint64(j - i)
@@ -249,10 +257,13 @@ func (c *Conn) account(sent []*Request) {
 		ops.bytes.Add(bytes)
 		ops.latencySum.Add(ns * int64(n))
 		ops.latency[latencyBucket(ns)].Add(n)
-		ops.successes.Add(n - errs)
-		if errs > 0 {
-			ops.errors.Add(errs)
+		for blame, errs := range errs {
+			if errs > 0 {
+				ops.errors[blame].Add(errs)
+				n -= errs
+			}
 		}
+		ops.successes.Add(n)
 		i = j
 	}
 }

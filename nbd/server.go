@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/latency"
 )
 
 // ErrServerClosed is what Serve returns after Shutdown.
@@ -73,6 +74,8 @@ type Server struct {
 	nextID uint64
 	// +checklocks:mu
 	failures [NegotiationFailureCount]uint64
+	// replyTimes need no lock.
+	replyTimes [OpCount]latency.Histogram
 	// +checklocks:mu
 	closes [CloseReasonCount]uint64
 	// folded has the counters of closed connections, by export. A live

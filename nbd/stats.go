@@ -2,10 +2,11 @@ package nbd
 
 import (
 	"cmp"
-	"math"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/vhbad/vhbad/internal/latency"
 )
 
 // A NegotiationFailure says why a connection never reached transmission. A
@@ -84,7 +85,7 @@ func (op Op) String() string {
 // Prometheus native histogram of schema LatencySchema, 2^LatencySchema to the
 // octave, so that they serve as classic and as native buckets alike.
 const (
-	LatencySchema = 2
+	LatencySchema = latency.Schema
 	// LatencyMinIndex is the native index of bucket 0, whose upper bound is
 	// 2^(LatencyMinIndex/4) s, just under a microsecond.
 	LatencyMinIndex = -20 << LatencySchema
@@ -94,31 +95,25 @@ const (
 
 // LatencyBound returns the upper bound, inclusive, of a bucket in seconds.
 func LatencyBound(bucket int) float64 {
-	return math.Exp2(float64(LatencyMinIndex+bucket) / (1 << LatencySchema))
+	return latency.Bound(bucket + LatencyMinIndex - latency.MinIndex)
 }
 
-// latencyBoundNs holds LatencyBound in whole nanoseconds, rounded down: a
-// duration is a whole number, so the bucket it falls into is the same.
-var latencyBoundNs = func() (b [LatencyBuckets]int64) {
-	for i := range b {
-		b[i] = int64(LatencyBound(i) * 1e9)
-	}
-	return b
-}()
-
-// latencyBucket returns the bucket of ns, LatencyBuckets if it is beyond all.
+// latencyBucket returns the bucket of ns, LatencyBuckets if it is beyond all. Here
+// nothing is faster than a microsecond, so the smaller buckets are one.
 func latencyBucket(ns int64) int {
-	lo, hi := 0, LatencyBuckets
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if latencyBoundNs[mid] < ns {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	return lo
+	return max(0, latency.Bucket(ns)-(LatencyMinIndex-latency.MinIndex))
 }
+
+// A Blame says what is behind a request's error, for statistics.
+type Blame uint8
+
+// Values of Blame.
+const (
+	BlameNone     Blame = iota // the client or the device
+	BlameAborted               // a reset, an abort or a lost device ended it
+	BlameInjected              // a fault that somebody has asked for
+	blameCount
+)
 
 // OpStats count one operation of an export or a connection. A request counts
 // when its reply is sent; its latency runs from the read that brought its header
@@ -126,6 +121,9 @@ func latencyBucket(ns int64) int {
 type OpStats struct {
 	Requests uint64
 	Errors   uint64 // replies with an error
+	// Aborted and Injected are those of the errors that had that Blame.
+	Aborted  uint64
+	Injected uint64
 	Bytes    uint64 // sum of the lengths of successful requests
 	InFlight uint64
 	// LatencySum and Latency are a histogram; the last bucket has no bound.
@@ -136,6 +134,8 @@ type OpStats struct {
 func (s *OpStats) add(o *OpStats) {
 	s.Requests += o.Requests
 	s.Errors += o.Errors
+	s.Aborted += o.Aborted
+	s.Injected += o.Injected
 	s.Bytes += o.Bytes
 	s.InFlight += o.InFlight
 	s.LatencySum += o.LatencySum
@@ -190,8 +190,11 @@ type Stats struct {
 	Closes              [CloseReasonCount]uint64
 	// ReceivedBytes and SentBytes are of the transmission phase.
 	ReceivedBytes, SentBytes uint64
-	Exports                  []ExportStats // by name
-	Connections              []ConnStats   // by ID
+	// ReplyTimes say how long replies took from Complete to having been sent, by Op:
+	// of the requests of which FollowReply was called.
+	ReplyTimes  [OpCount]latency.Counts
+	Exports     []ExportStats // by name
+	Connections []ConnStats   // by ID
 }
 
 // opCounters are a connection's counters of one operation. They are stored by
@@ -200,16 +203,25 @@ type opCounters struct {
 	started    atomic.Uint64
 	_          [56]byte // the reader's line and the sender's
 	successes  atomic.Uint64
-	errors     atomic.Uint64
+	errors     [blameCount]atomic.Uint64
 	bytes      atomic.Uint64
 	latencySum atomic.Int64
 	latency    [LatencyBuckets + 1]atomic.Uint64
 }
 
+// failures is how many replies were errors.
+func (c *opCounters) failures() (n uint64) {
+	for i := range c.errors {
+		n += c.errors[i].Load()
+	}
+	return n
+}
+
 // load adds the counters to s.
 func (c *opCounters) load(s *OpStats) {
 	started := c.started.Load()
-	errors := c.errors.Load()
+	aborted, injected := c.errors[BlameAborted].Load(), c.errors[BlameInjected].Load()
+	errors := c.errors[BlameNone].Load() + aborted + injected
 	// The sum, so that errors never exceed the requests that they are among.
 	requests := c.successes.Load() + errors
 	s.Requests += requests
@@ -219,6 +231,8 @@ func (c *opCounters) load(s *OpStats) {
 		s.InFlight += started - requests
 	}
 	s.Errors += errors
+	s.Aborted += aborted
+	s.Injected += injected
 	s.Bytes += c.bytes.Load()
 	s.LatencySum += time.Duration(c.latencySum.Load())
 	for i := range c.latency {
@@ -239,6 +253,9 @@ func (s *Server) Snapshot() Stats {
 		Closes:              s.closes,
 		ReceivedBytes:       s.receivedBytes,
 		SentBytes:           s.sentBytes,
+	}
+	for op := range out.ReplyTimes {
+		s.replyTimes[op].Load(&out.ReplyTimes[op])
 	}
 	byName := make(map[string]*ExportStats, len(s.folded))
 	for name, ops := range s.folded {

@@ -13,17 +13,28 @@ func TestSnapshot_Ops(t *testing.T) {
 	d := nbdtest.NewManual(1 << 20)
 	s := newServer(t, d, nbd.Limits{})
 	c := s.client("unix")
+	blame, follow := nbd.BlameNone, false
 	send := func(cmd nbdtest.Command, errno nbd.Errno) {
 		t.Helper()
 		if err := c.Send(cmd); err != nil {
 			t.Fatal(err)
 		}
-		nbdtest.Complete(<-d.Requests, errno)
+		r := <-d.Requests
+		r.Blame(blame)
+		if follow {
+			r.FollowReply()
+		}
+		nbdtest.Complete(r, errno)
 		if r, err := c.Receive(); err != nil || r.Errno != errno {
 			t.Fatalf("%v, %v", r.Errno, err)
 		}
 	}
 	send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 4096}, nbd.OK)
+	blame, follow = nbd.BlameAborted, true
+	send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 2, Length: 4096}, nbd.EIO)
+	blame, follow = nbd.BlameInjected, false
+	send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 2, Length: 4096}, nbd.EIO)
+	blame = nbd.BlameNone
 	send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 2, Length: 4096}, nbd.EIO)
 	send(nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 3, Length: 3, Payload: []byte("abc")}, nbd.OK)
 	send(nbdtest.Command{Type: nbdtest.CmdTrim, Cookie: 4, Length: 1 << 16}, nbd.OK)
@@ -34,14 +45,14 @@ func TestSnapshot_Ops(t *testing.T) {
 	}
 	last := <-d.Requests
 
-	type counts struct{ requests, errors, bytes, inFlight uint64 }
+	type counts struct{ requests, errors, bytes, inFlight, aborted, injected uint64 }
 	check := func(st nbd.Stats, want map[nbd.Op]counts) {
 		t.Helper()
 		if len(st.Exports) != 1 || st.Exports[0].Name != "disk0" {
 			t.Fatalf("exports %+v", st.Exports)
 		}
 		for op, o := range st.Exports[0].Ops {
-			got := counts{o.Requests, o.Errors, o.Bytes, o.InFlight}
+			got := counts{o.Requests, o.Errors, o.Bytes, o.InFlight, o.Aborted, o.Injected}
 			if got != want[nbd.Op(op)] {
 				t.Errorf("%v: got %+v, want %+v", nbd.Op(op), got, want[nbd.Op(op)])
 			}
@@ -58,21 +69,30 @@ func TestSnapshot_Ops(t *testing.T) {
 		}
 	}
 	want := map[nbd.Op]counts{
-		nbd.OpRead:        {2, 1, 4096, 0},
-		nbd.OpWrite:       {1, 0, 3, 0},
-		nbd.OpTrim:        {1, 0, 1 << 16, 0},
-		nbd.OpWriteZeroes: {1, 1, 0, 0},
-		nbd.OpFlush:       {0, 0, 0, 1},
-		nbd.OpCount:       {1, 1, 0, 0}, // unknown commands
+		nbd.OpRead:        {requests: 4, errors: 3, bytes: 4096, aborted: 1, injected: 1},
+		nbd.OpWrite:       {requests: 1, bytes: 3},
+		nbd.OpTrim:        {requests: 1, bytes: 1 << 16},
+		nbd.OpWriteZeroes: {requests: 1, errors: 1},
+		nbd.OpFlush:       {inFlight: 1},
+		nbd.OpCount:       {requests: 1, errors: 1}, // unknown commands
 	}
 	// The counters are stored right after the reply is sent.
 	st := s.waitStats("counts", func(st nbd.Stats) bool {
-		return len(st.Connections) == 1 && st.Connections[0].Requests == 6
+		return len(st.Connections) == 1 && st.Connections[0].Requests == 8
 	})
 	check(st, want)
+	for op := range st.ReplyTimes {
+		n := uint64(0)
+		if nbd.Op(op) == nbd.OpRead {
+			n = 1
+		}
+		if h := &st.ReplyTimes[op]; h.Count() != n || (h.Sum > 0) != (n > 0) {
+			t.Errorf("%v: %d replies were followed, %v in all; want %d", nbd.Op(op), h.Count(), h.Sum, n)
+		}
+	}
 	cs := st.Connections[0]
-	const requests = 7*28 + 3
-	const replies = 6*16 + 4096
+	const requests = 9*28 + 3
+	const replies = 8*16 + 4096
 	if cs.Export != "disk0" || !cs.Transmitting || cs.InFlight != 1 || cs.ReceivedBytes != requests || cs.SentBytes != replies {
 		t.Errorf("connection %+v, want %d bytes received, %d sent", cs, requests, replies)
 	}
@@ -85,7 +105,7 @@ func TestSnapshot_Ops(t *testing.T) {
 		t.Fatal(err)
 	}
 	st = s.waitStats("close", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
-	want[nbd.OpFlush] = counts{1, 0, 0, 0}
+	want[nbd.OpFlush] = counts{requests: 1}
 	check(st, want)
 	if st.ConnectionsTotal != 1 || st.ReceivedBytes != requests+28 || st.SentBytes != replies+16 || st.Exports[0].Connections != 0 {
 		t.Errorf("stats %+v", st)

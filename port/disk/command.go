@@ -327,6 +327,7 @@ func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 		return
 	}
 	c.errno = errno
+	c.req.Blame(blame(srb))
 	c.failedAt, c.failedAtKnown = c.offsetOfFailure(srb)
 	c.finish(p)
 }
@@ -371,6 +372,7 @@ func (c *command) stepDone(p *port.Processor) {
 	if c.pos < c.end && c.req.Op != nbd.OpWrite && !c.s.conn.Alive() {
 		// Nobody wants the rest, which may be all of a large disk.
 		c.errno = nbd.ESHUTDOWN
+		c.req.Blame(nbd.BlameAborted)
 		c.finish(p)
 		return
 	}
@@ -427,6 +429,9 @@ func (c *command) finish(p *port.Processor) {
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil
 	c.srb.DataBuffers[0] = nil
+	if c.srb.TakeSample() {
+		r.FollowReply()
+	}
 	var next *nbd.Request
 	if c == s.spare {
 		next = s.passSpare()

@@ -45,6 +45,27 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	}
 }
 
+// blame says what is behind an SRB's failure: whether it was ended from outside, or
+// failed by itself.
+func blame(srb *port.SRB) nbd.Blame {
+	switch srb.Status.Code() {
+	case port.StatusAborted, port.StatusBusReset, port.StatusTimeout, port.StatusCommandTimeout, port.StatusRequestFlushed,
+		port.StatusNoDevice, port.StatusNoHBA, port.StatusNotPowered, port.StatusLinkDown, port.StatusUnexpectedBusFree:
+		return nbd.BlameAborted
+	case port.StatusError:
+		if srb.ScsiStatus == scsi.StatusTaskAborted {
+			return nbd.BlameAborted
+		}
+		if srb.Status&port.StatusAutosenseValid != 0 {
+			if sense, ok := scsi.ParseSense(srb.Sense[:srb.SenseBytes]); ok && sense.Key == scsi.KeyAbortedCommand {
+				return nbd.BlameAborted
+			}
+		}
+	default:
+	}
+	return nbd.BlameNone
+}
+
 // judgeScsi maps a SCSI status and its sense data.
 func judgeScsi(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	switch srb.ScsiStatus {

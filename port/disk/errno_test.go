@@ -67,3 +67,28 @@ func TestJudge(t *testing.T) {
 		})
 	}
 }
+
+// TestBlame: what resets and aborts end is told from what fails.
+func TestBlame(t *testing.T) {
+	aborted := &port.SRB{Status: port.StatusError | port.StatusAutosenseValid, ScsiStatus: scsi.StatusCheckCondition}
+	aborted.SenseBytes = uint8(scsi.PutFixedSense(aborted.Sense[:], &scsi.Sense{Key: scsi.KeyAbortedCommand}))
+	failed := &port.SRB{Status: port.StatusError | port.StatusAutosenseValid, ScsiStatus: scsi.StatusCheckCondition}
+	failed.SenseBytes = uint8(scsi.PutFixedSense(failed.Sense[:], &scsi.Sense{Key: scsi.KeyMediumError}))
+	for _, tt := range []struct {
+		srb  *port.SRB
+		want nbd.Blame
+	}{
+		{&port.SRB{Status: port.StatusBusReset}, nbd.BlameAborted},
+		{&port.SRB{Status: port.StatusAborted}, nbd.BlameAborted},
+		{&port.SRB{Status: port.StatusNoDevice}, nbd.BlameAborted},
+		{&port.SRB{Status: port.StatusError, ScsiStatus: scsi.StatusTaskAborted}, nbd.BlameAborted},
+		{aborted, nbd.BlameAborted},
+		{failed, nbd.BlameNone},
+		{&port.SRB{Status: port.StatusInvalidRequest}, nbd.BlameNone},
+		{&port.SRB{Status: port.StatusError}, nbd.BlameNone},
+	} {
+		if got := blame(tt.srb); got != tt.want {
+			t.Errorf("%s: blame %d, want %d", tt.srb, got, tt.want)
+		}
+	}
+}
