@@ -69,10 +69,15 @@
 //
 // # Bounds
 //
-// Slots, bytes in blocks, options, option data, connections and waiting times
-// are bounded by Limits. When slots or bytes run out the reader stops reading
-// and the client feels it through its socket; nothing grows. Only a large
-// request that finds no memory for seconds is answered with ENOMEM.
+// Slots, bytes in blocks, options, option data, connections, how many are accepted
+// in a second, and waiting times are bounded by Limits. When slots or bytes run out
+// the reader stops reading and the client feels it through its socket; nothing
+// grows. Only a large request that finds no memory for seconds is answered with
+// ENOMEM, and while memory is short clients that crawl are closed (crawl.go).
+//
+// Connections are accepted at a rate (pace.go), and a reader that has filled a batch
+// lets others go first, so that whoever comes and goes without end, or asks for
+// much, leaves time for others.
 //
 // # Locks
 //

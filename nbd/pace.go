@@ -38,12 +38,20 @@ func (p *pacer) allow(atNs int64) bool {
 const (
 	// acceptBurst is how many clients may connect at once, without a pause.
 	acceptBurst = 16
+	// acceptPause is the shortest pause. Those that have come meanwhile are accepted
+	// one right after the other, which disturbs others less often.
+	acceptPause = 10 * time.Millisecond
 	// complaintsPerSecond and complaintBurst bound the lines of the log about
 	// connections that came to nothing: whoever connects too often, or talks
 	// nonsense, should not fill it.
 	complaintsPerSecond = 1
 	complaintBurst      = 10
 )
+
+// newAcceptPacer paces connections.
+func newAcceptPacer(perSecond int) pacer {
+	return newPacer(perSecond, max(acceptBurst, int(acceptPause)*perSecond/int(time.Second)))
+}
 
 // awaitAccept waits until the next connection may be accepted. It is false if the
 // server drains.
@@ -57,7 +65,7 @@ func (s *Server) awaitAccept() bool {
 	select {
 	case <-s.stop:
 		return false
-	case <-time.After(wait):
+	case <-time.After(max(wait, acceptPause)):
 		return true
 	}
 }

@@ -138,7 +138,7 @@ func (s *Server) setup() error {
 		}
 		if s.setupErr == nil {
 			s.mu.Lock()
-			s.accepts = newPacer(s.limits.MaxConnectionRate, acceptBurst)
+			s.accepts = newAcceptPacer(s.limits.MaxConnectionRate)
 			s.complaints = newPacer(complaintsPerSecond, complaintBurst)
 			s.mu.Unlock()
 		}
