@@ -133,6 +133,14 @@ type Device struct {
 	lines [lineCount]recordList
 	// +checklocks:mu
 	arrivals uint64 // in lines, ever
+	// lanes are the units' lanes by address, lanesMade those that there are.
+	// +checklocks:mu
+	lanes []*lane
+	// +checklocks:mu
+	lanesMade []*lane
+	// now is the clock of lanes, and watches says that they have timers.
+	now     func() time.Time // immutable
+	watches bool             // immutable
 	// busy counts the workers that run a command of a line.
 	// +checklocks:mu
 	busy [lineCount]int
@@ -177,6 +185,7 @@ func New(c Config) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.watches = true
 	d.goroutines.Go(d.events)
 	for i := range d.workers {
 		d.goroutines.Go(func() { d.worker(ownEvents + 1 + i) })
@@ -222,6 +231,8 @@ func newDevice(c Config) (*Device, error) {
 		workers:    c.Workers,
 		slots:      make([]slot, c.QueuePairs),
 		stop:       make(chan struct{}),
+		lanes:      make([]*lane, MaxTargets*MaxLuns),
+		now:        time.Now,
 		cap: Capability(c.QueuePairs) |
 			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |
 			MaxTargets<<32 | MaxLuns<<40 |

@@ -211,10 +211,25 @@ func TestInterleaveMutants(t *testing.T) {
 		{
 			Name: "a worker that ends does not look at controls",
 			Test: "TestInterleave_ResetUnit",
-			File: "worker.go",
+			File: "lane.go",
 			Old: `	if len(d.controls) != 0 {
 		raise |= d.advanceLocked()
 	}`,
+		},
+		{
+			Name: "a lane that has lost its leader has no other",
+			Test: "TestInterleave_LanesAbort",
+			File: "worker.go",
+			Old: `		if !l.led {
+			d.leadLocked(l)
+		}`,
+		},
+		{
+			Name: "what waits behind a worker that is stuck stays there",
+			Test: "TestInterleave_Lanes",
+			File: "lane.go",
+			Old: `		d.work.Signal()
+		d.lines[rec.line].push(rec)`,
 		},
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
@@ -198,6 +199,7 @@ const (
 type memory struct {
 	data        []byte
 	dataAddr    dma.Addr
+	outAddr     dma.Addr // of what writes write
 	iommu       *dma.IOMMU
 	commands    [rigPairs][]Command
 	completions [rigPairs][]Completion
@@ -227,6 +229,7 @@ func newMemory(t *testing.T) *memory {
 		m.completions[i] = Completions(b)
 	}
 	m.data, m.dataAddr = ring(rigData, dma.Write)
+	_, m.outAddr = ring(rigData, dma.Read)
 	return m // the test's process ends before anybody misses it
 }
 
@@ -251,6 +254,7 @@ func newRig(t *testing.T, r *interleave.Run, m *memory) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	dev.now = func() time.Time { return time.Time{} } // every order is the same again
 	unit, err := target.NewUnit(still{}, target.Config{Serial: "still"})
 	if err != nil {
 		t.Fatal(err)
@@ -271,21 +275,23 @@ func newRig(t *testing.T, r *interleave.Run, m *memory) *rig {
 	for i := range rigPairs {
 		x.create(i)
 	}
-	x.write(RegControl, ControlEnable)
+	x.register(RegControl, ControlEnable)
 	return x
 }
 
-func (x *rig) write(offset uint32, value uint64) { x.dev.bar.Write64(nobody("driver"), offset, value) }
+func (x *rig) register(offset uint32, value uint64) {
+	x.dev.bar.Write64(nobody("driver"), offset, value)
+}
 
 // create makes a queue pair with empty rings.
 func (x *rig) create(pair int) {
 	clear(x.completions[pair])
-	x.write(RegQueueSelect, uint64(pair))
-	x.write(RegQueueSize, rigSubmission|rigCompletion<<32)
-	x.write(RegQueueSubmit, uint64(x.addr[pair][0]))
-	x.write(RegQueueComplete, uint64(x.addr[pair][1]))
-	x.write(RegQueueMessage, uint64(pair))
-	x.write(RegQueueEnable, 1)
+	x.register(RegQueueSelect, uint64(pair))
+	x.register(RegQueueSize, rigSubmission|rigCompletion<<32)
+	x.register(RegQueueSubmit, uint64(x.addr[pair][0]))
+	x.register(RegQueueComplete, uint64(x.addr[pair][1]))
+	x.register(RegQueueMessage, uint64(pair))
+	x.register(RegQueueEnable, 1)
 }
 
 func tagOf(pair int, position uint32) uint32 { return uint32(pair)<<8 | position }
@@ -343,11 +349,7 @@ func (x *rig) events() {
 
 // worker is a worker goroutine.
 func (x *rig) worker() {
-	var (
-		exec executor
-		out  [1]Completion
-		t    tally
-	)
+	w := crew{own: ownEvents + 1}
 	work := func() bool {
 		if !x.dev.mu.TryLock() {
 			return false
@@ -357,10 +359,10 @@ func (x *rig) worker() {
 		return ok
 	}
 	for x.Serve("wait for work", work) {
-		rec := x.dev.nextRecord()
-		x.Yield("run on a worker")
-		exec.run(x.dev, &rec.cmd, &out[0], &t, true)
-		x.dev.finish(rec, &out, source{own: ownEvents + 1})
+		for rec := x.dev.nextRecord(&w); rec != nil; rec = x.dev.finish(&w) {
+			x.Yield("run on a worker")
+			x.dev.execute(&w, rec)
+		}
 	}
 }
 
@@ -396,6 +398,14 @@ func (m *memory) inquiry() Command {
 func (m *memory) read() Command {
 	c := m.dataIn()
 	c.CDBBytes = uint8(scsi.PutRead10(&c.CDB, 0, 1, false, false))
+	return c
+}
+
+// write is executed by workers, in a lane.
+func (m *memory) write() Command {
+	c := Command{Opcode: OpExecute, Flags: CommandDataOut, DataBytes: rigData, SegmentCount: 1}
+	c.Segments[0] = Segment{Addr: uint64(m.outAddr), Bytes: rigData}
+	c.CDBBytes = uint8(scsi.PutWrite10(&c.CDB, 0, 1, false, false))
 	return c
 }
 
@@ -461,6 +471,45 @@ func TestInterleave_HandOver(t *testing.T) {
 	})
 }
 
+// Writes complete once each, whoever executes them: the worker that goes from one
+// to the next, or others when it is stuck.
+func TestInterleave_Lanes(t *testing.T) {
+	m := newMemory(t)
+	explore(t, interleave.Search{Seeds: 1000}, func(r *interleave.Run) {
+		x := newRig(t, r, m)
+		r.Go("driver", func() { x.submit(0, x.write(), x.write()); x.submit(0, x.write()) })
+		r.Go("other queue", func() { x.submit(1, x.write(), flush()) })
+		r.Go("worker", x.worker)
+		r.Go("other worker", x.worker)
+		r.Go("watch", func() {
+			yieldLock("lock to overtake", &x.dev.mu)
+			x.dev.mu.Lock()
+			defer x.dev.mu.Unlock()
+			if n := len(x.dev.lanesMade); n == 1 && x.dev.lanesMade[0].crew != nil {
+				x.dev.interruptLater(x.dev.overtakeLocked(x.dev.lanesMade[0]))
+			}
+		})
+		r.Go("events", x.events)
+		r.Check(x.checkDone)
+	})
+}
+
+// A lane whose leader is aborted before it runs has another.
+func TestInterleave_LanesAbort(t *testing.T) {
+	m := newMemory(t)
+	explore(t, interleave.Search{Seeds: 4000}, func(r *interleave.Run) {
+		x := newRig(t, r, m)
+		r.Go("driver", func() {
+			x.submit(0, x.write())
+			x.submit(0, Command{Opcode: OpAbort}) // of tag 0
+		})
+		r.Go("other queue", func() { x.submit(1, x.write()) })
+		r.Go("worker", x.worker)
+		r.Go("events", x.events)
+		r.Check(x.checkDone)
+	})
+}
+
 // Once a reset reads as done, the device touches host memory no more, whoever
 // rang before; and it works again.
 func TestInterleave_Reset(t *testing.T) {
@@ -470,7 +519,7 @@ func TestInterleave_Reset(t *testing.T) {
 		r.Go("driver", func() { x.submit(0, x.inquiry(), x.read()) })
 		r.Go("worker", x.worker)
 		r.Go("reset", func() {
-			x.write(RegControl, ControlReset)
+			x.register(RegControl, ControlReset)
 			r.Until("poll for the end of the reset", func() bool { return !x.dev.resetting })
 			x.gone = true
 			for i := range m.completions[0] {
@@ -502,7 +551,7 @@ func TestInterleave_Reset(t *testing.T) {
 			for i := range rigPairs {
 				x.create(i)
 			}
-			x.write(RegControl, ControlEnable)
+			x.register(RegControl, ControlEnable)
 			x.submit(0, bad)
 			return x.checkDone()
 		})

@@ -75,6 +75,9 @@ func (d *Device) Stats() Stats {
 		s.WaitForWorkers += d.lines[i].length
 	}
 	s.HeldByFaults = d.parked
+	for _, l := range d.lanesMade {
+		s.WaitForWorkers += l.waiting.length
+	}
 	d.mu.Unlock()
 	for i := range d.slots {
 		c, o := &d.slots[i].count, &s.Queues[i]

@@ -28,6 +28,7 @@ type record struct {
 	held     bool  // has met a fault, which hold is about
 	hold     *hold // made when it is first needed
 	line     line
+	lane     *lane  // nil if it has none
 	arrival  uint64 // when it was put in line, in records
 	// next links free records and those in line.
 	next *record
@@ -151,10 +152,11 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 // +checklocks:d.mu
 func (d *Device) lineUpLocked(rec *record) {
 	rec.state = recordWaiting
-	rec.line, rec.arrival = lineOf(&rec.cmd), d.arrivals
+	rec.line, rec.lane, rec.arrival = lineOf(&rec.cmd), nil, d.arrivals
 	d.arrivals++
-	d.lines[rec.line].push(rec)
-	d.work.Signal()
+	if d.queueLocked(rec) {
+		d.work.Signal()
+	}
 }
 
 // takeWaitingLocked removes the records in line that match and returns them.
@@ -164,7 +166,19 @@ func (d *Device) takeWaitingLocked(match func(*record) bool) (taken recordList) 
 	for i := range d.lines {
 		some := d.lines[i].take(match)
 		for rec := some.pop(); rec != nil; rec = some.pop() {
+			if rec.lane != nil {
+				rec.lane.led = false
+			}
 			taken.push(rec)
+		}
+	}
+	for _, l := range d.lanesMade {
+		some := l.waiting.take(match)
+		for rec := some.pop(); rec != nil; rec = some.pop() {
+			taken.push(rec)
+		}
+		if !l.led {
+			d.leadLocked(l)
 		}
 	}
 	return taken
@@ -195,35 +209,35 @@ func (d *Device) nextInLineLocked() (next line, ok bool) {
 //
 // +checklocks:d.mu
 func (d *Device) releaseLocked(rec *record) {
-	rec.state = recordFree
+	rec.state, rec.lane = recordFree, nil
 	rec.next = rec.queue.free
 	rec.queue.free = rec
 }
 
 // worker is the body of a worker goroutine: it runs commands that may block.
 func (d *Device) worker(own int) {
-	var (
-		exec executor
-		out  [1]Completion
-	)
-	for {
-		rec := d.nextRecord()
-		if rec == nil {
-			return
+	w := crew{own: own}
+	for rec := d.nextRecord(&w); rec != nil; rec = d.nextRecord(&w) {
+		for rec != nil {
+			d.execute(&w, rec)
+			rec = d.finish(&w)
 		}
-		var t tally
-		if rec.held {
-			exec.executeHeld(d, rec, &out[0], &t)
-		} else {
-			exec.run(d, &rec.cmd, &out[0], &t, true)
-		}
-		t.addTo(rec.queue.count)
-		d.finish(rec, &out, source{own: own})
 	}
 }
 
+// execute runs a command, which may take as long as it likes.
+func (d *Device) execute(w *crew, rec *record) {
+	var t tally
+	if rec.held {
+		w.exec.executeHeld(d, rec, &w.out, &t)
+	} else {
+		w.exec.run(d, &rec.cmd, &w.out, &t, true)
+	}
+	t.addTo(rec.queue.count)
+}
+
 // nextRecord waits for a command. Nil: the device is closed.
-func (d *Device) nextRecord() *record {
+func (d *Device) nextRecord(w *crew) *record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next, ok := d.nextInLineLocked()
@@ -238,55 +252,39 @@ func (d *Device) nextRecord() *record {
 	rec.state = recordRunning
 	rec.queue.busy++
 	d.busy[next]++
+	d.beginLocked(w, rec)
 	return rec
 }
 
-// finish completes a command that ran on a worker. It no longer touches host
-// memory.
-func (d *Device) finish(rec *record, out *[1]Completion, src source) {
+// finish ends the command that w has run, which no longer touches host memory.
+// It returns the next of the same run; if there is none, everything is posted.
+func (d *Device) finish(w *crew) (next *record) {
 	yieldLock("lock to finish", &d.mu)
 	d.mu.Lock()
-	q := rec.queue
-	q.busy--
+	if next = d.nextOfRunLocked(w); next != nil {
+		d.mu.Unlock()
+		return next
+	}
+	rec := w.done[w.count-1]
 	d.busy[rec.line]--
 	if rec.line != lineTransfers {
 		d.work.Signal() // another may go now, and this worker may have a transfer to do
 	}
 	var raise uint64
-	if rec.held && !rec.aborted && q.gate.Load()&gateDead == 0 {
-		rec.hold.out = out[0]
+	if q := rec.queue; rec.held && !rec.aborted && q.gate.Load()&gateDead == 0 {
+		q.busy--
+		rec.hold.out = w.out
+		w.done[0], w.count = nil, 0
 		raise = d.proceedLocked(rec)
+		if len(d.controls) != 0 {
+			raise |= d.advanceLocked()
+		}
 	} else {
-		raise = d.completeLocked(rec, out)
-	}
-	if len(d.controls) != 0 {
-		raise |= d.advanceLocked()
-	}
-	if q.gate.Load()&gateDead != 0 {
-		d.settleLocked()
+		raise = d.postDoneLocked(w)
 	}
 	d.mu.Unlock()
-	d.interruptAll(raise, src)
-}
-
-// completeLocked posts what a worker has found out about a command. It returns the
-// queue's bit.
-//
-// +checklocks:d.mu
-func (d *Device) completeLocked(rec *record, out *[1]Completion) (raise uint64) {
-	q := rec.queue
-	if rec.aborted {
-		out[0].set(rec.cmd.Tag, CodeAborted)
-	}
-	// Posted before the record is released: until then a reset waits.
-	if !q.post(out[:]) {
-		d.failLocked("the completion ring is not mapped", q.index)
-	}
-	d.releaseLocked(rec)
-	if q.gate.Load()&gateDead != 0 {
-		return 0
-	}
-	return 1 << q.index
+	d.interruptAll(raise, source{own: w.own})
+	return nil
 }
 
 // interruptLater raises interrupts for a caller that has no runner: the event
