@@ -58,6 +58,15 @@ type DiskSpec struct {
 	// MaxConnections is how many clients may use the disk at once; without it there
 	// is no limit of its own.
 	MaxConnections int `json:"max_connections,omitempty"`
+	// Cache is "none" (default) or "writeback": a volatile write cache, whose power
+	// can be cut. The rest is about that.
+	Cache          string `json:"cache,omitempty"`
+	CacheSizeBytes int64  `json:"cache_size_bytes,omitempty"`
+	// CacheEviction is "fifo" (default), "random" by CacheSeed, or "none".
+	CacheEviction string `json:"cache_eviction,omitempty"`
+	CacheSeed     uint64 `json:"cache_seed,omitempty"`
+	// Hostile are promises that the disk breaks: "lying-flush", "ignored-fua".
+	Hostile []string `json:"hostile,omitempty"`
 }
 
 // DiskChange says what is to change about a disk: the body of

@@ -42,6 +42,11 @@ const (
 	// EventViolation is a breach of the port's contract, seen by the verifier:
 	// check, what.
 	EventViolation EventType = "verifier.violation"
+	// EventPowerCut is a disk that lost its power: trigger, seed, policy, class,
+	// pending_sectors, lost_sectors. EventPowerOn is one that has it again:
+	// off_seconds.
+	EventPowerCut EventType = "power.cut"
+	EventPowerOn  EventType = "power.on"
 	// EventLost stands for events that this reader was too slow for: events, how
 	// many. Its number is that of the last one of them.
 	EventLost EventType = "lost"
@@ -50,7 +55,8 @@ const (
 // EventTypes are all of them.
 func EventTypes() []EventType {
 	return []EventType{
-		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown, EventReset, EventViolation, EventLost,
+		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown, EventReset, EventViolation,
+		EventPowerCut, EventPowerOn, EventLost,
 	}
 }
 

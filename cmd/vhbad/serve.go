@@ -95,12 +95,16 @@ ADDR  tcp://HOST:PORT, where port 0 means any that is free,
 SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE]; further options after
       commas: block-size=512|4096, read-only, description=TEXT, hidden (not
       listed), tls-only, allow=NAME (of a client's certificate; several times),
-      connections=N (at once). A comma inside a value is written twice. With
-      size= a file that does not exist is made.
+      connections=N (at once), and cache=writeback for a volatile write cache
+      whose power can be cut (vhbad power), with cache-size=SIZE (64MiB),
+      cache-eviction=fifo|random|none, cache-seed=N and, for a disk that breaks
+      promises, hostile=lying-flush or hostile=ignored-fua. A comma inside a
+      value is written twice. With size= a file that does not exist is made.
 SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB
   vhbad serve --config /etc/vhbad.yaml --log-level debug --verify
+  vhbad serve --disk db=file:/srv/db.img,cache=writeback,cache-size=16MiB
   vhbad serve --config /etc/vhbad.yaml --takeover
   vhbad serve --listen tcp://:10809 --tls-certificates /etc/pki/vhbad --tls required
   nbdinfo -- [ vhbad serve --single --disk d=memory:64MiB ]`,

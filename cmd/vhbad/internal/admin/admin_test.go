@@ -234,9 +234,21 @@ func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
 	return func(c *net.UnixConn) { _ = c.Close() }, nil
 }
 
+// CutPower and Power make fixed a Power.
+func (f fixed) CutPower(disk string, o client.PowerCutOptions) (client.PowerReport, error) {
+	return client.PowerReport{
+		Disk: disk, Policy: o.Policy, Seed: *o.Seed, Tear: "none", Damage: "old", Class: "legal", Acts: map[string]int{"garbage": 1},
+		Findings: []client.PowerFinding{{Act: "garbage"}}, Flushes: []client.PowerFlush{{Number: 1}}, Writes: []client.PowerWrite{{ID: 1}},
+	}, nil
+}
+
+func (f fixed) Power(string) (client.Power, error) {
+	return client.Power{On: true, OldestPending: new(time.Time), Hostile: []string{}, Reports: []client.PowerReport{}}, nil
+}
+
 // sources are those of a daemon that is f and in which nothing happens.
 func sources(f fixed) Sources {
-	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil)}
+	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil), Power: f}
 }
 
 func TestServe_Status(t *testing.T) {

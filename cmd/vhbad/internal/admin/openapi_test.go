@@ -251,6 +251,17 @@ var clientCalls = map[string]func(ctx context.Context, c *client.Client) error{
 		}
 		return s.Close()
 	},
+	"cutPower": func(ctx context.Context, c *client.Client) error {
+		r, err := c.CutPower(ctx, "a", client.PowerCutOptions{Seed: new(uint64), Policy: "all"})
+		if err == nil && (r.Disk != "a" || r.Policy != "all") {
+			err = fmt.Errorf("report %+v", r)
+		}
+		return err
+	},
+	"power": func(ctx context.Context, c *client.Client) error {
+		_, err := c.Power(ctx, "a")
+		return err
+	},
 }
 
 // noClient are the operations that package client does not have, and why.

@@ -66,6 +66,7 @@ type Sources struct {
 	Disks    Disks
 	HandOver HandOver
 	Events   Events
+	Power    Power
 }
 
 // Routes is the API as a table.
@@ -79,6 +80,9 @@ func Routes(s Sources) []Route {
 	}
 	if s.Events != nil {
 		routes = append(routes, eventRoutes(s.Events)...)
+	}
+	if s.Power != nil {
+		routes = append(routes, powerRoutes(s.Power)...)
 	}
 	if s.HandOver != nil {
 		routes = append(routes, handOverRoutes(s.HandOver)...)

@@ -45,7 +45,34 @@ type Disk struct {
 	// Connections is how many may use the disk at once; zero means no limit of
 	// its own.
 	Connections int `yaml:"connections,omitempty"`
+	// Cache is CacheNone or CacheWriteback; empty means none. CacheSize and the
+	// rest are for the latter.
+	Cache     string `yaml:"cache,omitempty"`
+	CacheSize Size   `yaml:"cache-size,omitempty"`
+	// CacheEviction is one of CacheEvictions; empty means the first.
+	CacheEviction string `yaml:"cache-eviction,omitempty"`
+	CacheSeed     uint64 `yaml:"cache-seed,omitempty"`
+	// Hostile are promises that the disk breaks from the start: HostileActs.
+	Hostile []string `yaml:"hostile,omitempty"`
 }
+
+// Kinds of write cache.
+const (
+	CacheNone      = "none"
+	CacheWriteback = "writeback"
+)
+
+// HostileActs are what Disk.Hostile may hold.
+var HostileActs = []string{"lying-flush", "ignored-fua"}
+
+// CacheEvictions are what Disk.CacheEviction may be, the default first.
+var CacheEvictions = []string{"fifo", "random", "none"}
+
+// Limits of a write cache.
+const (
+	MinCacheSize = 64 * KiB
+	MaxCacheSize = 4 * GiB
+)
 
 // Backend names the kind of medium.
 func (d *Disk) Backend() string {
@@ -57,7 +84,7 @@ func (d *Disk) Backend() string {
 
 const (
 	specForms   = "want NAME=memory:SIZE or NAME=file:PATH, with options after commas"
-	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N and description=TEXT; a comma inside a value is written twice"
+	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=fifo|random|none, cache-seed=N, hostile=ACT (several times) and description=TEXT; a comma inside a value is written twice"
 )
 
 // ParseDisk reads the command line's form of a disk:
@@ -66,7 +93,8 @@ const (
 //	NAME=file:PATH[,size=SIZE][,OPTION]...
 //
 // where OPTION is block-size=512|4096, read-only, hidden, tls-only, allow=NAME,
-// connections=N or description=TEXT. A comma inside a value is written twice, as in qemu.
+// connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=HOW,
+// cache-seed=N, hostile=ACT or description=TEXT. A comma inside a value is written twice, as in qemu.
 func ParseDisk(spec string) (Disk, error) {
 	d, err := parseDisk(spec)
 	if err != nil {
@@ -107,7 +135,7 @@ func parseDisk(spec string) (Disk, error) {
 	seen := make(map[string]bool, len(parts))
 	for _, option := range parts[1:] {
 		key, value, hasValue := strings.Cut(option, "=")
-		if seen[key] && key != "allow" {
+		if seen[key] && key != "allow" && key != "hostile" {
 			return Disk{}, fmt.Errorf("option %q is given twice", key)
 		}
 		seen[key] = true
@@ -157,6 +185,28 @@ func (d *Disk) setOption(key, value string, hasValue bool) error {
 			return fmt.Errorf("connections=%q: want 1 to %d", value, MaxConnections)
 		}
 		d.Connections = n
+		return nil
+	}
+	return d.setCacheOption(key, value)
+}
+
+func (d *Disk) setCacheOption(key, value string) (err error) {
+	switch key {
+	case "cache":
+		d.Cache = value
+		return nil
+	case "cache-size":
+		return d.CacheSize.Set(value)
+	case "cache-eviction":
+		d.CacheEviction = value
+		return nil
+	case "cache-seed":
+		if d.CacheSeed, err = strconv.ParseUint(value, 10, 64); err != nil {
+			return fmt.Errorf("cache-seed=%q: want a whole number", value)
+		}
+		return nil
+	case "hostile":
+		d.Hostile = append(d.Hostile, value)
 		return nil
 	}
 	return fmt.Errorf("option %q is not known: %s", key, specOptions)
@@ -213,8 +263,34 @@ func (d *Disk) check() error {
 	if d.Connections < 0 || d.Connections > MaxConnections {
 		return fmt.Errorf("connections %d: want 1 to %d, or nothing for no limit", d.Connections, MaxConnections)
 	}
+	if err := d.checkCache(); err != nil {
+		return err
+	}
 	if slices.Contains(d.Allow, "") {
 		return errors.New("allow: a name is empty: want a common name, or a DNS, email or URI alternative name")
+	}
+	return nil
+}
+
+// checkCache is check for the write cache.
+func (d *Disk) checkCache() error {
+	if d.Cache != "" && d.Cache != CacheNone && d.Cache != CacheWriteback {
+		return fmt.Errorf("cache %q: want %s or %s", d.Cache, CacheNone, CacheWriteback)
+	}
+	if d.CacheEviction != "" && !slices.Contains(CacheEvictions, d.CacheEviction) {
+		return fmt.Errorf("cache-eviction %q: want one of %s", d.CacheEviction, strings.Join(CacheEvictions, ", "))
+	}
+	for _, act := range d.Hostile {
+		if !slices.Contains(HostileActs, act) {
+			return fmt.Errorf("hostile %q: want %s", act, strings.Join(HostileActs, " or "))
+		}
+	}
+	if d.CacheSize != 0 && (d.CacheSize < MinCacheSize || d.CacheSize > MaxCacheSize || d.CacheSize%d.blockBytes() != 0) {
+		return fmt.Errorf("cache-size %d: want a multiple of the block size %d from %s to %s",
+			d.CacheSize, d.blockBytes(), MinCacheSize, MaxCacheSize)
+	}
+	if d.Cache != CacheWriteback && (d.CacheSize != 0 || d.CacheEviction != "" || d.CacheSeed != 0 || len(d.Hostile) != 0) {
+		return fmt.Errorf("cache-size, cache-eviction, cache-seed and hostile are about a write cache: want cache %s with them", CacheWriteback)
 	}
 	return nil
 }
@@ -266,6 +342,20 @@ func (d Disk) String() string {
 	}
 	if d.Connections != 0 {
 		b.WriteString(",connections=" + strconv.Itoa(d.Connections))
+	}
+	for _, o := range []struct{ key, value string }{{"cache", d.Cache}, {"cache-eviction", d.CacheEviction}} {
+		if o.value != "" {
+			b.WriteString("," + o.key + "=" + o.value)
+		}
+	}
+	if d.CacheSize != 0 {
+		b.WriteString(",cache-size=" + d.CacheSize.String())
+	}
+	if d.CacheSeed != 0 {
+		b.WriteString(",cache-seed=" + strconv.FormatUint(d.CacheSeed, 10))
+	}
+	for _, act := range d.Hostile {
+		b.WriteString(",hostile=" + act)
 	}
 	if d.Description != "" {
 		b.WriteString(",description=" + quote(d.Description))

@@ -274,7 +274,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}
 	return func() {
 		if adminListener != nil {
-			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events}), d.log)
+			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events, Power: d}), d.log)
 			d.pushAlways("admin socket", func(ctx context.Context) error {
 				d.events.Close() // which ends the streams
 				return s.Close(ctx)

@@ -29,6 +29,7 @@ type export struct {
 	*disk.Disk // set by attach
 
 	medium         media.Media
+	power          *power
 	unit           *target.Unit
 	targetID, lun  uint8
 	settings       atomic.Pointer[config.Disk]
@@ -172,8 +173,15 @@ func (d *Daemon) openDisk(m *machine, c *config.Disk) (*export, error) {
 	if err != nil {
 		return nil, fmt.Errorf("disk %q: %w", c.Name, err)
 	}
+	wc, err := withCache(md, c)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), md.Close())
+	}
+	if wc != nil {
+		md = wc
+	}
 	m.media.add(md, c.Name)
-	e := &export{medium: md}
+	e := &export{medium: md, power: &power{cache: wc}}
 	e.settings.Store(c)
 	e.unit, err = target.NewUnit(md, target.Config{
 		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
@@ -184,6 +192,7 @@ func (d *Daemon) openDisk(m *machine, c *config.Disk) (*export, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
 	}
+	e.power.unit = e.unit
 	return e, nil
 }
 
@@ -237,6 +246,7 @@ func (d *Daemon) attachDisks(m *machine) error {
 		}
 	}
 	d.push("flush", m.flush)
+	d.push("power", m.cuts.stop)
 	return nil
 }
 

@@ -29,6 +29,7 @@ type machine struct {
 	exports *nbd.ExportSet
 	server  *nbd.Server
 	units   unitWatch
+	cuts    *cuts
 
 	// disks are replaced as a whole, by who holds Daemon.changing.
 	disks atomic.Pointer[[]*export]
@@ -55,7 +56,7 @@ func (m *machine) onProcessor(name string, fn func(p *port.Processor) error) err
 
 // startMachine builds the machine and publishes it.
 func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
-	m := &machine{}
+	m := &machine{cuts: newCuts()}
 	m.disks.Store(&[]*export{})
 	for _, start := range []func(*machine) error{d.openDisks, d.startDevice, d.startAdapter, d.attachDisks} {
 		if err := start(m); err != nil {
@@ -117,7 +118,9 @@ func (d *Daemon) startDevice(m *machine) error {
 	}
 	d.push("memory", func(context.Context) error { return arena.Close() })
 	m.arena, m.iommu = arena, dma.NewIOMMU(arena)
-	m.device, err = hba.New(hba.Config{QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log})
+	m.device, err = hba.New(hba.Config{
+		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log, OnPowerCut: d.onPowerCut,
+	})
 	if err != nil {
 		return err
 	}

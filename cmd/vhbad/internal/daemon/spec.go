@@ -14,6 +14,8 @@ func diskConfig(name string, s *client.DiskSpec) config.Disk {
 		Name: name, Memory: config.Size(s.MemoryBytes), File: s.File, Size: config.Size(s.SizeBytes),
 		BlockSize: config.Size(s.BlockBytes), ReadOnly: s.ReadOnly, Description: s.Description, Hidden: s.Hidden,
 		TLSOnly: s.TLSOnly, Allow: slices.Clone(s.Allow), Connections: s.MaxConnections,
+		Cache: s.Cache, CacheSize: config.Size(s.CacheSizeBytes), CacheEviction: s.CacheEviction, CacheSeed: s.CacheSeed,
+		Hostile: slices.Clone(s.Hostile),
 	}
 }
 
@@ -23,6 +25,8 @@ func DiskSpec(c *config.Disk) client.DiskSpec {
 		MemoryBytes: int64(c.Memory), File: c.File, SizeBytes: int64(c.Size), BlockBytes: int64(c.BlockSize),
 		ReadOnly: c.ReadOnly, Description: c.Description, Hidden: c.Hidden, TLSOnly: c.TLSOnly,
 		Allow: slices.Clone(c.Allow), MaxConnections: c.Connections,
+		Cache: c.Cache, CacheSizeBytes: int64(c.CacheSize), CacheEviction: c.CacheEviction, CacheSeed: c.CacheSeed,
+		Hostile: slices.Clone(c.Hostile),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/port"
 )
@@ -92,6 +93,15 @@ var (
 	hbaWorkers     = desc("hba_workers", "Goroutines for commands that block.")
 	hbaWorkersBusy = desc("hba_workers_busy", "Workers that run a command.")
 	hbaWorkersWait = desc("hba_workers_waiting_commands", "Commands in line for a worker.")
+
+	cacheDirty     = desc("cache_dirty_bytes", "Bytes in the write cache that are not durable.", "export")
+	cachePending   = desc("cache_pending_writes", "Writes in the write cache that are not durable.", "export")
+	cacheOldest    = desc("cache_oldest_pending_timestamp_seconds", "When the oldest write came that is not durable. Absent if all are.", "export")
+	cacheEvictions = desc("cache_evictions_total", "Writes made durable before a flush asked for it.", "export", "reason")
+	cacheFlushes   = desc("flush_covered_writes", "Writes that a flush had to make durable.", "export")
+	powerCuts      = desc("power_cuts_total", "Power cuts.", "export", "trigger")
+	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut.", "export", "outcome")
+	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to.", "export")
 
 	arenaSize    = desc("memory_size_bytes", "Memory for rings and buffers.")
 	arenaInUse   = desc("memory_in_use_bytes", "Memory handed out.")
@@ -189,7 +199,40 @@ func (s sink) disks(snap *Snapshot) {
 		s.counter(unitBusy, u.QueueFull, d.Name, "queue_full")
 		s.counter(unitBusy, u.Busy-u.QueueFull, d.Name, "busy")
 		s.counter(unitTimeouts, u.Timeouts, d.Name)
+		if d.Cache != nil {
+			s.cache(d.Name, d.Cache)
+		}
 	}
+}
+
+// cache tells of the write cache of a disk, and of its power.
+func (s sink) cache(name string, c *Cache) {
+	s.gauge(cacheDirty, float64(c.PendingBytes), name)
+	s.gauge(cachePending, float64(c.PendingWrites), name)
+	if t := c.OldestPending; !t.IsZero() {
+		s.gauge(cacheOldest, float64(t.UnixMicro())/1e6, name)
+	}
+	for i, n := range c.Evictions {
+		s.counter(cacheEvictions, n, name, cache.EvictionReason(i).String())
+	}
+	buckets, sum := make(map[float64]uint64, cache.CoveredBuckets), uint64(0)
+	for i, n := range c.FlushCovered {
+		sum += n
+		if i < cache.CoveredBuckets-1 {
+			buckets[float64(cache.CoveredBound(i))] = sum
+		}
+	}
+	s <- prometheus.MustNewConstHistogram(cacheFlushes, sum, float64(c.CoveredWrites), buckets, name)
+	s.counter(powerCuts, c.CutsByCommand, name, "command")
+	s.counter(powerCuts, c.CutsByRule, name, "rule")
+	for i, n := range c.CutSectors {
+		s.counter(crashSectors, n, name, cache.Outcome(i).String())
+	}
+	hostile := 0.0
+	if c.Hostile {
+		hostile = 1
+	}
+	s.gauge(hostileMode, hostile, name)
 }
 
 func (s sink) connections(n *nbd.Stats) {

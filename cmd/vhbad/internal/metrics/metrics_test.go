@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -44,8 +45,12 @@ func full() *source {
 	// 3 at most 2^-10 s, 4 in the octave above.
 	read.Latency[-10*4-nbd.LatencyMinIndex] = 3
 	read.Latency[-10*4-nbd.LatencyMinIndex+2] = 4
+	cached := &Cache{CutsByCommand: 2, Hostile: true}
+	cached.PendingBytes, cached.OldestPending = 512, time.Unix(1_800_000_000, 0)
+	cached.FlushCovered = [cache.CoveredBuckets]uint64{1, 0, 2}
+	cached.CoveredWrites = 4
 	return &source{ok: true, s: Snapshot{
-		Disks:  []Disk{{Name: "disk0", Backend: "memory", SizeBytes: 1 << 30, Unit: port.LUStats{Depth: 64, Busy: 5, QueueFull: 3}}, {Name: "idle"}},
+		Disks:  []Disk{{Name: "disk0", Backend: "memory", SizeBytes: 1 << 30, Unit: port.LUStats{Depth: 64, Busy: 5, QueueFull: 3}, Cache: cached}, {Name: "idle"}},
 		NBD:    nbd.Stats{Exports: []nbd.ExportStats{e}, ConnectionsTotal: 9},
 		Driver: make([]miniport.QueueStats, 2),
 		Device: hba.Stats{Queues: []hba.QueueStats{{Commands: 11, InFlight: 4}, {}}},

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -33,6 +34,15 @@ type Disk struct {
 	SizeBytes uint64
 	ReadOnly  bool
 	Unit      port.LUStats
+	Cache     *Cache // nil if the disk has no write cache
+}
+
+// A Cache is the write cache of a disk, and what its power cuts did.
+type Cache struct {
+	cache.Stats
+	// Hostile: the disk breaks promises.
+	Hostile                   bool
+	CutsByCommand, CutsByRule uint64
 }
 
 // A Source gives snapshots.

@@ -1,0 +1,170 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"time"
+)
+
+// PowerCutOptions say how the power of a disk is cut. Every field may be left out.
+type PowerCutOptions struct {
+	// Seed makes the outcome repeatable: the same pending writes and the same
+	// options leave the same image. The daemon draws one if there is none.
+	Seed *uint64 `json:"seed,omitempty"`
+	// Policy says which pending writes survive: "subset" (default), "none", "all",
+	// "prefix", "reverse" or "one-missing".
+	Policy string `json:"policy,omitempty"`
+	// Tear is the length of the pieces in which writes may survive in part: "none"
+	// (default), "512" or "4096".
+	Tear string `json:"tear,omitempty"`
+	// Damage is what becomes of a sector that was being written: "old" (default),
+	// "garbage" or "unreadable".
+	Damage string `json:"damage,omitempty"`
+	// OffForSeconds is how long the disk stays without power, at most 3600.
+	OffForSeconds float64 `json:"off_for_seconds,omitempty"`
+	// DropConnections closes the clients' connections, without an answer to what is
+	// in flight.
+	DropConnections bool `json:"drop_connections,omitempty"`
+}
+
+// PowerReport says what a power cut did.
+type PowerReport struct {
+	// Number counts the disk's power cuts from 1.
+	Number uint64    `json:"number"`
+	Disk   string    `json:"disk"`
+	Time   time.Time `json:"time"`
+	// Trigger is "command", or "rule" and the name of the rule.
+	Trigger    string  `json:"trigger"`
+	OffSeconds float64 `json:"off_seconds"`
+	// DroppedConnections is how many clients were cut off.
+	DroppedConnections int `json:"dropped_connections"`
+	// Seed, Policy, Tear and Damage are how the outcome was decided.
+	Seed   uint64 `json:"seed"`
+	Policy string `json:"policy"`
+	Tear   string `json:"tear"`
+	Damage string `json:"damage"`
+	// Class is what kind of drive would leave such an image: "legal" (a correct
+	// one), "damaged" (it harmed the sector that it was writing, as asked) or
+	// "hostile" (it broke a promise).
+	Class string `json:"class"`
+	// CheckedSectors is how many were held against what had been promised.
+	CheckedSectors int `json:"checked_sectors"`
+	// Acts counts sectors by what a correct drive would not have done to them:
+	// "torn-sector", "garbage", "unreadable", "lying-flush", "ignored-fua",
+	// "lost-flushed" or "defect".
+	Acts map[string]int `json:"acts,omitempty"`
+	// Findings are the first of those sectors.
+	Findings []PowerFinding `json:"findings,omitempty"`
+	// SectorBytes is the unit of Sectors.
+	SectorBytes int          `json:"sector_bytes"`
+	Sectors     PowerSectors `json:"sectors"`
+	// ImageSHA256 is a digest of the sectors that had pending writes, after the cut.
+	ImageSHA256 string `json:"image_sha256"`
+	// Flushes are the last ones answered before the cut, oldest first.
+	Flushes []PowerFlush `json:"flushes"`
+	// Writes are those that were pending, in order of arrival: the latest 4096.
+	Writes        []PowerWrite `json:"writes"`
+	WritesOmitted int          `json:"writes_omitted,omitempty"`
+}
+
+// PowerSectors counts the sectors that had pending writes by what became of them.
+type PowerSectors struct {
+	Pending int `json:"pending"`
+	// Kept ones have the newest write.
+	Kept int `json:"kept"`
+	// Lost ones have an older one, or what was durable.
+	Lost       int `json:"lost"`
+	Torn       int `json:"torn"`
+	Garbage    int `json:"garbage"`
+	Unreadable int `json:"unreadable"`
+}
+
+// PowerFinding is a sector that a correct drive would not have left so.
+type PowerFinding struct {
+	OffsetBytes int64  `json:"offset_bytes"`
+	Act         string `json:"act"`
+	// Write is the one that was promised to be durable there, 0 if none was.
+	Write uint64 `json:"write,omitempty"`
+}
+
+// PowerFlush is one answered flush. It promised that the acknowledged writes with
+// smaller ids than BeforeWrite are durable.
+type PowerFlush struct {
+	Number      uint64    `json:"number"`
+	BeforeWrite uint64    `json:"before_write"`
+	Writes      int       `json:"writes"`
+	Time        time.Time `json:"time"`
+	// Lie: it did nothing.
+	Lie bool `json:"lie,omitempty"`
+}
+
+// PowerWrite is one write that was pending when the power was cut.
+type PowerWrite struct {
+	ID uint64 `json:"id"`
+	// Kind is "write", "trim", "zero" or "allocate".
+	Kind        string `json:"kind"`
+	OffsetBytes int64  `json:"offset_bytes"`
+	LengthBytes int64  `json:"length_bytes"`
+	FUA         bool   `json:"fua,omitempty"`
+	// Acknowledged: the device had said that it is done.
+	Acknowledged bool `json:"acknowledged"`
+	// Promised: the device had said that it is durable, which was a lie.
+	Promised bool `json:"promised,omitempty"`
+	// Epoch is how many flushes had been answered before it came.
+	Epoch      uint64  `json:"epoch"`
+	AgeSeconds float64 `json:"age_seconds"`
+	// Fate is "kept", "lost", "torn" or "overwritten" (by a later write that
+	// survived).
+	Fate string `json:"fate"`
+	// SectorsKept and so on count those of its sectors that were pending.
+	SectorsKept        int `json:"sectors_kept"`
+	SectorsLost        int `json:"sectors_lost"`
+	SectorsOverwritten int `json:"sectors_overwritten"`
+	SectorsDamaged     int `json:"sectors_damaged"`
+}
+
+// Power is a disk's write cache, and what its power cuts did.
+type Power struct {
+	// On is whether the disk has power.
+	On bool `json:"on"`
+	// WriteCache is whether writes may wait in the cache (WCE); hosts can change
+	// it.
+	WriteCache bool `json:"write_cache"`
+	// Eviction is "fifo", "random" or "none".
+	Eviction      string `json:"eviction"`
+	SizeBytes     int64  `json:"size_bytes"`
+	PendingBytes  int64  `json:"pending_bytes"`
+	PendingWrites int64  `json:"pending_writes"`
+	// OldestPending is when the oldest pending write came.
+	OldestPending     *time.Time `json:"oldest_pending,omitempty"`
+	UnreadableSectors int64      `json:"unreadable_sectors"`
+	// Hostile are the promises that the disk breaks: "lying-flush", "ignored-fua".
+	Hostile []string `json:"hostile"`
+	Cuts    uint64   `json:"cuts"`
+	// Reports are those of the latest power cuts, oldest first.
+	Reports []PowerReport `json:"reports"`
+}
+
+// CutPower cuts the power of a disk that has a write cache, and returns when the
+// disk has power again.
+//
+// Errors: ErrNotFound; ErrConflict if the disk has no write cache, or no power;
+// ErrInvalid for options that cannot be.
+func (c *Client) CutPower(ctx context.Context, disk string, o PowerCutOptions) (*PowerReport, error) {
+	r := &PowerReport{}
+	if err := c.call(ctx, http.MethodPost, "/v1/disks/"+segment(disk)+"/power-cut", o, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Power asks about the write cache of a disk and its last power cuts.
+//
+// Errors: ErrNotFound; ErrConflict if the disk has no write cache.
+func (c *Client) Power(ctx context.Context, disk string) (*Power, error) {
+	p := &Power{}
+	if err := c.get(ctx, "/v1/disks/"+segment(disk)+"/power", p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}

@@ -1,0 +1,37 @@
+package admin
+
+import (
+	"net/http"
+
+	"github.com/vhbad/vhbad/client"
+)
+
+// Power is about the write caches of disks and their power.
+//
+// Concurrency: any goroutine.
+type Power interface {
+	// CutPower returns when the disk has power again.
+	CutPower(disk string, o client.PowerCutOptions) (client.PowerReport, error)
+	Power(disk string) (client.Power, error)
+}
+
+func powerRoutes(p Power) []Route {
+	return []Route{
+		{
+			Method: http.MethodPost, Path: "/v1/disks/{name}/power-cut", ID: "cutPower",
+			Summary: "Cut the power of a disk",
+			Detail: "The disk stops at once, each pending write survives or not as the policy and the seed decide, and after the time asked for " +
+				"the disk has power again: the answer comes then. Disks without a write cache have nothing to lose and are refused.",
+			Problems: []int{http.StatusBadRequest, http.StatusNotFound, http.StatusConflict},
+			Endpoint: call(func(r *http.Request, o client.PowerCutOptions) (client.PowerReport, error) {
+				return p.CutPower(r.PathValue("name"), o)
+			}),
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/disks/{name}/power", ID: "power",
+			Summary:  "What waits in the write cache of a disk, and what its last power cuts did",
+			Problems: []int{http.StatusNotFound, http.StatusConflict},
+			Endpoint: call(func(r *http.Request, _ None) (client.Power, error) { return p.Power(r.PathValue("name")) }),
+		},
+	}
+}

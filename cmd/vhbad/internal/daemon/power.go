@@ -1,0 +1,379 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
+)
+
+// maxReports is how many reports of power cuts a disk remembers.
+const maxReports = 16
+
+// maxOff is how long a disk may be without power.
+const maxOff = time.Hour
+
+// Triggers of power cuts, as in metrics.
+const (
+	triggerCommand = "command"
+	triggerRule    = "rule"
+)
+
+// power is the switch of one disk, and its write cache.
+type power struct {
+	cache *cache.Cache // nil if the disk has none
+	unit  *target.Unit
+
+	mu sync.Mutex
+	// +checklocks:mu
+	off bool
+	// +checklocks:mu
+	cuts uint64
+	// +checklocks:mu
+	byTrigger map[string]uint64
+	// +checklocks:mu
+	reports []client.PowerReport // the latest, oldest first
+}
+
+// withCache puts the write cache that c asks for before md, if it does.
+func withCache(md media.Media, c *config.Disk) (*cache.Cache, error) {
+	if c.Cache != config.CacheWriteback {
+		return nil, nil
+	}
+	eviction, err := cache.ParseEviction(cmp.Or(c.CacheEviction, cache.EvictFIFO.String()))
+	if err != nil {
+		return nil, err
+	}
+	wc, err := cache.New(md, cache.Config{
+		Name: c.Name, SectorBytes: int(c.BlockSize), SizeBytes: int64(c.CacheSize), Eviction: eviction, Seed: c.CacheSeed,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, act := range c.Hostile {
+		switch act {
+		case string(cache.ActLyingFlush):
+			wc.LieAboutFlush(true)
+		case string(cache.ActIgnoredFUA):
+			wc.IgnoreFUA(true)
+		}
+	}
+	return wc, nil
+}
+
+// exportOf finds a disk that has a switch.
+func (d *Daemon) exportOf(name string) (*machine, *export, error) {
+	d.mu.RLock()
+	m := d.machine
+	d.mu.RUnlock()
+	if m == nil {
+		return nil, nil, admin.Unavailable("the daemon is %s", state(d.state.Load()))
+	}
+	e := m.find(name)
+	if e == nil {
+		return nil, nil, admin.NotFound("no disk %q", name)
+	}
+	if e.power.cache == nil {
+		return nil, nil, admin.Conflict("disk %q has no write cache, so it would lose nothing: serve it with cache=%s", name, config.CacheWriteback)
+	}
+	return m, e, nil
+}
+
+// cutOptions reads what was asked for.
+func cutOptions(o *client.PowerCutOptions) (c cache.CutOptions, off time.Duration, err error) {
+	if c.Policy, err = cache.ParsePolicy(cmp.Or(o.Policy, cache.PolicySubset.String())); err != nil {
+		return c, 0, admin.Invalid("%v", err)
+	}
+	if c.Damage, err = cache.ParseDamage(cmp.Or(o.Damage, cache.DamageOld.String())); err != nil {
+		return c, 0, admin.Invalid("%v", err)
+	}
+	switch o.Tear {
+	case "", "none":
+	case "512":
+		c.TearBytes = 512
+	case "4096":
+		c.TearBytes = 4096
+	default:
+		return c, 0, admin.Invalid("tear %q: want none, 512 or 4096", o.Tear)
+	}
+	if o.OffForSeconds < 0 || o.OffForSeconds > maxOff.Seconds() {
+		return c, 0, admin.Invalid("off_for_seconds %v: want 0 to %v", o.OffForSeconds, maxOff.Seconds())
+	}
+	if o.Seed != nil {
+		c.Seed = *o.Seed
+	} else {
+		c.Seed = uint64(rand.Uint32()) // short enough for every JSON reader
+	}
+	return c, time.Duration(o.OffForSeconds * float64(time.Second)), nil
+}
+
+// CutPower implements admin.Power.
+func (d *Daemon) CutPower(name string, o client.PowerCutOptions) (client.PowerReport, error) {
+	return d.cutPower(name, o, triggerCommand, "")
+}
+
+// onPowerCut is the switch of fault rules.
+func (d *Daemon) onPowerCut(p hba.PowerCut) {
+	d.mu.RLock()
+	m := d.machine
+	d.mu.RUnlock()
+	if m == nil {
+		return
+	}
+	rule := p.Fault.Rule().Name
+	for _, e := range m.list() {
+		if e.targetID != p.Target || e.lun != p.Lun {
+			continue
+		}
+		o := client.PowerCutOptions{}
+		if how := p.How; how != nil {
+			o.Policy, o.Tear, o.Damage = how.Policy, how.Tear, how.Damage
+			o.OffForSeconds = time.Duration(how.OffFor).Seconds()
+			o.DropConnections = how.DropConnections == nil || *how.DropConnections
+			if how.Seed != 0 {
+				o.Seed = &how.Seed
+			}
+		} else {
+			o.DropConnections = true
+		}
+		if _, err := d.cutPower(e.name(), o, triggerRule, rule); err != nil {
+			d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err)
+		}
+		return
+	}
+}
+
+// cutPower cuts the power of a disk and gives it back after the time asked for,
+// or when the daemon stops.
+//
+// The order matters. The unit goes first, so that nothing is done and answered
+// between the cut and the moment when clients know of it. They know, by their
+// connection's end or by Disk.LostWrites, before the unit is there again.
+func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule string) (client.PowerReport, error) {
+	options, off, err := cutOptions(&o)
+	if err != nil {
+		return client.PowerReport{}, err
+	}
+	m, e, err := d.exportOf(name)
+	if err != nil {
+		return client.PowerReport{}, err
+	}
+	p := e.power
+	if !p.switchOff() {
+		return client.PowerReport{}, admin.Conflict("disk %q has no power already", name)
+	}
+	if !m.cuts.begin() {
+		p.switchOn()
+		return client.PowerReport{}, admin.Unavailable("the daemon stops")
+	}
+	defer m.cuts.end()
+	started := time.Now()
+	p.unit.PowerOff()
+	report, err := p.cache.Cut(options)
+	e.LostWrites()
+	dropped := 0
+	if o.DropConnections {
+		dropped = m.server.Drop(name)
+	}
+	if err == nil {
+		d.events.Publish(client.EventPowerCut, name,
+			slog.String("trigger", joinTrigger(trigger, rule)), slog.Uint64("seed", options.Seed), slog.String("policy", options.Policy.String()),
+			slog.String("class", report.Verdict.Class.String()), slog.Int("pending_sectors", report.Sectors.Pending),
+			slog.Int("lost_sectors", report.Sectors.Pending-report.Sectors.Kept))
+		d.log.Info("power cut", "disk", name, "trigger", joinTrigger(trigger, rule), "seed", options.Seed,
+			"policy", options.Policy.String(), "class", report.Verdict.Class.String())
+	}
+	m.cuts.wait(off)
+	p.unit.PowerOn()
+	offSeconds := time.Since(started).Seconds()
+	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
+	if err != nil {
+		p.switchOn()
+		return client.PowerReport{}, err
+	}
+	out := powerReport(report)
+	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
+	p.done(&out, trigger)
+	return out, nil
+}
+
+func joinTrigger(trigger, rule string) string {
+	if rule == "" {
+		return trigger
+	}
+	return trigger + " " + rule
+}
+
+// switchOff is false if the power is off already.
+func (p *power) switchOff() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.off {
+		return false
+	}
+	p.off = true
+	return true
+}
+
+func (p *power) switchOn() {
+	p.mu.Lock()
+	p.off = false
+	p.mu.Unlock()
+}
+
+// done keeps the report, and numbers it.
+func (p *power) done(r *client.PowerReport, trigger string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.off = false
+	p.cuts++
+	r.Number = p.cuts
+	if p.byTrigger == nil {
+		p.byTrigger = make(map[string]uint64)
+	}
+	p.byTrigger[trigger]++
+	if len(p.reports) == maxReports {
+		p.reports = append(p.reports[:0], p.reports[1:]...)
+	}
+	p.reports = append(p.reports, *r)
+}
+
+// cuts are the power cuts in progress.
+type cuts struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	group  sync.WaitGroup
+
+	mu sync.Mutex
+	// +checklocks:mu
+	stopped bool
+}
+
+func newCuts() *cuts {
+	c := &cuts{}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+func (c *cuts) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return false
+	}
+	c.group.Add(1)
+	return true
+}
+
+func (c *cuts) end() { c.group.Done() }
+
+// wait returns after a time, or when the daemon stops.
+func (c *cuts) wait(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.ctx.Done():
+	}
+}
+
+// stop gives every disk its power back and lets no more be cut.
+func (c *cuts) stop(context.Context) error {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	c.cancel()
+	c.group.Wait()
+	return nil
+}
+
+// Power implements admin.Power.
+func (d *Daemon) Power(name string) (client.Power, error) {
+	_, e, err := d.exportOf(name)
+	if err != nil {
+		return client.Power{}, err
+	}
+	p := e.power
+	s, c := p.cache.Stats(), p.cache.Config()
+	out := client.Power{
+		WriteCache: p.unit.WriteCache(), Eviction: c.Eviction.String(), SizeBytes: c.SizeBytes,
+		PendingBytes: s.PendingBytes, PendingWrites: s.PendingWrites, UnreadableSectors: s.UnreadableSectors,
+		Hostile: []string{}, Reports: []client.PowerReport{},
+	}
+	if !s.OldestPending.IsZero() {
+		t := s.OldestPending.Round(0)
+		out.OldestPending = &t
+	}
+	for _, act := range p.cache.Hostile() {
+		out.Hostile = append(out.Hostile, string(act))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out.On, out.Cuts = !p.off, p.cuts
+	out.Reports = append(out.Reports, p.reports...)
+	return out, nil
+}
+
+// metrics is what the collector tells of the disk's write cache, nil if it has
+// none.
+func (p *power) metrics() *metrics.Cache {
+	if p.cache == nil {
+		return nil
+	}
+	c := &metrics.Cache{Stats: p.cache.Stats(), Hostile: len(p.cache.Hostile()) > 0}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.CutsByCommand, c.CutsByRule = p.byTrigger[triggerCommand], p.byTrigger[triggerRule]
+	return c
+}
+
+// powerReport is r in the words of the API.
+func powerReport(r *cache.Report) client.PowerReport {
+	out := client.PowerReport{
+		Time: r.Time.Round(0), Seed: r.Seed, Policy: r.Policy.String(), Tear: "none", Damage: r.Damage.String(),
+		Class: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors,
+		SectorBytes: r.SectorBytes, Sectors: client.PowerSectors(r.Sectors), ImageSHA256: r.ImageSHA256,
+		Flushes: []client.PowerFlush{}, Writes: []client.PowerWrite{}, WritesOmitted: r.WritesOmitted,
+	}
+	if r.TearBytes != 0 {
+		out.Tear = fmt.Sprint(r.TearBytes)
+	}
+	for act, n := range r.Verdict.Acts {
+		if out.Acts == nil {
+			out.Acts = make(map[string]int)
+		}
+		out.Acts[string(act)] = n
+	}
+	for _, f := range r.Verdict.Findings {
+		out.Findings = append(out.Findings, client.PowerFinding{OffsetBytes: f.OffsetBytes, Act: string(f.Act), Write: f.Write})
+	}
+	for _, f := range r.Flushes {
+		out.Flushes = append(out.Flushes, client.PowerFlush{
+			Number: f.Number, BeforeWrite: f.Before, Writes: f.Writes, Time: f.Time.Round(0), Lie: f.Lie,
+		})
+	}
+	for i := range r.Writes {
+		w := &r.Writes[i]
+		out.Writes = append(out.Writes, client.PowerWrite{
+			ID: w.ID, Kind: w.Kind.String(), OffsetBytes: w.OffsetBytes, LengthBytes: w.LengthBytes, FUA: w.FUA,
+			Acknowledged: w.Acknowledged, Promised: w.Promised, Epoch: w.Epoch, AgeSeconds: w.AgeMillis / 1000, Fate: w.Fate,
+			SectorsKept: w.Kept, SectorsLost: w.Lost, SectorsOverwritten: w.Overwritten, SectorsDamaged: w.Damaged,
+		})
+	}
+	return out
+}

@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/cache"
+)
+
+func TestCutPower(t *testing.T) {
+	s := newSettings(t, "db=file:$DIR/i.img,size=1MiB,cache=writeback", "plain=memory:1MiB")
+	d, stop := s.mustStart(t)
+	api := client.New(s.Admin)
+	defer api.Close()
+	c := open(t, s.socket(), "db")
+	block := func(b byte) []byte { return bytes.Repeat([]byte{b}, 512) }
+	write := func(c *nbdConn, off uint64, b byte) {
+		t.Helper()
+		if _, err := c.do(cmdWrite, off, 512, block(b)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(c, 0, 1)
+	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	write(c, 0, 2)
+	write(c, 512, 3)
+	p, err := api.Power(t.Context(), "db")
+	if err != nil || !p.On || !p.WriteCache || p.PendingBytes != 1024 || p.PendingWrites != 2 || p.OldestPending == nil {
+		t.Errorf("power: %+v, %v", p, err)
+	}
+	seed := uint64(5)
+	r, err := api.CutPower(t.Context(), "db", client.PowerCutOptions{Policy: "none", Seed: &seed, DropConnections: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Number != 1 || r.Disk != "db" || r.Seed != 5 || r.Class != "legal" || r.DroppedConnections != 1 ||
+		r.Sectors.Lost != 2 || len(r.Writes) != 2 || r.Writes[1].OffsetBytes != 512 || len(r.Flushes) != 1 {
+		t.Errorf("report: %+v", r)
+	}
+	if err := c.tryWrite(0, block(7)); err == nil {
+		t.Error("the connection is alive")
+	}
+	c = open(t, s.socket(), "db")
+	if got, err := c.do(cmdRead, 0, 1024, nil); err != nil || !bytes.Equal(got, append(block(1), block(0)...)) {
+		t.Errorf("after the cut: %v, %v …", err, got[:min(1, len(got))])
+	}
+	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+		t.Errorf("flush of a new client: %v", err)
+	}
+	write(c, 0, 4)
+	if _, err = api.CutPower(t.Context(), "db", client.PowerCutOptions{Policy: "none"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.do(cmdFlush, 0, 0, nil); err == nil || err.Error() != "errno 5" {
+		t.Errorf("first flush of a client that saw the cut: %v, want EIO", err)
+	}
+	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+		t.Errorf("second flush: %v", err)
+	}
+	for name, want := range map[string]error{"plain": client.ErrConflict, "nobody": client.ErrNotFound} {
+		if _, err := api.CutPower(t.Context(), name, client.PowerCutOptions{}); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+	for _, o := range []client.PowerCutOptions{{Policy: "x"}, {Tear: "1"}, {Damage: "x"}, {OffForSeconds: -1}, {OffForSeconds: 1e9}} {
+		if _, err := api.CutPower(t.Context(), "db", o); !errors.Is(err, client.ErrInvalid) {
+			t.Errorf("%+v: %v, want ErrInvalid", o, err)
+		}
+	}
+	snap, _ := d.Snapshot()
+	if m := snap.Disks[0].Cache; m == nil || m.CutsByCommand != 2 || m.CutsByRule != 0 || m.CutSectors[1] != 3 {
+		t.Errorf("metrics: %+v", m)
+	}
+	if snap.Disks[1].Cache != nil {
+		t.Error("a disk without a write cache has metrics of one")
+	}
+	// What is written and not flushed when the daemon stops is durable.
+	write(c, 0, 9)
+	stop()
+	s.Disks[0].Cache = ""
+	s.mustStart(t)
+	if got, err := open(t, s.socket(), "db").do(cmdRead, 0, 512, nil); err != nil || !bytes.Equal(got, block(9)) {
+		t.Errorf("after a restart: %v, %v …", err, got[:min(1, len(got))])
+	}
+}
+
+// TestCutPower_Off: a disk without power answers with errors, at once, and has
+// power again when the daemon stops.
+func TestCutPower_Off(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	c := open(t, s.socket(), "db")
+	off := s.follow(t, client.EventPowerCut)
+	var group sync.WaitGroup
+	group.Go(func() {
+		if _, err := d.CutPower("db", client.PowerCutOptions{OffForSeconds: 3600}); err != nil {
+			t.Error(err)
+		}
+	})
+	off.want(client.EventPowerCut, "db")
+	if _, err := c.do(cmdRead, 0, 512, nil); err == nil || err.Error() != "errno 5" {
+		t.Errorf("read without power: %v, want EIO", err)
+	}
+	if p, err := d.Power("db"); err != nil || p.On {
+		t.Errorf("power: %+v, %v", p, err)
+	}
+	if _, err := d.CutPower("db", client.PowerCutOptions{}); !errors.Is(err, client.ErrConflict) {
+		t.Errorf("second cut: %v, want ErrConflict", err)
+	}
+	if err := d.Stop(context.Background()); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	group.Wait()
+	if _, err := d.CutPower("db", client.PowerCutOptions{}); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("cut after the stop: %v, want ErrUnavailable", err)
+	}
+}
+
+// TestConfig_KnowsTheCache: what a configuration may say is what the cache takes.
+func TestConfig_KnowsTheCache(t *testing.T) {
+	for i, name := range config.CacheEvictions {
+		if e, err := cache.ParseEviction(name); err != nil || int(e) != i {
+			t.Errorf("eviction %s: %d, %v", name, e, err)
+		}
+	}
+	if want := []string{string(cache.ActLyingFlush), string(cache.ActIgnoredFUA)}; !slices.Equal(config.HostileActs, want) {
+		t.Errorf("hostile acts %v, the cache has %v", config.HostileActs, want)
+	}
+	if config.MinCacheSize != cache.MinSizeBytes || config.MaxCacheSize != cache.MaxSizeBytes {
+		t.Errorf("sizes from %d to %d, the cache takes %d to %d", config.MinCacheSize, config.MaxCacheSize, cache.MinSizeBytes, int64(cache.MaxSizeBytes))
+	}
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/cache"
+)
+
+func newPower() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "power",
+		Short: "Cut the power of disks with a write cache",
+		Long: `Power cuts the power of a disk that runs with cache=writeback, and tells what
+that did. What was flushed stays; each write that was not may survive or not, as
+on a real drive, decided by a seed.`,
+		Example: `  vhbad power cut db --seed 7 --drop-connections
+  vhbad power status db`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(cmd.ErrOrStderr())
+			_ = cmd.Help()
+			return usage(fmt.Errorf("want cut or status"))
+		},
+	}
+	cmd.AddCommand(newPowerCut(), newPowerStatus())
+	return cmd
+}
+
+func newPowerCut() *cobra.Command {
+	var asJSON bool
+	var path string
+	var seed uint64
+	var offFor time.Duration
+	var o client.PowerCutOptions
+	cmd := &cobra.Command{
+		Use:   "cut DISK",
+		Short: "Cut the power of a disk, and give it back",
+		Long: `Cut takes the power from a disk at once. What was flushed, or written with FUA,
+stays. Each pending write survives or not by --policy and --seed; then the disk
+has power again, with an empty cache. The report tells the fate of each write,
+and whether a correct drive may leave such an image: legal, damaged (as asked by
+--tear below the block size, or --damage) or hostile (a promise was broken).
+
+POLICY  subset       each write by a coin (default)
+        none         nothing that was not flushed
+        all          everything
+        prefix       the first few, in order of arrival
+        reverse      the last few
+        one-missing  all but one
+
+Clients stay connected and get errors while the disk is off, and one for their
+next flush: the writes that it is for may be gone. With --drop-connections they
+are cut off, as by the power cut of a whole machine.`,
+		Example: `  vhbad power cut db
+  vhbad power cut db --seed 7 --policy one-missing --drop-connections
+  vhbad power cut db --tear 512 --damage unreadable --off-for 5s --json`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("seed") {
+				o.Seed = &seed
+			}
+			o.OffForSeconds = offFor.Seconds()
+			return withDaemon(path, func(c *client.Client) error {
+				r, err := c.CutPower(cmd.Context(), args[0], o)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), r)
+				}
+				return printPowerReport(cmd.OutOrStdout(), r)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.Uint64Var(&seed, "seed", 0, "decide by this seed: the same writes and seed give the same image (default: drawn, and told)")
+	f.StringVar(&o.Policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
+	f.StringVar(&o.Tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
+	f.StringVar(&o.Damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
+	f.DurationVar(&offFor, "off-for", 0, "how long the disk stays without power")
+	f.BoolVar(&o.DropConnections, "drop-connections", false, "close the clients' connections, without an answer to what is in flight")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addAdminFlag(f, &path)
+	for name, values := range map[string][]string{
+		"policy": cache.PolicyNames(), "tear": {"none", "512", "4096"}, "damage": {"old", "garbage", "unreadable"},
+	} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err) // the flag does not exist
+		}
+	}
+	return cmd
+}
+
+// maxPrintedWrites is how many writes that did not survive a report for people
+// lists.
+const maxPrintedWrites = 20
+
+func printPowerReport(w io.Writer, r *client.PowerReport) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
+	line("power cut %d of %s by %s: seed %d, policy %s, tear %s, damage %s", r.Number, r.Disk, r.Trigger, r.Seed, r.Policy, r.Tear, r.Damage)
+	line("%s: %d sectors checked against what was promised%s", r.Class, r.CheckedSectors, actsOf(r))
+	s := &r.Sectors
+	line("%d pending sectors of %d bytes: %d kept, %d lost, %d torn, %d garbage, %d unreadable",
+		s.Pending, r.SectorBytes, s.Kept, s.Lost, s.Torn, s.Garbage, s.Unreadable)
+	if r.DroppedConnections > 0 {
+		line("%d connections dropped", r.DroppedConnections)
+	}
+	var harmed []*client.PowerWrite
+	for i := range r.Writes {
+		if f := r.Writes[i].Fate; f == "lost" || f == "torn" {
+			harmed = append(harmed, &r.Writes[i])
+		}
+	}
+	line("%d of %d pending writes lost or torn", len(harmed), len(r.Writes)+r.WritesOmitted)
+	if len(harmed) == 0 {
+		return t.Flush()
+	}
+	line("")
+	line("WRITE\tKIND\tOFFSET\tLENGTH\tAGE\tFATE\tKEPT\tLOST\tDAMAGED\tPROMISED")
+	for _, x := range harmed[max(0, len(harmed)-maxPrintedWrites):] {
+		line("%d\t%s\t%d\t%d\t%s\t%s\t%d\t%d\t%d\t%s", x.ID, x.Kind, x.OffsetBytes, x.LengthBytes,
+			time.Duration(x.AgeSeconds*float64(time.Second)).Round(time.Millisecond), x.Fate, x.SectorsKept, x.SectorsLost, x.SectorsDamaged,
+			map[bool]string{true: "yes", false: "no"}[x.Promised])
+	}
+	if n := len(harmed) - maxPrintedWrites; n > 0 {
+		line("%d earlier ones: see --json", n)
+	}
+	return t.Flush()
+}
+
+// actsOf lists what a correct drive would not have done.
+func actsOf(r *client.PowerReport) string {
+	var b strings.Builder
+	for _, act := range slices.Sorted(maps.Keys(r.Acts)) {
+		fmt.Fprintf(&b, ", %s %d", act, r.Acts[act])
+	}
+	return b.String()
+}
+
+func newPowerStatus() *cobra.Command {
+	var asJSON bool
+	var path string
+	cmd := &cobra.Command{
+		Use:   "status DISK",
+		Short: "Show what waits in a disk's write cache, and its last power cuts",
+		Example: `  vhbad power status db
+  vhbad power status db --json | jq '.reports[-1].sectors'`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withDaemon(path, func(c *client.Client) error {
+				p, err := c.Power(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), p)
+				}
+				return printPower(cmd.OutOrStdout(), p)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addAdminFlag(cmd.Flags(), &path)
+	return cmd
+}
+
+func printPower(w io.Writer, p *client.Power) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
+	onOff := map[bool]string{true: "on", false: "off"}
+	line("power %s, write cache %s, eviction %s, hostile: %s", onOff[p.On], onOff[p.WriteCache], p.Eviction, cmp.Or(strings.Join(p.Hostile, ", "), "no"))
+	line("%s of %s pending in %d writes, %d unreadable sectors", config.Size(p.PendingBytes), config.Size(p.SizeBytes), p.PendingWrites, p.UnreadableSectors)
+	if len(p.Reports) == 0 {
+		return t.Flush()
+	}
+	line("")
+	line("CUT\tTIME\tTRIGGER\tSEED\tPOLICY\tCLASS\tPENDING\tKEPT\tLOST\tDAMAGED")
+	for i := range p.Reports {
+		r := &p.Reports[i]
+		s := &r.Sectors
+		line("%d\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d", r.Number, r.Time.Local().Format(time.RFC3339), r.Trigger, r.Seed, r.Policy, r.Class,
+			s.Pending, s.Kept, s.Lost, s.Torn+s.Garbage+s.Unreadable)
+	}
+	return t.Flush()
+}
