@@ -40,6 +40,8 @@ func (m *machine) snapshot(verify bool, complain func(string, ...any)) (metrics.
 		Faults:   m.iommu.Faults(),
 		Verify:   verify,
 		Verifier: m.system.Verifier(),
+		Stages:   m.adapter.StageTimes(),
+		Locks:    m.adapter.Locks(),
 	}
 	err := m.onProcessor("statistics", func(p *port.Processor) error {
 		s.Adapter = m.adapter.Stats(p)

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -48,10 +50,14 @@ var (
 
 	exportInfo  = desc("export_info", "1, with what is behind an export.", "export", "backend", "read_only")
 	exportSize  = desc("export_size_bytes", "Size of an export.", "export")
-	requests    = desc("requests_total", "NBD requests answered.", "export", "op", "result")
+	requests    = desc("requests_total", "NBD requests answered: ok, error, aborted by a reset or a lost device, or with an injected fault.", "export", "op", "result")
 	bytesMoved  = desc("request_bytes_total", "Bytes that successful NBD requests covered.", "export", "op")
 	duration    = desc("request_duration_seconds", "Time from reading a request to sending its reply.", "export", "op")
 	inFlight    = desc("requests_in_flight", "NBD requests begun and not answered yet.", "export", "op")
+	oldest      = desc("oldest_request_age_seconds", "Age of the oldest command in the unit's queue or at the adapter, up to 0.1 s short; 0 if none is that old.", "export")
+	ioTime      = desc("io_time_seconds_total", "Time in which the export had commands, as iostat counts it: an estimate, by a look ten times a second.", "export")
+	ioWeighted  = desc("io_time_weighted_seconds_total", "Sum of the durations of all requests answered, as iostat counts them.", "export")
+	stages      = desc("stage_duration_seconds", "Time that commands spend in each stage of the stack: a sample of one in "+strconv.Itoa(port.SampleEvery)+", at random. An op appears with its first sample.", "op", "stage")
 	connections = desc("connections", "Clients that have the export open.", "export")
 
 	connectionsTLS = desc("connections_tls", "Clients that have the export open by TLS.", "export")
@@ -69,13 +75,21 @@ var (
 	unitStarted     = desc("port_srbs_started_total", "Commands given to the adapter.", "export")
 	unitCompleted   = desc("port_srbs_completed_total", "Commands finished.", "export")
 	unitBusy        = desc("port_busy_total", "Commands that the adapter turned away, to be sent again.", "export", "reason")
+	unitParked      = desc("port_parked_total", "Commands built that found the unit not ready, and were started later.", "export")
+	unitHeld        = desc("port_held_seconds_total", "Time in which the unit's queue was held back, by reason.", "export", "reason")
+	adapterHeld     = desc("port_adapter_held_seconds_total", "Time in which the queues of all units were held back, by reason.", "reason")
 	unitTimeouts    = desc("port_timeouts_total", "Commands that ran out of time.", "export")
+	aborts          = desc("port_aborts_total", "Commands that abort another.")
 	resets          = desc("port_resets_total", "Resets that the port driver asked for.", "level")
 	resetsDetected  = desc("port_resets_detected_total", "Resets that the adapter reported by itself.")
 	interruptEdges  = desc("port_interrupt_edges_total", "Interrupts that the device raised.", "message")
 	interruptRuns   = desc("port_interrupts_total", "Calls of the interrupt handler: fewer than edges where they coalesced.", "message")
 	interruptOthers = desc("port_interrupts_unhandled_total", "Interrupts that the handler disowned.", "message")
 	synchronized    = desc("port_synchronize_access_total", "Calls of SynchronizeAccess.")
+	syncHold        = desc("port_synchronize_access_hold_seconds", "Time that calls of SynchronizeAccess kept interrupts off: a sample of one in 64, or all with the verifier on.")
+	lockCount       = desc("port_lock_acquisitions_total", "Acquisitions of the locks around callbacks: of StartIo, of its channels, of interrupts.", "lock")
+	lockWait        = desc("port_lock_wait_seconds", "Time that those waited who could not have the lock at once: every contended acquisition.", "lock")
+	lockHold        = desc("port_lock_hold_seconds", "Time that the lock was held: a sample of one acquisition in "+strconv.Itoa(port.SampleEvery)+", or all with the verifier on.", "lock")
 
 	driverFull    = desc("miniport_queue_full_total", "Commands turned away because a ring or its tags ran out.", "queue")
 	driverRefused = desc("miniport_refused_total", "Commands turned away because of a reset.", "queue")
@@ -84,6 +98,7 @@ var (
 	hbaCommands    = desc("hba_commands_total", "Commands fetched.", "queue")
 	hbaCompletions = desc("hba_completions_total", "Completions posted.", "queue")
 	hbaInterrupts  = desc("hba_interrupts_total", "Interrupts raised: at most one for a batch of completions.", "queue")
+	hbaBatches     = desc("hba_completions_per_interrupt", "Completions that an interrupt announced, all queues together. One for what workers or a reset completed.")
 	hbaDoorbells   = desc("hba_doorbells_total", "Doorbell writes.", "queue", "ring")
 	hbaHanded      = desc("hba_handed_to_workers_total", "Commands that would have blocked.", "queue")
 	hbaRing        = desc("hba_ring_entries", "Commands by where they are.", "queue", "state")
@@ -128,6 +143,10 @@ func (s sink) counter(d *prometheus.Desc, v uint64, labels ...string) {
 	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 }
 
+func (s sink) seconds(d *prometheus.Desc, v time.Duration, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v.Seconds(), labels...)
+}
+
 func (s sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
 	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 }
@@ -153,6 +172,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	if end := snap.CertificateNotAfter; !end.IsZero() {
 		s.gauge(certificateEnd, float64(end.Unix()))
 	}
+	s.stages(&snap)
 	s.port(&snap)
 	s.device(&snap)
 	s.memory(&snap)
@@ -161,6 +181,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 // noStats stands for an export that nobody has used yet: all its series exist
 // from the start, so that a rate sees the first request.
 var noStats nbd.ExportStats
+
+func byName(e nbd.ExportStats, name string) int { return strings.Compare(e.Name, name) }
 
 func (s sink) disks(snap *Snapshot) {
 	secure := make(map[string]int)
@@ -174,23 +196,30 @@ func (s sink) disks(snap *Snapshot) {
 		s.gauge(exportInfo, 1, d.Name, d.Backend, strconv.FormatBool(d.ReadOnly))
 		s.gauge(exportSize, float64(d.SizeBytes), d.Name)
 		e := &noStats
-		if at := slices.IndexFunc(snap.NBD.Exports, func(e nbd.ExportStats) bool { return e.Name == d.Name }); at >= 0 {
+		if at, ok := slices.BinarySearchFunc(snap.NBD.Exports, d.Name, byName); ok {
 			e = &snap.NBD.Exports[at]
 		}
 		s.gauge(connections, float64(e.Connections), d.Name)
 		s.gauge(connectionsTLS, float64(secure[d.Name]), d.Name)
+		var weighted time.Duration
 		for op := range e.Ops {
 			o, name := &e.Ops[op], nbd.Op(op).String()
 			s.counter(requests, o.Requests-o.Errors, d.Name, name, "ok")
-			s.counter(requests, o.Errors, d.Name, name, "error")
+			s.counter(requests, o.Errors-o.Aborted-o.Injected, d.Name, name, "error")
+			s.counter(requests, o.Aborted, d.Name, name, "aborted")
+			s.counter(requests, o.Injected, d.Name, name, "injected")
 			if op == int(nbd.OpCount) {
 				continue // commands that do not exist move nothing and take no time
 			}
 			s.counter(bytesMoved, o.Bytes, d.Name, name)
 			s.gauge(inFlight, float64(o.InFlight), d.Name, name)
-			s <- &latency{desc: duration, labels: prometheus.MakeLabelPairs(duration, []string{d.Name, name}), stats: o}
+			s.distribution(duration, requestHistogram(o), d.Name, name)
+			weighted += o.LatencySum
 		}
+		s.seconds(ioWeighted, weighted, d.Name)
 		u := &d.Unit
+		s.gauge(oldest, u.OldestAge.Seconds(), d.Name)
+		s.seconds(ioTime, u.BusyTime, d.Name)
 		s.gauge(unitDepth, float64(u.Depth), d.Name)
 		s.gauge(unitOutstanding, float64(u.Outstanding), d.Name)
 		s.gauge(unitWaiting, float64(u.Waiting), d.Name)
@@ -198,6 +227,10 @@ func (s sink) disks(snap *Snapshot) {
 		s.counter(unitCompleted, u.Completed, d.Name)
 		s.counter(unitBusy, u.QueueFull, d.Name, "queue_full")
 		s.counter(unitBusy, u.Busy-u.QueueFull, d.Name, "busy")
+		s.counter(unitParked, u.Parked, d.Name)
+		for _, reason := range unitReasons {
+			s.seconds(unitHeld, u.Held[reason], d.Name, reason.String())
+		}
 		s.counter(unitTimeouts, u.Timeouts, d.Name)
 		if d.Cache != nil {
 			s.cache(d.Name, d.Cache)
@@ -235,6 +268,12 @@ func (s sink) cache(name string, c *Cache) {
 	s.gauge(hostileMode, hostile, name)
 }
 
+// Why the queue of a unit is held back, and those of all.
+var (
+	unitReasons    = []port.GateReason{port.GatePaused, port.GateBusy, port.GateFrozen, port.GateLocked, port.GateRecovering, port.GateGivenUp}
+	adapterReasons = []port.GateReason{port.GatePaused, port.GateBusy, port.GateStopped, port.GateLinkDown, port.GateHold}
+)
+
 func (s sink) connections(n *nbd.Stats) {
 	s.gauge(connectionsOpen, float64(n.ConnectionsOpen))
 	s.counter(connectionsTotal, n.ConnectionsTotal)
@@ -246,6 +285,22 @@ func (s sink) connections(n *nbd.Stats) {
 	}
 	s.counter(networkBytes, n.ReceivedBytes, "receive")
 	s.counter(networkBytes, n.SentBytes, "transmit")
+}
+
+// stages sends where the time goes: what the port knows, and the reply.
+func (s sink) stages(snap *Snapshot) {
+	for op := range port.Operations {
+		for stage := port.StageQueue; stage < port.Stages; stage++ {
+			if c := &snap.Stages[op][stage]; c.Count() > 0 {
+				s.distribution(stages, countsHistogram(c, stageSpan), op.String(), stage.String())
+			}
+		}
+	}
+	for op := range nbd.OpCount {
+		if c := &snap.NBD.ReplyTimes[op]; c.Count() > 0 {
+			s.distribution(stages, countsHistogram(c, stageSpan), op.String(), "reply")
+		}
+	}
 }
 
 func (s sink) port(snap *Snapshot) {
@@ -260,8 +315,21 @@ func (s sink) port(snap *Snapshot) {
 	for i, v := range a.Resets {
 		s.counter(resets, v, port.ResetLevel(i).String())
 	}
+	s.counter(aborts, a.Aborts)
+	for _, reason := range adapterReasons {
+		s.seconds(adapterHeld, a.Held[reason], reason.String())
+	}
 	s.counter(resetsDetected, a.ResetsDetected)
 	s.counter(synchronized, a.SynchronizeAccess)
+	s.distribution(syncHold, countsHistogram(&a.SyncTimes, lockSpan))
+	for _, l := range []struct {
+		name string
+		s    *port.LockStats
+	}{{"startio", &snap.Locks.StartIo}, {"channel", &snap.Locks.Channel}, {"interrupt", &snap.Locks.Interrupt}} {
+		s.counter(lockCount, l.s.Acquired, l.name)
+		s.distribution(lockWait, countsHistogram(&l.s.Wait, lockSpan), l.name)
+		s.distribution(lockHold, countsHistogram(&l.s.Hold, lockSpan), l.name)
+	}
 	s.flag(verifierOn, snap.Verify)
 	if snap.Verify {
 		for c := port.CheckDoubleCompletion; int(c) < port.Checks; c++ {
@@ -293,6 +361,7 @@ func (s sink) device(snap *Snapshot) {
 		s.counter(hbaDMA, q.BytesOut, queue, "out")
 		s.counter(hbaFaults, q.DMAFaults, queue)
 	}
+	s.distribution(hbaBatches, batches(d.Queues))
 	s.counter(hbaResets, d.Resets)
 	s.gauge(hbaWorkers, float64(d.Workers))
 	s.gauge(hbaWorkersBusy, float64(d.WorkersBusy))

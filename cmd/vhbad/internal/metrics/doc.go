@@ -11,5 +11,10 @@
 // breaks dashboards, so it changes there too.
 //
 // Latency histograms are both: native for a server that scrapes them so, and
-// classic with a bucket per power of two for one that does not.
+// classic with a bucket per power of two for one that does not. Those of requests
+// and of waits for locks have every event; those of stages and of lock holds are
+// samples, and their help says at which rate.
+//
+// A scrape of 256 exports in use takes 0.1 to 0.15 s of a processor, for 5 MB of
+// text or 1.8 MB of protobuf (BenchmarkScrape): half a millisecond for each.
 package metrics

@@ -1,46 +1,78 @@
 package metrics
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/internal/latency"
 	"github.com/vhbad/vhbad/nbd"
 )
 
-// Exponents of two of the first and last classic bucket's bound in seconds:
-// 7.6 µs to 16 s. The native buckets have no such ends.
-const (
-	minClassicExponent = -17
-	maxClassicExponent = 4
-)
-
-// perOctave is how many native buckets make a classic one.
-const perOctave = 1 << nbd.LatencySchema
-
-// latency is a histogram with classic and native buckets at once, which
-// prometheus.NewConst… does not offer.
-type latency struct {
-	desc   *prometheus.Desc
-	labels []*dto.LabelPair
-	stats  *nbd.OpStats
+// A span is the exponents of two of the first and last classic bucket's bound in
+// seconds. The native buckets have no such ends.
+type span struct {
+	first, last int
+	bounds      []float64
 }
 
-var _ prometheus.Metric = (*latency)(nil)
+var (
+	requestSpan = newSpan(-17, 4) // 7.6 µs to 16 s
+	stageSpan   = newSpan(-23, 4) // 119 ns to 16 s
+	lockSpan    = newSpan(-24, 0) // 60 ns to 1 s
+)
+
+func newSpan(first, last int) span {
+	s := span{first: first, last: last}
+	for exponent := first; exponent <= last; exponent++ {
+		s.bounds = append(s.bounds, math.Ldexp(1, exponent))
+	}
+	return s
+}
+
+// perOctave is how many native buckets make a classic one.
+const perOctave = 1 << latency.Schema
+
+// distribution is a histogram with classic and native buckets at once, which
+// prometheus.NewConst… does not offer.
+type distribution struct {
+	desc      *prometheus.Desc
+	labels    []*dto.LabelPair
+	histogram *dto.Histogram
+}
+
+var _ prometheus.Metric = (*distribution)(nil)
 
 // Desc implements prometheus.Metric.
-func (l *latency) Desc() *prometheus.Desc { return l.desc }
+func (d *distribution) Desc() *prometheus.Desc { return d.desc }
 
 // Write implements prometheus.Metric.
-func (l *latency) Write(out *dto.Metric) error {
-	out.Label = l.labels
-	out.Histogram = latencyHistogram(l.stats)
+func (d *distribution) Write(out *dto.Metric) error {
+	out.Label = d.labels
+	out.Histogram = d.histogram
 	return nil
 }
 
-func latencyHistogram(s *nbd.OpStats) *dto.Histogram {
+func (s sink) distribution(d *prometheus.Desc, h *dto.Histogram, labels ...string) {
+	s <- &distribution{d, prometheus.MakeLabelPairs(d, labels), h}
+}
+
+func requestHistogram(s *nbd.OpStats) *dto.Histogram {
+	return durations(s.LatencySum.Seconds(), s.Latency[:], nbd.LatencyMinIndex, requestSpan)
+}
+
+func countsHistogram(c *latency.Counts, classic span) *dto.Histogram {
+	return durations(c.Sum.Seconds(), c.Buckets[:], latency.MinIndex, classic)
+}
+
+// durations makes a histogram of counts by bucket, of which the first has the
+// native index minIndex and the last has no bound.
+func durations(sum float64, counts []uint64, minIndex int, classic span) *dto.Histogram {
 	h := &dto.Histogram{
-		SampleSum:     new(s.LatencySum.Seconds()),
-		Schema:        new(int32(nbd.LatencySchema)),
+		SampleSum:     new(sum),
+		Schema:        new(int32(latency.Schema)),
 		ZeroThreshold: new(float64),
 		ZeroCount:     new(uint64),
 	}
@@ -48,12 +80,12 @@ func latencyHistogram(s *nbd.OpStats) *dto.Histogram {
 	// from the one before.
 	var total, last uint64
 	next := 0 // index that a bucket would need to continue the last span
-	for i, n := range s.Latency {
+	for i, n := range counts {
 		total += n
 		if n == 0 {
 			continue
 		}
-		index := nbd.LatencyMinIndex + i
+		index := minIndex + i
 		if len(h.PositiveSpan) == 0 || index != next {
 			h.PositiveSpan = append(h.PositiveSpan, &dto.BucketSpan{Offset: new(int32(index - next)), Length: new(uint32)})
 		}
@@ -66,14 +98,41 @@ func latencyHistogram(s *nbd.OpStats) *dto.Histogram {
 	}
 	h.SampleCount = new(total)
 	// Classic buckets: cumulative counts at every whole power of two.
-	var sum uint64
+	// There are thousands of them in a scrape of many exports, so those of one
+	// histogram are allocated together.
+	var below uint64
 	i := 0
-	for exponent := minClassicExponent; exponent <= maxClassicExponent; exponent++ {
-		end := exponent*perOctave - nbd.LatencyMinIndex
-		for ; i <= end; i++ {
-			sum += s.Latency[i]
+	buckets, cumulative := make([]dto.Bucket, len(classic.bounds)), make([]uint64, len(classic.bounds))
+	h.Bucket = make([]*dto.Bucket, len(classic.bounds))
+	for b := range buckets {
+		for end := (classic.first+b)*perOctave - minIndex; i <= end; i++ {
+			below += counts[i]
 		}
-		h.Bucket = append(h.Bucket, &dto.Bucket{CumulativeCount: new(sum), UpperBound: new(nbd.LatencyBound(end))})
+		cumulative[b] = below
+		buckets[b].CumulativeCount, buckets[b].UpperBound = &cumulative[b], &classic.bounds[b]
+		h.Bucket[b] = &buckets[b]
 	}
+	return h
+}
+
+// batches makes a histogram of how many completions each interrupt announced.
+func batches(queues []hba.QueueStats) *dto.Histogram {
+	var counts [hba.BatchBuckets]uint64
+	var completions uint64
+	for i := range queues {
+		completions += queues[i].Completions
+		for b, n := range queues[i].Batches {
+			counts[b] += n
+		}
+	}
+	h := &dto.Histogram{SampleSum: new(float64(completions))}
+	var below uint64
+	for b, n := range counts {
+		below += n
+		if b < len(counts)-1 { // the last has no bound
+			h.Bucket = append(h.Bucket, &dto.Bucket{CumulativeCount: new(below), UpperBound: new(float64(uint(1) << b))})
+		}
+	}
+	h.SampleCount = new(below)
 	return h
 }

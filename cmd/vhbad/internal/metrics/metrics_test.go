@@ -49,9 +49,15 @@ func full() *source {
 	cached.PendingBytes, cached.OldestPending = 512, time.Unix(1_800_000_000, 0)
 	cached.FlushCovered = [cache.CoveredBuckets]uint64{1, 0, 2}
 	cached.CoveredWrites = 4
+	read.Aborted, read.Injected = 0, 1
+	stages := new(port.StageTimes)
+	stages[port.OperationRead][port.StageDevice].Buckets[10] = 3
+	n := nbd.Stats{Exports: []nbd.ExportStats{e}, ConnectionsTotal: 9}
+	n.ReplyTimes[nbd.OpRead].Buckets[20] = 2
 	return &source{ok: true, s: Snapshot{
+		Stages: stages, Locks: new(port.Locks),
 		Disks:  []Disk{{Name: "disk0", Backend: "memory", SizeBytes: 1 << 30, Unit: port.LUStats{Depth: 64, Busy: 5, QueueFull: 3}, Cache: cached}, {Name: "idle"}},
-		NBD:    nbd.Stats{Exports: []nbd.ExportStats{e}, ConnectionsTotal: 9},
+		NBD:    n,
 		Driver: make([]miniport.QueueStats, 2),
 		Device: hba.Stats{Queues: []hba.QueueStats{{Commands: 11, InFlight: 4}, {}}},
 		Adapter: port.AdapterStats{
@@ -117,23 +123,39 @@ func TestNames(t *testing.T) {
 
 func TestValues(t *testing.T) {
 	const want = `
-# HELP vhbad_requests_total NBD requests answered.
+# HELP vhbad_requests_total NBD requests answered: ok, error, aborted by a reset or a lost device, or with an injected fault.
 # TYPE vhbad_requests_total counter
+vhbad_requests_total{export="disk0",op="block_status",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="block_status",result="error"} 0
+vhbad_requests_total{export="disk0",op="block_status",result="injected"} 0
 vhbad_requests_total{export="disk0",op="block_status",result="ok"} 0
+vhbad_requests_total{export="disk0",op="cache",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="cache",result="error"} 0
+vhbad_requests_total{export="disk0",op="cache",result="injected"} 0
 vhbad_requests_total{export="disk0",op="cache",result="ok"} 0
+vhbad_requests_total{export="disk0",op="flush",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="flush",result="error"} 0
+vhbad_requests_total{export="disk0",op="flush",result="injected"} 0
 vhbad_requests_total{export="disk0",op="flush",result="ok"} 0
-vhbad_requests_total{export="disk0",op="read",result="error"} 2
+vhbad_requests_total{export="disk0",op="read",result="aborted"} 0
+vhbad_requests_total{export="disk0",op="read",result="error"} 1
+vhbad_requests_total{export="disk0",op="read",result="injected"} 1
 vhbad_requests_total{export="disk0",op="read",result="ok"} 5
+vhbad_requests_total{export="disk0",op="trim",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="trim",result="error"} 0
+vhbad_requests_total{export="disk0",op="trim",result="injected"} 0
 vhbad_requests_total{export="disk0",op="trim",result="ok"} 0
+vhbad_requests_total{export="disk0",op="unknown",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="unknown",result="error"} 0
+vhbad_requests_total{export="disk0",op="unknown",result="injected"} 0
 vhbad_requests_total{export="disk0",op="unknown",result="ok"} 0
+vhbad_requests_total{export="disk0",op="write",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="write",result="error"} 0
+vhbad_requests_total{export="disk0",op="write",result="injected"} 0
 vhbad_requests_total{export="disk0",op="write",result="ok"} 0
+vhbad_requests_total{export="disk0",op="write_zeroes",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="error"} 0
+vhbad_requests_total{export="disk0",op="write_zeroes",result="injected"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="ok"} 0
 # HELP vhbad_port_busy_total Commands that the adapter turned away, to be sent again.
 # TYPE vhbad_port_busy_total counter
@@ -158,15 +180,15 @@ func TestLatencyHistogram(t *testing.T) {
 	s := full().s.NBD.Exports[0].Ops[nbd.OpRead]
 	s.Latency[nbd.LatencyBuckets] = 1 // beyond 64 s
 	s.Latency[0] = 2                  // up to 1 µs
-	h := latencyHistogram(&s)
+	h := requestHistogram(&s)
 	if h.GetSampleCount() != 10 || h.GetSampleSum() != 3 {
 		t.Errorf("count %d, sum %v; want 10, 3", h.GetSampleCount(), h.GetSampleSum())
 	}
-	if n := len(h.Bucket); n != maxClassicExponent-minClassicExponent+1 {
+	if n := len(h.Bucket); n != requestSpan.last-requestSpan.first+1 {
 		t.Errorf("%d classic buckets", n)
 	}
 	for i, b := range h.Bucket {
-		bound := math.Exp2(float64(minClassicExponent + i))
+		bound := math.Exp2(float64(requestSpan.first + i))
 		want := uint64(2)
 		if bound >= 1.0/1024 {
 			want = 5
@@ -233,5 +255,40 @@ func TestHandler(t *testing.T) {
 		if code, body := get(tt.h, tt.method, tt.path); code != tt.code || !strings.Contains(body, tt.want) {
 			t.Errorf("%s %s: %d %.200s; want %d with %q", tt.method, tt.path, code, body, tt.code, tt.want)
 		}
+	}
+}
+
+// TestStageOps: a stage of the port and the reply of the same command have one op.
+func TestStageOps(t *testing.T) {
+	if int(port.Operations) != int(nbd.OpCount) {
+		t.Fatalf("%d operations of the port, %d of NBD", port.Operations, nbd.OpCount)
+	}
+	for op := range nbd.OpCount {
+		if port.Operation(op).String() != op.String() {
+			t.Errorf("%s is %s to the port", op, port.Operation(op))
+		}
+	}
+}
+
+// TestCompletionsPerInterrupt: buckets of all queues, and the sum of completions.
+func TestCompletionsPerInterrupt(t *testing.T) {
+	h := batches([]hba.QueueStats{
+		{Completions: 9, Batches: [hba.BatchBuckets]uint64{0: 1, 3: 1}},
+		{Completions: 1001, Batches: [hba.BatchBuckets]uint64{0: 1, hba.BatchBuckets - 1: 1}},
+	})
+	if h.GetSampleCount() != 4 || h.GetSampleSum() != 1010 {
+		t.Errorf("%d interrupts, %v completions; want 4, 1010", h.GetSampleCount(), h.GetSampleSum())
+	}
+	for _, b := range h.Bucket {
+		want := uint64(2)
+		if b.GetUpperBound() >= 8 {
+			want = 3
+		}
+		if b.GetCumulativeCount() != want {
+			t.Errorf("up to %v completions: %d interrupts, want %d", b.GetUpperBound(), b.GetCumulativeCount(), want)
+		}
+	}
+	if last := h.Bucket[len(h.Bucket)-1].GetUpperBound(); last != 512 {
+		t.Errorf("the last bound is %v, want 512", last)
 	}
 }

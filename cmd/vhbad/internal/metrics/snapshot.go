@@ -16,6 +16,8 @@ type Snapshot struct {
 	Disks    []Disk
 	NBD      nbd.Stats
 	Adapter  port.AdapterStats
+	Stages   *port.StageTimes
+	Locks    *port.Locks
 	Driver   []miniport.QueueStats
 	Device   hba.Stats
 	Arena    dma.Stats
