@@ -47,6 +47,17 @@ const (
 	// off_seconds.
 	EventPowerCut EventType = "power.cut"
 	EventPowerOn  EventType = "power.on"
+	// EventFault is a command that has met a fault: rule, kind, class (legal or
+	// hostile), op, lba, blocks, tag, seed, times (those not told before included).
+	EventFault EventType = "fault.injected"
+	// EventFaultSet is a fault rule that has come into force: rule, kind, hostile,
+	// seed; EventFaultRemoved one that has ended: rule.
+	EventFaultSet     EventType = "fault.set"
+	EventFaultRemoved EventType = "fault.removed"
+	// EventFaultReleased is a rule that has let commands go: rule, released.
+	EventFaultReleased EventType = "fault.released"
+	// EventMark is a mark that somebody has set: text.
+	EventMark EventType = "mark"
 	// EventLost stands for events that this reader was too slow for: events, how
 	// many. Its number is that of the last one of them.
 	EventLost EventType = "lost"
@@ -56,7 +67,7 @@ const (
 func EventTypes() []EventType {
 	return []EventType{
 		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown, EventReset, EventViolation,
-		EventPowerCut, EventPowerOn, EventLost,
+		EventPowerCut, EventPowerOn, EventFault, EventFaultSet, EventFaultRemoved, EventFaultReleased, EventMark, EventLost,
 	}
 }
 

@@ -61,6 +61,7 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 		return treatmentNone
 	}
 	cmd := fault.Describe(&c.CDB)
+	cmd.Tag = c.Tag
 	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 {
 		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted && len(q.exec.segments) > 0 {
 			cmd.AddUnmap(q.exec.segments[0])

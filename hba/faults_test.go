@@ -65,7 +65,7 @@ func (f *faultyWorld) set(t testing.TB, rules ...fault.Rule) *fault.Set {
 	s, err := fault.NewSet(fault.Config{
 		Rules: rules, Hostile: true, Now: f.clock.Now(), Old: f.dev.Faults(),
 		Units: []fault.Unit{
-			{Disk: "d", BlockBytes: blockBytes, Blocks: diskBytes / blockBytes},
+			{Disk: "d", BlockBytes: blockBytes, Blocks: diskBytes / blockBytes, PowerSwitch: true},
 			{Disk: "other", Lun: 2, BlockBytes: blockBytes, Blocks: diskBytes / blockBytes},
 		},
 	})

@@ -140,6 +140,9 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&s.single, "single", false, "serve one client on standard input and output, or on the socket of LISTEN_FDS, and end with it; no admin socket or HTTP unless asked for")
 	f.BoolVar(&s.takeover, "takeover", false, "take the place of the daemon at the admin socket: its sockets stay open, it finishes and ends; starts as usual if there is none")
 	f.BoolVar(&s.discard, "takeover-discard-memory", false, "take over even from memory disks, whose content is lost")
+	f.BoolVar(&v.Hostile, "hostile", false, "allow fault rules that break what a correct drive promises: data may be lost")
+	f.Var(&v.HBA.SRBTimeout, "srb-timeout", "time for a command before the port begins with resets, whole seconds; a flush gets four times as much (default "+config.DefaultSRBTimeout.String()+")")
+	f.Var(&v.HBA.ResetTimeout, "reset-timeout", "time for each reset before the next, greater one (default "+config.DefaultResetTimeout.String()+")")
 	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")
 	f.BoolVar(&v.HBA.Verify, "verify", false, "check every rule of the port's contract; slower")
 	f.IntVar(&v.HBA.Queues, "queues", 0, fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues))
@@ -168,7 +171,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&v.Log.Format, "log-format", "", "auto, text or json (default auto: text on a terminal)")
 	f.StringVar(&v.Log.Level, "log-level", "", "debug, info, warn or error (default info)")
 	// pflag would show "0" as the default of these.
-	for _, name := range []string{"memory", "drain-timeout", "bytes-in-flight", "payload", "option-bytes", "handshake-timeout", "reply-timeout", "idle-timeout"} {
+	for _, name := range []string{"memory", "drain-timeout", "bytes-in-flight", "payload", "option-bytes", "handshake-timeout", "reply-timeout", "idle-timeout", "srb-timeout", "reset-timeout"} {
 		f.Lookup(name).DefValue = ""
 	}
 }
@@ -186,6 +189,9 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	for name, apply := range map[string]func(){
 		"http":                 func() { file.HTTP = v.HTTP },
 		"admin":                func() { file.Admin = v.Admin },
+		"hostile":              func() { file.Hostile = v.Hostile },
+		"srb-timeout":          func() { file.HBA.SRBTimeout = v.HBA.SRBTimeout },
+		"reset-timeout":        func() { file.HBA.ResetTimeout = v.HBA.ResetTimeout },
 		"read-only":            func() { file.ReadOnly = v.ReadOnly },
 		"verify":               func() { file.HBA.Verify = v.HBA.Verify },
 		"queues":               func() { file.HBA.Queues = v.HBA.Queues },

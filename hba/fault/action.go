@@ -195,8 +195,6 @@ var kinds = []kindInfo{
 	{kind: KindUnplug, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "unplug the disk, and plug it in again"},
 	{kind: KindCapacity, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
 	{kind: KindPowerCut, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
-	{kind: KindDisconnect, stage: stageConnection, ops: opsOfUsers, allowed: opsOfUsers, summary: "break the connection in the middle of the reply"},
-	{kind: KindSlowHandshake, stage: stageConnection, needs: fieldFor, summary: "wait so long before a client gets the export"},
 	{kind: KindFlip, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits, summary: "flip bits of what was read"},
 	{kind: KindRot, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits | fieldShare | fieldHeal, ranged: true, summary: "blocks read with the same wrong bits each time, until they are written"},
 	{kind: KindStaleRead, hostile: true, ops: OpRead, allowed: OpRead, ranged: true, summary: "read what was there before the last write"},
@@ -210,7 +208,6 @@ var kinds = []kindInfo{
 	{kind: KindLateCompletion, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldFor, summary: "hang, and answer after the abort or reset that ended it"},
 	{kind: KindDMAAfterReset, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldFor, summary: "hang, and transfer the data after the abort or reset that ended it"},
 	{kind: KindLostInterrupt, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer without an interrupt"},
-	{kind: KindBadCookie, hostile: true, stage: stageConnection, ops: opsOfUsers, allowed: opsOfUsers, summary: "reply with a cookie that no request had"},
 }
 
 // infoOf finds a kind.
@@ -225,11 +222,11 @@ func infoOf(k Kind) (kindInfo, bool) {
 
 // KindDoc describes a kind for people.
 type KindDoc struct {
-	Kind    Kind
-	Hostile bool
-	Summary string
+	Kind    Kind   `json:"kind"`
+	Hostile bool   `json:"hostile"`
+	Summary string `json:"summary"`
 	// Fields are the parameters it takes, those that it needs first.
-	Fields []string
+	Fields []string `json:"fields,omitempty"`
 }
 
 // Kinds describes every kind, in the order of the reference.

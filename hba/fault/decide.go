@@ -16,6 +16,8 @@ type Command struct {
 	FUA         bool
 	// Connection is the GROUP NUMBER of its CDB, or zero.
 	Connection uint8
+	// Tag is the device's name for it. It is not matched, only told.
+	Tag uint32
 	// Mark is the text of a mark, for OpMark, and Timer whose time has come, for
 	// OpTime.
 	Mark  string
@@ -173,6 +175,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		}
 		d.fired[d.n] = e.fault
 		d.n++
+		e.fired.Add(1)
 		p.add(d, e, c, chance, now)
 		p.tell(e.fault, c, now)
 	}
@@ -403,7 +406,7 @@ func (p *Plan) tell(f *Fault, c *Command, now time.Duration) {
 	if last != math.MinInt64 && now-time.Duration(last) < TellEvery || !f.told.CompareAndSwap(last, int64(now)) {
 		return
 	}
-	p.set.onFire(Firing{Fault: f, Disk: p.unit.Disk, Command: *c, Since: f.untold.Swap(0)})
+	p.set.onFire(Firing{Fault: f, Disk: p.unit.Disk, Command: *c, Times: f.untold.Swap(0), First: last == math.MinInt64})
 }
 
 // Clip is the part of a command's blocks that v is about; ok says whether there

@@ -107,6 +107,17 @@ func (f *Fault) Rule() *Rule { return &f.rule }
 // Hostile reports whether a correct drive would never do it.
 func (f *Fault) Hostile() bool { return f.info.hostile }
 
+// Class is "hostile" or "legal", for reports.
+func (f *Fault) Class() string {
+	if f.info.hostile {
+		return "hostile"
+	}
+	return "legal"
+}
+
+// States are all of them.
+func States() []State { return []State{StateArmed, StateWaiting, StateOver, StateExhausted} }
+
 // Hold counts a command that the fault holds, Release one that it holds no more.
 func (f *Fault) Hold() { f.held.Add(1) }
 

@@ -21,7 +21,7 @@ import (
 const blockBytes = 512
 
 var units = []Unit{
-	{Disk: "a", BlockBytes: blockBytes, Blocks: 1 << 16},
+	{Disk: "a", BlockBytes: blockBytes, Blocks: 1 << 16, PowerSwitch: true},
 	{Disk: "b", Lun: 1, BlockBytes: 4096, Blocks: 1 << 10},
 }
 
@@ -542,7 +542,7 @@ func TestOnFire_AtMostOnceInTellEvery(t *testing.T) {
 	if len(told) != 10 {
 		t.Fatalf("%d firings of a second are told, want 10", len(told))
 	}
-	if f := told[3]; f.Since != 100 || f.Disk != "a" || f.Command.LBA != 300 || f.Fault.Rule().Name != "r" {
+	if f := told[3]; f.Times != 100 || f.First || f.Disk != "a" || f.Command.LBA != 300 || f.Fault.Rule().Name != "r" {
 		t.Errorf("the fourth is %+v", f)
 	}
 }
@@ -673,6 +673,9 @@ func TestCheck_Bad(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), fmt.Sprintf("fault %q: ", r.Name)) {
 			t.Errorf("%s: error %v, want one with %s", text, err, want)
 		}
+	}
+	if _, err := NewSet(Config{Rules: []Rule{{Name: "r", Disk: "b", Action: Action{Kind: KindPowerCut}}}, Units: units}); err == nil || !strings.Contains(err.Error(), "cache=writeback") {
+		t.Errorf("a power cut without a switch: error %v", err)
 	}
 	if _, err := NewSet(Config{Rules: []Rule{{Name: "r", Action: busy}, {Name: "r", Action: busy}}, Units: units}); err == nil || !strings.Contains(err.Error(), "taken") {
 		t.Errorf("two rules of one name: error %v", err)

@@ -17,7 +17,7 @@ type Duration = quantity.Duration
 type Rule struct {
 	// Name tells rules apart; it is a label of metrics. It is 1 to 63 letters,
 	// digits, dots, dashes and underscores.
-	Name string `json:"name" yaml:"name"`
+	Name string `json:"name,omitempty" yaml:"name"`
 	// Disk is the disk that the rule is about. Empty means every disk.
 	Disk string `json:"disk,omitempty" yaml:"disk,omitempty"`
 	// Match says which commands. Without it, what users of a disk cause: reads,

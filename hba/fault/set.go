@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,8 @@ type Unit struct {
 	Target, Lun uint8
 	BlockBytes  uint32
 	Blocks      uint64
+	// PowerSwitch says that somebody can cut its power.
+	PowerSwitch bool
 }
 
 // Config says what a Set is made of.
@@ -40,8 +43,10 @@ type Firing struct {
 	Fault   *Fault
 	Disk    string
 	Command Command
-	// Since counts this firing and those that were not told since the last.
-	Since uint64
+	// Times counts this firing and those that were not told since the last. First:
+	// there was none before.
+	Times uint64
+	First bool
 }
 
 // A Set is all rules in force on a device.
@@ -71,35 +76,51 @@ type entry struct {
 	in       span
 	marks    *marks
 	versions *Versions
+	fired    *atomic.Uint64 // on this unit
+}
+
+// A Count is how often a fault has fired on a unit.
+type Count struct {
+	Fault *Fault
+	Fired uint64
+}
+
+// Counts are those of the faults that concern the plan's unit.
+func (p *Plan) Counts() []Count {
+	out := make([]Count, len(p.entries))
+	for i := range p.entries {
+		out[i] = Count{p.entries[i].fault, p.entries[i].fired.Load()}
+	}
+	return out
 }
 
 // NewSet compiles rules. It changes them as Check does.
 //
 // Errors name the rule, the field and what is allowed.
 func NewSet(c Config) (*Set, error) {
-	if len(c.Rules) > MaxRules {
-		return nil, fmt.Errorf("%d faults: want at most %d", len(c.Rules), MaxRules)
+	disks := make([]string, len(c.Units))
+	for i := range c.Units {
+		disks[i] = c.Units[i].Disk
+	}
+	if _, err := CheckRules(c.Rules, disks, c.Hostile); err != nil {
+		return nil, err
+	}
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		cuts := func(u Unit) bool { return u.PowerSwitch && (r.Disk == "" || r.Disk == u.Disk) }
+		if r.Action.Kind == KindPowerCut && !slices.ContainsFunc(c.Units, cuts) {
+			return nil, &RuleError{Rule: r.Name, Err: errors.New("action.kind power-cut: the disk has no write cache, so it would lose nothing: serve it with cache=writeback")}
+		}
 	}
 	s := &Set{byName: make(map[string]*Fault, len(c.Rules)), onFire: c.OnFire}
 	for i := range c.Rules {
 		r := &c.Rules[i]
-		if err := c.check(r); err != nil {
-			return nil, &RuleError{Rule: r.Name, Err: err}
-		}
-		if s.byName[r.Name] != nil {
-			return nil, &RuleError{Rule: r.Name, Err: fmt.Errorf("name %q is taken: want each rule its own", r.Name)}
-		}
 		f := c.Old.Fault(r.Name)
 		if f == nil || !reflect.DeepEqual(f.rule, *r) {
 			f = newFault(*r, c.Now)
 		}
 		s.faults = append(s.faults, f)
 		s.byName[r.Name] = f
-	}
-	for _, f := range s.faults {
-		if name := f.rule.Match.AfterRule; name != "" && s.byName[name] == nil {
-			return nil, &RuleError{Rule: f.rule.Name, Err: fmt.Errorf("match.after-rule %q: no rule has this name", name)}
-		}
 	}
 	for _, u := range c.Units {
 		p, err := s.plan(u, c.Old, func(f *Fault) bool { return f.rule.Disk == "" || f.rule.Disk == u.Disk })
@@ -109,29 +130,51 @@ func NewSet(c Config) (*Set, error) {
 		s.plans = append(s.plans, p)
 	}
 	var err error
-	s.bus, err = s.plan(Unit{}, nil, func(f *Fault) bool { return f.ops&OpResetBus != 0 })
+	s.bus, err = s.plan(Unit{}, c.Old, func(f *Fault) bool { return f.ops&OpResetBus != 0 })
 	return s, err
 }
 
-// check is Check and what a rule alone cannot know.
-func (c *Config) check(r *Rule) error {
-	if err := r.Check(); err != nil {
-		return err.(*RuleError).Err //nolint:errorlint // Check returns nothing else
+// CheckRules is Check of each rule, and whether they go together and with the
+// disks of these names. It returns the index of the rule that is wrong.
+func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err error) {
+	if len(rules) > MaxRules {
+		return MaxRules, fmt.Errorf("%d faults: want at most %d", len(rules), MaxRules)
 	}
-	if r.Hostile && !c.Hostile {
-		return errors.New("hostile rules are not allowed here: start the daemon with --hostile, if data may be lost")
+	taken := make(map[string]bool, len(rules))
+	for i := range rules {
+		r := &rules[i]
+		if err := r.Check(); err != nil {
+			return i, err
+		}
+		switch {
+		case taken[r.Name]:
+			err = fmt.Errorf("name %q is taken: want each rule its own", r.Name)
+		case r.Hostile && !hostile:
+			err = ErrHostile
+		case r.Disk != "" && !slices.Contains(disks, r.Disk):
+			err = fmt.Errorf("disk %q: there is none of this name: want %s, or none for every disk", r.Disk, oneOf(disks))
+		}
+		if err != nil {
+			return i, &RuleError{Rule: r.Name, Err: err}
+		}
+		taken[r.Name] = true
 	}
-	if r.Disk != "" && !slices.ContainsFunc(c.Units, func(u Unit) bool { return u.Disk == r.Disk }) {
-		return fmt.Errorf("disk %q: there is none of this name", r.Disk)
+	for i := range rules {
+		if name := rules[i].Match.AfterRule; name != "" && !taken[name] {
+			return i, &RuleError{Rule: rules[i].Name, Err: fmt.Errorf("match.after-rule %q: no rule has this name", name)}
+		}
 	}
-	return nil
+	return 0, nil
 }
+
+// ErrHostile means that a hostile rule is not allowed.
+var ErrHostile = errors.New("the rule is hostile, and hostile rules are not allowed: start the daemon with --hostile (or `hostile: true` in its configuration) if data may be lost")
 
 // plan compiles the rules for a unit.
 func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) {
 	p := &Plan{set: s, unit: u}
 	for _, f := range s.faults {
-		if f.info.stage == stageConnection || !concerns(f) {
+		if f.info.stage == stageConnection || !concerns(f) || f.info.kind == KindPowerCut && !u.PowerSwitch {
 			continue
 		}
 		e := old.entry(u, f)
@@ -154,7 +197,7 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 
 // newEntry prepares what a fault keeps for a unit.
 func newEntry(u Unit, f *Fault) (entry, error) {
-	e := entry{fault: f, in: span{0, ^uint64(0)}}
+	e := entry{fault: f, in: span{0, ^uint64(0)}, fired: new(atomic.Uint64)}
 	m := &f.rule.Match
 	if m.hasRange() {
 		var err error
@@ -208,7 +251,7 @@ func (s *Set) entry(u Unit, f *Fault) *entry {
 	if s == nil {
 		return nil
 	}
-	for _, p := range s.plans {
+	for _, p := range append(slices.Clip(s.plans), s.bus) {
 		was := p.unit
 		if was.Blocks = u.Blocks; was != u { // a disk that has grown is the same disk
 			continue

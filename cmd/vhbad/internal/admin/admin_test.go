@@ -248,7 +248,7 @@ func (f fixed) Power(string) (client.Power, error) {
 
 // sources are those of a daemon that is f and in which nothing happens.
 func sources(f fixed) Sources {
-	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil), Power: f}
+	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil), Power: f, Faults: faulty{}}
 }
 
 func TestServe_Status(t *testing.T) {

@@ -16,7 +16,8 @@ var document []byte
 
 // pathParameters says what the parts in braces of paths are.
 var pathParameters = map[string]string{
-	"name": "Name of a disk",
+	"name":  "Name of a disk",
+	"fault": "Name of a fault rule",
 }
 
 func openAPIRoutes() []Route {

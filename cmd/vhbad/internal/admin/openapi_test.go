@@ -26,6 +26,7 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 var update = flag.Bool("update", false, "write openapi.json anew")
@@ -40,13 +41,38 @@ type documentWriter struct {
 func newDocumentWriter(t *testing.T) *documentWriter {
 	t.Helper()
 	w := &documentWriter{schemas: make(map[string]any), taken: make(map[string]bool)}
-	w.reflector = jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true}
+	w.reflector = jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true, Mapper: spelled}
 	// The path is both that of the folder and, joined to the base, of the package.
 	err := w.reflector.AddGoComments("github.com/vhbad/vhbad/cmd/vhbad/internal/admin", "../../../../client", jsonschema.WithFullComment())
+	if err == nil {
+		err = w.reflector.AddGoComments("github.com/vhbad/vhbad/cmd/vhbad/internal/admin", "../../../../hba/fault", jsonschema.WithFullComment())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// spelled are the schemas of types that have their own idea of JSON.
+func spelled(t reflect.Type) *jsonschema.Schema {
+	switch t {
+	case reflect.TypeFor[fault.Size]():
+		return &jsonschema.Schema{
+			Description: "Bytes, as a number or as in 64MiB",
+			OneOf:       []*jsonschema.Schema{{Type: "integer"}, {Type: "string", Pattern: "^[0-9]+([KMGT](iB)?)?$"}},
+		}
+	case reflect.TypeFor[fault.Duration]():
+		return &jsonschema.Schema{Type: "string", Description: "A span of time, as in 5ms or 1m30s"}
+	case reflect.TypeFor[fault.Ops]():
+		one := &jsonschema.Schema{Type: "string"}
+		for _, name := range fault.OpNames() {
+			one.Enum = append(one.Enum, name)
+		}
+		return &jsonschema.Schema{
+			Description: "Kinds of commands", OneOf: []*jsonschema.Schema{one, {Type: "array", Items: one}},
+		}
+	}
+	return nil
 }
 
 // schemaOf returns a schema that refers to the components, and adds to those.
@@ -262,6 +288,34 @@ var clientCalls = map[string]func(ctx context.Context, c *client.Client) error{
 		_, err := c.Power(ctx, "a")
 		return err
 	},
+	"faults": func(ctx context.Context, c *client.Client) error {
+		_, err := c.Faults(ctx)
+		return err
+	},
+	"fault": func(ctx context.Context, c *client.Client) error {
+		_, err := c.Fault(ctx, "r")
+		return err
+	},
+	"putFault": func(ctx context.Context, c *client.Client) error {
+		_, err := c.PutFault(ctx, fullRule())
+		return err
+	},
+	"removeFault": func(ctx context.Context, c *client.Client) error { return c.RemoveFault(ctx, "r") },
+	"releaseFault": func(ctx context.Context, c *client.Client) error {
+		n, err := c.ReleaseFault(ctx, "r", 3)
+		if err == nil && n != 3 {
+			err = fmt.Errorf("%d released", n)
+		}
+		return err
+	},
+	"setMark": func(ctx context.Context, c *client.Client) error {
+		n, err := c.SetMark(ctx, "here")
+		if err == nil && n != 4 {
+			err = fmt.Errorf("%d rules", n)
+		}
+		return err
+	},
+	"resetDisk": func(ctx context.Context, c *client.Client) error { return c.ResetDisk(ctx, "a", client.ResetTarget) },
 }
 
 // noClient are the operations that package client does not have, and why.

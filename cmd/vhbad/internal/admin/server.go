@@ -67,6 +67,7 @@ type Sources struct {
 	HandOver HandOver
 	Events   Events
 	Power    Power
+	Faults   Faults
 }
 
 // Routes is the API as a table.
@@ -83,6 +84,9 @@ func Routes(s Sources) []Route {
 	}
 	if s.Power != nil {
 		routes = append(routes, powerRoutes(s.Power)...)
+	}
+	if s.Faults != nil {
+		routes = append(routes, faultRoutes(s.Faults)...)
 	}
 	if s.HandOver != nil {
 		routes = append(routes, handOverRoutes(s.HandOver)...)

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 // Defaults.
@@ -27,6 +30,9 @@ const (
 	DefaultOptionBytes      = 64 * KiB
 	DefaultHandshakeTimeout = Duration(10 * time.Second)
 	DefaultReplyTimeout     = Duration(time.Minute)
+
+	DefaultSRBTimeout   = Duration(time.Minute)
+	DefaultResetTimeout = Duration(10 * time.Second)
 )
 
 // Bounds of numbers, checked by Resolve.
@@ -75,6 +81,10 @@ type File struct {
 	Sandbox Sandbox `yaml:"sandbox"`
 	// ReadOnly makes every disk read-only.
 	ReadOnly bool `yaml:"read-only"`
+	// Faults are rules that are in force from the start.
+	Faults []fault.Rule `yaml:"faults"`
+	// Hostile allows rules that break what a correct drive promises.
+	Hostile bool `yaml:"hostile"`
 }
 
 // Log says what is logged and how.
@@ -133,6 +143,11 @@ type HBA struct {
 	StrictSegments bool `yaml:"strict-segments"`
 	// Verify checks every rule of the port's contract.
 	Verify bool `yaml:"verify"`
+	// SRBTimeout is how long the adapter may take for a command, a flush four times
+	// as much, before the port begins with resets; ResetTimeout how long for each
+	// of those. Whole seconds: the port counts no others.
+	SRBTimeout   Duration `yaml:"srb-timeout"`
+	ResetTimeout Duration `yaml:"reset-timeout"`
 }
 
 // Interrupts says how the adapter's interrupts exclude each other.
@@ -160,6 +175,8 @@ type Config struct {
 	TLS       TLS
 	HBA       HBA
 	Sandbox   Sandbox
+	Faults    []fault.Rule
+	Hostile   bool
 	// ReadOnly has made every disk read-only, and will any other.
 	ReadOnly bool
 }
@@ -178,7 +195,7 @@ func (c *Config) WithDisks(disks []Disk) (*Config, error) {
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{ReadOnly: f.ReadOnly, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox}
+	c := &Config{ReadOnly: f.ReadOnly, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox, Faults: slices.Clone(f.Faults), Hostile: f.Hostile}
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
 		if err != nil {
@@ -198,6 +215,9 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	}
 	if err := c.resolveTLS(); err != nil {
 		return nil, err
+	}
+	if _, err := fault.CheckRules(c.Faults, c.diskNames(), c.Hostile); err != nil {
+		return nil, fmt.Errorf("faults: %w", err)
 	}
 	seen := make(map[Address]bool, len(c.Listen))
 	for _, a := range c.Listen {
@@ -228,6 +248,14 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 		return nil, err
 	}
 	return c, c.resolveNumbers()
+}
+
+func (c *Config) diskNames() []string {
+	names := make([]string, len(c.Disks))
+	for i := range c.Disks {
+		names[i] = c.Disks[i].Name
+	}
+	return names
 }
 
 func (c *Config) checkDisks(readOnly bool) error {
@@ -314,6 +342,19 @@ func (c *Config) resolveNumbers() error {
 		*n.value = cmp.Or(*n.value, n.def)
 		if *n.value != n.def && (*n.value < MinTimeout || *n.value > MaxTimeout) {
 			return fmt.Errorf("%s %s: want %s to %s", n.name, *n.value, MinTimeout, MaxTimeout)
+		}
+	}
+	for _, n := range []struct {
+		name  string
+		value *Duration
+		def   Duration
+	}{
+		{"srb-timeout", &h.SRBTimeout, DefaultSRBTimeout},
+		{"reset-timeout", &h.ResetTimeout, DefaultResetTimeout},
+	} {
+		*n.value = cmp.Or(*n.value, n.def)
+		if *n.value < Duration(time.Second) || *n.value > MaxTimeout || n.value.Std()%time.Second != 0 {
+			return fmt.Errorf("%s %s: want whole seconds, 1s to %s", n.name, *n.value, MaxTimeout)
 		}
 	}
 	h.Interrupts = cmp.Or(h.Interrupts, InterruptsPerMessage)

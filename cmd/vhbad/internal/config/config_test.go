@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 func TestParseSize(t *testing.T) {
@@ -202,7 +204,14 @@ limits:
   {memory: 256MiB, connections: 3, connections-per-peer: 2, connection-rate: 9, requests: 128, bytes-in-flight: 2MiB, payload: 1MiB, options: 7,
    option-bytes: 16KiB, handshake-timeout: 1s, reply-timeout: 2s, idle-timeout: 1h, drain-timeout: 5s}
 tls: {certificates: /etc/pki/nbd, mode: required, verify-peer: true}
-hba: {queues: 2, workers: 1, half-duplex: true, interrupts: line, strict-segments: true, verify: true}
+hba: {queues: 2, workers: 1, half-duplex: true, interrupts: line, strict-segments: true, verify: true, srb-timeout: 5s, reset-timeout: 2s}
+faults:
+  - name: slow
+    disk: a
+    match: {op: read, offset: 1MiB, length: 64KiB, probability: 0.5}
+    action: {kind: latency, latency: {distribution: normal, mean: 5ms, deviation: 1ms}}
+  - {name: gone, hostile: true, action: {kind: lost-write}, budget: 1}
+hostile: true
 read-only: false
 `
 
@@ -225,7 +234,17 @@ func TestParse(t *testing.T) {
 			IdleTimeout: Duration(time.Hour), DrainTimeout: Duration(5 * time.Second),
 		},
 		TLS: TLS{Certificates: "/etc/pki/nbd", Mode: TLSRequired, VerifyPeer: true},
-		HBA: HBA{Queues: 2, Workers: 1, HalfDuplex: true, Interrupts: InterruptsLine, StrictSegments: true, Verify: true},
+		HBA: HBA{Queues: 2, Workers: 1, HalfDuplex: true, Interrupts: InterruptsLine, StrictSegments: true, Verify: true, SRBTimeout: Duration(5 * time.Second), ResetTimeout: Duration(2 * time.Second)},
+		Faults: []fault.Rule{
+			{
+				Name: "slow", Disk: "a", Match: fault.Match{Op: fault.Ops{"read"}, Offset: new(MiB), Length: 64 * KiB, Probability: new(0.5)},
+				Action: fault.Action{Kind: fault.KindLatency, Latency: &fault.Latency{
+					Distribution: fault.Normal, Mean: Duration(5 * time.Millisecond), Deviation: Duration(time.Millisecond),
+				}},
+			},
+			{Name: "gone", Hostile: true, Action: fault.Action{Kind: fault.KindLostWrite}, Budget: 1},
+		},
+		Hostile: true,
 	}
 	if diff := cmp.Diff(want, f); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
@@ -251,6 +270,11 @@ func TestParse_Bad(t *testing.T) {
 		"disks:\n- name: a\n  memory: 1M\n- name: b\n  memory: 1000\n": `c.yaml:4: disk "b": size 1000 is not a multiple`,
 		"disks:\n- name: a\n":                         `c.yaml:2: disk "a": want either memory (a size) or file (a path), not neither`,
 		"disks:\n- {name: a, memory: 1M, file: /x}\n": "not both",
+		"faults:\n- {name: a, action: {kind: busy}}\n- {name: b, action: {kind: nap}}\n": `c.yaml:3: fault "b": action.kind "nap": want status`,
+		"faults:\n- name: a\n  action: {kind: busy, times: 3}\n":                         `c.yaml:3: unknown key "times": want at, bits`,
+		"faults:\n- name: a\n  match: {offset: 1MB}\n  action: {kind: busy}\n":           `c.yaml:3: size "1MB"`,
+		"faults:\n- name: a\n  match: {op: {}}\n  action: {kind: busy}\n":                `op: want a kind of command`,
+		"faults:\n- name: a\n  action: {kind: latency, latency: {mean: 5}}\n":            `c.yaml:3: duration "5"`,
 		"- a\n":      "c.yaml:1: cannot unmarshal",
 		"disks: 7\n": "c.yaml:1: cannot unmarshal",
 	} {
@@ -313,6 +337,10 @@ func TestResolve_Bad(t *testing.T) {
 		"connections -1: want 1 to":       {Limits: Limits{Connections: -1}},
 		"requests 5: want 128 to":         {Limits: Limits{Requests: 5}},
 		"queues 64: want 1 to 63":         {HBA: HBA{Queues: 64}},
+		"srb-timeout 1.5s: want whole":    {HBA: HBA{SRBTimeout: Duration(1500 * time.Millisecond)}},
+		"reset-timeout 48h0m0s: want":     {HBA: HBA{ResetTimeout: Duration(48 * time.Hour)}},
+		`faults: fault "x": disk "b": th`: {Disks: []Disk{disk}, Faults: []fault.Rule{{Name: "x", Disk: "b", Action: fault.Action{Kind: fault.KindBusy}}}},
+		`start the daemon with --hostile`: {Faults: []fault.Rule{{Name: "x", Hostile: true, Action: fault.Action{Kind: fault.KindLostWrite}}}},
 		"workers 9999: want 1 to":         {HBA: HBA{Workers: 9999}},
 		`interrupts "some": want per-me`:  {HBA: HBA{Interrupts: "some"}},
 		"connections-per-peer -1: want":   {Limits: Limits{ConnectionsPerPeer: -1}},

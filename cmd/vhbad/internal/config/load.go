@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 // MaxFileBytes bounds a configuration file.
@@ -60,7 +62,26 @@ func Parse(name string, text []byte) (*File, error) {
 	if err := checkDiskLines(name, &root, f); err != nil {
 		return nil, err
 	}
+	for i := range f.Faults {
+		if err := f.Faults[i].Check(); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", name, lineOf(&root, "faults", i), err)
+		}
+	}
 	return f, nil
+}
+
+// lineOf is the line of item i of a list at the top.
+func lineOf(root *yaml.Node, list string, i int) int {
+	if len(root.Content) == 0 {
+		return 1
+	}
+	top := root.Content[0]
+	for k := 0; k+1 < len(top.Content); k += 2 {
+		if items := top.Content[k+1].Content; top.Content[k].Value == list && i < len(items) {
+			return items[i].Line
+		}
+	}
+	return 1
 }
 
 // checkValues parses every size, duration and address by itself first: the YAML
@@ -85,6 +106,9 @@ func checkValues(name string, root *yaml.Node) error {
 func walk(n *yaml.Node, t reflect.Type, fn func(*yaml.Node, reflect.Type) error) error {
 	if n.Kind == yaml.AliasNode {
 		return nil // its anchor is walked where it stands
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
 	}
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
@@ -125,31 +149,16 @@ func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
 
 // checkDiskLines checks each disk so that its error has its line.
 func checkDiskLines(name string, root *yaml.Node, f *File) error {
-	var lines []int
-	if len(root.Content) > 0 {
-		top := root.Content[0]
-		for i := 0; i+1 < len(top.Content); i += 2 {
-			if top.Content[i].Value == "disks" {
-				for _, n := range top.Content[i+1].Content {
-					lines = append(lines, n.Line)
-				}
-			}
-		}
-	}
 	for i := range f.Disks {
 		if err := f.Disks[i].check(); err != nil {
-			line := 1
-			if i < len(lines) {
-				line = lines[i]
-			}
-			return fmt.Errorf("%s:%d: disk %q: %w", name, line, f.Disks[i].Name, err)
+			return fmt.Errorf("%s:%d: disk %q: %w", name, lineOf(root, "disks", i), f.Disks[i].Name, err)
 		}
 	}
 	return nil
 }
 
 var (
-	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type config\.(\w+)$`)
+	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type (?:config|fault)\.(\w+)$`)
 	otherError = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 )
 
@@ -182,6 +191,8 @@ func keys(typeName string) []string {
 	for _, t := range []reflect.Type{
 		reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
 		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](),
+		reflect.TypeFor[fault.Rule](), reflect.TypeFor[fault.Match](), reflect.TypeFor[fault.Action](), reflect.TypeFor[fault.Sense](),
+		reflect.TypeFor[fault.Latency](), reflect.TypeFor[fault.Quantile](), reflect.TypeFor[fault.PowerCut](),
 	} {
 		if t.Name() == typeName {
 			for f := range t.Fields() {

@@ -52,6 +52,7 @@ func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *
 	return changing, m, func() {
 		stop()
 		cancel()
+		d.refreshFaults()
 		<-d.changing
 	}, nil
 }

@@ -84,6 +84,8 @@ type Daemon struct {
 	// reshape are the unix sockets taken over, which may want another mode or
 	// owner.
 	reshape []admin.UnixSocket
+	faults  faults
+
 	// failed gets the error of a listener that broke.
 	failed chan error
 
@@ -274,7 +276,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}
 	return func() {
 		if adminListener != nil {
-			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events, Power: d}), d.log)
+			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events, Power: d, Faults: d}), d.log)
 			d.pushAlways("admin socket", func(ctx context.Context) error {
 				d.events.Close() // which ends the streams
 				return s.Close(ctx)
@@ -355,6 +357,7 @@ func (d *Daemon) lastChange(ctx context.Context) error {
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.state.Store(uint32(stateDraining))
 	d.events.Publish(client.EventStopping, "")
+	d.endFaults()
 	d.endLife()
 	err := errors.Join(d.lastChange(ctx), d.undoAll(ctx))
 	d.farewell(err)

@@ -253,7 +253,7 @@ func (d *Daemon) attachDisks(m *machine) error {
 // attach asks a unit what it is, and makes it the export's if it says so.
 func (d *Daemon) attach(m *machine, e *export, lu *port.LogicalUnit) error {
 	return m.onProcessor("attach", func(p *port.Processor) error {
-		dk, err := disk.Attach(p, lu, disk.Options{Arena: m.arena, Log: d.log})
+		dk, err := disk.Attach(p, lu, disk.Options{Arena: m.arena, TimeoutSecs: seconds(d.o.Config.HBA.SRBTimeout), Log: d.log})
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", e.name(), err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba"
@@ -86,6 +87,9 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
 	}
 	d.setMachine(m)
+	if err := d.startFaults(); err != nil {
+		return nil, fmt.Errorf("faults: %w", err)
+	}
 	d.push("status", func(context.Context) error {
 		d.setMachine(nil)
 		return nil
@@ -153,6 +157,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 	err := m.onProcessor("start", func(p *port.Processor) (err error) {
 		m.adapter, err = m.system.AddAdapter(p, m.device, m.driver, port.AdapterOptions{
 			Name: "hba0", StrictSegments: c.HBA.StrictSegments,
+			DefaultTimeoutSecs: seconds(c.HBA.SRBTimeout), ResetTimeout: c.HBA.ResetTimeout.Std(),
 		})
 		return err
 	})
@@ -172,6 +177,8 @@ func (d *Daemon) startAdapter(m *machine) error {
 	m.adapter.OnUnitsChanged(m.units.update)
 	return m.onProcessor("enumerate", m.adapter.Enumerate)
 }
+
+func seconds(d config.Duration) uint32 { return uint32(d.Std() / time.Second) }
 
 func interrupts(i config.Interrupts) miniport.Interrupts {
 	switch i {

@@ -20,6 +20,7 @@ func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
 		return metrics.Snapshot{}, false
 	}
 	s, _ := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
+	s.Hostile = d.o.Config.Hostile
 	if d.certificates != nil {
 		s.CertificateNotAfter = d.certificates.notAfter()
 	}
@@ -38,6 +39,7 @@ func (m *machine) snapshot(verify bool, complain func(string, ...any)) (metrics.
 		Arena:    m.arena.Stats(),
 		Windows:  m.iommu.WindowsInUse(),
 		Faults:   m.iommu.Faults(),
+		Injected: m.faultSnapshot(),
 		Verify:   verify,
 		Verifier: m.system.Verifier(),
 		Stages:   m.adapter.StageTimes(),

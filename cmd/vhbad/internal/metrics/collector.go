@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/port"
 )
@@ -117,6 +118,12 @@ var (
 	powerCuts      = desc("power_cuts_total", "Power cuts.", "export", "trigger")
 	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut.", "export", "outcome")
 	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to.", "export")
+	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
+
+	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule in force. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
+	faultHeld       = desc("fault_held_commands", "Commands that a rule holds.", "rule")
+	faultRules      = desc("fault_rules", "Fault rules in force.", "state", "class")
+	hostileRules    = desc("hostile_rules_allowed", "1 if fault rules may break what a correct drive promises.")
 
 	arenaSize    = desc("memory_size_bytes", "Memory for rings and buffers.")
 	arenaInUse   = desc("memory_in_use_bytes", "Memory handed out.")
@@ -176,6 +183,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	s.port(&snap)
 	s.device(&snap)
 	s.memory(&snap)
+	s.faults(&snap)
 }
 
 // noStats stands for an export that nobody has used yet: all its series exist
@@ -366,6 +374,26 @@ func (s sink) device(snap *Snapshot) {
 	s.gauge(hbaWorkers, float64(d.Workers))
 	s.gauge(hbaWorkersBusy, float64(d.WorkersBusy))
 	s.gauge(hbaWorkersWait, float64(d.WaitForWorkers))
+	s.gauge(hbaHeld, float64(d.HeldByFaults))
+}
+
+func (s sink) faults(snap *Snapshot) {
+	s.flag(hostileRules, snap.Hostile)
+	type key struct{ state, class string }
+	rules := make(map[key]int)
+	for i := range snap.Injected {
+		f := &snap.Injected[i]
+		rules[key{f.State, f.Class}]++
+		s.gauge(faultHeld, float64(f.Held), f.Rule)
+		for _, n := range f.Fired {
+			s.counter(faultInjections, n.Times, n.Disk, f.Rule, f.Kind, f.Class)
+		}
+	}
+	for _, state := range fault.States() {
+		for _, class := range []string{"legal", "hostile"} {
+			s.gauge(faultRules, float64(rules[key{string(state), class}]), string(state), class)
+		}
+	}
 }
 
 func (s sink) memory(snap *Snapshot) {

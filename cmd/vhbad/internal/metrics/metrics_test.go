@@ -66,6 +66,11 @@ func full() *source {
 		},
 		Arena:  dma.Stats{SizeBytes: 1 << 20},
 		Verify: true,
+		Injected: []Fault{{
+			Rule: "slow", Kind: "latency", Class: "legal", State: "armed", Held: 2,
+			Fired: []FaultFired{{Disk: "disk0", Times: 9}, {Disk: "idle"}},
+		}},
+		Hostile: true,
 
 		CertificateNotAfter: time.Unix(1_800_000_000, 0),
 	}}

@@ -13,20 +13,36 @@ import (
 
 // A Snapshot is every layer's counters at about one time.
 type Snapshot struct {
-	Disks    []Disk
-	NBD      nbd.Stats
-	Adapter  port.AdapterStats
-	Stages   *port.StageTimes
-	Locks    *port.Locks
-	Driver   []miniport.QueueStats
-	Device   hba.Stats
-	Arena    dma.Stats
-	Windows  int // IOMMU windows in use
-	Faults   uint64
+	Disks   []Disk
+	NBD     nbd.Stats
+	Adapter port.AdapterStats
+	Stages  *port.StageTimes
+	Locks   *port.Locks
+	Driver  []miniport.QueueStats
+	Device  hba.Stats
+	Arena   dma.Stats
+	Windows int // IOMMU windows in use
+	Faults  uint64
+	// Injected are the fault rules in force, Hostile whether hostile ones may be.
+	Injected []Fault
+	Hostile  bool
 	Verify   bool
 	Verifier *port.Verifier // nil-safe
 	// CertificateNotAfter is when the server's certificate ends, zero without TLS.
 	CertificateNotAfter time.Time
+}
+
+// A Fault is a fault rule in force.
+type Fault struct {
+	Rule, Kind, Class, State string
+	Held                     int64
+	Fired                    []FaultFired
+}
+
+// FaultFired is how often a rule has fired on a disk; no disk means the adapter.
+type FaultFired struct {
+	Disk  string
+	Times uint64
 }
 
 // A Disk is one export with the logical unit behind it.

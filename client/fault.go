@@ -1,0 +1,139 @@
+package client
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+// FaultRule says which commands meet a fault, and which. It has the shape that it
+// has in configuration files.
+type FaultRule = fault.Rule
+
+// Fault is a rule in force and what has become of it.
+type Fault struct {
+	// Rule has its defaults filled in.
+	Rule FaultRule `json:"rule"`
+	// State is "armed", "waiting" (for its start, mark or another rule), "over" (its
+	// time has passed) or "exhausted" (its budget is used up).
+	State string `json:"state"`
+	// Hostile is whether a correct drive would never do what the rule does.
+	Hostile bool `json:"hostile"`
+	// Matched counts commands that matched, before skip, every and probability;
+	// Fired those that met the fault; Held those that it holds now.
+	Matched uint64 `json:"matched"`
+	Fired   uint64 `json:"fired"`
+	Held    int64  `json:"held"`
+}
+
+// Faults are all rules in force, in the order in which they decide.
+type Faults struct {
+	// HostileAllowed is whether the daemon takes hostile rules.
+	HostileAllowed bool    `json:"hostile_allowed"`
+	Faults         []Fault `json:"faults"`
+}
+
+// FaultRelease says how many commands a rule is to let go.
+type FaultRelease struct {
+	// Count is how many, the longest held first; zero means all.
+	Count int `json:"count,omitempty"`
+}
+
+// FaultReleased is how many it has let go.
+type FaultReleased struct {
+	Released int `json:"released"`
+}
+
+// Mark is a point in time with a name, for rules to wait for.
+type Mark struct {
+	Text string `json:"text"`
+}
+
+// MarkSet is how many rules have waited for a mark.
+type MarkSet struct {
+	Rules int `json:"rules"`
+}
+
+// ResetLevel is how much a reset is about.
+type ResetLevel string
+
+// Levels of resets.
+const (
+	ResetLun    ResetLevel = "lun"    // the disk's logical unit
+	ResetTarget ResetLevel = "target" // all units of its target
+	ResetBus    ResetLevel = "bus"    // the whole adapter
+)
+
+// DiskReset asks for a reset.
+type DiskReset struct {
+	// Level is "lun", "target" or "bus".
+	Level ResetLevel `json:"level"`
+}
+
+// Faults are the rules in force.
+//
+// Errors: as Status.
+func (c *Client) Faults(ctx context.Context) (*Faults, error) {
+	out := &Faults{}
+	if err := c.get(ctx, "/v1/faults", out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Fault is the rule of a name.
+//
+// Errors: ErrNotFound.
+func (c *Client) Fault(ctx context.Context, name string) (*Fault, error) {
+	out := &Fault{}
+	if err := c.get(ctx, "/v1/faults/"+segment(name), out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// PutFault puts a rule into force, in place of the one of its name if there is
+// one. A rule that is in force already goes on as it is.
+//
+// Errors: ErrInvalid names what is wrong with the rule; ErrConflict if it is
+// hostile and the daemon takes no such rules.
+func (c *Client) PutFault(ctx context.Context, r FaultRule) (*Fault, error) {
+	out := &Fault{}
+	if err := c.call(ctx, http.MethodPut, "/v1/faults/"+segment(r.Name), &r, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// RemoveFault ends a rule. What it holds goes on, what it has lost is answered.
+//
+// Errors: ErrNotFound; ErrConflict if another rule comes after it.
+func (c *Client) RemoveFault(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/faults/"+segment(name), nil, nil)
+}
+
+// ReleaseFault lets up to count commands go that the rule holds, the longest held
+// first; zero means all. What it holds from then on stays held.
+//
+// Errors: ErrNotFound.
+func (c *Client) ReleaseFault(ctx context.Context, name string, count int) (released int, err error) {
+	var out FaultReleased
+	err = c.call(ctx, http.MethodPost, "/v1/faults/"+segment(name)+"/release", FaultRelease{Count: count}, &out)
+	return out.Released, err
+}
+
+// SetMark tells the rules of a mark, and returns how many have waited for it.
+func (c *Client) SetMark(ctx context.Context, text string) (rules int, err error) {
+	var out MarkSet
+	err = c.call(ctx, http.MethodPost, "/v1/marks", Mark{Text: text}, &out)
+	return out.Rules, err
+}
+
+// ResetDisk resets a disk's logical unit, its target or the bus, and waits until
+// that is done.
+//
+// Errors: ErrNotFound; ErrConflict if a reset is under way or it failed.
+func (c *Client) ResetDisk(ctx context.Context, disk string, level ResetLevel) error {
+	return c.call(ctx, http.MethodPost, "/v1/disks/"+segment(disk)+"/reset", DiskReset{Level: level}, nil)
+}

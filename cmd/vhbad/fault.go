@@ -1,0 +1,407 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+func newFault() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fault",
+		Short: "Make disks misbehave, by rules",
+		Long: `Fault shows and changes the rules by which the disks of a running daemon
+misbehave. A rule has a name, says which commands it is about, and what becomes
+of them. ` + "`vhbad fault kinds`" + ` lists what there is; docs/faults.md explains it.
+
+Rules of a kind that no correct drive shows are hostile. They need
+hostile=true, and a daemon that was started with --hostile.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newFaultAdd(), newFaultList(), newFaultShow(), newFaultRemove(), newFaultRelease(), newFaultKinds())
+	return cmd
+}
+
+// daemonFlags are those of commands that ask a daemon.
+type daemonFlags struct {
+	path   string
+	asJSON bool
+}
+
+func (d *daemonFlags) add(f *pflag.FlagSet) {
+	f.BoolVar(&d.asJSON, "json", false, "print JSON")
+	addAdminFlag(f, &d.path)
+}
+
+func newFaultAdd() *cobra.Command {
+	var d daemonFlags
+	var files []string
+	cmd := &cobra.Command{
+		Use:   "add {NAME KIND [FIELD=VALUE]... | --file FILE}",
+		Short: "Put a rule into force, or change it",
+		Long: `Add puts a rule into force, in place of the one of its name if there is one. The
+same rule again changes nothing.
+
+FIELD is the name of a field of the rule as in a file, where it may stand alone
+if that is clear: op=read is match.op=read, mean=5ms is action.latency.mean=5ms.
+"for" and "period" are both the match's and the action's: say which. Lists have
+commas. With --file, which may be - for standard input, the rules are in YAML or
+JSON: one rule, a list of them, or a configuration with "faults:".`,
+		Example: `  vhbad fault add slow latency disk=db op=read mean=5ms
+  vhbad fault add tail latency distribution=bimodal low=1ms high=500ms high-share=0.01
+  vhbad fault add bad medium-error disk=db offset=1MiB length=4KiB
+  vhbad fault add stuck hang op=flush every=100 budget=1
+  vhbad fault add dead hang match.start=10s
+  vhbad fault add noise errno errno=EIO probability=0.001 seed=7
+  vhbad fault add liar lie-about-flush hostile=true
+  vhbad fault add --file rules.yaml`,
+		Args: usageArgs(func(_ *cobra.Command, args []string) error {
+			if len(files) > 0 && len(args) > 0 {
+				return fmt.Errorf("a rule on the command line and --file: want one of them")
+			}
+			if len(files) == 0 && len(args) < 2 {
+				return fmt.Errorf("want NAME KIND [FIELD=VALUE]..., or --file FILE")
+			}
+			return nil
+		}),
+		ValidArgsFunction: completeFaultAdd,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var rules []client.FaultRule
+			for _, path := range files {
+				some, err := readRules(cmd.InOrStdin(), path)
+				if err != nil {
+					return usage(err)
+				}
+				rules = append(rules, some...)
+			}
+			if len(args) > 0 {
+				r, err := ruleOfWords(args[0], args[1], args[2:])
+				if err != nil {
+					return usage(err)
+				}
+				rules = append(rules, r)
+			}
+			return withDaemon(d.path, func(c *client.Client) error {
+				for i := range rules {
+					f, err := c.PutFault(cmd.Context(), rules[i])
+					if err != nil {
+						return err
+					}
+					if d.asJSON {
+						err = printJSON(cmd.OutOrStdout(), f)
+					} else {
+						_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: %s, %s\n", f.Rule.Name, f.Rule.Action.Kind, f.State)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "file with rules, - for standard input; again for more")
+	d.add(cmd.Flags())
+	return cmd
+}
+
+// completeFaultAdd offers kinds, and then fields.
+func completeFaultAdd(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0:
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	case 1:
+		var kinds []string
+		for _, k := range fault.Kinds() {
+			kinds = append(kinds, cobra.CompletionWithDesc(string(k.Kind), k.Summary))
+		}
+		return kinds, cobra.ShellCompDirectiveNoFileComp
+	}
+	var fields []string
+	for _, f := range ruleFields() {
+		fields = append(fields, f.shortest+"=")
+	}
+	return fields, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
+
+func newFaultList() *cobra.Command {
+	var d daemonFlags
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the rules in force",
+		Example: "  vhbad fault list\n  vhbad fault list --json",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withDaemon(d.path, func(c *client.Client) error {
+				fs, err := c.Faults(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if d.asJSON {
+					return printJSON(cmd.OutOrStdout(), fs)
+				}
+				return printFaults(cmd.OutOrStdout(), fs)
+			})
+		},
+	}
+	d.add(cmd.Flags())
+	return cmd
+}
+
+func printFaults(w io.Writer, fs *client.Faults) error {
+	if len(fs.Faults) == 0 {
+		_, err := fmt.Fprintln(w, "no faults")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "NAME\tKIND\tDISK\tSTATE\tCLASS\tMATCHED\tFIRED\tHELD") // Flush reports
+	for i := range fs.Faults {
+		f := &fs.Faults[i]
+		disk, class := f.Rule.Disk, "legal"
+		if disk == "" {
+			disk = "(all)"
+		}
+		if f.Hostile {
+			class = "hostile"
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\n", f.Rule.Name, f.Rule.Action.Kind, disk, f.State, class, f.Matched, f.Fired, f.Held)
+	}
+	return t.Flush()
+}
+
+// faultByName is a command about one rule.
+func faultByName(use, short, example string, d *daemonFlags, run func(cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Example: example,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			if len(args) == 0 {
+				// Whoever completes sees no errors.
+				_ = withDaemon(d.path, func(c *client.Client) error {
+					fs, err := c.Faults(cmd.Context())
+					if err != nil {
+						return err
+					}
+					for i := range fs.Faults {
+						names = append(names, fs.Faults[i].Rule.Name)
+					}
+					return nil
+				})
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withDaemon(d.path, func(c *client.Client) error { return run(cmd, c, args[0]) })
+		},
+	}
+	d.add(cmd.Flags())
+	return cmd
+}
+
+func newFaultShow() *cobra.Command {
+	d := &daemonFlags{}
+	return faultByName("show NAME", "Show a rule, as a file would have it, and its counters", "  vhbad fault show slow", d,
+		func(cmd *cobra.Command, c *client.Client, name string) error {
+			f, err := c.Fault(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			if d.asJSON {
+				return printJSON(cmd.OutOrStdout(), f)
+			}
+			text, err := ruleText(&f.Rule)
+			if err != nil {
+				return err
+			}
+			class := "legal"
+			if f.Hostile {
+				class = "hostile"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s# %s, %s: %d matched, %d fired, %d held\n", text, f.State, class, f.Matched, f.Fired, f.Held)
+			return err
+		})
+}
+
+func newFaultRemove() *cobra.Command {
+	d := &daemonFlags{}
+	var all bool
+	cmd := faultByName("remove {NAME | --all}", "End a rule; what it holds goes on, what it has lost is answered",
+		"  vhbad fault remove slow\n  vhbad fault remove --all", d,
+		func(cmd *cobra.Command, c *client.Client, name string) error {
+			if err := c.RemoveFault(cmd.Context(), name); err != nil {
+				return err
+			}
+			return printRemoved(cmd, d, name)
+		})
+	one := cmd.RunE
+	cmd.Args = usageArgs(func(cmd *cobra.Command, args []string) error {
+		if all {
+			return cobra.NoArgs(cmd, args)
+		}
+		return cobra.ExactArgs(1)(cmd, args)
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !all {
+			return one(cmd, args)
+		}
+		return withDaemon(d.path, func(c *client.Client) error {
+			fs, err := c.Faults(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return removeAll(cmd, c, d, fs.Faults)
+		})
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "end every rule")
+	return cmd
+}
+
+// removeAll ends rules, those that come after another before that one.
+func removeAll(cmd *cobra.Command, c *client.Client, d *daemonFlags, fs []client.Fault) error {
+	for len(fs) > 0 {
+		var left []client.Fault
+		for i := range fs {
+			name := fs[i].Rule.Name
+			isAwaited := false
+			for j := range fs {
+				isAwaited = isAwaited || fs[j].Rule.Match.AfterRule == name
+			}
+			if isAwaited {
+				left = append(left, fs[i])
+				continue
+			}
+			if err := c.RemoveFault(cmd.Context(), name); err != nil {
+				return err
+			}
+			if err := printRemoved(cmd, d, name); err != nil {
+				return err
+			}
+		}
+		if len(left) == len(fs) {
+			return fmt.Errorf("fault %q: rules wait for each other in a circle: give one of them another match first", fs[0].Rule.Name)
+		}
+		fs = left
+	}
+	return nil
+}
+
+func printRemoved(cmd *cobra.Command, d *daemonFlags, name string) (err error) {
+	if d.asJSON {
+		return printJSON(cmd.OutOrStdout(), map[string]string{"removed": name})
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: removed\n", name)
+	return err
+}
+
+func newFaultRelease() *cobra.Command {
+	d := &daemonFlags{}
+	var count int
+	cmd := faultByName("release NAME", "Let commands go that a rule holds", "  vhbad fault release stuck\n  vhbad fault release stuck --count 1", d,
+		func(cmd *cobra.Command, c *client.Client, name string) error {
+			n, err := c.ReleaseFault(cmd.Context(), name, count)
+			if err != nil {
+				return err
+			}
+			if d.asJSON {
+				return printJSON(cmd.OutOrStdout(), client.FaultReleased{Released: n})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: %d released\n", name, n)
+			return err
+		})
+	cmd.Flags().IntVar(&count, "count", 0, "how many, the longest held first (default all)")
+	return cmd
+}
+
+func newFaultKinds() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "kinds",
+		Short: "List the kinds of faults and their fields",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), fault.Kinds())
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			_, _ = fmt.Fprintln(t, "KIND\tCLASS\tFIELDS\tWHAT IT DOES") // Flush reports
+			for _, k := range fault.Kinds() {
+				class := "legal"
+				if k.Hostile {
+					class = "hostile"
+				}
+				_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", k.Kind, class, strings.Join(k.Fields, ", "), k.Summary)
+			}
+			return t.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newMark() *cobra.Command {
+	var d daemonFlags
+	cmd := &cobra.Command{
+		Use:   "mark TEXT",
+		Short: "Set a mark, which fault rules may wait for",
+		Long: `Mark sets a mark: rules with match.at-mark of that text come into force, and
+those about it (op=mark) happen. It is an event, too, so that others see when.`,
+		Example: "  vhbad mark after-mkfs",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withDaemon(d.path, func(c *client.Client) error {
+				n, err := c.SetMark(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if d.asJSON {
+					return printJSON(cmd.OutOrStdout(), client.MarkSet{Rules: n})
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "mark %s: %d rules\n", word(args[0]), n)
+				return err
+			})
+		},
+	}
+	d.add(cmd.Flags())
+	return cmd
+}
+
+func newReset() *cobra.Command {
+	var d daemonFlags
+	level := string(client.ResetLun)
+	cmd := &cobra.Command{
+		Use:   "reset DISK",
+		Short: "Reset a disk's logical unit, its target or the bus",
+		Long: `Reset has the port reset a logical unit as if a command had run out of time, and
+waits until that is done. What the disk was doing is aborted and sent again.`,
+		Example: "  vhbad reset db\n  vhbad reset db --level bus",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withDaemon(d.path, func(c *client.Client) error {
+				if err := c.ResetDisk(cmd.Context(), args[0], client.ResetLevel(level)); err != nil {
+					return err
+				}
+				if d.asJSON {
+					return printJSON(cmd.OutOrStdout(), map[string]string{"disk": args[0], "level": level})
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s reset done\n", word(args[0]), level)
+				return err
+			})
+		},
+	}
+	levels := []string{string(client.ResetLun), string(client.ResetTarget), string(client.ResetBus)}
+	cmd.Flags().StringVar(&level, "level", level, strings.Join(levels, ", "))
+	if err := cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag does not exist
+	}
+	d.add(cmd.Flags())
+	return cmd
+}

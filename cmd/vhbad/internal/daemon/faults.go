@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/port"
+)
+
+// faults are the rules of the daemon. The device has them compiled.
+type faults struct {
+	mu sync.Mutex // serialises changes; before Daemon.mu
+	// +checklocks:mu
+	rules []fault.Rule
+	// ended: the daemon stops, and nothing misbehaves any more.
+	// +checklocks:mu
+	ended bool
+}
+
+// errNoMachine is the answer before the disks are there and once they go.
+func errNoMachine() error { return admin.Unavailable("the daemon starts or stops: try again") }
+
+// withMachine calls fn while the machine stays.
+func (d *Daemon) withMachine(fn func(m *machine) error) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.machine == nil {
+		return errNoMachine()
+	}
+	return fn(d.machine)
+}
+
+// startFaults puts the configuration's rules into force.
+func (d *Daemon) startFaults() error {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	return d.setFaultsLocked(slices.Clone(d.o.Config.Faults))
+}
+
+// endFaults ends all rules for good: the daemon stops, and waits for nothing that
+// a rule holds.
+func (d *Daemon) endFaults() {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	d.faults.ended = true
+	// An empty list has nothing wrong; and without a machine there are no rules.
+	_ = d.setFaultsLocked(nil)
+}
+
+// refreshFaults compiles the rules anew for the disks that there are now. Rules of
+// a disk that is gone end, and those that come after them.
+func (d *Daemon) refreshFaults() {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	if d.faults.ended || len(d.faults.rules) == 0 {
+		return
+	}
+	rules := slices.Clone(d.faults.rules)
+	gone := func(r fault.Rule) bool {
+		after := r.Match.AfterRule
+		return after != "" && !slices.ContainsFunc(rules, func(other fault.Rule) bool { return other.Name == after })
+	}
+	_ = d.withMachine(func(m *machine) error {
+		rules = slices.DeleteFunc(rules, func(r fault.Rule) bool { return r.Disk != "" && m.find(r.Disk) == nil })
+		return nil
+	})
+	for slices.ContainsFunc(rules, gone) {
+		rules = slices.DeleteFunc(slices.Clone(rules), gone)
+	}
+	if err := d.setFaultsLocked(rules); err != nil {
+		// A range that is no longer on its disk, say.
+		d.log.Error("faults are not in force any more: they do not fit the disks", "error", err)
+		_ = d.setFaultsLocked(nil)
+	}
+}
+
+// setFaultsLocked puts rules into force, all or none.
+//
+// +checklocks:d.faults.mu
+func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
+	var s *fault.Set
+	err := d.withMachine(func(m *machine) (err error) {
+		s, err = fault.NewSet(fault.Config{
+			Rules: rules, Units: m.faultUnits(), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: m.device.Faults(), OnFire: d.faultFired,
+		})
+		if err == nil {
+			m.device.SetFaults(s)
+		}
+		return err
+	})
+	if err == nil {
+		d.faults.rules = s.Rules()
+	}
+	return err
+}
+
+// faultUnits are the units of the disks, as rules see them.
+func (m *machine) faultUnits() []fault.Unit {
+	var out []fault.Unit
+	for _, e := range m.list() {
+		c := e.config()
+		out = append(out, fault.Unit{
+			Disk: c.Name, Target: e.targetID, Lun: e.lun, BlockBytes: uint32(c.BlockSize), Blocks: e.unit.Blocks(), PowerSwitch: e.power.cache != nil,
+		})
+	}
+	return out
+}
+
+// faultFired tells of a fault that a command has met. It runs on the device's way,
+// at most some times a second for each rule.
+func (d *Daemon) faultFired(f fault.Firing) {
+	r, c := f.Fault.Rule(), &f.Command
+	fields := []slog.Attr{
+		slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.String("class", f.Fault.Class()),
+		slog.String("op", c.Op.String()), slog.Uint64("tag", uint64(c.Tag)), slog.Uint64("seed", r.Seed), slog.Uint64("times", f.Times),
+	}
+	if c.Ranged {
+		fields = append(fields, slog.Uint64("lba", c.LBA), slog.Uint64("blocks", c.Blocks))
+	}
+	d.events.Publish(client.EventFault, f.Disk, fields...)
+	if f.First {
+		// Writing may take time, and this happens once for each rule.
+		go d.log.LogAttrs(context.Background(), slog.LevelWarn, "fault injected; more of this rule are events only",
+			append([]slog.Attr{slog.String("disk", f.Disk)}, fields...)...)
+	}
+}
+
+// Faults implements admin.Faults.
+func (d *Daemon) Faults() (client.Faults, error) {
+	out := client.Faults{HostileAllowed: d.o.Config.Hostile, Faults: []client.Fault{}}
+	err := d.withMachine(func(m *machine) error {
+		s := m.device.Faults()
+		for _, f := range s.Faults() {
+			out.Faults = append(out.Faults, faultStatus(m, s, f))
+		}
+		return nil
+	})
+	return out, err
+}
+
+func faultStatus(m *machine, s *fault.Set, f *fault.Fault) client.Fault {
+	n := f.Stats()
+	return client.Fault{
+		Rule: *f.Rule(), State: string(s.State(f, m.device.Now())), Hostile: f.Hostile(),
+		Matched: n.Matched, Fired: n.Fired, Held: n.Held,
+	}
+}
+
+// Fault implements admin.Faults.
+func (d *Daemon) Fault(name string) (out client.Fault, err error) {
+	err = d.withMachine(func(m *machine) error {
+		s := m.device.Faults()
+		f := s.Fault(name)
+		if f == nil {
+			return noFault(name)
+		}
+		out = faultStatus(m, s, f)
+		return nil
+	})
+	return out, err
+}
+
+func noFault(name string) error {
+	return admin.NotFound("no fault %q: `vhbad fault list` shows those in force", name)
+}
+
+// PutFault implements admin.Faults.
+func (d *Daemon) PutFault(r client.FaultRule) (client.Fault, error) {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	if d.faults.ended {
+		return client.Fault{}, errNoMachine()
+	}
+	rules := slices.Clone(d.faults.rules)
+	if i := slices.IndexFunc(rules, func(old fault.Rule) bool { return old.Name == r.Name }); i >= 0 {
+		rules[i] = r
+	} else {
+		rules = append(rules, r)
+	}
+	if err := d.setFaultsLocked(rules); err != nil {
+		return client.Fault{}, faultProblem(err)
+	}
+	d.log.Info("fault in force", "rule", r.Name, "kind", string(r.Action.Kind), "disk", r.Disk, "hostile", r.Hostile, "seed", r.Seed)
+	d.events.Publish(client.EventFaultSet, r.Disk,
+		slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.Bool("hostile", r.Hostile), slog.Uint64("seed", r.Seed))
+	return d.Fault(r.Name)
+}
+
+// faultProblem is what a rule's error is to a client.
+func faultProblem(err error) error {
+	switch {
+	case errors.Is(err, fault.ErrHostile):
+		return admin.Conflict("%v", err)
+	case isRuleError(err):
+		return admin.Invalid("%v", err)
+	}
+	return err
+}
+
+func isRuleError(err error) bool {
+	_, ok := errors.AsType[*fault.RuleError](err)
+	return ok
+}
+
+// RemoveFault implements admin.Faults.
+func (d *Daemon) RemoveFault(name string) error {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	i := slices.IndexFunc(d.faults.rules, func(r fault.Rule) bool { return r.Name == name })
+	if i < 0 {
+		return noFault(name)
+	}
+	for _, r := range d.faults.rules {
+		if r.Match.AfterRule == name {
+			return admin.Conflict("fault %q: fault %q comes after it: remove that first", name, r.Name)
+		}
+	}
+	disk := d.faults.rules[i].Disk
+	if err := d.setFaultsLocked(slices.Delete(slices.Clone(d.faults.rules), i, i+1)); err != nil {
+		return faultProblem(err)
+	}
+	d.log.Info("fault removed", "rule", name)
+	d.events.Publish(client.EventFaultRemoved, disk, slog.String("rule", name))
+	return nil
+}
+
+// ReleaseFault implements admin.Faults.
+func (d *Daemon) ReleaseFault(name string, count int) (released int, err error) {
+	err = d.withMachine(func(m *machine) error {
+		f := m.device.Faults().Fault(name)
+		if f == nil {
+			return noFault(name)
+		}
+		released = m.device.ReleaseHeld(f, count)
+		d.events.Publish(client.EventFaultReleased, f.Rule().Disk, slog.String("rule", name), slog.Int("released", released))
+		return nil
+	})
+	return released, err
+}
+
+// SetMark implements admin.Faults.
+func (d *Daemon) SetMark(text string) (rules int, err error) {
+	err = d.withMachine(func(m *machine) error {
+		d.events.Publish(client.EventMark, "", slog.String("text", text))
+		rules = m.device.Mark(text)
+		return nil
+	})
+	return rules, err
+}
+
+// ResetDisk implements admin.Faults.
+func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
+	levels := map[client.ResetLevel]port.ResetLevel{
+		client.ResetLun: port.ResetUnit, client.ResetTarget: port.ResetTarget, client.ResetBus: port.ResetBus,
+	}
+	return d.withMachine(func(m *machine) error {
+		e := m.find(name)
+		if e == nil {
+			return admin.NotFound("disk %q: there is none of that name", name)
+		}
+		err := m.onProcessor("reset", func(p *port.Processor) error {
+			return m.adapter.ResetNow(p, e.LogicalUnit(), levels[level])
+		})
+		if err != nil {
+			return admin.Conflict("disk %q: %v", name, err)
+		}
+		return nil
+	})
+}
+
+// faultSnapshot is what metrics tell of rules.
+func (m *machine) faultSnapshot() (out []metrics.Fault) {
+	s := m.device.Faults()
+	for _, f := range s.Faults() {
+		r := f.Rule()
+		out = append(out, metrics.Fault{
+			Rule: r.Name, Kind: string(r.Action.Kind), Class: f.Class(), State: string(s.State(f, m.device.Now())), Held: f.Stats().Held,
+		})
+	}
+	if s == nil {
+		return nil
+	}
+	for _, p := range append(slices.Clone(s.Plans()), s.Bus()) {
+		for _, c := range p.Counts() {
+			i := slices.Index(s.Faults(), c.Fault)
+			out[i].Fired = append(out[i].Fired, metrics.FaultFired{Disk: p.Unit().Disk, Times: c.Fired})
+		}
+	}
+	return out
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+// A ruleField is one field of a rule that takes a value.
+type ruleField struct {
+	path string // with dots, as match.op
+	// shortest is the end of the path by which no other field is meant.
+	shortest string
+}
+
+// ruleFields are all fields, by reflection, so that none is forgotten.
+func ruleFields() []ruleField {
+	var paths []string
+	var walk func(t reflect.Type, prefix string)
+	walk = func(t reflect.Type, prefix string) {
+		for f := range t.Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			ft := f.Type
+			if ft.Kind() == reflect.Pointer {
+				ft = ft.Elem()
+			}
+			if ft.Kind() == reflect.Struct {
+				walk(ft, prefix+name+".")
+			} else if path := prefix + name; path != "name" && path != "action.kind" {
+				paths = append(paths, path)
+			}
+		}
+	}
+	walk(reflect.TypeFor[fault.Rule](), "")
+	out := make([]ruleField, len(paths))
+	for i, path := range paths {
+		out[i] = ruleField{path: path, shortest: path}
+		parts := strings.Split(path, ".")
+		for n := 1; n < len(parts); n++ {
+			end := strings.Join(parts[len(parts)-n:], ".")
+			if found := meant(paths, end); len(found) == 1 && found[0] == path {
+				out[i].shortest = end
+				break
+			}
+		}
+	}
+	return out
+}
+
+// meant are the paths that a field may mean: those that end with it, and of them
+// the least deep.
+func meant(paths []string, field string) (out []string) {
+	depth := func(path string) int { return strings.Count(path, ".") }
+	for _, p := range paths {
+		switch {
+		case p != field && !strings.HasSuffix(p, "."+field):
+		case len(out) == 0 || depth(p) < depth(out[0]):
+			out = []string{p}
+		case depth(p) == depth(out[0]):
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// ruleOfWords makes a rule of what stands on a command line.
+func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
+	root := map[string]any{"name": name}
+	put(root, "action.kind", kind)
+	fields := ruleFields()
+	paths := make([]string, len(fields))
+	for i := range fields {
+		paths[i] = fields[i].path
+	}
+	for _, w := range words {
+		field, value, ok := strings.Cut(w, "=")
+		if !ok {
+			return client.FaultRule{}, fmt.Errorf("%q: want FIELD=VALUE", w)
+		}
+		found := meant(paths, field)
+		switch len(found) {
+		case 1:
+		case 0:
+			var known []string
+			for _, f := range fields {
+				known = append(known, f.shortest)
+			}
+			slices.Sort(known)
+			return client.FaultRule{}, fmt.Errorf("field %q is not known: want %s", field, strings.Join(known, ", "))
+		default:
+			return client.FaultRule{}, fmt.Errorf("field %q: want %s", field, strings.Join(found, " or "))
+		}
+		var v any
+		if found[0] == "match.op" {
+			v = strings.Split(value, ",")
+		} else if err := yaml.Unmarshal([]byte(value), &v); err != nil {
+			return client.FaultRule{}, fmt.Errorf("%s: %w", w, err)
+		}
+		if !put(root, found[0], v) {
+			return client.FaultRule{}, fmt.Errorf("field %q is given twice", field)
+		}
+	}
+	text, err := yaml.Marshal(root)
+	if err != nil {
+		return client.FaultRule{}, err
+	}
+	var r client.FaultRule
+	if err := decodeStrictly(text, &r); err != nil {
+		return r, fmt.Errorf("fault %q: %w", name, err)
+	}
+	return r, r.Check()
+}
+
+// put sets what is at a path with dots; false: it is set.
+func put(root map[string]any, path string, v any) bool {
+	parts := strings.Split(path, ".")
+	for _, p := range parts[:len(parts)-1] {
+		next, ok := root[p].(map[string]any)
+		if !ok {
+			next = map[string]any{}
+			root[p] = next
+		}
+		root = next
+	}
+	last := parts[len(parts)-1]
+	_, there := root[last]
+	root[last] = v
+	return !there
+}
+
+func decodeStrictly(text []byte, into any) error {
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	d.KnownFields(true)
+	err := d.Decode(into)
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
+		return errors.New(strings.Join(te.Errors, "; "))
+	}
+	return err
+}
+
+// readRules reads a file of rules: one rule, a list, or a configuration.
+func readRules(stdin io.Reader, path string) ([]client.FaultRule, error) {
+	in := stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, config.MaxFileBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > config.MaxFileBytes {
+		return nil, fmt.Errorf("%s: longer than %d bytes: is it a file of rules?", path, config.MaxFileBytes)
+	}
+	// All are brought into the shape of a configuration, which knows lines.
+	var top yaml.Node
+	if err := yaml.Unmarshal(text, &top); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if len(top.Content) == 0 {
+		return nil, fmt.Errorf("%s: no rules: want one, a list of them, or `faults:`", path)
+	}
+	list := top.Content[0]
+	switch list.Kind {
+	case yaml.SequenceNode:
+		top.Content[0] = faultsOf(list)
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(list.Content); i += 2 {
+			if list.Content[i].Value == "faults" {
+				f, err := config.Parse(path, text)
+				if err != nil {
+					return nil, err
+				}
+				return f.Faults, nil
+			}
+		}
+		top.Content[0] = faultsOf(&yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{list}})
+	default:
+		return nil, fmt.Errorf("%s: want a rule, a list of them, or `faults:`", path)
+	}
+	text, err = yaml.Marshal(&top)
+	if err != nil {
+		return nil, err
+	}
+	f, err := config.Parse(path, text)
+	if err != nil {
+		return nil, err
+	}
+	return f.Faults, nil
+}
+
+func faultsOf(list *yaml.Node) *yaml.Node {
+	return &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: "faults"}, list}}
+}
+
+// ruleText is a rule as a file has it.
+func ruleText(r *client.FaultRule) (string, error) {
+	var b strings.Builder
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(r); err != nil {
+		return "", err
+	}
+	return b.String(), e.Close()
+}
