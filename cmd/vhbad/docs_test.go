@@ -139,6 +139,36 @@ func TestDocs_Commands(t *testing.T) {
 	}
 }
 
+// TestDocs_Configuration: each configuration that a page shows is a good one.
+func TestDocs_Configuration(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```yaml\n(.*?)```")
+	seen := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range block.FindAllStringSubmatch(string(text), -1) {
+			seen++
+			path := filepath.Join(t.TempDir(), "c.yaml")
+			if err := os.WriteFile(path, []byte(m[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var stdout, stderr strings.Builder
+			if code := run(t.Context(), []string{"config", "check", path}, &stdout, &stderr); code != exitOK {
+				t.Errorf("%s: exit code %d: %s\n%s", page, code, stderr.String(), m[1])
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no configuration found")
+	}
+}
+
 func subcommand(c *cobra.Command, name string) *cobra.Command {
 	for _, sub := range c.Commands() {
 		if sub.Name() == name {

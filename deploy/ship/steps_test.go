@@ -61,8 +61,13 @@ func steps() []step {
 		{"confined", wantConfined},
 		{"attach", func() error {
 			return errors.Join(
-				os.WriteFile("/etc/vhbad/attach-nbd0.conf", []byte("URI=nbd+unix:///disk0?socket="+nbdSocket+"\nOPTIONS=--connections 2\n"), 0o644),
+				os.WriteFile("/etc/vhbad/attach-nbd0.conf", []byte("URI=nbd+unix:///disk0?socket="+nbdSocket+"\nOPTIONS=--connections 2 --backend-id first\n"), 0o644),
+				run("systemctl", "start", "systemd-udevd.service"),
 				run("systemctl", "start", attachUnit),
+				until("udev has made the link", func() bool {
+					return want("/dev/nbd0\n", "readlink", "--canonicalize", "/dev/disk/by-nbd/first") == nil
+				}),
+				contains("[none]", "cat", "/sys/block/nbd0/queue/scheduler"),
 				run("mkfs.ext4", "-q", "/dev/nbd0"),
 				run("mount", "/dev/nbd0", mountPoint),
 				run("cp", "-r", "/etc/systemd", mountPoint))
@@ -110,6 +115,13 @@ func steps() []step {
 					}))
 			})
 		}},
+		{"disk_add", func() error {
+			return errors.Join(
+				run("vhbad", "disk", "add", "more=file:/var/lib/vhbad/more.img,size=64MiB"),
+				want("67108864\n", "nbdinfo", "--size", "nbd+unix:///more?socket="+nbdSocket),
+				run("vhbad", "disk", "remove", "more"),
+				refused("read-only file system", "vhbad", "disk", "add", "else=file:/opt/else.img,size=64MiB"))
+		}},
 		{"listen", wantListeners},
 		{"detach", func() error {
 			return errors.Join(
@@ -117,7 +129,8 @@ func steps() []step {
 				run("e2fsck", "-fn", "/dev/nbd0"),
 				run("systemctl", "stop", attachUnit),
 				want("inactive\n", "systemctl", "is-active", attachUnit),
-				gone("/sys/block/nbd0/pid"))
+				gone("/sys/block/nbd0/pid"),
+				until("udev has removed the link", func() bool { return gone("/dev/disk/by-nbd/first") == nil }))
 		}},
 		{"stop", func() error {
 			return errors.Join(
@@ -285,6 +298,15 @@ func contains(text, name string, args ...string) error {
 	cmd := command(name, args...)
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), text) {
 		return fmt.Errorf("%s: %v, printed %q; want %q in it", strings.Join(cmd.Args, " "), cmd.ProcessState, out, text)
+	}
+	return nil
+}
+
+// refused runs a command that must fail and say why.
+func refused(why, name string, args ...string) error {
+	cmd := command(name, args...)
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), why) {
+		return fmt.Errorf("%s: %v, printed %q; want it to fail with %q", strings.Join(cmd.Args, " "), err, out, why)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
@@ -202,4 +203,39 @@ func partOfProgram(folder string) bool {
 		}
 	}
 	return true
+}
+
+// TestMarkdown_Excerpts: what a page shows of a file, by `sed -n 'A,Bp' FILE`, is
+// what stands there.
+func TestMarkdown_Excerpts(t *testing.T) {
+	command := regexp.MustCompile(`(?m)^    \$ sed -n '(\d+),(\d+)p' (\S+)\n((?:    .*\n)*)`)
+	seen := 0
+	for name := range pages(t) {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range command.FindAllStringSubmatch(string(text), -1) {
+			seen++
+			from, _ := strconv.Atoi(m[1]) // digits
+			to, _ := strconv.Atoi(m[2])
+			content, err := os.ReadFile(filepath.Join(root, m[3]))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			lines := strings.Split(string(content), "\n")
+			if from < 1 || to > len(lines) || from > to {
+				t.Errorf("%s: lines %d to %d of %s, which has %d", name, from, to, m[3], len(lines))
+				continue
+			}
+			shown := regexp.MustCompile(`(?m)^    `).ReplaceAllString(m[4], "")
+			if want := strings.Join(lines[from-1:to], "\n") + "\n"; !strings.HasPrefix(shown+"\n", want) {
+				t.Errorf("%s shows of %s:\n%s\nbut there stands:\n%s", name, m[3], shown, want)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no excerpt found")
+	}
 }
