@@ -36,6 +36,11 @@ const (
 	EventDiskRemoved EventType = "disk.removed"
 	// EventDiskGrown is one that is larger than before: size_bytes, was_bytes.
 	EventDiskGrown EventType = "disk.grown"
+	// EventReloaded is a configuration that was read again and is in force:
+	// disks_added, disks_removed, disks_changed, listeners_added, listeners_removed,
+	// how many. EventReloadFailed is one that is not: error.
+	EventReloaded     EventType = "config.reloaded"
+	EventReloadFailed EventType = "config.failed"
 	// EventReset is a reset of a unit, a target or a bus of the adapter: level,
 	// address, ok, outstanding. Its disk is the one on whose account it was.
 	EventReset EventType = "adapter.reset"
@@ -66,7 +71,8 @@ const (
 // EventTypes are all of them.
 func EventTypes() []EventType {
 	return []EventType{
-		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown, EventReset, EventViolation,
+		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown,
+		EventReloaded, EventReloadFailed, EventReset, EventViolation,
 		EventPowerCut, EventPowerOn, EventFault, EventFaultSet, EventFaultRemoved, EventFaultReleased, EventMark, EventLost,
 	}
 }

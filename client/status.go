@@ -15,12 +15,22 @@ type Status struct {
 	Listeners []string `json:"listeners"`
 	// HTTP is the address of metrics and health, empty if switched off.
 	HTTP string `json:"http,omitempty"`
+	// Configuration is how reading it went.
+	Configuration Configuration `json:"configuration"`
 	// TLS is absent if it is off.
 	TLS         *TLS         `json:"tls,omitempty"`
 	Disks       []Disk       `json:"disks"`
 	Connections []Connection `json:"connections"`
 	Adapter     Adapter      `json:"adapter"`
 	Memory      Memory       `json:"memory"`
+}
+
+// Configuration says which configuration is in force.
+type Configuration struct {
+	// LoadedAt is when it was read.
+	LoadedAt time.Time `json:"loaded_at"`
+	// ReloadError is why it could not be replaced the last time, absent if it was.
+	ReloadError string `json:"reload_error,omitempty"`
 }
 
 // TLS is how clients may or must encrypt.

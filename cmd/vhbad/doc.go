@@ -10,6 +10,7 @@
 //	status   ask a running daemon about itself     client
 //	events   watch what happens in one             client
 //	disk     add, remove and grow disks of one     client
+//	reload   have one read its configuration again  client
 //	config   check a configuration file            internal/config
 //	version  say what this was built from
 //

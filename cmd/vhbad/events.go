@@ -17,6 +17,7 @@ import (
 
 func newEvents() *cobra.Command {
 	var asJSON, noFollow bool
+	var count int
 	var path string
 	var since uint64
 	var types []string
@@ -27,9 +28,11 @@ func newEvents() *cobra.Command {
 disks added and removed, reloads. It ends when the daemon stops.
 
 The daemon remembers its newest events: --since 0 shows those first, and
---since N those behind number N. With --json each line is one JSON object.`,
+--since N those behind number N. With --json each line is one JSON object.
+--type T --count 1 waits for something to happen.`,
 		Example: `  vhbad events
   vhbad events --since 0 --no-follow
+  vhbad events --type config.reloaded --count 1
   vhbad events --json --type connection.opened --type connection.closed`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -53,6 +56,9 @@ The daemon remembers its newest events: --since 0 shows those first, and
 					if err := printEvent(cmd.OutOrStdout(), &e, asJSON); err != nil {
 						return err
 					}
+					if count--; count == 0 {
+						return nil
+					}
 				}
 				return nil
 			})
@@ -62,6 +68,7 @@ The daemon remembers its newest events: --since 0 shows those first, and
 	f.BoolVar(&asJSON, "json", false, "print JSON, one event a line")
 	f.Uint64Var(&since, "since", 0, "begin behind the event with this number, 0 for all remembered (default: with the next)")
 	f.StringArrayVar(&types, "type", nil, "show this type of event, again for more (default all)")
+	f.IntVar(&count, "count", 0, "end after so many events (default never)")
 	f.BoolVar(&noFollow, "no-follow", false, "end with the newest event")
 	addAdminFlag(f, &path)
 	var names []string

@@ -85,6 +85,10 @@ Disks and addresses of the command line come after those of --config; other
 flags take the place of the file's values. The first disk is also the export
 without a name.
 
+With --config, SIGHUP has it read the file again, as ` + "`vhbad reload`" + ` does: disks
+and addresses are added, changed and removed, all of it or, if anything is
+wrong, nothing.
+
 For each address it prints a line "ready ADDR" on standard output, and one that
 shows how to attach the first disk. Sockets passed by a service manager
 (LISTEN_FDS) are served as well.
@@ -242,8 +246,8 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 }
 
 // newLog makes the daemon's log, on w.
-func newLog(w io.Writer, c *config.Config) *slog.Logger {
-	o := &slog.HandlerOptions{Level: c.LogLevel}
+func newLog(w io.Writer, c *config.Config, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
 	asText := c.LogFormat == "text"
 	if c.LogFormat == "auto" {
 		if f, ok := w.(*os.File); ok {
@@ -262,7 +266,12 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 2)
 	stopOn := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
-	if !signal.Ignored(syscall.SIGHUP) { // nohup stays in force
+	hups := make(chan os.Signal, 1)
+	switch {
+	case s.configPath != "": // it is to read its configuration again
+		signal.Notify(hups, syscall.SIGHUP)
+		defer signal.Stop(hups)
+	case !signal.Ignored(syscall.SIGHUP): // nohup stays in force
 		stopOn = append(stopOn, syscall.SIGHUP)
 	}
 	signal.Notify(signals, stopOn...)
@@ -276,7 +285,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return usage(err)
 	}
-	log := newLog(cmd.ErrOrStderr(), c)
+	level := &slog.LevelVar{}
+	level.Set(c.LogLevel)
+	log := newLog(cmd.ErrOrStderr(), c, level)
 	var conn net.Conn
 	switch {
 	case s.single && len(inherited.NBD) > 1:
@@ -290,10 +301,20 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	d, err := startUnlessSignalled(cmd.Context(), signals, daemon.Options{
-		Config: c, Version: buildVersion(), Log: log, Inherited: inherited, Predecessor: predecessor,
+	o := daemon.Options{
+		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited, Predecessor: predecessor,
 		Single: s.single, Conn: conn,
-	})
+	}
+	var d *daemon.Daemon
+	if s.configPath != "" && !s.single {
+		given := len(inherited.NBD) > 0
+		o.Reload = func() (*config.Config, error) {
+			tellManager(log, sdnotify.Reloading())
+			return s.resolve(cmd.Flags(), given)
+		}
+		o.Reloaded = func(error) { tellServing(d, log) }
+	}
+	d, err = startUnlessSignalled(cmd.Context(), signals, o)
 	if d == nil || err != nil {
 		return err
 	}
@@ -313,11 +334,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	for _, e := range d.Endpoints() {
 		_, _ = fmt.Fprintf(out, "ready %s\n", e.URI)
 	}
-	addresses := make([]string, 0, len(d.Endpoints()))
-	for _, e := range d.Endpoints() {
-		addresses = append(addresses, e.URI)
-	}
-	tellManager(log, sdnotify.Ready, sdnotify.Status(statusLine(len(c.Disks), addresses)))
+	tellServing(d, log)
+	defer reloadOn(hups, d)()
 	defer keepAlive(log, func() { _ = d.Status() })()
 	for _, e := range d.Endpoints() {
 		if s.single {
@@ -341,7 +359,7 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	case <-cmd.Context().Done():
 		broken = cmd.Context().Err()
 	}
-	limit := c.Limits.DrainTimeout.Std()
+	limit := d.Config().Limits.DrainTimeout.Std()
 	tellManager(log, sdnotify.Stopping, sdnotify.Status("Finishing what is in flight"), sdnotify.Extend(limit+2*forceGrace))
 	return errors.Join(broken, stop(d, limit, hurry, log))
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
 )
 
@@ -66,4 +69,31 @@ func keepAlive(log *slog.Logger, alive func()) (stop func()) {
 		}
 	}()
 	return sync.OnceFunc(func() { close(end) })
+}
+
+// tellServing tells the service manager that the daemon is ready, and what it
+// serves.
+func tellServing(d *daemon.Daemon, log *slog.Logger) {
+	addresses := make([]string, 0, len(d.Endpoints()))
+	for _, e := range d.Endpoints() {
+		addresses = append(addresses, e.URI)
+	}
+	tellManager(log, sdnotify.Ready, sdnotify.Status(statusLine(len(d.Disks()), addresses)))
+}
+
+// reloadOn has the daemon read its configuration again at each signal, but once for
+// those that come while it does. How that goes is in the log. The result ends it.
+func reloadOn(signals <-chan os.Signal, d *daemon.Daemon) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for {
+			select {
+			case <-signals:
+				_, _ = d.Reload(ctx) // it logs
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return cancel
 }

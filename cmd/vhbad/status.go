@@ -55,6 +55,9 @@ func printStatus(w io.Writer, st *client.Status) error {
 		}
 		line("TLS %s%s; the certificate ends on %s", t.Mode, verified, t.NotAfter.Format(time.DateOnly))
 	}
+	if st.Configuration.ReloadError != "" {
+		line("the configuration could not be reloaded; that of %s is in force: %s", st.Configuration.LoadedAt.Local().Format(time.DateTime), st.Configuration.ReloadError)
+	}
 	if st.HTTP != "" {
 		line("metrics on http://%s/metrics", st.HTTP)
 	}

@@ -207,6 +207,10 @@ type fixed client.Status
 
 func (f fixed) Status() client.Status { return client.Status(f) }
 
+func (f fixed) Reload(context.Context) (client.Reload, error) {
+	return client.Reload{DisksAdded: []string{"d"}}, nil
+}
+
 // fakeDisks are disks that can be asked for anything, and stay as they are.
 type fakeDisks []client.Disk
 
@@ -248,7 +252,7 @@ func (f fixed) Power(string) (client.Power, error) {
 
 // sources are those of a daemon that is f and in which nothing happens.
 func sources(f fixed) Sources {
-	return Sources{Status: f, Disks: fakeDisks(f.Disks), HandOver: f, Events: events.NewLog(8, nil), Power: f, Faults: faulty{}}
+	return Sources{Status: f, Disks: fakeDisks(f.Disks), Reload: f, HandOver: f, Events: events.NewLog(8, nil), Power: f, Faults: faulty{}}
 }
 
 func TestServe_Status(t *testing.T) {

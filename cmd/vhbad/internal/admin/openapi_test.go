@@ -265,6 +265,13 @@ var clientCalls = map[string]func(ctx context.Context, c *client.Client) error{
 		_, err := c.RemoveDisk(ctx, "a b", client.RemoveOptions{Force: true, DrainTimeout: 1500 * time.Millisecond})
 		return err
 	},
+	"reload": func(ctx context.Context, c *client.Client) error {
+		r, err := c.Reload(ctx)
+		if err == nil && len(r.DisksAdded) != 1 {
+			return fmt.Errorf("reloaded %+v", r)
+		}
+		return err
+	},
 	"events": func(ctx context.Context, c *client.Client) error {
 		s, err := c.Events(ctx, client.EventFilter{Since: new(uint64), Types: []client.EventType{client.EventReady, client.EventStopping}, NoFollow: true})
 		if err != nil {

@@ -64,6 +64,7 @@ func (s *Server) Close(ctx context.Context) error {
 type Sources struct {
 	Status   Status
 	Disks    Disks
+	Reload   Reload
 	HandOver HandOver
 	Events   Events
 	Power    Power
@@ -78,6 +79,9 @@ func Routes(s Sources) []Route {
 	}
 	if s.Disks != nil {
 		routes = append(routes, diskRoutes(s.Disks)...)
+	}
+	if s.Reload != nil {
+		routes = append(routes, reloadRoutes(s.Reload)...)
 	}
 	if s.Events != nil {
 		routes = append(routes, eventRoutes(s.Events)...)

@@ -89,7 +89,7 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 	if spec.File != "" && !filepath.IsAbs(spec.File) {
 		return client.Disk{}, admin.Invalid("disk %q: file %q: want an absolute path", name, spec.File)
 	}
-	alone, err := d.o.Config.WithDisks([]config.Disk{c})
+	alone, err := d.Config().WithDisks([]config.Disk{c})
 	if err != nil {
 		return client.Disk{}, admin.Invalid("%v", err)
 	}
@@ -103,7 +103,7 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 		}
 		return d.diskNow(name), nil
 	}
-	if _, err := d.o.Config.WithDisks(append(configs(m.list()), c)); err != nil {
+	if _, err := d.Config().WithDisks(append(configs(m.list()), c)); err != nil {
 		return client.Disk{}, admin.Conflict("%v", err)
 	}
 	if _, err := d.add(ctx, m, &c, true); err != nil {
@@ -227,7 +227,7 @@ func (d *Daemon) RemoveDisk(ctx context.Context, name string, o client.RemoveOpt
 	}
 	limit := o.DrainTimeout
 	if limit == 0 {
-		limit = d.o.Config.Limits.DrainTimeout.Std()
+		limit = d.Config().Limits.DrainTimeout.Std()
 	}
 	return d.remove(ctx, m, e, o.Force, limit)
 }
@@ -247,7 +247,6 @@ func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force 
 		err = m.publish(m.list())
 	}
 	if force {
-		r.ConnectionsClosed = m.server.Users(e)
 		hide()
 	} else if n := m.server.Unused(e, hide); n > 0 {
 		return r, admin.Conflict("disk %q: %d clients use it: --force (force=true) ends their connections", r.Name, n)
@@ -255,45 +254,63 @@ func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force 
 	if err != nil {
 		return r, err
 	}
+	if force {
+		gone, err := d.vacate(ctx, m, e, limit, unitLimit)
+		return d.removed(m, e, gone, err)
+	}
+	flush, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := m.flushOne(flush, e); err != nil {
+		e.leaving.Store(false)
+		return r, errors.Join(admin.Conflict("disk %q: cannot be flushed, and is served as before: %v: --force (force=true) removes it all the same", r.Name, err), m.publish(m.list()))
+	}
+	return d.removed(m, e, r, d.leave(ctx, m, e, unitLimit))
+}
+
+// vacate ends the connections of a disk that is not published any more, flushes it,
+// and takes its unit away.
+func (d *Daemon) vacate(ctx context.Context, m *machine, e *export, limit, unitLimit time.Duration) (client.DiskRemoval, error) {
+	r := client.DiskRemoval{Name: e.name(), ConnectionsClosed: m.server.Users(e)}
 	drain, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	// What is left then is told below.
+	// That time was up is told by how many were killed.
 	r.ConnectionsKilled, _ = m.server.DrainDevice(drain, e)
 	flush, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := m.flushOne(flush, e); err != nil {
-		if !force {
-			e.leaving.Store(false)
-			return r, errors.Join(admin.Conflict("disk %q: cannot be flushed, and is served as before: %v: --force (force=true) removes it all the same", r.Name, err), m.publish(m.list()))
-		}
 		r.FlushError = err.Error()
 	}
-	part, cancel := context.WithTimeout(ctx, unitLimit)
+	return r, d.leave(ctx, m, e, unitLimit)
+}
+
+// leave takes a disk's unit away and closes its medium.
+//
+// Errors: a command still runs on it; then the medium is closed when it has ended.
+func (d *Daemon) leave(ctx context.Context, m *machine, e *export, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err = d.detach(part, m, e)
-	if err == nil {
-		// Sessions of connections that were killed end with their last command.
-		_, err = m.server.DrainDevice(part, e)
+	if err := d.detach(ctx, m, e); err != nil {
+		return err
 	}
-	if closeErr := d.closeIf(err == nil, m, e); closeErr != nil {
-		err = errors.Join(err, closeErr)
+	// Sessions of connections that were killed end with their last command.
+	if _, err := m.server.DrainDevice(ctx, e); err != nil {
+		return fmt.Errorf("disk %q: its connections have not ended: %w", e.name(), err)
 	}
-	if publishErr := m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })); publishErr != nil {
-		err = errors.Join(err, publishErr)
-	}
+	return m.media.close(e.medium)
+}
+
+// removed takes a disk that has left out of the list, and tells of it.
+func (d *Daemon) removed(m *machine, e *export, r client.DiskRemoval, err error) (client.DiskRemoval, error) {
+	err = errors.Join(err, m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })))
+	d.tellRemoved(m, &r, err)
+	return r, err
+}
+
+func (d *Daemon) tellRemoved(m *machine, r *client.DiskRemoval, err error) {
 	m.server.Forget(r.Name)
 	d.log.Info("disk removed", "disk", r.Name, "connections_closed", r.ConnectionsClosed, "connections_killed", r.ConnectionsKilled, "flush_error", r.FlushError, "error", err)
 	d.events.Publish(client.EventDiskRemoved, r.Name, slog.Int("connections_closed", r.ConnectionsClosed),
 		slog.Int("connections_killed", r.ConnectionsKilled), slog.String("flush_error", r.FlushError))
-	return r, err
-}
-
-// closeIf closes the medium of a disk on which nothing runs any more.
-func (d *Daemon) closeIf(idle bool, m *machine, e *export) error {
-	if !idle {
-		return nil
-	}
-	return m.media.close(e.medium)
 }
 
 // flushOne makes one disk durable. It gives up when ctx ends; a medium that hangs

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,12 @@ type Options struct {
 	// connect to the inherited NBD listener. See Daemon.ClientGone.
 	Single bool
 	Conn   net.Conn
+	// Reload reads the configuration again, for Daemon.Reload; nil if there is none
+	// to read. Reloaded, unless nil, is told how that went.
+	Reload   func() (*config.Config, error)
+	Reloaded func(error)
+	// LogLevel is set by a reload; nil if the level does not change.
+	LogLevel *slog.LevelVar
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
 }
@@ -77,10 +84,16 @@ type Daemon struct {
 	started time.Time
 	state   atomic.Uint32
 
+	// current is the configuration in force, of which Options.Config was the first.
+	current  atomic.Pointer[config.Config]
+	reloaded lastReload
+
 	// steps belongs to the goroutine that calls Start and Stop.
 	steps []step
-	// sockets do not change once the daemon is ready.
+	// sockets are changed by who holds changing.
 	sockets []*socket
+	// accepting counts the listeners that are served.
+	accepting sync.WaitGroup
 	// reshape are the unix sockets taken over, which may want another mode or
 	// owner.
 	reshape []admin.UnixSocket
@@ -95,8 +108,7 @@ type Daemon struct {
 	// certificates are nil if TLS is off.
 	certificates *certificates
 
-	endpoints []Endpoint
-	httpAddr  string
+	httpAddr string
 
 	// clientGone is closed when the one client of Options.Single is gone.
 	clientGone chan struct{}
@@ -118,11 +130,15 @@ type Daemon struct {
 	// machine is nil before it is complete and once it is being taken apart.
 	// +checklocks:mu
 	machine *machine
+	// +checklocks:mu
+	endpoints []Endpoint
 }
 
 // Start brings everything up. When it fails, nothing is left running.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), events: events.NewLog(events.DefaultCapacity, nil), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
+	d.current.Store(o.Config)
+	d.reloaded.set(nil)
 	d.changing = make(chan struct{}, 1)
 	d.life, d.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	defer o.Predecessor.Close()
@@ -276,7 +292,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}
 	return func() {
 		if adminListener != nil {
-			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, HandOver: d, Events: d.events, Power: d, Faults: d}), d.log)
+			s := admin.Serve(adminListener, admin.Handler(admin.Sources{Status: d, Disks: d, Reload: d, HandOver: d, Events: d.events, Power: d, Faults: d}), d.log)
 			d.pushAlways("admin socket", func(ctx context.Context) error {
 				d.events.Close() // which ends the streams
 				return s.Close(ctx)
@@ -323,7 +339,11 @@ func (d *Daemon) openOne(purpose, origin string, inherited net.Listener, open fu
 }
 
 // Endpoints are the addresses being served.
-func (d *Daemon) Endpoints() []Endpoint { return d.endpoints }
+func (d *Daemon) Endpoints() []Endpoint {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return slices.Clone(d.endpoints)
+}
 
 // HTTPAddress is where metrics are, empty if nowhere.
 func (d *Daemon) HTTPAddress() string { return d.httpAddr }

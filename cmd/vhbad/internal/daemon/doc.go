@@ -29,7 +29,8 @@
 // # Changes
 //
 // AddDisk, RemoveDisk and GrowDisk change what is served, one at a time and each
-// whole or not at all: change.go. Disks that there are are in disks.go.
+// whole or not at all: change.go. Disks that there are are in disks.go. Reload makes
+// what is served the same as what the configuration says: reload.go.
 //
 // # Concurrency
 //

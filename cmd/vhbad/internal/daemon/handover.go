@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -257,7 +258,12 @@ func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
 // talk is the predecessor's side of a hand-over.
 func (d *Daemon) talk(c *net.UnixConn) {
 	log := d.log.With("successor", peerPID(c))
-	if err := d.offer(c); err != nil {
+	d.changing <- struct{}{} // which sockets there are must not change
+	stop := context.AfterFunc(d.life, func() { _ = c.Close() })
+	err := d.offer(c)
+	stop()
+	<-d.changing
+	if err != nil {
 		_ = c.Close() // what matters is err
 		d.handingOver.Store(false)
 		log.Warn("hand-over given up by the other side: serving on", "error", err)
@@ -278,7 +284,7 @@ func (d *Daemon) offer(c *net.UnixConn) error {
 			return err
 		}
 	}
-	err := sendMessage(c, handoverMessage{Say: sayOffer, DrainSeconds: d.o.Config.Limits.DrainTimeout.Std().Seconds()})
+	err := sendMessage(c, handoverMessage{Say: sayOffer, DrainSeconds: d.Config().Limits.DrainTimeout.Std().Seconds()})
 	if err != nil {
 		return err
 	}

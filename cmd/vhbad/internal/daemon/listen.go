@@ -8,8 +8,10 @@ import (
 	"net/url"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/mdlayher/vsock"
@@ -34,13 +36,19 @@ type socket struct {
 	// origin is what the configuration asked for; empty if a service manager
 	// opened the socket.
 	origin string
+	// gone is set before the socket is closed because it is not wanted any more.
+	gone atomic.Bool
+}
+
+// origin is what a socket for an address has as its origin.
+func origin(a config.Address) string {
+	return config.Address{Network: a.Network, Target: a.Target}.String()
 }
 
 // openNBD opens the addresses of the configuration, or takes them over.
 func (d *Daemon) openNBD(ctx context.Context) error {
 	for _, a := range d.o.Config.Listen {
-		origin := config.Address{Network: a.Network, Target: a.Target}.String()
-		l, err := d.o.Predecessor.take(purposeNBD, origin)
+		l, err := d.o.Predecessor.take(purposeNBD, origin(a))
 		switch {
 		case err != nil:
 		case l == nil:
@@ -56,7 +64,7 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 			}
 			return fmt.Errorf("listen on %s: %w", a, err)
 		}
-		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD, origin: origin})
+		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
 	}
 	return d.adoptManaged()
 }
@@ -84,35 +92,58 @@ func (d *Daemon) adoptManaged() error {
 
 // serveNBD serves the sockets of openNBD.
 func (d *Daemon) serveNBD(m *machine) {
-	var listeners []net.Listener
-	for _, s := range d.sockets {
-		if s.purpose == purposeNBD {
-			listeners = append(listeners, s.Listener)
-		}
-	}
-	stopped := make(chan struct{}, len(listeners))
 	d.push("clients", func(ctx context.Context) error {
 		err := m.server.Shutdown(ctx)
-		for range listeners {
-			<-stopped
-		}
+		d.accepting.Wait()
 		return err
 	})
-	for _, l := range listeners {
-		d.endpoints = append(d.endpoints, Endpoint{
-			URI:        endpointURI(l.Addr()),
-			AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0], &d.o.Config.TLS),
-		})
-		go func() {
-			err := m.server.Serve(l)
-			if !errors.Is(err, nbd.ErrServerClosed) {
-				select {
-				case d.failed <- err:
-				default: // one is enough to stop for
-				}
-			}
-			stopped <- struct{}{}
-		}()
+	for _, s := range d.sockets {
+		if s.purpose == purposeNBD {
+			d.serveSocket(m, s)
+		}
+	}
+}
+
+// serveSocket serves one socket until it is closed.
+func (d *Daemon) serveSocket(m *machine, s *socket) {
+	hint := ""
+	if disks := m.list(); len(disks) > 0 {
+		hint = attachHint(s.Addr(), disks[0].config(), &d.o.Config.TLS)
+	}
+	d.mu.Lock()
+	d.endpoints = append(d.endpoints, Endpoint{URI: endpointURI(s.Addr()), AttachHint: hint})
+	d.mu.Unlock()
+	d.accepting.Go(func() {
+		err := m.server.Serve(s.Listener)
+		if errors.Is(err, nbd.ErrServerClosed) || s.gone.Load() {
+			return
+		}
+		select {
+		case d.failed <- err:
+		default: // one is enough to stop for
+		}
+	})
+}
+
+// accept adds a socket to those that are served. The caller holds changing.
+func (d *Daemon) accept(m *machine, s *socket) {
+	d.sockets = append(d.sockets, s)
+	d.serveSocket(m, s)
+}
+
+// shut closes a socket that is served. Connections that came by it stay. The caller
+// holds changing.
+func (d *Daemon) shut(s *socket) {
+	uri := endpointURI(s.Addr())
+	s.gone.Store(true)
+	if err := s.Close(); err != nil {
+		d.log.Warn("cannot close a listener well", "listener", uri, "error", err)
+	}
+	d.sockets = slices.DeleteFunc(d.sockets, func(x *socket) bool { return x == s })
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.IndexFunc(d.endpoints, func(e Endpoint) bool { return e.URI == uri }); i >= 0 {
+		d.endpoints = slices.Delete(d.endpoints, i, i+1)
 	}
 }
 
@@ -122,7 +153,9 @@ func (d *Daemon) serveSingle(m *machine) {
 	var l net.Listener
 	if d.o.Conn == nil {
 		l = d.o.Inherited.NBD[0]
+		d.mu.Lock()
 		d.endpoints = []Endpoint{{URI: endpointURI(l.Addr()), AttachHint: attachHint(l.Addr(), &d.o.Config.Disks[0], &d.o.Config.TLS)}}
+		d.mu.Unlock()
 	}
 	d.push("client", func(ctx context.Context) error {
 		if l != nil {

@@ -21,6 +21,9 @@ func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
 	}
 	s, _ := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
 	s.Hostile = d.o.Config.Hostile
+	var reloadErr error
+	s.ReloadedAt, reloadErr = d.reloaded.get()
+	s.Reloaded = reloadErr == nil
 	if d.certificates != nil {
 		s.CertificateNotAfter = d.certificates.notAfter()
 	}
@@ -75,13 +78,18 @@ func (d *Daemon) Status() client.Status {
 		Disks:         []client.Disk{},
 		Connections:   []client.Connection{},
 	}
+	loadedAt, reloadErr := d.reloaded.get()
+	st.Configuration = client.Configuration{LoadedAt: loadedAt}
+	if reloadErr != nil {
+		st.Configuration.ReloadError = reloadErr.Error()
+	}
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.machine == nil {
 		return st
 	}
 	snap, disks := d.machine.snapshot(d.o.Config.HBA.Verify, d.log.Error)
-	if d.Ready() { // endpoints do not change from then on
+	if d.Ready() {
 		st.HTTP = d.httpAddr
 		st.TLS = d.tlsStatus()
 		for _, e := range d.endpoints {

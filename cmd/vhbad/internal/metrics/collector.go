@@ -49,6 +49,9 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	buildInfo = desc("build_info", "1, with what this daemon was built from.", "version", "goversion")
 
+	reloadOK = desc("config_last_reload_successful", "1 if the configuration was read and applied the last time that it was to be.")
+	reloadAt = desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
+
 	exportInfo  = desc("export_info", "1, with what is behind an export.", "export", "backend", "read_only")
 	exportSize  = desc("export_size_bytes", "Size of an export.", "export")
 	requests    = desc("requests_total", "NBD requests answered: ok, error, aborted by a reset or a lost device, or with an injected fault.", "export", "op", "result")
@@ -174,6 +177,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	if !ok {
 		return
 	}
+	s.flag(reloadOK, snap.Reloaded)
+	s.gauge(reloadAt, float64(snap.ReloadedAt.UnixMilli())/1000)
 	s.disks(&snap)
 	s.connections(&snap.NBD)
 	if end := snap.CertificateNotAfter; !end.IsZero() {

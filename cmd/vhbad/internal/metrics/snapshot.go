@@ -28,6 +28,10 @@ type Snapshot struct {
 	Hostile  bool
 	Verify   bool
 	Verifier *port.Verifier // nil-safe
+	// ReloadedAt is when the configuration in force was read, Reloaded whether the
+	// last reading went well.
+	ReloadedAt time.Time
+	Reloaded   bool
 	// CertificateNotAfter is when the server's certificate ends, zero without TLS.
 	CertificateNotAfter time.Time
 }

@@ -1,0 +1,33 @@
+package client
+
+import (
+	"context"
+	"net/http"
+)
+
+// Reload says what became of POST /v1/reload. What is empty is absent.
+type Reload struct {
+	DisksAdded   []string `json:"disks_added,omitempty"`
+	DisksRemoved []string `json:"disks_removed,omitempty"`
+	// DisksChanged are those of which the configuration says something else now.
+	DisksChanged     []string `json:"disks_changed,omitempty"`
+	ListenersAdded   []string `json:"listeners_added,omitempty"`
+	ListenersRemoved []string `json:"listeners_removed,omitempty"`
+	// Warnings are what went wrong with disks that were removed, or with faults that
+	// do not fit their disks.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Reload has the daemon read its configuration again, and returns when that is in
+// force and what it has removed is gone.
+//
+// Errors: ErrInvalid for a file that is wrong, ErrConflict for what cannot change
+// while the daemon runs, ErrInternal for what cannot be opened. Then nothing has
+// changed.
+func (c *Client) Reload(ctx context.Context) (*Reload, error) {
+	r := &Reload{}
+	if err := c.call(ctx, http.MethodPost, "/v1/reload", nil, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}

@@ -1,0 +1,402 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+// A reload reads the configuration again and makes what is served the same as what
+// it says. First comes everything that can fail: reading, checking, opening media,
+// attaching units, opening addresses. If it does fail, what has been opened is
+// closed, and the last good configuration stays in force. Then the new set of
+// exports is published at once, and then whatever has gone is drained and closed.
+
+// live are the parts of a configuration that a reload can change; anything else
+// that differs is an error.
+var (
+	liveConfig = map[string]bool{"Listen": true, "Disks": true, "LogLevel": true, "ReadOnly": true, "Faults": true}
+	liveLimits = map[string]bool{"DrainTimeout": true}
+	liveDisk   = map[string]bool{
+		"Name": true, "Description": true, "Hidden": true, "TLSOnly": true, "Allow": true, "Connections": true,
+		"Memory": true, "Size": true, // which may grow
+	}
+)
+
+// differences names the fields, but those that may change, in which two structures
+// differ, with their values.
+func differences(was, is any, live map[string]bool) []string {
+	a, b := reflect.ValueOf(was), reflect.ValueOf(is)
+	var out []string
+	for i := range a.NumField() {
+		f := a.Type().Field(i)
+		if live[f.Name] || reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			continue
+		}
+		key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if key == "" {
+			key = strings.ToLower(f.Name)
+		}
+		if f.Type.Kind() == reflect.Struct {
+			for _, d := range differences(a.Field(i).Interface(), b.Field(i).Interface(), liveLimits) {
+				out = append(out, key+" "+d)
+			}
+			continue
+		}
+		out = append(out, fmt.Sprintf("%s from %v to %v", key, show(a.Field(i)), show(b.Field(i))))
+	}
+	return out
+}
+
+// show is a value as people write it.
+func show(v reflect.Value) string {
+	if v.Kind() == reflect.String && v.Len() == 0 {
+		return "none"
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// lastReload is how reading the configuration went the last time.
+type lastReload struct {
+	mu sync.Mutex
+	// +checklocks:mu
+	err error
+	// +checklocks:mu
+	goodAt time.Time
+}
+
+func (l *lastReload) set(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err = err; err == nil {
+		l.goodAt = time.Now().Round(0)
+	}
+}
+
+func (l *lastReload) get() (goodAt time.Time, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.goodAt, l.err
+}
+
+// Config is the configuration in force. It must not be changed.
+func (d *Daemon) Config() *config.Config { return d.current.Load() }
+
+// Reload implements admin.Reload.
+func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
+	if d.o.Reload == nil {
+		return client.Reload{}, admin.Conflict("there is nothing to read again: the daemon was started without --config")
+	}
+	ctx, m, end, err := d.beginChange(ctx)
+	if err != nil {
+		return client.Reload{}, err
+	}
+	defer end()
+	next, err := d.o.Reload()
+	var r client.Reload
+	if err != nil {
+		err = admin.Invalid("%v", err)
+	} else {
+		r, err = d.become(ctx, m, next)
+	}
+	d.reloaded.set(err)
+	if d.o.Reloaded != nil {
+		d.o.Reloaded(err)
+	}
+	if err != nil {
+		d.log.Error("the configuration is not reloaded: the last good one stays in force", "error", err)
+		d.events.Publish(client.EventReloadFailed, "", slog.String("error", err.Error()))
+		return client.Reload{}, err
+	}
+	d.log.Info("configuration reloaded", "disks_added", r.DisksAdded, "disks_removed", r.DisksRemoved, "disks_changed", r.DisksChanged,
+		"listeners_added", r.ListenersAdded, "listeners_removed", r.ListenersRemoved)
+	d.events.Publish(client.EventReloaded, "",
+		slog.Int("disks_added", len(r.DisksAdded)), slog.Int("disks_removed", len(r.DisksRemoved)), slog.Int("disks_changed", len(r.DisksChanged)),
+		slog.Int("listeners_added", len(r.ListenersAdded)), slog.Int("listeners_removed", len(r.ListenersRemoved)))
+	return r, nil
+}
+
+// A plan is what a reload is to do.
+type plan struct {
+	add     []*config.Disk
+	change  map[*export]*config.Disk
+	grow    map[*export]int64
+	remove  []*export
+	order   []string // names, as the configuration has them
+	open    []config.Address
+	reshape []admin.UnixSocket
+	shut    []*socket
+	// faults are all rules that are to be in force, if they change.
+	faults       []fault.Rule
+	changeFaults bool
+}
+
+// plan compares what is served with a configuration.
+//
+// Errors: what cannot change while it is served, all of it.
+func (d *Daemon) plan(m *machine, next *config.Config) (*plan, error) {
+	var errs []error
+	for _, what := range differences(*d.Config(), *next, liveConfig) {
+		errs = append(errs, admin.Conflict("%s: cannot change while the daemon runs: restart it, with --takeover if clients are to stay", what))
+	}
+	p := &plan{change: make(map[*export]*config.Disk), grow: make(map[*export]int64)}
+	all := slices.Clone(next.Disks)
+	for i := range next.Disks {
+		c := &next.Disks[i]
+		p.order = append(p.order, c.Name)
+		e := m.find(c.Name)
+		if e == nil {
+			p.add = append(p.add, c)
+			continue
+		}
+		errs = append(errs, p.keep(e, c))
+	}
+	for _, e := range m.list() {
+		switch {
+		case slices.Contains(p.order, e.name()) || e.leaving.Load():
+		case e.fromAPI.Load():
+			all = append(all, *e.config())
+		default:
+			p.remove = append(p.remove, e)
+		}
+	}
+	// Disks of the API stay: they and the new ones must agree.
+	if _, err := next.WithDisks(all); err != nil {
+		errs = append(errs, admin.Conflict("with the disks that were added by the API: %v", err))
+	}
+	if !reflect.DeepEqual(d.Config().Faults, next.Faults) {
+		p.faults, p.changeFaults = d.faultsWith(next.Faults), true
+		names := make([]string, len(all))
+		for i := range all {
+			names[i] = all[i].Name
+		}
+		if _, err := fault.CheckRules(p.faults, names, next.Hostile); err != nil {
+			errs = append(errs, admin.Conflict("with the faults that were set by the API: %v", err))
+		}
+	}
+	errs = append(errs, p.listeners(d.sockets, next.Listen))
+	return p, errors.Join(errs...)
+}
+
+// keep plans for a disk that stays.
+func (p *plan) keep(e *export, c *config.Disk) error {
+	was := e.config()
+	if e.leaving.Load() {
+		return admin.Conflict("disk %q: one of this name is still being removed", c.Name)
+	}
+	var errs []error
+	for _, what := range differences(*was, *c, liveDisk) {
+		errs = append(errs, admin.Conflict("disk %q: %s: cannot change while it is served: remove the disk and add it again, or restart", c.Name, what))
+	}
+	want, old, now := c.Memory+c.Size, was.Memory+was.Size, config.Size(e.SizeBytes())
+	switch {
+	case want == 0, want == old, want == now: // it has that size, or may have grown from it
+	case want < now:
+		errs = append(errs, admin.Conflict("disk %q: size %s: want at least the present one, %s: disks do not shrink", c.Name, want, now))
+	case c.ReadOnly:
+		errs = append(errs, admin.Conflict("disk %q: size %s: it is read-only, and has %s", c.Name, want, now))
+	default:
+		p.grow[e] = int64(want)
+	}
+	if !sameDisk(was, c) || e.fromAPI.Load() {
+		p.change[e] = c
+	}
+	return errors.Join(errs...)
+}
+
+// listeners plans for addresses.
+func (p *plan) listeners(sockets []*socket, addresses []config.Address) error {
+	left := slices.DeleteFunc(slices.Clone(sockets), func(s *socket) bool { return s.purpose != purposeNBD || s.origin == "" })
+	for _, a := range addresses {
+		i := slices.IndexFunc(left, func(s *socket) bool { return s.origin == origin(a) })
+		if i < 0 {
+			p.open = append(p.open, a)
+			continue
+		}
+		left = slices.Delete(left, i, i+1)
+		if a.Network != "unix" {
+			continue
+		}
+		u, err := unixSocket(a)
+		if err != nil {
+			return admin.Invalid("listen on %s: %v", a, err)
+		}
+		p.reshape = append(p.reshape, u)
+	}
+	p.shut = left
+	return nil
+}
+
+// become makes what is served that of a configuration, or leaves it as it is.
+func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r client.Reload, err error) {
+	p, err := d.plan(m, next)
+	if err != nil {
+		return r, err
+	}
+	var opened []*socket
+	var brought []*export
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, s := range opened {
+			_ = s.Close() // nothing has been accepted
+		}
+		for _, e := range brought {
+			err = errors.Join(err, d.takeBack(m, e))
+		}
+	}()
+	for _, a := range p.open {
+		l, err := listen(ctx, a)
+		if err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w: the sandbox makes no unix sockets: restart, with --takeover if clients are to stay", err)
+			}
+			return r, fmt.Errorf("listen on %s: %w", a, err)
+		}
+		opened = append(opened, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
+	}
+	for _, c := range p.add {
+		e, err := d.bring(ctx, m, c, false)
+		if err != nil {
+			return r, err
+		}
+		brought = append(brought, e)
+	}
+	for e, size := range p.grow {
+		if err := d.grow(m, e, size); err != nil {
+			return r, err
+		}
+	}
+	for _, u := range p.reshape {
+		if err := u.Shape(); err != nil {
+			return r, fmt.Errorf("socket %s: %w", u.Path, err)
+		}
+	}
+	if err := d.commit(m, p, next, brought); err != nil {
+		return r, err
+	}
+	for _, e := range brought {
+		d.tellAdded(e)
+		r.DisksAdded = append(r.DisksAdded, e.name())
+	}
+	for e := range p.change {
+		r.DisksChanged = append(r.DisksChanged, e.name())
+	}
+	slices.Sort(r.DisksChanged)
+	if p.changeFaults {
+		if err := d.setFaults(p.faults); err != nil {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("faults stay as they were: %v", err))
+		}
+	}
+	for _, s := range opened {
+		d.accept(m, s)
+		r.ListenersAdded = append(r.ListenersAdded, endpointURI(s.Addr()))
+	}
+	for _, s := range p.shut {
+		r.ListenersRemoved = append(r.ListenersRemoved, endpointURI(s.Addr()))
+		d.shut(s)
+	}
+	var warnings []string
+	r.DisksRemoved, warnings = d.removeAll(ctx, m, p.remove)
+	r.Warnings = append(r.Warnings, warnings...)
+	return r, nil
+}
+
+// faultsWith is the rules in force, but with these instead of those of the
+// configuration.
+func (d *Daemon) faultsWith(rules []fault.Rule) []fault.Rule {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	all := slices.DeleteFunc(slices.Clone(d.faults.rules), func(r fault.Rule) bool {
+		named := func(other fault.Rule) bool { return other.Name == r.Name }
+		return slices.ContainsFunc(d.Config().Faults, named) || slices.ContainsFunc(rules, named)
+	})
+	return slices.Concat(rules, all)
+}
+
+// setFaults puts rules into force, all or none.
+func (d *Daemon) setFaults(rules []fault.Rule) error {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	return d.setFaultsLocked(rules)
+}
+
+// commit publishes what a plan has made of the disks.
+func (d *Daemon) commit(m *machine, p *plan, next *config.Config, brought []*export) error {
+	was := make(map[*export]*config.Disk, len(p.change))
+	for e, c := range p.change {
+		was[e] = e.config()
+		e.settings.Store(c)
+	}
+	for _, e := range p.remove {
+		e.leaving.Store(true)
+	}
+	disks := slices.Concat(m.list(), brought)
+	rank := func(e *export) int {
+		if i := slices.Index(p.order, e.name()); i >= 0 {
+			return i
+		}
+		return len(p.order) // in the order in which they came
+	}
+	slices.SortStableFunc(disks, func(a, b *export) int { return rank(a) - rank(b) })
+	if err := m.publish(disks); err != nil {
+		for e, c := range was {
+			e.settings.Store(c)
+		}
+		for _, e := range p.remove {
+			e.leaving.Store(false)
+		}
+		return err
+	}
+	for e := range p.change {
+		e.fromAPI.Store(false)
+	}
+	d.current.Store(next)
+	if d.o.LogLevel != nil {
+		d.o.LogLevel.Set(next.LogLevel)
+	}
+	return nil
+}
+
+// removeAll removes disks that are not published any more, all at once, and returns
+// their names and what went wrong.
+func (d *Daemon) removeAll(ctx context.Context, m *machine, disks []*export) (names, warnings []string) {
+	limit := d.Config().Limits.DrainTimeout.Std()
+	type outcome struct {
+		r   client.DiskRemoval
+		err error
+	}
+	outcomes := make([]outcome, len(disks))
+	var wg sync.WaitGroup
+	for i, e := range disks {
+		wg.Go(func() { outcomes[i].r, outcomes[i].err = d.vacate(ctx, m, e, limit, unitTimeout) })
+	}
+	wg.Wait()
+	for i, e := range disks {
+		names = append(names, e.name())
+		if err := m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+		d.tellRemoved(m, &outcomes[i].r, outcomes[i].err)
+		if s := outcomes[i].r.FlushError; s != "" {
+			warnings = append(warnings, fmt.Sprintf("disk %q: what was written last may not be durable: %s", e.name(), s))
+		}
+		if err := outcomes[i].err; err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	return names, warnings
+}

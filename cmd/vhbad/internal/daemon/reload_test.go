@@ -1,0 +1,293 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+// startReloadable starts a daemon that reads s again when it is asked to.
+func (s *settings) startReloadable(t *testing.T) *Daemon {
+	t.Helper()
+	o := s.options(t)
+	o.LogLevel = &slog.LevelVar{}
+	o.Reload = func() (*config.Config, error) { return s.Resolve(client.DefaultPath(), false) }
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopper(t, d))
+	return d
+}
+
+// setDisks makes the configuration's disks those of the command line's form.
+func (s *settings) setDisks(t *testing.T, specs ...string) {
+	t.Helper()
+	s.Disks = nil
+	for _, spec := range specs {
+		d, err := config.ParseDisk(strings.ReplaceAll(spec, "$DIR", s.dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Disks = append(s.Disks, d)
+	}
+}
+
+// served are the disks as the command line has them, with where they come from.
+func served(d *Daemon) []string {
+	var out []string
+	for _, e := range machineOf(d).list() {
+		out = append(out, string(e.origin())+" "+e.config().String())
+	}
+	return out
+}
+
+// TestReload: disks and addresses are added, changed and removed; clients of what
+// stays notice nothing, clients of what goes are drained.
+func TestReload(t *testing.T) {
+	s := newSettings(t, "stays=memory:1MiB", "goes=file:$DIR/goes.img,size=1MiB", "grows=memory:1MiB")
+	second := filepath.Join(s.dir, "second.sock")
+	d := s.startReloadable(t)
+	ctl, events := s.control(t), s.follow(t, client.EventReloaded, client.EventReloadFailed, client.EventDiskAdded, client.EventDiskRemoved, client.EventDiskGrown)
+	if r, err := ctl.Reload(t.Context()); err != nil || cmp.Diff(&client.Reload{}, r) != "" {
+		t.Errorf("reload of the same: %+v, %v", r, err)
+	}
+	events.want(client.EventReloaded, "")
+	if _, err := ctl.AddDisk(t.Context(), "byhand", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	events.want(client.EventDiskAdded, "byhand")
+	if _, err := ctl.AddDisk(t.Context(), "adopted", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	events.want(client.EventDiskAdded, "adopted")
+
+	stays, goes := open(t, s.socket(), "stays"), open(t, s.socket(), "goes")
+	data := bytes.Repeat([]byte("r"), 4096)
+	if _, err := goes.do(cmdWrite, 0, len(data), data); err != nil {
+		t.Error(err)
+	}
+	s.setDisks(t, "new=memory:1MiB", "grows=memory:2MiB", "stays=memory:1MiB,description=now with words,connections=2", "adopted=memory:1MiB")
+	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: second, Mode: 0o640})
+	s.Log.Level = "debug"
+	s.Faults = []fault.Rule{{Name: "rare", Disk: "new", Budget: 1, Action: fault.Action{Kind: fault.KindBusy}}}
+	r, err := ctl.Reload(t.Context())
+	want := &client.Reload{
+		DisksAdded: []string{"new"}, DisksRemoved: []string{"goes"}, DisksChanged: []string{"adopted", "grows", "stays"},
+		ListenersAdded: []string{"unix://" + second},
+	}
+	if diff := cmp.Diff(want, r); err != nil || diff != "" {
+		t.Fatalf("%v, -want +got\n%s", err, diff)
+	}
+	events.want(client.EventDiskGrown, "grows")
+	events.want(client.EventDiskAdded, "new")
+	events.want(client.EventDiskRemoved, "goes")
+	events.want(client.EventReloaded, "")
+	if diff := cmp.Diff([]string{
+		"configuration new=memory:1MiB,block-size=512", "configuration grows=memory:2MiB,block-size=512",
+		"configuration stays=memory:1MiB,block-size=512,connections=2,description=now with words",
+		"configuration adopted=memory:1MiB,block-size=512", "api byhand=memory:1MiB,block-size=512",
+	}, served(d)); diff != "" {
+		t.Errorf("served, -want +got\n%s", diff)
+	}
+	if d.o.LogLevel.Level() != slog.LevelDebug {
+		t.Errorf("log level %s", d.o.LogLevel.Level())
+	}
+	if _, err := stays.do(cmdWrite, 0, len(data), data); err != nil {
+		t.Errorf("a client of a disk that stays: %v", err)
+	}
+	if _, err := goes.tryRead(1); err == nil {
+		t.Error("a client of a disk that is gone goes on")
+	}
+	if b, err := os.ReadFile(filepath.Join(s.dir, "goes.img")); err != nil || !bytes.Equal(b[:len(data)], data) {
+		t.Errorf("the image of a disk that is gone: %v, or other data", err)
+	}
+	if c := open(t, second, ""); c.sizeBytes != 1<<20 {
+		t.Errorf("the default export by the new address: %d bytes", c.sizeBytes)
+	}
+	if c := open(t, second, "grows"); c.sizeBytes != 2<<20 {
+		t.Errorf("the disk that grows: %d bytes", c.sizeBytes)
+	}
+	open(t, second, "stays")
+	if err := s.refused(t, "stays"); err == nil {
+		t.Error("a third client of a disk for two")
+	}
+
+	if f, err := ctl.Faults(t.Context()); err != nil || len(f.Faults) != 1 {
+		t.Errorf("faults %+v, %v", f, err)
+	}
+
+	// The new address goes again; who came by it stays. The faults go.
+	s.Faults = nil
+	c := open(t, second, "new")
+	s.Listen = s.Listen[:1]
+	if r, err = ctl.Reload(t.Context()); err != nil || len(r.ListenersRemoved) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := net.Dial("unix", second); err == nil {
+		t.Error("an address that is gone answers")
+	}
+	if _, err := os.Stat(second); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket of an address that is gone: %v", err)
+	}
+	if _, err := c.do(cmdRead, 0, 512, nil); err != nil {
+		t.Errorf("a client that came by an address that is gone: %v", err)
+	}
+	if f, err := ctl.Faults(t.Context()); err != nil || len(f.Faults) != 0 {
+		t.Errorf("faults %+v, %v; want none", f, err)
+	}
+	if st := d.Status(); len(st.Listeners) != 1 || st.Configuration.ReloadError != "" {
+		t.Errorf("status %+v", st)
+	}
+	noViolations(t, machineOf(d))
+}
+
+// TestReload_Refused: whatever is wrong, nothing changes, and everybody can see it.
+func TestReload_Refused(t *testing.T) {
+	const one = "one=memory:1MiB"
+	taken := filepath.Join(t.TempDir(), "taken.sock")
+	l, err := net.Listen("unix", taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for name, tt := range map[string]struct {
+		disks  []string
+		change func(f *settings)
+		kind   error
+		want   []string
+	}{
+		"a file that is wrong": {
+			[]string{one, one}, func(*settings) {}, client.ErrInvalid, []string{"two disks have this name"},
+		},
+		"what a disk cannot change": {
+			[]string{"one=memory:1MiB,block-size=4096,read-only", "file=memory:1MiB"},
+			func(*settings) {}, client.ErrConflict,
+			[]string{`disk "one": block-size from 512 to 4KiB`, `disk "one": read-only from false to true`, `disk "file": file from`, "remove the disk and add it again"},
+		},
+		"a disk that shrinks": {
+			[]string{"one=memory:512KiB", "file=file:$DIR/f.img"},
+			func(*settings) {}, client.ErrConflict,
+			[]string{`disk "one": size 512KiB: want at least the present one, 1MiB`},
+		},
+		"what the daemon cannot change": {
+			[]string{one, "file=file:$DIR/f.img"},
+			func(f *settings) {
+				f.Limits.Requests, f.HBA.Workers, f.HTTP = 200, 3, "127.0.0.1:1"
+			}, client.ErrConflict,
+			[]string{"limits requests from 256 to 200", "hba workers from 16 to 3", "http from none to 127.0.0.1:1", "restart it"},
+		},
+		"an address that is taken": {
+			[]string{one, "file=file:$DIR/f.img"}, func(f *settings) {
+				f.Listen = append(f.Listen, config.Address{Network: "unix", Target: f.dir + "/x.sock"}, config.Address{Network: "unix", Target: taken})
+			}, client.ErrInternal, []string{"taken.sock: already served"},
+		},
+		"the last disk is not there": {
+			[]string{one, "file=file:$DIR/f.img", "x=memory:1MiB", "y=file:$DIR/y.img,size=1MiB", "none=file:$DIR/none.img"},
+			func(*settings) {}, client.ErrInternal,
+			[]string{"none.img: does not exist"},
+		},
+		"a file of a disk of the API": {
+			[]string{one, "file=file:$DIR/f.img", "x=file:$DIR/api.img"},
+			func(*settings) {}, client.ErrConflict,
+			[]string{"with the disks that were added by the API", `belongs to disk`},
+		},
+		"a disk that would go meanwhile": {
+			[]string{"new=file:$DIR/f.img", one}, func(*settings) {}, client.ErrInternal, []string{"f.img", "in use"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSettings(t, one, "file=file:$DIR/f.img,size=1MiB")
+			d := s.startReloadable(t)
+			ctl, events := s.control(t), s.follow(t, client.EventReloadFailed)
+			if _, err := ctl.AddDisk(t.Context(), "api", client.DiskSpec{File: filepath.Join(s.dir, "api.img"), SizeBytes: 1 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, s.socket(), "file")
+			m := machineOf(d)
+			eventually(t, func() string { // the client counts a moment after it is let in
+				if len(holdings(t, m).Names) == 0 {
+					return "the client does not count"
+				}
+				return ""
+			})
+			before, disks := holdings(t, m), served(d)
+			s.setDisks(t, tt.disks...)
+			tt.change(s)
+			_, err := ctl.Reload(t.Context())
+			for _, want := range tt.want {
+				wantError(t, err, tt.kind, want)
+			}
+			if e := events.want(client.EventReloadFailed, ""); e.Fields["error"] != err.Error() {
+				t.Errorf("event %+v", e)
+			}
+			if diff := cmp.Diff(disks, served(d)); diff != "" {
+				t.Errorf("the disks have changed\n%s", diff)
+			}
+			eventually(t, func() string {
+				after := holdings(t, m)
+				after.Memory = max(after.Memory, before.Memory)
+				return cmp.Diff(before, after)
+			})
+			if _, err := c.do(cmdWrite, 0, 512, make([]byte, 512)); err != nil {
+				t.Errorf("a client: %v", err)
+			}
+			if st := d.Status(); len(st.Listeners) != 1 || st.Configuration.ReloadError != err.Error() {
+				t.Errorf("status %+v", st.Configuration)
+			}
+			if snap, _ := d.Snapshot(); snap.Reloaded || snap.ReloadedAt.IsZero() {
+				t.Error("metrics say that it went well")
+			}
+			if left, err := filepath.Glob(filepath.Join(s.dir, "[xy]*")); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+			// What was wrong is mended, and all is well.
+			s.setDisks(t, one, "file=file:$DIR/f.img,size=1MiB")
+			s.Limits.Requests, s.HBA.Workers, s.HTTP, s.Listen = 0, 0, config.Off, s.Listen[:1]
+			if r, err := ctl.Reload(t.Context()); err != nil || cmp.Diff(&client.Reload{}, r) != "" {
+				t.Errorf("reload of the first: %+v, %v", r, err)
+			}
+			if snap, _ := d.Snapshot(); !snap.Reloaded {
+				t.Error("metrics say that it went badly")
+			}
+		})
+	}
+}
+
+// TestReload_Nothing: without a file there is nothing to reload.
+func TestReload_Nothing(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	s.mustStart(t)
+	_, err := s.control(t).Reload(t.Context())
+	wantError(t, err, client.ErrConflict, "started without --config")
+}
+
+// TestReload_AfterGrow: a disk that has grown by the API keeps its size, whether the
+// file knows of it or not.
+func TestReload_AfterGrow(t *testing.T) {
+	s := newSettings(t, "f=file:$DIR/f.img,size=1MiB")
+	d := s.startReloadable(t)
+	if _, err := d.GrowDisk(t.Context(), "f", 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, spec := range []string{"f=file:$DIR/f.img,size=1MiB", "f=file:$DIR/f.img,size=4MiB", "f=file:$DIR/f.img"} {
+		s.setDisks(t, spec)
+		if _, err := d.Reload(t.Context()); err != nil {
+			t.Errorf("%s: %v", spec, err)
+		}
+	}
+	if got := d.Disks()[0].SizeBytes; got != 4<<20 {
+		t.Errorf("%d bytes", got)
+	}
+}
