@@ -40,6 +40,48 @@ func adapter() Dashboard {
 				queries: []query{{"sum by (instance) (vhbad_port_outstanding_srbs{<export>})", "{{instance}}"}},
 			},
 		}},
+		row{"Stages", []interface{ panel() Panel }{
+			graph{
+				title: "Where the time goes", unit: unitSeconds, stack: true,
+				description: "Mean time of a command in each stage, on top of each other: the unit's queue, BuildIo, the way to StartIo, the device, " +
+					"the interrupt handler, the DPC, the reply. From a sample of one command in 512.",
+				queries: []query{{
+					"sum by (instance, stage) (rate(vhbad_stage_duration_seconds_sum{<instance>}[<rate>]))" +
+						" / sum by (instance, stage) (rate(vhbad_stage_duration_seconds_count{<instance>}[<rate>]))",
+					"{{instance}} {{stage}}",
+				}},
+			},
+			graph{
+				title: "Stages, p99", description: "99 of 100 sampled commands took at most this in the stage. Few commands make few samples: look at a longer time then.", unit: unitSeconds,
+				queries: []query{{
+					"histogram_quantile(0.99, sum by (instance, stage, le) (rate(vhbad_stage_duration_seconds_bucket{<instance>}[<rate>])))",
+					"{{instance}} {{stage}}",
+				}},
+			},
+			graph{
+				title: "Device by command", description: "Mean time that the device took, by command, from its place in the ring to the interrupt.", unit: unitSeconds,
+				queries: []query{{
+					`sum by (instance, op) (rate(vhbad_stage_duration_seconds_sum{<instance>, stage="device"}[<rate>]))` +
+						` / sum by (instance, op) (rate(vhbad_stage_duration_seconds_count{<instance>, stage="device"}[<rate>]))`,
+					"{{instance}} {{op}}",
+				}},
+			},
+			heat{
+				"Device, all", "How many sampled commands per second took how long in the device.",
+				unitSeconds, `sum by (le) (rate(vhbad_stage_duration_seconds_bucket{<instance>, stage="device"}[<rate>]))`,
+			},
+			graph{
+				title: "Queues held back", unit: unitShare, stack: true,
+				description: "Share of the time in which a disk's queue was held back, by reason: paused, busy after the device turned something away, frozen after an error, recovering during a reset.",
+				queries: []query{{
+					"sum by (instance, export, reason) (rate(vhbad_port_held_seconds_total{<export>}[<rate>]))", "{{instance}} {{export}} {{reason}}",
+				}},
+			},
+			graph{
+				title: "Adapter held back", description: "Share of the time in which the queues of all disks were held back, by reason.", unit: unitShare, stack: true,
+				queries: []query{{"sum by (instance, reason) (rate(vhbad_port_adapter_held_seconds_total{<instance>}[<rate>]))", "{{instance}} {{reason}}"}},
+			},
+		}},
 		row{"Port", []interface{ panel() Panel }{
 			graph{
 				title: "Commands started and completed", description: "SRBs given to the adapter and finished per second. The lines lie on each other unless commands get stuck.", unit: unitOpsPS,
@@ -56,8 +98,11 @@ func adapter() Dashboard {
 				}},
 			},
 			graph{
-				title: "Turned away", description: "Commands per second that the adapter or the unit did not take, and that are sent again.", unit: unitOpsPS,
-				queries: []query{{"sum by (instance, export, reason) (rate(vhbad_port_busy_total{<export>}[<rate>]))", "{{instance}} {{export}} {{reason}}"}},
+				title: "Turned away", description: "Commands per second that the adapter or the unit did not take, and that are sent again. parked: built, and the unit was not ready.", unit: unitOpsPS,
+				queries: []query{
+					{"sum by (instance, export, reason) (rate(vhbad_port_busy_total{<export>}[<rate>]))", "{{instance}} {{export}} {{reason}}"},
+					{"sum by (instance, export) (rate(vhbad_port_parked_total{<export>}[<rate>]))", "{{instance}} {{export}} parked"},
+				},
 			},
 			graph{
 				title: "Waiting in the unit's queue", description: "Commands that wait for the adapter, by export.", unit: unitCount,
@@ -68,8 +113,10 @@ func adapter() Dashboard {
 				queries: []query{{"sum by (instance, export) (rate(vhbad_port_timeouts_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
 			},
 			graph{
-				title: "Resets", description: "Resets per second by level, those that the adapter reported by itself, and those of the controller.", unit: unitEventsPS,
+				title: "Resets and aborts", unit: unitEventsPS,
+				description: "Resets per second by level, those that the adapter reported by itself, those of the controller, and aborts of single commands.",
 				queries: []query{
+					{"sum by (instance) (rate(vhbad_port_aborts_total{<instance>}[<rate>]))", "{{instance}} aborts"},
 					{"sum by (instance, level) (rate(vhbad_port_resets_total{<instance>}[<rate>]))", "{{instance}} {{level}}"},
 					{"sum by (instance) (rate(vhbad_port_resets_detected_total{<instance>}[<rate>]))", "{{instance}} reported"},
 					{"sum by (instance) (rate(vhbad_hba_resets_total{<instance>}[<rate>]))", "{{instance}} controller"},
@@ -91,6 +138,41 @@ func adapter() Dashboard {
 						" / sum by (instance, queue) (rate(vhbad_hba_interrupts_total{<instance>}[<rate>]))",
 					"{{instance}} queue {{queue}}",
 				}},
+			},
+			heat{
+				"Completions per interrupt, all", "How many interrupts per second announced how many completions.",
+				unitCount, "sum by (le) (rate(vhbad_hba_completions_per_interrupt_bucket{<instance>}[<rate>]))",
+			},
+			graph{
+				title: "Lock acquisitions", description: "Acquisitions per second of the locks around callbacks, and those that had to wait.", unit: unitOpsPS,
+				queries: []query{
+					{"sum by (instance, lock) (rate(vhbad_port_lock_acquisitions_total{<instance>}[<rate>]))", "{{instance}} {{lock}}"},
+					{"sum by (instance, lock) (rate(vhbad_port_lock_wait_seconds_count{<instance>}[<rate>]))", "{{instance}} {{lock}} waited"},
+				},
+			},
+			graph{
+				title: "Waiting for locks", unit: unitShare,
+				description: "Time that processors spend waiting for a lock: 1 is one processor all the time.",
+				queries:     []query{{"sum by (instance, lock) (rate(vhbad_port_lock_wait_seconds_sum{<instance>}[<rate>]))", "{{instance}} {{lock}}"}},
+			},
+			graph{
+				title: "Locks held", description: "Mean time that a lock is held, from a sample of one acquisition in 512, or all with the verifier on.", unit: unitSeconds,
+				queries: []query{{
+					"sum by (instance, lock) (rate(vhbad_port_lock_hold_seconds_sum{<instance>}[<rate>]))" +
+						" / sum by (instance, lock) (rate(vhbad_port_lock_hold_seconds_count{<instance>}[<rate>]))",
+					"{{instance}} {{lock}}",
+				}},
+			},
+			graph{
+				title: "Locks held, p99", description: "99 of 100 sampled acquisitions held the lock no longer than this.", unit: unitSeconds,
+				queries: []query{{
+					"histogram_quantile(0.99, sum by (instance, lock, le) (rate(vhbad_port_lock_hold_seconds_bucket{<instance>}[<rate>])))",
+					"{{instance}} {{lock}}",
+				}},
+			},
+			heat{
+				"SynchronizeAccess, all", "How many sampled calls per second kept interrupts off for how long.",
+				unitSeconds, "sum by (le) (rate(vhbad_port_synchronize_access_hold_seconds_bucket{<instance>}[<rate>]))",
 			},
 			graph{
 				title: "Interrupts disowned", description: "Calls per second of which the handler said that they were not for it.", unit: unitEventsPS,

@@ -142,6 +142,12 @@ func build(d Dashboard, exports bool, rows ...row) Dashboard {
 		Name: "Starts", Datasource: source, Enable: true, IconColor: "blue", TitleFormat: "{{instance}} started",
 		Expr: marks.Replace("process_start_time_seconds{<instance>} * 1000"), UseValueForTime: "on",
 	}}
+	if exports {
+		d.Annotations.List = append(d.Annotations.List, Annotation{
+			Name: "Power cuts", Datasource: source, Enable: true, IconColor: "red", TitleFormat: "{{instance}} {{export}}: power cut by {{trigger}}",
+			Expr: marks.Replace("increase(vhbad_power_cuts_total{<export>}[<rate>]) > 0"),
+		})
+	}
 	d.Templating.List = variables(exports)
 	at, id := GridPos{}, 0
 	place := func(p Panel) {
@@ -188,10 +194,12 @@ func variables(exports bool) []Variable {
 	return list
 }
 
+func dashboards() []Dashboard { return []Dashboard{overview(), adapter(), power(), runtime()} }
+
 // Files returns the dashboards' files by name, as deploy/grafana has them.
 func Files() (map[string][]byte, error) {
 	files := make(map[string][]byte)
-	for _, d := range []Dashboard{overview(), adapter(), runtime()} {
+	for _, d := range dashboards() {
 		var b bytes.Buffer
 		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false) // queries have < and > in them

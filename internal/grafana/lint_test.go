@@ -7,8 +7,6 @@ import (
 	"testing"
 )
 
-func dashboards() []Dashboard { return []Dashboard{overview(), adapter(), runtime()} }
-
 // TestLint_Dashboards holds every dashboard to the rules of Grafana's own linter,
 // which cannot be had by the Go command.
 func TestLint_Dashboards(t *testing.T) {

@@ -51,7 +51,7 @@ type Annotation struct {
 	Expr            string     `json:"expr"`
 	IconColor       string     `json:"iconColor"`
 	TitleFormat     string     `json:"titleFormat"`
-	UseValueForTime string     `json:"useValueForTime"` // "on": the value is the time, in milliseconds
+	UseValueForTime string     `json:"useValueForTime,omitempty"` // "on": the value is the time, in milliseconds
 }
 
 // Templating lists the variables.

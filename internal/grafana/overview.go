@@ -37,9 +37,9 @@ func overview() Dashboard {
 			},
 			number{
 				title: "Errors", unit: unitShare, bad: new(0.01),
-				description: "Share of requests in the last minutes that were answered with an error, whoever's fault it was.",
+				description: "Share of requests in the last minutes that were answered with an error, whoever's fault it was, but for faults that were asked for.",
 				queries: []query{{
-					`sum(rate(vhbad_requests_total{<export>, result="error"}[<rate>])) / sum(rate(vhbad_requests_total{<export>}[<rate>]))`, "errors",
+					`sum(rate(vhbad_requests_total{<export>, result=~"error|aborted"}[<rate>])) / sum(rate(vhbad_requests_total{<export>}[<rate>]))`, "errors",
 				}},
 			},
 		}},
@@ -50,9 +50,10 @@ func overview() Dashboard {
 			},
 			graph{
 				title: "Errors", unit: unitOpsPS,
-				description: "Requests answered with an error per second. Wrong requests of clients count too; op unknown is commands that NBD does not have.",
+				description: "Requests answered with an error per second. Wrong requests of clients count too; op unknown is commands that NBD does not have. " +
+					"aborted is what resets and lost devices ended, injected what fault rules did.",
 				queries: []query{{
-					`sum by (instance, export, op) (rate(vhbad_requests_total{<export>, result="error"}[<rate>]))`, "{{instance}} {{export}} {{op}}",
+					`sum by (instance, export, op, result) (rate(vhbad_requests_total{<export>, result!="ok"}[<rate>]))`, "{{instance}} {{export}} {{op}} {{result}}",
 				}},
 			},
 			graph{
@@ -69,6 +70,19 @@ func overview() Dashboard {
 			graph{
 				title: "In flight", description: "Requests begun and not answered. A flat line above zero while nothing is answered means that they are stuck.", unit: unitCount,
 				queries: []query{{"sum by (instance, export, op) (vhbad_requests_in_flight{<export>})", "{{instance}} {{export}} {{op}}"}},
+			},
+			graph{
+				title: "Oldest command", description: "Age of the oldest command of each disk that has not ended. Normally zero: it counts from a tenth of a second on.", unit: unitSeconds,
+				queries: []query{{"max by (instance, export) (vhbad_oldest_request_age_seconds{<export>})", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Busy", unit: unitShare, max: new(1.0),
+				description: "Share of the time in which the disk had commands, as %util of iostat. A disk that does many at once may be busy all the time and have room.",
+				queries:     []query{{"sum by (instance, export) (rate(vhbad_io_time_seconds_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Mean in flight", description: "Requests in flight on average, as aqu-sz of iostat: their durations added up, per second.", unit: unitCount,
+				queries: []query{{"sum by (instance, export) (rate(vhbad_io_time_weighted_seconds_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
 			},
 			graph{
 				title: "Request size", description: "Mean bytes of successful requests, by command.", unit: unitBytes,

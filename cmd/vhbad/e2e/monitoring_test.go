@@ -51,7 +51,8 @@ func TestMonitoring_EveryExpressionHasData(t *testing.T) {
 	}
 	config := newServerConfig(t, "tcp", "memory:64MiB")
 	config.extra = []string{
-		"--disk", "quiet=memory:16MiB", "--disk", "file=file:" + filepath.Join(t.TempDir(), "image") + ",size=16MiB",
+		"--disk", "quiet=memory:16MiB,cache=writeback",
+		"--disk", "file=file:" + filepath.Join(t.TempDir(), "image") + ",size=16MiB,cache=writeback",
 		"--tls-certificates", folder, "--tls", "optional", "--verify",
 	}
 	d := startDaemon(t, config)
@@ -62,6 +63,7 @@ func TestMonitoring_EveryExpressionHasData(t *testing.T) {
 	p.await(t, []wanted{{"the first scrape", `up{job="vhbad"} == 1`}, {"the counters before the load", "vhbad_requests_total"}})
 	stop := load(t, d)
 	nbdsh(t, d.uri("quiet"), "requests.py") // each command, and errors; it reads back what it wrote, so no load there
+	stopCuts := powerCuts(t, config.folder, "quiet")
 
 	all := []wanted{
 		{"load", `rate(vhbad_requests_total{op="read", result="ok"}[10s]) > 0`},
@@ -71,7 +73,38 @@ func TestMonitoring_EveryExpressionHasData(t *testing.T) {
 	all = append(all, p.ruleExpressions(t)...)
 	p.await(t, all)
 	p.healthyRules(t)
+	stopCuts()
 	stop()
+}
+
+// powerCuts cuts the power of a disk every second until its result is called.
+func powerCuts(t *testing.T, folder, disk string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		for {
+			cut := exec.Command(vhbadBinary, "power", "cut", disk, "--admin", filepath.Join(folder, "admin.sock"))
+			if out, err := cut.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", cut, err, out)
+				return
+			}
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	t.Cleanup(stop)
+	return stop
 }
 
 // load keeps two disks busy until its result is called.

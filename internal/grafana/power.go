@@ -1,0 +1,73 @@
+package grafana
+
+// power is for who lets disks misbehave on purpose: write caches, power cuts and
+// what they cost.
+func power() Dashboard {
+	return build(
+		Dashboard{
+			UID: "vhbad-power", Title: "vhbad / Faults and power",
+			Description: "Disks that misbehave because somebody asked them to: what their write caches hold, power cuts, and what they lost.",
+		}, true,
+		row{"State", []interface{ panel() Panel }{
+			number{
+				title: "Hostile mode", description: "Whether a disk may do what no honest disk does at a power cut. Never for data that anybody wants.", unit: unitCount,
+				queries: []query{{"max by (instance, export) (vhbad_hostile_mode{<export>})", "{{instance}} {{export}}"}},
+				words:   map[string]Mapped{"0": {"off", "green", 0}, "1": {"on", "red", 1}},
+			},
+			number{
+				title: "Power cuts", description: "Power cuts in the time shown.", unit: unitCount,
+				queries: []query{{"sum by (instance, export) (increase(vhbad_power_cuts_total{<export>}[$__range]))", "{{instance}} {{export}}"}},
+			},
+			number{
+				title: "Bytes at risk", description: "Bytes that a power cut now would leave to chance.", unit: unitBytes,
+				queries: []query{{"sum by (instance, export) (vhbad_cache_dirty_bytes{<export>})", "{{instance}} {{export}}"}},
+			},
+		}},
+		row{"Write cache", []interface{ panel() Panel }{
+			graph{
+				title: "Dirty bytes", description: "Bytes written and not yet durable, by disk.", unit: unitBytes,
+				queries: []query{{"sum by (instance, export) (vhbad_cache_dirty_bytes{<export>})", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Pending writes", description: "Writes that are not yet durable, by disk.", unit: unitCount,
+				queries: []query{{"sum by (instance, export) (vhbad_cache_pending_writes{<export>})", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Oldest pending write", description: "How long the oldest write has not been durable. No line while nothing is pending.", unit: unitSeconds,
+				queries: []query{{"time() - min by (instance, export) (vhbad_cache_oldest_pending_timestamp_seconds{<export>})", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Evictions", description: "Writes per second that became durable without a flush, by reason.", unit: unitOpsPS,
+				queries: []query{{"sum by (instance, export, reason) (rate(vhbad_cache_evictions_total{<export>}[<rate>]))", "{{instance}} {{export}} {{reason}}"}},
+			},
+			graph{
+				title: "Writes covered by a flush", description: "Writes that a flush made durable, on average. One: the client flushes after each write.", unit: unitCount,
+				queries: []query{{
+					"sum by (instance, export) (rate(vhbad_flush_covered_writes_sum{<export>}[<rate>]))" +
+						" / sum by (instance, export) (rate(vhbad_flush_covered_writes_count{<export>}[<rate>]))",
+					"{{instance}} {{export}}",
+				}},
+			},
+			heat{
+				"Writes covered by a flush, all", "How many flushes per second made how many writes durable.",
+				unitCount, "sum by (le) (rate(vhbad_flush_covered_writes_bucket{<export>}[<rate>]))",
+			},
+		}},
+		row{"Power cuts", []interface{ panel() Panel }{
+			graph{
+				title: "Power cuts", description: "Power cuts per second, by what asked for them.", unit: unitEventsPS,
+				queries: []query{{"sum by (instance, export, trigger) (rate(vhbad_power_cuts_total{<export>}[<rate>]))", "{{instance}} {{export}} {{trigger}}"}},
+			},
+			graph{
+				title: "Fate of sectors", description: "Sectors that were not durable at a power cut, per second, by what became of them.", unit: unitOpsPS, stack: true,
+				queries: []query{{"sum by (instance, export, outcome) (rate(vhbad_crash_sectors_total{<export>}[<rate>]))", "{{instance}} {{export}} {{outcome}}"}},
+			},
+			graph{
+				title: "Errors", description: "Requests answered with an error per second, by what is behind it: injected is what was asked for.", unit: unitOpsPS,
+				queries: []query{{
+					`sum by (instance, export, result) (rate(vhbad_requests_total{<export>, result!="ok"}[<rate>]))`, "{{instance}} {{export}} {{result}}",
+				}},
+			},
+		}},
+	)
+}
