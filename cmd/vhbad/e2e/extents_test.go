@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -151,6 +152,23 @@ func TestExtents_AgreeWithFile(t *testing.T) {
 			t.Error("nbdinfo --map --totals prints nothing")
 		}
 	})
+}
+
+// A client that was there before sees a disk grow, in BLOCK_STATUS too.
+func TestGrow_SeenByClients(t *testing.T) {
+	path, _ := sparseImage(t)
+	config := newServerConfig(t, "unix", "file:"+path)
+	d := startDaemon(t, config)
+	grow, err := json.Marshal([]string{
+		vhbadBinary, "disk", "grow", exportName, strconv.Itoa(2 * diskBytes), "--admin", filepath.Join(config.folder, "admin.sock"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nbdshScript(t, "grow.py", "--base-allocation", "-u", d.uri(exportName), "-c", "grow = "+string(grow))
+	if fi, err := os.Stat(path); err != nil || fi.Size() != 2*diskBytes {
+		t.Errorf("the image has %d bytes, %v; want %d", fi.Size(), err, 2*diskBytes)
+	}
 }
 
 // A copy over eight connections is exact, and what was sparse stays sparse.
