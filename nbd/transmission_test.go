@@ -564,6 +564,7 @@ func TestTransmission_Batches(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
+	s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
 	if n := d.longest[nbd.OpTrim]; n < 1 || n > 8 {
 		t.Errorf("%d trims in one batch, want at most 8", n)
 	}
