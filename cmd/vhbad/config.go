@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -13,10 +14,20 @@ func newConfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Work with configuration files",
-		Args:  usageArgs(cobra.NoArgs),
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Long: `Config checks configuration files, shows what they mean, and describes them for
+editors. It needs no running daemon.
+
+Of one setting, the command line of serve comes before the file, and the file
+before the default. No environment variable takes part, but $XDG_RUNTIME_DIR in
+the default of admin. Disks, addresses and sandbox paths of the command line come
+after those of the file.`,
+		Example: `  vhbad config check /etc/vhbad/vhbad.yaml
+  vhbad config print --comments > vhbad.yaml
+  vhbad config schema > vhbad.schema.json`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newConfigCheck())
+	cmd.AddCommand(newConfigCheck(), newConfigPrint(), newConfigSchema())
 	return cmd
 }
 
@@ -41,13 +52,9 @@ address or running daemon. Exit code 2 means that the file is wrong.`,
 		Example: "  vhbad config check /etc/vhbad.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := config.Load(args[0])
+			c, err := resolveFile(args)
 			if err != nil {
-				return usage(err)
-			}
-			c, err := f.Resolve(client.DefaultPath(), false)
-			if err != nil {
-				return usage(fmt.Errorf("%s: %w", args[0], err))
+				return err
 			}
 			out := configCheck{File: args[0], Listen: c.Listen, HTTP: c.HTTP, Admin: c.Admin, TLS: c.TLS.Mode}
 			for i := range c.Disks {
@@ -62,4 +69,79 @@ address or running daemon. Exit code 2 means that the file is wrong.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// resolveFile is what a file means; without one, the defaults.
+func resolveFile(args []string) (*config.Config, error) {
+	f := &config.File{}
+	if len(args) > 0 {
+		var err error
+		if f, err = config.Load(args[0]); err != nil {
+			return nil, usage(err)
+		}
+	}
+	c, err := f.Resolve(client.DefaultPath(), false)
+	if err != nil && len(args) > 0 {
+		err = fmt.Errorf("%s: %w", args[0], err)
+	}
+	return c, usage(err)
+}
+
+func newConfigPrint() *cobra.Command {
+	var asJSON, comments bool
+	cmd := &cobra.Command{
+		Use:   "print [FILE]",
+		Short: "Print what a configuration file means, with all defaults",
+		Long: `Print reads a configuration file as serve would and prints the whole of what it
+means, as a configuration file with nothing left to defaults. Without FILE it
+prints the defaults alone.`,
+		Example: `  vhbad config print /etc/vhbad/vhbad.yaml
+  vhbad config print --comments
+  vhbad config print --json | jq .limits`,
+		Args: usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := resolveFile(args)
+			if err != nil {
+				return err
+			}
+			if asJSON && comments {
+				return usage(errors.New("--json with --comments: JSON has none"))
+			}
+			if asJSON {
+				m, err := c.File().JSON()
+				if err != nil {
+					return err
+				}
+				return printJSON(cmd.OutOrStdout(), m)
+			}
+			text, err := c.File().YAML(comments)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the keys of YAML")
+	cmd.Flags().BoolVar(&comments, "comments", false, "say of each key what it is")
+	return cmd
+}
+
+func newConfigSchema() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of configuration files",
+		Long: `Schema prints a JSON Schema, by which editors complete and check configuration
+files. With the YAML language server, begin a file with a line
+# yaml-language-server: $schema=/usr/share/doc/vhbad/vhbad.schema.json
+
+What it refuses serve refuses; rules between values are known to config check
+alone.`,
+		Example: "  vhbad config schema > vhbad.schema.json",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(config.Schema)
+			return err
+		},
+	}
 }

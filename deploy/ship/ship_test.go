@@ -77,6 +77,7 @@ var files = map[string]string{
 	"/usr/share/bash-completion/completions/vhbad":      "-rw-r--r--",
 	"/usr/share/doc/vhbad/README.md":                    "-rw-r--r--",
 	"/usr/share/doc/vhbad/copyright":                    "-rw-r--r--",
+	"/usr/share/doc/vhbad/vhbad.schema.json":            "-rw-r--r--",
 	"/usr/share/doc/vhbad/deploy/prometheus/alerts.yml": "-rw-r--r--",
 	"/usr/share/doc/vhbad/examples/nbd.conf":            "-rw-r--r--",
 	"/usr/share/fish/vendor_completions.d/vhbad.fish":   "-rw-r--r--",

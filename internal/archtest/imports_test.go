@@ -120,6 +120,7 @@ var layers = []layer{
 	{
 		folder: "cmd/vhbad/internal/config",
 		allow:  []string{module + "hba/fault", module + "internal/quantity", "gopkg.in/yaml.v3", "go.yaml.in/", "github.com/goccy/go-yaml", sys},
+		tests:  []string{"github.com/invopop/jsonschema", "github.com/santhosh-tekuri/jsonschema/"}, // make and try the schema
 		reason: "checking a file must need no layer of the daemon",
 	},
 	{

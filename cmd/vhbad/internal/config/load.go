@@ -85,12 +85,16 @@ func lineOf(root *yaml.Node, list string, i int) int {
 }
 
 // checkValues parses every size, duration and address by itself first: the YAML
-// package does not give the line of what UnmarshalText refuses.
+// package does not give the line of what UnmarshalText refuses, and takes fractions
+// for whole numbers.
 func checkValues(name string, root *yaml.Node) error {
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
 		return nil
 	}
 	return walk(root.Content[0], reflect.TypeFor[File](), func(n *yaml.Node, t reflect.Type) error {
+		if k := t.Kind(); k >= reflect.Int && k <= reflect.Uint64 && n.Kind == yaml.ScalarNode && n.ShortTag() == "!!float" {
+			return fmt.Errorf("%s:%d: %s: want a whole number", name, n.Line, n.Value) // the decoder would cut it off
+		}
 		u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t))
 		if !ok || n.Kind != yaml.ScalarNode {
 			return nil
@@ -190,7 +194,7 @@ func keys(typeName string) []string {
 	var out []string
 	for _, t := range []reflect.Type{
 		reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
-		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](),
+		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](), reflect.TypeFor[Sandbox](),
 		reflect.TypeFor[fault.Rule](), reflect.TypeFor[fault.Match](), reflect.TypeFor[fault.Action](), reflect.TypeFor[fault.Sense](),
 		reflect.TypeFor[fault.Latency](), reflect.TypeFor[fault.Quantile](), reflect.TypeFor[fault.PowerCut](),
 	} {
