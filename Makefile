@@ -109,7 +109,7 @@ package: build $(NFPM)
 	  VERSION='$(PACKAGE_VERSION)' GOARCH="$$($(GO) env GOARCH)" SOURCE_DATE_EPOCH='$(PACKAGE_TIME)' $(NFPM) package -f deploy/package/nfpm.yaml -p $$kind -t dist/; \
 	done
 	@cd dist && sha256sum *.deb *.rpm > SHA256SUMS
-	VHBAD_DIST=$(CURDIR)/dist $(GO) test -tags ship -count=1 -timeout 10m ./deploy/ship
+	VHBAD_DIST=$(CURDIR)/dist $(GO) test -tags ship -count=1 -timeout 15m ./deploy/ship
 
 .PHONY: vuln
 vuln: ## known vulnerabilities in what we use, by govulncheck; needs the network: https://vuln.go.dev

@@ -35,7 +35,7 @@ const (
 	// guestMemory is an upper bound: the guest's memory is a sparse file.
 	guestMemory = "768M"
 	// guestDeadline bounds the boot, from start to power-off.
-	guestDeadline = 5 * time.Minute
+	guestDeadline = 8 * time.Minute
 	// guestReport is the console that steps are reported on.
 	guestReport = "/dev/tty1"
 )

@@ -122,6 +122,7 @@ func steps() []step {
 				run("vhbad", "disk", "remove", "more"),
 				refused("read-only file system", "vhbad", "disk", "add", "else=file:/opt/else.img,size=64MiB"))
 		}},
+		{"reload", wantReload},
 		{"listen", wantListeners},
 		{"detach", func() error {
 			return errors.Join(
@@ -190,6 +191,35 @@ func wantConfined() error {
 		errs = append(errs, fmt.Errorf("it does not run as %s in\n%s", owner.Uid, status))
 	}
 	return errors.Join(errs...)
+}
+
+// wantReload adds a disk to the configuration while another one is mounted; then
+// something that cannot be, which changes nothing.
+func wantReload() error {
+	good, err := os.ReadFile(configPath)
+	if err != nil {
+		return err
+	}
+	pid, err := mainPID()
+	if err != nil {
+		return err
+	}
+	more := strings.Replace(string(good), "\n# Metrics", "  - {name: late, file: /var/lib/vhbad/late.img, size: 64MiB}\n\n# Metrics", 1)
+	const late = "nbd+unix:///late?socket=" + nbdSocket
+	return goesOn(func() error {
+		return errors.Join(
+			os.WriteFile(configPath, []byte(more), 0o644),
+			run("systemctl", "reload", "vhbad.service"),
+			want("67108864\n", "nbdinfo", "--size", late),
+			os.WriteFile(configPath, []byte(more+"sice: 1GiB\n"), 0o644),
+			refused("Job for vhbad.service failed", "systemctl", "reload", "vhbad.service"),
+			want("67108864\n", "nbdinfo", "--size", late),
+			contains("unknown key", "journalctl", "--no-pager", "--since=-1min", "--unit=vhbad.service"),
+			want("active\n", "systemctl", "is-active", "vhbad.service"),
+			os.WriteFile(configPath, good, 0o644),
+			run("systemctl", "reload", "vhbad.service"),
+			want(strconv.Itoa(pid)+"\n", "systemctl", "show", "--property=MainPID", "--value", "vhbad.service"))
+	})
 }
 
 // wantListeners has the daemon, within what its unit leaves it, listen on TCP,
