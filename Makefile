@@ -145,6 +145,7 @@ soak: ## the id race with ten million requests; more orders of steps; then unit 
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 10m -run TestA12 ./port ./port/porttest/mutants
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 20m -run TestLinearizable ./cmd/vhbad/internal/road
 	VHBAD_INTERLEAVE_PREEMPTIONS=1 VHBAD_INTERLEAVE_SEEDS=100000 $(GO) test -tags interleave -count=1 -timeout 30m -run TestInterleave_ ./port ./hba
+	$(GO) test -tags kernel -count=1 -timeout 60m -parallel 2 -run 'TestKernel/crash/' ./cmd/vhbad/e2e -crashes 50
 	@end=$$(( SECONDS + $$(echo '$(SOAKTIME)' | sed -e 's/h/*3600/' -e 's/m/*60/' -e 's/s//') )); \
 	while [ $$SECONDS -lt $$end ]; do $(GO) test -race -count=1 -shuffle=on -timeout 8m ./...; done
 

@@ -30,6 +30,8 @@
 //	-vhbad FILE      test this binary instead of building one
 //	-race-daemon     build the daemon with the race detector
 //	-full            kernel: every file system in every pairing, for a long run
+//	-crashes N       kernel: how many power cuts each load of the crash scenarios survives
+//	-crash-seed N    kernel: their seed, to try a failure again
 //	-server NAME     vhbad (default) or nbdkit, to tell a fault of the tests, of
 //	                 the guest kernel or of nbd-client from one of ours
 package e2e

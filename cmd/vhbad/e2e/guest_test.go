@@ -354,6 +354,11 @@ func (g *guest) detach(c client) error {
 	if err := c.detach(g); err != nil {
 		return err
 	}
+	return g.awaitFree()
+}
+
+// awaitFree waits until the slot of a device that was detached can be used again.
+func (g *guest) awaitFree() error {
 	return waitFor(guestDevice+" is free", func() bool {
 		return sysfs("pid") == "" && sysfs("size") == "0"
 	})

@@ -35,7 +35,7 @@ func TestKernel(t *testing.T) {
 	for _, name := range []string{
 		"linux.uml", "nbd-client", "fio", "ip", "blkdiscard", "fstrim",
 		"mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "mkfs.btrfs", "btrfs",
-		"nbdinfo", "nbdcopy", "cmp",
+		"nbdinfo", "nbdcopy", "cmp", "sqlite3",
 	} {
 		tool(t, name)
 	}
@@ -102,7 +102,8 @@ func boot(t *testing.T, s scenario) {
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "quiet", "panic=-1", "uml_dir="+t.TempDir()+"/",
 		// Signals are dear in the guest; init needs no preemption.
 		"GODEBUG=asyncpreemptoff=1",
-		envScenario+"="+s.name, envServer+"="+*serverFlag, envBinary+"="+vhbadBinary)
+		envScenario+"="+s.name, envServer+"="+*serverFlag, envBinary+"="+vhbadBinary,
+		fmt.Sprintf("%s=%d", envCrashes, *crashesFlag), fmt.Sprintf("%s=%d", envCrashSeed, *crashSeedFlag))
 	uml.Stdout, uml.Stderr = console, console
 	uml.ExtraFiles = []*os.File{guestResults}
 	uml.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -35,7 +35,7 @@ var (
 // scenarios lists all boots. Each client takes each file system over each transport
 // and over one and four connections, in as few boots as that needs.
 func scenarios() []scenario {
-	return []scenario{
+	return append(crashScenarios(), []scenario{
 		verifyScenario(),
 		attachScenario(nbdClient, overUnix, 1, ext4, btrfs),
 		attachScenario(nbdClient, overTCP, 4, ext4, btrfs),
@@ -47,7 +47,7 @@ func scenarios() []scenario {
 		persistScenario(),
 		tlsScenario(),
 		vsockScenario(),
-	}
+	}...)
 }
 
 // fullScenarios lists what -full adds: all file systems in each pairing.

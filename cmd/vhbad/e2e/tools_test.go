@@ -40,6 +40,7 @@ var toolPackages = map[string]string{
 	"qemu-io":    "qemu-utils",
 	"resize2fs":  "e2fsprogs",
 	"rpm":        "rpm",
+	"sqlite3":    "sqlite3",
 	"udevadm":    "udev",
 	"xfs_repair": "xfsprogs",
 
