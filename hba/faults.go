@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
@@ -118,13 +119,17 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		return
 	case fault.EndDone:
 		out.DataBytes = c.DataBytes
+		if m := d.promiserAt(h.unit); m != nil && h.command.Op == fault.OpFlush {
+			m.PromisedAll()
+		}
 		return
 	case fault.EndNot:
 	}
 	if dec.Versions != nil {
 		d.keepVersions(h)
 	}
-	if dec.NoFUA && c.CDBBytes > 6 {
+	ignored := dec.NoFUA && c.CDBBytes > 6 && c.CDB[1]&scsi.CDBFUA != 0
+	if ignored {
 		c.CDB[1] &^= scsi.CDBFUA
 	}
 	if dec.Redirect {
@@ -134,9 +139,27 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
 	}
 	x.run(d, &c, out, t, true)
+	if ignored && h.command.Op == fault.OpWrite && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+		if lba, blocks, ok := scsi.BlockRange(&c.CDB); ok {
+			if m := d.promiserAt(h.unit); m != nil {
+				size := int64(h.unit.BlockBytes)
+				m.PromisedRange(int64(lba)*size, int64(blocks)*size)
+			}
+		}
+	}
 	if dec.Corrupts() && out.Code == CodeExecuted && out.ScsiStatus == 0 && x.live(d.iommu, dma.Write) {
 		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)
 	}
+}
+
+// promiserAt is the unit's medium if it keeps account of promises, or nil.
+func (d *Device) promiserAt(u fault.Unit) media.Promiser {
+	unit := d.unitAt(u)
+	if unit == nil {
+		return nil
+	}
+	m, _ := unit.Medium().(media.Promiser)
+	return m
 }
 
 // keepVersions reads what a write is about to overwrite.

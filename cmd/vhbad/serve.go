@@ -144,7 +144,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&s.single, "single", false, "serve one client on standard input and output, or on the socket of LISTEN_FDS, and end with it; no admin socket or HTTP unless asked for")
 	f.BoolVar(&s.takeover, "takeover", false, "take the place of the daemon at the admin socket: its sockets stay open, it finishes and ends; starts as usual if there is none")
 	f.BoolVar(&s.discard, "takeover-discard-memory", false, "take over even from memory disks, whose content is lost")
-	f.BoolVar(&v.Hostile, "hostile", false, "allow fault rules that break what a correct drive promises: data may be lost")
+	f.BoolVar(&v.Hostile, "hostile", false, "allow disks and fault rules that break what a correct drive promises: data may be lost")
 	f.Var(&v.HBA.SRBTimeout, "srb-timeout", "time for a command before the port begins with resets, whole seconds; a flush gets four times as much (default "+config.DefaultSRBTimeout.String()+")")
 	f.Var(&v.HBA.ResetTimeout, "reset-timeout", "time for each reset before the next, greater one (default "+config.DefaultResetTimeout.String()+")")
 	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")

@@ -148,6 +148,7 @@ var (
 	_ media.Prefetcher        = (*Cache)(nil)
 	_ media.ComparerWriter    = (*Cache)(nil)
 	_ media.Supporter         = (*Cache)(nil)
+	_ media.Promiser          = (*Cache)(nil)
 )
 
 // New returns an empty cache around m, which the cache owns from now on: Close

@@ -34,12 +34,7 @@ func (c *Cache) beginFlush() (flush, error) {
 	if c.closed {
 		return flush{}, &media.Error{Op: "flush", Name: c.config.Name, Kind: media.ErrClosed}
 	}
-	f := flush{before: c.store.nextID, life: c.life, lie: c.lieAboutFlush.Load()}
-	for w := c.store.first; w != nil; w = w.after {
-		if w.acknowledged {
-			f.covered++
-		}
-	}
+	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
 	if f.lie {
 		c.answeredLocked(&f)
 	}

@@ -110,6 +110,16 @@ type ComparerWriter interface {
 	CompareAndWriteAt(compare, data []byte, off int64) (mismatch int, err error)
 }
 
+// A Promiser keeps account of what hosts were told is durable. Who tells them so
+// without the medium having a part in it says so here, and a check after a power
+// cut can name the lie.
+type Promiser interface {
+	// PromisedAll: a flush was answered that covers all writes done so far.
+	PromisedAll()
+	// PromisedRange: a write of n bytes at off with FUA, which is done, was answered.
+	PromisedRange(off, n int64)
+}
+
 // An Ability is one of the things that a medium may be able to do.
 type Ability uint16
 

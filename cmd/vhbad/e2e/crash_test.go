@@ -134,7 +134,7 @@ func carelessScenario() scenario {
 		s.steps = append(s.steps,
 			step{name + "/start", func(g *guest) error {
 				c = newCrash(fs, options, load)
-				return g.startServer(overUnix, fmt.Sprintf("%s,cache-seed=%d", disk, c.seed))
+				return g.startServer(overUnix, fmt.Sprintf("%s,cache-seed=%d", disk, c.seed), "--hostile")
 			}},
 			step{name + "/mkfs", func(g *guest) error { return c.mkfs(g) }},
 			step{name + "/caught", func(g *guest) error { return c.untilCaught(g, class) }},

@@ -269,6 +269,10 @@ func (c *Config) checkDisks(readOnly bool) error {
 		if err := d.check(); err != nil {
 			return fmt.Errorf("disk %q: %w", d.Name, err)
 		}
+		if len(d.Hostile) > 0 && !c.Hostile {
+			return fmt.Errorf("disk %q: hostile %s: no correct drive does that: start the daemon with --hostile to have one that does",
+				d.Name, strings.Join(d.Hostile, ", "))
+		}
 		d.BlockSize = d.blockBytes()
 		d.ReadOnly = d.ReadOnly || readOnly
 		if names[d.Name] {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 func TestCutPower(t *testing.T) {
@@ -136,5 +138,92 @@ func TestConfig_KnowsTheCache(t *testing.T) {
 	}
 	if config.MinCacheSize != cache.MinSizeBytes || config.MaxCacheSize != cache.MaxSizeBytes {
 		t.Errorf("sizes from %d to %d, the cache takes %d to %d", config.MinCacheSize, config.MaxCacheSize, cache.MinSizeBytes, int64(cache.MaxSizeBytes))
+	}
+}
+
+// TestCutPower_ByRule has the power go between the arrival of the second flush and
+// its reply. What the first covered is there; what the second was for need not be,
+// and it is not answered.
+func TestCutPower_ByRule(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	_, err := d.PutFault(client.FaultRule{
+		Name: "second", Disk: "db", Match: fault.Match{Op: fault.Ops{"flush"}, Skip: 1}, Budget: 1,
+		Action: fault.Action{Kind: fault.KindPowerCut, Power: &fault.PowerCut{Policy: "none", Seed: 4}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := s.follow(t, client.EventPowerOn)
+	c := open(t, s.socket(), "db")
+	for _, x := range []byte{1, 2} {
+		if err := c.tryWrite(uint64(x)*512, bytes.Repeat([]byte{x}, 512)); err != nil {
+			t.Fatal(err)
+		}
+		if x == 1 {
+			if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := c.trySend(cmdFlush); err == nil {
+		t.Error("the second flush was answered")
+	}
+	on.want(client.EventPowerOn, "db")
+	p, err := d.Power("db")
+	if err != nil || len(p.Reports) != 1 {
+		t.Fatalf("power: %+v, %v", p, err)
+	}
+	if r := &p.Reports[0]; r.Trigger != "rule second" || r.Seed != 4 || r.Class != "legal" || r.Sectors.Lost != 1 || r.DroppedConnections != 1 {
+		t.Errorf("report: %+v", r)
+	}
+	got, err := open(t, s.socket(), "db").do(cmdRead, 512, 1024, nil)
+	if err != nil || got[0] != 1 || got[512] != 0 {
+		t.Errorf("after the cut: %v, %d and %d, want 1 and 0", err, got[0], got[512])
+	}
+}
+
+// trySend sends a command without data and waits for its reply.
+func (c *nbdConn) trySend(cmd uint16) error {
+	be := binary.BigEndian
+	msg := be.AppendUint32(nil, 0x25609513)
+	msg = be.AppendUint16(msg, 0)
+	msg = be.AppendUint16(msg, cmd)
+	if _, err := c.Write(append(msg, make([]byte, 20)...)); err != nil {
+		return err
+	}
+	_, err := c.tryRead(16)
+	return err
+}
+
+// TestCutPower_LieByRule: a flush that a rule answered in the device's place is
+// found out by the report.
+func TestCutPower_LieByRule(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	s.Hostile = true
+	d, _ := s.mustStart(t)
+	_, err := d.PutFault(client.FaultRule{
+		Name: "lie", Disk: "db", Hostile: true, Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindLieAboutFlush},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, s.socket(), "db")
+	if err := c.tryWrite(0, make([]byte, 512)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.tryWrite(512, bytes.Repeat([]byte{1}, 512)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	r, err := d.CutPower("db", client.PowerCutOptions{Policy: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first write changed nothing, so nothing of it is lost.
+	if r.Class != "hostile" || r.Acts["lying-flush"] != 1 || len(r.Findings) != 1 || r.Findings[0].OffsetBytes != 512 {
+		t.Errorf("report: %+v", r)
 	}
 }
