@@ -9,11 +9,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
@@ -53,8 +56,10 @@ func (s *testServer) victim(a *nbdtest.Authority) *victim {
 }
 
 // knock connects without the harness's clean-up, of which thousands would pile up.
+// While the backlog is full it sleeps: to try again and again would be work for the
+// kernel, and none for the server.
 func (v *victim) knock() net.Conn {
-	nc, err := connect("unix", v.path)
+	nc, err := connectAsleep(v.path)
 	if err == nil {
 		err = nc.SetDeadline(time.Now().Add(deadline))
 	}
@@ -62,6 +67,26 @@ func (v *victim) knock() net.Conn {
 		panic(err) // no attack can go on from here
 	}
 	return nc
+}
+
+// connectAsleep is net.Dial to a unix socket, but the kernel does the waiting.
+func connectAsleep(path string) (net.Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	for {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	nc, err := net.FileConn(f)
+	return nc, errors.Join(err, f.Close())
 }
 
 // into is the shortest way into transmission.
