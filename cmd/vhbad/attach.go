@@ -32,6 +32,7 @@ type attachFlags struct {
 	timeout, deadConn      config.Duration
 	block                  config.Size
 	wait                   config.Duration
+	recheck                config.Duration
 	persist, keep, asJSON  bool
 	timeoutSet, deadConSet func() bool
 }
@@ -64,7 +65,8 @@ that stops in good order leaves nothing to send again; over TCP it may.
 
 An export that comes back larger makes the device larger; one that comes back
 smaller, read-only or with fewer abilities is not taken. SIGHUP asks whether it
-has grown meanwhile. Attach ends with status 0 when somebody detaches the
+has grown meanwhile (` + "`vhbad disk grow`" + `), and so does --recheck, again and again.
+Attach ends with status 0 when somebody detaches the
 device. SIGTERM and SIGINT detach it, unless --keep is given; a device that is
 mounted or otherwise claimed stays, and attach ends with status 1. Started again
 with the same URI and device it takes over what it has left. A service manager
@@ -90,6 +92,7 @@ is told when the device is usable (systemd: Type=notify).`,
 	f.StringVar(&a.options.BackendID, "backend-id", "", "what /sys/block/nbdN/backend says (default: the URI)")
 	f.Var(&a.wait, "wait", "give up if the device is not usable by then, or not detached")
 	f.BoolVar(&a.persist, "persist", false, "stay, and replace connections that end")
+	f.Var(&a.recheck, "recheck", "with --persist: ask so often whether the export has grown (default never, but on SIGHUP)")
 	f.BoolVar(&a.keep, "keep", false, "with --persist: leave the device attached when told to end")
 	f.BoolVar(&a.asJSON, "json", false, "print JSON")
 	a.timeoutSet = func() bool { return f.Changed("timeout") }
@@ -112,6 +115,9 @@ func (a *attachFlags) resolve(args []string) error {
 	}
 	if a.keep && !a.persist {
 		return errors.New("--keep: want --persist with it; without, the device stays anyway")
+	}
+	if a.recheck != 0 && (!a.persist || a.recheck.Std() < minRecheck) {
+		return fmt.Errorf("--recheck %s: want --persist with it, and at least %s", a.recheck, minRecheck)
 	}
 	if a.persist {
 		if !a.timeoutSet() {
@@ -149,6 +155,31 @@ func (a *attachFlags) print(cmd *cobra.Command, d attach.Device) error {
 	return err
 }
 
+// minRecheck is the shortest --recheck: each is a connection to the server.
+const minRecheck = 100 * time.Millisecond
+
+// remind sends to ch again and again, unless it holds something still. The result
+// ends that.
+func remind(ch chan<- os.Signal, every time.Duration) (stop func()) {
+	tick := time.NewTicker(every)
+	end := make(chan struct{})
+	go func() {
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				select {
+				case ch <- syscall.SIGHUP:
+				default:
+				}
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() { close(end) }
+}
+
 // runPersist attaches and stays. A second signal ends it at once.
 func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 	signal.Ignore(syscall.SIGPIPE) // a reader of our output that goes away ends nothing
@@ -175,6 +206,9 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 	recheck := make(chan os.Signal, 1)
 	signal.Notify(recheck, syscall.SIGHUP)
 	defer signal.Stop(recheck)
+	if a.recheck != 0 {
+		defer remind(recheck, a.recheck.Std())()
+	}
 	if err := held.Keep(ctx, log, recheck); err == nil || ctx.Err() == nil {
 		return err
 	}

@@ -45,6 +45,7 @@ func scenarios() []scenario {
 		attachScenario(vhbadClient, overTCP, 1, xfs),
 		restartScenario(),
 		persistScenario(),
+		growScenario(),
 		tlsScenario(),
 		vsockScenario(),
 	}...)
