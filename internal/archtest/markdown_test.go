@@ -63,7 +63,7 @@ func pages(t *testing.T) map[string]page {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(out) < 10 {
+	if len(out) < 20 {
 		t.Fatalf("only %d pages found", len(out))
 	}
 	return out
