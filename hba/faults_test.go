@@ -662,44 +662,38 @@ func TestFaults_Lies(t *testing.T) {
 	w.wantIdle(t)
 }
 
-// awaitUnit waits until the unit at disk0 is there, or not.
-func (f *faultyWorld) awaitUnit(t *testing.T, there bool) {
-	t.Helper()
-	want := hba.CodeExecuted
-	if !there {
-		want = hba.CodeNoDevice
-	}
-	for f.do(t, disk0.TestUnitReady(1))[0].Code != want {
-		runtime.Gosched()
-	}
-}
-
 func TestFaults_Unplug(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
-	if err := w.dev.RemoveUnit(context.Background(), 0, 2); err != nil { // so that the target goes as a whole
-		t.Fatal(err)
-	}
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
-	changes := w.driver.Read(hba.RegUnitsChanged)
-	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}})
-	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
-	w.awaitUnit(t, false)
-	for w.clock.Pending() == 0 {
-		runtime.Gosched()
+	s := w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}})
+	back := func() {
+		t.Helper()
+		c := w.do(t, disk0.Read(1, 0, 1, in))[0]
+		sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+		if wantCode(t, c, 1, hba.CodeExecuted); sense.Key != scsi.KeyUnitAttention || sense.Additional != scsi.PowerOnResetOccurred {
+			t.Errorf("the first command that finds it back: %+v, want a unit attention", sense)
+		}
+		if c := w.do(t, disk0.Read(1, 0, 1, in))[0]; c.ScsiStatus != 0 || c.Code != hba.CodeExecuted {
+			t.Errorf("the second: %+v", c)
+		}
 	}
+	for range 3 {
+		wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
+		wantCode(t, w.do(t, disk0.TestUnitReady(1))[0], 1, hba.CodeNoDevice)
+	}
+	w.wantOthers(t)
 	w.clock.Advance(time.Second)
-	w.awaitUnit(t, true)
-	if got := w.driver.Read(hba.RegUnitsChanged) - changes; got != 2 {
-		t.Errorf("the driver is told of %d changes, want 2", got)
+	back()
+	if got := s.Fault("unplug").Stats(); got.Fired != 1 {
+		t.Errorf("it was unplugged %d times, want once", got.Fired)
 	}
-	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
-	// Without a time it comes back with the end of the rule.
+	// Without a time it is gone until the rule is.
 	w.set(t, fault.Rule{Name: "again", Action: fault.Action{Kind: fault.KindUnplug}})
 	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
-	w.awaitUnit(t, false)
-	w.awaitHeld(0)
+	w.clock.Advance(time.Hour)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
 	w.set(t)
-	w.awaitUnit(t, true)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
 	w.wantIdle(t)
 }
 

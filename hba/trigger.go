@@ -1,7 +1,6 @@
 package hba
 
 import (
-	"context"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
@@ -65,24 +64,6 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 			unit.Limit(int64(a.Size))
 			d.undoLater(f, func() { unit.Limit(0) })
 		}
-	case fault.KindUnplug:
-		unit := d.unitAt(u)
-		if unit == nil {
-			return
-		}
-		// Commands that it has been given already hold nothing up: what is parked
-		// ends, and what runs is the medium's.
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		if d.RemoveUnit(ctx, u.Target, u.Lun) != nil && d.unitAt(u) != nil {
-			return // somebody else has removed and added one
-		}
-		d.undoLater(f, func() {
-			unit.PlugIn()
-			if err := d.AddUnit(u.Target, u.Lun, unit); err != nil {
-				d.log.Warn("unit is not plugged in again", "disk", u.Disk, "error", err)
-			}
-		})
 	}
 }
 

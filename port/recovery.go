@@ -111,6 +111,9 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 	for _, u := range closed {
 		a.reopen(p, u, ok && left == 0)
 	}
+	if level == ResetBus && !ok {
+		a.resetAgainLater()
+	}
 	a.mu.Lock()
 	tell := a.onReset
 	a.mu.Unlock()
@@ -118,6 +121,17 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 		tell(ResetReport{Level: level, Unit: lu, OK: ok, Outstanding: left})
 	}
 	return ok, left
+}
+
+// resetAgainLater has the bus reset once more, after the time that a request may
+// take. A miniport whose ResetBus has failed may turn away everything until one
+// succeeds, so that no request is left to run out of time and ask for it.
+func (a *Adapter) resetAgainLater() {
+	a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, func(p *Processor) {
+		if !a.isGone() {
+			a.HardwareReset(p)
+		}
+	})
 }
 
 // reset does one step and reports success.

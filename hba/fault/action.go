@@ -133,7 +133,6 @@ type stage uint8
 const (
 	stageCommand    stage = iota // the device, on commands
 	stageControl                 // the device, on aborts and resets
-	stageTrigger                 // whoever owns the device
 	stageConnection              // the server
 )
 
@@ -164,6 +163,7 @@ const (
 type kindInfo struct {
 	kind     Kind
 	hostile  bool
+	once     bool // a thing that happens to a unit, not a state
 	stage    stage
 	ops      Op    // that a rule means which names none
 	allowed  Op    // that it may name
@@ -192,9 +192,9 @@ var kinds = []kindInfo{
 	{kind: KindQueue, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldLatency | fieldLanes, summary: "serve so many at once, each for its service time"},
 	{kind: KindReorder, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor, summary: "answer after a random time up to this long, so that later commands overtake"},
 	{kind: KindResetFails, stage: stageControl, ops: opsResets, allowed: opsControl, optional: fieldSilent, summary: "aborts and resets fail, or are not answered"},
-	{kind: KindUnplug, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "unplug the disk, and plug it in again"},
-	{kind: KindCapacity, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
-	{kind: KindPowerCut, stage: stageTrigger, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
+	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "the disk is gone, and comes back"},
+	{kind: KindCapacity, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
+	{kind: KindPowerCut, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
 	{kind: KindFlip, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits, summary: "flip bits of what was read"},
 	{kind: KindRot, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits | fieldShare | fieldHeal, ranged: true, summary: "blocks read with the same wrong bits each time, until they are written"},
 	{kind: KindStaleRead, hostile: true, ops: OpRead, allowed: OpRead, ranged: true, summary: "read what was there before the last write"},

@@ -119,8 +119,8 @@ func (r *Rule) checkKind() error {
 		}
 		return fmt.Errorf("action.kind %q: want %s", r.Action.Kind, oneOf(names))
 	}
-	if info.stage == stageTrigger && r.Budget == 0 {
-		r.Budget = 1 // a thing that happens, not a state
+	if info.once && r.Budget == 0 {
+		r.Budget = 1
 	}
 	if info.hostile && !r.Hostile {
 		return fmt.Errorf("action.kind %s is hostile: no correct drive does it; say `hostile: true` if that is meant", info.kind)

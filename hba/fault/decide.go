@@ -24,15 +24,6 @@ type Command struct {
 	Timer *Fault
 }
 
-// groupByte is where CDBs of an operation code have the GROUP NUMBER, or zero;
-// SBC-3 5.
-var groupByte = [256]uint8{
-	scsi.OpRead10: 6, scsi.OpWrite10: 6, scsi.OpVerify10: 6, scsi.OpPreFetch10: 6, scsi.OpSynchronizeCache10: 6,
-	scsi.OpWriteSame10: 6, scsi.OpUnmap: 6, scsi.OpRead12: 10, scsi.OpWrite12: 10, scsi.OpVerify12: 10,
-	scsi.OpRead16: 14, scsi.OpWrite16: 14, scsi.OpVerify16: 14, scsi.OpPreFetch16: 14, scsi.OpSynchronizeCache16: 14,
-	scsi.OpWriteSame16: 14, scsi.OpCompareAndWrite: 14,
-}
-
 // Describe is what a CDB says. The range of an UNMAP is in its data: see
 // AddUnmap.
 func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
@@ -44,9 +35,7 @@ func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
 	if c.Op&(OpRead|OpWrite|OpCompareWrite) != 0 && scsi.CDBBytes(scsi.Opcode(cdb[0])) > 6 {
 		c.FUA = cdb[1]&scsi.CDBFUA != 0
 	}
-	if at := groupByte[cdb[0]]; at != 0 {
-		c.Connection = cdb[at] & MaxConnection
-	}
+	c.Connection = scsi.Group(cdb)
 	return c
 }
 
@@ -166,6 +155,9 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		if (e.marks != nil || e.versions != nil) && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
 			watched = true
 		}
+		if e.absent != nil && p.isAbsent(e, c, now, d) {
+			return true
+		}
 		if d.n == maxFired || !e.matches(c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
 			continue
 		}
@@ -184,6 +176,13 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	}
 	return d.n > 0 || d.Versions != nil
 }
+
+// opsAlways work on a unit that is unplugged: its place in the list is kept, so that
+// it is the same unit when it is back.
+const (
+	opsAlways        = OpInquiry | OpLuns | opsControl | opsEvents
+	opsScsiButAlways = opsOfScsi &^ opsAlways
+)
 
 // matches is all of Match that does not depend on how many have matched before.
 func (e *entry) matches(c *Command, now time.Duration) bool {
@@ -289,7 +288,14 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		if d.ResetFails == nil {
 			d.ResetFails, d.Silent = f, a.Silent
 		}
-	case KindUnplug, KindCapacity, KindPowerCut:
+	case KindUnplug:
+		until := int64(math.MaxInt64)
+		if a.For != 0 {
+			until = int64(now + time.Duration(a.For))
+		}
+		e.absent.Store(until)
+		d.End = EndNoDevice
+	case KindCapacity, KindPowerCut:
 		if d.NTriggers < maxTriggers {
 			d.Triggers[d.NTriggers] = f
 			d.NTriggers++
@@ -328,6 +334,25 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		d.NoInterrupt = true
 	case KindDisconnect, KindSlowHandshake, KindBadCookie: // the server's
 	}
+}
+
+// isAbsent decides for a unit that may be unplugged. The first command that finds it
+// back is told of it.
+func (p *Plan) isAbsent(e *entry, c *Command, now time.Duration, d *Decision) bool {
+	until := e.absent.Load()
+	if until == 0 || c.Op&opsAlways != 0 {
+		return false
+	}
+	*d = Decision{End: EndNoDevice}
+	if now < time.Duration(until) {
+		return true
+	}
+	if !e.absent.CompareAndSwap(until, 0) {
+		return false
+	}
+	d.End, d.Status = EndStatus, scsi.StatusCheckCondition
+	d.Sense = scsi.Sense{Key: scsi.KeyUnitAttention, Additional: scsi.PowerOnResetOccurred}
+	return true
 }
 
 // hold has a command held by f, if nobody else does.

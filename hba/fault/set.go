@@ -77,6 +77,9 @@ type entry struct {
 	marks    *marks
 	versions *Versions
 	fired    *atomic.Uint64 // on this unit
+	// absent is until when the unit is unplugged, zero if it is not; nil for other
+	// kinds.
+	absent *atomic.Int64
 }
 
 // A Count is how often a fault has fired on a unit.
@@ -191,6 +194,9 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		if e.marks != nil || e.versions != nil {
 			p.watched |= opsWriting
 		}
+		if e.absent != nil {
+			p.watched |= opsScsiButAlways
+		}
 	}
 	return p, nil
 }
@@ -216,6 +222,8 @@ func newEntry(u Unit, f *Fault) (entry, error) {
 			return e, fmt.Errorf("a range of %d blocks on disk %q: %s takes at most %d", n, u.Disk, f.info.kind, MaxMarked)
 		}
 		e.marks = newMarks(e.in)
+	case KindUnplug:
+		e.absent = new(atomic.Int64)
 	case KindStaleRead:
 		if n := e.in.end - e.in.first; n > uint64(MaxKept)/uint64(u.BlockBytes) {
 			return e, fmt.Errorf("a range of %d blocks on disk %q: %s keeps a copy and takes at most %s", n, u.Disk, f.info.kind, MaxKept)

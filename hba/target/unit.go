@@ -248,10 +248,6 @@ func (u *Unit) Limit(sizeBytes int64) {
 	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
 }
 
-// PlugIn is told that the unit has been away and has power again, which the next
-// command reports.
-func (u *Unit) PlugIn() { u.conditions.Or(attentionReset) }
-
 // setBlocks sets the capacity, as far as there is no limit, and the unit attention
 // if that is a change.
 //

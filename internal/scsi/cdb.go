@@ -322,6 +322,33 @@ func BlockRange(cdb *[CDBMaxBytes]byte) (lba uint64, blocks uint32, ok bool) {
 	return lba, blocks, true
 }
 
+// GroupMax is the highest GROUP NUMBER.
+const GroupMax = 1<<6 - 1
+
+// groupByte is where the commands of an operation code have their GROUP NUMBER,
+// or zero: SBC-3, clause 5.
+var groupByte = [256]uint8{
+	OpRead10: 6, OpWrite10: 6, OpVerify10: 6, OpPreFetch10: 6, OpSynchronizeCache10: 6, OpWriteSame10: 6, OpUnmap: 6,
+	OpRead12: 10, OpWrite12: 10, OpVerify12: 10,
+	OpRead16: 14, OpWrite16: 14, OpVerify16: 14, OpPreFetch16: 14, OpSynchronizeCache16: 14, OpWriteSame16: 14,
+	OpCompareAndWrite: 14,
+}
+
+// SetGroup changes the GROUP NUMBER in a CDB that has one.
+func SetGroup(cdb *[CDBMaxBytes]byte, group uint8) {
+	if at := groupByte[cdb[0]]; at != 0 {
+		cdb[at] = cdb[at]&^GroupMax | group&GroupMax
+	}
+}
+
+// Group is the GROUP NUMBER in a CDB, zero if it has none.
+func Group(cdb *[CDBMaxBytes]byte) uint8 {
+	if at := groupByte[cdb[0]]; at != 0 {
+		return cdb[at] & GroupMax
+	}
+	return 0
+}
+
 // SetLBA changes the logical block address in a CDB that has one, as BlockRange
 // finds it. Bits that do not fit are cut off.
 func SetLBA(cdb *[CDBMaxBytes]byte, lba uint64) {

@@ -216,6 +216,9 @@ func (c *command) reset(s step, cdbBytes int) {
 	srb.TimeoutSecs = c.s.d.options.TimeoutSecs
 	srb.DataBuffers[0] = nil
 	srb.DataTransferBytes, c.want = 0, 0
+	if c.s.group != 0 {
+		scsi.SetGroup(&srb.CDB, c.s.group)
+	}
 }
 
 func (c *command) data(flags port.Flags, b []byte) {

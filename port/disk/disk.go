@@ -67,6 +67,7 @@ type Disk struct {
 	serial   string
 	geometry atomic.Pointer[geometry]
 	gate     rangeGate
+	groups   groupSet
 	refresh  port.WorkItem
 	// learnMu lets one learn run at a time. It is held across I/O.
 	learnMu sync.Mutex

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -17,6 +18,9 @@ type session struct {
 	d    *Disk
 	conn *nbd.Conn
 	p    *port.Processor
+	// group is the connection's number on the disk, which its commands carry as
+	// their GROUP NUMBER; zero if it has none.
+	group uint8
 
 	// Owned by the connection's goroutine.
 	commands []*command // by slot; made when the slot is first used
@@ -81,13 +85,39 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 		s.free()
 		return nil, fmt.Errorf("disk: %w", err)
 	}
+	s.group = d.groups.take()
 	d.gate.register(&s.fast)
 	return s, nil
+}
+
+// A groupSet is the numbers that connections have, a bit each. Number 0 is none.
+type groupSet struct{ taken atomic.Uint64 }
+
+// take returns the lowest free number, or 0.
+func (g *groupSet) take() uint8 {
+	for {
+		old := g.taken.Load()
+		n := bits.TrailingZeros64(^(old | 1))
+		if n > scsi.GroupMax {
+			return 0
+		}
+		if g.taken.CompareAndSwap(old, old|1<<n) {
+			return uint8(n)
+		}
+	}
+}
+
+// give gives a number back.
+func (g *groupSet) give(n uint8) {
+	if n != 0 {
+		g.taken.And(^(1 << n))
+	}
 }
 
 // Close implements nbd.Session.
 func (s *session) Close() {
 	s.d.gate.unregister(&s.fast)
+	s.d.groups.give(s.group)
 	s.d.adapter.FreeSRB(s.spare.srb)
 	for _, c := range s.commands {
 		if c != nil {
