@@ -21,7 +21,13 @@ func (q *queue) fetchable() uint32 {
 	yieldPoint("engine: head")
 	head := q.head.Load()
 	yieldPoint("engine: tail and room")
-	return min(q.tail.Load()-head, q.completionEntries-(head+q.surplus.Load()-q.consumed.Load()))
+	submitted := q.tail.Load() - head
+	// Before surplus: what a completion that answers no command takes is seen before
+	// what its consumption gives back.
+	consumed := q.consumed.Load()
+	// Signed: postSurplus counts its completion before it knows of room for it.
+	room := int32(q.completionEntries) - int32(head+q.surplus.Load()-consumed)
+	return min(submitted, uint32(max(0, room)))
 }
 
 // run makes the calling goroutine the queue's engine if there is work and no

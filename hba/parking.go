@@ -187,6 +187,9 @@ func (q *queue) postSurplus(c *Completion) (raise uint64) {
 	surplus := q.surplus.Add(1)
 	if q.head.Load()+surplus-q.consumed.Load()+batchCommands > q.completionEntries {
 		q.surplus.Add(^uint32(0))
+		if q.tail.Load() != q.head.Load() {
+			q.runLater() // an engine may have stopped for want of the room that this took
+		}
 		return 0
 	}
 	one := [1]Completion{*c}
