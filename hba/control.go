@@ -77,6 +77,18 @@ func (d *Device) isAbortedLocked(q *queue, position uint32, cmd *Command) bool {
 	return false
 }
 
+// isDrainedLocked reports whether the unit of a command in flight is being removed.
+//
+// +checklocks:d.mu
+func (d *Device) isDrainedLocked(rec *record) bool {
+	for _, c := range d.controls {
+		if c.kind == controlDrain && c.means(rec.queue, rec.position, &rec.cmd) {
+			return true
+		}
+	}
+	return false
+}
+
 // startControl begins an abort or reset that the engine of q has fetched. All
 // that came before it on q is posted or has a record.
 func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
@@ -277,7 +289,8 @@ func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
 	c.marks = d.marksLocked((*queue).fetched)
 	d.controls = append(d.controls, c)
 	d.updateGatesLocked()
-	// What faults hold would not end by itself.
+	// What faults hold would not end by itself; see holdLocked for what they would
+	// hold from here on.
 	raise := d.endParkedLocked(func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }, CodeNoDevice)
 	raise |= d.advanceLocked()
 	d.mu.Unlock()

@@ -1,6 +1,7 @@
 package hba
 
 import (
+	"slices"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
@@ -241,17 +242,20 @@ func (d *Device) SetFaults(s *fault.Set) {
 	d.resetStuck = false
 	d.updateGatesLocked()
 	raise := d.letGoLocked(-1, func(h *hold) bool {
-		for _, f := range h.decision.Fired() {
-			if s.Fault(f.Rule().Name) != f {
-				return true
-			}
-		}
-		return h.decision.Lost != nil && s.Fault(h.decision.Lost.Rule().Name) != h.decision.Lost
+		return !d.areInForce(h.decision.Fired()) || h.decision.Lost != nil && !d.isInForce(h.decision.Lost)
 	})
 	d.setTimersLocked(s)
 	d.mu.Unlock()
 	d.interruptLater(raise)
-	d.undoTriggers(func(f *fault.Fault) bool { return s.Fault(f.Rule().Name) != f })
+	d.undoTriggers(func(f *fault.Fault) bool { return !d.isInForce(f) })
+}
+
+// isInForce reports whether a fault is one of those in force. Who holds mu keeps it
+// so.
+func (d *Device) isInForce(f *fault.Fault) bool { return d.Faults().Fault(f.Rule().Name) == f }
+
+func (d *Device) areInForce(faults []*fault.Fault) bool {
+	return !slices.ContainsFunc(faults, func(f *fault.Fault) bool { return !d.isInForce(f) })
 }
 
 // Faults are the rules in force; nil if there are none.

@@ -90,7 +90,7 @@ func (t *timedRecords) Pop() any {
 
 // proceedLocked takes a held command as far as it can go now: until it is parked,
 // in line for a worker, or answered. It returns the queues whose interrupt is to
-// be raised.
+// be raised. A rule that has gone since it was asked holds nothing any more.
 //
 // +checklocks:d.mu
 func (d *Device) proceedLocked(rec *record) (raise uint64) {
@@ -103,29 +103,25 @@ func (d *Device) proceedLocked(rec *record) (raise uint64) {
 		h.stage++
 		switch h.stage {
 		case stageDelayed:
-			if dec.Delay > 0 {
-				d.parkLocked(rec, nil, d.clock.Now()+dec.Delay)
-				return 0
+			if dec.Delay > 0 && d.areInForce(dec.Fired()) {
+				return d.holdLocked(rec, nil, d.clock.Now()+dec.Delay)
 			}
 		case stageHeld:
 			d.triggersLocked(h, fault.PlaceBefore)
-			if dec.HoldBefore != nil {
-				d.parkLocked(rec, dec.HoldBefore, d.endOf(dec.HoldBeforeFor))
-				return 0
+			if f := dec.HoldBefore; f != nil && d.isInForce(f) {
+				return d.holdLocked(rec, f, d.endOf(dec.HoldBeforeFor))
 			}
 		case stageRunning:
 			d.lineUpLocked(rec)
 			return 0
 		case stageDelayedAfter:
-			if dec.DelayAfter > 0 {
-				d.parkLocked(rec, nil, d.clock.Now()+dec.DelayAfter)
-				return 0
+			if dec.DelayAfter > 0 && d.areInForce(dec.Fired()) {
+				return d.holdLocked(rec, nil, d.clock.Now()+dec.DelayAfter)
 			}
 		case stageHeldAfter:
 			d.triggersLocked(h, fault.PlaceAfter)
-			if dec.HoldAfter != nil {
-				d.parkLocked(rec, dec.HoldAfter, d.endOf(dec.HoldAfterFor))
-				return 0
+			if f := dec.HoldAfter; f != nil && d.isInForce(f) {
+				return d.holdLocked(rec, f, d.endOf(dec.HoldAfterFor))
 			}
 		default: // stageAnswer
 			return d.answerLocked(rec)
@@ -147,16 +143,15 @@ func (d *Device) endOf(span time.Duration) time.Duration {
 func (d *Device) answerLocked(rec *record) (raise uint64) {
 	q, h := rec.queue, rec.hold
 	dec := &h.decision
-	if f := dec.Mistagged; f != nil {
+	if f := dec.Mistagged; f != nil && d.isInForce(f) {
 		dec.Mistagged = nil
 		dec.Lost = f
 		wrong := h.out
 		wrong.Tag ^= wrongTag
 		raise = q.postSurplus(&wrong)
 	}
-	if dec.Lost != nil {
-		d.parkLocked(rec, dec.Lost, forever)
-		return raise
+	if f := dec.Lost; f != nil && d.isInForce(f) {
+		return raise | d.holdLocked(rec, f, forever)
 	}
 	one := [1]Completion{h.out}
 	if !q.post(one[:]) {
@@ -195,6 +190,18 @@ func (q *queue) postSurplus(c *Completion) (raise uint64) {
 	one := [1]Completion{*c}
 	q.post(one[:])
 	return 1 << q.index
+}
+
+// holdLocked parks a command, unless its unit is being removed: then it ends, as
+// those did that were parked when the removal began.
+//
+// +checklocks:d.mu
+func (d *Device) holdLocked(rec *record, f *fault.Fault, due time.Duration) (raise uint64) {
+	if !d.isDrainedLocked(rec) {
+		d.parkLocked(rec, f, due)
+		return 0
+	}
+	return d.endLocked(rec, CodeNoDevice) | d.advanceLocked()
 }
 
 // parkLocked parks a command, held by f if that is not nil, until due.
@@ -317,10 +324,18 @@ func (d *Device) letGoLocked(n int, match func(*hold) bool) (raise uint64) {
 func (d *Device) endParkedLocked(match func(*record) bool, code CompletionCode) (raise uint64) {
 	for _, rec := range d.parkedLocked(match) {
 		d.unparkLocked(rec)
-		d.comeBackLocked(rec)
-		raise |= d.postLocked(rec.queue, rec.cmd.Tag, code)
-		d.releaseLocked(rec)
+		raise |= d.endLocked(rec, code)
 	}
+	return raise
+}
+
+// endLocked ends a held command that is not parked, by code.
+//
+// +checklocks:d.mu
+func (d *Device) endLocked(rec *record, code CompletionCode) (raise uint64) {
+	d.comeBackLocked(rec)
+	raise = d.postLocked(rec.queue, rec.cmd.Tag, code)
+	d.releaseLocked(rec)
 	return raise
 }
 

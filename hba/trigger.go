@@ -40,7 +40,7 @@ func (d *Device) triggersLocked(h *hold, at fault.Place) {
 //
 // +checklocks:d.mu
 func (d *Device) triggerLocked(f *fault.Fault, u fault.Unit) {
-	if d.closed {
+	if d.closed || !d.isInForce(f) {
 		return
 	}
 	d.goroutines.Go(func() {

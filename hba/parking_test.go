@@ -1,0 +1,104 @@
+package hba_test
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/internal/dma"
+)
+
+// holdsAfter are rules that hold a command once it has been executed.
+var holdsAfter = []fault.Action{
+	{Kind: fault.KindGate, At: fault.PlaceAfter},
+	{Kind: fault.KindLatency, At: fault.PlaceAfter, Latency: &fault.Latency{Mean: fault.Duration(time.Hour)}},
+	{Kind: fault.KindReorder, For: fault.Duration(time.Hour)},
+	{Kind: fault.KindLostCompletion},
+	{Kind: fault.KindMistagged},
+}
+
+// startTwo gives disk0 a slow medium and two writes, of which the only worker has
+// one and the other is in line. action is in force.
+func startTwo(t *testing.T, action fault.Action) (*faultyWorld, *hbatest.Media) {
+	t.Helper()
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	if err := w.dev.RemoveUnit(context.Background(), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	m := w.attachSlow(t, disk0, hbatest.MediaConfig{})
+	m.Hold()
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	w.set(t, fault.Rule{Action: action})
+	w.submit(t, disk0.Write(1, 0, 1, out), disk0.Write(2, 1, 1, out))
+	m.WaitHeld(1)
+	return w, m
+}
+
+// reapUnheld is reap, and fails if a fault holds a command instead.
+func (f *faultyWorld) reapUnheld(t *testing.T, n int) []hba.Completion {
+	t.Helper()
+	q := f.driver.Queues[0]
+	out := make([]hba.Completion, n)
+	for got := 0; got < n; {
+		k := q.Consume(out[got:])
+		switch {
+		case k > 0:
+			q.Ack(runner)
+		case f.dev.Stats().HeldByFaults != 0:
+			t.Fatal("a command is held that should have ended")
+		default:
+			runtime.Gosched()
+		}
+		got += k
+	}
+	return out
+}
+
+// What a rule would hold later is not held once the rule is gone.
+func TestFaults_RuleGoneBeforeItHolds(t *testing.T) {
+	for _, a := range holdsAfter {
+		t.Run(string(a.Kind), func(t *testing.T) {
+			w, m := startTwo(t, a)
+			w.set(t)
+			m.Release()
+			for i, c := range w.reapUnheld(t, 2) {
+				wantCode(t, c, uint32(i+1), hba.CodeExecuted)
+			}
+			w.wantIdle(t)
+		})
+	}
+}
+
+// A removal waits for no command that a fault would hold later.
+func TestFaults_RemovalBeforeTheyHold(t *testing.T) {
+	for _, a := range holdsAfter {
+		t.Run(string(a.Kind), func(t *testing.T) {
+			w, m := startTwo(t, a)
+			removed := make(chan error, 1)
+			go func() { removed <- w.dev.RemoveUnit(t.Context(), 0, 0) }()
+			for w.dev.Left() != "controls" {
+				runtime.Gosched()
+			}
+			m.Release()
+			n := 2
+			if a.Kind == fault.KindMistagged {
+				n = 4 // each once more, under another tag
+			}
+			got := map[uint32]hba.CompletionCode{}
+			for _, c := range w.reapUnheld(t, n) {
+				got[c.Tag] = c.Code
+			}
+			if len(got) != n || got[1] != hba.CodeNoDevice || got[2] != hba.CodeNoDevice {
+				t.Errorf("completion codes by tag %v, want %d for 1 and 2", got, hba.CodeNoDevice)
+			}
+			if err := <-removed; err != nil {
+				t.Error(err)
+			}
+			w.wantIdle(t)
+		})
+	}
+}
