@@ -76,10 +76,14 @@ func (d *Device) unitAt(u fault.Unit) *target.Unit {
 }
 
 // undoLater ends a fault of a unit after the time that its rule says, or when the
-// rule is gone, whichever comes first.
+// rule is gone, whichever comes first: at once, if that has been while it was done.
 func (d *Device) undoLater(f *fault.Fault, run func()) {
 	d.undoMu.Lock()
 	defer d.undoMu.Unlock()
+	if !d.isInForce(f) {
+		run() // SetFaults has looked already, or waits for undoMu and finds nothing
+		return
+	}
 	u := &undo{fault: f, run: run}
 	d.undos = append(d.undos, u)
 	if after := f.Rule().Action.For; after != 0 {
