@@ -146,6 +146,9 @@ func build(d Dashboard, exports bool, rows ...row) Dashboard {
 		d.Annotations.List = append(d.Annotations.List, Annotation{
 			Name: "Power cuts", Datasource: source, Enable: true, IconColor: "red", TitleFormat: "{{instance}} {{export}}: power cut by {{trigger}}",
 			Expr: marks.Replace("increase(vhbad_power_cuts_total{<export>}[<rate>]) > 0"),
+		}, Annotation{
+			Name: "Faults", Datasource: source, Enable: true, IconColor: "orange", TitleFormat: "{{instance}} {{export}}: {{kind}} by rule {{rule}}",
+			Expr: marks.Replace(`increase(vhbad_fault_injections_total{<instance>, export=~"$export|"}[<rate>]) > 0`),
 		})
 	}
 	d.Templating.List = variables(exports)

@@ -15,12 +15,38 @@ func power() Dashboard {
 				words:   map[string]Mapped{"0": {"off", "green", 0}, "1": {"on", "red", 1}},
 			},
 			number{
+				title: "Hostile rules", description: "Whether fault rules may break what a correct drive promises.", unit: unitCount,
+				queries: []query{{"max by (instance) (vhbad_hostile_rules_allowed{<instance>})", "{{instance}}"}},
+				words:   map[string]Mapped{"0": {"refused", "green", 0}, "1": {"allowed", "red", 1}},
+			},
+			number{
 				title: "Power cuts", description: "Power cuts in the time shown.", unit: unitCount,
 				queries: []query{{"sum by (instance, export) (increase(vhbad_power_cuts_total{<export>}[$__range]))", "{{instance}} {{export}}"}},
 			},
 			number{
 				title: "Bytes at risk", description: "Bytes that a power cut now would leave to chance.", unit: unitBytes,
 				queries: []query{{"sum by (instance, export) (vhbad_cache_dirty_bytes{<export>})", "{{instance}} {{export}}"}},
+			},
+		}},
+		row{"Faults", []interface{ panel() Panel }{
+			graph{
+				title: "Faults injected", unit: unitOpsPS, stack: true,
+				description: "Commands per second that met a fault, by rule. No export: the fault is of the adapter. hostile is what no correct drive does.",
+				queries: []query{{
+					`sum by (instance, export, rule, kind, class) (rate(vhbad_fault_injections_total{<instance>, export=~"$export|"}[<rate>]))`,
+					"{{instance}} {{export}} {{rule}}: {{kind}}, {{class}}",
+				}},
+			},
+			graph{
+				title: "Rules", description: "Fault rules in force, by their state.", unit: unitCount,
+				queries: []query{{"sum by (instance, state, class) (vhbad_fault_rules{<instance>})", "{{instance}} {{class}} {{state}}"}},
+			},
+			graph{
+				title: "Commands held", description: "Commands that a rule holds back: hangs, latencies and barriers.", unit: unitCount,
+				queries: []query{
+					{"sum by (instance, rule) (vhbad_fault_held_commands{<instance>})", "{{instance}} {{rule}}"},
+					{"sum by (instance) (vhbad_hba_held_commands{<instance>})", "{{instance}} all"},
+				},
 			},
 		}},
 		row{"Write cache", []interface{ panel() Panel }{

@@ -63,6 +63,8 @@ func TestMonitoring_EveryExpressionHasData(t *testing.T) {
 	p.await(t, []wanted{{"the first scrape", `up{job="vhbad"} == 1`}, {"the counters before the load", "vhbad_requests_total"}})
 	stop := load(t, d)
 	nbdsh(t, d.uri("quiet"), "requests.py") // each command, and errors; it reads back what it wrote, so no load there
+	run(t, vhbadBinary, "fault", "add", "tail", "latency", "disk=file", "op=read", "mean=1ms", "probability=0.2",
+		"--admin", filepath.Join(config.folder, "admin.sock"))
 	stopCuts := powerCuts(t, config.folder, "quiet")
 
 	all := []wanted{
