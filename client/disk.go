@@ -44,6 +44,8 @@ type DiskSpec struct {
 	// SizeBytes makes the file that large if it does not exist; without it the file
 	// is taken as it is.
 	SizeBytes int64 `json:"size_bytes,omitempty"`
+	// Preallocate gives all of the file its place on the file system.
+	Preallocate bool `json:"preallocate,omitempty"`
 	// BlockBytes is the logical block, 512 or 4096. The default is 512.
 	BlockBytes  int64  `json:"block_bytes,omitempty"`
 	ReadOnly    bool   `json:"read_only,omitempty"`

@@ -21,6 +21,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/progress"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
 )
 
@@ -96,7 +97,8 @@ shows how to attach the first disk. Sockets passed by a service manager
 ADDR  tcp://HOST:PORT, where port 0 means any that is free,
       unix:///PATH[?mode=0660&owner=USER:GROUP], or
       vsock://CID:PORT, where CID may be any, local or host
-SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE]; further options after
+SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE][,preallocate], which gives
+      all of the file its place on the file system; further options after
       commas: block-size=512|4096, read-only, description=TEXT, hidden (not
       listed), tls-only, allow=NAME (of a client's certificate; several times),
       connections=N (at once), and cache=writeback for a volatile write cache
@@ -245,15 +247,21 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	return file.Resolve(client.DefaultPath(), inherited)
 }
 
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 // newLog makes the daemon's log, on w.
 func newLog(w io.Writer, c *config.Config, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	asText := c.LogFormat == "text"
 	if c.LogFormat == "auto" {
-		if f, ok := w.(*os.File); ok {
-			_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-			asText = err == nil
-		}
+		asText = isTerminal(w)
 	}
 	if asText {
 		return slog.New(slog.NewTextHandler(w, o))
@@ -304,6 +312,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	o := daemon.Options{
 		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited, Predecessor: predecessor,
 		Single: s.single, Conn: conn,
+	}
+	if w := cmd.ErrOrStderr(); isTerminal(w) {
+		o.Progress = func(what string) func(done, total int64) { return progress.NewBar(w, what, nil).Update }
 	}
 	var d *daemon.Daemon
 	if s.configPath != "" && !s.single {

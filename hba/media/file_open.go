@@ -23,6 +23,12 @@ type FileConfig struct {
 	// AllowBlockDevice lets Path be a block device. It is a guard against
 	// overwriting one by mistake.
 	AllowBlockDevice bool
+	// Preallocate gives all of the file its place on the file system before it is
+	// used; what it holds stays. It is for regular files that may be written.
+	Preallocate bool
+	// Progress, unless nil, is told how far Preallocate has come. An error of its
+	// ends the opening with that error.
+	Progress func(doneBytes, totalBytes int64) error
 }
 
 // OpenFile opens or creates a file as a medium.
@@ -153,7 +159,8 @@ func (f *File) setUp(c FileConfig, created bool) error {
 	if err != nil {
 		return c.errorf("find the end: %w", err)
 	}
-	if size == 0 && c.SizeBytes > 0 && !c.ReadOnly && !f.device {
+	fresh := size == 0 && c.SizeBytes > 0 && !c.ReadOnly && !f.device
+	if fresh {
 		if err := f.makeSize(c, created); err != nil {
 			if created {
 				err = errors.Join(err, unix.Unlink(c.Path))
@@ -173,6 +180,14 @@ func (f *File) setUp(c FileConfig, created bool) error {
 	case size%int64(c.BlockBytes) != 0:
 		return c.errorf("has %d bytes, not a multiple of the block size, %d bytes", size, c.BlockBytes)
 	}
+	if c.Preallocate && !fresh {
+		if f.device || c.ReadOnly {
+			return c.errorf("cannot be preallocated: want a regular file that may be written")
+		}
+		if err := f.preallocate(c, size, false); err != nil {
+			return err
+		}
+	}
 	f.size.Store(size)
 	f.probe(&st)
 	return nil
@@ -182,6 +197,11 @@ func (f *File) setUp(c FileConfig, created bool) error {
 func (f *File) makeSize(c FileConfig, created bool) error {
 	if err := ignoringEINTR(func() error { return unix.Ftruncate(f.fd, c.SizeBytes) }); err != nil {
 		return c.errorf("set its size to %d bytes: %w", c.SizeBytes, err)
+	}
+	if c.Preallocate {
+		if err := f.preallocate(c, c.SizeBytes, true); err != nil {
+			return errors.Join(err, unix.Ftruncate(f.fd, 0)) // empty, as it was
+		}
 	}
 	if err := ignoringEINTR(func() error { return unix.Fsync(f.fd) }); err != nil {
 		return c.errorf("sync: %w", err)

@@ -31,6 +31,8 @@ type Disk struct {
 	// Size makes the file that large if it does not exist; zero takes it as it
 	// is.
 	Size Size `yaml:"size,omitempty"`
+	// Preallocate gives all of the file its place on the file system.
+	Preallocate bool `yaml:"preallocate,omitempty"`
 	// BlockSize is the logical block in bytes, 512 or 4096. Zero means 512.
 	BlockSize   Size   `yaml:"block-size,omitempty"`
 	ReadOnly    bool   `yaml:"read-only,omitempty"`
@@ -84,13 +86,13 @@ func (d *Disk) Backend() string {
 
 const (
 	specForms   = "want NAME=memory:SIZE or NAME=file:PATH, with options after commas"
-	specOptions = "options are size=SIZE (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=fifo|random|none, cache-seed=N, hostile=ACT (several times) and description=TEXT; a comma inside a value is written twice"
+	specOptions = "options are size=SIZE and preallocate (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=fifo|random|none, cache-seed=N, hostile=ACT (several times) and description=TEXT; a comma inside a value is written twice"
 )
 
 // ParseDisk reads the command line's form of a disk:
 //
 //	NAME=memory:SIZE[,OPTION]...
-//	NAME=file:PATH[,size=SIZE][,OPTION]...
+//	NAME=file:PATH[,size=SIZE][,preallocate][,OPTION]...
 //
 // where OPTION is block-size=512|4096, read-only, hidden, tls-only, allow=NAME,
 // connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=HOW,
@@ -147,7 +149,7 @@ func parseDisk(spec string) (Disk, error) {
 }
 
 func (d *Disk) setOption(key, value string, hasValue bool) error {
-	flag := map[string]*bool{"read-only": &d.ReadOnly, "hidden": &d.Hidden, "tls-only": &d.TLSOnly}[key]
+	flag := map[string]*bool{"read-only": &d.ReadOnly, "hidden": &d.Hidden, "tls-only": &d.TLSOnly, "preallocate": &d.Preallocate}[key]
 	if flag != nil {
 		*flag = true
 		if hasValue {
@@ -254,6 +256,9 @@ func (d *Disk) check() error {
 	if d.Memory != 0 && d.Size != 0 {
 		return errors.New("size belongs to a file; a memory disk has its size after memory")
 	}
+	if d.Preallocate && (d.File == "" || d.ReadOnly) {
+		return errors.New("preallocate is for a file that may be written: memory is allocated as it is written, and a read-only disk is not")
+	}
 	if size := d.Memory + d.Size; size%block != 0 {
 		return fmt.Errorf("size %d is not a multiple of the block size %d: the next smaller is %d", size, block, size-size%block)
 	}
@@ -324,6 +329,9 @@ func (d Disk) String() string {
 	}
 	if d.Size != 0 {
 		b.WriteString(",size=" + d.Size.String())
+	}
+	if d.Preallocate {
+		b.WriteString(",preallocate")
 	}
 	if d.BlockSize != 0 {
 		b.WriteString(",block-size=" + d.BlockSize.String())

@@ -133,17 +133,17 @@ func (d *Daemon) tellAdded(e *export) {
 
 // bring makes a disk that is ready to be published. When it fails nothing is left.
 func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (*export, error) {
-	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
-	defer cancel()
 	creates := false
 	if c.File != "" && c.Size != 0 {
 		_, err := os.Lstat(c.File)
 		creates = errors.Is(err, fs.ErrNotExist)
 	}
-	e, err := d.openDisk(m, c)
+	e, err := d.openDisk(ctx, m, c)
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
+	defer cancel()
 	e.fromAPI.Store(fromAPI)
 	e.createdTheFile = creates
 	if err := m.place(e); err != nil {

@@ -469,7 +469,7 @@ func startSlow(t *testing.T, md *slowMedium) (*settings, *Daemon) {
 			used = true
 			return md, nil
 		}
-		return openMedium(c)
+		return openMedium(c, nil)
 	}
 	d, err := Start(t.Context(), o)
 	if err != nil {

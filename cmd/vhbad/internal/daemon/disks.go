@@ -148,11 +148,11 @@ func (s *mediaSet) closeAll(context.Context) error {
 }
 
 // openDisks opens what the configuration has.
-func (d *Daemon) openDisks(m *machine) error {
+func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 	d.push("media", m.media.closeAll)
 	var disks []*export
 	for i := range d.o.Config.Disks {
-		e, err := d.openDisk(m, &d.o.Config.Disks[i])
+		e, err := d.openDisk(ctx, m, &d.o.Config.Disks[i])
 		if err != nil {
 			return err
 		}
@@ -163,11 +163,11 @@ func (d *Daemon) openDisks(m *machine) error {
 }
 
 // openDisk opens a disk's medium and makes its unit, which is not attached to
-// anything yet.
-func (d *Daemon) openDisk(m *machine, c *config.Disk) (*export, error) {
+// anything yet. What takes long ends with ctx.
+func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*export, error) {
 	open := d.o.OpenMedium
 	if open == nil {
-		open = openMedium
+		open = func(c *config.Disk) (media.Media, error) { return openMedium(c, d.preallocating(ctx, c)) }
 	}
 	md, err := open(c)
 	if err != nil {
@@ -196,7 +196,27 @@ func (d *Daemon) openDisk(m *machine, c *config.Disk) (*export, error) {
 	return e, nil
 }
 
-func openMedium(c *config.Disk) (media.Media, error) {
+// preallocating tells of a disk that is preallocated, and ends that with ctx.
+func (d *Daemon) preallocating(ctx context.Context, c *config.Disk) func(done, total int64) error {
+	var report func(done, total int64)
+	return func(done, total int64) error {
+		if report == nil { // the first piece is there
+			if d.o.Progress == nil {
+				report = func(done, total int64) {
+					if done == total {
+						d.log.Info("disk preallocated", "disk", c.Name, "size_bytes", total)
+					}
+				}
+			} else {
+				report = d.o.Progress("preallocating disk " + c.Name)
+			}
+		}
+		report(done, total)
+		return ctx.Err()
+	}
+}
+
+func openMedium(c *config.Disk, progress func(done, total int64) error) (media.Media, error) {
 	if c.File == "" {
 		return media.NewMemory(media.MemoryConfig{SizeBytes: int64(c.Memory)})
 	}
@@ -205,6 +225,7 @@ func openMedium(c *config.Disk) (media.Media, error) {
 	}
 	return media.OpenFile(media.FileConfig{
 		Path: c.File, SizeBytes: int64(c.Size), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
+		Preallocate: c.Preallocate, Progress: progress,
 	})
 }
 

@@ -59,7 +59,7 @@ func (m *machine) onProcessor(name string, fn func(p *port.Processor) error) err
 func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 	m := &machine{cuts: newCuts()}
 	m.disks.Store(&[]*export{})
-	for _, start := range []func(*machine) error{d.openDisks, d.startDevice, d.startAdapter, d.attachDisks} {
+	for _, start := range []func(*machine) error{func(m *machine) error { return d.openDisks(ctx, m) }, d.startDevice, d.startAdapter, d.attachDisks} {
 		if err := start(m); err != nil {
 			return nil, err
 		}

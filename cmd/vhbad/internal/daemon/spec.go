@@ -11,7 +11,7 @@ import (
 // of a disk in the configuration has its field there: TestDiskConfig.
 func diskConfig(name string, s *client.DiskSpec) config.Disk {
 	return config.Disk{
-		Name: name, Memory: config.Size(s.MemoryBytes), File: s.File, Size: config.Size(s.SizeBytes),
+		Name: name, Memory: config.Size(s.MemoryBytes), File: s.File, Size: config.Size(s.SizeBytes), Preallocate: s.Preallocate,
 		BlockSize: config.Size(s.BlockBytes), ReadOnly: s.ReadOnly, Description: s.Description, Hidden: s.Hidden,
 		TLSOnly: s.TLSOnly, Allow: slices.Clone(s.Allow), Connections: s.MaxConnections,
 		Cache: s.Cache, CacheSize: config.Size(s.CacheSizeBytes), CacheEviction: s.CacheEviction, CacheSeed: s.CacheSeed,
@@ -22,7 +22,7 @@ func diskConfig(name string, s *client.DiskSpec) config.Disk {
 // DiskSpec is the API's form of a disk; see diskConfig.
 func DiskSpec(c *config.Disk) client.DiskSpec {
 	return client.DiskSpec{
-		MemoryBytes: int64(c.Memory), File: c.File, SizeBytes: int64(c.Size), BlockBytes: int64(c.BlockSize),
+		MemoryBytes: int64(c.Memory), File: c.File, SizeBytes: int64(c.Size), Preallocate: c.Preallocate, BlockBytes: int64(c.BlockSize),
 		ReadOnly: c.ReadOnly, Description: c.Description, Hidden: c.Hidden, TLSOnly: c.TLSOnly,
 		Allow: slices.Clone(c.Allow), MaxConnections: c.Connections,
 		Cache: c.Cache, CacheSizeBytes: int64(c.CacheSize), CacheEviction: c.CacheEviction, CacheSeed: c.CacheSeed,

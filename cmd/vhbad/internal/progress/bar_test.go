@@ -1,0 +1,39 @@
+package progress
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestBar(t *testing.T) {
+	const gib = 1 << 30
+	var out strings.Builder
+	now := time.Unix(1000, 0)
+	b := NewBar(&out, "preallocating disk db", func() time.Time { return now })
+	step := func(after time.Duration, done int64, want string) {
+		t.Helper()
+		out.Reset()
+		now = now.Add(after)
+		b.Update(done, 4*gib)
+		if out.String() != want {
+			t.Errorf("%d bytes after %v more: %q, want %q", done, after, out.String(), want)
+		}
+	}
+	step(100*time.Millisecond, gib/2, "") // it may be done soon
+	step(900*time.Millisecond, gib, "\rpreallocating disk db [#######-----------------------]  25% of 4 GiB, 3s left")
+	step(50*time.Millisecond, 3*gib/2, "") // too soon after the last
+	step(950*time.Millisecond, 2*gib, "\rpreallocating disk db [###############---------------]  50% of 4 GiB, 2s left")
+	step(time.Millisecond, 4*gib, "\rpreallocating disk db [##############################] 100% of 4 GiB         \n")
+}
+
+// What ends at once leaves the terminal alone.
+func TestBar_Short(t *testing.T) {
+	var out strings.Builder
+	b := NewBar(&out, "short", nil)
+	b.Update(1, 2)
+	b.Update(2, 2)
+	if out.Len() != 0 {
+		t.Errorf("%q, want nothing", out.String())
+	}
+}

@@ -1,0 +1,55 @@
+package media
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// allocationPieceBytes is how much is allocated between two reports of progress.
+const allocationPieceBytes = 64 << 20
+
+// preallocate gives every byte of the file its place on the file system, so that
+// no write runs out of space. What the file holds stays. A fresh file, of nothing
+// but zeros, is written where the file system cannot allocate by itself.
+func (f *File) preallocate(c FileConfig, size int64, fresh bool) error {
+	written := false
+	for done := int64(0); done < size; {
+		n := min(allocationPieceBytes, size-done)
+		err := error(nil)
+		if !written {
+			err = f.fallocate(0, done, n)
+			written = fresh && notSupported(err)
+		}
+		if written {
+			err = f.writeZeros(done, n)
+		}
+		if err != nil {
+			return c.errorf("allocate %d bytes at %d: %w", n, done, err)
+		}
+		done += n
+		if c.Progress == nil {
+			continue
+		}
+		if err := c.Progress(done, size); err != nil {
+			return c.errorf("allocated %d of %d bytes: %w", done, size, err)
+		}
+	}
+	return nil
+}
+
+// writeZeros writes n zeros.
+func (f *File) writeZeros(at, n int64) error {
+	zeros := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		var done int
+		err := ignoringEINTR(func() (err error) {
+			done, err = unix.Pwrite(f.fd, zeros[:min(n, int64(len(zeros)))], at)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		at += int64(done)
+		n -= int64(done)
+	}
+	return nil
+}
