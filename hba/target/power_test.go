@@ -55,6 +55,60 @@ func TestUnit_PowerGoesDuringAFlush(t *testing.T) {
 	wantSense(t, task, notPowered)
 }
 
+// midway does something in the middle of a write that does not wait.
+type midway struct {
+	*fakeMedium
+	do func()
+}
+
+func (m *midway) TryWriteAt(p []byte, off int64) (bool, error) {
+	m.do()
+	return m.fakeMedium.TryWriteAt(p, off)
+}
+
+// TestUnit_PowerGoesDuringAnInlineWrite: nor is a write answered that the engine
+// runs itself.
+func TestUnit_PowerGoesDuringAnInlineWrite(t *testing.T) {
+	_, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	fake.ready = 1
+	m := &midway{fakeMedium: fake}
+	u := newUnit(t, m, target.Config{WriteCache: true})
+	m.do = func() {
+		u.PowerOff()
+		u.PowerOn()
+	}
+	task := newTask(write16(0, 1), target.DataOut, filled(512, 1))
+	if !u.Execute(task, false) {
+		t.Fatal("not done")
+	}
+	wantSense(t, task, notPowered)
+}
+
+// TestModeSelect_DuringAWrite: a write that was under way when WCE was cleared is
+// durable when it is done, whatever MODE SELECT's own flush has covered.
+func TestModeSelect_DuringAWrite(t *testing.T) {
+	_, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	fake.ready = 1
+	m := &midway{fakeMedium: fake}
+	u := newUnit(t, m, target.Config{WriteCache: true})
+	m.do = func() {
+		list := make([]byte, 24)
+		list[4], list[5] = 0x08, 0x12
+		wantGood(t, u, func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) }, target.DataOut, list)
+	}
+	task := newTask(write16(0, 1), target.DataOut, filled(512, 1))
+	if u.Execute(task, false) {
+		t.Fatal("done without a flush")
+	}
+	flushes := fake.count("flush")
+	if !u.Execute(task, true) || task.Status != scsi.StatusGood {
+		t.Fatalf("%v", task)
+	}
+	if fake.count("flush") == flushes && fake.count("fua") == 0 {
+		t.Error("the write was not made durable")
+	}
+}
+
 // TestUnit_PowerLostBelow: a medium whose power was cut is no medium error.
 func TestUnit_PowerLostBelow(t *testing.T) {
 	u, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)

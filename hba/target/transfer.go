@@ -162,7 +162,14 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 		x.off += int64(len(p))
 		t.TransferredBytes += len(p)
 	}
-	if durable && !through {
+	// MODE SELECT may have switched the write cache off meanwhile, and its flush
+	// have been too early for this write.
+	switched := !durable && u.writeThrough.Load() && !u.neverBlocks
+	if switched && !mayBlock {
+		t.TransferredBytes = 0
+		return false
+	}
+	if switched || durable && !through {
 		u.flushFor(t)
 	}
 	return true

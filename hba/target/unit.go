@@ -271,16 +271,17 @@ func (u *Unit) setBlocks(blocks uint64) {
 func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	t.Status, t.TransferredBytes, t.SenseBytes = scsi.StatusGood, 0, 0
 	op := scsi.Opcode(t.CDB[0])
+	// Before the conditions: PowerOff sets them first, so that a command which does
+	// not find the power off finds another count in the end.
+	cycle := u.powerCycles.Load()
 	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
 		return true
 	}
-	if mayBlock {
-		cycle := u.powerCycles.Load()
-		u.execute(t, op, true)
+	done = u.execute(t, op, mayBlock)
+	if done {
 		u.checkPower(t, cycle)
-		return true
 	}
-	return u.execute(t, op, false)
+	return done
 }
 
 // execute is Execute without the conditions.

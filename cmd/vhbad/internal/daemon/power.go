@@ -181,8 +181,8 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	defer m.cuts.end()
 	started := time.Now()
 	p.unit.PowerOff()
-	report, err := p.cache.Cut(options)
 	e.LostWrites()
+	report, err := p.cache.Cut(options)
 	dropped := 0
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
