@@ -29,9 +29,13 @@ type gatherer struct {
 }
 
 const (
-	// gatherPause is what the reader asks for. The kernel adds its timer slack,
-	// 50 us by default.
+	// gatherPause is how long the reader waits. The kernel adds its timer slack, 50
+	// us for most threads; see exactPause.
 	gatherPause = 20 * time.Microsecond
+	// gatherTooLong is a pause that slack, or something else, has made long.
+	gatherTooLong = 2 * gatherPause
+	// gatherSlack is the slack that is asked for instead.
+	gatherSlack = 1 * time.Microsecond
 	// gatherLeast is how many requests a pause must bring. A client that has only
 	// so many in flight would wait for the pause to end.
 	gatherLeast = 6
@@ -53,8 +57,19 @@ func (g *gatherer) pause() {
 		return
 	}
 	g.paused = true
+	exactPause()
+}
+
+// exactPause sleeps for gatherPause. If that took much longer, the thread may not
+// have been here before: from now on its timers are exact, the few there are.
+func exactPause() {
+	began := now()
 	t := unix.Timespec{Nsec: int64(gatherPause)}
 	_ = unix.Nanosleep(&t, nil) // a signal ends it early
+	if now()-began > int64(gatherTooLong) {
+		// Source: PR_SET_TIMERSLACK(2const).
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(gatherSlack), 0, 0, 0)
+	}
 }
 
 // took is called when all that the last read brought is under way or done: so
