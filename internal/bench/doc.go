@@ -24,5 +24,6 @@
 //	rounds.go   interleaved rounds and their medians
 //	special.go  rows that are no fio run: copies, system calls, idle connections
 //	report.go   docs/benchmarks.md
+//	results.go  what was measured, kept between runs
 //	plot.go     its pictures
 package main

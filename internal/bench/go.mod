@@ -4,6 +4,7 @@ go 1.26.8
 
 require (
 	github.com/pojntfx/go-nbd v0.3.2
+	golang.org/x/sys v0.30.0
 	gonum.org/v1/plot v0.16.0
 )
 

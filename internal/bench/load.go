@@ -23,17 +23,20 @@ func (l load) String() string {
 
 // A result is what one run of a load gave.
 type result struct {
-	IOPS, BytesPerSecond float64
+	IOPS           float64 `json:"iops,omitempty"`
+	BytesPerSecond float64 `json:"bytes_per_second,omitempty"`
 	// CPUMicros is the server's processor time for one request.
-	CPUMicros float64
+	CPUMicros float64 `json:"cpu_us,omitempty"`
 	// Latencies in microseconds.
-	P50, P99, P999 float64
+	P50  float64 `json:"p50_us,omitempty"`
+	P99  float64 `json:"p99_us,omitempty"`
+	P999 float64 `json:"p999_us,omitempty"`
 	// Seconds is the time of a copy.
-	Seconds float64
+	Seconds float64 `json:"seconds,omitempty"`
 	// Calls is system calls for one request.
-	Calls float64
+	Calls float64 `json:"calls,omitempty"`
 	// Percentiles is the distribution of latency: percentile to microseconds.
-	Percentiles map[string]float64
+	Percentiles map[string]float64 `json:"percentiles_us,omitempty"`
 }
 
 // fioReport is the part of fio's JSON that is used.

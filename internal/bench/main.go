@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -26,9 +27,10 @@ func run() error {
 		rounds  = flag.Int("rounds", 5, "rounds of each row")
 		runTime = flag.Duration("time", 3*time.Second, "length of one fio run")
 		rows    = flag.String("rows", ".", "measure rows whose name matches this regular expression")
-		doc     = flag.String("doc", "", "the document to write results into, docs/benchmarks.md; plots go into a directory of that name without .md")
+		doc     = flag.String("doc", "", "the document to write results into, docs/benchmarks.md; results of rows that are not measured now are kept from results.json in the directory of that name without .md, where plots go, too")
+		alone   = flag.Bool("alone", false, "measure vhbad without its peers")
 		asJSON  = flag.Bool("json", false, "print the results as JSON")
-		serve   = flag.String("serve", "", "be a server: \"bare loop\" or \"go-nbd\"")
+		serve   = flag.String("serve", "", "be a server: \"bare loop\", \"bare loop, simple\" or \"go-nbd\"")
 		socket  = flag.String("socket", "", "for -serve: the unix socket")
 		size    = flag.Int64("size", diskBytes, "for -serve: bytes of memory")
 	)
@@ -36,7 +38,10 @@ func run() error {
 		_, _ = fmt.Fprint(flag.CommandLine.Output(), `Measures vhbad beside other NBD servers, in interleaved rounds.
 
   make bench                                  everything, into docs/benchmarks.md
+  make bench ROWS='4k-d1$'                    one row, into the document beside the others
   bench -vhbad bin/vhbad -rows '4k-d1$' -rounds 3   one row, on the terminal
+
+Where others use the machine, chrt -r 10 before it keeps them away; the document says so.
 
 `)
 		flag.PrintDefaults()
@@ -45,15 +50,20 @@ func run() error {
 	switch kind(*serve) {
 	case "":
 	case bareLoop:
-		return serveBare(*socket, *size)
+		return serveBare(*socket, *size, true)
+	case bareSimple:
+		return serveBare(*socket, *size, false)
 	case goNBD:
 		return serveGoNBD(*socket, *size)
 	default:
-		return fmt.Errorf("-serve %q: want %q or %q", *serve, bareLoop, goNBD)
+		return fmt.Errorf("-serve %q: want %q, %q or %q", *serve, bareLoop, bareSimple, goNBD)
 	}
 	match, err := regexp.Compile(*rows)
 	if err != nil {
 		return fmt.Errorf("-rows: %w", err)
+	}
+	if *alone && *doc != "" {
+		return errors.New("-alone and -doc: a document without peers has no ratios")
 	}
 	if *rounds < 1 {
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
@@ -71,56 +81,60 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	b := &bench{shop: shop{vhbad: path, dir: dir}, rounds: *rounds, runTime: *runTime, out: os.Stderr}
-	r := &report{When: time.Now(), Rounds: *rounds, RunTime: *runTime}
-	err = errors.Join(b.measure(r, match), os.RemoveAll(dir))
-	r.judge()
+	b := &bench{shop: shop{vhbad: path, dir: dir}, rounds: *rounds, runTime: *runTime, alone: *alone, out: os.Stderr}
+	var now, all results
+	err = errors.Join(b.measure(&now, match), os.RemoveAll(dir))
+	all = now
+	if *doc != "" {
+		if all, err = update(resultsPath(*doc), &now, err); err != nil {
+			return err
+		}
+	}
+	r, judgeErr := judge(&now)
+	err = errors.Join(err, judgeErr)
 	if *asJSON {
 		e := json.NewEncoder(os.Stdout)
 		e.SetIndent("", "  ")
 		err = errors.Join(err, e.Encode(r))
-	} else {
-		for i := range r.Rows {
-			_, _ = fmt.Println(&r.Rows[i])
-		}
-		if r.Idle != nil {
-			_, _ = fmt.Printf("%d idle connections: %d bytes each, %s of processor time in %s\n", r.Idle.Connections, r.Idle.BytesEach, r.Idle.Busy, idleTime)
-		}
-		for _, l := range r.Round {
-			_, _ = fmt.Println(l)
-		}
+	} else if !*alone {
+		r.print()
 	}
-	if *doc != "" && err == nil {
-		err = errors.Join(r.plots(strings.TrimSuffix(*doc, ".md")), r.writeMarkdown(*doc))
+	if *doc == "" || err != nil {
+		return err
 	}
-	return err
+	if r, err = judge(&all); err != nil {
+		return err
+	}
+	return errors.Join(r.plots(strings.TrimSuffix(*doc, ".md")), r.writeMarkdown(*doc))
 }
 
 // measure does every row that matches.
-func (b *bench) measure(r *report, match *regexp.Regexp) error {
+func (b *bench) measure(r *results, match *regexp.Regexp) error {
 	for _, row := range fioRows() {
 		if match.MatchString(row.name) {
-			r.Outcomes = append(r.Outcomes, b.measureRow(row))
+			r.add(b, b.measureRow(row))
 		}
 	}
-	if match.MatchString("copy") {
-		r.Outcomes = append(r.Outcomes, b.copyRows()...)
+	if slices.ContainsFunc(copyRows(), func(row row) bool { return match.MatchString(row.name) }) {
+		r.add(b, b.measureCopies()...)
 	}
-	if match.MatchString("calls") {
-		r.Outcomes = append(r.Outcomes, b.callRows()...)
+	for _, row := range callRows() {
+		if match.MatchString(row.name) {
+			r.add(b, b.measureCalls(row))
+		}
 	}
 	var errs error
 	if match.MatchString("idle") {
 		each, busy, err := b.idle()
 		errs = errors.Join(errs, err)
 		if err == nil {
-			r.Idle = &reportIdle{Connections: idleConnections, BytesEach: each, Busy: busy}
+			r.Idle = &idleResult{Connections: idleConnections, BytesEach: each, Busy: busy}
 		}
 	}
 	if match.MatchString("round-trip") {
 		lines, err := roundTrip()
 		errs = errors.Join(errs, err)
-		r.Round = lines
+		r.RoundTrip = lines
 	}
 	if match.MatchString("growth") {
 		points, err := b.growth()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,18 +9,15 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// A report is everything that goes into docs/benchmarks.md.
+// A report is what goes into docs/benchmarks.md.
 type report struct {
-	When     time.Time     `json:"when"`
-	Rounds   int           `json:"rounds"`
-	RunTime  time.Duration `json:"run_time_ns"`
-	Outcomes []outcome     `json:"-"`
-	Rows     []reportRow   `json:"rows"`
-	Growth   []point       `json:"growth,omitempty"`
-	Idle     *reportIdle   `json:"idle,omitempty"`
-	Round    []string      `json:"round_trip,omitempty"`
+	*results
+	Outcomes []outcome   `json:"-"`
+	Verdicts []reportRow `json:"verdicts"`
 }
 
 // A reportRow is one target and what came of it.
@@ -30,6 +28,7 @@ type reportRow struct {
 	Ratio    float64 `json:"ratio"`
 	Least    float64 `json:"least"`
 	Most     float64 `json:"most"`
+	Rounds   int     `json:"rounds"`
 	Target   float64 `json:"target"`
 	Met      bool    `json:"met"`
 	Ours     float64 `json:"ours"`
@@ -38,31 +37,59 @@ type reportRow struct {
 	isAtMost bool
 }
 
-type reportIdle struct {
-	Connections int           `json:"connections"`
-	BytesEach   int64         `json:"bytes_each"`
-	Busy        time.Duration `json:"busy_ns"`
+// judge compares what was measured with what was aimed at.
+func judge(all *results) (*report, error) {
+	r := &report{results: all}
+	rows := allRows()
+	for i := range all.Rows {
+		x := &all.Rows[i]
+		at := slices.IndexFunc(rows, func(row row) bool { return row.name == x.Name })
+		if at < 0 {
+			return nil, fmt.Errorf("results of a row %q, which there is not", x.Name)
+		}
+		o := outcome{row: rows[at], results: x.Servers}
+		if x.Problem != "" {
+			o.err = errors.New(x.Problem)
+		}
+		r.Outcomes = append(r.Outcomes, o)
+		for _, t := range o.row.targets {
+			r.Verdicts = append(r.Verdicts, o.verdict(t))
+		}
+	}
+	return r, nil
 }
 
-// judge compares what was measured with what was aimed at.
-func (r *report) judge() {
-	for i := range r.Outcomes {
-		o := &r.Outcomes[i]
-		for _, t := range o.row.targets {
-			rr := reportRow{Row: o.row.name, Against: t.peer, Metric: t.metric, Target: t.limit, isAtMost: !t.metric.better()}
-			if o.err != nil {
-				rr.Problem = o.err.Error()
-			} else {
-				ratios := o.ratios(t)
-				rr.Ratio, rr.Least, rr.Most = median(ratios), slices.Min(ratios), slices.Max(ratios)
-				rr.Met = t.met(rr.Ratio)
-				rr.Ours = o.typical(o.row.ours, t.metric)
-				if t.peer != "" {
-					rr.Peers = o.typical(t.peer, t.metric)
-				}
-			}
-			r.Rows = append(r.Rows, rr)
-		}
+// verdict compares one target with what was measured.
+func (o *outcome) verdict(t target) reportRow {
+	rr := reportRow{Row: o.row.name, Against: t.peer, Metric: t.metric, Target: t.limit, isAtMost: !t.metric.better()}
+	switch {
+	case o.err != nil:
+		rr.Problem = o.err.Error()
+		return rr
+	case len(o.results[o.row.ours]) == 0 || t.peer != "" && len(o.results[t.peer]) != len(o.results[o.row.ours]):
+		rr.Problem = "this peer was not there when the row was measured"
+		return rr
+	}
+	ratios := o.ratios(t)
+	rr.Ratio, rr.Least, rr.Most, rr.Rounds = median(ratios), slices.Min(ratios), slices.Max(ratios), len(ratios)
+	rr.Met = t.met(rr.Ratio)
+	rr.Ours = o.typical(o.row.ours, t.metric)
+	if t.peer != "" {
+		rr.Peers = o.typical(t.peer, t.metric)
+	}
+	return rr
+}
+
+// print shows the report on a terminal.
+func (r *report) print() {
+	for i := range r.Verdicts {
+		_, _ = fmt.Println(&r.Verdicts[i])
+	}
+	if r.Idle != nil {
+		_, _ = fmt.Printf("%d idle connections: %d bytes each, %s of processor time in %s\n", r.Idle.Connections, r.Idle.BytesEach, r.Idle.Busy, idleTime)
+	}
+	for _, l := range r.RoundTrip {
+		_, _ = fmt.Println(l)
 	}
 }
 
@@ -89,16 +116,24 @@ func (r *reportRow) String() string {
 func (r *report) markdown() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(&b, format+"\n", args...) }
-	line("Measured %s, %d rounds of %s each.", r.When.Format("2006-01-02"), r.Rounds, r.RunTime)
+	met := 0
+	for i := range r.Verdicts {
+		if r.Verdicts[i].Met {
+			met++
+		}
+	}
+	line("%d of %d targets are met. Missed ones are marked; what limits them is said below the results.", met, len(r.Verdicts))
 	line("")
-	line("%s", machine())
+	for _, m := range r.conditions() {
+		line("- %s", m)
+	}
 	line("")
-	line("| work | against | metric | vhbad | peer | ratio | least … most | target | |")
-	line("|---|---|---|---:|---:|---:|---:|---:|---|")
-	for i := range r.Rows {
-		x := &r.Rows[i]
+	line("| work | against | metric | vhbad | peer | ratio | least … most | rounds | target | |")
+	line("|---|---|---|---:|---:|---:|---:|---:|---:|---|")
+	for i := range r.Verdicts {
+		x := &r.Verdicts[i]
 		if x.Problem != "" {
-			line("| %s | %s | %s | | | | | | not measured: %s |", x.Row, x.Against, x.Metric, x.Problem)
+			line("| %s | %s | %s | | | | | | | not measured: %s |", x.Row, x.Against, x.Metric, x.Problem)
 			continue
 		}
 		sign, verdict, peers, against := "≥", "met", number(x.Peers), string(x.Against)
@@ -111,18 +146,18 @@ func (r *report) markdown() string {
 		if against == "" {
 			against, peers = "—", "—"
 		}
-		line("| %s | %s | %s | %s | %s | %.2f | %.2f … %.2f | %s %.2f | %s |", x.Row, against, x.Metric, number(x.Ours), peers, x.Ratio, x.Least, x.Most, sign, x.Target, verdict)
+		line("| %s | %s | %s | %s | %s | %.2f | %.2f … %.2f | %d | %s %.2f | %s |", x.Row, against, x.Metric, number(x.Ours), peers, x.Ratio, x.Least, x.Most, x.Rounds, sign, x.Target, verdict)
 	}
 	if r.Idle != nil {
 		line("")
 		line("%d idle connections: %.1f KiB of memory each; %s of processor time in %s.", r.Idle.Connections, float64(r.Idle.BytesEach)/kib, r.Idle.Busy, idleTime)
 	}
-	if len(r.Round) > 0 {
+	if len(r.RoundTrip) > 0 {
 		line("")
 		line("In process, no socket:")
 		line("")
 		line("```")
-		for _, l := range r.Round {
+		for _, l := range r.RoundTrip {
 			line("%s", l)
 		}
 		line("```")
@@ -140,6 +175,19 @@ func (r *report) markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// conditions are the days, machines and lengths of runs of the rows.
+func (r *report) conditions() []string {
+	var out []string
+	for i := range r.Rows {
+		x := &r.Rows[i]
+		c := fmt.Sprintf("%s, runs of %s: %s", x.When.Format(time.DateOnly), x.RunTime, x.Machine)
+		if !slices.Contains(out, c) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 func number(x float64) string {
@@ -170,7 +218,21 @@ func machine() string {
 			parts = append(parts, first)
 		}
 	}
-	return strings.Join(parts, "; ") + "."
+	return strings.Join(parts, "; ") + "; " + policy() + "."
+}
+
+// policy says how client and servers are scheduled. They inherit it.
+func policy() string {
+	a, err := unix.SchedGetAttr(0, 0)
+	switch {
+	case err != nil:
+		return "scheduling policy unknown"
+	case a.Policy == unix.SCHED_FIFO || a.Policy == unix.SCHED_RR:
+		return fmt.Sprintf("client and servers at real-time priority %d", a.Priority)
+	case a.Nice != 0:
+		return fmt.Sprintf("client and servers at nice %d", a.Nice)
+	}
+	return "client and servers at ordinary priority"
 }
 
 // Marks between which docs/benchmarks.md is written by this program.

@@ -16,6 +16,7 @@ type bench struct {
 	shop    shop
 	rounds  int
 	runTime time.Duration
+	alone   bool      // without peers
 	out     io.Writer // progress
 }
 
@@ -61,6 +62,9 @@ func (o *outcome) typical(k kind, m metric) float64 {
 func (b *bench) measureRow(r row) (o outcome) {
 	o = outcome{row: r, results: make(map[kind][]result)}
 	kinds := append([]kind{r.ours}, r.peers...)
+	if b.alone {
+		kinds = kinds[:1]
+	}
 	servers := make([]*process, 0, len(kinds))
 	defer func() {
 		for _, p := range servers {

@@ -24,6 +24,7 @@ const (
 	vhbadVerify   kind = "vhbad --verify"
 	vhbadFile     kind = "vhbad file"
 	bareLoop      kind = "bare loop"
+	bareSimple    kind = "bare loop, simple"
 	goNBD         kind = "go-nbd"
 	nbdkitMemory  kind = "nbdkit memory"
 	nbdkitFile    kind = "nbdkit file"
@@ -81,7 +82,7 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 		cmd = vhbad("disk=memory:"+size, "--verify")
 	case vhbadFile:
 		cmd = vhbad("disk=file:" + image)
-	case bareLoop, goNBD:
+	case bareLoop, bareSimple, goNBD:
 		cmd = self(string(k))
 	case nbdkitMemory:
 		cmd = exec.Command("nbdkit", "-f", "-U", socket, "memory", size)

@@ -17,16 +17,25 @@ import (
 // copyBytes is the size of the image that is copied.
 const copyBytes = gib
 
-// copyRows measures nbdcopy of a file-backed disk, out of and into each server.
-func (b *bench) copyRows() []outcome {
+// copyRows are nbdcopy of a file-backed disk, out of and into each server.
+func copyRows() []row {
 	kinds := []kind{vhbadFile, nbdkitFile, qemuFile, nbdServerFile}
 	faster := make([]target, 0, len(kinds)-1)
 	for _, k := range kinds[1:] {
 		faster = append(faster, target{k, seconds, 1})
 	}
-	down := outcome{row: row{name: "copy-out-1g", ours: kinds[0], peers: kinds[1:], targets: faster}, results: make(map[kind][]result)}
-	up := outcome{row: row{name: "copy-in-1g", ours: kinds[0], peers: kinds[1:], targets: faster}, results: make(map[kind][]result)}
-	err := b.copies(kinds, &down, &up)
+	return []row{
+		{name: "copy-out-1g", ours: kinds[0], peers: kinds[1:], targets: faster},
+		{name: "copy-in-1g", ours: kinds[0], peers: kinds[1:], targets: faster},
+	}
+}
+
+// measureCopies measures both.
+func (b *bench) measureCopies() []outcome {
+	rows := copyRows()
+	down := outcome{row: rows[0], results: make(map[kind][]result)}
+	up := outcome{row: rows[1], results: make(map[kind][]result)}
+	err := b.copies(append([]kind{rows[0].ours}, rows[0].peers...), &down, &up)
 	down.err, up.err = err, err
 	return []outcome{down, up}
 }
@@ -68,32 +77,34 @@ func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
 	return nil
 }
 
-// callRows counts system calls for one request.
-func (b *bench) callRows() []outcome {
-	var out []outcome
+// callRows are system calls for one request.
+func callRows() []row {
+	var rows []row
 	for _, d := range []struct {
 		depth int
 		limit float64
 	}{{1, 3.5}, {32, 0.5}} {
-		o := outcome{
-			row: row{
-				name: fmt.Sprintf("calls-read-4k-d%d", d.depth), ours: vhbadMemory, peers: []kind{nbdkitMemory},
-				load:    load{rw: "randread", blockBytes: 4 * kib, depth: d.depth, connections: 1},
-				targets: []target{{"", calls, d.limit}},
-			},
-			results: make(map[kind][]result),
-		}
-		for _, k := range []kind{vhbadMemory, nbdkitMemory} {
-			r, err := b.countCalls(k, o.row.load)
-			if err != nil {
-				o.err = err
-				break
-			}
-			o.results[k] = []result{r}
-		}
-		out = append(out, o)
+		rows = append(rows, row{
+			name: fmt.Sprintf("calls-read-4k-d%d", d.depth), ours: vhbadMemory, peers: []kind{nbdkitMemory},
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: d.depth, connections: 1},
+			targets: []target{{"", calls, d.limit}},
+		})
 	}
-	return out
+	return rows
+}
+
+// measureCalls counts system calls.
+func (b *bench) measureCalls(r row) outcome {
+	o := outcome{row: r, results: make(map[kind][]result)}
+	for _, k := range append([]kind{r.ours}, r.peers...) {
+		res, err := b.countCalls(k, r.load)
+		if err != nil {
+			o.err = err
+			break
+		}
+		o.results[k] = []result{res}
+	}
+	return o
 }
 
 func (b *bench) countCalls(k kind, l load) (r result, err error) {
@@ -201,12 +212,12 @@ func enter(socket string) (net.Conn, error) {
 
 // A point is one measurement of how cost grows with something.
 type point struct {
-	What      string  // "disks", "connections", "depth", "size"
-	N         float64 // how many, or GiB
-	IOPS      float64
-	CPUMicros float64
-	P50       float64
-	StartMS   float64 // until the server listens
+	What      string  `json:"what"` // "disks", "connections", "depth", "size"
+	N         float64 `json:"n"`    // how many, or GiB
+	IOPS      float64 `json:"iops"`
+	CPUMicros float64 `json:"cpu_us"`
+	P50       float64 `json:"p50_us"`
+	StartMS   float64 `json:"start_ms"` // until the server listens
 }
 
 // growth measures the cost of a 4 KiB read while one thing grows at a time.

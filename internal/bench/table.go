@@ -1,5 +1,7 @@
 package main
 
+import "slices"
+
 // A metric is what two servers are compared by.
 type metric string
 
@@ -69,16 +71,20 @@ const (
 // caches, little enough to fill in no time.
 const diskBytes = 512 * mib
 
+// allRows are the rows that have targets, in the order of the document.
+func allRows() []row { return slices.Concat(fioRows(), copyRows(), callRows()) }
+
 // fioRows are the rows that are fio jobs.
 func fioRows() []row {
 	return []row{
 		{
-			name: "read-4k-d32", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, goNBD},
+			name: "read-4k-d32", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, bareSimple, goNBD},
 			load: load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
 			targets: []target{
 				{nbdkitMemory, iops, 1.3},
 				{nbdkitMemory, cpu, 0.75},
 				{bareLoop, iops, 0.95},
+				{bareSimple, iops, 0.95},
 				{goNBD, iops, 2.2},
 			},
 		},
@@ -93,31 +99,34 @@ func fioRows() []row {
 			},
 		},
 		{
-			name: "read-4k-4x16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			name: "read-4k-4x16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, bareSimple},
 			load: load{rw: "randread", blockBytes: 4 * kib, depth: 16, connections: 4},
 			targets: []target{
 				{nbdkitMemory, iops, 1.8},
 				{nbdkitMemory, cpu, 0.45},
 				{bareLoop, iops, 0.95},
+				{bareSimple, iops, 0.95},
 			},
 		},
 		{
-			name: "read-4k-d1", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			name: "read-4k-d1", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, bareSimple},
 			load: load{rw: "randread", blockBytes: 4 * kib, depth: 1, connections: 1},
 			targets: []target{
 				{nbdkitMemory, p50, 1.05},
 				{nbdkitMemory, p99, 1.5},
 				{nbdkitMemory, cpu, 1.3},
 				{bareLoop, iops, 0.95},
+				{bareSimple, iops, 0.95},
 			},
 		},
 		{
-			name: "read-256k-d16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop},
+			name: "read-256k-d16", ours: vhbadMemory, peers: []kind{nbdkitMemory, bareLoop, bareSimple},
 			load: load{rw: "read", blockBytes: 256 * kib, depth: 16, connections: 1},
 			targets: []target{
 				{nbdkitMemory, iops, 1.05},
 				{nbdkitMemory, cpu, 0.85},
 				{bareLoop, iops, 0.95},
+				{bareSimple, iops, 0.95},
 			},
 		},
 		{
