@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -156,11 +157,11 @@ func (r *report) markdown() string {
 		line("")
 		line("In process, no socket:")
 		line("")
-		line("```")
-		for _, l := range r.RoundTrip {
-			line("%s", l)
+		line("| benchmark | ns for each request | least … most | allocations |")
+		line("|---|---:|---:|---:|")
+		for _, x := range roundTripMedians(r.RoundTrip) {
+			line("| %s | %.0f | %.0f … %.0f | %s |", x.name, median(x.ns), slices.Min(x.ns), slices.Max(x.ns), x.allocations)
 		}
-		line("```")
 	}
 	if len(r.Growth) > 0 {
 		line("")
@@ -186,6 +187,38 @@ func (r *report) conditions() []string {
 		if !slices.Contains(out, c) {
 			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// A goBenchmark is the runs of one benchmark of package testing.
+type goBenchmark struct {
+	name, allocations string
+	ns                []float64
+}
+
+// roundTripMedians gathers the lines that `go test -bench` printed by benchmark.
+func roundTripMedians(lines []string) []goBenchmark {
+	var out []goBenchmark
+	for _, l := range lines {
+		f := strings.Fields(l)
+		if len(f) < 4 {
+			continue
+		}
+		ns, err := strconv.ParseFloat(f[2], 64)
+		if err != nil {
+			continue
+		}
+		name := strings.TrimPrefix(f[0], "Benchmark")
+		if i := strings.LastIndexByte(name, '-'); i > 0 {
+			name = name[:i] // the number of processors
+		}
+		if n := len(out); n == 0 || out[n-1].name != name {
+			out = append(out, goBenchmark{name: name})
+		}
+		last := &out[len(out)-1]
+		last.ns = append(last.ns, ns)
+		last.allocations = f[len(f)-2]
 	}
 	return out
 }
