@@ -39,7 +39,7 @@
 // recorded all the same, so that a report names the lie that a lost write was
 // lost by. Damage and tears inside of a sector are neither: a correct drive does
 // not do them, but breaks no promise about other sectors by them. Reports tell
-// the three apart; see Class.
+// the three apart; see Class. docs/faults.md has it all for users.
 //
 // # Concurrency
 //

@@ -24,6 +24,7 @@ var toolPackages = map[string]string{
 	"fstrim":     "util-linux",
 	"gcc":        "gcc",
 	"ip":         "iproute2",
+	"jq":         "jq",
 	"linux.uml":  "user-mode-linux",
 	"mkfs.btrfs": "btrfs-progs",
 	"mkfs.ext4":  "e2fsprogs",
