@@ -92,6 +92,9 @@ const (
 	CodeControlFailed                       // OpAbort, OpResetLun or OpResetTarget: nothing has been done
 )
 
+// CompletionInjected is the flag of a completion whose outcome a fault rule made up.
+const CompletionInjected = 1 << 0
+
 // A Completion is one entry of a completion ring, little endian.
 type Completion struct {
 	_ structs.HostLayout
@@ -100,7 +103,7 @@ type Completion struct {
 	Code       CompletionCode
 	ScsiStatus uint8
 	SenseBytes uint8
-	_          uint8
+	Flags      uint8 // CompletionInjected
 	// DataBytes is how much was transferred.
 	DataBytes uint32
 	// SubmissionHead is how far the device has fetched, as a free-running

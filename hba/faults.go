@@ -106,7 +106,7 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	out.set(c.Tag, CodeExecuted)
 	switch dec.End {
 	case fault.EndStatus:
-		out.ScsiStatus = uint8(dec.Status)
+		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
 			put := scsi.PutFixedSense
 			if h.unit.Blocks > 1<<32 { // as the unit itself does it
@@ -116,7 +116,7 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		}
 		return
 	case fault.EndNoDevice:
-		out.Code = CodeNoDevice
+		out.Code, out.Flags = CodeNoDevice, CompletionInjected
 		return
 	case fault.EndDone:
 		out.DataBytes = c.DataBytes

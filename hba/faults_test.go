@@ -145,6 +145,9 @@ func TestFaults_Status(t *testing.T) {
 			s := w.set(t, fault.Rule{Name: "r", Match: tt.match, Action: tt.action})
 			c := w.do(t, tt.command)[0]
 			wantCode(t, c, 1, tt.code)
+			if c.Flags != hba.CompletionInjected {
+				t.Errorf("flags %#x: the driver is not told that the outcome is made up", c.Flags)
+			}
 			sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
 			if scsi.Status(c.ScsiStatus) != tt.status || sense != tt.sense {
 				t.Errorf("%v with %+v, want %v with %+v", scsi.Status(c.ScsiStatus), sense, tt.status, tt.sense)

@@ -199,6 +199,7 @@ func (q *queue) post(results []Completion) bool {
 		to.Code = from.Code
 		to.ScsiStatus = from.ScsiStatus
 		to.SenseBytes = from.SenseBytes
+		to.Flags = from.Flags
 		to.DataBytes = from.DataBytes
 		to.SubmissionHead = head
 		if from.SenseBytes != 0 {

@@ -1,6 +1,7 @@
 package miniport
 
 import (
+	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/internal/scsi"
 	"github.com/vhbad/vhbad/port"
 )
@@ -73,6 +74,7 @@ func takeReaped(t port.SyncToken, q *queue) bool {
 func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
 	x := extensionOf(srb.Extension)
 	srb.Status = d.outcome(srb, &x.completion)
+	srb.Injected = x.completion.Flags&hba.CompletionInjected != 0
 	if srb.Status == port.StatusSuccess {
 		switch srb.Function {
 		case port.FunctionExecuteScsi:

@@ -146,6 +146,7 @@ type SRB struct {
 	Status     Status
 	ScsiStatus scsi.Status
 	SenseBytes uint8 // valid bytes in Sense, with StatusAutosenseValid
+	Injected   bool  // the device says that the outcome is made up, for statistics; ours
 	// ServiceTime is what IoTargetRequestServiceTime said, or zero.
 	ServiceTime time.Duration
 	Sense       [SenseBufferBytes]byte

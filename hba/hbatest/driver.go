@@ -253,7 +253,7 @@ func (q *Queue) Consume(out []hba.Completion) int {
 			break
 		}
 		out[n] = hba.Completion{
-			Tag: e.Tag, Code: e.Code, ScsiStatus: e.ScsiStatus, SenseBytes: e.SenseBytes,
+			Tag: e.Tag, Code: e.Code, ScsiStatus: e.ScsiStatus, SenseBytes: e.SenseBytes, Flags: e.Flags,
 			DataBytes: e.DataBytes, SubmissionHead: e.SubmissionHead, Sense: e.Sense, Phase: phase,
 		}
 		q.head++

@@ -45,9 +45,12 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	}
 }
 
-// blame says what is behind an SRB's failure: whether it was ended from outside, or
-// failed by itself.
+// blame says what is behind an SRB's failure: a fault that was asked for, an end
+// from outside, or nothing but itself.
 func blame(srb *port.SRB) nbd.Blame {
+	if srb.Injected {
+		return nbd.BlameInjected
+	}
 	switch srb.Status.Code() {
 	case port.StatusAborted, port.StatusBusReset, port.StatusTimeout, port.StatusCommandTimeout, port.StatusRequestFlushed,
 		port.StatusNoDevice, port.StatusNoHBA, port.StatusNotPowered, port.StatusLinkDown, port.StatusUnexpectedBusFree:

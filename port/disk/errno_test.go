@@ -86,6 +86,8 @@ func TestBlame(t *testing.T) {
 		{failed, nbd.BlameNone},
 		{&port.SRB{Status: port.StatusInvalidRequest}, nbd.BlameNone},
 		{&port.SRB{Status: port.StatusError}, nbd.BlameNone},
+		{&port.SRB{Status: port.StatusError, Injected: true}, nbd.BlameInjected},
+		{&port.SRB{Status: port.StatusNoDevice, Injected: true}, nbd.BlameInjected},
 	} {
 		if got := blame(tt.srb); got != tt.want {
 			t.Errorf("%s: blame %d, want %d", tt.srb, got, tt.want)
