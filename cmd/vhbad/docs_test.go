@@ -91,7 +91,7 @@ func allFlags(c *cobra.Command, into map[string]bool) {
 }
 
 // othersFlags are flags of other programs that pages name.
-var othersFlags = map[string]bool{"iodepth": true}
+var othersFlags = map[string]bool{"iodepth": true /* fio */, "flush": true /* nbdcopy */}
 
 // TestDocs_Commands: each command of vhbad that a page shows exists, and so does each
 // flag that it is shown with.
@@ -129,7 +129,7 @@ func TestDocs_Commands(t *testing.T) {
 		}
 	}
 	for _, q := range flags {
-		for _, w := range strings.Fields(q.text) {
+		for w := range strings.FieldsSeq(q.text) {
 			name, isFlag := strings.CutPrefix(w, "--")
 			name, _, _ = strings.Cut(name, "=")
 			if isFlag && !known[name] && !othersFlags[name] {

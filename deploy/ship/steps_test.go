@@ -3,6 +3,7 @@
 package ship
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -335,8 +336,9 @@ func contains(text, name string, args ...string) error {
 // refused runs a command that must fail and say why.
 func refused(why, name string, args ...string) error {
 	cmd := command(name, args...)
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), why) {
-		return fmt.Errorf("%s: %v, printed %q; want it to fail with %q", strings.Join(cmd.Args, " "), err, out, why)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), why) {
+		return fmt.Errorf("%s: printed %q; want it to fail with %q: %w", strings.Join(cmd.Args, " "), out, why, cmp.Or(err, errors.New("it succeeds")))
 	}
 	return nil
 }
