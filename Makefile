@@ -141,7 +141,7 @@ fuzz: ## each fuzz target for FUZZTIME
 	done
 
 .PHONY: soak
-soak: ## the id race with ten million requests; more orders of steps; then unit tests under the race detector, over and over for SOAKTIME
+soak: ## the id race with ten million requests; more orders of steps; 50 power cuts for each load; then unit tests under the race detector, over and over for SOAKTIME
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 10m -run TestA12 ./port ./port/porttest/mutants
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 20m -run TestLinearizable ./cmd/vhbad/internal/road
 	VHBAD_INTERLEAVE_PREEMPTIONS=1 VHBAD_INTERLEAVE_SEEDS=100000 $(GO) test -tags interleave -count=1 -timeout 30m -run TestInterleave_ ./port ./hba

@@ -29,6 +29,9 @@ func FuzzExecute(f *testing.F) {
 		f.Add(cdb[:n], uint8(target.DataIn), uint16(700), uint16(300), []byte{1})
 		f.Add(cdb[:n], uint8(target.DataOut), uint16(1024), uint16(7), unmapList(1, 5))
 	}
+	var cdb [scsi.CDBMaxBytes]byte
+	f.Add(cdb[:scsi.PutModeSelect6(&cdb, 24)], uint8(target.DataOut), uint16(24), uint16(7), []byte("\x00\x00\x00\x00\x08\x12\x00\x00\x00\x00\x00\x00"))
+	f.Add(cdb[:scsi.PutModeSelect10(&cdb, 36)], uint8(target.DataOut), uint16(36), uint16(9), []byte("\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, cdb []byte, direction uint8, dataBytes, cut uint16, pattern []byte) {
 		m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 256 << 10, LimitBytes: 128 << 10})
 		if err != nil {

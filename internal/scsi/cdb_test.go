@@ -40,6 +40,16 @@ var cdbCases = []struct {
 		[]byte{0x5a, 0, 0x3f, 0, 0, 0, 0, 0x02, 0x03, 0},
 	},
 	{
+		"mode select 6",
+		func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) },
+		[]byte{0x15, 0x10, 0, 0, 24, 0},
+	},
+	{
+		"mode select 10",
+		func(c *[16]byte) int { return scsi.PutModeSelect10(c, 0x0203) },
+		[]byte{0x55, 0x10, 0, 0, 0, 0, 0, 0x02, 0x03, 0},
+	},
+	{
 		"start stop unit",
 		func(c *[16]byte) int { return scsi.PutStartStopUnit(c, true, true) },
 		[]byte{0x1b, 0x01, 0, 0, 0x01, 0},
@@ -225,6 +235,8 @@ func TestAllocationBytes(t *testing.T) {
 		{"request sense", func(c *[16]byte) int { return scsi.PutRequestSense(c, false, 252) }, 252},
 		{"mode sense 6", func(c *[16]byte) int { return scsi.PutModeSense6(c, 8, false, 4) }, 4},
 		{"mode sense 10", func(c *[16]byte) int { return scsi.PutModeSense10(c, 8, false, 0x1234) }, 0x1234},
+		{"mode select 6", func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) }, 24},
+		{"mode select 10", func(c *[16]byte) int { return scsi.PutModeSelect10(c, 0x1234) }, 0x1234},
 		{"unmap", func(c *[16]byte) int { return scsi.PutUnmap(c, false, 24) }, 24},
 		{"read capacity 16", func(c *[16]byte) int { return scsi.PutReadCapacity16(c, 32) }, 32},
 		{"report luns", func(c *[16]byte) int { return scsi.PutReportLUNs(c, 1<<32-1) }, 1<<32 - 1},

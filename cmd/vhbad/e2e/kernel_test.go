@@ -114,7 +114,11 @@ func boot(t *testing.T, s scenario) {
 	if err := guestResults.Close(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(guestDeadline, func() {
+	deadline := guestDeadline
+	if *crashesFlag > 10 && strings.HasPrefix(s.name, "crash/") {
+		deadline = guestDeadline * time.Duration(*crashesFlag) / 10
+	}
+	late := time.AfterFunc(deadline, func() {
 		_ = syscall.Kill(-uml.Process.Pid, syscall.SIGKILL) // the steps not reported say the rest
 	})
 	ended := make(chan struct{})
@@ -147,7 +151,7 @@ func boot(t *testing.T, s scenario) {
 	}
 	<-ended
 	if !late.Stop() {
-		t.Errorf("the guest did not end within %v", guestDeadline)
+		t.Errorf("the guest did not end within %v", deadline)
 	}
 	if err := results.Close(); err != nil {
 		t.Error(err)
