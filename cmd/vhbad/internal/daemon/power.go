@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 )
@@ -329,13 +331,20 @@ func (d *Daemon) Power(name string) (client.Power, error) {
 	return out, nil
 }
 
+// hostileRule reports whether a hostile rule is about the disk.
+func (m *machine) hostileRule(disk string) bool {
+	return slices.ContainsFunc(m.device.Faults().Faults(), func(f *fault.Fault) bool {
+		return f.Hostile() && (f.Rule().Disk == "" || f.Rule().Disk == disk)
+	})
+}
+
 // metrics is what the collector tells of the disk's write cache, nil if it has
-// none.
-func (p *power) metrics() *metrics.Cache {
+// none. hostile: a rule breaks promises of the disk.
+func (p *power) metrics(hostile bool) *metrics.Cache {
 	if p.cache == nil {
 		return nil
 	}
-	c := &metrics.Cache{Stats: p.cache.Stats(), Hostile: len(p.cache.Hostile()) > 0}
+	c := &metrics.Cache{Stats: p.cache.Stats(), Hostile: hostile || len(p.cache.Hostile()) > 0}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.CutsByCommand, c.CutsByRule = p.byTrigger[triggerCommand], p.byTrigger[triggerRule]

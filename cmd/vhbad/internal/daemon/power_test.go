@@ -222,6 +222,9 @@ func TestCutPower_LieByRule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if snap, _ := d.Snapshot(); !snap.Disks[0].Cache.Hostile {
+		t.Error("the metrics do not call the disk hostile")
+	}
 	// The first write changed nothing, so nothing of it is lost.
 	if r.Class != "hostile" || r.Acts["lying-flush"] != 1 || len(r.Findings) != 1 || r.Findings[0].OffsetBytes != 512 {
 		t.Errorf("report: %+v", r)
