@@ -25,8 +25,6 @@ const (
 	KindUnplug         Kind = "unplug"          // is gone, and comes back
 	KindCapacity       Kind = "capacity"        // has another size
 	KindPowerCut       Kind = "power-cut"       // loses power
-	KindDisconnect     Kind = "disconnect"      // the connection breaks, in the middle of a reply
-	KindSlowHandshake  Kind = "slow-handshake"  // the server takes its time to greet
 	KindDMAAfterReset  Kind = "dma-after-reset" // hostile: memory is touched after the reset
 	KindFlip           Kind = "flip"            // hostile: read data have wrong bits
 	KindRot            Kind = "rot"             // hostile: blocks have wrong bits until they are written
@@ -40,7 +38,6 @@ const (
 	KindMistagged      Kind = "mistagged"       // hostile: answered under another tag
 	KindLateCompletion Kind = "late-completion" // hostile: answered again after an abort or reset
 	KindLostInterrupt  Kind = "lost-interrupt"  // hostile: answered without an interrupt
-	KindBadCookie      Kind = "bad-cookie"      // hostile: the reply has another request's cookie
 )
 
 // A Place is where in its life a command is held.
@@ -131,9 +128,8 @@ type PowerCut struct {
 type stage uint8
 
 const (
-	stageCommand    stage = iota // the device, on commands
-	stageControl                 // the device, on aborts and resets
-	stageConnection              // the server
+	stageCommand stage = iota // the device, on commands
+	stageControl              // the device, on aborts and resets
 )
 
 // A field is a parameter of an action, a bit each.

@@ -227,8 +227,6 @@ func (r *Rule) checkMatch() error {
 		return fmt.Errorf("match.at-mark of %d bytes: want at most 255", len(m.AtMark))
 	case info.ranged && !m.hasRange():
 		return fmt.Errorf("match.offset or match.lba is missing: %s keeps something for each block of its range", info.kind)
-	case info.stage == stageConnection && (m.hasRange() && info.kind == KindSlowHandshake):
-		return errors.New("match.offset: a handshake is about no blocks")
 	}
 	if info.stage == stageControl && (m.hasRange() || m.FUA != nil || m.MinSize != 0 || m.MaxSize != 0 || m.Connection != 0) {
 		return fmt.Errorf("match: an abort or reset has no range, size, FUA or connection: %s takes none of them", info.kind)

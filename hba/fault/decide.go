@@ -332,7 +332,6 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		d.Duplicate = true
 	case KindLostInterrupt:
 		d.NoInterrupt = true
-	case KindDisconnect, KindSlowHandshake, KindBadCookie: // the server's
 	}
 }
 

@@ -177,7 +177,7 @@ var ErrHostile = errors.New("the rule is hostile, and hostile rules are not allo
 func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) {
 	p := &Plan{set: s, unit: u}
 	for _, f := range s.faults {
-		if f.info.stage == stageConnection || !concerns(f) || f.info.kind == KindPowerCut && !u.PowerSwitch {
+		if !concerns(f) || f.info.kind == KindPowerCut && !u.PowerSwitch {
 			continue
 		}
 		e := old.entry(u, f)
