@@ -260,6 +260,11 @@ func (r *Rule) checkAction() error {
 			return fmt.Errorf("action.%w", err)
 		}
 	}
+	if a.Power != nil {
+		if err := a.Power.check(); err != nil {
+			return fmt.Errorf("action.%w", err)
+		}
+	}
 	// Only those that have more to check.
 	//exhaustive:ignore
 	switch a.Kind {

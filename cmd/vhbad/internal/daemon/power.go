@@ -25,7 +25,7 @@ import (
 const maxReports = 16
 
 // maxOff is how long a disk may be without power.
-const maxOff = time.Hour
+const maxOff = time.Duration(fault.MaxPowerOff)
 
 // Triggers of power cuts, as in metrics.
 const (

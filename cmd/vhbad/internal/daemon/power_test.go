@@ -141,6 +141,30 @@ func TestConfig_KnowsTheCache(t *testing.T) {
 	}
 }
 
+// TestRules_KnowTheCache: what a rule may say of a power cut is what the switch
+// takes, and all of it.
+func TestRules_KnowTheCache(t *testing.T) {
+	if want := cache.PolicyNames(); !slices.Equal(fault.PowerPolicies, want) {
+		t.Errorf("policies %v, the cache has %v", fault.PowerPolicies, want)
+	}
+	for d, name := range fault.PowerDamages {
+		if got := cache.Damage(d).String(); got != name {
+			t.Errorf("damage %s, the cache has %s", name, got)
+		}
+	}
+	if len(fault.PowerDamages) != int(cache.DamageUnreadable)+1 {
+		t.Errorf("damages %v, the cache has %d", fault.PowerDamages, cache.DamageUnreadable+1)
+	}
+	for _, tear := range fault.PowerTears {
+		if _, _, err := cutOptions(&client.PowerCutOptions{Tear: tear}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, err := cutOptions(&client.PowerCutOptions{OffForSeconds: fault.MaxPowerOff.Std().Seconds()}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCutPower_ByRule has the power go between the arrival of the second flush and
 // its reply. What the first covered is there; what the second was for need not be,
 // and it is not answered.
