@@ -162,9 +162,9 @@ type Device struct {
 	stopTimer func() bool
 	// +checklocks:mu
 	timerDue time.Duration
-	// ruleTimers are the calls for rules about time.
+	// ruleTimers are the rules about time, by unit.
 	// +checklocks:mu
-	ruleTimers []func() bool
+	ruleTimers map[ruleUnit]*ruleTimer
 
 	work  sync.Cond // on mu: signalled when a line gets a record, broadcast by Close
 	quiet sync.Cond // on mu: broadcast when a reset has finished
@@ -232,6 +232,7 @@ func newDevice(c Config) (*Device, error) {
 		slots:      make([]slot, c.QueuePairs),
 		stop:       make(chan struct{}),
 		lanes:      make([]*lane, MaxTargets*MaxLuns),
+		ruleTimers: make(map[ruleUnit]*ruleTimer),
 		now:        time.Now,
 		cap: Capability(c.QueuePairs) |
 			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |

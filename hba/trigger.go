@@ -113,34 +113,74 @@ func (d *Device) undoTriggersWhere(match func(*undo) bool) {
 	d.undos = kept
 }
 
-// setTimersLocked has the rules about time asked when it comes.
+// A ruleUnit is a rule about time as far as one unit goes.
+type ruleUnit struct {
+	fault *fault.Fault
+	unit  fault.Unit // without its size: a disk that has grown is the same disk
+}
+
+// A ruleTimer is when such a rule is asked next. It stays as it is while other rules
+// and units come and go, also when it has been asked for the last time.
+type ruleTimer struct {
+	at   time.Duration
+	stop func() bool // ends the call that is due
+}
+
+// setTimersLocked has the rules about time asked when it comes; at once, if it has
+// passed and they have not been.
 //
 // +checklocks:d.mu
 func (d *Device) setTimersLocked(s *fault.Set) {
-	for _, stop := range d.ruleTimers {
-		stop()
+	there := make(map[fault.Unit]bool)
+	for _, p := range s.Plans() {
+		there[timerOf(p, nil).unit] = true
 	}
-	d.ruleTimers = nil
-	if s == nil {
-		return
+	for key, t := range d.ruleTimers {
+		if !there[key.unit] || s.Fault(key.fault.Rule().Name) != key.fault {
+			t.stop()
+			delete(d.ruleTimers, key)
+		}
 	}
 	for _, p := range s.Plans() {
 		for _, start := range p.Starts() {
-			d.ruleTimers = append(d.ruleTimers, d.clock.AfterFunc(max(0, start.At-d.clock.Now()), func() { d.tick(p, start.Fault) }))
+			if key := timerOf(p, start.Fault); d.ruleTimers[key] == nil {
+				t := &ruleTimer{at: start.At}
+				d.ruleTimers[key] = t
+				d.startTimerLocked(key, t)
+			}
 		}
 	}
 }
 
-// tick asks a rule about time, and once more a period later.
-func (d *Device) tick(p *fault.Plan, f *fault.Fault) {
+func timerOf(p *fault.Plan, f *fault.Fault) ruleUnit {
+	u := p.Unit()
+	u.Blocks = 0
+	return ruleUnit{f, u}
+}
+
+// +checklocks:d.mu
+func (d *Device) startTimerLocked(key ruleUnit, t *ruleTimer) {
+	t.stop = d.clock.AfterFunc(max(0, t.at-d.clock.Now()), func() { d.tick(key, t) })
+}
+
+// tick asks a rule about time, and sees to it that it is asked again after its
+// period, until it is used up. Periods that nobody was awake for are left out.
+func (d *Device) tick(key ruleUnit, t *ruleTimer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if t := d.faults.Load(); d.closed || t == nil || t.set.Fault(f.Rule().Name) != f {
+	if d.closed || d.ruleTimers[key] != t {
 		return
 	}
-	d.askLocked(p, &fault.Command{Op: fault.OpTime, Timer: f})
-	if period := f.Rule().Match.Period; period != 0 {
-		d.ruleTimers = append(d.ruleTimers, d.clock.AfterFunc(time.Duration(period), func() { d.tick(p, f) }))
+	s, f := d.Faults(), key.fault
+	for _, p := range s.Plans() {
+		if timerOf(p, f) == key {
+			d.askLocked(p, &fault.Command{Op: fault.OpTime, Timer: f})
+		}
+	}
+	now := d.clock.Now()
+	if period := time.Duration(f.Rule().Match.Period); period != 0 && s.State(f, now) != fault.StateExhausted {
+		t.at += period * (1 + max(0, now-t.at)/period)
+		d.startTimerLocked(key, t)
 	}
 }
 

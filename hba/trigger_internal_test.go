@@ -1,10 +1,148 @@
 package hba
 
 import (
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
 )
+
+// A countingClock stands still, and counts what it was asked to call.
+type countingClock struct {
+	now   time.Duration
+	asked int
+	calls []*timerCall
+}
+
+type timerCall struct {
+	at time.Duration
+	fn func()
+}
+
+func (c *countingClock) Now() time.Duration { return c.now }
+
+func (c *countingClock) AfterFunc(d time.Duration, fn func()) func() bool {
+	c.asked++
+	k := &timerCall{c.now + d, fn}
+	c.calls = append(c.calls, k)
+	return func() bool {
+		n := len(c.calls)
+		c.calls = slices.DeleteFunc(c.calls, func(other *timerCall) bool { return other == k })
+		return len(c.calls) < n
+	}
+}
+
+// advance makes all calls that are due at that time or before, as late as that.
+func (c *countingClock) advance(to time.Duration) {
+	c.now = to
+	for {
+		i := slices.IndexFunc(c.calls, func(k *timerCall) bool { return k.at <= to })
+		if i < 0 {
+			return
+		}
+		k := c.calls[i]
+		c.calls = slices.Delete(c.calls, i, i+1)
+		k.fn()
+	}
+}
+
+// A timedWorld is a device that has nothing but rules about the disks "d" and, later,
+// "e".
+type timedWorld struct {
+	d     *Device
+	clock *countingClock
+	units []fault.Unit
+}
+
+func newTimedWorld(t *testing.T) *timedWorld {
+	w := &timedWorld{clock: &countingClock{}, units: []fault.Unit{{Disk: "d", BlockBytes: 512, Blocks: 1 << 12, PowerSwitch: true}}}
+	w.d = &Device{clock: w.clock, ruleTimers: make(map[ruleUnit]*ruleTimer)}
+	w.d.intr.init(1)
+	t.Cleanup(w.d.goroutines.Wait)
+	return w
+}
+
+func (w *timedWorld) set(t *testing.T, rules ...fault.Rule) *fault.Set {
+	t.Helper()
+	s, err := fault.NewSet(fault.Config{Rules: rules, Units: w.units, Now: w.clock.now, Old: w.d.Faults()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.d.SetFaults(s)
+	return s
+}
+
+func (w *timedWorld) timers() int {
+	w.d.mu.Lock()
+	defer w.d.mu.Unlock()
+	return len(w.d.ruleTimers)
+}
+
+func timed(name string, m fault.Match, budget uint64) fault.Rule {
+	m.Op = fault.Ops{"time"}
+	return fault.Rule{Name: name, Match: m, Budget: budget, Action: fault.Action{Kind: fault.KindPowerCut}}
+}
+
+// TestTimers_Periodic: a rule is asked each period, and only so, whatever other rules,
+// disks and marks come and go, until its budget is used up.
+func TestTimers_Periodic(t *testing.T) {
+	w := newTimedWorld(t)
+	rule := timed("often", fault.Match{Start: fault.Duration(time.Second), For: fault.Duration(time.Second), Period: fault.Duration(time.Minute)}, 6)
+	marked := fault.Rule{Name: "marked", Match: fault.Match{AtMark: "now"}, Action: fault.Action{Kind: fault.KindBusy}}
+	f := w.set(t, rule).Fault("often")
+	for i, disturb := range []func(){
+		func() {},
+		func() { w.set(t, rule, marked) },
+		func() { w.d.Mark("now") },
+		func() { w.set(t, rule) },
+		func() { w.units[0].Blocks *= 2; w.set(t, rule) },
+	} {
+		at := time.Second + time.Duration(i)*time.Minute
+		w.clock.advance(at - 1)
+		disturb()
+		w.clock.advance(at)
+		if got := f.Stats().Fired; got != uint64(i+1) {
+			t.Fatalf("fired %d times after %v, want %d", got, at, i+1)
+		}
+		if w.timers() != 1 || len(w.clock.calls) != 1 {
+			t.Errorf("%d timers and %d calls due, want one", w.timers(), len(w.clock.calls))
+		}
+	}
+	// Nobody was awake for an hour: that is one time, and then as before.
+	w.clock.advance(time.Hour + 1500*time.Millisecond)
+	if got := f.Stats(); got.Fired != 6 || got.Matched != 6 {
+		t.Errorf("%+v after an hour without a call, want 6", got)
+	}
+	if len(w.clock.calls) != 0 {
+		t.Error("a rule is asked again whose budget is used up")
+	}
+	if w.set(t); w.timers() != 0 {
+		t.Error("a timer is left of a rule that is gone")
+	}
+}
+
+// TestTimers_Once: a rule that is asked at its time and does not fire is not asked
+// again because of other rules.
+func TestTimers_Once(t *testing.T) {
+	w := newTimedWorld(t)
+	never := timed("never", fault.Match{Start: fault.Duration(time.Second), Probability: new(0.0)}, 1)
+	f := w.set(t, never).Fault("never")
+	w.clock.advance(time.Second)
+	w.set(t, never, timed("other", fault.Match{Start: fault.Duration(time.Hour)}, 1))
+	w.set(t, never)
+	w.clock.advance(2 * time.Second)
+	if got := f.Stats().Matched; got != 1 || w.clock.asked != 2 {
+		t.Errorf("asked %d times, with %d calls, want once", got, w.clock.asked-1)
+	}
+	// A disk that comes later is asked when it comes.
+	w.units = append(w.units, fault.Unit{Disk: "e", Lun: 1, BlockBytes: 512, Blocks: 1 << 12, PowerSwitch: true})
+	w.set(t, never)
+	w.clock.advance(3 * time.Second)
+	if got := f.Stats().Matched; got != 2 || w.timers() != 2 {
+		t.Errorf("asked %d times for two disks, want once for each", got)
+	}
+}
 
 // TestUndoLater: what a rule has done to a unit ends with the rule, also if that
 // was gone before it was done.

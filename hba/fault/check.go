@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -21,6 +22,8 @@ const (
 	MaxConnection = 63
 	MaxLanes      = 4096
 	MaxBits       = 4096
+	// MinPeriod is how often a rule about OpTime may be asked.
+	MinPeriod = Duration(time.Millisecond)
 )
 
 // oneOf lists what is allowed.
@@ -215,6 +218,8 @@ func (r *Rule) checkMatch() error {
 		return fmt.Errorf("match.probability %v: want 0 to 1", *m.Probability)
 	case m.Period != 0 && (m.For == 0 || m.For > m.Period):
 		return fmt.Errorf("match.period %s: want a match.for of at most that, not %s", m.Period, m.For)
+	case ops&OpTime != 0 && m.Period != 0 && m.Period < MinPeriod:
+		return fmt.Errorf("match.period %s with match.op time: want at least %s", m.Period, MinPeriod)
 	case max(m.Start, m.For, m.Period) > MaxTime:
 		return fmt.Errorf("match.start, match.for and match.period: want at most %s", MaxTime)
 	case m.AfterCount != 0 && m.AfterRule == "":

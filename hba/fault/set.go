@@ -300,7 +300,12 @@ func (s *Set) Rules() []Rule {
 }
 
 // Plans are those of the units, in the order of Config.Units.
-func (s *Set) Plans() []*Plan { return s.plans }
+func (s *Set) Plans() []*Plan {
+	if s == nil {
+		return nil
+	}
+	return s.plans
+}
 
 // Bus is the plan for resets of the whole adapter.
 func (s *Set) Bus() *Plan { return s.bus }
@@ -332,11 +337,12 @@ type Start struct {
 	At    time.Duration
 }
 
-// Starts are those of the rules that have not fired yet.
+// Starts are those of the rules that have come into force, and have not fired yet or
+// do so again and again.
 func (p *Plan) Starts() (out []Start) {
 	for i := range p.entries {
 		f := p.entries[i].fault
-		if armed := f.armed.Load(); f.ops&OpTime != 0 && armed != notArmed && f.fired.Load() == 0 {
+		if armed := f.armed.Load(); f.ops&OpTime != 0 && armed != notArmed && (f.fired.Load() == 0 || f.rule.Match.Period != 0) {
 			out = append(out, Start{f, time.Duration(armed) + time.Duration(f.rule.Match.Start)})
 		}
 	}
