@@ -67,6 +67,8 @@ type Config struct {
 	// OnPowerCut cuts a unit's power, and returns once that is done; the command
 	// that set it off is held meanwhile. Nil: there is no switch.
 	OnPowerCut func(PowerCut)
+	// OnDisconnect closes the connections of a unit's clients, likewise.
+	OnDisconnect func(targetID, lun uint8)
 }
 
 // A Device is a host bus adapter. It is the driver's as a pci.Function and its
@@ -103,8 +105,9 @@ type Device struct {
 	runOwed      atomic.Uint64 // queue pairs that the event goroutine is to run
 	resets       atomic.Uint64
 
-	clock      Clock
-	onPowerCut func(PowerCut)
+	clock        Clock
+	onPowerCut   func(PowerCut)
+	onDisconnect func(targetID, lun uint8)
 	// faults are the rules in force, nil if there are none. Stored under mu.
 	faults atomic.Pointer[faultTable]
 
@@ -227,7 +230,7 @@ func newDevice(c Config) (*Device, error) {
 		log:   c.Log,
 		clock: c.Clock,
 
-		onPowerCut: c.OnPowerCut,
+		onPowerCut: c.OnPowerCut, onDisconnect: c.OnDisconnect,
 		workers:    c.Workers,
 		slots:      make([]slot, c.QueuePairs),
 		stop:       make(chan struct{}),

@@ -59,6 +59,10 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 		if d.onPowerCut != nil {
 			d.onPowerCut(PowerCut{Fault: f, Target: u.Target, Lun: u.Lun, How: a.Power})
 		}
+	case fault.KindDisconnect:
+		if d.onDisconnect != nil {
+			d.onDisconnect(u.Target, u.Lun)
+		}
 	case fault.KindCapacity:
 		if unit := d.unitAt(u); unit != nil {
 			unit.Limit(int64(a.Size))

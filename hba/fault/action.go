@@ -25,6 +25,7 @@ const (
 	KindUnplug         Kind = "unplug"          // is gone, and comes back
 	KindCapacity       Kind = "capacity"        // has another size
 	KindPowerCut       Kind = "power-cut"       // loses power
+	KindDisconnect     Kind = "disconnect"      // its clients lose their connections
 	KindDMAAfterReset  Kind = "dma-after-reset" // hostile: memory is touched after the reset
 	KindFlip           Kind = "flip"            // hostile: read data have wrong bits
 	KindRot            Kind = "rot"             // hostile: blocks have wrong bits until they are written
@@ -191,6 +192,7 @@ var kinds = []kindInfo{
 	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "the disk is gone, and comes back"},
 	{kind: KindCapacity, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
 	{kind: KindPowerCut, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
+	{kind: KindDisconnect, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldAt, summary: "close the connections of the disk, with what is in flight unanswered"},
 	{kind: KindFlip, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits, summary: "flip bits of what was read"},
 	{kind: KindRot, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldBits | fieldShare | fieldHeal, ranged: true, summary: "blocks read with the same wrong bits each time, until they are written"},
 	{kind: KindStaleRead, hostile: true, ops: OpRead, allowed: OpRead, ranged: true, summary: "read what was there before the last write"},

@@ -295,7 +295,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		}
 		e.absent.Store(until)
 		d.End = EndNoDevice
-	case KindCapacity, KindPowerCut:
+	case KindCapacity, KindPowerCut, KindDisconnect:
 		if d.NTriggers < maxTriggers {
 			d.Triggers[d.NTriggers] = f
 			d.NTriggers++

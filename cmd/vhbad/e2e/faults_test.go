@@ -83,6 +83,7 @@ while True:
 rule()
 read()
 fails(lambda: [read(1 << 19) for _ in range(2)], "EINVAL", "EIO")`},
+	{"disconnect", "op=read", `rule(); fails(read, "ENOTCONN", "ESHUTDOWN", "EIO", "EINVAL"); assert not h.aio_is_ready()`},
 	{"flip", "", `rule(); assert not is_all(1)`},
 	{"rot", "offset=0 length=4KiB", `rule(); a = read(); assert a != bytes([1]) * B and a == read(); write(2); assert is_all(2)`},
 	{"stale-read", "offset=0 length=4KiB", `rule(); write(2); assert is_all(1)`},

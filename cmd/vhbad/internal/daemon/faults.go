@@ -132,6 +132,19 @@ func (d *Daemon) faultFired(f fault.Firing) {
 	}
 }
 
+// onDisconnect closes the connections of the disk at an address.
+func (d *Daemon) onDisconnect(targetID, lun uint8) {
+	// Without a machine there is nobody to disconnect.
+	_ = d.withMachine(func(m *machine) error {
+		for _, e := range m.list() {
+			if e.targetID == targetID && e.lun == lun {
+				m.server.Drop(e.name())
+			}
+		}
+		return nil
+	})
+}
+
 // Faults implements admin.Faults.
 func (d *Daemon) Faults() (client.Faults, error) {
 	out := client.Faults{HostileAllowed: d.o.Config.Hostile, Faults: []client.Fault{}}

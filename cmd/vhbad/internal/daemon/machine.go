@@ -123,7 +123,7 @@ func (d *Daemon) startDevice(m *machine) error {
 	d.push("memory", func(context.Context) error { return arena.Close() })
 	m.arena, m.iommu = arena, dma.NewIOMMU(arena)
 	m.device, err = hba.New(hba.Config{
-		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log, OnPowerCut: d.onPowerCut,
+		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log, OnPowerCut: d.onPowerCut, OnDisconnect: d.onDisconnect,
 	})
 	if err != nil {
 		return err
