@@ -1,16 +1,9 @@
 package fault
 
-import (
-	"sync"
-	"sync/atomic"
-)
+import "sync"
 
-// MaxKept is how many bytes of a disk a rule may keep earlier versions of, and
-// MaxMarked how many blocks it may know to be bad or rotten.
-const (
-	MaxKept   = Size(64 << 20)
-	MaxMarked = 1 << 28
-)
+// MaxKept is how many bytes of a disk a rule may keep earlier versions of.
+const MaxKept = Size(64 << 20)
 
 // A span is a range of blocks: from first up to, and without, end.
 type span struct{ first, end uint64 }
@@ -20,45 +13,6 @@ type span struct{ first, end uint64 }
 func (s span) overlap(t span) span { return span{max(s.first, t.first), min(s.end, t.end)} }
 
 func (s span) empty() bool { return s.first >= s.end }
-
-// marks remember which blocks of a span have been written since the rule came
-// into force. Words are made when they are first needed.
-type marks struct {
-	in    span
-	pages []atomic.Pointer[markPage]
-}
-
-// A markPage has a bit for each of so many blocks.
-const markPageBlocks = 1 << 15
-
-type markPage [markPageBlocks / 64]atomic.Uint64
-
-func newMarks(in span) *marks {
-	return &marks{in: in, pages: make([]atomic.Pointer[markPage], (in.end-in.first+markPageBlocks-1)/markPageBlocks)}
-}
-
-// set marks the blocks of s.
-func (m *marks) set(s span) {
-	s = s.overlap(m.in)
-	for b := s.first; b < s.end; b++ {
-		at := b - m.in.first
-		page := m.pages[at/markPageBlocks].Load()
-		if page == nil {
-			page = new(markPage)
-			if !m.pages[at/markPageBlocks].CompareAndSwap(nil, page) {
-				page = m.pages[at/markPageBlocks].Load()
-			}
-		}
-		page[at%markPageBlocks/64].Or(1 << (at % 64))
-	}
-}
-
-// has reports whether block b of the span is marked.
-func (m *marks) has(b uint64) bool {
-	at := b - m.in.first
-	page := m.pages[at/markPageBlocks].Load()
-	return page != nil && page[at%markPageBlocks/64].Load()&(1<<(at%64)) != 0
-}
 
 // A Versions keeps what blocks held before they were last written.
 //

@@ -152,7 +152,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	watched := false
 	for i := range p.entries {
 		e := &p.entries[i]
-		if (e.marks != nil || e.versions != nil) && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
+		if e.watches() && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
 			watched = true
 		}
 		if e.absent != nil && p.isAbsent(e, c, now, d) {
@@ -205,10 +205,10 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 	//exhaustive:ignore
 	switch f.rule.Action.Kind {
 	case KindMediumError:
-		_, bad := e.firstBad(c)
-		return bad || e.marks == nil
+		_, bad := e.firstBad(c.span())
+		return bad || e.bad == nil
 	case KindRot:
-		_, bad := e.firstBad(c)
+		_, bad := e.firstBad(c.span())
 		return bad
 	case KindIgnoreFUA:
 		return c.FUA
@@ -224,28 +224,13 @@ func (m *Match) hasSize(n int64) bool {
 // bytes is how many bytes of the unit the command is about.
 func (p *Plan) bytes(c *Command) int64 { return int64(c.Blocks * uint64(p.unit.BlockBytes)) }
 
-// firstBad is the first block of the command that is bad or rotten.
-func (e *entry) firstBad(c *Command) (lba uint64, ok bool) {
-	in := e.in.overlap(c.span())
-	for b := in.first; b < in.end; b++ {
-		if e.isBad(b) {
-			return b, true
-		}
+// firstBad is the first block of s that is bad or rotten.
+func (e *entry) firstBad(s span) (lba uint64, ok bool) {
+	if e.bad != nil {
+		return e.bad.first(s)
 	}
-	return 0, false
-}
-
-// isBad reports whether block b of the range is bad or rotten.
-func (e *entry) isBad(b uint64) bool {
-	if e.marks != nil && e.marks.has(b) {
-		return false
-	}
-	share := e.fault.rule.Action.Share
-	if share == nil {
-		return true
-	}
-	c := chanceOf(e.fault.seed, b)
-	return c.unit() < *share
+	s = s.overlap(e.in)
+	return s.first, !s.empty()
 }
 
 // add puts what a fault does into the decision. Of two that say the same thing,
@@ -374,7 +359,7 @@ func (p *Plan) end(d *Decision, e *entry, c *Command) {
 			d.Sense.Additional = scsi.WriteError
 		}
 		d.Sense.Information, d.Sense.InformationValid = c.LBA, true
-		if lba, ok := e.firstBad(c); ok {
+		if lba, ok := e.firstBad(c.span()); ok {
 			d.Sense.Information = lba
 		}
 	}
@@ -411,8 +396,8 @@ func (p *Plan) watch(c *Command, d *Decision) {
 		if e.in.overlap(c.span()).empty() {
 			continue
 		}
-		if e.marks != nil {
-			e.marks.set(c.span())
+		if e.bad != nil && e.watches() {
+			e.bad.heal(c.span())
 		}
 		if e.versions != nil && d.Versions == nil {
 			d.Versions = e.versions
@@ -457,11 +442,9 @@ func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
 	}
 	if d.rot != nil {
 		e := d.rot
-		in := e.in.overlap(c.span())
-		for b := in.first; b < in.end; b++ {
-			if !e.isBad(b) {
-				continue
-			}
+		in := c.span()
+		for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {
+			in.first = b + 1
 			chance := chanceOf(^e.fault.seed, b)
 			for range max(1, e.fault.rule.Action.Bits) {
 				flipBit(segments, (b-c.LBA)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))

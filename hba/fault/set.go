@@ -74,7 +74,7 @@ type entry struct {
 	fault    *Fault
 	after    *Fault // has to have fired before, or nil
 	in       span
-	marks    *marks
+	bad      *badBlocks // nil: all that the rule is about
 	versions *Versions
 	fired    *atomic.Uint64 // on this unit
 	// absent is until when the unit is unplugged, zero if it is not; nil for other
@@ -191,7 +191,7 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		e.after = s.byName[f.rule.Match.AfterRule]
 		p.entries = append(p.entries, *e)
 		p.ops |= f.ops
-		if e.marks != nil || e.versions != nil {
+		if e.watches() {
 			p.watched |= opsWriting
 		}
 		if e.absent != nil {
@@ -199,6 +199,11 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		}
 	}
 	return p, nil
+}
+
+// watches reports whether writes change what the entry keeps.
+func (e *entry) watches() bool {
+	return e.versions != nil || e.bad != nil && e.fault.rule.Action.heals()
 }
 
 // newEntry prepares what a fault keeps for a unit.
@@ -215,13 +220,18 @@ func newEntry(u Unit, f *Fault) (entry, error) {
 	//exhaustive:ignore
 	switch f.rule.Action.Kind {
 	case KindMediumError, KindRot:
-		if !m.hasRange() || !f.rule.Action.heals() {
+		a := &f.rule.Action
+		if !m.hasRange() || !a.heals() && a.Share == nil {
 			break
 		}
 		if n := e.in.end - e.in.first; n > MaxMarked {
 			return e, fmt.Errorf("a range of %d blocks on disk %q: %s takes at most %d", n, u.Disk, f.info.kind, MaxMarked)
 		}
-		e.marks = newMarks(e.in)
+		share := 1.0
+		if a.Share != nil {
+			share = *a.Share
+		}
+		e.bad = newBadBlocks(e.in, f.seed, share)
 	case KindUnplug:
 		e.absent = new(atomic.Int64)
 	case KindStaleRead:
