@@ -55,6 +55,10 @@ type PowerReport struct {
 	Acts map[string]int `json:"acts,omitempty"`
 	// Findings are the first of those sectors.
 	Findings []PowerFinding `json:"findings,omitempty"`
+	// Error says that the medium failed during the cut. It then holds neither what
+	// the seed decided nor has it been checked: Sectors and Writes are what was to
+	// become of them.
+	Error string `json:"error,omitempty"`
 	// SectorBytes is the unit of Sectors.
 	SectorBytes int          `json:"sector_bytes"`
 	Sectors     PowerSectors `json:"sectors"`

@@ -189,8 +189,11 @@ func printPower(w io.Writer, p *client.Power) error {
 	line("CUT\tTIME\tTRIGGER\tSEED\tPOLICY\tCLASS\tPENDING\tKEPT\tLOST\tDAMAGED")
 	for i := range p.Reports {
 		r := &p.Reports[i]
-		s := &r.Sectors
-		line("%d\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d", r.Number, r.Time.Local().Format(time.RFC3339), r.Trigger, r.Seed, r.Policy, r.Class,
+		s, class := &r.Sectors, r.Class
+		if r.Error != "" {
+			class = "failed"
+		}
+		line("%d\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d", r.Number, r.Time.Local().Format(time.RFC3339), r.Trigger, r.Seed, r.Policy, class,
 			s.Pending, s.Kept, s.Lost, s.Torn+s.Garbage+s.Unreadable)
 	}
 	return t.Flush()

@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
+	"hash/maphash"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
@@ -97,12 +99,17 @@ type Cache struct {
 	can    media.Abilities
 	shift  uint8 // sector as a power of two
 	room   int   // sectors in all
+	seed   maphash.Seed
 
 	// plain: nothing is pending and no sector is damaged, so that reads need not
 	// look here. It is stored under mu.
 	plain atomic.Bool
 	// cutting counts the cuts that wait for outMu; who writes out gives up.
 	cutting atomic.Int32
+
+	// owed is the error of a flush of the durable medium that another call than
+	// Flush was told of; see syncFor.
+	owed atomic.Pointer[error]
 
 	lieAboutFlush atomic.Bool
 	ignoreFUA     atomic.Bool
@@ -114,10 +121,15 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
+	// +checklocks:outMu
+	sums []uint64
 
 	mu sync.Mutex
 	// +checklocks:mu
 	closed bool
+	// off: the power is being cut. Every call fails.
+	// +checklocks:mu
+	off bool
 	// life counts power cuts: a call that began in an earlier one has failed.
 	// +checklocks:mu
 	life uint64
@@ -166,11 +178,13 @@ func New(m media.Media, config Config) (*Cache, error) {
 	shift := uint8(bits.TrailingZeros(uint(config.SectorBytes)))
 	c := &Cache{
 		config: config, inner: m, can: media.Probe(m), shift: shift, room: int(config.SizeBytes >> shift),
+		seed:   maphash.MakeSeed(),
 		random: rand.NewPCG(config.Seed, streamEviction),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.store.init(config.SectorBytes)
+	c.record.init()
 	c.draw = c.random.Uint64()
 	c.plain.Store(true)
 	return c, nil
@@ -225,20 +239,39 @@ func (c *Cache) ZeroIsFast() bool { return c.can.ZeroIsFast }
 // Prefetch implements media.Prefetcher.
 func (c *Cache) Prefetch(off, n int64) error { return c.can.Prefetch.Prefetch(off, n) }
 
-// Close implements media.Media. Nothing that is pending becomes durable.
+// Close implements media.Media. A cache that is closed has not lost its power:
+// what is pending goes to the durable medium first, even if a flush lied about it,
+// but is not flushed there.
+//
+// Errors: of the durable medium. If it cannot be written, what was pending is
+// lost and the error says so; if it cannot be closed, neither is the cache.
 func (c *Cache) Close() error {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
+	err := c.emptyOut()
+	if closing := c.inner.Close(); closing != nil {
+		return errors.Join(err, closing)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.inner.Close()
-	if err == nil {
-		c.closed = true
-		c.store.init(c.config.SectorBytes)
-		c.unreadable = nil
-		c.settleLocked()
-	}
+	c.closed = true
+	c.store.init(c.config.SectorBytes)
+	c.unreadable = nil
+	c.settleLocked()
 	return err
+}
+
+// emptyOut writes out all that is pending.
+//
+// +checklocks:c.outMu
+func (c *Cache) emptyOut() error {
+	c.mu.Lock()
+	c.pickBeforeLocked(c.store.nextID)
+	c.mu.Unlock()
+	if err := c.writeOut(false); err != nil {
+		return fmt.Errorf("cache: close %s: %d bytes of pending writes are lost: %w", c.config.Name, c.Stats().PendingBytes, err)
+	}
+	return nil
 }
 
 // Resize implements media.Resizer. What is pending beyond the new end is gone.
@@ -249,11 +282,11 @@ func (c *Cache) Resize(sizeBytes int64) error {
 	}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if err := c.can.Resize.Resize(sizeBytes); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	end := c.inner.Size() >> c.shift
 	c.store.dropFrom(end)
 	for sector := range c.unreadable {
@@ -270,7 +303,7 @@ func (c *Cache) Resize(sizeBytes int64) error {
 //
 // +checklocks:c.mu
 func (c *Cache) settleLocked() {
-	c.plain.Store(c.store.used == 0 && len(c.unreadable) == 0)
+	c.plain.Store(c.store.used == 0 && len(c.unreadable) == 0 && !c.off)
 }
 
 // refuseLocked is the error for a range that is not inside, or nil.
@@ -279,6 +312,9 @@ func (c *Cache) settleLocked() {
 func (c *Cache) refuseLocked(op string, off, n int64) error {
 	if c.closed {
 		return &media.Error{Op: op, Name: c.config.Name, OffsetBytes: off, LengthBytes: n, Kind: media.ErrClosed}
+	}
+	if c.off {
+		return c.powerLost(op, off, n)
 	}
 	if size := c.inner.Size(); off < 0 || n < 0 || off > size || n > size-off {
 		return &media.Error{Op: op, Name: c.config.Name, OffsetBytes: off, LengthBytes: n, Kind: media.ErrRange}

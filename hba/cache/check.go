@@ -1,47 +1,81 @@
 package cache
 
-import (
-	"bytes"
-	"hash/maphash"
-)
+import "bytes"
 
-// judgeLocked checks one pending sector after a cut: base is what was durable,
-// now is what is. It does not ask how the cut decided, but which versions there
-// were and what had been promised about them:
+// judge checks one pending sector after a cut: base is what was durable, now is
+// what is, and each is nil if it cannot be read. It does not ask how the cut
+// decided, but which versions there were and what had been promised about them:
 //
 // The newest promised version, or one after it, must be there; if none was
-// promised, what was durable may be there too.
-//
-// +checklocks:c.mu
-func (c *Cache) judgeLocked(k *cut, f *Fate, base, now []byte) {
+// promised, what was durable may be there too. Parts of several are harm to the
+// sector. They break a promise as well if any part is older than what was
+// promised.
+func (c *Cache) judge(k *cut, f *Fate, base, now []byte, known remembered) {
 	v := &k.report.Verdict
 	v.CheckedSectors++
-	off := f.Sector << c.shift
-	var content [4096]byte
-	allowed := content[:len(now)]
-	s := &c.store
+	off := f.Sector << k.store.shift
+	harm := actOf(f.Outcome)
+	if f.Outcome == OutcomeUnreadable {
+		now = nil
+	}
+	var buffer [4096]byte
+	allowed := buffer[:k.store.sectorBytes]
+	s := &k.store
+	pieces := uint64(0) // those that some version has, if the sector is torn
 	for i := s.index[f.Sector].newest; i != none; i = s.versions[i].older {
 		s.content(allowed, i)
-		if f.Outcome != OutcomeUnreadable && bytes.Equal(now, allowed) {
+		if now != nil && bytes.Equal(now, allowed) {
 			return
 		}
-		if w := s.versions[i].write; w.promised != promiseNone {
-			v.find(off, actOf(f.Outcome, w.promised), w.id)
-			return
+		w := s.versions[i].write
+		if f.Outcome == OutcomeTorn {
+			pieces |= samePieces(now, allowed)
 		}
-	}
-	if f.Outcome == OutcomeUnreadable || !bytes.Equal(now, base) {
-		v.find(off, actOf(f.Outcome, promiseNone), 0)
+		if w.promised == promiseNone {
+			continue
+		}
+		// Harm to a sector that nobody has written since the promise is no excuse.
+		written := i != s.index[f.Sector].newest
+		excused := f.Outcome == OutcomeTorn && pieces == allPieces(allowed) ||
+			written && (f.Outcome == OutcomeGarbage || f.Outcome == OutcomeUnreadable)
+		if !excused {
+			v.find(off, brokenBy(w.promised), w.id)
+		}
+		if harm != "" {
+			v.find(off, harm, w.id)
+		}
 		return
 	}
-	if known, same := c.record.compare(f.Sector, base); known && !same {
+	switch {
+	case now == nil && base == nil && f.Outcome != OutcomeUnreadable: // as it was
+	case now != nil && bytes.Equal(now, base):
+		if known.ok && known.sum != c.sum(base) {
+			v.find(off, ActLostFlushed, 0)
+		}
+	case harm != "":
+		v.find(off, harm, 0)
+	case now == nil:
 		v.find(off, ActLostFlushed, 0)
+	default:
+		v.find(off, ActDefect, 0)
 	}
 }
 
-// actOf names what a correct drive would not have done: harm that was asked for,
-// or a promise of that kind broken.
-func actOf(o Outcome, p promise) Act {
+// samePieces has a bit for each 512 bytes that a and b have in common.
+func samePieces(a, b []byte) uint64 {
+	same := uint64(0)
+	for i := 0; i<<9 < min(len(a), len(b)); i++ {
+		if bytes.Equal(a[i<<9:(i+1)<<9], b[i<<9:(i+1)<<9]) {
+			same |= 1 << i
+		}
+	}
+	return same
+}
+
+func allPieces(p []byte) uint64 { return 1<<(len(p)>>9) - 1 }
+
+// actOf names the harm that was asked for, if the outcome is one.
+func actOf(o Outcome) Act {
 	switch o {
 	case OutcomeTorn:
 		return ActTornSector
@@ -51,6 +85,11 @@ func actOf(o Outcome, p promise) Act {
 		return ActUnreadable
 	case OutcomeKept, OutcomeLost, outcomes:
 	}
+	return ""
+}
+
+// brokenBy names what broke a promise of that kind.
+func brokenBy(p promise) Act {
 	switch p {
 	case promiseLie:
 		return ActLyingFlush
@@ -59,15 +98,4 @@ func actOf(o Outcome, p promise) Act {
 	case promiseNone, promiseFlush:
 	}
 	return ActDefect
-}
-
-// compare reports whether sector is remembered, and if so whether p is the same.
-func (r *record) compare(sector int64, p []byte) (known, same bool) {
-	h, known := r.hashes[sector]
-	return known, known && h == maphash.Bytes(r.seed, p)
-}
-
-func (r *record) matches(sector int64, p []byte) bool {
-	_, same := r.compare(sector, p)
-	return same
 }

@@ -30,7 +30,8 @@
 // (Decide, a pure function of trace and options), puts it there, and forgets
 // everything else. Then it proves what it did: each pending sector must hold
 // something that the recorded promises allow, and sectors that were made durable
-// before must still hold that. See Report.
+// before must still hold that. See Report. Close is no power cut: all that is
+// pending goes to the durable medium first.
 //
 // # Legal and hostile
 //
@@ -39,17 +40,22 @@
 // recorded all the same, so that a report names the lie that a lost write was
 // lost by. Damage and tears inside of a sector are neither: a correct drive does
 // not do them, but breaks no promise about other sectors by them. Reports tell
-// the three apart; see Class. docs/faults.md has it all for users.
+// the three apart; see Class. Harm is no excuse for a lie: a sector that was
+// promised and not written since is lost by both. docs/faults.md has it all for users.
 //
 // # Concurrency
 //
-// Any goroutine. Calls in progress when the power is cut fail with
-// media.ErrPowerLost if they have not ended by then.
+// Any goroutine. Calls that are in progress when the power is cut or come before
+// Cut returns fail with media.ErrPowerLost.
+//
+// TryReadAt and TryWriteAt never wait for the durable medium, whatever others do
+// meanwhile.
 //
 // # Lock order
 //
 // Cache.outMu, then Cache.mu, then whatever the durable medium takes. outMu is held
 // by whoever writes to the durable medium; mu guards the lists and is held for
-// memory copies, and across I/O only where a part of a sector is written, a
-// COMPARE AND WRITE runs, the size changes or the power is cut.
+// memory copies, never across I/O. What only the holder of outMu changes it reads
+// before it takes mu: a part of a sector, or a COMPARE AND WRITE, is put together
+// from the durable medium's bytes and, under mu, newer versions on them.
 package cache

@@ -15,9 +15,30 @@ func (c *Cache) Flush() error {
 	}
 	err = c.flushOut(&f)
 	if err == nil {
-		err = c.inner.Flush()
+		err = c.syncAll()
 	}
 	return c.outcome("flush", 0, 0, c.endFlush(&f, err))
+}
+
+// syncAll flushes the durable medium as a part of Flush, and tells what another
+// call was told since the last one.
+func (c *Cache) syncAll() error {
+	err := c.inner.Flush()
+	if owed := c.owed.Swap(nil); owed != nil && err == nil {
+		err = *owed
+	}
+	return err
+}
+
+// syncFor flushes the durable medium as a part of a call that is not Flush. The
+// medium tells once of writes that it has lost, and they need not be those of the
+// call: the next Flush fails as well.
+func (c *Cache) syncFor() error {
+	err := c.inner.Flush()
+	if err != nil {
+		c.owed.Store(&err)
+	}
+	return err
 }
 
 // A flush is one that is running.
@@ -33,6 +54,9 @@ func (c *Cache) beginFlush() (flush, error) {
 	defer c.mu.Unlock()
 	if c.closed {
 		return flush{}, &media.Error{Op: "flush", Name: c.config.Name, Kind: media.ErrClosed}
+	}
+	if c.off {
+		return flush{}, c.powerLost("flush", 0, 0)
 	}
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
 	if f.lie {
@@ -50,12 +74,20 @@ func (c *Cache) flushOut(f *flush) error {
 		c.mu.Unlock()
 		return errNoPower
 	}
-	c.picked = c.picked[:0]
-	for w := c.store.first; w != nil && w.id < f.before; w = w.after {
-		c.pickLocked(w, f.before)
-	}
+	c.pickBeforeLocked(f.before)
 	c.mu.Unlock()
 	return c.writeOut(false)
+}
+
+// pickBeforeLocked picks what write before finds pending.
+//
+// +checklocks:c.outMu
+// +checklocks:c.mu
+func (c *Cache) pickBeforeLocked(before uint64) {
+	c.picked = c.picked[:0]
+	for w := c.store.first; w != nil && w.id < before; w = w.after {
+		c.pickLocked(w, before)
+	}
 }
 
 func (c *Cache) endFlush(f *flush, err error) error {

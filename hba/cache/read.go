@@ -13,6 +13,8 @@ const lookSectors = 4096
 // A gaps says which of lookSectors sectors the cache does not have.
 type gaps [lookSectors / 64]uint64
 
+func (g *gaps) has(i int) bool { return g[i/64]>>(i%64)&1 != 0 }
+
 func (g *gaps) add(i int) { g[i/64] |= 1 << (i % 64) }
 
 // next is the first run of gaps from i on, up to n.

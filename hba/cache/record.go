@@ -80,33 +80,68 @@ type record struct {
 	recent  [recentFlushes]FlushRecord
 	stats   Stats
 
-	seed   maphash.Seed
-	hashes map[int64]uint64
-	ring   []int64 // sectors in hashes, oldest at
+	hashes map[int64]remembered // also of sectors that only keep a place in ring
+	known  int                  // hashes that are ok
+	ring   []int64              // sectors in hashes, oldest at
 	at     int
 }
 
-func (r *record) durable(sector int64, p []byte) {
-	if r.hashes == nil {
-		r.hashes, r.seed = make(map[int64]uint64), maphash.MakeSeed()
-	}
-	if _, known := r.hashes[sector]; !known {
+func (r *record) init() {
+	r.hashes = make(map[int64]remembered)
+}
+
+// A remembered is the hash of a durable sector, if there is one.
+type remembered struct {
+	sum uint64
+	ok  bool
+}
+
+// sum is the hash of a sector.
+func (c *Cache) sum(p []byte) uint64 { return maphash.Bytes(c.seed, p) }
+
+// remember keeps the hash of a sector that is durable.
+func (r *record) remember(sector int64, sum uint64) {
+	old, place := r.hashes[sector]
+	if !place {
 		if len(r.ring) < auditSectors {
 			r.ring = append(r.ring, sector)
 		} else {
+			r.take(r.ring[r.at])
 			delete(r.hashes, r.ring[r.at])
 			r.ring[r.at] = sector
 			r.at = (r.at + 1) % auditSectors
 		}
 	}
-	r.hashes[sector] = maphash.Bytes(r.seed, p)
+	if !old.ok {
+		r.known++
+	}
+	r.hashes[sector] = remembered{sum, true}
 }
 
-// forget drops what is remembered of sectors from first to before end.
+// take forgets the hash of a sector, which keeps its place, and returns it.
+func (r *record) take(sector int64) remembered {
+	old := r.hashes[sector]
+	if old.ok {
+		r.hashes[sector] = remembered{}
+		r.known--
+	}
+	return old
+}
+
+// forget drops what is remembered of sectors from first to before end. It goes
+// through whichever are fewer, and through nothing if nothing is remembered.
 func (r *record) forget(first, end int64) {
-	for sector := range r.hashes {
-		if sector >= first && sector < end {
-			delete(r.hashes, sector)
+	switch {
+	case r.known == 0:
+	case end-first < int64(len(r.hashes)):
+		for sector := first; sector < end; sector++ {
+			r.take(sector)
+		}
+	default:
+		for sector := range r.hashes {
+			if sector >= first && sector < end {
+				r.take(sector)
+			}
 		}
 	}
 }

@@ -83,6 +83,9 @@ type Report struct {
 	// ImageSHA256 is a digest of the pending sectors' numbers and bytes after the
 	// cut. The same trace and options give the same.
 	ImageSHA256 string `json:"image_sha256"`
+	// Error says that the durable medium failed: it holds neither what the seed
+	// decided nor has it been checked, and the rest is what was to be.
+	Error string `json:"error,omitempty"`
 	// Flushes are the last answered ones before the cut, oldest first.
 	Flushes []FlushRecord `json:"flushes"`
 	// Writes are those that were pending, in order of arrival: the latest 4096.

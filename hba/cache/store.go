@@ -219,6 +219,27 @@ func (s *store) retireBefore(sector int64, id uint64) {
 	}
 }
 
+// retireAllBefore is retireBefore for the sectors from first to before end. It
+// goes through those or through what is pending, whichever are fewer.
+func (s *store) retireAllBefore(first, end int64, id uint64) {
+	if end-first <= int64(len(s.index)) {
+		for sector := first; sector < end; sector++ {
+			s.retireBefore(sector, id)
+		}
+		return
+	}
+	var sectors []int64
+	for sector := range s.index {
+		if sector >= first && sector < end {
+			sectors = append(sectors, sector)
+		}
+	}
+	slices.Sort(sectors) // so that EvictRandom goes on the same each time
+	for _, sector := range sectors {
+		s.retireBefore(sector, id)
+	}
+}
+
 // dropFrom removes all versions of sectors from first on.
 func (s *store) dropFrom(first int64) {
 	// In order, so that EvictRandom goes on the same each time.

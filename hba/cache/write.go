@@ -17,9 +17,14 @@ type change struct {
 	off  int64
 	n    int64
 	fua  bool
+	// lie: FUA is ignored. It is set once, for all that a call does.
+	lie bool
 }
 
 func (x *change) op() string { return x.kind.String() }
+
+// durable reports whether x has to be durable when it is done.
+func (x *change) durable() bool { return x.fua && !x.lie }
 
 // WriteAt implements media.Media.
 func (c *Cache) WriteAt(p []byte, off int64) (int, error) {
@@ -29,7 +34,7 @@ func (c *Cache) WriteAt(p []byte, off int64) (int, error) {
 
 // WriteAtFUA implements media.FUAWriter.
 func (c *Cache) WriteAtFUA(p []byte, off int64) (int, error) {
-	_, err := c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p)), fua: true}, true)
+	_, err := c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p)), fua: true, lie: c.ignoreFUA.Load()}, true)
 	return written(p, off, err), err
 }
 
@@ -114,15 +119,16 @@ func (c *Cache) check(op string, off, n int64) error {
 type verdict uint8
 
 const (
-	verdictInserted verdict = iota
-	verdictEvict            // make room and come again
-	verdictChance           // make another write durable, by chance, and come again
-	verdictThrough          // write to the durable medium
+	verdictInserted  verdict = iota
+	verdictEvict             // make room and come again
+	verdictChance            // make another write durable, by chance, and come again
+	verdictThrough           // write to the durable medium
+	verdictUnchanged         // nothing: there is nothing to write
 )
 
 // changeSectors is change for whole sectors.
 func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
-	durable := x.fua && !c.ignoreFUA.Load()
+	durable := x.durable()
 	if durable && !mayBlock {
 		return false, nil
 	}
@@ -144,7 +150,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 			err = c.evictOut(life, EvictionRoom)
 		case verdictChance:
 			err = c.evictOut(life, EvictionChance)
-		case verdictInserted:
+		case verdictInserted, verdictUnchanged:
 		}
 		if err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
@@ -212,7 +218,7 @@ func (c *Cache) insertLocked(x *change) *write {
 	if x.fua {
 		// It is acknowledged when it is durable; a drive that ignores FUA promises
 		// right away.
-		w.acknowledged = c.ignoreFUA.Load()
+		w.acknowledged = x.lie
 		if w.acknowledged {
 			w.promised = promiseFUA
 		}
@@ -232,7 +238,7 @@ func (c *Cache) insertLocked(x *change) *write {
 
 // changePart changes a part of one sector.
 func (c *Cache) changePart(x *change) error {
-	return c.update(x.op(), x.off, x.n, x.fua, func(part []byte) bool {
+	return c.update(x.op(), x, func(part []byte) bool {
 		if x.kind == KindWrite {
 			copy(part, x.p)
 		} else {
@@ -242,29 +248,33 @@ func (c *Cache) changePart(x *change) error {
 	})
 }
 
-// update reads n bytes from off, lets fn change them, and writes them if fn says
+// update reads the bytes of y, lets fn change them, and writes them if fn says
 // so, with nothing in between.
-func (c *Cache) update(op string, off, n int64, fua bool, fn func(part []byte) bool) error {
+func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	mask := int64(1)<<c.shift - 1
-	from, to := off&^mask, (off+n+mask)&^mask
-	p := make([]byte, to-from)
+	from, to := y.off&^mask, (y.off+y.n+mask)&^mask
+	x := &change{kind: KindWrite, p: make([]byte, to-from), off: from, n: to - from, fua: y.fua, lie: y.lie}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	life, err := c.makeRoomOut(op, off, n, int((to-from)>>c.shift))
+	life, err := c.makeRoomOut(op, y.off, y.n, int(x.n>>c.shift))
 	if err != nil {
 		return err
 	}
-	x := &change{kind: KindWrite, p: p, off: from, n: to - from, fua: fua}
-	id, changed, through, err := c.updateLocking(op, off, n, x, fn)
-	switch {
-	case err != nil || !changed:
+	// Only who holds outMu takes something out of the cache or changes the durable
+	// medium, so what is read here can only be covered by newer writes.
+	if _, _, err := c.read(x.p, x.off, c.inner.ReadAt); err != nil {
 		return err
-	case !fua || c.ignoreFUA.Load():
-		return nil
-	case through:
-		return c.inner.Flush()
 	}
-	return c.outcome(op, off, n, c.forceOut(id, life, x.n>>c.shift))
+	id, v, err := c.updateFrom(op, y, x, fn)
+	switch {
+	case err != nil || v == verdictInserted && !x.durable():
+		return err
+	case v == verdictThrough:
+		return c.storeThrough(x, id)
+	case v == verdictUnchanged:
+		return nil
+	}
+	return c.outcome(op, y.off, y.n, c.forceOut(id, life, x.n>>c.shift))
 }
 
 // makeRoomOut evicts until n sectors fit, if anything is left to evict.
@@ -286,51 +296,30 @@ func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, 
 	}
 }
 
-// updateLocking is the part of update that nothing comes between. x is the
-// sectors around off.
+// updateFrom is the part of update that nothing comes between. x is the sectors
+// around y, as they were a moment ago. If there is no room, what they are now has
+// an id and goes to the durable medium next.
 //
 // +checklocks:c.outMu
-func (c *Cache) updateLocking(op string, off, n int64, x *change, fn func(part []byte) bool) (id uint64, changed, through bool, err error) {
+func (c *Cache) updateFrom(op string, y, x *change, fn func(part []byte) bool) (id uint64, v verdict, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.refuseLocked(op, off, n); err != nil {
-		return 0, false, false, err
+	if err := c.refuseLocked(op, y.off, y.n); err != nil {
+		return 0, verdictUnchanged, err
 	}
-	if err := c.readLocked(x.p, x.off); err != nil {
-		return 0, false, false, err
-	}
-	if !fn(x.p[off-x.off : off-x.off+n]) {
-		return 0, false, false, nil
-	}
-	if need := int(x.n >> c.shift); c.store.used+need <= c.room {
-		return c.insertLocked(x).id, true, false, nil
-	}
-	if _, err := c.inner.WriteAt(x.p, x.off); err != nil {
-		return 0, false, false, err
-	}
-	c.tookLocked(x, c.store.takeID())
-	return 0, true, true, nil
-}
-
-// readLocked reads whole sectors with mu held.
-//
-// +checklocks:c.mu
-func (c *Cache) readLocked(p []byte, off int64) error {
-	if _, err := c.inner.ReadAt(p, off); err != nil {
-		return err
-	}
-	for i := range int64(len(p)) >> c.shift {
-		sector := off>>c.shift + i
-		if v, ok := c.store.newest(sector); ok {
-			c.store.content(p[i<<c.shift:], v)
-		} else if _, bad := c.unreadable[sector]; bad {
-			return &media.Error{
-				Op: "read", Name: c.config.Name, OffsetBytes: sector << c.shift, LengthBytes: int64(len(p)) - i<<c.shift,
-				Kind: media.ErrMedium, Err: errDamaged,
-			}
+	for i := range x.n >> c.shift {
+		if v, pending := c.store.newest(x.off>>c.shift + i); pending {
+			c.store.content(x.p[i<<c.shift:], v)
 		}
 	}
-	return nil
+	if !fn(x.p[y.off-x.off : y.off-x.off+y.n]) {
+		return 0, verdictUnchanged, nil
+	}
+	if need := int(x.n >> c.shift); c.store.used+need <= c.room {
+		return c.insertLocked(x).id, verdictInserted, nil
+	}
+	c.record.stats.Evictions[EvictionThrough]++
+	return c.store.takeID(), verdictThrough, nil
 }
 
 // CompareAndWriteAt implements media.ComparerWriter.
@@ -345,7 +334,8 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 	if err := c.check("compare and write", off, int64(len(data))); err != nil {
 		return mismatch, err
 	}
-	err = c.update("compare and write", off, int64(len(data)), false, func(part []byte) bool {
+	y := &change{kind: KindWrite, p: data, off: off, n: int64(len(data))}
+	err = c.update("compare and write", y, func(part []byte) bool {
 		if !bytes.Equal(part, compare) {
 			for i := range part {
 				if part[i] != compare[i] {

@@ -75,14 +75,29 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 	if err := c.store1(run[0].kind, p, off, n, through); err != nil {
 		return err
 	}
+	if run[0].kind != KindWrite {
+		clear(p)
+	}
+	sums := c.sumsOut(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range run {
 		c.store.retire(run[i].index)
-		c.durableLocked(run[i].sector, run[i].kind, p[i<<c.shift:])
+		c.durableLocked(run[i].sector, sums[i])
 	}
 	c.settleLocked()
 	return nil
+}
+
+// sumsOut are the hashes of the sectors of p, until the next call.
+//
+// +checklocks:c.outMu
+func (c *Cache) sumsOut(p []byte) []uint64 {
+	c.sums = c.sums[:0]
+	for ; len(p) > 0; p = p[1<<c.shift:] {
+		c.sums = append(c.sums, c.sum(p[:1<<c.shift]))
+	}
+	return c.sums
 }
 
 // store1 changes the durable medium once.
@@ -103,7 +118,7 @@ func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
 		err = c.can.Zero.Zero(off, n, kind == KindAllocate)
 	}
 	if err == nil && through {
-		err = c.inner.Flush()
+		err = c.syncFor()
 	}
 	return err
 }
@@ -111,17 +126,12 @@ func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
 // durableLocked notes that a sector is durable now, and whole.
 //
 // +checklocks:c.mu
-func (c *Cache) durableLocked(sector int64, kind Kind, p []byte) {
-	if kind != KindWrite {
-		p = zeros[:]
-	}
-	c.record.durable(sector, p[:1<<c.shift])
+func (c *Cache) durableLocked(sector int64, sum uint64) {
+	c.record.remember(sector, sum)
 	if len(c.unreadable) > 0 {
 		delete(c.unreadable, sector)
 	}
 }
-
-var zeros [4096]byte
 
 // evictOut makes one pending write durable, by the policy.
 //
@@ -174,7 +184,7 @@ func (c *Cache) forceOut(id, life uint64, sectors int64) error {
 		return err
 	}
 	if gone { // somebody else wrote a part of it out, not through those caches
-		return c.inner.Flush()
+		return c.syncFor()
 	}
 	return nil
 }
@@ -192,7 +202,13 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 	id := c.store.takeID()
 	c.record.stats.Evictions[EvictionThrough]++
 	c.mu.Unlock()
-	through := x.fua && !c.ignoreFUA.Load()
+	return c.storeThrough(x, id)
+}
+
+// storeThrough is throughOut of x as write id.
+//
+// +checklocks:c.outMu
+func (c *Cache) storeThrough(x *change, id uint64) error {
 	for done := int64(0); done < x.n; {
 		if c.cutting.Load() != 0 {
 			return c.powerLost(x.op(), x.off+done, x.n-done)
@@ -202,11 +218,12 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 			part.n = min(part.n, bufferBytes)
 			part.p = x.p[done : done+part.n]
 		}
-		if err := c.store1(part.kind, part.p, part.off, part.n, through); err != nil {
+		if err := c.store1(part.kind, part.p, part.off, part.n, x.durable()); err != nil {
 			return err
 		}
+		sums := c.sumsOut(part.p)
 		c.mu.Lock()
-		c.tookLocked(&part, id)
+		c.tookLocked(&part, id, sums)
 		c.mu.Unlock()
 		done += part.n
 	}
@@ -214,18 +231,15 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 }
 
 // tookLocked lets go what was pending for the sectors of x, which as write id
-// is on the durable medium.
+// is on the durable medium with those hashes, if it has data.
 //
 // +checklocks:c.mu
-func (c *Cache) tookLocked(x *change, id uint64) {
+func (c *Cache) tookLocked(x *change, id uint64, sums []uint64) {
 	s := &c.store
 	first, end := x.off>>c.shift, (x.off+x.n)>>c.shift
 	if x.kind != KindWrite { // which may be all of a large medium
-		for sector, found := s.nextPending(first, end); sector < end; sector, found = s.nextPending(sector, end) {
-			if found {
-				s.retireBefore(sector, id)
-				sector++
-			}
+		if s.used > 0 {
+			s.retireAllBefore(first, end, id)
 		}
 		c.record.forget(first, end)
 		for sector := range c.unreadable {
@@ -238,7 +252,7 @@ func (c *Cache) tookLocked(x *change, id uint64) {
 	}
 	for sector := first; sector < end; sector++ {
 		s.retireBefore(sector, id)
-		c.durableLocked(sector, x.kind, x.p[(sector-first)<<c.shift:])
+		c.durableLocked(sector, sums[sector-first])
 	}
 	c.settleLocked()
 }

@@ -43,7 +43,8 @@ type NeverBlocker interface {
 
 // A FUAWriter writes through any volatile cache.
 type FUAWriter interface {
-	// WriteAtFUA is WriteAt, and p is durable when it returns.
+	// WriteAtFUA is WriteAt, and p is durable when it returns. If it fails in a
+	// way that may concern older writes too, the next Flush fails as well.
 	WriteAtFUA(p []byte, off int64) (int, error)
 }
 

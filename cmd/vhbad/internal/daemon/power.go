@@ -189,26 +189,39 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
 	}
-	if err == nil {
-		d.events.Publish(client.EventPowerCut, name,
-			slog.String("trigger", joinTrigger(trigger, rule)), slog.Uint64("seed", options.Seed), slog.String("policy", options.Policy.String()),
-			slog.String("class", report.Verdict.Class.String()), slog.Int("pending_sectors", report.Sectors.Pending),
-			slog.Int("lost_sectors", report.Sectors.Pending-report.Sectors.Kept))
-		d.log.Info("power cut", "disk", name, "trigger", joinTrigger(trigger, rule), "seed", options.Seed,
-			"policy", options.Policy.String(), "class", report.Verdict.Class.String())
-	}
+	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
-	if err != nil {
+	if report == nil { // nothing was cut
 		p.switchOn()
 		return client.PowerReport{}, err
 	}
 	out := powerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
 	p.done(&out, trigger)
-	return out, nil
+	return out, err
+}
+
+// tellCut publishes a cut, one that failed as well.
+func (d *Daemon) tellCut(name, trigger string, r *cache.Report, err error) {
+	if r == nil {
+		return
+	}
+	event := []slog.Attr{
+		slog.String("trigger", trigger), slog.Uint64("seed", r.Seed), slog.String("policy", r.Policy.String()),
+		slog.Int("pending_sectors", r.Sectors.Pending),
+	}
+	if err != nil {
+		d.events.Publish(client.EventPowerCut, name, append(event, slog.String("error", err.Error()))...)
+		d.log.Error("power cut", "disk", name, "trigger", trigger, "seed", r.Seed, "policy", r.Policy.String(), "error", err)
+		return
+	}
+	d.events.Publish(client.EventPowerCut, name, append(event,
+		slog.String("class", r.Verdict.Class.String()), slog.Int("lost_sectors", r.Sectors.Pending-r.Sectors.Kept))...)
+	d.log.Info("power cut", "disk", name, "trigger", trigger, "seed", r.Seed,
+		"policy", r.Policy.String(), "class", r.Verdict.Class.String())
 }
 
 func joinTrigger(trigger, rule string) string {
@@ -355,7 +368,7 @@ func (p *power) metrics(hostile bool) *metrics.Cache {
 func powerReport(r *cache.Report) client.PowerReport {
 	out := client.PowerReport{
 		Time: r.Time.Round(0), Seed: r.Seed, Policy: r.Policy.String(), Tear: "none", Damage: r.Damage.String(),
-		Class: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors,
+		Class: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors, Error: r.Error,
 		SectorBytes: r.SectorBytes, Sectors: client.PowerSectors(r.Sectors), ImageSHA256: r.ImageSHA256,
 		Flushes: []client.PowerFlush{}, Writes: []client.PowerWrite{}, WritesOmitted: r.WritesOmitted,
 	}

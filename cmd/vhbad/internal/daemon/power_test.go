@@ -7,12 +7,14 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 func TestCutPower(t *testing.T) {
@@ -123,6 +125,51 @@ func TestCutPower_Off(t *testing.T) {
 	group.Wait()
 	if _, err := d.CutPower("db", client.PowerCutOptions{}); !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("cut after the stop: %v, want ErrUnavailable", err)
+	}
+}
+
+// unwritable is a medium that fails writes while it is told to.
+type unwritable struct {
+	media.Media
+	fails atomic.Bool
+}
+
+func (u *unwritable) WriteAt(p []byte, off int64) (int, error) {
+	if u.fails.Load() {
+		return 0, &media.Error{Op: "write", OffsetBytes: off, LengthBytes: int64(len(p)), Kind: media.ErrMedium}
+	}
+	return u.Media.WriteAt(p, off)
+}
+
+// TestCutPower_Failed: a cut that the medium did not carry out is told as well, and
+// the disk has power again.
+func TestCutPower_Failed(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	var md unwritable
+	o := s.options(t)
+	o.OpenMedium = func(c *config.Disk) (m media.Media, err error) {
+		md.Media, err = openMedium(c, nil)
+		return &md, err
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopper(t, d))
+	c := open(t, s.socket(), "db")
+	if _, err := c.do(cmdWrite, 0, 512, make([]byte, 512)); err != nil {
+		t.Fatal(err)
+	}
+	md.fails.Store(true)
+	events := s.follow(t, client.EventPowerCut)
+	if _, err := d.CutPower("db", client.PowerCutOptions{Policy: "all"}); !errors.Is(err, media.ErrMedium) {
+		t.Errorf("cut: %v, want the medium's error", err)
+	}
+	md.fails.Store(false)
+	events.want(client.EventPowerCut, "db")
+	p, err := d.Power("db")
+	if err != nil || !p.On || p.Cuts != 1 || len(p.Reports) != 1 || p.Reports[0].Error == "" || p.Reports[0].Sectors.Pending != 1 {
+		t.Errorf("power: %+v, %v", p, err)
 	}
 }
 

@@ -1,0 +1,264 @@
+package cache_test
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// A forgetful medium tells once that it has lost writes, to whoever flushes next.
+type forgetful struct {
+	media.Media
+	lost error
+}
+
+func (f *forgetful) Flush() error {
+	err := f.lost
+	f.lost = nil
+	return err
+}
+
+// TestCache_LossIsToldToTheNextFlushToo: a write with FUA flushes the medium, and
+// the error that it gets may be of older writes.
+func TestCache_LossIsToldToTheNextFlushToo(t *testing.T) {
+	sector := bytes.Repeat([]byte{2}, 512)
+	for _, tt := range []struct {
+		name string
+		do   func(c *cache.Cache) error
+	}{
+		{"write that was pending", func(c *cache.Cache) error {
+			_, err := c.WriteAtFUA(sector, 1<<19)
+			return err
+		}},
+		{"part of a sector", func(c *cache.Cache) error {
+			_, err := c.WriteAtFUA(sector[:100], 1<<19)
+			return err
+		}},
+		{"write that goes through", func(c *cache.Cache) error {
+			put(t, c, 0, 1, cache.MinSizeBytes) // there is no room any more
+			_, err := c.WriteAtFUA(sector, 1<<19)
+			return err
+		}},
+		{"part that goes through", func(c *cache.Cache) error {
+			put(t, c, 0, 1, cache.MinSizeBytes)
+			_, err := c.WriteAtFUA(sector[:100], 1<<19)
+			return err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := &forgetful{Media: memory(t, 1<<20)}
+			c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone})
+			put(t, c, 0, 1, 2*cache.MinSizeBytes) // goes through, and is not flushed
+			m.lost = media.ErrMedium
+			if err := tt.do(c); !errors.Is(err, media.ErrMedium) {
+				t.Fatalf("write with FUA: %v, want the medium's error", err)
+			}
+			if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+				t.Errorf("flush: %v, but a write that it covers may be lost", err)
+			}
+			if err := c.Flush(); err != nil {
+				t.Errorf("the flush after it: %v", err)
+			}
+		})
+	}
+}
+
+// TestCache_TryNeverWaits: whatever waits for the medium, what must not wait does
+// not, and the engine can go on.
+func TestCache_TryNeverWaits(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(c *cache.Cache) error
+		off  bool // calls fail meanwhile
+	}{
+		{"compare and write", func(c *cache.Cache) error {
+			_, err := c.CompareAndWriteAt(make([]byte, 512), make([]byte, 512), 1<<19)
+			return err
+		}, false},
+		{"part of a sector", func(c *cache.Cache) error {
+			_, err := c.WriteAt(make([]byte, 100), 1<<19)
+			return err
+		}, false},
+		{"part that goes through", func(c *cache.Cache) error {
+			put(t, c, 4096, 1, cache.MinSizeBytes-8192)
+			_, err := c.WriteAt(make([]byte, 16384), 1<<19+1)
+			return err
+		}, false},
+		{"flush", (*cache.Cache).Flush, false},
+		{"power cut", func(c *cache.Cache) error {
+			_, err := c.Cut(cache.CutOptions{Policy: cache.PolicyAll})
+			return err
+		}, true},
+		{"close", (*cache.Cache).Close, false},
+		{"resize", func(c *cache.Cache) error { return c.Resize(1 << 19) }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			slow := resizable{hbatest.NewMedia(memory(t, 1<<20), hbatest.MediaConfig{})}
+			c := open(t, slow, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone})
+			put(t, c, 0, 1, 512)
+			slow.Hold()
+			var group sync.WaitGroup
+			group.Go(func() {
+				if err := tt.do(c); err != nil {
+					t.Error(err)
+				}
+			})
+			slow.WaitHeld(1)
+			p := make([]byte, 512)
+			done, err := c.TryReadAt(p, 0)
+			if tt.off && !errors.Is(err, media.ErrPowerLost) || !tt.off && (err != nil || !done || p[0] != 1) {
+				t.Errorf("read: %v, %v, %d", done, err, p[0])
+			}
+			done, err = c.TryWriteAt(bytes.Repeat([]byte{2}, 512), 0)
+			if tt.off && !errors.Is(err, media.ErrPowerLost) || !tt.off && (err != nil || !done) {
+				t.Errorf("write: %v, %v", done, err)
+			}
+			slow.Release()
+			group.Wait()
+		})
+	}
+}
+
+// A resizable medium waits in Resize and Close as well.
+type resizable struct{ *hbatest.Media }
+
+func (r resizable) Resize(int64) error { return r.Flush() }
+
+func (r resizable) Close() error { return errors.Join(r.Flush(), r.Media.Close()) }
+
+// TryReadAt never succeeds, as everything may wait.
+func (r resizable) TryReadAt([]byte, int64) (bool, error) { return false, nil }
+
+// A scratched medium has sectors that cannot be read, and others where writes fail.
+type scratched struct {
+	media.Media
+	unread  map[int64]bool // by offset
+	unwrite map[int64]bool
+}
+
+func scratch(op string, bad map[int64]bool, p []byte, off int64) error {
+	for at := range bad {
+		if at >= off && at < off+int64(len(p)) {
+			return &media.Error{Op: op, OffsetBytes: at, LengthBytes: 512, Kind: media.ErrMedium}
+		}
+	}
+	return nil
+}
+
+func (s *scratched) ReadAt(p []byte, off int64) (int, error) {
+	if err := scratch("read", s.unread, p, off); err != nil {
+		return 0, err
+	}
+	return s.Media.ReadAt(p, off)
+}
+
+func (s *scratched) WriteAt(p []byte, off int64) (int, error) {
+	if err := scratch("write", s.unwrite, p, off); err != nil {
+		return 0, err
+	}
+	for at := range s.unread {
+		if at >= off && at < off+int64(len(p)) {
+			delete(s.unread, at)
+		}
+	}
+	return s.Media.WriteAt(p, off)
+}
+
+// TestCut_OverABadSector: a sector that cannot be read stays so if nothing of it
+// survives, and is healed by what does. Neither is a defect, nor is it one of its
+// neighbours.
+func TestCut_OverABadSector(t *testing.T) {
+	for _, policy := range []cache.Policy{cache.PolicyNone, cache.PolicyAll} {
+		t.Run(policy.String(), func(t *testing.T) {
+			m := &scratched{Media: memory(t, 1<<20), unread: map[int64]bool{}}
+			c := open(t, m, cache.Config{})
+			put(t, c, 8192, 1, 4096)
+			if err := c.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			m.unread[512] = true
+			put(t, c, 0, 2, 4096)
+			r := cut(t, c, cache.CutOptions{Policy: policy})
+			if r.Verdict.Class != cache.ClassLegal {
+				t.Errorf("verdict: %+v", r.Verdict)
+			}
+			if m.unread[512] != (policy == cache.PolicyNone) {
+				t.Error("the sector was healed by nothing, or not by a write")
+			}
+			m.unread[8192] = true
+			r = cut(t, c, cache.CutOptions{})
+			if r.Verdict.Acts[cache.ActLostFlushed] != 1 || r.Verdict.Findings[0].OffsetBytes != 8192 {
+				t.Errorf("verdict: %+v, want the one that had been durable", r.Verdict)
+			}
+		})
+	}
+}
+
+// TestCut_FailsHalfWay: a cut that could not write everything is told, and the
+// next one does not take what the first has done for something that got lost.
+func TestCut_FailsHalfWay(t *testing.T) {
+	m := &scratched{Media: memory(t, 1<<20), unwrite: map[int64]bool{}}
+	c := open(t, m, cache.Config{})
+	put(t, c, 0, 1, 8192)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c, 0, 2, 2048)
+	if err := c.Discard(2048, 2048); err != nil { // a change of its own, after which the next fails
+		t.Fatal(err)
+	}
+	put(t, c, 4096, 3, 2048)
+	m.unwrite[4096] = true
+	r, err := c.Cut(cache.CutOptions{Policy: cache.PolicyAll})
+	if !errors.Is(err, media.ErrMedium) || r == nil || r.Error == "" || r.Sectors.Pending != 12 || len(r.Writes) != 3 {
+		t.Fatalf("cut: %+v, %v, want a report of a medium error", r, err)
+	}
+	if at(t, c, 0) != 2 || at(t, c, 4096) != 1 || c.Stats().PendingBytes != 0 || c.Stats().Cuts != 1 {
+		t.Error("the cut did not stop where the medium failed")
+	}
+	m.unwrite = nil
+	if r = cut(t, c, cache.CutOptions{}); r.Verdict.Class != cache.ClassLegal || r.Verdict.CheckedSectors != 4 {
+		t.Errorf("verdict: %+v", r.Verdict)
+	}
+}
+
+// TestCache_CloseIsNoPowerCut: what a flush lied about is there after a stop.
+func TestCache_CloseIsNoPowerCut(t *testing.T) {
+	m := &unclosed{memory(t, 1<<20)}
+	c := open(t, m, cache.Config{})
+	c.LieAboutFlush(true)
+	put(t, c, 0, 1, 512)
+	put(t, c, 512, 2, 512)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Discard(512, 512); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if at(t, m, 0) != 1 || at(t, m, 512) != 0 {
+		t.Error("a stop has lost writes")
+	}
+	bad := &failing{Media: memory(t, 1<<20), write: media.ErrNoSpace}
+	c = open(t, bad, cache.Config{})
+	put(t, c, 0, 1, 512)
+	if err := c.Close(); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("close: %v, want what lost the writes", err)
+	}
+}
+
+// An unclosed medium can be read after it was closed.
+type unclosed struct{ media.Media }
+
+func (*unclosed) Close() error { return nil }
+
+func (u *unclosed) Discard(off, n int64) error { return u.Media.(media.Discarder).Discard(off, n) }
+
+func (s *scratched) Discard(off, n int64) error { return s.Media.(media.Discarder).Discard(off, n) }
