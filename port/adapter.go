@@ -180,6 +180,12 @@ type Adapter struct {
 	rescanQueued bool
 	// +checklocks:mu
 	hardwareResetQueued bool
+	// busBroken is set for a bus while the latest ResetBus of it has failed, and
+	// resetAgainQueued while a timer runs that will try them again.
+	// +checklocks:mu
+	busBroken [256]bool
+	// +checklocks:mu
+	resetAgainQueued bool
 	// stateChange is the highest change not looked at yet; zero: none.
 	// +checklocks:mu
 	stateChange StateChange

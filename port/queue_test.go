@@ -3,6 +3,7 @@ package port
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -469,6 +470,40 @@ func TestReset_FailureLeavesGivenUp(t *testing.T) {
 	if other.gate.Load()&gateGivenUp != 0 {
 		t.Error("a reset that worked left a unit given up")
 	}
+}
+
+// A bus whose reset has failed is reset again after each time that a request may
+// take, however many resets failed, until one succeeds, and not any more then.
+func TestReset_FailedBusResetIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var resets atomic.Int32
+		var works atomic.Bool
+		d := &driver{model: FullDuplex}
+		d.resetBus = func(*Processor, uint8) bool { resets.Add(1); return works.Load() }
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5})
+		wantMore := func(seconds int, want int32) {
+			t.Helper()
+			before := resets.Load()
+			time.Sleep(time.Duration(seconds) * time.Second)
+			synctest.Wait()
+			if got := resets.Load() - before; got != want {
+				t.Errorf("%d bus resets in %d s, want %d", got, seconds, want)
+			}
+		}
+		for range 3 {
+			if err := b.a.ResetNow(b.p, b.lu, ResetBus); err == nil {
+				t.Fatal("the bus reset succeeded")
+			}
+			wantMore(1, 0)
+		}
+		wantMore(3, 1)
+		wantMore(50, 10)
+		works.Store(true)
+		if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
+			t.Fatal(err)
+		}
+		wantMore(50, 0)
+	})
 }
 
 // A completion re-arms the unit's one timer: it expires only if the unit stops

@@ -3,6 +3,7 @@ package port
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -111,8 +112,8 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 	for _, u := range closed {
 		a.reopen(p, u, ok && left == 0)
 	}
-	if level == ResetBus && !ok {
-		a.resetAgainLater()
+	if level == ResetBus {
+		a.noteBusReset(lu.path, ok)
 	}
 	a.mu.Lock()
 	tell := a.onReset
@@ -123,15 +124,31 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 	return ok, left
 }
 
-// resetAgainLater has the bus reset once more, after the time that a request may
-// take. A miniport whose ResetBus has failed may turn away everything until one
-// succeeds, so that no request is left to run out of time and ask for it.
-func (a *Adapter) resetAgainLater() {
-	a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, func(p *Processor) {
-		if !a.isGone() {
-			a.HardwareReset(p)
-		}
-	})
+// noteBusReset has a bus whose reset has failed reset once more, after the time that
+// a request may take, unless another reset has helped by then. A miniport whose
+// ResetBus has failed may turn away everything until one succeeds, so that no
+// request is left to run out of time and ask for it. However many resets fail, one
+// timer runs.
+func (a *Adapter) noteBusReset(path uint8, ok bool) {
+	a.mu.Lock()
+	a.busBroken[path] = !ok
+	start := !ok && !a.resetAgainQueued
+	a.resetAgainQueued = a.resetAgainQueued || start
+	a.mu.Unlock()
+	if start {
+		a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, a.resetAgain)
+	}
+}
+
+// resetAgain is called when the timer of noteBusReset ends.
+func (a *Adapter) resetAgain(p *Processor) {
+	a.mu.Lock()
+	a.resetAgainQueued = false
+	broken := slices.Contains(a.busBroken[:], true)
+	a.mu.Unlock()
+	if broken && !a.isGone() {
+		a.HardwareReset(p)
+	}
 }
 
 // reset does one step and reports success.
