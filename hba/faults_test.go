@@ -771,8 +771,20 @@ func TestFaults_PowerCut(t *testing.T) {
 	w.wantIdle(t)
 }
 
-// Under rules that come and go, resets and releases, each command is answered
-// once, and nothing is left.
+// replug removes the unit at disk0, which waits for its commands, and adds another.
+func (f *faultyWorld) replug(ctx context.Context) error {
+	if err := f.dev.RemoveUnit(ctx, disk0.Target, disk0.Lun); err != nil {
+		return err
+	}
+	u, err := newUnit(f.memory)
+	if err != nil {
+		return err
+	}
+	return f.dev.AddUnit(disk0.Target, disk0.Lun, u)
+}
+
+// Under rules that come and go, removals, resets and releases, each command is
+// answered once, and nothing is left.
 func TestFaults_Storm(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -809,6 +821,10 @@ func TestFaults_Storm(t *testing.T) {
 			case 1:
 				if fs := w.dev.Faults().Faults(); len(fs) > 0 {
 					w.dev.ReleaseHeld(fs[r.IntN(len(fs))], r.IntN(3))
+				}
+			case 2:
+				if err := w.replug(t.Context()); err != nil {
+					t.Errorf("seed %d: %v", seed, err)
 				}
 			}
 			runtime.Gosched()
