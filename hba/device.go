@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
@@ -165,6 +166,9 @@ type Device struct {
 	stopTimer func() bool
 	// +checklocks:mu
 	timerDue time.Duration
+	// muted are the queue pairs for which a fault has left an interrupt out.
+	// +checklocks:mu
+	muted map[*fault.Fault]uint64
 	// ruleTimers are the rules about time, by unit.
 	// +checklocks:mu
 	ruleTimers map[ruleUnit]*ruleTimer
@@ -236,6 +240,7 @@ func newDevice(c Config) (*Device, error) {
 		stop:       make(chan struct{}),
 		lanes:      make([]*lane, MaxTargets*MaxLuns),
 		ruleTimers: make(map[ruleUnit]*ruleTimer),
+		muted:      make(map[*fault.Fault]uint64),
 		now:        time.Now,
 		cap: Capability(c.QueuePairs) |
 			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |

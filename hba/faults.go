@@ -229,7 +229,8 @@ func (d *Device) resetFailsLocked() bool {
 }
 
 // SetFaults puts rules into force, in place of those before; nil means none. What
-// rules that are gone have held goes on; what was lost is answered.
+// rules that are gone have held goes on; what was lost is answered, and interrupts
+// that were are raised.
 //
 // Concurrency: any goroutine.
 func (d *Device) SetFaults(s *fault.Set) {
@@ -244,6 +245,12 @@ func (d *Device) SetFaults(s *fault.Set) {
 	raise := d.letGoLocked(-1, func(h *hold) bool {
 		return !d.areInForce(h.decision.Fired()) || h.decision.Lost != nil && !d.isInForce(h.decision.Lost)
 	})
+	for f, queues := range d.muted {
+		if !d.isInForce(f) {
+			raise |= queues
+			delete(d.muted, f)
+		}
+	}
 	d.setTimersLocked(s)
 	d.mu.Unlock()
 	d.interruptLater(raise)

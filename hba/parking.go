@@ -157,7 +157,9 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if !q.post(one[:]) {
 		d.failLocked("the completion ring is not mapped", q.index)
 	}
-	if !dec.NoInterrupt {
+	if f := dec.NoInterrupt; f != nil && d.isInForce(f) {
+		d.muted[f] |= 1 << q.index
+	} else {
 		raise |= 1 << q.index
 	}
 	if dec.Duplicate {

@@ -10,6 +10,7 @@ import (
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/hbatest"
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
 )
 
 // holdsAfter are rules that hold a command once it has been executed.
@@ -101,4 +102,31 @@ func TestFaults_RemovalBeforeTheyHold(t *testing.T) {
 			w.wantIdle(t)
 		})
 	}
+}
+
+// An interrupt that was lost is raised once its rule is gone, so that nobody waits for
+// what is in the ring.
+func TestFaults_LostInterruptEndsWithItsRule(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	raised := make(chan struct{}, 64)
+	note := func(_ pci.Runner, m pci.Message) {
+		if m == 0 { // not the event message
+			raised <- struct{}{}
+		}
+	}
+	if err := w.dev.ConnectInterrupt(pci.MessageSignaled, note, newRunner); err != nil {
+		t.Fatal(err)
+	}
+	defer w.dev.DisconnectInterrupt()
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	lost := fault.Rule{Action: fault.Action{Kind: fault.KindLostInterrupt}}
+	w.set(t, lost)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
+	w.wantIdle(t)
+	w.set(t, lost, fault.Rule{Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindBusy}})
+	if n := len(raised); n != 0 {
+		t.Errorf("%d interrupts while the rule is in force", n)
+	}
+	w.set(t)
+	<-raised
 }

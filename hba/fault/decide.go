@@ -123,8 +123,10 @@ type Decision struct {
 	Late    *Fault
 	LateFor time.Duration
 	LateDMA bool
-	// Duplicate is answered twice; NoInterrupt without an interrupt.
-	Duplicate, NoInterrupt bool
+	// Duplicate is answered twice.
+	Duplicate bool
+	// NoInterrupt is answered without an interrupt.
+	NoInterrupt *Fault
 
 	// ResetFails: an abort or reset is refused, or with Silent not answered.
 	ResetFails *Fault
@@ -316,7 +318,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindDuplicate:
 		d.Duplicate = true
 	case KindLostInterrupt:
-		d.NoInterrupt = true
+		d.NoInterrupt = f
 	}
 }
 
