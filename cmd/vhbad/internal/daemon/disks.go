@@ -79,6 +79,16 @@ func (m *machine) find(name string) *export {
 	return nil
 }
 
+// exportAt returns the disk at an address of the device, or nil.
+func (m *machine) exportAt(targetID, lun uint8) *export {
+	for _, e := range m.list() {
+		if e.targetID == targetID && e.lun == lun {
+			return e
+		}
+	}
+	return nil
+}
+
 // publish makes disks the list, and those of them that are not leaving the
 // exports.
 func (m *machine) publish(disks []*export) error {

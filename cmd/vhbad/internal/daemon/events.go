@@ -9,7 +9,8 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// What the layers below tell becomes events here. None of it waits.
+// What the layers below tell becomes events here. None of it waits, not for a lock
+// of the daemon's either: who holds one may be waiting for the layer that tells.
 
 func (d *Daemon) connectionOpened(c nbd.ConnStats) {
 	d.events.Publish(client.EventConnectionOpened, c.Export,
@@ -23,8 +24,8 @@ func (d *Daemon) connectionClosed(c nbd.ConnStats, why nbd.CloseReason) {
 		slog.Uint64("requests", c.Requests), slog.Uint64("received_bytes", c.ReceivedBytes), slog.Uint64("sent_bytes", c.SentBytes))
 }
 
-func (d *Daemon) resetDone(r port.ResetReport) {
-	d.events.Publish(client.EventReset, d.diskOf(r.Unit),
+func (d *Daemon) resetDone(m *machine, r port.ResetReport) {
+	d.events.Publish(client.EventReset, m.diskOf(r.Unit),
 		slog.String("level", r.Level.String()), slog.String("address", unitAddress(r.Unit)),
 		slog.Bool("ok", r.OK), slog.Int("outstanding", r.Outstanding))
 }
@@ -33,17 +34,10 @@ func (d *Daemon) violation(v port.Violation) {
 	d.events.Publish(client.EventViolation, "", slog.String("check", v.Check.String()), slog.String("what", v.What))
 }
 
-// diskOf is the name of the disk on a unit, empty while there is none.
-func (d *Daemon) diskOf(lu *port.LogicalUnit) string {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.machine == nil {
-		return ""
-	}
-	for _, e := range d.machine.list() {
-		if e.LogicalUnit() == lu {
-			return e.name()
-		}
+// diskOf is the name of the disk on a unit, empty if there is none.
+func (m *machine) diskOf(lu *port.LogicalUnit) string {
+	if e := m.exportAt(lu.Target(), lu.Lun()); e != nil {
+		return e.name()
 	}
 	return ""
 }

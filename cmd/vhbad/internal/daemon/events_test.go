@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/port"
@@ -90,4 +92,30 @@ func TestDaemon_Events(t *testing.T) {
 	if e, err, ok := r.next(); ok {
 		t.Errorf("after the last event: %+v, %v", e, err)
 	}
+}
+
+// TestEvents_NoLock: a reset is told of while somebody has the daemon's lock, or
+// waits for it: who holds it may be waiting for the reset.
+func TestEvents_NoLock(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	d, _ := s.mustStart(t)
+	events, m := s.follow(t, client.EventReset), machineOf(d)
+	done := make(chan error, 1)
+	d.mu.Lock()
+	go func() {
+		done <- m.onProcessor("reset", func(p *port.Processor) error {
+			return m.adapter.ResetNow(p, m.find("one").LogicalUnit(), port.ResetUnit)
+		})
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-time.After(20 * time.Second):
+		err = errors.New("it waits for the daemon's lock")
+	}
+	d.mu.Unlock()
+	if err != nil {
+		t.Fatalf("reset: %v", err)
+	}
+	events.want(client.EventReset, "one")
 }

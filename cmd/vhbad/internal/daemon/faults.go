@@ -27,7 +27,7 @@ type faults struct {
 // errNoMachine is the answer before the disks are there and once they go.
 func errNoMachine() error { return admin.Unavailable("the daemon starts or stops: try again") }
 
-// withMachine calls fn while the machine stays.
+// withMachine calls fn, which must not take long, while the machine stays.
 func (d *Daemon) withMachine(fn func(m *machine) error) error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -132,17 +132,11 @@ func (d *Daemon) faultFired(f fault.Firing) {
 	}
 }
 
-// onDisconnect closes the connections of the disk at an address.
-func (d *Daemon) onDisconnect(targetID, lun uint8) {
-	// Without a machine there is nobody to disconnect.
-	_ = d.withMachine(func(m *machine) error {
-		for _, e := range m.list() {
-			if e.targetID == targetID && e.lun == lun {
-				m.server.Drop(e.name())
-			}
-		}
-		return nil
-	})
+// disconnect closes the connections of the disk at an address.
+func (m *machine) disconnect(targetID, lun uint8) {
+	if e := m.exportAt(targetID, lun); e != nil {
+		m.server.Drop(e.name())
+	}
 }
 
 // Faults implements admin.Faults.
@@ -273,19 +267,25 @@ func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
 	levels := map[client.ResetLevel]port.ResetLevel{
 		client.ResetLun: port.ResetUnit, client.ResetTarget: port.ResetTarget, client.ResetBus: port.ResetBus,
 	}
-	return d.withMachine(func(m *machine) error {
-		e := m.find(name)
-		if e == nil {
+	var m *machine
+	var e *export
+	err := d.withMachine(func(now *machine) error {
+		if m, e = now, now.find(name); e == nil {
 			return admin.NotFound("disk %q: there is none of that name", name)
-		}
-		err := m.onProcessor("reset", func(p *port.Processor) error {
-			return m.adapter.ResetNow(p, e.LogicalUnit(), levels[level])
-		})
-		if err != nil {
-			return admin.Conflict("disk %q: %v", name, err)
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	// It takes its time, and an adapter that is gone says so.
+	err = m.onProcessor("reset", func(p *port.Processor) error {
+		return m.adapter.ResetNow(p, e.LogicalUnit(), levels[level])
+	})
+	if err != nil {
+		return admin.Conflict("disk %q: %v", name, err)
+	}
+	return nil
 }
 
 // faultSnapshot is what metrics tell of rules.

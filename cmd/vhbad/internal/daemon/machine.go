@@ -123,7 +123,8 @@ func (d *Daemon) startDevice(m *machine) error {
 	d.push("memory", func(context.Context) error { return arena.Close() })
 	m.arena, m.iommu = arena, dma.NewIOMMU(arena)
 	m.device, err = hba.New(hba.Config{
-		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log, OnPowerCut: d.onPowerCut, OnDisconnect: d.onDisconnect,
+		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log,
+		OnPowerCut: func(p hba.PowerCut) { d.onPowerCut(m, p) }, OnDisconnect: m.disconnect,
 	})
 	if err != nil {
 		return err
@@ -173,7 +174,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 			return m.adapter.RemoveContext(ctx, p)
 		})
 	})
-	m.adapter.OnReset(d.resetDone)
+	m.adapter.OnReset(func(r port.ResetReport) { d.resetDone(m, r) })
 	m.adapter.OnUnitsChanged(m.units.update)
 	return m.onProcessor("enumerate", m.adapter.Enumerate)
 }

@@ -127,33 +127,23 @@ func (d *Daemon) CutPower(name string, o client.PowerCutOptions) (client.PowerRe
 }
 
 // onPowerCut is the switch of fault rules.
-func (d *Daemon) onPowerCut(p hba.PowerCut) {
-	d.mu.RLock()
-	m := d.machine
-	d.mu.RUnlock()
-	if m == nil {
+func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
+	e := m.exportAt(p.Target, p.Lun)
+	if e == nil {
 		return
 	}
 	rule := p.Fault.Rule().Name
-	for _, e := range m.list() {
-		if e.targetID != p.Target || e.lun != p.Lun {
-			continue
+	o := client.PowerCutOptions{DropConnections: true}
+	if how := p.How; how != nil {
+		o.Policy, o.Tear, o.Damage = how.Policy, how.Tear, how.Damage
+		o.OffForSeconds = time.Duration(how.OffFor).Seconds()
+		o.DropConnections = how.DropConnections == nil || *how.DropConnections
+		if how.Seed != 0 {
+			o.Seed = &how.Seed
 		}
-		o := client.PowerCutOptions{}
-		if how := p.How; how != nil {
-			o.Policy, o.Tear, o.Damage = how.Policy, how.Tear, how.Damage
-			o.OffForSeconds = time.Duration(how.OffFor).Seconds()
-			o.DropConnections = how.DropConnections == nil || *how.DropConnections
-			if how.Seed != 0 {
-				o.Seed = &how.Seed
-			}
-		} else {
-			o.DropConnections = true
-		}
-		if _, err := d.cutPower(e.name(), o, triggerRule, rule); err != nil {
-			d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err)
-		}
-		return
+	}
+	if _, err := d.cutPower(e.name(), o, triggerRule, rule); err != nil {
+		d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err)
 	}
 }
 
