@@ -112,6 +112,9 @@ func (l *sqliteLoad) work(stdout io.Reader) {
 	}
 }
 
+// cutting is no news: the shell ends at its first error.
+func (l *sqliteLoad) cutting() {}
+
 func (l *sqliteLoad) end() error {
 	l.group.Wait() // it ends when the shell fails
 	_ = l.stdin.Close()

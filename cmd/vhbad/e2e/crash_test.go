@@ -73,6 +73,9 @@ type crashLoad interface {
 	// begin prepares for a round and starts to work. It returns once some work has
 	// been acknowledged as durable: as much as enough says.
 	begin(g *guest, enough int) error
+	// cutting says that the power goes from now on: what is answered later counts as
+	// tried only. A file system that has lost its disk may answer anything.
+	cutting()
 	// end stops, after the disk has gone.
 	end() error
 	// check compares what is there with what was acknowledged.
@@ -204,6 +207,7 @@ func (c *crash) crashOnce(g *guest) error {
 		return err
 	}
 	seed := c.random.Uint64() >> 12
+	c.load.cutting()
 	policies := []string{"subset", "subset", "reverse", "one-missing", "prefix", "none", "all"}
 	a := api.New(guestAdmin)
 	defer a.Close()
@@ -263,6 +267,7 @@ func (c *crash) recover(g *guest) error {
 type fsyncLoad struct {
 	writers []*fsyncWriter
 	stop    atomic.Bool
+	late    atomic.Bool // the power goes
 	group   sync.WaitGroup
 
 	mu     sync.Mutex
@@ -291,6 +296,7 @@ func newFsyncLoad(seed uint64) *fsyncLoad {
 
 func (l *fsyncLoad) begin(_ *guest, enough int) error {
 	l.stop.Store(false)
+	l.late.Store(false)
 	l.mu.Lock()
 	l.count, l.failed = 0, 0
 	l.mu.Unlock()
@@ -313,6 +319,8 @@ func (l *fsyncLoad) begin(_ *guest, enough int) error {
 	}
 	return nil
 }
+
+func (l *fsyncLoad) cutting() { l.late.Store(true) }
 
 func (l *fsyncLoad) end() error {
 	l.stop.Store(true)
@@ -365,7 +373,7 @@ func (w *fsyncWriter) work() {
 		w.load.mu.Lock()
 		if w.err != nil {
 			w.load.failed++
-		} else {
+		} else if !w.load.late.Load() {
 			v.acknowledged = v.tried
 			w.load.count++
 		}
