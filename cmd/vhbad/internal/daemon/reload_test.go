@@ -235,11 +235,7 @@ func TestReload_Refused(t *testing.T) {
 			if diff := cmp.Diff(disks, served(d)); diff != "" {
 				t.Errorf("the disks have changed\n%s", diff)
 			}
-			eventually(t, func() string {
-				after := holdings(t, m)
-				after.Memory = max(after.Memory, before.Memory)
-				return cmp.Diff(before, after)
-			})
+			eventually(t, func() string { return more(before, holdings(t, m)) })
 			if _, err := c.do(cmdWrite, 0, 512, make([]byte, 512)); err != nil {
 				t.Errorf("a client: %v", err)
 			}
