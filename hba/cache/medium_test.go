@@ -262,3 +262,42 @@ func (*unclosed) Close() error { return nil }
 func (u *unclosed) Discard(off, n int64) error { return u.Media.(media.Discarder).Discard(off, n) }
 
 func (s *scratched) Discard(off, n int64) error { return s.Media.(media.Discarder).Discard(off, n) }
+
+// A counting medium counts the writes that it gets.
+type counting struct {
+	media.Media
+	writes, bytes int
+	last          int64
+	backwards     int
+}
+
+func (m *counting) WriteAt(p []byte, off int64) (int, error) {
+	m.writes++
+	m.bytes += len(p)
+	if off < m.last {
+		m.backwards++
+	}
+	m.last = off
+	return m.Media.WriteAt(p, off)
+}
+
+// TestCache_EvictsInBatches: writes that come backwards to a full cache go out as
+// few that are long and in order.
+func TestCache_EvictsInBatches(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom} {
+		t.Run(eviction.String(), func(t *testing.T) {
+			m := &counting{Media: memory(t, 4<<20)}
+			c := open(t, m, cache.Config{SizeBytes: 1 << 20, Eviction: eviction})
+			for i := range int64(4 << 20 >> 9) {
+				put(t, c, 4<<20-(i+1)<<9, 1, 512)
+			}
+			// Each batch is of 128 sectors, and goes backwards once at its begin. By
+			// chance there is one write in eight besides.
+			short := m.bytes >> 9 >> 3
+			if batches := m.bytes >> 9 / 100; eviction == cache.EvictFIFO && (m.writes > batches || m.backwards > batches) ||
+				m.backwards > batches+short {
+				t.Errorf("%d writes of %d bytes, %d of them backwards", m.writes, m.bytes, m.backwards)
+			}
+		})
+	}
+}

@@ -37,7 +37,7 @@ type Stats struct {
 	// durable; CoveredWrites is the sum of those.
 	FlushCovered  [CoveredBuckets]uint64
 	CoveredWrites uint64
-	Evictions     [EvictionReasons]uint64
+	Evictions     [EvictionReasons]uint64 // writes
 	Cuts          uint64
 	// CutSectors counts the pending sectors of all cuts.
 	CutSectors [Outcomes]uint64

@@ -8,6 +8,7 @@ import (
 // A pick is a version to be made durable.
 type pick struct {
 	sector int64
+	id     uint64 // of its write
 	index  int32
 	kind   Kind
 }
@@ -25,7 +26,7 @@ func (c *Cache) pickLocked(w *write, before uint64) {
 	for i := w.oldest; i != none; i = s.versions[i].next {
 		v := &s.versions[i]
 		if v.newer == none || s.versions[v.newer].write.id >= before {
-			c.picked = append(c.picked, pick{v.sector, i, v.kind})
+			c.picked = append(c.picked, pick{v.sector, w.id, i, v.kind})
 		}
 	}
 }
@@ -133,7 +134,12 @@ func (c *Cache) durableLocked(sector int64, sum uint64) {
 	}
 }
 
-// evictOut makes one pending write durable, by the policy.
+// batchShift: what is evicted for room makes 1/16 of it free, so that the durable
+// medium gets few long writes, in order, instead of a short one for each new one.
+const batchShift = 4
+
+// evictOut makes pending writes durable, by the policy: one by chance, or a batch
+// for room.
 //
 // +checklocks:c.outMu
 func (c *Cache) evictOut(life uint64, reason EvictionReason) error {
@@ -142,21 +148,47 @@ func (c *Cache) evictOut(life uint64, reason EvictionReason) error {
 		c.mu.Unlock()
 		return errNoPower
 	}
-	w := c.store.first
-	if w == nil {
-		c.mu.Unlock()
-		return nil
-	}
-	if c.config.Eviction == EvictRandom {
-		w = c.store.pending[below(c.random.Uint64(), len(c.store.pending))]
+	want := 1
+	if reason == EvictionRoom {
+		want = c.room >> batchShift
 	}
 	c.picked = c.picked[:0]
-	for i := w.oldest; i != none; i = c.store.versions[i].next {
-		c.picked = append(c.picked, pick{c.store.versions[i].sector, i, c.store.versions[i].kind})
+	n := uint64(0)
+	if c.config.Eviction == EvictRandom {
+		for ; n < uint64(len(c.store.pending)) && len(c.picked) < want; n++ {
+			c.pickAllLocked(c.store.pending[below(c.random.Uint64(), len(c.store.pending))])
+		}
+	} else {
+		for w := c.store.first; w != nil && len(c.picked) < want; w = w.after {
+			c.pickAllLocked(w)
+			n++
+		}
 	}
-	c.record.stats.Evictions[reason]++
+	c.record.stats.Evictions[reason] += n
 	c.mu.Unlock()
+	c.newestOut()
 	return c.writeOut(false)
+}
+
+// pickAllLocked adds all versions of w to picked.
+//
+// +checklocks:c.outMu
+// +checklocks:c.mu
+func (c *Cache) pickAllLocked(w *write) {
+	for i := w.oldest; i != none; i = c.store.versions[i].next {
+		c.picked = append(c.picked, pick{c.store.versions[i].sector, w.id, i, w.kind})
+	}
+}
+
+// newestOut leaves the newest of the picks of each sector, with which the others
+// go.
+//
+// +checklocks:c.outMu
+func (c *Cache) newestOut() {
+	slices.SortFunc(c.picked, func(a, b pick) int {
+		return cmp.Or(cmp.Compare(a.sector, b.sector), cmp.Compare(b.id, a.id))
+	})
+	c.picked = slices.CompactFunc(c.picked, func(a, b pick) bool { return a.sector == b.sector })
 }
 
 // forceOut makes write id of so many sectors durable, through whatever caches the
@@ -173,9 +205,7 @@ func (c *Cache) forceOut(id, life uint64, sectors int64) error {
 	// It is one of the newest.
 	for w := c.store.last; w != nil && w.id >= id; w = w.before {
 		if w.id == id {
-			for i := w.oldest; i != none; i = c.store.versions[i].next {
-				c.picked = append(c.picked, pick{c.store.versions[i].sector, i, c.store.versions[i].kind})
-			}
+			c.pickAllLocked(w)
 		}
 	}
 	c.mu.Unlock()
