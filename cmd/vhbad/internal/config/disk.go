@@ -253,6 +253,9 @@ func (d *Disk) check() error {
 	if block != BlockBytes512 && block != BlockBytes4096 {
 		return fmt.Errorf("block-size %d: want %d or %d", block, BlockBytes512, BlockBytes4096)
 	}
+	if d.Memory < 0 || d.Size < 0 {
+		return fmt.Errorf("size %d: want at least one block, %d bytes", int64(d.Memory+d.Size), int64(block))
+	}
 	if d.Memory != 0 && d.Size != 0 {
 		return errors.New("size belongs to a file; a memory disk has its size after memory")
 	}

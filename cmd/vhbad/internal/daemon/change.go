@@ -14,6 +14,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/port"
 )
 
@@ -32,11 +33,13 @@ const unitTimeout = 30 * time.Second
 // beginChange waits for its turn to change what is served. The context that it
 // returns ends with the daemon too; end gives the turn to the next.
 func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *machine, end func(), err error) {
-	gone := admin.Unavailable("the daemon is %s: want one that is ready", state(d.state.Load()))
+	gone := func() error {
+		return admin.Unavailable("the daemon is %s: want one that is ready", state(d.state.Load()))
+	}
 	select {
 	case d.changing <- struct{}{}:
 	case <-d.life.Done():
-		return nil, nil, nil, gone
+		return nil, nil, nil, gone()
 	case <-ctx.Done():
 		return nil, nil, nil, ctx.Err()
 	}
@@ -45,7 +48,7 @@ func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *
 	d.mu.RUnlock()
 	if m == nil || !d.Ready() {
 		<-d.changing
-		return nil, nil, nil, gone
+		return nil, nil, nil, gone()
 	}
 	changing, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(d.life, cancel)
@@ -93,7 +96,9 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 	if err != nil {
 		return client.Disk{}, admin.Invalid("%v", err)
 	}
-	c = alone.Disks[0]
+	if c = alone.Disks[0]; c.Memory > media.MaxMemoryBytes {
+		return client.Disk{}, admin.Invalid("disk %q: memory of %d bytes: want at most %d", name, int64(c.Memory), int64(media.MaxMemoryBytes))
+	}
 	if e := m.find(name); e != nil {
 		switch {
 		case e.leaving.Load():
@@ -252,6 +257,7 @@ func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force 
 		return r, admin.Conflict("disk %q: %d clients use it: --force (force=true) ends their connections", r.Name, n)
 	}
 	if err != nil {
+		e.leaving.Store(false)
 		return r, err
 	}
 	if force {
@@ -268,14 +274,15 @@ func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force 
 }
 
 // vacate ends the connections of a disk that is not published any more, flushes it,
-// and takes its unit away.
+// and takes its unit away. When ctx ends, because the daemon stops, connections have
+// no more time; the flush has: nobody would do it later.
 func (d *Daemon) vacate(ctx context.Context, m *machine, e *export, limit, unitLimit time.Duration) (client.DiskRemoval, error) {
 	r := client.DiskRemoval{Name: e.name(), ConnectionsClosed: m.server.Users(e)}
 	drain, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	// That time was up is told by how many were killed.
 	r.ConnectionsKilled, _ = m.server.DrainDevice(drain, e)
-	flush, cancel := context.WithTimeout(ctx, limit)
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := m.flushOne(flush, e); err != nil {
 		r.FlushError = err.Error()
@@ -292,11 +299,13 @@ func (d *Daemon) leave(ctx context.Context, m *machine, e *export, limit time.Du
 	if err := d.detach(ctx, m, e); err != nil {
 		return err
 	}
-	// Sessions of connections that were killed end with their last command.
-	if _, err := m.server.DrainDevice(ctx, e); err != nil {
-		return fmt.Errorf("disk %q: its connections have not ended: %w", e.name(), err)
+	// Sessions of connections that were killed end with their last command. They
+	// cannot reach the medium any more.
+	_, err := m.server.DrainDevice(ctx, e)
+	if err != nil {
+		err = fmt.Errorf("disk %q: its connections have not ended: %w", e.name(), err)
 	}
-	return m.media.close(e.medium)
+	return errors.Join(err, m.media.close(e.medium))
 }
 
 // removed takes a disk that has left out of the list, and tells of it.
@@ -357,6 +366,8 @@ func (d *Daemon) grow(m *machine, e *export, sizeBytes int64) error {
 		return admin.Invalid("disk %q: %d bytes: want a multiple of the block size, %d", c.Name, sizeBytes, c.BlockSize)
 	case c.ReadOnly && sizeBytes > int64(was):
 		return admin.Conflict("disk %q: is read-only", c.Name)
+	case c.File == "" && sizeBytes > media.MaxMemoryBytes:
+		return admin.Invalid("disk %q: %d bytes: want at most %d of a disk in memory", c.Name, sizeBytes, int64(media.MaxMemoryBytes))
 	case sizeBytes == int64(was):
 		return nil
 	}

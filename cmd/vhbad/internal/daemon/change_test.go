@@ -162,6 +162,9 @@ func TestDisks_Wrong(t *testing.T) {
 		{"x", client.DiskSpec{MemoryBytes: 1000}, client.ErrInvalid, "size 1000 is not a multiple"},
 		{"x", client.DiskSpec{MemoryBytes: 1 << 20, BlockBytes: 100}, client.ErrInvalid, "block-size 100: want 512 or 4096"},
 		{"x", client.DiskSpec{MemoryBytes: 1 << 20, Allow: []string{"n"}}, client.ErrInvalid, "want tls certificates and verify-peer"},
+		{"x", client.DiskSpec{MemoryBytes: -512}, client.ErrInvalid, "size -512: want at least one block, 512 bytes"},
+		{"x", client.DiskSpec{MemoryBytes: 1 << 62}, client.ErrInvalid, "memory of 4611686018427387904 bytes: want at most"},
+		{"x", client.DiskSpec{File: odd, SizeBytes: -4096}, client.ErrInvalid, "size -4096: want at least one block"},
 		{strings.Repeat("x", 256), client.DiskSpec{MemoryBytes: 1 << 20}, client.ErrInvalid, "name of 256 bytes"},
 		{"x", client.DiskSpec{File: "rel.img"}, client.ErrInvalid, `file "rel.img": want an absolute path`},
 		{"x", client.DiskSpec{File: filepath.Join(s.dir, "two.img")}, client.ErrConflict, `belongs to disk "two" already`},
@@ -179,6 +182,7 @@ func TestDisks_Wrong(t *testing.T) {
 	}{
 		{"none", 1 << 20, client.ErrNotFound, `disk "none": there is none`},
 		{"one", 1 << 19, client.ErrInvalid, "want at least the present size, 1048576: disks do not shrink"},
+		{"one", 1 << 62, client.ErrInvalid, "want at most"},
 		{"one", 1<<20 + 1, client.ErrInvalid, "want a multiple of the block size, 512"},
 		{"ro", 2 << 20, client.ErrConflict, "is read-only"},
 	} {
@@ -557,6 +561,27 @@ func TestDisks_RemoveUnflushed(t *testing.T) {
 	<-md.closed
 }
 
+// TestDisks_RemoveAtStop: a disk that was being removed by force when the daemon
+// began to stop is flushed all the same: it is no disk of the daemon any more.
+func TestDisks_RemoveAtStop(t *testing.T) {
+	s := newSettings(t, "db=file:$DIR/db.img,size=1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	data := bytes.Repeat([]byte("w"), 4096)
+	if _, err := open(t, s.socket(), "db").do(cmdWrite, 0, len(data), data); err != nil {
+		t.Fatal(err)
+	}
+	m := machineOf(d)
+	stopping, cancel := context.WithCancel(t.Context())
+	cancel()
+	r, _ := d.removeWithin(stopping, m, m.find("db"), true, time.Minute, time.Minute)
+	if r.FlushError != "" {
+		t.Errorf("the flush of a removal when the daemon stops: %s", r.FlushError)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.dir, "db.img")); err != nil || !bytes.Equal(b[:len(data)], data) {
+		t.Errorf("the image lacks a write that was answered (%v)", err)
+	}
+}
+
 // TestDisks_AddFails: what fails late leaves nothing, not even the file that it
 // made.
 func TestDisks_AddFails(t *testing.T) {
@@ -590,12 +615,21 @@ func TestDisks_Draining(t *testing.T) {
 	if err != nil || m == nil {
 		t.Fatal(err)
 	}
+	queued, waits := make(chan error), make(chan struct{})
+	go func() {
+		close(waits)
+		_, _, _, err := d.beginChange(context.WithoutCancel(t.Context()))
+		queued <- err
+	}()
+	<-waits
+	runtime.Gosched()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		stop()
 	}()
-	<-ctx.Done() // the change is told
+	<-ctx.Done()                                                            // the change is told
+	wantError(t, <-queued, client.ErrUnavailable, "the daemon is draining") // so is the next
 	select {
 	case <-stopped:
 		t.Error("stopped in the middle of a change")
