@@ -41,14 +41,15 @@ var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "miniport", "inte
 // handler waits for it gives way. A handler waits for the holder it finds, and
 // for other handlers.
 type spinLock struct {
+	// What everybody needs is next to each other.
 	mu sync.Mutex
+	// waiting counts the interrupt handlers that wait for mu.
+	waiting atomic.Int32
 	lockCount
+
 	a     *Adapter
 	rank  lockRank
 	index int // message, channel or DPC number
-
-	// waiting counts the interrupt handlers that wait for mu.
-	waiting atomic.Int32
 	// served counts those that waited and got it.
 	// +checklocks:mu
 	served uint
@@ -75,6 +76,9 @@ func (l *spinLock) acquire(p *Processor) bool {
 		l.wait(p, locked)
 	}
 	l.take(p)
+	if l.acquired.due() {
+		l.measure(p)
+	}
 	return true
 }
 
@@ -106,6 +110,9 @@ func (l *spinLock) acquireForHandler(p *Processor) {
 		l.waitForHandler(p)
 	}
 	l.take(p)
+	if l.acquired.due() {
+		l.measure(p)
+	}
 }
 
 // waitForHandler is what acquireForHandler does if somebody has l.
@@ -141,9 +148,6 @@ func (l *spinLock) take(p *Processor) {
 	}
 	p.held[p.nheld] = l
 	p.nheld++
-	if l.acquired.due() {
-		l.measure(p)
-	}
 }
 
 // release gives l back. Locks may be released in any order.
@@ -153,7 +157,9 @@ func (l *spinLock) release(p *Processor) {
 	for i := p.nheld - 1; i >= 0; i-- {
 		if p.held[i] == l {
 			p.nheld--
-			copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
+			if i < p.nheld { // seldom
+				copy(p.held[i:p.nheld], p.held[i+1:p.nheld+1])
+			}
 			p.held[p.nheld] = nil
 			if l.timed {
 				l.measured(p)
