@@ -157,6 +157,15 @@ func (s UnixSocket) bind(ctx context.Context) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
+// Current is a socket that is there as it is now; its Shape undoes another.
+func Current(path string) (UnixSocket, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return UnixSocket{}, err
+	}
+	return UnixSocket{Path: path, Perm: fs.FileMode(st.Mode) & fs.ModePerm, UID: int(st.Uid), GID: int(st.Gid)}, nil
+}
+
 // Shape gives a socket that is there its owner and permissions.
 func (s UnixSocket) Shape() error {
 	perm := s.Perm

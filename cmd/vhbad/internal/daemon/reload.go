@@ -20,9 +20,10 @@ import (
 
 // A reload reads the configuration again and makes what is served the same as what
 // it says. First comes everything that can fail: reading, checking, opening media,
-// attaching units, opening addresses. If it does fail, what has been opened is
-// closed, and the last good configuration stays in force. Then the new set of
-// exports is published at once, and then whatever has gone is drained and closed.
+// attaching units, opening addresses, giving sockets their owners, and last, for it
+// cannot be undone, growing disks. If it does fail, what has been opened is closed,
+// and the last good configuration stays in force. Then the new set of exports is
+// published at once, and then whatever has gone is drained and closed.
 
 // live are the parts of a configuration that a reload can change; anything else
 // that differs is an error.
@@ -138,8 +139,7 @@ type plan struct {
 	open    []config.Address
 	reshape []admin.UnixSocket
 	shut    []*socket
-	// faults are all rules that are to be in force, if they change.
-	faults       []fault.Rule
+	// changeFaults: the configuration has other rules than before.
 	changeFaults bool
 }
 
@@ -177,16 +177,16 @@ func (d *Daemon) plan(m *machine, next *config.Config) (*plan, error) {
 		errs = append(errs, admin.Conflict("with the disks that were added by the API: %v", err))
 	}
 	if !reflect.DeepEqual(d.Config().Faults, next.Faults) {
-		p.faults, p.changeFaults = d.faultsWith(next.Faults), true
+		p.changeFaults = true
 		names := make([]string, len(all))
 		for i := range all {
 			names[i] = all[i].Name
 		}
-		if _, err := fault.CheckRules(p.faults, names, next.Hostile); err != nil {
+		if _, err := fault.CheckRules(d.faultsWith(d.Config().Faults, next.Faults), names, next.Hostile); err != nil {
 			errs = append(errs, admin.Conflict("with the faults that were set by the API: %v", err))
 		}
 	}
-	errs = append(errs, p.listeners(d.sockets, next.Listen))
+	errs = append(errs, p.listeners(d.sockets, d.Config().Listen, next.Listen))
 	return p, errors.Join(errs...)
 }
 
@@ -216,10 +216,11 @@ func (p *plan) keep(e *export, c *config.Disk) error {
 	return errors.Join(errs...)
 }
 
-// listeners plans for addresses.
-func (p *plan) listeners(sockets []*socket, addresses []config.Address) error {
+// listeners plans for addresses, those that the configuration had and has.
+func (p *plan) listeners(sockets []*socket, was, is []config.Address) error {
+	var errs []error
 	left := slices.DeleteFunc(slices.Clone(sockets), func(s *socket) bool { return s.purpose != purposeNBD || s.origin == "" })
-	for _, a := range addresses {
+	for _, a := range is {
 		i := slices.IndexFunc(left, func(s *socket) bool { return s.origin == origin(a) })
 		if i < 0 {
 			p.open = append(p.open, a)
@@ -229,14 +230,27 @@ func (p *plan) listeners(sockets []*socket, addresses []config.Address) error {
 		if a.Network != "unix" {
 			continue
 		}
+		if slices.ContainsFunc(was, func(b config.Address) bool { return origin(b) == origin(a) && forgets(b, a) }) {
+			errs = append(errs, admin.Conflict("listen on %s: says less of mode or owner than before, and a socket does not go back to what it would be without: say them, as in unix:///PATH?mode=0755&owner=USER:GROUP, or restart", a))
+			continue
+		}
 		u, err := unixSocket(a)
 		if err != nil {
-			return admin.Invalid("listen on %s: %v", a, err)
+			errs = append(errs, admin.Invalid("listen on %s: %v", a, err))
+			continue
 		}
 		p.reshape = append(p.reshape, u)
 	}
 	p.shut = left
-	return nil
+	return errors.Join(errs...)
+}
+
+// forgets reports whether the address of a socket no longer gives the mode or the
+// owner that it gave.
+func forgets(was, is config.Address) bool {
+	oldUser, oldGroup, _ := strings.Cut(was.Owner, ":")
+	user, group, _ := strings.Cut(is.Owner, ":")
+	return oldUser != "" && user == "" || oldGroup != "" && group == "" || was.Mode != 0 && is.Mode == 0 && is.Owner == ""
 }
 
 // become makes what is served that of a configuration, or leaves it as it is.
@@ -247,6 +261,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	}
 	var opened []*socket
 	var brought []*export
+	var reshaped []admin.UnixSocket // as they were
 	defer func() {
 		if err == nil {
 			return
@@ -256,6 +271,9 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 		}
 		for _, e := range brought {
 			err = errors.Join(err, d.takeBack(m, e))
+		}
+		for _, u := range reshaped {
+			err = errors.Join(err, u.Shape())
 		}
 	}()
 	for _, a := range p.open {
@@ -275,16 +293,24 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 		}
 		brought = append(brought, e)
 	}
-	for e, size := range p.grow {
-		if err := d.grow(m, e, size); err != nil {
-			return r, err
-		}
-	}
 	for _, u := range p.reshape {
-		if err := u.Shape(); err != nil {
+		was, err := admin.Current(u.Path)
+		if err == nil {
+			reshaped = append(reshaped, was)
+			err = u.Shape()
+		}
+		if err != nil {
 			return r, fmt.Errorf("socket %s: %w", u.Path, err)
 		}
 	}
+	for _, e := range m.list() {
+		if size := p.grow[e]; size != 0 {
+			if err := d.grow(m, e, size); err != nil {
+				return r, err
+			}
+		}
+	}
+	hadFaults := d.Config().Faults
 	if err := d.commit(m, p, next, brought); err != nil {
 		return r, err
 	}
@@ -297,7 +323,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	}
 	slices.Sort(r.DisksChanged)
 	if p.changeFaults {
-		if err := d.setFaults(p.faults); err != nil {
+		if err := d.changeFaults(hadFaults, next.Faults); err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("faults stay as they were: %v", err))
 		}
 	}
@@ -315,23 +341,32 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	return r, nil
 }
 
-// faultsWith is the rules in force, but with these instead of those of the
-// configuration.
-func (d *Daemon) faultsWith(rules []fault.Rule) []fault.Rule {
+// faultsWith is the rules in force, but with those that the configuration has
+// instead of those that it had.
+func (d *Daemon) faultsWith(had, has []fault.Rule) []fault.Rule {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
-	all := slices.DeleteFunc(slices.Clone(d.faults.rules), func(r fault.Rule) bool {
-		named := func(other fault.Rule) bool { return other.Name == r.Name }
-		return slices.ContainsFunc(d.Config().Faults, named) || slices.ContainsFunc(rules, named)
-	})
-	return slices.Concat(rules, all)
+	return d.faultsWithLocked(had, has)
 }
 
-// setFaults puts rules into force, all or none.
-func (d *Daemon) setFaults(rules []fault.Rule) error {
+// +checklocks:d.faults.mu
+func (d *Daemon) faultsWithLocked(had, has []fault.Rule) []fault.Rule {
+	all := slices.DeleteFunc(slices.Clone(d.faults.rules), func(r fault.Rule) bool {
+		named := func(other fault.Rule) bool { return other.Name == r.Name }
+		return slices.ContainsFunc(had, named) || slices.ContainsFunc(has, named)
+	})
+	return slices.Concat(has, all)
+}
+
+// changeFaults puts the rules that the configuration has into force, all or none,
+// instead of those that it had and beside those that the API has set by now.
+func (d *Daemon) changeFaults(had, has []fault.Rule) error {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
-	return d.setFaultsLocked(rules)
+	if d.faults.ended {
+		return errNoMachine()
+	}
+	return d.setFaultsLocked(d.faultsWithLocked(had, has))
 }
 
 // commit publishes what a plan has made of the disks.

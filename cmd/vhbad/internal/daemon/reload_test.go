@@ -3,10 +3,12 @@ package daemon
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 // startReloadable starts a daemon that reads s again when it is asked to.
@@ -258,6 +261,88 @@ func TestReload_Refused(t *testing.T) {
 				t.Error("metrics say that it went badly")
 			}
 		})
+	}
+}
+
+// TestReload_Undone: a reload that fails when sockets are given their modes gives the
+// first its own back, and has grown no disk.
+func TestReload_Undone(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	second := filepath.Join(s.dir, "second.sock")
+	s.Listen[0].Mode = 0o600
+	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: second, Mode: 0o600})
+	d := s.startReloadable(t)
+	if err := os.Remove(second); err != nil {
+		t.Fatal(err)
+	}
+	s.Listen[0].Mode = 0o666
+	s.setDisks(t, "one=memory:2MiB")
+	_, err := s.control(t).Reload(t.Context())
+	wantError(t, err, client.ErrInternal, "second.sock: no such file")
+	if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the first socket: %v, %v; want 0600", fi.Mode(), err)
+	}
+	if n := d.Disks()[0].SizeBytes; n != 1<<20 {
+		t.Errorf("the disk has %d bytes", n)
+	}
+}
+
+// TestReload_SocketForgets: a socket whose mode or owner is no longer in the file
+// would silently keep it; that is refused.
+func TestReload_SocketForgets(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	s.Listen[0].Mode, s.Listen[0].Owner = 0o600, strconv.Itoa(os.Getuid())
+	s.startReloadable(t)
+	ctl := s.control(t)
+	for _, tt := range []struct {
+		mode  fs.FileMode
+		owner string
+		ok    bool
+	}{{0o600, "", false}, {0, "", false}, {0o660, s.Listen[0].Owner, true}, {0, s.Listen[0].Owner, true}} {
+		s.Listen = []config.Address{{Network: "unix", Target: s.socket(), Mode: tt.mode, Owner: tt.owner}}
+		_, err := ctl.Reload(t.Context())
+		if tt.ok {
+			if err != nil {
+				t.Errorf("mode %o, owner %q: %v", tt.mode, tt.owner, err)
+			}
+			continue
+		}
+		wantError(t, err, client.ErrConflict, "says less of mode or owner than before")
+	}
+}
+
+// TestReload_FaultMeanwhile: a rule that the API sets while a reload opens disks is
+// in force afterwards.
+func TestReload_FaultMeanwhile(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	o := s.options(t)
+	o.Reload = func() (*config.Config, error) { return s.Resolve(client.DefaultPath(), false) }
+	var d *Daemon
+	rule := func(name string) fault.Rule {
+		return fault.Rule{Name: name, Disk: "one", Budget: 1, Action: fault.Action{Kind: fault.KindBusy}}
+	}
+	o.OpenMedium = func(c *config.Disk) (media.Media, error) {
+		if c.Name == "new" {
+			if _, err := d.PutFault(rule("api")); err != nil {
+				return nil, err
+			}
+		}
+		return openMedium(c, nil)
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopper(t, d))
+	s.setDisks(t, "one=memory:1MiB", "new=memory:1MiB")
+	s.Faults = []fault.Rule{rule("file")}
+	if r, err := d.Reload(t.Context()); err != nil || len(r.Warnings) != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, name := range []string{"file", "api"} {
+		if _, err := d.Fault(name); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
