@@ -152,6 +152,7 @@ var (
 	_ media.NonBlockingReader = (*Cache)(nil)
 	_ media.NonBlockingWriter = (*Cache)(nil)
 	_ media.FUAWriter         = (*Cache)(nil)
+	_ media.VectorWriter      = (*Cache)(nil)
 	_ media.Discarder         = (*Cache)(nil)
 	_ media.Zeroer            = (*Cache)(nil)
 	_ media.FastZeroer        = (*Cache)(nil)
@@ -219,11 +220,11 @@ func (c *Cache) Hostile() []Act {
 func (c *Cache) Size() int64 { return c.inner.Size() }
 
 // Supports implements media.Supporter. Everything that the durable medium can
-// do, and write through and compare and write always. Writes never wait if there
+// do, and write through, compare and write, and write vectors always. Writes never wait if there
 // is room.
 func (c *Cache) Supports(a media.Ability) bool {
 	switch a {
-	case media.AbilityTryWrite, media.AbilityFUA, media.AbilityCompareAndWrite:
+	case media.AbilityTryWrite, media.AbilityFUA, media.AbilityCompareAndWrite, media.AbilityVector:
 		return true
 	case media.AbilityTryRead, media.AbilityDiscard, media.AbilityZero, media.AbilityExtents,
 		media.AbilityResize, media.AbilityPrefetch:

@@ -9,3 +9,10 @@ func (c *Cache) Life() uint64 {
 	defer c.mu.Unlock()
 	return c.life
 }
+
+// Off reports whether the power is being cut.
+func (c *Cache) Off() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.off
+}

@@ -75,6 +75,7 @@ func (f *File) Supports(a Ability) bool {
 		return !f.readOnly && !f.device
 	case AbilityPrefetch:
 		return true
+	case AbilityVector:
 	}
 	return false
 }

@@ -48,6 +48,16 @@ type FUAWriter interface {
 	WriteAtFUA(p []byte, off int64) (int, error)
 }
 
+// A VectorWriter keeps the bounds of writes, so that one from several buffers is
+// something else than several.
+type VectorWriter interface {
+	// WriteVectorAt writes the first n bytes of the segments, taken together, as
+	// one write: as WriteAtFUA does if fua, which needs FUAWriter, else as WriteAt.
+	WriteVectorAt(segments [][]byte, n int, off int64, fua bool) (int, error)
+	// TryWriteVectorAt is to WriteVectorAt without fua as TryWriteAt is to WriteAt.
+	TryWriteVectorAt(segments [][]byte, n int, off int64) (done bool, err error)
+}
+
 // A Discarder gives bytes back to where they came from.
 type Discarder interface {
 	// Discard makes n bytes from off read as zeros and releases what held them
@@ -135,6 +145,7 @@ const (
 	AbilityResize                              // Resizer
 	AbilityPrefetch                            // Prefetcher
 	AbilityCompareAndWrite                     // ComparerWriter
+	AbilityVector                              // VectorWriter
 )
 
 // A Supporter is a medium that cannot do all that it has methods for: a file
@@ -157,6 +168,7 @@ type Abilities struct {
 	Resize          Resizer
 	Prefetch        Prefetcher
 	CompareAndWrite ComparerWriter
+	Vector          VectorWriter
 	NeverBlocks     bool
 	// ZeroIsFast is that of the FastZeroer.
 	ZeroIsFast bool
@@ -174,6 +186,7 @@ func Probe(m Media) Abilities {
 		Resize:          ability[Resizer](m, AbilityResize),
 		Prefetch:        ability[Prefetcher](m, AbilityPrefetch),
 		CompareAndWrite: ability[ComparerWriter](m, AbilityCompareAndWrite),
+		Vector:          ability[VectorWriter](m, AbilityVector),
 		NeverBlocks:     neverBlocks(m),
 		ZeroIsFast:      zeroIsFast(m),
 	}
@@ -223,6 +236,8 @@ func (a *Abilities) Has(want Ability) bool {
 		return a.Prefetch != nil
 	case AbilityCompareAndWrite:
 		return a.CompareAndWrite != nil
+	case AbilityVector:
+		return a.Vector != nil
 	}
 	return false
 }

@@ -1,6 +1,7 @@
 package target_test
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba/cache"
@@ -236,5 +237,42 @@ func TestModeSelect_Refused(t *testing.T) {
 		scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError})
 	if !u.WriteCache() {
 		t.Error("WCE was cleared although the flush failed")
+	}
+}
+
+// TestWrite_IsOneWrite: the buffers that a command comes in do not show in the
+// write cache, even if they end inside of a sector.
+func TestWrite_IsOneWrite(t *testing.T) {
+	for _, mayBlock := range []bool{false, true} {
+		for _, fua := range []bool{false, mayBlock} { // what is durable may have to wait
+			m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 1 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := cache.New(m, cache.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			u := newUnit(t, c, target.Config{WriteCache: true})
+			data := filled(4096, 7)
+			task := newTask(func(b *[16]byte) int { return scsi.PutWrite16(b, 8, 8, fua, false) }, target.DataOut,
+				data[:100], data[100:2048], data[2048:], filled(99, 1))
+			if !u.Execute(task, mayBlock) || task.Status != scsi.StatusGood || task.TransferredBytes != 4096 {
+				t.Fatal(task)
+			}
+			if fua {
+				if p := c.Stats().PendingBytes; p != 0 || c.Stats().Flushes != 0 {
+					t.Errorf("with FUA %d bytes are pending, or others were flushed", p)
+				}
+			} else if s := c.Stats(); s.PendingWrites != 1 || s.PendingBytes != 4096 {
+				t.Errorf("%d writes of %d bytes are pending, want one", s.PendingWrites, s.PendingBytes)
+			}
+			if got := mustRead(t, u, 7, 10); !bytes.Equal(got[512:4608], data) || got[0] != 0 || got[4608] != 0 {
+				t.Error("what was written was not read")
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

@@ -136,6 +136,9 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 	if durable && !mayBlock {
 		return false
 	}
+	if u.can.Vector != nil && len(t.Segments[0]) < x.length {
+		return u.writeVector(t, &x, durable, mayBlock)
+	}
 	through := durable && u.can.FUA != nil && len(t.Segments[0]) >= x.length
 	left := x.length
 	for i := 0; left > 0; i++ {
@@ -162,6 +165,33 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 		x.off += int64(len(p))
 		t.TransferredBytes += len(p)
 	}
+	return u.written(t, durable, durable && !through, mayBlock)
+}
+
+// writeVector is write from several buffers to a medium that cares where a write
+// ends.
+func (u *Unit) writeVector(t *Task, x *transfer, durable, mayBlock bool) (done bool) {
+	var err error
+	through := durable && u.can.FUA != nil
+	switch {
+	case mayBlock || u.neverBlocks:
+		_, err = u.can.Vector.WriteVectorAt(t.Segments, x.length, x.off, through)
+	default:
+		if done, err = u.can.Vector.TryWriteVectorAt(t.Segments, x.length, x.off); !done {
+			return false
+		}
+	}
+	if err != nil {
+		u.mediumFailed(t, err, scsi.WriteError, uint64(x.off)>>u.shift)
+		return true
+	}
+	t.TransferredBytes = x.length
+	return u.written(t, durable, durable && !through, mayBlock)
+}
+
+// written ends a write that the medium has taken, durable or not, and flushes if
+// that is still to be done.
+func (u *Unit) written(t *Task, durable, flush, mayBlock bool) (done bool) {
 	// MODE SELECT may have switched the write cache off meanwhile, and its flush
 	// have been too early for this write.
 	switched := !durable && u.writeThrough.Load() && !u.neverBlocks
@@ -169,7 +199,7 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 		t.TransferredBytes = 0
 		return false
 	}
-	if switched || durable && !through {
+	if switched || flush {
 		u.flushFor(t)
 	}
 	return true
