@@ -84,7 +84,13 @@ func vsockScenario() scenario {
 	})
 	add("limit_of_peer", wantVsockLimit)
 	add("status", func(g *guest) error {
-		c, err := dialVsock()
+		var c net.Conn
+		// The server has to see first that the others have gone.
+		err := waitFor("server accepts another client", func() bool {
+			var err error
+			c, err = dialVsock()
+			return err == nil
+		})
 		if err != nil {
 			return err
 		}
