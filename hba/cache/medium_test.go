@@ -301,3 +301,17 @@ func TestCache_EvictsInBatches(t *testing.T) {
 		})
 	}
 }
+
+// TestCache_TryIsShort: a long write is not for who others wait for.
+func TestCache_TryIsShort(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{})
+	for _, n := range []int{256 << 10, 256<<10 + 512} {
+		p := make([]byte, n)
+		if done, err := c.TryWriteAt(p, 0); err != nil || done != (n <= 256<<10) {
+			t.Errorf("%d bytes: %v, %v", n, done, err)
+		}
+		if done, err := c.TryWriteVectorAt([][]byte{p[:1], p[1:]}, n, 0); err != nil || done != (n <= 256<<10) {
+			t.Errorf("%d bytes in segments: %v, %v", n, done, err)
+		}
+	}
+}

@@ -15,6 +15,9 @@ func (c *Cache) WriteVectorAt(segments [][]byte, n int, off int64, fua bool) (in
 
 // TryWriteVectorAt implements media.VectorWriter.
 func (c *Cache) TryWriteVectorAt(segments [][]byte, n int, off int64) (bool, error) {
+	if n > maxTryBytes {
+		return false, nil
+	}
 	b := gather(segments, n)
 	defer gathered.Put(b)
 	return c.TryWriteAt(*b, off)

@@ -38,9 +38,16 @@ func (c *Cache) WriteAtFUA(p []byte, off int64) (int, error) {
 	return written(p, off, err), err
 }
 
-// TryWriteAt implements media.NonBlockingWriter: it writes if there is room and
-// nothing has to become durable first.
+// maxTryBytes is the longest write where waiting is not allowed: it takes time for
+// each sector, in which others wait.
+const maxTryBytes = 256 << 10
+
+// TryWriteAt implements media.NonBlockingWriter: it writes if p is not long, there
+// is room and nothing has to become durable first.
 func (c *Cache) TryWriteAt(p []byte, off int64) (bool, error) {
+	if len(p) > maxTryBytes {
+		return false, nil
+	}
 	return c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p))}, false)
 }
 
