@@ -36,6 +36,9 @@ The daemon remembers its newest events: --since 0 shows those first, and
   vhbad events --json --type connection.opened --type connection.closed`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if count < 0 {
+				return usage(fmt.Errorf("--count %d: want at least 1, or 0 for no end", count))
+			}
 			f := client.EventFilter{NoFollow: noFollow}
 			if cmd.Flags().Changed("since") {
 				f.Since = &since

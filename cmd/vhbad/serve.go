@@ -316,16 +316,15 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if w := cmd.ErrOrStderr(); isTerminal(w) {
 		o.Progress = func(what string) func(done, total int64) { return progress.NewBar(w, what, nil).Update }
 	}
-	var d *daemon.Daemon
 	if s.configPath != "" && !s.single {
 		given := len(inherited.NBD) > 0
 		o.Reload = func() (*config.Config, error) {
 			tellManager(log, sdnotify.Reloading())
 			return s.resolve(cmd.Flags(), given)
 		}
-		o.Reloaded = func(error) { tellServing(d, log) }
+		o.Reloaded = func(d *daemon.Daemon, _ error) { tellServing(d, log) }
 	}
-	d, err = startUnlessSignalled(cmd.Context(), signals, o)
+	d, err := startUnlessSignalled(cmd.Context(), signals, o)
 	if d == nil || err != nil {
 		return err
 	}

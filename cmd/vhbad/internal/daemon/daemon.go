@@ -42,9 +42,10 @@ type Options struct {
 	Single bool
 	Conn   net.Conn
 	// Reload reads the configuration again, for Daemon.Reload; nil if there is none
-	// to read. Reloaded, unless nil, is told how that went.
+	// to read. Reloaded, unless nil, is told how that went, perhaps before Start has
+	// returned.
 	Reload   func() (*config.Config, error)
-	Reloaded func(error)
+	Reloaded func(d *Daemon, err error)
 	// LogLevel is set by a reload; nil if the level does not change.
 	LogLevel *slog.LevelVar
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.

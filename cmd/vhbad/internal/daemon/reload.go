@@ -114,7 +114,7 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 	}
 	d.reloaded.set(err)
 	if d.o.Reloaded != nil {
-		d.o.Reloaded(err)
+		d.o.Reloaded(d, err)
 	}
 	if err != nil {
 		d.log.Error("the configuration is not reloaded: the last good one stays in force", "error", err)

@@ -25,6 +25,11 @@ func (s *settings) startReloadable(t *testing.T) *Daemon {
 	t.Helper()
 	o := s.options(t)
 	o.LogLevel = &slog.LevelVar{}
+	o.Reloaded = func(d *Daemon, _ error) {
+		if d == nil || len(d.Endpoints()) == 0 {
+			t.Errorf("told of a reload of %v", d)
+		}
+	}
 	o.Reload = func() (*config.Config, error) { return s.Resolve(client.DefaultPath(), false) }
 	d, err := Start(t.Context(), o)
 	if err != nil {
