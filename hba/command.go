@@ -1,6 +1,9 @@
 package hba
 
-import "structs"
+import (
+	"math"
+	"structs"
+)
 
 // Sizes of the entries of both rings and of a scatter/gather element, in bytes.
 const (
@@ -92,8 +95,19 @@ const (
 	CodeControlFailed                       // OpAbort, OpResetLun or OpResetTarget: nothing has been done
 )
 
-// CompletionInjected is the flag of a completion whose outcome a fault rule made up.
-const CompletionInjected = 1 << 0
+// Completion flags, for those who test what is above the device. No real one has
+// them.
+const (
+	// CompletionInjected: a fault rule made the outcome up.
+	CompletionInjected uint8 = 1 << iota
+	// CompletionCutReply: the reply that the command is for is to break off after
+	// ReplyBytes.
+	CompletionCutReply
+)
+
+// HalfReply as ReplyBytes leaves it to whoever makes the reply where it breaks off:
+// in the middle.
+const HalfReply = math.MaxUint32
 
 // A Completion is one entry of a completion ring, little endian.
 type Completion struct {
@@ -103,7 +117,7 @@ type Completion struct {
 	Code       CompletionCode
 	ScsiStatus uint8
 	SenseBytes uint8
-	Flags      uint8 // CompletionInjected
+	Flags      uint8 // CompletionInjected and the like
 	// DataBytes is how much was transferred.
 	DataBytes uint32
 	// SubmissionHead is how far the device has fetched, as a free-running
@@ -111,7 +125,8 @@ type Completion struct {
 	// completion of a ring to the next.
 	SubmissionHead uint32
 	Sense          [CompletionSenseBytes]byte
-	_              [4]byte
+	// ReplyBytes counts with CompletionCutReply.
+	ReplyBytes uint32
 	// Phase is 1 on the ring's odd passes and 0 on its even ones, the first
 	// pass being odd. It is stored last, and atomically: an entry is the
 	// driver's once its phase is that of the driver's pass.

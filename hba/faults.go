@@ -153,6 +153,18 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	}
 }
 
+// cutReply has the reply break off as f says; not, if f is nil.
+func (c *Completion) cutReply(f *fault.Fault) {
+	if f == nil {
+		return
+	}
+	c.Flags |= CompletionCutReply
+	c.ReplyBytes = HalfReply
+	if after := f.Rule().Action.After; after != nil {
+		c.ReplyBytes = uint32(*after)
+	}
+}
+
 // promiserAt is the unit's medium if it keeps account of promises, or nil.
 func (d *Device) promiserAt(u fault.Unit) media.Promiser {
 	unit := d.unitAt(u)

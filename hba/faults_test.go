@@ -169,6 +169,42 @@ func TestFaults_Status(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A command whose reply is to break off is done, and says so, whatever else it meets;
+// those behind it say nothing of the kind.
+func TestFaults_CutReply(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	after := func(n fault.Size) fault.Action { return fault.Action{Kind: fault.KindCutReply, After: &n} }
+	for _, tt := range []struct {
+		name  string
+		rules []fault.Rule
+		flags uint8
+		bytes uint32
+	}{
+		{"default", []fault.Rule{{Action: fault.Action{Kind: fault.KindCutReply}}}, hba.CompletionCutReply, hba.HalfReply},
+		{"at once", []fault.Rule{{Action: after(0)}}, hba.CompletionCutReply, 0},
+		{"twice", []fault.Rule{{Action: after(20)}, {Name: "second", Action: after(10)}}, hba.CompletionCutReply, 20},
+		{"with an error", []fault.Rule{{Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}}, {Action: after(20)}}, hba.CompletionCutReply | hba.CompletionInjected, 20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w.set(t, tt.rules...)
+			c := w.do(t, disk0.Read(1, 0, 1, in))[0]
+			wantCode(t, c, 1, hba.CodeExecuted)
+			if failed := c.ScsiStatus != 0; c.Flags != tt.flags || c.ReplyBytes != tt.bytes || failed != (tt.flags&hba.CompletionInjected != 0) {
+				t.Errorf("%+v, want flags %#x and %d bytes of the reply", c, tt.flags, tt.bytes)
+			}
+			w.set(t)
+			for range 16 { // once around the ring
+				if c := w.do(t, disk0.Read(2, 0, 1, in))[0]; c.Flags != 0 {
+					t.Fatalf("flags %#x without a rule", c.Flags)
+				}
+			}
+			w.wantOthers(t)
+		})
+	}
+	w.wantIdle(t)
+}
+
 func TestFaults_Latency(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)

@@ -205,6 +205,9 @@ func (q *queue) post(results []Completion) bool {
 		if from.SenseBytes != 0 {
 			to.Sense = from.Sense
 		}
+		if from.Flags&CompletionCutReply != 0 {
+			to.ReplyBytes = from.ReplyBytes
+		}
 		to.StorePhase(PhaseAt(position, int(q.completionEntries))) // pairs with the driver's LoadPhase
 		position++
 	}

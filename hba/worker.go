@@ -230,6 +230,7 @@ func (d *Device) execute(w *crew, rec *record) {
 	var t tally
 	if rec.held {
 		w.exec.executeHeld(d, rec, &w.out, &t)
+		w.out.cutReply(rec.hold.decision.CutReply)
 	} else {
 		w.exec.run(d, &rec.cmd, &w.out, &t, true)
 	}

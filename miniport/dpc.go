@@ -75,6 +75,9 @@ func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
 	x := extensionOf(srb.Extension)
 	srb.Status = d.outcome(srb, &x.completion)
 	srb.Injected = x.completion.Flags&hba.CompletionInjected != 0
+	if srb.CutReply = x.completion.Flags&hba.CompletionCutReply != 0; srb.CutReply {
+		srb.ReplyBytes = x.completion.ReplyBytes // HalfReply is the same to both
+	}
 	if srb.Status == port.StatusSuccess {
 		switch srb.Function {
 		case port.FunctionExecuteScsi:

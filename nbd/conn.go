@@ -234,6 +234,9 @@ type transmission struct {
 	failedAtKnown bool
 	// counted is the operation for statistics: Op, or opUnknown.
 	counted Op
+	// cut has the reply break off after cutAt bytes; see CutReply.
+	cut   bool
+	cutAt uint32
 }
 
 // inFlightLocked is the number of requests whose reply is not yet sent. Only the
@@ -247,9 +250,16 @@ func (c *Conn) inFlightLocked() int { return int(c.taken - c.answered) }
 //
 // Concurrency: any goroutine, no lock held.
 func (c *Conn) kill(reason CloseReason) {
+	if c.die(reason) {
+		_ = c.nc.Close() // there is nobody to tell
+	}
+}
+
+// die is kill without closing the socket, which is up to the caller if it returns
+// true: then its reason was the first.
+func (c *Conn) die(reason CloseReason) (first bool) {
 	c.mu.Lock()
-	first := !c.dead.Load()
-	if first {
+	if first = !c.dead.Load(); first {
 		c.reason.Store(uint32(reason))
 		c.dead.Store(true)
 	}
@@ -257,8 +267,8 @@ func (c *Conn) kill(reason CloseReason) {
 	c.mu.Unlock()
 	if first {
 		c.cancel()
-		_ = c.nc.Close() // there is nobody to tell
 	}
+	return first
 }
 
 // poke asks the reader to heed wish, waking it if it waits for input.
@@ -317,10 +327,11 @@ func (c *Conn) transmit() {
 	case CloseShutdown:
 		c.finish()
 		c.farewell()
-		c.linger()
+		c.linger(c.rx.mem)
 	default:
 	}
 	c.kill(reason)
+	c.mourn()
 	c.finish()
 	c.abandon()
 	c.session.Close()
@@ -345,8 +356,9 @@ func (c *Conn) finish() {
 }
 
 // linger gives the client time to take the last replies: closing a TCP socket
-// that holds unread requests resets it, and a reset throws replies away.
-func (c *Conn) linger() {
+// that holds unread requests resets it, and a reset throws replies away. What
+// comes meanwhile goes into trash.
+func (c *Conn) linger(trash []byte) {
 	w, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || w.CloseWrite() != nil {
 		return
@@ -355,7 +367,7 @@ func (c *Conn) linger() {
 		return
 	}
 	for {
-		if _, err := c.nc.Read(c.rx.mem); err != nil {
+		if _, err := c.nc.Read(trash); err != nil {
 			return
 		}
 	}

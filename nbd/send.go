@@ -27,6 +27,8 @@ type sender struct {
 	// bufs[unsent:] is what remains to be written of the encoded replies.
 	bufs   [][]byte
 	unsent int
+	// breaks is set when the connection is to end behind bufs; see cut.go.
+	breaks bool
 	// headers holds reply headers that have no room before their data.
 	headers   []byte
 	headersAt int
@@ -117,6 +119,10 @@ func (c *Conn) send(wait bool) bool {
 				c.replySince.Store(now()) // it got on
 			}
 		}
+		if s.breaks {
+			s.breaks = false
+			c.breakOff()
+		}
 		s.resetBufs()
 		c.account(s.list[s.first:s.next])
 		c.release(s.list[s.first:s.next])
@@ -155,13 +161,15 @@ func (s *sender) resetBufs() {
 // encode appends the next replies to bufs, at least one and as many as make a
 // good writev.
 func (s *sender) encode() {
+	if s.list[s.next].cut {
+		s.encodeCut()
+		return
+	}
 	if s.format != formatSimple {
 		s.encodeChunks()
 		return
 	}
-	if s.headers == nil {
-		s.headers = make([]byte, sendHeadersBytes)
-	}
+	s.makeHeaders()
 	bytes := 0
 	for s.next < len(s.list) {
 		r := s.list[s.next]
@@ -169,7 +177,7 @@ func (s *sender) encode() {
 		if r.errno == OK && r.Op == OpRead {
 			size += len(r.Data)
 		}
-		if s.next > s.first && (bytes+size > maxSendBytes || len(s.bufs)+2 > maxSendBufs ||
+		if s.next > s.first && (r.cut || bytes+size > maxSendBytes || len(s.bufs)+2 > maxSendBufs ||
 			s.headersAt+simpleReplyBytes > len(s.headers)) {
 			return
 		}
@@ -179,17 +187,26 @@ func (s *sender) encode() {
 	}
 }
 
-// encodeChunks is encode for the formats that have chunks.
-func (s *sender) encodeChunks() {
-	if s.headers == nil {
+// makeHeaders makes headers when they are first needed.
+func (s *sender) makeHeaders() {
+	switch {
+	case s.headers != nil:
+	case s.format == formatSimple:
+		s.headers = make([]byte, sendHeadersBytes)
+	default:
 		s.headers = make([]byte, sendChunkHeadersBytes)
 	}
+}
+
+// encodeChunks is encode for the formats that have chunks.
+func (s *sender) encodeChunks() {
+	s.makeHeaders()
 	bytes := 0
 	for s.next < len(s.list) {
 		r := s.list[s.next]
 		size := r.replyBytes()
 		headers, bufs := r.chunkRoom()
-		if s.next > s.first && (bytes+size > maxSendBytes || len(s.bufs)+bufs > maxSendBufs ||
+		if s.next > s.first && (r.cut || bytes+size > maxSendBytes || len(s.bufs)+bufs > maxSendBufs ||
 			s.headersAt+headers > len(s.headers)) {
 			return
 		}

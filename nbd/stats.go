@@ -65,6 +65,7 @@ const (
 	CloseIdle                              // Limits.IdleTimeout
 	CloseTooSlow                           // the client held memory that others needed
 	CloseDropped                           // Server.Drop
+	CloseInjected                          // Request.CutReply
 	CloseReasonCount                       // number of reasons, for tables
 )
 
@@ -72,7 +73,7 @@ const (
 func (r CloseReason) String() string {
 	return [...]string{
 		"disconnect", "eof", "truncated", "bad_magic", "payload_too_long", "read_error", "write_error",
-		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "too_slow", "dropped", "none",
+		"reply_timeout", "request_timeout", "shutdown", "killed", "idle", "too_slow", "dropped", "injected", "none",
 	}[min(r, CloseReasonCount)]
 }
 

@@ -126,7 +126,7 @@ func (n *negotiation) secured() bool { return n.c.wire != n.c.nc }
 // the end from a cut cable. Nothing may be in flight.
 func (c *Conn) farewell() {
 	t, ok := c.wire.(*tls.Conn)
-	if !ok {
+	if !ok || c.dead.Load() {
 		return
 	}
 	_ = t.CloseWrite() // it bounds its own waiting; the connection ends in any case

@@ -219,7 +219,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		}
 	}
 	s.channel = channel
-	s.Status, s.ScsiStatus, s.Injected = StatusPending, 0, false
+	s.Status, s.ScsiStatus, s.Injected, s.CutReply = StatusPending, 0, false, false
 	if s.Function == FunctionAbortCommand && a.config.Features&FeatureAbortCommand == 0 || !a.mapData(s) {
 		p.finishByPort(s, StatusInvalidRequest)
 		return false

@@ -2,6 +2,7 @@ package port
 
 import (
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -89,6 +90,9 @@ const MaxDataBuffers = 1
 // SenseBufferBytes is the size of SRB.Sense.
 const SenseBufferBytes = 64
 
+// HalfReply as SRB.ReplyBytes is the middle of the reply.
+const HalfReply = math.MaxUint32
+
 // A Segment is one element of a scatter/gather list: memory as the device sees
 // it.
 type Segment struct {
@@ -147,6 +151,10 @@ type SRB struct {
 	ScsiStatus scsi.Status
 	SenseBytes uint8 // valid bytes in Sense, with StatusAutosenseValid
 	Injected   bool  // the device says that the outcome is made up, for statistics; ours
+	// CutReply: the device wants the reply that the SRB is for to break off after
+	// ReplyBytes, HalfReply for in its middle; ours too.
+	CutReply   bool
+	ReplyBytes uint32
 	// ServiceTime is what IoTargetRequestServiceTime said, or zero.
 	ServiceTime time.Duration
 	Sense       [SenseBufferBytes]byte

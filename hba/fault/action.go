@@ -21,6 +21,7 @@ const (
 	KindRate           Kind = "rate"            // so many bytes and commands each second
 	KindQueue          Kind = "queue"           // so many at once, each with its service time
 	KindReorder        Kind = "reorder"         // is overtaken by later ones
+	KindCutReply       Kind = "cut-reply"       // the reply breaks off, and its connection is gone
 	KindResetFails     Kind = "reset-fails"     // an abort or reset does not work
 	KindUnplug         Kind = "unplug"          // is gone, and comes back
 	KindCapacity       Kind = "capacity"        // has another size
@@ -71,6 +72,9 @@ type Action struct {
 	ShiftBlocks int64 `json:"shift-blocks,omitempty" yaml:"shift-blocks,omitempty"`
 	// Keep is how many bytes are still transferred, rounded down to blocks.
 	Keep Size `json:"keep,omitempty" yaml:"keep,omitempty"`
+	// After is how many bytes of the reply, as on the wire, still go out. Without,
+	// its header and half of what follows that; of a header alone, half.
+	After *Size `json:"after,omitempty" yaml:"after,omitempty"`
 	// At is where a command is held, and when power fails.
 	At Place `json:"at,omitempty" yaml:"at,omitempty"`
 	// For is how long it takes: until a hang ends by itself, a disk is plugged in
@@ -154,6 +158,7 @@ const (
 	fieldSilent
 	fieldSize
 	fieldPower
+	fieldAfter
 )
 
 // A kindInfo is what there is to know of a kind.
@@ -188,6 +193,7 @@ var kinds = []kindInfo{
 	{kind: KindRate, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldRate, summary: "cap bytes and commands each second, with a burst"},
 	{kind: KindQueue, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldLatency | fieldLanes, summary: "serve so many at once, each for its service time"},
 	{kind: KindReorder, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor, summary: "answer after a random time up to this long, so that later commands overtake"},
+	{kind: KindCutReply, ops: opsOfUsers, allowed: opsOfUsers, optional: fieldAfter, summary: "send the beginning of the reply, then close the connection it was for"},
 	{kind: KindResetFails, stage: stageControl, ops: opsResets, allowed: opsControl, optional: fieldSilent, summary: "aborts and resets fail, or are not answered"},
 	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "the disk is gone, and comes back"},
 	{kind: KindCapacity, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/quantity"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -22,6 +23,8 @@ const (
 	MaxConnection = 63
 	MaxLanes      = 4096
 	MaxBits       = 4096
+	// MaxAfter is beyond the end of any reply.
+	MaxAfter = 1 * quantity.GiB
 	// MinPeriod is how often a rule about OpTime may be asked.
 	MinPeriod = Duration(time.Millisecond)
 )
@@ -134,7 +137,7 @@ func (r *Rule) checkKind() error {
 // fieldNames are the names of fields, by bit.
 var fieldNames = [...]string{
 	"status", "sense", "errno", "heal", "bits", "share", "shift-blocks", "keep", "at", "for", "period", "latency",
-	"bytes-per-second or iops", "lanes", "silent", "size", "power",
+	"bytes-per-second or iops", "lanes", "silent", "size", "power", "after",
 }
 
 func (f field) names() (out []string) {
@@ -167,6 +170,7 @@ func (a *Action) given() (f field) {
 		{a.Silent, fieldSilent},
 		{a.Size != 0, fieldSize},
 		{a.Power != nil, fieldPower},
+		{a.After != nil, fieldAfter},
 	} {
 		if g.is {
 			f |= g.bit
@@ -251,6 +255,9 @@ func (r *Rule) checkAction() error {
 	}
 	if a.Bits > MaxBits {
 		return fmt.Errorf("action.bits %d: want at most %d", a.Bits, MaxBits)
+	}
+	if a.After != nil && (*a.After < 0 || *a.After > MaxAfter) {
+		return fmt.Errorf("action.after %s: want 0 to %s, bytes of the reply", *a.After, MaxAfter)
 	}
 	if a.At != "" && a.At != PlaceBefore && a.At != PlaceAfter {
 		return fmt.Errorf("action.at %q: want %s or %s", a.At, PlaceBefore, PlaceAfter)

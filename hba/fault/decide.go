@@ -116,6 +116,10 @@ type Decision struct {
 	HoldAfter    *Fault
 	HoldAfterFor time.Duration
 
+	// CutReply has the reply to whoever asked break off and its connection end. Its
+	// rule says where.
+	CutReply *Fault
+
 	// Lost is never answered, Mistagged under another tag only.
 	Lost, Mistagged *Fault
 	// Late is answered once more, LateFor after what ended it; with LateDMA it
@@ -292,6 +296,10 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			hold(&d.HoldAfter, &d.HoldAfterFor, f, 0)
 		} else {
 			hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
+		}
+	case KindCutReply:
+		if d.CutReply == nil {
+			d.CutReply = f
 		}
 	case KindFlip:
 		d.flips += max(1, a.Bits)

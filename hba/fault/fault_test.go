@@ -664,6 +664,10 @@ func TestCheck_Bad(t *testing.T) {
 		`action: {kind: power-cut, power: {tear: "7"}}`:                                 `action.power.tear "7": want none, 512, 4096`,
 		`action: {kind: power-cut, power: {damage: lots}}`:                              `action.power.damage "lots": want old, garbage, unreadable`,
 		`action: {kind: power-cut, power: {off-for: 48h}}`:                              "action.power.off-for 48h0m0s: want at most 1h0m0s",
+		`action: {kind: cut-reply, after: 2G}`:                                          "action.after 2GiB: want 0 to 1GiB, bytes of the reply",
+		`action: {kind: cut-reply, at: before}`:                                         "action.at does not belong to cut-reply: its fields are after",
+		`action: {kind: busy, after: 0}`:                                                "action.after does not belong to busy",
+		`{action: {kind: cut-reply}, match: {op: reset-lun}}`:                           "match.op reset-lun: cut-reply is for read,write,flush",
 		`{action: {kind: reset-fails}, match: {lba: 1}}`:                                "match: an abort or reset has no range",
 	} {
 		r := Rule{Name: "r", Action: busy}

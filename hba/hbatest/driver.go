@@ -254,7 +254,7 @@ func (q *Queue) Consume(out []hba.Completion) int {
 		}
 		out[n] = hba.Completion{
 			Tag: e.Tag, Code: e.Code, ScsiStatus: e.ScsiStatus, SenseBytes: e.SenseBytes, Flags: e.Flags,
-			DataBytes: e.DataBytes, SubmissionHead: e.SubmissionHead, Sense: e.Sense, Phase: phase,
+			DataBytes: e.DataBytes, SubmissionHead: e.SubmissionHead, Sense: e.Sense, ReplyBytes: e.ReplyBytes, Phase: phase,
 		}
 		q.head++
 		n++

@@ -306,6 +306,9 @@ func (c *command) writePart(g *geometry) {
 // CompleteSRB implements port.Completer.
 func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 	v, errno := judge(srb, c.want)
+	if srb.CutReply {
+		c.req.CutReply(srb.ReplyBytes) // port.HalfReply is nbd.HalfReply
+	}
 	if c.step == stepStatus && statusArrived(srb, c.want) {
 		v = verdictDone
 	}

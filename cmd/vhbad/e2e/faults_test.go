@@ -70,6 +70,13 @@ bufs = [nbd.Buffer(B) for _ in range(16)]
 for i, b in enumerate(bufs): h.aio_pread(b, i * B, completion=lambda e, i=i: order.append(i) or 1)
 while h.aio_in_flight() > 0: h.poll(-1)
 assert sorted(order) == list(range(16)) and order != sorted(order), order`},
+	{"cut-reply", "op=read after=20", `
+mine = nbd.NBD()
+mine.connect_uri(h.get_uri())
+rule()
+fails(lambda: mine.pread(B, 0), None) # "server disconnected unexpectedly", which has no errno
+assert not mine.aio_is_ready()
+h.flush()`},
 	{"unplug", "action.for=500ms", `
 rule()
 fails(read, "ESHUTDOWN")

@@ -274,7 +274,7 @@ func TestParse_Bad(t *testing.T) {
 		"disks:\n- name: a\n":                         `c.yaml:2: disk "a": want either memory (a size) or file (a path), not neither`,
 		"disks:\n- {name: a, memory: 1M, file: /x}\n": "not both",
 		"faults:\n- {name: a, action: {kind: busy}}\n- {name: b, action: {kind: nap}}\n": `c.yaml:3: fault "b": action.kind "nap": want status`,
-		"faults:\n- name: a\n  action: {kind: busy, times: 3}\n":                         `c.yaml:3: unknown key "times": want at, bits`,
+		"faults:\n- name: a\n  action: {kind: busy, times: 3}\n":                         `c.yaml:3: unknown key "times": want after, at, bits`,
 		"faults:\n- name: a\n  match: {offset: 1MB}\n  action: {kind: busy}\n":           `c.yaml:3: size "1MB"`,
 		"faults:\n- name: a\n  match: {op: {}}\n  action: {kind: busy}\n":                `op: want a kind of command`,
 		"faults:\n- name: a\n  action: {kind: latency, latency: {mean: 5}}\n":            `c.yaml:3: duration "5"`,

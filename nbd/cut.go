@@ -1,0 +1,93 @@
+package nbd
+
+import (
+	"math"
+	"time"
+)
+
+// A reply that breaks off: what any network may do to a client, on demand.
+
+// HalfReply makes CutReply leave its header and half of what follows that; of a
+// header alone, half.
+const HalfReply = math.MaxUint32
+
+// CutReply has the connection end, for CloseInjected, behind the first afterBytes of
+// the request's reply as it goes over the wire, behind all of it if it is not
+// longer. Replies sent before are whole; what else is in flight is not answered.
+//
+// Concurrency: before Complete or Fail, by whoever calls that.
+func (r *Request) CutReply(afterBytes uint32) { r.cut, r.cutAt = true, afterBytes }
+
+// encodeCut is encode for a reply that is to break off: it comes alone, and it is
+// the last.
+func (s *sender) encodeCut() {
+	s.makeHeaders()
+	r := s.list[s.next]
+	header := simpleReplyBytes
+	if s.format == formatSimple {
+		s.appendReply(r)
+	} else {
+		header = s.format.chunkBytes()
+		s.appendChunks(r)
+	}
+	s.next++
+	s.breaks = true
+	total := 0
+	for _, b := range s.bufs {
+		total += len(b)
+	}
+	n := min(total, int(r.cutAt))
+	if r.cutAt == HalfReply {
+		n = total / 2
+		if total > header {
+			n = header + (total-header)/2
+		}
+	}
+	s.keepBytes(n)
+	// The client has not got its answer. In statistics it is an error.
+	r.errno, r.blame = EIO, BlameInjected
+}
+
+// keepBytes leaves the first n bytes of bufs.
+func (s *sender) keepBytes(n int) {
+	for i, b := range s.bufs {
+		if n == 0 {
+			clear(s.bufs[i:])
+			s.bufs = s.bufs[:i]
+			return
+		}
+		s.bufs[i] = b[:min(n, len(b))]
+		n -= len(s.bufs[i])
+	}
+}
+
+// breakOff makes the connection dead and ends its sending half; the rest is the
+// reader's. Closed here, a TCP socket that holds unread requests would be reset, and
+// the client lose some of what has been sent.
+//
+// Concurrency: with the right to send; no lock held.
+func (c *Conn) breakOff() {
+	if !c.die(CloseInjected) {
+		return
+	}
+	if w, ok := c.nc.(interface{ CloseWrite() error }); !ok || w.CloseWrite() != nil {
+		_ = c.nc.Close() // there is nobody to tell
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // as in poke
+}
+
+// mournBytes are read at a time of what nobody will answer.
+const mournBytes = 4 << 10
+
+// mourn closes the socket of a dead connection if breakOff has left that. Requests
+// in flight may still have their data in the receive block, so what comes meanwhile
+// must not go there.
+//
+// Concurrency: reader only.
+func (c *Conn) mourn() {
+	if CloseReason(c.reason.Load()) == CloseInjected {
+		c.linger(make([]byte, mournBytes))
+		_ = c.nc.Close() // there is nobody to tell
+	}
+}
