@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -216,5 +217,43 @@ func TestFile_WithoutHelp(t *testing.T) {
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMemory_ResizeWaitsForWriters: a write that has begun before its place was cut
+// off is not there when the medium grows again.
+func TestMemory_ResizeWaitsForWriters(t *testing.T) {
+	const offset = 160 << 20
+	m, err := NewMemory(MemoryConfig{SizeBytes: 1 << 28})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const i = offset >> chunkShift
+	s := &m.stripes[i%memoryStripes]
+	s.Lock() // as WriteAt does, with the size looked at
+	done := make(chan error)
+	go func() { done <- m.Resize(4096) }()
+	for m.Size() != 4096 {
+		runtime.Gosched()
+	}
+	for range 1000 { // Resize has time to pass over the chunk that is not there yet
+		runtime.Gosched()
+	}
+	err = m.writeChunkLocked(bytes.Repeat([]byte{1}, 4096), i, 0)
+	s.Unlock()
+	if err := errors.Join(err, <-done, m.Resize(1<<28)); err != nil {
+		t.Fatal(err)
+	}
+	if n := m.AllocatedBytes(); n != 0 {
+		t.Errorf("%d bytes are allocated of what was cut off", n)
+	}
+	p := make([]byte, 1)
+	if _, err := m.ReadAt(p, offset); err != nil || p[0] != 0 {
+		t.Errorf("what was cut off reads as %d, %v", p[0], err)
 	}
 }

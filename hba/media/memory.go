@@ -379,9 +379,12 @@ func (m *Memory) Resize(sizeBytes int64) error {
 		m.size.Store(sizeBytes)
 		return nil
 	}
-	// From here on nobody writes beyond the new end: whoever holds a stripe now
-	// is waited for below, and whoever takes it later sees the new size.
+	// From here on nobody writes beyond the new end: whoever holds a stripe now is
+	// waited for, and whoever takes it later sees the new size. hole alone would
+	// not do: it passes over chunks that are still to come.
 	m.size.Store(sizeBytes)
+	m.lockChunks(0, memoryStripes)
+	m.unlockChunks(0, memoryStripes)
 	m.hole(sizeBytes, old-sizeBytes)
 	return nil
 }
