@@ -60,15 +60,16 @@ deps: ## install the Debian packages that the tests need (root), or say which
 	  exit 1; \
 	fi
 
-# The rungs run from cheap to dear, one after the other, so that the first failure is the simplest.
+# The rungs run from cheap to dear, one after the other, so that the first failure is the simplest. Fuzz targets run by
+# number: by time, Go now and then reports the end of the time as a failure.
 .PHONY: test
-test: ## everything: Debian packages, unit, race, interop, real kernel, a little fuzzing, our packages (20 minutes on two cores)
+test: ## everything: Debian packages, unit, race, interop, real kernel, a little fuzzing, our packages (15 minutes on two cores)
 	@$(MAKE) deps
 	@$(MAKE) unit
 	@$(MAKE) race
 	@$(MAKE) interop
 	@$(MAKE) kernel
-	@$(MAKE) fuzz FUZZTIME=5s
+	@$(MAKE) fuzz FUZZTIME=1000x
 	@$(MAKE) package
 
 .PHONY: unit
