@@ -189,7 +189,7 @@ func (d *Device) postLocked(q *queue, tag uint32, code CompletionCode) (raise ui
 	}
 	var out [1]Completion
 	out[0].set(tag, code)
-	if !q.post(out[:]) {
+	if !q.postForOthers(out[:]) {
 		d.failLocked("the completion ring is not mapped", q.index)
 		return 0
 	}

@@ -66,9 +66,10 @@ func (q *queue) run(src source) {
 				q.dev.settle() // a reset may wait for this engine
 			}
 		}
-		if raise == 1<<q.index {
+		if raise == 1<<q.index && news != 0 {
 			q.interrupt(src, news)
-		} else if raise != 0 { // a reset has ended commands of other queues
+		} else if raise != 0 { // a reset or an abort has ended, here or on other queues
+			q.unannounced.Add(uint32(news))
 			q.dev.interruptAll(raise, src)
 		}
 		if commands < turnCommands && bytes < turnBytes {

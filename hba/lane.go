@@ -219,7 +219,7 @@ func (d *Device) postDoneLocked(w *crew) (raise uint64) {
 	}
 	q := w.done[0].queue
 	// Posted before the records are released: until then a reset waits.
-	if !q.post(w.outs[:w.count]) {
+	if !q.postForOthers(w.outs[:w.count]) {
 		d.failLocked("the completion ring is not mapped", q.index)
 	}
 	if q.gate.Load()&gateDead == 0 {

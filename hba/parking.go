@@ -154,7 +154,7 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 		return raise | d.holdLocked(rec, f, forever)
 	}
 	one := [1]Completion{h.out}
-	if !q.post(one[:]) {
+	if !q.postForOthers(one[:]) {
 		d.failLocked("the completion ring is not mapped", q.index)
 	}
 	if f := dec.NoInterrupt; f != nil && d.isInForce(f) {
@@ -190,7 +190,7 @@ func (q *queue) postSurplus(c *Completion) (raise uint64) {
 		return 0
 	}
 	one := [1]Completion{*c}
-	q.post(one[:])
+	q.postForOthers(one[:])
 	return 1 << q.index
 }
 

@@ -66,6 +66,9 @@ type queue struct {
 	postMu sync.Mutex
 	// posted is how far completions have been posted. It is stored under postMu.
 	posted atomic.Uint32
+	// unannounced counts those that others than the engine have posted since an
+	// interrupt was raised for them: for statistics only.
+	unannounced atomic.Uint32
 
 	// The rest is guarded by Device.mu: commands that workers have or wait for.
 	records []record // as many as completion entries: one for each command in flight
@@ -213,6 +216,13 @@ func (q *queue) post(results []Completion) bool {
 	}
 	q.count.completions.Add(uint64(len(results)))
 	return true
+}
+
+// postForOthers is post for whoever is not the engine, and so keeps no account of
+// what the next interrupt announces.
+func (q *queue) postForOthers(results []Completion) bool {
+	q.unannounced.Add(uint32(len(results)))
+	return q.post(results)
 }
 
 // interrupt raises the queue's interrupt, which announces so many completions. No

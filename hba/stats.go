@@ -34,8 +34,9 @@ type QueueStats struct {
 	Completions uint64 // posted
 	Interrupts  uint64 // raised: at most one for each batch of completions
 	// Batches are the interrupts by how many completions each announced: bucket i
-	// is up to 2^i, the last has no bound. An interrupt for what workers or a reset
-	// have completed counts as one of one.
+	// is up to 2^i, the last has no bound. Where several goroutines complete at once,
+	// the first interrupt may announce what is another's, and that one's then counts
+	// as one of one.
 	Batches             [BatchBuckets]uint64
 	SubmissionDoorbells uint64
 	CompletionDoorbells uint64

@@ -304,7 +304,7 @@ func (d *Device) interruptAll(set uint64, src source) {
 			continue
 		}
 		if q := d.slots[i].queue.Load(); q != nil {
-			q.interrupt(src, 1) // nearly always
+			q.interrupt(src, int(q.unannounced.Swap(0)))
 		}
 	}
 }

@@ -102,7 +102,7 @@ var (
 	hbaCommands    = desc("hba_commands_total", "Commands fetched.", "queue")
 	hbaCompletions = desc("hba_completions_total", "Completions posted.", "queue")
 	hbaInterrupts  = desc("hba_interrupts_total", "Interrupts raised: at most one for a batch of completions.", "queue")
-	hbaBatches     = desc("hba_completions_per_interrupt", "Completions that an interrupt announced, all queues together. One for what workers or a reset completed.")
+	hbaBatches     = desc("hba_completions_per_interrupt", "Completions that an interrupt announced, all queues together.")
 	hbaDoorbells   = desc("hba_doorbells_total", "Doorbell writes.", "queue", "ring")
 	hbaHanded      = desc("hba_handed_to_workers_total", "Commands that would have blocked.", "queue")
 	hbaRing        = desc("hba_ring_entries", "Commands by where they are.", "queue", "state")
