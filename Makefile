@@ -78,6 +78,7 @@ unit: ## unit tests, the lock order of them all, and the orders of steps; needs 
 	echo '$(GO) test -timeout 5m ./...'; VHBAD_LOCK_ORDER=$$folder $(GO) test -timeout 5m ./...; \
 	$(GO) run ./internal/lockorder/merge "$$folder"
 	$(GO) test -tags interleave -timeout 2m -run Interleave ./port ./hba
+	$(GO) -C internal/bench test ./...
 
 .PHONY: race
 race: ## unit tests under the race detector; needs a C compiler
@@ -145,7 +146,7 @@ soak: ## the id race with ten million requests; more orders of steps; 50 power c
 	while [ $$SECONDS -lt $$end ]; do $(GO) test -race -count=1 -shuffle=on -timeout 8m ./...; done
 
 .PHONY: bench
-bench: build ## vhbad beside other servers, ROUNDS= rounds of rows ROWS=, into docs/benchmarks.md (half an hour for all)
+bench: build ## vhbad beside other servers, ROUNDS= rounds of rows ROWS=, into docs/benchmarks.md (half an hour for all, 3 minutes for ROWS='^guest-')
 	@$(MAKE) deps PACKAGES='$(shell sed -e 's/\#.*//' deploy/ci/packages.txt deploy/ci/packages-bench.txt)'
 	$(GO) -C internal/bench build -o ../../.cache/bin/bench .
 	.cache/bin/bench -vhbad bin/vhbad -rounds $(ROUNDS) -rows '$(ROWS)' -doc docs/benchmarks.md

@@ -141,15 +141,36 @@ func roundTrips(b *testing.B, loopers []*looper, size int) {
 	}
 }
 
-// BenchmarkMemcpy is what no stack can beat: the copy alone.
+// BenchmarkMemcpy is what no stack can beat: the copy alone, on one processor and
+// on two, which may be two threads of one core and then do no more than one.
 func BenchmarkMemcpy(b *testing.B) {
 	for _, size := range []int{4 << 10, 64 << 10} {
-		b.Run(fmt.Sprintf("size=%dKiB", size>>10), func(b *testing.B) {
-			from, to := make([]byte, 32*size), make([]byte, 32*size)
-			b.SetBytes(int64(size))
-			for i := 0; b.Loop(); i = (i + 1) % 32 {
-				copy(to[i*size:(i+1)*size], from[i*size:])
+		for _, n := range []int{1, 2} {
+			b.Run(fmt.Sprintf("size=%dKiB/processors=%d", size>>10, n), func(b *testing.B) { copies(b, n, size) })
+		}
+	}
+}
+
+// copies counts copies over all processors.
+func copies(b *testing.B, processors, size int) {
+	const buffers = 32
+	rounds := (b.N + buffers*processors - 1) / (buffers * processors)
+	from, to := make([][]byte, processors), make([][]byte, processors)
+	for i := range processors {
+		from[i], to[i] = make([]byte, buffers*size), make([]byte, buffers*size)
+		copy(to[i], from[i]) // touch the memory
+	}
+	b.SetBytes(int64(size))
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for i := range processors {
+		wg.Go(func() {
+			for range rounds {
+				for j := range buffers {
+					copy(to[i][j*size:(j+1)*size], from[i][j*size:])
+				}
 			}
 		})
 	}
+	wg.Wait()
 }

@@ -16,13 +16,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
-	"github.com/vhbad/vhbad/cmd/vhbad/internal/progress"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
+	"github.com/vhbad/vhbad/internal/progress"
 )
 
 // signalPause is how long after the first signal others do not count: timeout(1)
@@ -247,21 +246,12 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	return file.Resolve(client.DefaultPath(), inherited)
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
 // newLog makes the daemon's log, on w.
 func newLog(w io.Writer, c *config.Config, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	asText := c.LogFormat == "text"
 	if c.LogFormat == "auto" {
-		asText = isTerminal(w)
+		asText = progress.IsTerminal(w)
 	}
 	if asText {
 		return slog.New(slog.NewTextHandler(w, o))
@@ -313,8 +303,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited, Predecessor: predecessor,
 		Single: s.single, Conn: conn,
 	}
-	if w := cmd.ErrOrStderr(); isTerminal(w) {
-		o.Progress = func(what string) func(done, total int64) { return progress.NewBar(w, what, nil).Update }
+	if w := cmd.ErrOrStderr(); progress.IsTerminal(w) {
+		o.Progress = func(what string) func(done, total int64) { return progress.NewBar(w, what, progress.Bytes, nil).Update }
 	}
 	if s.configPath != "" && !s.single {
 		given := len(inherited.NBD) > 0

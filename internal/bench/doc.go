@@ -15,15 +15,19 @@
 //
 // # Parts
 //
-//	table.go    what is measured and what is aimed at
-//	server.go   the servers, each a child process
-//	bare.go     the bare loop: NBD and memory and nothing else
-//	gonbd.go    the server of github.com/pojntfx/go-nbd
-//	load.go     the clients: fio and nbdcopy
-//	measure.go  processor time, system calls and memory of a process
-//	rounds.go   interleaved rounds and their medians
-//	special.go  rows that are no fio run: copies, system calls, idle connections
-//	report.go   docs/benchmarks.md
-//	results.go  what was measured, kept between runs
-//	plot.go     its pictures
+//	table.go     what is measured and what is aimed at
+//	server.go    the servers, each a child process
+//	bare.go      the bare loop: NBD and memory and nothing else
+//	gonbd.go     the server of github.com/pojntfx/go-nbd
+//	load.go      the clients: fio and nbdcopy
+//	measure.go   processor time, system calls and memory of a process
+//	rounds.go    interleaved rounds and their medians
+//	special.go   rows that are no fio run: copies, system calls, idle connections
+//	growth.go    one thing grows at a time
+//	inprocess.go benchmarks without a socket, on one and two processors
+//	guest.go     rows of a guest kernel's /dev/nbd0; guestinit.go is its inside
+//	work.go      how far the run is
+//	report.go    docs/benchmarks.md
+//	results.go   what was measured, kept between runs
+//	plot.go      its pictures
 package main

@@ -4,7 +4,8 @@ go 1.26.8
 
 require (
 	github.com/pojntfx/go-nbd v0.3.2
-	golang.org/x/sys v0.30.0
+	github.com/vhbad/vhbad v0.0.0
+	golang.org/x/sys v0.49.0
 	gonum.org/v1/plot v0.16.0
 )
 
@@ -18,5 +19,8 @@ require (
 	github.com/golang/freetype v0.0.0-20170609003504-e2365dfdc4a0 // indirect
 	github.com/pmezard/go-difflib v1.0.0 // indirect
 	golang.org/x/image v0.25.0 // indirect
-	golang.org/x/text v0.23.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
 )
+
+// What is shared with the daemon's own tests comes from this very tree.
+replace github.com/vhbad/vhbad => ../..

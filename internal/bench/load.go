@@ -31,8 +31,10 @@ type result struct {
 	P50  float64 `json:"p50_us,omitempty"`
 	P99  float64 `json:"p99_us,omitempty"`
 	P999 float64 `json:"p999_us,omitempty"`
-	// Seconds is the time of a copy.
-	Seconds float64 `json:"seconds,omitempty"`
+	// Seconds is the time of a copy or of unpacking a tree, and CPUSeconds the
+	// server's processor time in it.
+	Seconds    float64 `json:"seconds,omitempty"`
+	CPUSeconds float64 `json:"cpu_seconds,omitempty"`
 	// Calls is system calls for one request.
 	Calls float64 `json:"calls,omitempty"`
 	// Percentiles is the distribution of latency: percentile to microseconds.
@@ -63,7 +65,7 @@ func runFio(p *process, l load, sizeBytes int64, d time.Duration, seed int) (res
 	if err != nil {
 		return result{}, err
 	}
-	side, err := fio(p.uri, l, sizeBytes, "--time_based", "--runtime="+strconv.FormatFloat(d.Seconds(), 'f', -1, 64),
+	side, err := fio(p, l, sizeBytes, "--time_based", "--runtime="+strconv.FormatFloat(d.Seconds(), 'f', -1, 64),
 		"--randseed="+strconv.Itoa(seed+1))
 	if err != nil {
 		return result{}, fmt.Errorf("%s: %s: %w", p.kind, l, err)
@@ -85,13 +87,18 @@ func runFio(p *process, l load, sizeBytes int64, d time.Duration, seed int) (res
 	return r, nil
 }
 
-// fio runs one job.
-func fio(uri string, l load, sizeBytes int64, more ...string) (fioSide, error) {
-	args := []string{
-		"--name=bench", "--ioengine=nbd", "--uri=" + uri, "--rw=" + l.rw, "--bs=" + strconv.Itoa(l.blockBytes),
-		"--iodepth=" + strconv.Itoa(l.depth), "--numjobs=" + strconv.Itoa(l.connections), "--group_reporting",
-		"--size=" + strconv.FormatInt(sizeBytes, 10), "--norandommap", "--output-format=json", "--eta=never",
+// fio runs one job: on the device if the server is attached to one, else as an NBD
+// client.
+func fio(p *process, l load, sizeBytes int64, more ...string) (fioSide, error) {
+	args := []string{"--ioengine=nbd", "--uri=" + p.uri}
+	if p.device != "" {
+		args = []string{"--ioengine=libaio", "--direct=1", "--thread", "--filename=" + p.device}
 	}
+	args = append(args,
+		"--name=bench", "--rw="+l.rw, "--bs="+strconv.Itoa(l.blockBytes),
+		"--iodepth="+strconv.Itoa(l.depth), "--numjobs="+strconv.Itoa(l.connections), "--group_reporting",
+		"--size="+strconv.FormatInt(sizeBytes, 10), "--norandommap", "--output-format=json", "--eta=never",
+	)
 	var out, errs bytes.Buffer
 	cmd := exec.Command("fio", append(args, more...)...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -123,7 +130,7 @@ func fio(uri string, l load, sizeBytes int64, more ...string) (fioSide, error) {
 // fill writes the whole disk, so that no read finds a hole.
 func fill(p *process, sizeBytes int64) error {
 	l := load{rw: "write", blockBytes: 256 << 10, depth: 16, connections: 1}
-	if _, err := fio(p.uri, l, sizeBytes, "--refill_buffers"); err != nil {
+	if _, err := fio(p, l, sizeBytes, "--refill_buffers"); err != nil {
 		return fmt.Errorf("%s: filling it: %w", p.kind, err)
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vhbad/vhbad/internal/guest"
 )
 
 func main() {
@@ -22,6 +24,9 @@ func main() {
 }
 
 func run() error {
+	if guestMain() {
+		return nil
+	}
 	var (
 		vhbad   = flag.String("vhbad", "bin/vhbad", "the daemon to measure")
 		rounds  = flag.Int("rounds", 5, "rounds of each row")
@@ -39,6 +44,7 @@ func run() error {
 
   make bench                                  everything, into docs/benchmarks.md
   make bench ROWS='4k-d1$'                    one row, into the document beside the others
+  make bench ROWS='^guest-'                   rows of a guest kernel's /dev/nbd0
   bench -vhbad bin/vhbad -rows '4k-d1$' -rounds 3   one row, on the terminal
 
 Where others use the machine, chrt -r 10 before it keeps them away; the document says so.
@@ -68,9 +74,9 @@ Where others use the machine, chrt -r 10 before it keeps them away; the document
 	if *rounds < 1 {
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
 	}
-	for _, tool := range []string{"fio", "nbdkit", "qemu-nbd", "nbd-server", "nbdcopy", "perf", *vhbad} {
+	for _, tool := range []string{"fio", "nbdkit", "qemu-nbd", "nbd-server", "nbdcopy", "perf", guest.Kernel, "nbd-client", "mkfs.ext4", *vhbad} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("%w: `make bench` builds vhbad and installs the others (Debian: fio nbdkit qemu-utils nbd-server libnbd-bin linux-perf)", err)
+			return fmt.Errorf("%w: `make bench` builds vhbad and installs the others (Debian: fio nbdkit qemu-utils nbd-server libnbd-bin linux-perf user-mode-linux nbd-client e2fsprogs)", err)
 		}
 	}
 	path, err := filepath.Abs(*vhbad)
@@ -81,9 +87,13 @@ Where others use the machine, chrt -r 10 before it keeps them away; the document
 	if err != nil {
 		return err
 	}
-	b := &bench{shop: shop{vhbad: path, dir: dir}, rounds: *rounds, runTime: *runTime, alone: *alone, out: os.Stderr}
+	b := &bench{shop: shop{vhbad: path, dir: dir}, rounds: *rounds, runTime: *runTime, alone: *alone}
 	var now, all results
-	err = errors.Join(b.measure(&now, match), os.RemoveAll(dir))
+	parts := b.parts(match)
+	if len(parts) == 0 {
+		return errors.Join(fmt.Errorf("-rows %q: no row's name matches; see the first column of docs/benchmarks.md, and idle, round-trip, growth", *rows), os.RemoveAll(dir))
+	}
+	err = errors.Join(b.measure(&now, parts), os.RemoveAll(dir))
 	all = now
 	if *doc != "" {
 		if all, err = update(resultsPath(*doc), &now, err); err != nil {
@@ -108,56 +118,95 @@ Where others use the machine, chrt -r 10 before it keeps them away; the document
 	return errors.Join(r.plots(strings.TrimSuffix(*doc, ".md")), r.writeMarkdown(*doc))
 }
 
-// measure does every row that matches.
-func (b *bench) measure(r *results, match *regexp.Regexp) error {
-	for _, row := range fioRows() {
-		if match.MatchString(row.name) {
-			r.add(b, b.measureRow(row))
-		}
-	}
-	if slices.ContainsFunc(copyRows(), func(row row) bool { return match.MatchString(row.name) }) {
-		r.add(b, b.measureCopies()...)
-	}
-	for _, row := range callRows() {
-		if match.MatchString(row.name) {
-			r.add(b, b.measureCalls(row))
-		}
-	}
-	var errs error
-	if match.MatchString("idle") {
-		each, busy, err := b.idle()
-		errs = errors.Join(errs, err)
-		if err == nil {
-			r.Idle = &idleResult{Connections: idleConnections, BytesEach: each, Busy: busy}
-		}
-	}
-	if match.MatchString("round-trip") {
-		lines, err := roundTrip()
-		errs = errors.Join(errs, err)
-		r.RoundTrip = lines
-	}
-	if match.MatchString("growth") {
-		points, err := b.growth()
-		errs = errors.Join(errs, err)
-		r.Growth = points
-	}
-	return errs
+// A part is what one step of a run measures: rows, or what has no rows.
+type part struct {
+	name  string
+	guess time.Duration // how long it takes
+	run   func(r *results) error
 }
 
-// roundTrip runs the benchmarks from submission to completion, and of the copy
-// alone.
-func roundTrip() ([]string, error) {
-	out, err := exec.Command("go", "test", "-run", "^$", "-bench", "RoundTrip|Memcpy", "-benchmem", "-count", "5", "./miniport").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("go test -bench: %w: %s", err, out)
-	}
-	var lines []string
-	for l := range strings.Lines(string(out)) {
-		if strings.HasPrefix(l, "Benchmark") {
-			lines = append(lines, strings.TrimRight(l, "\n"))
+// parts are what a run measures, in its order: all whose names match, the expression
+// that they are chosen by.
+func (b *bench) parts(match *regexp.Regexp) []part {
+	var out []part
+	// What a server and a round of it cost besides the runs is from experience.
+	const start, gap = 2 * time.Second, 400 * time.Millisecond
+	rounds := time.Duration(b.rounds)
+	for _, row := range fioRows() {
+		if match.MatchString(row.name) {
+			servers := time.Duration(1 + len(row.peers))
+			out = append(out, part{row.name, servers * (start + rounds*(b.runTime+gap)), func(r *results) error {
+				r.add(b, b.measureRow(row))
+				return nil
+			}})
 		}
 	}
-	return lines, nil
+	if rows := matching(copyRows(), match); len(rows) > 0 {
+		out = append(out, part{"copies", 5*time.Second + rounds*20*time.Second, func(r *results) error {
+			r.add(b, b.measureCopies()...)
+			return nil
+		}})
+	}
+	for _, row := range matching(callRows(), match) {
+		out = append(out, part{row.name, 15 * time.Second, func(r *results) error {
+			r.add(b, b.measureCalls(row))
+			return nil
+		}})
+	}
+	if rows := matching(guestRows(), match); len(rows) > 0 {
+		run := time.Duration(len(rows)) * (10*time.Second + 2*rounds*(guestRunTime+time.Second))
+		out = append(out, part{"guest", 5*time.Second + run, func(r *results) error {
+			r.add(b, b.measureGuest(rows)...)
+			return nil
+		}})
+	}
+	if match.MatchString("idle") {
+		out = append(out, part{"idle", idleTime + 3*time.Second, func(r *results) error {
+			each, busy, err := b.idle()
+			if err == nil {
+				r.Idle = &idleResult{Connections: idleConnections, BytesEach: each, Busy: busy}
+			}
+			return err
+		}})
+	}
+	if match.MatchString("round-trip") {
+		out = append(out, part{"round-trip", inProcessRounds * 30 * time.Second, func(r *results) (err error) {
+			r.RoundTrip, err = b.roundTrip()
+			return err
+		}})
+	}
+	if match.MatchString("growth") {
+		sizes := 0
+		for _, s := range growthSeries() {
+			sizes += len(s.sizes)
+		}
+		out = append(out, part{"growth", time.Duration(sizes) * (start + growthRounds*(growthRunTime+gap)), func(r *results) (err error) {
+			r.Growth, err = b.growth()
+			return err
+		}})
+	}
+	return out
+}
+
+func matching(rows []row, match *regexp.Regexp) []row {
+	return slices.DeleteFunc(rows, func(r row) bool { return !match.MatchString(r.name) })
+}
+
+// measure does every part. What fails keeps no other from being measured.
+func (b *bench) measure(r *results, parts []part) (err error) {
+	total := time.Duration(0)
+	for i := range parts {
+		total += parts[i].guess
+	}
+	b.work = newWork(os.Stderr, total)
+	for i := range parts {
+		b.work.begin(parts[i].name, parts[i].guess)
+		if e := parts[i].run(r); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", parts[i].name, e))
+		}
+	}
+	b.work.end(err)
+	return err
 }
 
 // plots draws everything that was measured, into dir.

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,7 +56,17 @@ func judge(all *results) (*report, error) {
 			r.Verdicts = append(r.Verdicts, o.verdict(t))
 		}
 	}
+	r.Verdicts = append(r.Verdicts, scaleVerdicts(all.RoundTrip)...)
 	return r, nil
+}
+
+// judged is rr with what its ratios, of which there is one at least, say of its
+// target.
+func judged(rr reportRow, ratios []float64) reportRow {
+	rr.isAtMost = !rr.Metric.better()
+	rr.Ratio, rr.Least, rr.Most, rr.Rounds = median(ratios), slices.Min(ratios), slices.Max(ratios), len(ratios)
+	rr.Met = target{rr.Against, rr.Metric, rr.Target}.met(rr.Ratio)
+	return rr
 }
 
 // verdict compares one target with what was measured.
@@ -71,14 +80,11 @@ func (o *outcome) verdict(t target) reportRow {
 		rr.Problem = "this peer was not there when the row was measured"
 		return rr
 	}
-	ratios := o.ratios(t)
-	rr.Ratio, rr.Least, rr.Most, rr.Rounds = median(ratios), slices.Min(ratios), slices.Max(ratios), len(ratios)
-	rr.Met = t.met(rr.Ratio)
 	rr.Ours = o.typical(o.row.ours, t.metric)
 	if t.peer != "" {
 		rr.Peers = o.typical(t.peer, t.metric)
 	}
-	return rr
+	return judged(rr, o.ratios(t))
 }
 
 // print shows the report on a terminal.
@@ -159,20 +165,20 @@ func (r *report) markdown() string {
 		line("")
 		line("| benchmark | ns for each request | least … most | allocations |")
 		line("|---|---:|---:|---:|")
-		for _, x := range roundTripMedians(r.RoundTrip) {
+		for _, x := range byBenchmark(r.RoundTrip) {
 			line("| %s | %.0f | %.0f … %.0f | %s |", x.name, median(x.ns), slices.Min(x.ns), slices.Max(x.ns), x.allocations)
 		}
 	}
 	if len(r.Growth) > 0 {
 		line("")
-		line("| what grows | to | IOPS | CPU per I/O, µs | p50, µs | ready after, ms |")
-		line("|---|---:|---:|---:|---:|---:|")
+		line("| what grows | to | IOPS | least … most | CPU per I/O, µs | p50, µs | ready after, ms |")
+		line("|---|---:|---:|---:|---:|---:|---:|")
 		for _, p := range r.Growth {
 			unit := ""
 			if p.What == "size" {
 				unit = " GiB"
 			}
-			line("| %s | %.0f%s | %.0f | %.1f | %.0f | %.0f |", p.What, p.N, unit, p.IOPS, p.CPUMicros, p.P50, p.StartMS)
+			line("| %s | %.0f%s | %.0f | %.0f … %.0f | %.1f | %.0f | %.0f |", p.What, p.N, unit, p.IOPS, p.LeastIOPS, p.MostIOPS, p.CPUMicros, p.P50, p.StartMS)
 		}
 	}
 	return b.String()
@@ -191,38 +197,6 @@ func (r *report) conditions() []string {
 	return out
 }
 
-// A goBenchmark is the runs of one benchmark of package testing.
-type goBenchmark struct {
-	name, allocations string
-	ns                []float64
-}
-
-// roundTripMedians gathers the lines that `go test -bench` printed by benchmark.
-func roundTripMedians(lines []string) []goBenchmark {
-	var out []goBenchmark
-	for _, l := range lines {
-		f := strings.Fields(l)
-		if len(f) < 4 {
-			continue
-		}
-		ns, err := strconv.ParseFloat(f[2], 64)
-		if err != nil {
-			continue
-		}
-		name := strings.TrimPrefix(f[0], "Benchmark")
-		if i := strings.LastIndexByte(name, '-'); i > 0 {
-			name = name[:i] // the number of processors
-		}
-		if n := len(out); n == 0 || out[n-1].name != name {
-			out = append(out, goBenchmark{name: name})
-		}
-		last := &out[len(out)-1]
-		last.ns = append(last.ns, ns)
-		last.allocations = f[len(f)-2]
-	}
-	return out
-}
-
 func number(x float64) string {
 	if x >= 1000 {
 		return fmt.Sprintf("%.0f", x)
@@ -230,8 +204,8 @@ func number(x float64) string {
 	return fmt.Sprintf("%.2f", x)
 }
 
-// machine says what was measured on.
-func machine() string {
+// machine says what was measured on, and where on it if that is to be said.
+func machine(where string) string {
 	model := "unknown processor"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for l := range strings.Lines(string(b)) {
@@ -251,7 +225,11 @@ func machine() string {
 			parts = append(parts, first)
 		}
 	}
-	return strings.Join(parts, "; ") + "; " + policy() + "."
+	parts = append(parts, policy())
+	if where != "" {
+		parts = append(parts, where)
+	}
+	return strings.Join(parts, "; ") + "."
 }
 
 // policy says how client and servers are scheduled. They inherit it.

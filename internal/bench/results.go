@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +42,10 @@ type idleResult struct {
 func (r *results) add(b *bench, outcomes ...outcome) {
 	for i := range outcomes {
 		o := &outcomes[i]
-		x := rowResults{Name: o.row.name, When: time.Now().UTC().Truncate(time.Second), RunTime: b.runTime, Machine: machine(), Servers: o.results}
+		x := rowResults{
+			Name: o.row.name, When: time.Now().UTC().Truncate(time.Second), RunTime: cmp.Or(o.runTime, b.runTime), Machine: machine(o.machine),
+			Servers: o.results,
+		}
 		if o.err != nil {
 			x.Problem, x.Servers = o.err.Error(), nil
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,8 +15,8 @@ type bench struct {
 	shop    shop
 	rounds  int
 	runTime time.Duration
-	alone   bool      // without peers
-	out     io.Writer // progress
+	alone   bool // without peers
+	work    *work
 }
 
 // An outcome is a row that was measured: results by server, one for each round.
@@ -25,6 +24,10 @@ type outcome struct {
 	row     row
 	results map[kind][]result
 	err     error
+	// runTime and machine are how long a run was and where it was, if that is not as
+	// with the others.
+	runTime time.Duration
+	machine string
 }
 
 // ratios are ours divided by the peer's, round by round; without a peer, ours.
@@ -98,8 +101,9 @@ func (b *bench) measureRow(r row) (o outcome) {
 				return o
 			}
 			o.results[p.kind] = append(o.results[p.kind], res)
+			b.work.at(float64(round*len(servers)+i+1) / float64(b.rounds*len(servers)))
 		}
-		_, _ = fmt.Fprintf(b.out, "%s: round %d of %d: %s\n", r.name, round+1, b.rounds, o.lastRound())
+		b.work.note("%s: round %d of %d: %s", r.name, round+1, b.rounds, o.lastRound())
 	}
 	return o
 }
@@ -110,6 +114,10 @@ func (o *outcome) lastRound() string {
 	for _, k := range append([]kind{o.row.ours}, o.row.peers...) {
 		if n := len(o.results[k]); n > 0 {
 			r := o.results[k][n-1]
+			if r.Seconds != 0 {
+				_, _ = fmt.Fprintf(&s, "  [%s %.2f s, %.2f s CPU]", k, r.Seconds, r.CPUSeconds)
+				continue
+			}
 			_, _ = fmt.Fprintf(&s, "  [%s %.0f IOPS, %.1f us CPU, p50 %.0f us]", k, r.IOPS, r.CPUMicros, r.P50)
 		}
 	}

@@ -41,12 +41,15 @@ const nbdServerPort = 10995
 
 // A process is a running server.
 type process struct {
-	kind kind
-	uri  string
-	cmd  *exec.Cmd
-	log  *bytes.Buffer
-	done chan struct{}
-	once sync.Once
+	kind   kind
+	uri    string
+	socket string
+	// device is the /dev/nbdN that is attached to it, in a guest; else empty.
+	device string
+	cmd    *exec.Cmd
+	log    *bytes.Buffer
+	done   chan struct{}
+	once   sync.Once
 	// pidFile has the process id of a server that has left us; else empty.
 	pidFile string
 }
@@ -103,7 +106,7 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 	default:
 		return nil, fmt.Errorf("no server %q", k)
 	}
-	p := &process{kind: k, uri: uri, cmd: cmd, log: &bytes.Buffer{}, done: make(chan struct{}), pidFile: pidFile}
+	p := &process{kind: k, uri: uri, socket: socket, cmd: cmd, log: &bytes.Buffer{}, done: make(chan struct{}), pidFile: pidFile}
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	// What this program cannot stop, because it was killed, stops by itself.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

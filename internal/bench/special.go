@@ -71,8 +71,9 @@ func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
 			if err = errors.Join(err, p.stop(), os.Remove(image)); err != nil {
 				return fmt.Errorf("%s: %w", k, err)
 			}
+			b.work.at(float64(round*len(kinds)+i+1) / float64(b.rounds*len(kinds)))
 		}
-		_, _ = fmt.Fprintf(b.out, "copies: round %d of %d\n", round+1, b.rounds)
+		b.work.note("copies: round %d of %d", round+1, b.rounds)
 	}
 	return nil
 }
@@ -119,14 +120,14 @@ func (b *bench) countCalls(k kind, l load) (r result, err error) {
 	const requests = 200_000
 	var side fioSide
 	total, err := systemCalls(p.pid(), func() (err error) {
-		side, err = fio(p.uri, l, diskBytes, fmt.Sprintf("--number_ios=%d", requests))
+		side, err = fio(p, l, diskBytes, fmt.Sprintf("--number_ios=%d", requests))
 		return err
 	})
 	if err != nil {
 		return r, err
 	}
 	r.Calls = float64(total) / float64(side.Total)
-	_, _ = fmt.Fprintf(b.out, "%s depth %d: %.2f system calls per I/O\n", k, l.depth, r.Calls)
+	b.work.note("%s depth %d: %.2f system calls per I/O", k, l.depth, r.Calls)
 	return r, nil
 }
 
@@ -208,69 +209,4 @@ func enter(socket string) (net.Conn, error) {
 	}
 	_, err = io.ReadFull(c, make([]byte, replyBytes+4096))
 	return c, err
-}
-
-// A point is one measurement of how cost grows with something.
-type point struct {
-	What      string  `json:"what"` // "disks", "connections", "depth", "size"
-	N         float64 `json:"n"`    // how many, or GiB
-	IOPS      float64 `json:"iops"`
-	CPUMicros float64 `json:"cpu_us"`
-	P50       float64 `json:"p50_us"`
-	StartMS   float64 `json:"start_ms"` // until the server listens
-}
-
-// growth measures the cost of a 4 KiB read while one thing grows at a time.
-func (b *bench) growth() ([]point, error) {
-	var out []point
-	add := func(what string, n float64, l load, sizeBytes int64, extra ...string) (err error) {
-		b.shop.extra = extra
-		defer func() { b.shop.extra = nil }()
-		begin := time.Now()
-		p, err := b.shop.start(vhbadMemory, sizeBytes, "")
-		if err != nil {
-			return err
-		}
-		started := time.Since(begin)
-		defer func() { err = errors.Join(err, p.stop()) }()
-		work := min(sizeBytes, diskBytes)
-		if err := fill(p, work); err != nil {
-			return err
-		}
-		r, err := runFio(p, l, work, b.runTime, 0)
-		if err != nil {
-			return err
-		}
-		out = append(out, point{what, n, r.IOPS, r.CPUMicros, r.P50, float64(started.Milliseconds())})
-		_, _ = fmt.Fprintf(b.out, "growth: %s %.0f: %.0f IOPS, %.1f us CPU, started in %s\n", what, n, r.IOPS, r.CPUMicros, started.Round(time.Millisecond))
-		return nil
-	}
-	l := load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1}
-	for _, n := range []int{1, 16, 256} {
-		var disks []string
-		for i := 1; i < n; i++ {
-			disks = append(disks, "--disk", fmt.Sprintf("more%d=memory:1GiB", i))
-		}
-		if err := add("disks", float64(n), l, diskBytes, disks...); err != nil {
-			return out, err
-		}
-	}
-	for _, n := range []int{1, 4, 16, 64, 256} {
-		l := load{rw: "randread", blockBytes: 4 * kib, depth: 8, connections: n}
-		if err := add("connections", float64(n), l, diskBytes, "--connections", "300", "--memory", "1GiB"); err != nil {
-			return out, err
-		}
-	}
-	for _, n := range []int{1, 4, 16, 64, 256, 1024} {
-		l := load{rw: "randread", blockBytes: 4 * kib, depth: n, connections: 1}
-		if err := add("depth", float64(n), l, diskBytes, "--requests", "1024"); err != nil {
-			return out, err
-		}
-	}
-	for _, n := range []int64{1, 64, 1024, 64 * 1024} {
-		if err := add("size", float64(n), l, n*gib); err != nil {
-			return out, err
-		}
-	}
-	return out, nil
 }

@@ -13,6 +13,7 @@ const (
 	p99     metric = "p99"
 	seconds metric = "time"
 	calls   metric = "system calls per I/O"
+	scale   metric = "two processors ÷ one"
 )
 
 func (m metric) of(r result) float64 {
@@ -29,12 +30,13 @@ func (m metric) of(r result) float64 {
 		return r.Seconds
 	case calls:
 		return r.Calls
+	case scale: // no server's: see scaleVerdicts
 	}
 	panic("bench: no metric " + string(m))
 }
 
 // better says whether more of it is better.
-func (m metric) better() bool { return m == iops }
+func (m metric) better() bool { return m == iops || m == scale }
 
 // A target is what a row aims at: our value divided by the peer's, or our value
 // alone if there is no peer.
@@ -72,7 +74,7 @@ const (
 const diskBytes = 512 * mib
 
 // allRows are the rows that have targets, in the order of the document.
-func allRows() []row { return slices.Concat(fioRows(), copyRows(), callRows()) }
+func allRows() []row { return slices.Concat(fioRows(), copyRows(), callRows(), guestRows()) }
 
 // fioRows are the rows that are fio jobs.
 func fioRows() []row {

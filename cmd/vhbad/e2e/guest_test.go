@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	machine "github.com/vhbad/vhbad/internal/guest"
 )
 
 // Environment of init in the guest, given on its kernel's command line.
@@ -53,12 +55,11 @@ type guest struct {
 
 // Where things are in the guest.
 const (
-	guestImage   = "/run/tmp/disk.img"
-	guestMount   = "/run/disk"
-	guestSocket  = "/run/vhbad.sock"
-	guestTCP     = "127.0.0.1:10809"
-	guestDevice  = "/dev/nbd0"
-	guestResults = "/dev/tty1"
+	guestImage  = machine.Temporary + "/disk.img"
+	guestMount  = "/run/disk"
+	guestSocket = "/run/vhbad.sock"
+	guestTCP    = "127.0.0.1:10809"
+	guestDevice = "/dev/nbd0"
 )
 
 // guestMain runs a scenario and powers the guest off, if this process is a
@@ -69,16 +70,13 @@ func guestMain() bool {
 		return false
 	}
 	debug.SetGCPercent(-1) // a scenario allocates little, and fresh pages are dear here
-	results, err := os.OpenFile(guestResults, os.O_WRONLY, 0)
+	results, err := os.OpenFile(machine.Reports, os.O_WRONLY, 0)
 	if err != nil {
 		fmt.Println("guest:", err)
 	} else {
 		runScenario(name, results)
 	}
-	unix.Sync()
-	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
-		fmt.Println("guest: power off:", err)
-	}
+	fmt.Println("guest:", machine.PowerOff())
 	return true
 }
 
@@ -126,53 +124,18 @@ func (g *guest) dump() {
 	}
 }
 
-// boot mounts what a system has and loads nbd.ko.
+// boot makes a system of the kernel and loads nbd.ko.
 func (g *guest) boot() error {
-	for _, m := range []struct{ kind, folder string }{
-		{"proc", "/proc"},
-		{"sysfs", "/sys"},
-		{"tmpfs", "/run"},
-	} {
-		if err := unix.Mount("none", m.folder, m.kind, 0, ""); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.kind, m.folder, err)
-		}
-	}
-	for _, folder := range []string{"/run/tmp", guestMount} {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return err
-		}
-	}
-	if err := os.Unsetenv("GODEBUG"); err != nil { // it was for init, not for its children
+	if err := machine.Enter(); err != nil {
 		return err
 	}
-	for name, value := range map[string]string{
-		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": "/run/tmp", "HOME": "/run", "LC_ALL": "C",
-	} {
-		if err := os.Setenv(name, value); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(guestMount, 0o755); err != nil {
+		return err
 	}
-	if err := loadModule("drivers/block/nbd.ko", "nbds_max=2"); err != nil {
+	if err := machine.LoadModule("drivers/block/nbd.ko", "nbds_max=2"); err != nil {
 		return err
 	}
 	return g.run("ip", "link", "set", "lo", "up")
-}
-
-// loadModule loads a module of the guest's kernel.
-func loadModule(name, parameters string) error {
-	var release unix.Utsname
-	if err := unix.Uname(&release); err != nil {
-		return err
-	}
-	path := filepath.Join("/usr/lib/uml/modules", unix.ByteSliceToString(release.Release[:]), "kernel", name)
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	if err := unix.FinitModule(int(f.Fd()), parameters, 0); err != nil {
-		return errors.Join(fmt.Errorf("load %s: %w", path, err), f.Close())
-	}
-	return f.Close()
 }
 
 // guestCommandTimeout bounds every command and every wait in the guest, which has a

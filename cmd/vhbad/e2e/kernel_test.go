@@ -8,12 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	machine "github.com/vhbad/vhbad/internal/guest"
 )
 
 var fullFlag = flag.Bool("full", false, "run every file system over every transport and number of connections")
@@ -23,10 +23,6 @@ const (
 	guestMemory = "768M"
 	// guestDeadline bounds one boot, from start to power-off.
 	guestDeadline = 8 * time.Minute
-	// mapCount is how many mappings a host process may have. The guest kernel maps
-	// each page that a guest process touches, so a big daemon needs many.
-	mapCount     = 1 << 20
-	mapCountFile = "/proc/sys/vm/max_map_count"
 )
 
 // TestKernel boots one guest per scenario; each step is a subtest.
@@ -42,7 +38,9 @@ func TestKernel(t *testing.T) {
 	if *serverFlag == serverNbdkit {
 		tool(t, "nbdkit")
 	}
-	raiseMapCount(t)
+	if err := machine.RaiseMapCount(); err != nil {
+		t.Log(err) // the scenarios fit without
+	}
 	all := scenarios()
 	if *fullFlag {
 		all = append(all, fullScenarios()...)
@@ -55,26 +53,6 @@ func TestKernel(t *testing.T) {
 			t.Parallel()
 			boot(t, s)
 		})
-	}
-}
-
-// raiseMapCount lets guest processes touch more than 256 MiB, if we may. Without,
-// the scenarios still fit.
-func raiseMapCount(t *testing.T) {
-	t.Helper()
-	content, err := os.ReadFile(mapCountFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	now, err := strconv.Atoi(strings.TrimSpace(string(content)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if now >= mapCount {
-		return
-	}
-	if err := os.WriteFile(mapCountFile, []byte(strconv.Itoa(mapCount)), 0); err != nil {
-		t.Logf("%s stays at %d: %v", mapCountFile, now, err)
 	}
 }
 
@@ -92,45 +70,24 @@ func boot(t *testing.T, s scenario) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	results, guestResults, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	console := new(bytes.Buffer)
-	uml := exec.Command(tool(t, "linux.uml"),
-		"mem="+guestMemory, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+self,
-		"con=null", "con0=null,fd:1", "con1=null,fd:3", "quiet", "panic=-1", "uml_dir="+t.TempDir()+"/",
-		// Signals are dear in the guest; init needs no preemption.
-		"GODEBUG=asyncpreemptoff=1",
-		envScenario+"="+s.name, envServer+"="+*serverFlag, envBinary+"="+vhbadBinary,
-		fmt.Sprintf("%s=%d", envCrashes, *crashesFlag), fmt.Sprintf("%s=%d", envCrashSeed, *crashSeedFlag))
-	uml.Stdout, uml.Stderr = console, console
-	uml.ExtraFiles = []*os.File{guestResults}
-	uml.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	uml.WaitDelay = time.Second // its children may keep the console open
-	if err := uml.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := guestResults.Close(); err != nil {
+	m, err := machine.Boot(machine.Config{
+		Kernel: tool(t, machine.Kernel), Init: self, Memory: guestMemory, Folder: t.TempDir(), Console: console,
+		Environment: []string{
+			envScenario + "=" + s.name, envServer + "=" + *serverFlag, envBinary + "=" + vhbadBinary,
+			fmt.Sprintf("%s=%d", envCrashes, *crashesFlag), fmt.Sprintf("%s=%d", envCrashSeed, *crashSeedFlag),
+		},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	deadline := guestDeadline
 	if *crashesFlag > 10 && strings.HasPrefix(s.name, "crash/") {
 		deadline = guestDeadline * time.Duration(*crashesFlag) / 10
 	}
-	late := time.AfterFunc(deadline, func() {
-		_ = syscall.Kill(-uml.Process.Pid, syscall.SIGKILL) // the steps not reported say the rest
-	})
-	ended := make(chan struct{})
-	go func() {
-		// A guest whose kernel panicked exits with a status too; what counts is
-		// whether all its steps were reported.
-		_ = uml.Wait()
-		close(ended)
-		_ = results.SetReadDeadline(time.Now().Add(time.Second))
-	}()
+	late := time.AfterFunc(deadline, m.Kill) // the steps not reported say the rest
 
-	lines := bufio.NewScanner(results)
+	lines := bufio.NewScanner(m.Reports)
 	for _, want := range append([]step{{name: bootStep}}, s.steps...) {
 		got, err := nextResult(lines)
 		if err == nil && got.step != want.name {
@@ -149,12 +106,11 @@ func boot(t *testing.T, s scenario) {
 			break
 		}
 	}
-	<-ended
+	if err := m.Wait(); err != nil {
+		t.Error(err)
+	}
 	if !late.Stop() {
 		t.Errorf("the guest did not end within %v", deadline)
-	}
-	if err := results.Close(); err != nil {
-		t.Error(err)
 	}
 	if t.Failed() {
 		t.Logf("console of the guest:\n%s", console)

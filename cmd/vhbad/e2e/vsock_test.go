@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/mdlayher/vsock"
+
+	machine "github.com/vhbad/vhbad/internal/guest"
 )
 
 const (
@@ -33,7 +35,7 @@ func vsockScenario() scenario {
 	add := func(name string, run func(g *guest) error) { s.steps = append(s.steps, step{name, run}) }
 	add("modules", func(*guest) error {
 		for _, name := range vsockModules {
-			if err := loadModule(filepath.Join("net/vmw_vsock", name), ""); err != nil {
+			if err := machine.LoadModule(filepath.Join("net/vmw_vsock", name), ""); err != nil {
 				return err
 			}
 		}

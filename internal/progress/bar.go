@@ -16,12 +16,22 @@ const (
 	cells = 30
 )
 
+// A Unit says in what a whole is given.
+type Unit uint8
+
+// Units.
+const (
+	Bytes Unit = iota
+	Steps      // which say nothing to people: only the share is shown
+)
+
 // A Bar is one line of progress.
 //
 // Concurrency: one goroutine at a time.
 type Bar struct {
 	w     io.Writer
 	what  string
+	unit  Unit
 	now   func() time.Time
 	began time.Time
 	drawn time.Time // when the last line was, or zero
@@ -29,14 +39,17 @@ type Bar struct {
 }
 
 // NewBar begins a bar for what is being done. A nil now is time.Now.
-func NewBar(w io.Writer, what string, now func() time.Time) *Bar {
+func NewBar(w io.Writer, what string, unit Unit, now func() time.Time) *Bar {
 	if now == nil {
 		now = time.Now
 	}
-	return &Bar{w: w, what: what, now: now, began: now()}
+	return &Bar{w: w, what: what, unit: unit, now: now, began: now()}
 }
 
-// Update tells how many bytes are done. With the last one the line ends.
+// Describe changes what is being done, from the next line on.
+func (b *Bar) Describe(what string) { b.what = what }
+
+// Update tells how much is done. With the last of it the line ends.
 func (b *Bar) Update(done, total int64) {
 	now := b.now()
 	last := done >= total
@@ -64,7 +77,10 @@ func (b *Bar) line(done, total int64, taken time.Duration) string {
 		share = min(1, float64(done)/float64(total))
 	}
 	full := int(share * cells)
-	line := fmt.Sprintf("%s [%s%s] %3.0f%% of %s", b.what, strings.Repeat("#", full), strings.Repeat("-", cells-full), share*100, bytes(total))
+	line := fmt.Sprintf("%s [%s%s] %3.0f%%", b.what, strings.Repeat("#", full), strings.Repeat("-", cells-full), share*100)
+	if b.unit == Bytes {
+		line += " of " + bytes(total)
+	}
 	if share > 0 && share < 1 {
 		left := time.Duration(float64(taken) * (1 - share) / share)
 		line += fmt.Sprintf(", %v left", left.Round(time.Second))

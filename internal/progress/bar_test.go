@@ -10,7 +10,7 @@ func TestBar(t *testing.T) {
 	const gib = 1 << 30
 	var out strings.Builder
 	now := time.Unix(1000, 0)
-	b := NewBar(&out, "preallocating disk db", func() time.Time { return now })
+	b := NewBar(&out, "preallocating disk db", Bytes, func() time.Time { return now })
 	step := func(after time.Duration, done int64, want string) {
 		t.Helper()
 		out.Reset()
@@ -27,10 +27,30 @@ func TestBar(t *testing.T) {
 	step(time.Millisecond, 4*gib, "\rpreallocating disk db [##############################] 100% of 4 GiB         \n")
 }
 
+// Steps are no bytes, and what is being done may change on the way.
+func TestBar_Steps(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(1000, 0)
+	b := NewBar(&out, "first", Steps, func() time.Time { return now })
+	now = now.Add(time.Minute)
+	b.Update(1, 3)
+	b.Describe("a")
+	now = now.Add(time.Minute)
+	b.Update(2, 3)
+	now = now.Add(time.Minute)
+	b.Update(3, 3)
+	want := "\rfirst [##########--------------------]  33%, 2m0s left" +
+		"\ra [####################----------]  67%, 1m0s left    " +
+		"\ra [##############################] 100%           \n"
+	if out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
 // What ends at once leaves the terminal alone.
 func TestBar_Short(t *testing.T) {
 	var out strings.Builder
-	b := NewBar(&out, "short", nil)
+	b := NewBar(&out, "short", Bytes, nil)
 	b.Update(1, 2)
 	b.Update(2, 2)
 	if out.Len() != 0 {

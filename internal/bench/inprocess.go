@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// inProcessRounds is how often each benchmark of package testing runs.
+const inProcessRounds = 5
+
+// roundTrip runs the benchmarks from submission to completion, and of the copy
+// alone, in rounds of all of them.
+func (b *bench) roundTrip() ([]string, error) {
+	program := filepath.Join(b.shop.dir, "miniport.test")
+	if err := command("go", "test", "-c", "-o", program, "./miniport"); err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.Remove(program) }()
+	var lines []string
+	for round := range inProcessRounds {
+		cmd := exec.Command(program, "-test.run", "^$", "-test.bench", "RoundTrip|Memcpy", "-test.benchmem")
+		cmd.Dir = "miniport"
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)
+		}
+		for l := range strings.Lines(string(out)) {
+			if strings.HasPrefix(l, "Benchmark") {
+				lines = append(lines, strings.TrimRight(l, "\n"))
+			}
+		}
+		b.work.at(float64(round+1) / inProcessRounds)
+		b.work.note("in process: round %d of %d", round+1, inProcessRounds)
+	}
+	return lines, nil
+}
+
+// A goBenchmark is the runs of one benchmark of package testing.
+type goBenchmark struct {
+	name, allocations string
+	ns                []float64
+}
+
+// byBenchmark gathers the lines that benchmarks printed by their names, in the order
+// of the first round.
+func byBenchmark(lines []string) []goBenchmark {
+	var out []goBenchmark
+	at := make(map[string]int)
+	for _, l := range lines {
+		f := strings.Fields(l)
+		if len(f) < 4 {
+			continue
+		}
+		ns, err := strconv.ParseFloat(f[2], 64)
+		if err != nil {
+			continue
+		}
+		name := strings.TrimPrefix(f[0], "Benchmark")
+		if i := strings.LastIndexByte(name, '-'); i > 0 {
+			name = name[:i] // the number of processors
+		}
+		i, ok := at[name]
+		if !ok {
+			i = len(out)
+			at[name] = i
+			out = append(out, goBenchmark{name: name})
+		}
+		out[i].ns = append(out[i].ns, ns)
+		out[i].allocations = f[len(f)-2]
+	}
+	return out
+}
+
+// The row that says what a second processor brings: how many times as many
+// requests two connections make, each on a core of its own, as one does. A copy of
+// as many bytes that needs nobody else, on one and on two processors in the same
+// round, says what the machine has to give.
+const (
+	scaleRow = "two-processors-4k"
+
+	scaleWork = "RoundTrip/op=read/size=4KiB/batch=32"
+	scaleCopy = "Memcpy/size=4KiB"
+	copyAlone = kind("copy alone")
+
+	scaleTarget = 1.8
+	// scaleCopyTarget is the same for a machine on which a copy makes twice as many.
+	scaleCopyTarget = scaleTarget / 2
+)
+
+// scaleVerdicts compares one processor with two.
+func scaleVerdicts(lines []string) []reportRow {
+	by := byBenchmark(lines)
+	gains := func(name string) (out []float64) {
+		one, two := find(by, name+"/processors=1"), find(by, name+"/processors=2")
+		for i := range min(len(one), len(two)) {
+			out = append(out, one[i]/two[i])
+		}
+		return out
+	}
+	ours, copies := gains(scaleWork), gains(scaleCopy)
+	if len(ours) == 0 {
+		return nil
+	}
+	out := []reportRow{judged(reportRow{Row: scaleRow, Metric: scale, Target: scaleTarget, Ours: median(ours)}, ours)}
+	if len(copies) != len(ours) {
+		return out
+	}
+	ratios := make([]float64, len(ours))
+	for i := range ours {
+		ratios[i] = ours[i] / copies[i]
+	}
+	return append(out, judged(reportRow{Row: scaleRow, Against: copyAlone, Metric: scale, Target: scaleCopyTarget, Ours: median(ours), Peers: median(copies)}, ratios))
+}
+
+func find(by []goBenchmark, name string) []float64 {
+	for i := range by {
+		if by[i].name == name {
+			return by[i].ns
+		}
+	}
+	return nil
+}
