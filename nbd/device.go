@@ -53,8 +53,8 @@ type Device interface {
 // A Session is one connection's way into a Device.
 type Session interface {
 	// Submit starts every request of batch, in any order, and has each
-	// completed exactly once through Request.Complete: before Submit returns or
-	// later, from any goroutine, even after the client has gone. What completes
+	// completed exactly once through Request.Complete, Fail or Abandon: before Submit
+	// returns or later, from any goroutine, even after the client has gone. What completes
 	// inside Submit on the calling goroutine needs no Conn.Flush.
 	//
 	// Range, alignment to the minimum block size, read-only and flags were

@@ -116,6 +116,11 @@ func (p *Processor) finishCompleted() {
 				s.charged = false
 				freed++
 			}
+			if s.given == givenNow {
+				s.given = givenBack // abandon passes it on
+				s = next
+				continue
+			}
 			if isBusy(s) && lu.retryBusyLocked(s) {
 				if s.stage != stageNone {
 					s.reached(p, StageQueue)
@@ -191,7 +196,7 @@ func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 	a := lu.a
 	lu.stats.Busy++
 	s.busyTries++
-	if s.recovery || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
+	if s.recovery || s.given != givenNot || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
 		return false
 	}
 	s.owner.Store(ownerPort)

@@ -286,3 +286,8 @@ func (f *finished) list() []*SRB {
 	defer f.mu.Unlock()
 	return append([]*SRB(nil), f.srbs...)
 }
+
+// signal tells of completions.
+type signal chan struct{}
+
+func (c signal) CompleteSRB(*Processor, *SRB) { c <- struct{}{} }

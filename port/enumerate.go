@@ -17,25 +17,6 @@ const enumTries = 5
 // enumBufferBytes holds the list of 256 units.
 const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 
-// Execute sends srb and waits until it has completed.
-//
-// Level: Passive, no lock held. It replaces srb's Completer.
-func (lu *LogicalUnit) Execute(p *Processor, srb *SRB) {
-	if !p.check(lu.a, routineExecute) {
-		panic("port: Execute at " + p.level.String() + ": it waits")
-	}
-	done := make(waitCompleter, 1)
-	srb.Completer = done
-	lu.Submit(p, []*SRB{srb})
-	<-done
-}
-
-// waitCompleter lets one goroutine wait for an SRB.
-type waitCompleter chan struct{}
-
-// CompleteSRB implements Completer.
-func (c waitCompleter) CompleteSRB(*Processor, *SRB) { c <- struct{}{} }
-
 // Enumerate looks for logical units, and tells OnUnitsChanged what came and
 // went. New units are ready for SRBs when it returns; those that are gone
 // complete what they get with StatusNoDevice.
@@ -50,22 +31,14 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	if a.state.Load() != adapterRunning {
 		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
 	}
-	srb, err := a.NewSRB(1)
-	if err != nil {
-		return fmt.Errorf("%s: enumerate: %w", a.options.Name, err)
-	}
-	defer a.FreeSRB(srb)
-	buffer := a.sys.iommu.Arena().Alloc(enumBufferBytes)
-	if buffer == nil {
-		return fmt.Errorf("%s: enumerate: no memory for %d bytes", a.options.Name, enumBufferBytes)
-	}
-	defer a.sys.iommu.Arena().Free(buffer)
+	c := &census{a: a}
+	defer c.free()
 
 	before := a.units.Load().list
 	var now, added []*LogicalUnit
 	for path := range a.config.NumberOfBuses {
 		for target := range a.config.MaximumNumberOfTargets {
-			found, err := a.enumerateTarget(p, srb, buffer, uint8(path), uint8(target))
+			found, err := c.target(p, uint8(path), uint8(target))
 			if err != nil {
 				a.replaceUnits(before)
 				return fmt.Errorf("%s: enumerate target %d:%d: %w", a.options.Name, path, target, err)
@@ -113,39 +86,114 @@ func (a *Adapter) unitControl(p *Processor, c UnitController, t UnitControlType,
 	p.leave(e)
 }
 
-// enumerateTarget returns the units of one target.
-func (a *Adapter) enumerateTarget(p *Processor, srb *SRB, buffer []byte, path, target uint8) ([]*LogicalUnit, error) {
-	first := a.unitAt(path, target, 0)
-	srb.CDBBytes = uint8(scsi.PutReportLUNs(&srb.CDB, uint32(len(buffer))))
-	a.enumCommand(p, first, srb, buffer)
+// A census is what an enumeration asks with. It is made anew when the port gives up
+// what was asked: then it is the miniport's.
+type census struct {
+	a      *Adapter
+	srb    *SRB
+	buffer []byte
+}
+
+func (c *census) make() (err error) {
+	if c.srb != nil {
+		return nil
+	}
+	srb, err := c.a.NewSRB(1)
+	if err != nil {
+		return err
+	}
+	buffer := c.a.sys.iommu.Arena().Alloc(enumBufferBytes)
+	if buffer == nil {
+		c.a.FreeSRB(srb)
+		return fmt.Errorf("no memory for %d bytes", enumBufferBytes)
+	}
+	c.srb, c.buffer = srb, buffer
+	return nil
+}
+
+func (c *census) free() {
+	if c.srb != nil {
+		c.a.FreeSRB(c.srb)
+		c.a.sys.iommu.Arena().Free(c.buffer)
+	}
+}
+
+// target returns the units of one target. Units that have been given up are there
+// still, until they answer that they are not.
+func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
+	first := c.a.unitAt(path, target, 0)
+	if first.gate.Load()&gateGivenUp != 0 {
+		return c.a.unitsOf(path, target), nil
+	}
+	if err := c.make(); err != nil {
+		return nil, err
+	}
+	srb := c.srb
+	srb.CDBBytes = uint8(scsi.PutReportLUNs(&srb.CDB, enumBufferBytes))
+	if !c.command(p, first, enumBufferBytes) {
+		return c.a.unitsOf(path, target), nil
+	}
 	switch srb.Status.Code() {
 	case StatusSuccess, StatusDataOverrun:
 	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+		if first.gate.Load()&gateGivenUp != 0 {
+			return c.a.unitsOf(path, target), nil // it is the port that says so
+		}
 		return nil, nil // nobody there
 	default:
 		return nil, fmt.Errorf("REPORT LUNS: %s", srb)
 	}
 	var present [256]bool
-	if _, ok := scsi.ParseReportLUNs(buffer[:min(int(srb.DataTransferBytes), len(buffer))], &present); !ok {
+	if _, ok := scsi.ParseReportLUNs(c.buffer[:min(int(srb.DataTransferBytes), len(c.buffer))], &present); !ok {
 		return nil, fmt.Errorf("REPORT LUNS: %d bytes make no list", srb.DataTransferBytes)
 	}
 	var units []*LogicalUnit
-	for lun := range a.config.MaximumNumberOfLogicalUnits {
+	for lun := range c.a.config.MaximumNumberOfLogicalUnits {
 		if !present[lun] {
 			continue
 		}
-		lu := a.unitAt(path, target, uint8(lun))
-		srb.CDBBytes = uint8(scsi.PutInquiry(&srb.CDB, scsi.StandardInquiryBytes))
-		a.enumCommand(p, lu, srb, buffer[:scsi.StandardInquiryBytes])
-		code := srb.Status.Code()
-		q, ok := scsi.ParseInquiryData(buffer[:min(int(srb.DataTransferBytes), scsi.StandardInquiryBytes)])
-		if code != StatusSuccess && code != StatusDataOverrun || !ok || !q.Present() {
-			continue
+		lu := c.a.unitAt(path, target, uint8(lun))
+		is, err := c.isUnit(p, lu)
+		if err != nil {
+			return nil, err
 		}
-		copy(lu.inquiry[:], buffer)
-		units = append(units, lu)
+		if is {
+			units = append(units, lu)
+		}
 	}
 	return units, nil
+}
+
+// isUnit asks a unit what it is, and reports whether it is anything.
+func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
+	if err := c.make(); err != nil {
+		return false, err
+	}
+	srb := c.srb
+	srb.CDBBytes = uint8(scsi.PutInquiry(&srb.CDB, scsi.StandardInquiryBytes))
+	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.gate.Load()&gateGivenUp != 0 {
+		return lu.answered(), nil
+	}
+	code := srb.Status.Code()
+	q, ok := scsi.ParseInquiryData(c.buffer[:min(int(srb.DataTransferBytes), scsi.StandardInquiryBytes)])
+	if code != StatusSuccess && code != StatusDataOverrun || !ok || !q.Present() {
+		return false, nil
+	}
+	copy(lu.inquiry[:], c.buffer)
+	return true, nil
+}
+
+// answered reports whether the unit has ever said what it is.
+func (lu *LogicalUnit) answered() bool { return lu.inquiry != [scsi.StandardInquiryBytes]byte{} }
+
+// unitsOf returns the units of a target that are known.
+func (a *Adapter) unitsOf(path, target uint8) (units []*LogicalUnit) {
+	for _, lu := range a.units.Load().list {
+		if lu.path == path && lu.target == target && lu.answered() {
+			units = append(units, lu)
+		}
+	}
+	return units
 }
 
 // unitAt returns the unit at an address, or a new one if there is none in
@@ -195,22 +243,32 @@ func (a *Adapter) forget(lu *LogicalUnit) {
 	a.replaceUnits(slices.DeleteFunc(a.LogicalUnits(), func(u *LogicalUnit) bool { return u == lu }))
 }
 
-// enumCommand sends the command in srb's CDB, which reads into data.
-func (a *Adapter) enumCommand(p *Processor, lu *LogicalUnit, srb *SRB, data []byte) {
+// command sends the command in the SRB's CDB, which reads up to inBytes into the
+// buffer. False: the port has given it up.
+func (c *census) command(p *Processor, lu *LogicalUnit, inBytes int) bool {
+	a, srb, buffer := c.a, c.srb, c.buffer
 	for range enumTries {
-		clear(data)
+		clear(buffer[:inBytes])
 		srb.Function = FunctionExecuteScsi
 		srb.Flags = FlagDataIn | FlagNoQueueFreeze | FlagQueueActionEnable
 		srb.QueueAction = SimpleTag
-		srb.DataBuffers[0] = data
-		srb.DataTransferBytes = uint32(len(data))
-		lu.Execute(p, srb)
+		srb.DataBuffers[0] = buffer[:inBytes]
+		srb.DataTransferBytes = uint32(inBytes)
+		back := lu.Execute(p, srb, func() {
+			a.FreeSRB(srb)
+			a.sys.iommu.Arena().Free(buffer)
+		})
+		if !back {
+			c.srb, c.buffer = nil, nil
+			return false
+		}
 		switch srb.Status.Code() {
 		case StatusError, StatusBusReset, StatusAborted, StatusTimeout, StatusBusy:
 		default:
-			return
+			return true
 		}
 	}
+	return true
 }
 
 // BusChangeDetected has the port enumerate again, soon and on a goroutine that

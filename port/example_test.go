@@ -186,14 +186,14 @@ func Example() {
 	srb.Flags, srb.QueueAction = port.FlagQueueActionEnable|port.FlagDataOut, port.SimpleTag
 	srb.DataBuffers[0], srb.DataTransferBytes = block, porttest.RAMBlockBytes
 	srb.CDBBytes = uint8(scsi.PutWrite16(&srb.CDB, 7, 1, false, false))
-	unit.Execute(p, srb)
+	unit.Execute(p, srb, nil)
 	fmt.Println("write:", srb.Status == port.StatusSuccess)
 
 	clear(block)
 	srb.Flags = port.FlagQueueActionEnable | port.FlagDataIn
 	srb.DataTransferBytes = porttest.RAMBlockBytes
 	srb.CDBBytes = uint8(scsi.PutRead16(&srb.CDB, 7, 1, false, false))
-	unit.Execute(p, srb)
+	unit.Execute(p, srb, nil)
 	fmt.Printf("read: %t, %q\n", srb.Status == port.StatusSuccess, block[:5])
 	fmt.Println("served:", driver.Served(p), "commands, 3 of them to find the units")
 

@@ -37,7 +37,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		s.owner.Store(ownerPort)
 		s.built, s.busyTries, s.SenseBytes = false, 0, 0
 		s.ServiceTime = 0
-		s.stage = stageNone
+		s.stage, s.given = stageNone, givenNot
 		s.life++
 		if p.samples.due() {
 			p.follow(s)

@@ -335,7 +335,7 @@ func TestMarkDeviceFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := b.a.LogicalUnits()[1]
-	done := make(waitCompleter, 2)
+	done := make(signal, 2)
 	s, err := b.a.NewSRB(1)
 	if err != nil {
 		t.Fatal(err)

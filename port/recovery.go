@@ -242,26 +242,6 @@ func (a *Adapter) reopen(p *Processor, lu *LogicalUnit, helped bool) {
 	a.kick(p)
 }
 
-// giveUp fails a unit that no reset brought back: what waits and what comes
-// completes with StatusNoDevice. What the miniport holds stays there, since its
-// memory may still be written; the reset road is taken again after another
-// timeout. The unit works again when a reset helps, or when the miniport has
-// given back everything.
-func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
-	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String())
-	old := p.raise(Dispatch)
-	lu.mu.Lock()
-	if lu.outstanding > 0 {
-		lu.closeGateLocked(gateGivenUp)
-	}
-	lu.openGateLocked(gateRecovering)
-	lu.failWaitingLocked(p, StatusNoDevice)
-	lu.endQuiesceLocked(p, StatusNoDevice)
-	lu.rearmLocked()
-	lu.mu.Unlock()
-	p.lower(old)
-}
-
 // ResetNow takes a unit down the reset road from level on as if it had timed
 // out, and waits for the result.
 //

@@ -572,7 +572,7 @@ func TestHardwareReset(t *testing.T) {
 		reset <- path
 		return true
 	}
-	done := make(waitCompleter, 1)
+	done := make(signal, 1)
 	s := b.srb(&finished{})
 	s.Completer = done
 	b.lu.Submit(b.p, []*SRB{s})

@@ -109,6 +109,21 @@ type Completer interface {
 	CompleteSRB(p *Processor, srb *SRB)
 }
 
+// An Abandoner is a Completer that does not wait longer than the port does. To one
+// that is none, an SRB that was given up is under way until it comes back.
+type Abandoner interface {
+	Completer
+	// AbandonSRB is told that the port has given srb up: no reset has brought it back
+	// from the miniport. Whoever waits for it should be told that there is no such
+	// device. srb, its extension and its data are the miniport's still, and the
+	// device may touch them, until CompleteSRB: that is when a reset works at last,
+	// the device answers after all, or never. It is called once at the most, and has
+	// returned before CompleteSRB is called.
+	//
+	// Level: Dispatch, no lock held. It may submit other SRBs.
+	AbandonSRB(p *Processor, srb *SRB)
+}
+
 // An SRB is one request to a logical unit on its way through port, miniport
 // and device. It has the meaning of the vendor's STORAGE_REQUEST_BLOCK (wide
 // tag, priority) and no byte layout.
@@ -177,6 +192,7 @@ type srbPort struct {
 	pendNext, pendPrev *SRB
 	pending            bool
 	charged            bool // holds one of the adapter's MaxNumberOfIO
+	given              giveUpState
 
 	built     bool      // BuildIo returned true; StartIo is next
 	recovery  bool      // sent by the reset road: passes every gate
@@ -199,6 +215,17 @@ type srbPort struct {
 
 	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
 }
+
+// A giveUpState is whether the port has given an SRB up. It changes with the unit's
+// mu held.
+type giveUpState uint8
+
+const (
+	givenNot  giveUpState = iota
+	givenNow              // its Abandoner is being told
+	givenBack             // the same, and the SRB has come back meanwhile
+	givenUp               // its Abandoner has been told
+)
 
 const (
 	ownerClass    uint32 = iota

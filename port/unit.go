@@ -103,6 +103,7 @@ type LUStats struct {
 	Busy, QueueFull             uint64 // BUSY completions, and those for a full queue
 	Parked                      uint64 // built, but the unit was not ready for StartIo
 	Timeouts                    uint64
+	Abandoned                   uint64 // given up while the miniport had them
 	// Held is how long SRBs had to wait for each reason, the current wait included.
 	Held [GateReasons]time.Duration
 	// BusyTime is how long something was outstanding or waiting: an estimate, by a

@@ -12,10 +12,13 @@ import (
 // Concurrency: it belongs to whoever runs its next step: the session's
 // goroutine, then whatever processor completes its SRB.
 type command struct {
-	s   *session
-	srb *port.SRB
-	one [1]*port.SRB // srb, as a batch of its own
-	req *nbd.Request
+	s    *session
+	srb  *port.SRB
+	one  [1]*port.SRB // srb, as a batch of its own
+	slot int
+	// isSpare: it belongs to no slot; see session.spare.
+	isSpare bool
+	req     *nbd.Request
 
 	// param holds the parameter list of UNMAP or the answer of GET LBA STATUS, in
 	// arena memory.
@@ -40,7 +43,14 @@ type command struct {
 	lockFrom, lockTo uint64 // blocks' byte range for the gate
 	nextGranted      *command
 	ownsBounce       bool
+
+	// orphaned: the port has given the SRB up, and no slot has taken the command
+	// since it came back; see orphan.go.
+	orphaned bool
+	estate   estate
 }
+
+var _ port.Abandoner = (*command)(nil)
 
 // A step says what the SRB under way does.
 type step uint8
@@ -280,6 +290,10 @@ func (c *command) partOfBlock(g *geometry) outcome {
 	if !c.ownsBounce && !c.s.takeBounce(c) {
 		return waiting
 	}
+	if c.bounceMemory() == nil {
+		c.errno = nbd.ENOMEM
+		return finished
+	}
 	c.s.d.stats.partialBlocks.Add(1)
 	inBlock := c.pos & (g.blockBytes - 1)
 	c.stepBytes = min(g.blockBytes-inBlock, c.until-c.pos)
@@ -305,6 +319,10 @@ func (c *command) writePart(g *geometry) {
 
 // CompleteSRB implements port.Completer.
 func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
+	if c.orphaned {
+		c.s.comeHome(c)
+		return
+	}
 	v, errno := judge(srb, c.want)
 	if srb.CutReply {
 		c.req.CutReply(srb.ReplyBytes) // port.HalfReply is nbd.HalfReply
@@ -439,7 +457,7 @@ func (c *command) finish(p *port.Processor) {
 		r.FollowReply()
 	}
 	var next *nbd.Request
-	if c == s.spare {
+	if c.isSpare {
 		next = s.passSpare()
 	}
 	owed := false

@@ -232,9 +232,15 @@ type talker struct {
 	data []byte
 
 	timeoutSecs uint32
+	// lost: the port has given up a command. SRB and buffer are not ours any more,
+	// and free themselves.
+	lost bool
 }
 
 const talkerBytes = 4096
+
+// errGivenUp means that no reset has made the unit answer.
+var errGivenUp = errors.New("no reset makes the unit answer")
 
 func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
 	srb, err := d.adapter.NewSRB(1)
@@ -250,6 +256,12 @@ func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
 }
 
 func (t *talker) close() {
+	if !t.lost {
+		t.free()
+	}
+}
+
+func (t *talker) free() {
 	t.d.options.Arena.Free(t.data)
 	t.d.adapter.FreeSRB(t.srb)
 }
@@ -258,6 +270,9 @@ func (t *talker) close() {
 // t.data, of which it returns what came through srb.DataTransferBytes.
 func (t *talker) command(name string, cdbBytes, inBytes int) error {
 	for try := 0; ; try++ {
+		if t.lost {
+			return fmt.Errorf("%s: %w", name, errGivenUp)
+		}
 		clear(t.data)
 		s := t.srb
 		s.Function = port.FunctionExecuteScsi
@@ -270,7 +285,9 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 			s.Flags |= port.FlagDataIn
 			s.DataBuffers[0], s.DataTransferBytes = t.data[:inBytes], uint32(inBytes)
 		}
-		t.d.lu.Execute(t.p, s)
+		if t.lost = !t.d.lu.Execute(t.p, s, t.free); t.lost {
+			continue // to the end
+		}
 		if s.Status.Code() == port.StatusDataOverrun && s.DataTransferBytes <= uint32(inBytes) {
 			return nil // shorter than the allocation length, which is usual
 		}

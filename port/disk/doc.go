@@ -53,6 +53,12 @@
 // lack of memory, waits for the connection's spare command: requests become
 // slower, none fails.
 //
+// # A unit that hangs
+//
+// When no reset brings the unit back, the port gives up what it holds (orphan.go).
+// Those requests fail, and the session goes on without what the unit may still
+// touch, or ends.
+//
 // # Locks
 //
 // rangeGate.mu and session.mu are leaves, but for the arena's; neither is held

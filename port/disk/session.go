@@ -28,11 +28,6 @@ type session struct {
 	params   []byte // memory for commands' param, handed out in turn
 	blocks   [][]byte
 
-	// spare is the command of requests whose slot has none, because there is no
-	// memory: it serves one after the other, so that want of memory makes
-	// requests wait and none fail.
-	spare *command
-
 	// fast counts writes of whole blocks under way; see rangeGate.
 	_    [64]byte
 	fast atomic.Int64
@@ -53,10 +48,23 @@ type session struct {
 	large []byte
 	// +checklocks:mu
 	largeBusy bool
+	// spare is the command of requests whose slot has none, because there is no
+	// memory: it serves one after the other, so that want of memory makes
+	// requests wait and none fail. It is nil only when it was orphaned.
+	// +checklocks:mu
+	spare *command
 	// +checklocks:mu
 	spareBusy bool
 	// +checklocks:mu
 	starved []*nbd.Request // wait for spare
+	// orphans counts commands whose SRB was given up and has not come back; idle
+	// are those that came back, whose slots have others.
+	// +checklocks:mu
+	orphans int
+	// +checklocks:mu
+	idle []*command
+	// +checklocks:mu
+	closed bool
 }
 
 var (
@@ -78,13 +86,19 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 			break
 		}
 	}
+	var spare *command
 	if err == nil {
-		s.spare, err = s.newCommand()
+		spare, err = s.newCommand()
 	}
 	if err != nil {
-		s.free()
+		s.freeMemory()
+		p.Close()
 		return nil, fmt.Errorf("disk: %w", err)
 	}
+	spare.isSpare = true
+	s.mu.Lock()
+	s.spare = spare
+	s.mu.Unlock()
 	s.group = d.groups.take()
 	d.gate.register(&s.fast)
 	return s, nil
@@ -114,22 +128,35 @@ func (g *groupSet) give(n uint8) {
 	}
 }
 
-// Close implements nbd.Session.
+// Close implements nbd.Session. What orphans have is freed as they come back.
 func (s *session) Close() {
 	s.d.gate.unregister(&s.fast)
 	s.d.groups.give(s.group)
-	s.d.adapter.FreeSRB(s.spare.srb)
+	s.mu.Lock()
+	s.closed = true
+	idle, spare, last := s.idle, s.spare, s.orphans == 0
+	s.idle, s.spare = nil, nil
+	s.mu.Unlock()
+	if spare != nil {
+		s.d.adapter.FreeSRB(spare.srb)
+	}
+	for _, c := range idle {
+		s.d.adapter.FreeSRB(c.srb)
+	}
 	for _, c := range s.commands {
-		if c != nil {
+		if c != nil && !c.orphaned { // those are freed above, or when they come back
 			s.d.adapter.FreeSRB(c.srb)
 		}
 	}
 	s.commands = nil
-	s.free()
+	if last {
+		s.freeMemory()
+	}
+	s.p.Close()
 }
 
-// free gives back what is not an SRB's.
-func (s *session) free() {
+// freeMemory gives back the session's memory, which nobody uses any more.
+func (s *session) freeMemory() {
 	arena := s.d.options.Arena
 	for _, b := range s.blocks {
 		arena.Free(b)
@@ -146,7 +173,6 @@ func (s *session) free() {
 	if large != nil {
 		arena.Free(large)
 	}
-	s.p.Close()
 }
 
 // RunPassive implements port.Deferred: it sends the replies of requests that
@@ -175,16 +201,22 @@ func (s *session) Submit(requests []*nbd.Request) {
 // command returns the command of a request slot, or nil if it has none and
 // there is no memory for it.
 func (s *session) command(slot int) *command {
-	if slot < len(s.commands) && s.commands[slot] != nil {
-		return s.commands[slot]
+	if slot < len(s.commands) {
+		if c := s.commands[slot]; c != nil && !c.orphaned {
+			return c
+		}
 	}
-	c, err := s.newCommand()
-	if err != nil {
-		return nil
+	c := s.takeIdle()
+	if c == nil {
+		var err error
+		if c, err = s.newCommand(); err != nil {
+			return nil
+		}
 	}
 	for len(s.commands) <= slot {
 		s.commands = append(s.commands, nil)
 	}
+	c.slot = slot
 	s.commands[slot] = c
 	return c
 }
@@ -237,7 +269,7 @@ func (s *session) bounceOf(c *command) *bounce {
 	return &s.bounces[1]
 }
 
-// bounce is the memory of the block buffer that c owns.
+// bounce is the memory of the block buffer that c owns and has used.
 func (c *command) bounce() []byte { return c.s.bounceOf(c).mem }
 
 // takeBounce gives c its block buffer, or notes that it waits for it.
@@ -293,8 +325,23 @@ func (s *session) releaseBounce(c *command) *command {
 	return next
 }
 
-// takeSpare returns the spare command for r, or nil: then r waits for it.
+// takeSpare returns the spare command for r, or nil: then r waits for it, or has
+// failed, as there was no memory for one in place of an orphan.
 func (s *session) takeSpare(r *nbd.Request) *command {
+	s.mu.Lock()
+	lost := s.spare == nil
+	s.mu.Unlock()
+	if lost { // for good, unless here
+		c, err := s.newCommand()
+		if err != nil {
+			r.Complete(nbd.ENOMEM) // the reader is awake, and flushes
+			return nil
+		}
+		c.isSpare = true
+		s.mu.Lock()
+		s.spare = c
+		s.mu.Unlock()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.spareBusy {

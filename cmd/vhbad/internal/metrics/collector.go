@@ -83,6 +83,7 @@ var (
 	unitHeld        = desc("port_held_seconds_total", "Time in which the unit's queue was held back, by reason.", "export", "reason")
 	adapterHeld     = desc("port_adapter_held_seconds_total", "Time in which the queues of all units were held back, by reason.", "reason")
 	unitTimeouts    = desc("port_timeouts_total", "Commands that ran out of time.", "export")
+	unitAbandoned   = desc("port_abandoned_total", "Commands that were answered with an error while the device held them, as no reset worked.", "export")
 	aborts          = desc("port_aborts_total", "Commands that abort another.")
 	resets          = desc("port_resets_total", "Resets that the port driver asked for.", "level")
 	resetsDetected  = desc("port_resets_detected_total", "Resets that the adapter reported by itself.")
@@ -245,6 +246,7 @@ func (s sink) disks(snap *Snapshot) {
 			s.seconds(unitHeld, u.Held[reason], d.Name, reason.String())
 		}
 		s.counter(unitTimeouts, u.Timeouts, d.Name)
+		s.counter(unitAbandoned, u.Abandoned, d.Name)
 		if d.Cache != nil {
 			s.cache(d.Name, d.Cache)
 		}

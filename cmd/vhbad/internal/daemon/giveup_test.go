@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// impatient settings give a command a second, and a reset less.
+func impatient(t *testing.T, specs ...string) *settings {
+	t.Helper()
+	s := newSettings(t, specs...)
+	s.HBA.SRBTimeout = config.Duration(time.Second)
+	s.HBA.ResetTimeout = config.Duration(time.Second)
+	return s
+}
+
+// putFaults puts rules into force.
+func putFaults(t *testing.T, d *Daemon, rules ...client.FaultRule) {
+	t.Helper()
+	for _, r := range rules {
+		if _, err := d.PutFault(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func neverReset(disk string) client.FaultRule {
+	return client.FaultRule{Name: "no-reset", Disk: disk, Match: fault.Match{Op: fault.Ops{"reset-lun", "reset-target"}}, Action: fault.Action{Kind: fault.KindResetFails}}
+}
+
+func neverResetBus() client.FaultRule {
+	return client.FaultRule{Name: "no-reset-bus", Match: fault.Match{Op: fault.Ops{"reset-bus"}}, Action: fault.Action{Kind: fault.KindResetFails}}
+}
+
+// A disk that hangs and that nothing resets: its client hears so, others cannot wait
+// for it, the reset that an operator asks for fails while the rules are in force and
+// brings the disk back afterwards, also if disks came meanwhile.
+func TestGivenUp_ComesBackByReset(t *testing.T) {
+	s := impatient(t, "db=memory:1MiB")
+	d, _ := s.mustStart(t)
+	c := open(t, s.socket(), "db")
+	data := bytes.Repeat([]byte{1}, 512)
+	if err := c.tryWrite(0, data); err != nil {
+		t.Fatal(err)
+	}
+	putFaults(t, d, client.FaultRule{Name: "hang", Disk: "db", Action: fault.Action{Kind: fault.KindHang}}, neverReset("db"), neverResetBus())
+	if _, err := c.do(cmdRead, 0, 512, nil); err == nil || err.Error() != "errno 108" {
+		t.Fatalf("a read that hangs: %v, want ESHUTDOWN", err)
+	}
+	if err := d.ResetDisk("db", client.ResetBus); err == nil {
+		t.Error("the reset worked in spite of its rule")
+	}
+	// The lesser reset would do nothing for an adapter whose own has failed.
+	if err := d.RemoveFault("no-reset-bus"); err != nil {
+		t.Fatal(err)
+	}
+	// With the rule the device has ended its reset; the driver learns by the next.
+	if err := d.ResetDisk("db", client.ResetBus); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.RemoveFault("hang"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.do(cmdRead, 0, 512, nil); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read after the reset: %v, or other data", err)
+	}
+	noViolations(t, machineOf(d))
+}
+
+// The daemon stops, and says nothing went wrong, although commands hang that no reset
+// ends: with the daemon the rules end.
+func TestGivenUp_Stop(t *testing.T) {
+	s := impatient(t, "db=memory:1MiB")
+	d, stop := s.mustStart(t)
+	c := open(t, s.socket(), "db")
+	putFaults(t, d, client.FaultRule{Name: "hang", Disk: "db", Action: fault.Action{Kind: fault.KindHang}}, neverReset("db"), neverResetBus())
+	if _, err := c.do(cmdWrite, 0, 512, make([]byte, 512)); err == nil {
+		t.Error("a write that hangs works")
+	}
+	stop()
+}
+
+// A medium that hangs for real: no reset can end what its device has begun. The client
+// gets its answer all the same, and the memory that the medium fills when it goes on
+// is nobody else's. Then the disk works again.
+func TestGivenUp_MediumHangs(t *testing.T) {
+	s := impatient(t, "db=memory:1MiB")
+	o := s.options(t)
+	var slow *hbatest.Media
+	o.OpenMedium = func(*config.Disk) (media.Media, error) {
+		memory, err := media.NewMemory(media.MemoryConfig{SizeBytes: 1 << 20})
+		if err != nil {
+			return nil, err
+		}
+		slow = hbatest.NewMedia(memory, hbatest.MediaConfig{})
+		return slow, nil
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := stopper(t, d)
+	t.Cleanup(stop)
+	c := open(t, s.socket(), "db")
+	data := bytes.Repeat([]byte{1}, 4096)
+	if err := c.tryWrite(0, data); err != nil {
+		t.Fatal(err)
+	}
+	slow.Hold()
+	t.Cleanup(slow.Release)
+	if _, err := c.do(cmdRead, 0, 4096, nil); err == nil || err.Error() != "errno 108" {
+		t.Fatalf("a read that hangs: %v, want ESHUTDOWN", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	newcomer := open(t, s.socket(), "db")
+	if _, err := newcomer.do(cmdRead, 0, 512, nil); err == nil {
+		t.Error("a new client reads from a medium that hangs")
+	}
+	slow.Release()
+	// The driver may find the device not yet ready.
+	for err := d.ResetDisk("db", client.ResetBus); err != nil; {
+		err = d.ResetDisk("db", client.ResetBus)
+	}
+	if got, err := newcomer.do(cmdRead, 0, 4096, nil); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read after the reset: %v, or other data", err)
+	}
+	noViolations(t, machineOf(d))
+}

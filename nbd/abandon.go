@@ -1,0 +1,39 @@
+package nbd
+
+// A Loan is the memory of a request that was answered while somebody may still use
+// it. The zero Loan is of nothing.
+type Loan struct {
+	c *Conn
+	b *block
+}
+
+// Abandon is Complete with an error, errno, for a request whose Data a device may
+// still touch: the client has its answer and the request is over, but the memory
+// stays where it is, and counts among the bytes in flight of the connection, until the
+// Loan is returned. The connection may have ended long before.
+//
+// Concurrency: as for Complete.
+func (r *Request) Abandon(errno Errno) (loan Loan, flush bool) {
+	if errno == OK {
+		panic("nbd: abandoned without an error")
+	}
+	loan = Loan{c: r.conn, b: r.block}
+	r.Data, r.block, r.dataAt = nil, nil, 0
+	return loan, r.Complete(errno)
+}
+
+// Return gives the memory back, once.
+//
+// Concurrency: any goroutine; takes a lock for a few instructions.
+func (l Loan) Return() {
+	if l.b == nil || l.b.refs.Add(-1) != 0 {
+		return
+	}
+	size := len(l.b.mem)
+	l.c.arena.Free(l.b.mem)
+	l.b.mem = nil
+	l.c.giveBack(l.b, size)
+	l.c.mu.Lock()
+	l.c.cond.Signal()
+	l.c.mu.Unlock()
+}

@@ -1,0 +1,258 @@
+package port
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A patient is a Completer that is told when its SRB is given up.
+type patient struct {
+	mu      sync.Mutex
+	heard   []string
+	abandon func(p *Processor, srb *SRB) // called by AbandonSRB, if not nil
+}
+
+func (w *patient) note(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = append(w.heard, what)
+}
+
+func (w *patient) CompleteSRB(_ *Processor, srb *SRB) {
+	w.note("complete " + srb.Status.Code().String())
+}
+
+func (w *patient) AbandonSRB(p *Processor, srb *SRB) {
+	if w.abandon != nil {
+		w.abandon(p, srb)
+	}
+	w.note("abandon")
+}
+
+func (w *patient) list() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.heard)
+}
+
+func (w *patient) want(t *testing.T, when string, want ...string) {
+	t.Helper()
+	if got := w.list(); !slices.Equal(got, want) {
+		t.Errorf("%s: %v, want %v", when, got, want)
+	}
+}
+
+// deafTo makes the driver keep everything and fail every reset: with an error, or,
+// if silent, by not answering; ResetBus fails until works says otherwise, and
+// then hands all back.
+func deafTo(d *driver, silent bool, works func() bool) {
+	d.startIo = func(p *Processor, s *SRB) bool {
+		if s.taskManagement() && !silent {
+			s.Status = StatusError
+			d.a.Complete(p, s)
+			return true
+		}
+		d.mu.Lock()
+		d.held = append(d.held, s)
+		d.mu.Unlock()
+		return true
+	}
+	d.resetBus = func(p *Processor, _ uint8) bool {
+		if !works() {
+			return false
+		}
+		for _, s := range d.take() {
+			s.Status = StatusBusReset
+			d.a.Complete(p, s)
+		}
+		return true
+	}
+}
+
+// Who waits for what no reset brings back is told so once the last level has failed,
+// which takes the time-out of the request and those of the resets, and no longer. The
+// SRB stays the miniport's, with its memory mapped, until a reset works; then it is
+// handed back, and the unit works.
+func TestGiveUp_Abandons(t *testing.T) {
+	const timeoutSecs, resetTimeout = 5, 3 * time.Second
+	for name, silent := range map[string]bool{"resets fail": false, "resets do not answer": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				works := false // the recovery service looks while the test waits for it
+				deafTo(d, silent, func() bool { return works })
+				b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: timeoutSecs, ResetTimeout: resetTimeout})
+				w := &patient{}
+				held, later := b.srb(&finished{}), b.srb(&finished{})
+				held.Completer, later.Completer = w, w
+				memory := b.arena.Alloc(4096)
+				held.Flags |= FlagDataIn
+				held.DataBuffers[0], held.DataTransferBytes = memory, 4096
+				b.lu.Submit(b.p, []*SRB{held})
+
+				time.Sleep(timeoutSecs*time.Second - time.Second/2)
+				synctest.Wait()
+				w.want(t, "before the time-out")
+				limit := time.Second
+				if silent {
+					limit += 2 * resetTimeout
+				}
+				time.Sleep(limit)
+				synctest.Wait()
+				w.want(t, "after the last reset", "abandon")
+				if owner := held.owner.Load(); owner != ownerMiniport {
+					t.Errorf("the SRB that was given up has owner %d, want the miniport", owner)
+				}
+				if _, ok := b.sys.iommu.Translate(held.SGL[0].Addr, 4096, accessOf(FlagDataIn)); !ok {
+					t.Error("the memory of the SRB that was given up is not mapped any more")
+				}
+				b.lu.Submit(b.p, []*SRB{later})
+				w.want(t, "a new request", "abandon", "complete "+StatusNoDevice.String())
+				if s := b.lu.Stats(); s.Abandoned != 1 {
+					t.Errorf("statistics %+v, want 1 abandoned", s)
+				}
+				time.Sleep(60 * time.Second) // the road is taken again and again
+				synctest.Wait()
+				w.want(t, "a minute later", "abandon", "complete "+StatusNoDevice.String())
+
+				works = true
+				if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				w.want(t, "after a reset that works", "abandon", "complete "+StatusNoDevice.String(), "complete "+StatusBusReset.String())
+				b.lu.Submit(b.p, []*SRB{later})
+				if h := d.take(); !slices.Equal(h, []*SRB{later}) {
+					t.Fatalf("the miniport has %v, want the new request", h)
+				}
+				d.complete(b.p, later)
+				b.a.FreeSRB(held)
+				b.a.FreeSRB(later)
+				b.arena.Free(memory)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
+// An SRB that comes back while its Abandoner is being told is handed back after that.
+func TestGiveUp_ComesBackMeanwhile(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	w := &patient{abandon: func(_ *Processor, s *SRB) {
+		p := b.processor("device")
+		defer p.Close()
+		d.complete(p, s)
+	}}
+	s := b.srb(&finished{})
+	s.Completer = w
+	b.lu.Submit(b.p, []*SRB{s})
+	d.take()
+	b.a.giveUp(b.p, b.lu)
+	w.want(t, "given up", "abandon", "complete "+StatusSuccess.String())
+	// The unit has nothing outstanding: it works.
+	b.lu.Submit(b.p, []*SRB{s})
+	d.complete(b.p, d.take()[0])
+	w.want(t, "used again", "abandon", "complete "+StatusSuccess.String(), "complete "+StatusSuccess.String())
+	b.a.FreeSRB(s)
+	b.wantNoViolations()
+}
+
+// An SRB that was given up is not sent again, whatever it comes back with.
+func TestGiveUp_NoRetry(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	d.buildIo = func(_ *Processor, s *SRB) bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.held = append(d.held, s)
+		return false // kept: only such an SRB may come back BUSY
+	}
+	b := newBench(t, d, AdapterOptions{})
+	w := &patient{}
+	s := b.srb(&finished{})
+	s.Completer = w
+	b.lu.Submit(b.p, []*SRB{s})
+	held := d.take()
+	b.a.giveUp(b.p, b.lu)
+	// A reset that helps opens the gate before what it has brought back has been
+	// looked at.
+	b.lu.mu.Lock()
+	b.lu.openGateLocked(gateGivenUp)
+	b.lu.mu.Unlock()
+	held[0].Status = StatusBusy
+	b.a.Complete(b.p, held[0])
+	w.want(t, "BUSY", "abandon", "complete "+StatusBusy.String())
+	if n := len(d.take()); n != 0 {
+		t.Errorf("%d SRBs were built again", n)
+	}
+	b.a.FreeSRB(s)
+	b.wantNoViolations()
+}
+
+// Execute does not wait for what was given up, and gives back its memory when it
+// comes.
+func TestGiveUp_Execute(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	sent := make(chan *SRB, 1)
+	d.startIo = func(_ *Processor, s *SRB) bool { sent <- s; return true }
+	s := b.srb(&finished{})
+	result := make(chan bool)
+	go func() {
+		p := b.processor("caller")
+		defer p.Close()
+		result <- b.lu.Execute(p, s, func() { b.a.FreeSRB(s) })
+	}()
+	held := <-sent
+	b.a.giveUp(b.p, b.lu)
+	if <-result {
+		t.Error("Execute says that the SRB has completed")
+	}
+	windows := b.sys.iommu.WindowsInUse()
+	d.complete(b.p, held)
+	if got := b.sys.iommu.WindowsInUse(); got >= windows {
+		t.Errorf("%d IOMMU windows in use, %d before the SRB came back: it was not released", got, windows)
+	}
+	b.wantNoViolations()
+}
+
+// An enumeration leaves a unit that was given up where it is, so that a reset can
+// bring it back, and looks at the others.
+func TestGiveUp_Enumerate(t *testing.T) {
+	r := &recorder{driver: driver{model: FullDuplex}}
+	r.has(0, 1)
+	b := stage(t, r)
+	if err := b.a.Enumerate(b.p); err != nil {
+		t.Fatal(err)
+	}
+	before := b.a.LogicalUnits()
+	r.keep = true
+	w := &patient{}
+	s := b.srb(&finished{})
+	s.Completer = w
+	for i, lu := range before {
+		lu.Submit(b.p, []*SRB{s})
+		held := r.take()
+		b.a.giveUp(b.p, lu)
+		r.has(0, 1, 2)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		units := b.a.LogicalUnits()
+		if len(units) < 2 || !slices.Equal(units[:2], before) {
+			t.Errorf("units with %v given up: %v, want those that there were", lu, units)
+		}
+		if i == 1 && len(units) != 3 {
+			t.Errorf("units with %v given up: %v, want the new one too", lu, units)
+		}
+		r.complete(b.p, held[0])
+		r.has(0, 1)
+	}
+	w.want(t, "both given up", "abandon", "complete "+StatusSuccess.String(), "abandon", "complete "+StatusSuccess.String())
+	b.a.FreeSRB(s)
+	b.a.Remove(b.p)
+	b.wantNoViolations()
+}
