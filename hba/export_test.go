@@ -1,6 +1,11 @@
 package hba
 
-import "time"
+import (
+	"time"
+
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/target"
+)
 
 // StopClock has all writes of lanes take no time, and nothing overtake them.
 func (d *Device) StopClock() {
@@ -51,4 +56,9 @@ func (d *Device) Left() string {
 		}
 	}
 	return ""
+}
+
+// UnitAt is the unit at an address.
+func (d *Device) UnitAt(targetID, lun uint8) *target.Unit {
+	return d.unitAt(fault.Unit{Target: targetID, Lun: lun})
 }

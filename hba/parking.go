@@ -143,6 +143,7 @@ func (d *Device) endOf(span time.Duration) time.Duration {
 func (d *Device) answerLocked(rec *record) (raise uint64) {
 	q, h := rec.queue, rec.hold
 	dec := &h.decision
+	d.checkPowerLocked(rec)
 	if f := dec.Mistagged; f != nil && d.isInForce(f) {
 		dec.Mistagged = nil
 		dec.Lost = f
@@ -170,6 +171,28 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 		raise |= d.advanceLocked()
 	}
 	return raise
+}
+
+// checkPowerLocked has a held command fail if its unit has lost its power since it
+// came: what it did may be gone, and what it promised is.
+//
+// +checklocks:d.mu
+func (d *Device) checkPowerLocked(rec *record) {
+	h := rec.hold
+	if rec.cmd.Opcode != OpExecute || h.out.Code != CodeExecuted {
+		return
+	}
+	u := d.unitAt(h.unit)
+	if u == nil || rec.powerCycle == 0 || u.PowerCycle() == rec.powerCycle {
+		return
+	}
+	h.out.set(rec.cmd.Tag, CodeExecuted)
+	h.out.ScsiStatus = uint8(scsi.StatusCheckCondition)
+	put := scsi.PutFixedSense
+	if h.unit.Blocks > 1<<32 {
+		put = scsi.PutDescriptorSense
+	}
+	h.out.SenseBytes = uint8(put(h.out.Sense[:], &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable}))
 }
 
 // wrongTag turns a tag into one that the driver does not use now: it differs in

@@ -3,6 +3,7 @@ package hba
 import (
 	"fmt"
 
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -23,13 +24,16 @@ type record struct {
 	cmd      Command
 	queue    *queue
 	position uint32
-	state    recordState
-	aborted  bool  // completes with CodeAborted
-	held     bool  // has met a fault, which hold is about
-	hold     *hold // made when it is first needed
-	line     line
-	lane     *lane  // nil if it has none
-	arrival  uint64 // when it was put in line, in records
+	// powerCycle is its unit's when it came: if the power was cut since, nobody knows
+	// of it any more. Zero if there is no unit.
+	powerCycle uint32
+	state      recordState
+	aborted    bool  // completes with CodeAborted
+	held       bool  // has met a fault, which hold is about
+	hold       *hold // made when it is first needed
+	line       line
+	lane       *lane  // nil if it has none
+	arrival    uint64 // when it was put in line, in records
 	// next links free records and those in line.
 	next *record
 }
@@ -144,6 +148,12 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 	}
 	q.free = rec.next
 	rec.cmd, rec.queue, rec.position, rec.aborted, rec.held = *c, q, position, false, false
+	rec.powerCycle = 0
+	if int(c.Target) < len(d.targets) {
+		if u := d.unitAt(fault.Unit{Target: c.Target, Lun: c.Lun}); u != nil {
+			rec.powerCycle = u.PowerCycle()
+		}
+	}
 	return rec
 }
 
@@ -228,6 +238,7 @@ func (d *Device) worker(own int) {
 // execute runs a command, which may take as long as it likes.
 func (d *Device) execute(w *crew, rec *record) {
 	var t tally
+	w.exec.task.PowerCycle = rec.powerCycle
 	if rec.held {
 		w.exec.executeHeld(d, rec, &w.out, &t)
 		w.out.cutReply(rec.hold.decision.CutReply)

@@ -4,7 +4,7 @@ import "github.com/vhbad/vhbad/internal/scsi"
 
 // PowerOff takes the unit's power away. Until PowerOn every command, INQUIRY too,
 // ends with NOT READY, CAUSE NOT REPORTABLE, and so does one that is in progress
-// when the power goes, whatever it has done. What becomes of the medium's cache is
+// when the power goes, whatever it has done, or that has waited since. What becomes of the medium's cache is
 // the medium's business.
 //
 // Concurrency: any goroutine; commands may be running.
@@ -12,6 +12,12 @@ func (u *Unit) PowerOff() {
 	u.conditions.Or(conditionOff)
 	u.powerCycles.Add(1)
 }
+
+// PowerCycle changes with each PowerOff and is never zero. Who has a command wait
+// remembers it; see Task.PowerCycle.
+//
+// Concurrency: any goroutine.
+func (u *Unit) PowerCycle() uint32 { return u.powerCycles.Load() }
 
 // PowerOn gives power back. The next command reports POWER ON OCCURRED. A unit
 // that was stopped runs, WCE has its default value again, and nobody is owed the

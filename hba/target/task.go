@@ -30,6 +30,9 @@ type Task struct {
 	// Segments are the data buffers in order. They hold DataBytes bytes.
 	Segments  [][]byte
 	DataBytes int
+	// PowerCycle is Unit.PowerCycle as it was when the command came, if it has waited
+	// since; zero if not.
+	PowerCycle uint32
 
 	Status scsi.Status
 	// TransferredBytes is how much of the buffers was filled or read.

@@ -91,7 +91,7 @@ type Unit struct {
 	conditions atomic.Uint32
 	// writeThrough: writes have to be made durable. It is the opposite of WCE.
 	writeThrough atomic.Bool
-	// powerCycles counts PowerOff.
+	// powerCycles counts PowerOff, from one.
 	powerCycles atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
 	// sizeMu.
@@ -132,6 +132,7 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 	u.provisioned = u.thin || u.can.Extents != nil
 	u.anchor = u.thin && u.can.Zero != nil && u.can.ZeroIsFast
 	u.writeThrough.Store(!c.WriteCache)
+	u.powerCycles.Store(1)
 	u.identification = scsi.Identification{
 		Vendor: c.Vendor, Unique: c.Product + " " + c.Serial, NAA: naaLocal(c.Vendor, c.Product, c.Serial),
 	}
@@ -274,6 +275,10 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	// Before the conditions: PowerOff sets them first, so that a command which does
 	// not find the power off finds another count in the end.
 	cycle := u.powerCycles.Load()
+	if t.PowerCycle != 0 && t.PowerCycle != cycle {
+		u.notPowered(t) // a drive that has lost its power knows of no command from before
+		return true
+	}
 	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
 		return true
 	}

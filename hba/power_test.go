@@ -1,0 +1,106 @@
+package hba_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// wantNoPower checks that a command ended because its unit had lost its power.
+func wantNoPower(t *testing.T, c hba.Completion, tag uint32) {
+	t.Helper()
+	wantCode(t, c, tag, hba.CodeExecuted)
+	sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+	if scsi.Status(c.ScsiStatus) != scsi.StatusCheckCondition || sense.Key != scsi.KeyNotReady || sense.Additional != scsi.NotReadyCauseNotReportable {
+		t.Errorf("status %#x, sense %+v, want that it has lost its power", c.ScsiStatus, sense)
+	}
+}
+
+// powerCycle takes disk0's power away and gives it back, and takes the unit
+// attention that says so.
+func (w *world) powerCycle(t *testing.T) {
+	t.Helper()
+	u := w.dev.UnitAt(0, 0)
+	u.PowerOff()
+	u.PowerOn()
+	if c := w.do(t, disk0.Flush(99))[0]; scsi.Status(c.ScsiStatus) != scsi.StatusCheckCondition {
+		t.Errorf("status %#x, want a unit attention", c.ScsiStatus)
+	}
+}
+
+// TestPower_HeldCommandsAreForgotten: a command that a rule held while the power
+// was cut is not executed any more, nor answered as done if it had been: what it
+// wrote may be gone, and who wrote there since must not be overwritten.
+func TestPower_HeldCommandsAreForgotten(t *testing.T) {
+	for name, tt := range map[string]struct {
+		action   fault.Action
+		executed bool // before the cut
+		ends     bool // by itself
+	}{
+		"hang":    {action: fault.Action{Kind: fault.KindHang}},
+		"gate":    {action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}, executed: true},
+		"lost":    {action: fault.Action{Kind: fault.KindLostCompletion}, executed: true},
+		"latency": {action: fault.Action{Kind: fault.KindLatency, Latency: &fault.Latency{Mean: fault.Duration(time.Hour)}}, ends: true},
+		"late":    {action: fault.Action{Kind: fault.KindLatency, At: fault.PlaceAfter, Latency: &fault.Latency{Mean: fault.Duration(time.Hour)}}, executed: true, ends: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+			old, young := w.driver.MappedBuffer(t, blockBytes, dma.Read), w.driver.MappedBuffer(t, blockBytes, dma.Read)
+			old.Bytes[0], young.Bytes[0] = 1, 2
+			s := w.set(t, fault.Rule{Name: "hold", Budget: 1, Match: fault.Match{Op: fault.Ops{"write"}}, Action: tt.action})
+			w.submit(t, disk0.Write(1, 0, 1, old))
+			w.awaitHeld(1)
+			w.powerCycle(t)
+			wantCode(t, w.do(t, disk0.Write(2, 0, 1, young))[0], 2, hba.CodeExecuted)
+			if tt.ends {
+				w.clock.Advance(time.Hour)
+			} else if n := w.dev.ReleaseHeld(s.Fault("hold"), 0); n != 1 {
+				t.Errorf("released %d, want 1", n)
+			}
+			wantNoPower(t, w.reap(w.driver.Queues[0], 1)[0], 1)
+			var b [1]byte
+			if _, err := w.memory.ReadAt(b[:], 0); err != nil {
+				t.Error(err)
+			}
+			if b[0] != 2 {
+				t.Errorf("a write from before the power cut has overwritten one from after it: %d", b[0])
+			}
+			w.wantIdle(t)
+		})
+	}
+}
+
+// TestPower_WaitingCommandsAreForgotten: nor is one that waited for a worker.
+func TestPower_WaitingCommandsAreForgotten(t *testing.T) {
+	w := newWorld(t, hba.Config{QueuePairs: 1, Workers: 1}, hbatest.Config{})
+	slow := hbatest.Address{Lun: 1}
+	m := w.attachSlow(t, slow, hbatest.MediaConfig{})
+	old := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	old.Bytes[0] = 1
+	q := w.driver.Queues[0]
+	m.Hold()
+	if n := q.Submit(slow.Write(1, 8, 1, old), slow.Write(2, 0, 1, old)); n != 2 {
+		t.Fatalf("submitted %d, want 2", n)
+	}
+	q.Ring(runner)
+	m.WaitHeld(1)
+	u := w.dev.UnitAt(slow.Target, slow.Lun)
+	u.PowerOff()
+	u.PowerOn()
+	m.Release()
+	for i, c := range w.reap(q, 2) {
+		wantNoPower(t, c, uint32(i+1))
+	}
+	var b [1]byte
+	if _, err := w.memory.ReadAt(b[:], 0); err != nil {
+		t.Error(err)
+	}
+	if b[0] != 0 {
+		t.Error("a write from before the power cut was executed after it")
+	}
+}
