@@ -315,7 +315,8 @@ func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
 
 // RemoveUnit detaches the unit at an address, at any time, and waits until no
 // command runs on it any more: its medium may then be closed. Commands that
-// come later find no unit. The driver learns of it as of AddUnit.
+// come later find no unit, and meet none of its faults. The driver learns of it as of
+// AddUnit.
 //
 // Errors: ErrBadAddress, ErrNoUnit, or the context's error: then the unit is
 // detached, but a command may still run.
@@ -326,6 +327,12 @@ func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 	if err := d.detachUnit(targetID, lun); err != nil {
 		return err
 	}
+	// Its rules are not about what comes for it now, nor about the next unit here.
+	d.mu.Lock()
+	if t := d.faults.Load(); t != nil {
+		d.faults.Store(t.without(targetID, lun))
+	}
+	d.mu.Unlock()
 	d.unitsChanged.Add(1)
 	d.signalEvent()
 	return d.drain(ctx, targetID, lun)

@@ -43,6 +43,26 @@ func (t *faultTable) plan(targetID, lun uint8) *fault.Plan {
 	return t.plans[targetID][lun]
 }
 
+// without is t but for what is in force at an address.
+func (t *faultTable) without(targetID, lun uint8) *faultTable {
+	if t.plan(targetID, lun) == nil {
+		return t
+	}
+	less := *t
+	units := *t.plans[targetID]
+	units[lun] = nil
+	less.plans[targetID] = &units
+	return &less
+}
+
+// planOf is what is in force for a command; nil if nothing is.
+func (d *Device) planOf(c *Command) *fault.Plan {
+	if table := d.faults.Load(); table != nil {
+		return table.plan(c.Target, c.Lun)
+	}
+	return nil
+}
+
 // A treatment is what becomes of a command that was looked at.
 type treatment uint8
 
@@ -54,11 +74,7 @@ const (
 
 // misbehave has the rules look at a command. The caller is the engine.
 func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
-	table := d.faults.Load()
-	if table == nil {
-		return treatmentNone
-	}
-	plan := table.plan(c.Target, c.Lun)
+	plan := d.planOf(c)
 	if plan == nil || !c.valid() {
 		return treatmentNone
 	}
@@ -191,11 +207,7 @@ func (d *Device) keepVersions(h *hold) {
 // controlFails has the rules look at an abort or reset, and reports whether it
 // has been dealt with.
 func (d *Device) controlFails(q *queue, position uint32, c *Command) bool {
-	table := d.faults.Load()
-	if table == nil {
-		return false
-	}
-	plan := table.plan(c.Target, c.Lun)
+	plan := d.planOf(c)
 	if plan == nil {
 		return false
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vhbad/vhbad/hba/hbatest"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
+	"github.com/vhbad/vhbad/internal/scsi"
 )
 
 // holdsAfter are rules that hold a command once it has been executed.
@@ -102,6 +103,49 @@ func TestFaults_RemovalBeforeTheyHold(t *testing.T) {
 			w.wantIdle(t)
 		})
 	}
+}
+
+// The rules of a unit are not about what comes for it after its removal, nor about
+// the unit that takes its place: only those that are put into force for that are. A
+// target that is left without units answers no more, one that has others says that
+// there is no such unit.
+func TestFaults_NoUnit(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	s := w.set(t,
+		fault.Rule{Action: fault.Action{Kind: fault.KindHang}},
+		fault.Rule{Match: fault.Match{Op: fault.Ops{"reset-lun"}}, Action: fault.Action{Kind: fault.KindResetFails, Silent: true}},
+		fault.Rule{Match: fault.Match{Op: fault.Ops{"mark"}, AtMark: "now"}, Action: fault.Action{Kind: fault.KindCapacity, Size: 1 << 10}},
+	)
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	for _, lun := range []uint8{disk0.Lun, disk1.Lun} {
+		if err := w.dev.RemoveUnit(t.Context(), 0, lun); err != nil {
+			t.Fatal(err)
+		}
+		w.submit(t, disk0.Read(1, 0, 1, in))
+		c := w.reapUnheld(t, 1)[0]
+		if lun == disk0.Lun {
+			wantCode(t, c, 1, hba.CodeExecuted)
+			if sense, ok := scsi.ParseSense(c.Sense[:c.SenseBytes]); !ok || sense.Additional != scsi.LogicalUnitNotSupported {
+				t.Errorf("sense data %+v, want no such unit", sense)
+			}
+		} else {
+			wantCode(t, c, 1, hba.CodeNoDevice)
+		}
+		w.submit(t, disk0.Reset(2, false))
+		wantCode(t, w.reapUnheld(t, 1)[0], 2, hba.CodeExecuted)
+	}
+	w.attach(t, disk0, w.other)
+	w.dev.Mark("now")
+	w.submit(t, disk0.TestUnitReady(3))
+	wantCode(t, w.reapUnheld(t, 1)[0], 3, hba.CodeExecuted) // its unit attention
+	w.submit(t, disk0.Read(3, 0, 1, in))
+	wantCode(t, w.reapUnheld(t, 1)[0], 3, hba.CodeExecuted)
+	for _, f := range s.Faults() {
+		if got := f.Stats().Matched; got != 0 {
+			t.Errorf("%s: %d commands matched without a unit", f.Rule().Name, got)
+		}
+	}
+	w.wantIdle(t)
 }
 
 // An interrupt that was lost is raised once its rule is gone, so that nobody waits for

@@ -188,12 +188,13 @@ func (d *Device) tick(key ruleUnit, t *ruleTimer) {
 	}
 }
 
-// askLocked has the rules of a unit look at something that is no command.
+// askLocked has the rules of a unit look at something that is no command, unless the
+// unit has been removed.
 //
 // +checklocks:d.mu
 func (d *Device) askLocked(p *fault.Plan, c *fault.Command) {
 	var dec fault.Decision
-	if !p.Decide(c, d.clock.Now(), &dec) {
+	if u := p.Unit(); d.faults.Load().plan(u.Target, u.Lun) != p || !p.Decide(c, d.clock.Now(), &dec) {
 		return
 	}
 	for _, f := range dec.Triggers[:dec.NTriggers] {
