@@ -103,6 +103,8 @@ const (
 	// CompletionCutReply: the reply that the command is for is to break off after
 	// ReplyBytes.
 	CompletionCutReply
+	// CompletionBadCookie: the reply is to carry a cookie that is not the request's.
+	CompletionBadCookie
 )
 
 // HalfReply as ReplyBytes leaves it to whoever makes the reply where it breaks off:

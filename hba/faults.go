@@ -169,8 +169,12 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	}
 }
 
-// cutReply has the reply break off as f says; not, if f is nil.
-func (c *Completion) cutReply(f *fault.Fault) {
+// spoilReply asks for what a decision has become of the reply to whoever asked.
+func (c *Completion) spoilReply(dec *fault.Decision) {
+	if dec.BadCookie {
+		c.Flags |= CompletionBadCookie
+	}
+	f := dec.CutReply
 	if f == nil {
 		return
 	}
@@ -202,6 +206,22 @@ func (d *Device) keepVersions(h *hold) {
 	if _, err := unit.Medium().ReadAt(old, int64(lba)*int64(h.unit.BlockBytes)); err == nil {
 		h.decision.Versions.Keep(lba, old)
 	}
+}
+
+// Handshake has the rules of a unit look at a client that is about to get it, and
+// returns how long that is to wait.
+//
+// Concurrency: any goroutine.
+func (d *Device) Handshake(targetID, lun uint8) (delay time.Duration) {
+	table := d.faults.Load()
+	if table == nil {
+		return 0
+	}
+	var dec fault.Decision
+	if p := table.plan(targetID, lun); p != nil && p.Decide(&fault.Command{Op: fault.OpHandshake}, d.clock.Now(), &dec) {
+		return dec.Delay
+	}
+	return 0
 }
 
 // controlFails has the rules look at an abort or reset, and reports whether it

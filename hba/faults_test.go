@@ -205,6 +205,47 @@ func TestFaults_CutReply(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A command whose reply is to carry another cookie is done, and says so.
+func TestFaults_BadCookie(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	w.set(t, fault.Rule{Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindBadCookie}})
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	for i, want := range []uint8{hba.CompletionBadCookie, 0} {
+		cmd := []hba.Command{disk0.Write(1, 0, 1, out), disk0.TestUnitReady(2)}[i]
+		if c := w.do(t, cmd)[0]; c.Tag != cmd.Tag || c.Code != hba.CodeExecuted || c.ScsiStatus != 0 || c.Flags != want {
+			t.Errorf("%+v, want flags %#x", c, want)
+		}
+	}
+	w.wantOthers(t)
+	w.wantIdle(t)
+}
+
+// Clients that come wait as the rules of their disk say, and those of others do not.
+// No command is about a handshake.
+func TestFaults_Handshake(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if got := w.dev.Handshake(0, disk0.Lun); got != 0 {
+		t.Errorf("without rules a client waits %v", got)
+	}
+	s := w.set(t,
+		fault.Rule{Match: fault.Match{Every: 2}, Action: fault.Action{Kind: fault.KindSlowHandshake, For: fault.Duration(time.Second)}},
+		fault.Rule{Name: "more", Budget: 1, Action: fault.Action{Kind: fault.KindSlowHandshake, For: fault.Duration(time.Minute)}},
+		fault.Rule{Match: fault.Match{Op: fault.Ops{"any"}}, Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}},
+	)
+	for i, want := range []time.Duration{time.Minute, time.Second, 0, time.Second} {
+		if got := w.dev.Handshake(0, disk0.Lun); got != want {
+			t.Errorf("client %d waits %v, want %v", i, got, want)
+		}
+		if got := w.dev.Handshake(0, disk1.Lun); got != 0 {
+			t.Errorf("client %d of another disk waits %v", i, got)
+		}
+	}
+	if got := s.Fault("errno").Stats().Matched; got != 0 {
+		t.Errorf("%d handshakes were taken for commands", got)
+	}
+	w.wantIdle(t)
+}
+
 func TestFaults_Latency(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)

@@ -241,7 +241,7 @@ func (d *Device) execute(w *crew, rec *record) {
 	w.exec.task.PowerCycle = rec.powerCycle
 	if rec.held {
 		w.exec.executeHeld(d, rec, &w.out, &t)
-		w.out.cutReply(rec.hold.decision.CutReply)
+		w.out.spoilReply(&rec.hold.decision)
 	} else {
 		w.exec.run(d, &rec.cmd, &w.out, &t, true)
 	}

@@ -74,8 +74,10 @@ func takeReaped(t port.SyncToken, q *queue) bool {
 func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
 	x := extensionOf(srb.Extension)
 	srb.Status = d.outcome(srb, &x.completion)
-	srb.Injected = x.completion.Flags&hba.CompletionInjected != 0
-	if srb.CutReply = x.completion.Flags&hba.CompletionCutReply != 0; srb.CutReply {
+	if flags := x.completion.Flags; flags != 0 { // the port has cleared what is said here
+		srb.Injected = flags&hba.CompletionInjected != 0
+		srb.BadCookie = flags&hba.CompletionBadCookie != 0
+		srb.CutReply = flags&hba.CompletionCutReply != 0
 		srb.ReplyBytes = x.completion.ReplyBytes // HalfReply is the same to both
 	}
 	if srb.Status == port.StatusSuccess {

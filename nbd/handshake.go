@@ -24,6 +24,7 @@ type negotiation struct {
 
 	noZeroes bool
 	spoke    bool // the client has sent something
+	deadline time.Time
 	// lastWords is set once the client has been given time in spite of a drain.
 	lastWords bool
 	options   int
@@ -130,7 +131,8 @@ func (c *Conn) negotiate() (end outcome, ok bool) {
 
 func (n *negotiation) run() error {
 	c := n.c
-	if err := c.nc.SetDeadline(time.Now().Add(c.limits.HandshakeTimeout)); err != nil {
+	n.deadline = time.Now().Add(c.limits.HandshakeTimeout)
+	if err := c.nc.SetDeadline(n.deadline); err != nil {
 		return err
 	}
 	if c.draining() {

@@ -205,6 +205,9 @@ func (n *negotiation) replyBlockSize(id uint32, info Info) error {
 // Errors: a refusal leaves the connection as it was; any other ends it.
 func (n *negotiation) open(e Export) error {
 	c := n.c
+	if err := n.detain(e); err != nil {
+		return err
+	}
 	if no := c.server.reserve(c, e); no != nil {
 		return no
 	}

@@ -79,7 +79,7 @@ func (p *Processor) pushCompleted(s *SRB) {
 // finishByPort completes an SRB that the miniport does not own.
 func (p *Processor) finishByPort(s *SRB, status Status) {
 	s.Status = status
-	s.Injected, s.CutReply = false, false
+	s.Injected, s.CutReply, s.BadCookie = false, false, false
 	s.stage = stageNone // it did not go the way that others go
 	if p.verify {
 		s.resultChanged()

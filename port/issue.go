@@ -219,7 +219,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		}
 	}
 	s.channel = channel
-	s.Status, s.ScsiStatus, s.Injected, s.CutReply = StatusPending, 0, false, false
+	s.Status, s.ScsiStatus, s.Injected, s.CutReply, s.BadCookie = StatusPending, 0, false, false, false
 	if s.Function == FunctionAbortCommand && a.config.Features&FeatureAbortCommand == 0 || !a.mapData(s) {
 		p.finishByPort(s, StatusInvalidRequest)
 		return false

@@ -170,6 +170,8 @@ type SRB struct {
 	// ReplyBytes, HalfReply for in its middle; ours too.
 	CutReply   bool
 	ReplyBytes uint32
+	// BadCookie: it wants the reply to carry a cookie that is not the request's.
+	BadCookie bool
 	// ServiceTime is what IoTargetRequestServiceTime said, or zero.
 	ServiceTime time.Duration
 	Sense       [SenseBufferBytes]byte

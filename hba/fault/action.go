@@ -22,6 +22,7 @@ const (
 	KindQueue          Kind = "queue"           // so many at once, each with its service time
 	KindReorder        Kind = "reorder"         // is overtaken by later ones
 	KindCutReply       Kind = "cut-reply"       // the reply breaks off, and its connection is gone
+	KindSlowHandshake  Kind = "slow-handshake"  // a client waits before it gets the disk
 	KindResetFails     Kind = "reset-fails"     // an abort or reset does not work
 	KindUnplug         Kind = "unplug"          // is gone, and comes back
 	KindCapacity       Kind = "capacity"        // has another size
@@ -40,6 +41,7 @@ const (
 	KindMistagged      Kind = "mistagged"       // hostile: answered under another tag
 	KindLateCompletion Kind = "late-completion" // hostile: answered again after an abort or reset
 	KindLostInterrupt  Kind = "lost-interrupt"  // hostile: answered without an interrupt
+	KindBadCookie      Kind = "bad-cookie"      // hostile: the client gets an answer to what it has not asked
 )
 
 // A Place is where in its life a command is held.
@@ -78,8 +80,8 @@ type Action struct {
 	// At is where a command is held, and when power fails.
 	At Place `json:"at,omitempty" yaml:"at,omitempty"`
 	// For is how long it takes: until a hang ends by itself, a disk is plugged in
-	// again, a size is restored, a late completion comes, at the most until a
-	// reordered one does.
+	// again, a size is restored, a late completion comes, a client gets the disk, at
+	// the most until a reordered one does.
 	For Duration `json:"for,omitempty" yaml:"for,omitempty"`
 	// Period is from the beginning of one stall to that of the next.
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
@@ -133,8 +135,9 @@ type PowerCut struct {
 type stage uint8
 
 const (
-	stageCommand stage = iota // the device, on commands
-	stageControl              // the device, on aborts and resets
+	stageCommand   stage = iota // the device, on commands
+	stageControl                // the device, on aborts and resets
+	stageHandshake              // whoever serves the disk, on clients that come
 )
 
 // A field is a parameter of an action, a bit each.
@@ -194,6 +197,7 @@ var kinds = []kindInfo{
 	{kind: KindQueue, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldLatency | fieldLanes, summary: "serve so many at once, each for its service time"},
 	{kind: KindReorder, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor, summary: "answer after a random time up to this long, so that later commands overtake"},
 	{kind: KindCutReply, ops: opsOfUsers, allowed: opsOfUsers, optional: fieldAfter, summary: "send the beginning of the reply, then close the connection it was for"},
+	{kind: KindSlowHandshake, stage: stageHandshake, ops: OpHandshake, allowed: OpHandshake, needs: fieldFor, summary: "let a client wait before it gets the disk"},
 	{kind: KindResetFails, stage: stageControl, ops: opsResets, allowed: opsControl, optional: fieldSilent, summary: "aborts and resets fail, or are not answered"},
 	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "the disk is gone, and comes back"},
 	{kind: KindCapacity, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
@@ -212,6 +216,7 @@ var kinds = []kindInfo{
 	{kind: KindLateCompletion, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldFor, summary: "hang, and answer after the abort or reset that ended it"},
 	{kind: KindDMAAfterReset, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldFor, summary: "hang, and transfer the data after the abort or reset that ended it"},
 	{kind: KindLostInterrupt, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer without an interrupt"},
+	{kind: KindBadCookie, hostile: true, ops: opsOfUsers, allowed: opsOfUsers, summary: "reply with a cookie that the client has not sent"},
 }
 
 // infoOf finds a kind.

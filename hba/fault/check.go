@@ -237,11 +237,14 @@ func (r *Rule) checkMatch() error {
 	case info.ranged && !m.hasRange():
 		return fmt.Errorf("match.offset or match.lba is missing: %s keeps something for each block of its range", info.kind)
 	}
-	if info.stage == stageControl && (m.hasRange() || m.FUA != nil || m.MinSize != 0 || m.MaxSize != 0 || m.Connection != 0) {
-		return fmt.Errorf("match: an abort or reset has no range, size, FUA or connection: %s takes none of them", info.kind)
+	if info.stage != stageCommand && (m.hasRange() || m.FUA != nil || m.MinSize != 0 || m.MaxSize != 0 || m.Connection != 0) {
+		return fmt.Errorf("match: %s has no range, size, FUA or connection: %s takes none of them", stageNames[info.stage], info.kind)
 	}
 	return nil
 }
+
+// stageNames say what a rule of a stage is about.
+var stageNames = [...]string{"a command", "an abort or reset", "a handshake"}
 
 func (m *Match) hasRange() bool { return m.Offset != nil || m.LBA != nil }
 

@@ -119,6 +119,8 @@ type Decision struct {
 	// CutReply has the reply to whoever asked break off and its connection end. Its
 	// rule says where.
 	CutReply *Fault
+	// BadCookie has it carry a cookie that is not the request's.
+	BadCookie bool
 
 	// Lost is never answered, Mistagged under another tag only.
 	Lost, Mistagged *Fault
@@ -301,6 +303,10 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		if d.CutReply == nil {
 			d.CutReply = f
 		}
+	case KindBadCookie:
+		d.BadCookie = true
+	case KindSlowHandshake:
+		d.Delay += time.Duration(a.For)
 	case KindFlip:
 		d.flips += max(1, a.Bits)
 		d.flip = chance

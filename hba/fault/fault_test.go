@@ -585,7 +585,7 @@ func good() []Rule {
 	actions := map[Kind]Action{
 		KindStatus: {Sense: &Sense{Key: "medium-error", ASC: 0x11}}, KindErrno: {Errno: "ENOSPC"}, KindLatency: {Latency: fixed},
 		KindStall: {For: 1, Period: 2}, KindRate: {IOPS: 1}, KindQueue: {Lanes: 1, Latency: fixed}, KindReorder: {For: 1},
-		KindCapacity: {Size: 4096},
+		KindCapacity: {Size: 4096}, KindSlowHandshake: {For: 1},
 	}
 	var out []Rule
 	for _, k := range Kinds() {
@@ -665,6 +665,11 @@ func TestCheck_Bad(t *testing.T) {
 		`action: {kind: power-cut, power: {damage: lots}}`:                              `action.power.damage "lots": want old, garbage, unreadable`,
 		`action: {kind: power-cut, power: {off-for: 48h}}`:                              "action.power.off-for 48h0m0s: want at most 1h0m0s",
 		`action: {kind: cut-reply, after: 2G}`:                                          "action.after 2GiB: want 0 to 1GiB, bytes of the reply",
+		`action: {kind: slow-handshake}`:                                                "action.for is missing: slow-handshake needs it",
+		`{action: {kind: slow-handshake, for: 1s}, match: {op: read}}`:                  "match.op read: slow-handshake is for handshake only",
+		`{action: {kind: slow-handshake, for: 1s}, match: {offset: 0}}`:                 "match: a handshake has no range, size, FUA or connection: slow-handshake takes none of them",
+		`{action: {kind: hang}, match: {op: handshake}}`:                                "match.op handshake: hang is for",
+		`action: {kind: bad-cookie}`:                                                    "action.kind bad-cookie is hostile",
 		`action: {kind: cut-reply, at: before}`:                                         "action.at does not belong to cut-reply: its fields are after",
 		`action: {kind: busy, after: 0}`:                                                "action.after does not belong to busy",
 		`{action: {kind: cut-reply}, match: {op: reset-lun}}`:                           "match.op reset-lun: cut-reply is for read,write,flush",

@@ -38,6 +38,7 @@ const (
 	OpResetBus                    // reset of the whole adapter
 	OpTime                        // no command: time has come
 	OpMark                        // no command: somebody has set a mark
+	OpHandshake                   // no command: a client wants the disk
 
 	opEnd
 )
@@ -55,7 +56,7 @@ const (
 
 var opNames = [...]string{
 	"read", "write", "flush", "trim", "zero", "cache", "status", "verify", "compare-write", "ready", "inquiry", "luns",
-	"capacity", "mode", "sense", "start-stop", "other", "abort", "reset-lun", "reset-target", "reset-bus", "time", "mark",
+	"capacity", "mode", "sense", "start-stop", "other", "abort", "reset-lun", "reset-target", "reset-bus", "time", "mark", "handshake",
 }
 
 // opSets are names for several kinds at once.

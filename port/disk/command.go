@@ -327,6 +327,9 @@ func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 	if srb.CutReply {
 		c.req.CutReply(srb.ReplyBytes) // port.HalfReply is nbd.HalfReply
 	}
+	if srb.BadCookie {
+		c.req.BadCookie()
+	}
 	if c.step == stepStatus && statusArrived(srb, c.want) {
 		v = verdictDone
 	}

@@ -80,6 +80,11 @@ rule()
 fails(lambda: mine.pread(B, 0), None) # "server disconnected unexpectedly", which has no errno
 assert not mine.aio_is_ready()
 h.flush()`},
+	{"slow-handshake", "action.for=300ms", `
+rule()
+mine = nbd.NBD()
+takes(0.3, lambda: mine.connect_uri(h.get_uri()))
+assert mine.pread(B, 0) == read()`},
 	{"unplug", "action.for=500ms", `
 rule()
 fails(read, "ESHUTDOWN")
@@ -107,6 +112,7 @@ fails(lambda: [read(1 << 19) for _ in range(2)], "EINVAL", "EIO")`},
 	{"late-completion", "budget=1 op=read action.for=10ms", `rule(); assert is_all(1); assert is_all(1)`},
 	{"dma-after-reset", "budget=1 action.for=10ms", `rule(); assert is_all(1); assert is_all(1)`},
 	{"lost-interrupt", "budget=1 op=read", `rule(); assert is_all(1)`},
+	{"bad-cookie", "op=read", `rule(); fails(read, None, "EINVAL"); assert not h.aio_is_ready()`},
 }
 
 // TestFaults_EachKind shows a client of libnbd's every kind of fault: it sees what

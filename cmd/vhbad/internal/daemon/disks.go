@@ -11,10 +11,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
+	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/nbd"
@@ -31,6 +33,7 @@ type export struct {
 	medium         media.Media
 	power          *power
 	unit           *target.Unit
+	device         *hba.Device // set by place, with the address
 	targetID, lun  uint8
 	settings       atomic.Pointer[config.Disk]
 	leaving        atomic.Bool // it is being removed
@@ -38,7 +41,7 @@ type export struct {
 	createdTheFile bool
 }
 
-var _ nbd.Device = (*export)(nil)
+var _ nbd.Greeter = (*export)(nil)
 
 // config is what the export is to be. It is replaced as a whole.
 func (e *export) config() *config.Disk { return e.settings.Load() }
@@ -65,6 +68,9 @@ func (e *export) Info() nbd.Info {
 	i.Description = e.config().Description
 	return i
 }
+
+// Greet implements nbd.Greeter.
+func (e *export) Greet() time.Duration { return e.device.Handshake(e.targetID, e.lun) }
 
 // list is the disks in their order. The slice must not be changed.
 func (m *machine) list() []*export { return *m.disks.Load() }
@@ -250,7 +256,7 @@ func (m *machine) place(e *export) error {
 	if i < 0 {
 		return fmt.Errorf("%d disks are all that there is room for", config.MaxDisks)
 	}
-	e.targetID, e.lun = uint8(i/config.UnitsPerTarget), uint8(i%config.UnitsPerTarget)
+	e.device, e.targetID, e.lun = m.device, uint8(i/config.UnitsPerTarget), uint8(i%config.UnitsPerTarget)
 	err := m.device.AddUnit(e.targetID, e.lun, e.unit)
 	if err != nil {
 		m.free(e)

@@ -1,0 +1,160 @@
+package nbd_test
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// TestBadCookie: the reply carries another cookie, in every format, with data and
+// without; replies before and behind it are as ever.
+func TestBadCookie(t *testing.T) {
+	for _, dia := range dialects() {
+		t.Run(dia.name, func(t *testing.T) {
+			d := nbdtest.NewManual(4 << 20)
+			s := newServer(t, d, nbd.Limits{})
+			c := s.speak("unix", dia)
+			// stray is whether the client has got a reply to what it has not sent.
+			stray := func(want uint64) bool {
+				got, err := c.Receive()
+				if err == nil {
+					return got.Cookie == want
+				}
+				return strings.Contains(err.Error(), fmt.Sprintf("%#x, which is not in flight", want))
+			}
+			for cookie := range uint64(3) {
+				if err := c.Send(nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: cookie}); err != nil {
+					t.Fatal(err)
+				}
+				r := <-d.Requests
+				if cookie == 1 {
+					r.BadCookie()
+					nbdtest.Complete(r, nbd.OK)
+					if !stray(^cookie) {
+						t.Error("the reply does not carry another cookie")
+					}
+					continue
+				}
+				nbdtest.Complete(r, nbd.OK)
+				if got, err := c.Receive(); err != nil || got.Cookie != cookie {
+					t.Errorf("reply to %d: cookie %#x, %v", cookie, got.Cookie, err)
+				}
+			}
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 5, Length: 4096}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-d.Requests
+			r.BadCookie()
+			nbdtest.Complete(r, nbd.OK)
+			if !stray(^uint64(5)) {
+				t.Error("data do not come with another cookie")
+			}
+		})
+	}
+}
+
+// slow is a device that lets clients wait.
+type slow struct {
+	*nbdtest.Memory
+	wait  time.Duration
+	asked atomic.Int32
+}
+
+func (s *slow) Greet() time.Duration { s.asked.Add(1); return s.wait }
+
+// TestGreeter: a client waits as long as the device wants, but not longer than it may
+// take for the handshake, nor than the server or the export is there; nobody waits
+// for it meanwhile.
+func TestGreeter(t *testing.T) {
+	const most = 10 * time.Second // the default for a handshake
+	begin := func(t *testing.T, wait time.Duration) (*nbd.Server, *slow, *haggler) {
+		t.Helper()
+		d := &slow{Memory: nbdtest.NewMemory(4096), wait: wait}
+		s, _ := synctestServer(t, d, nbd.Limits{})
+		h := &haggler{t: t, nc: pipeTo(s)}
+		expect(t, h.nc, hello)
+		h.write(hx(fixedNoZer))
+		h.write(option(goTo, infoData("disk0")))
+		synctest.Wait()
+		if n := d.asked.Load(); n != 1 {
+			t.Fatalf("the device was asked %d times, want once", n)
+		}
+		return s, d, h
+	}
+	t.Run("waits", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			at := time.Now()
+			s, _, h := begin(t, 3*time.Second)
+			if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) == "" {
+				t.Error("no reply")
+			}
+			if took := time.Since(at); took != 3*time.Second {
+				t.Errorf("the answer took %v, want 3s", took)
+			}
+			_ = h.nc.Close()
+			_ = s.Shutdown(t.Context())
+		})
+	})
+	t.Run("too long", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			at := time.Now()
+			s, _, h := begin(t, time.Hour)
+			expectEnd(t, h.nc)
+			if took := time.Since(at); took != most {
+				t.Errorf("closed after %v, want %v", took, most)
+			}
+			synctest.Wait()
+			if n := s.Snapshot().NegotiationFailures[nbd.NegotiationTimeout]; n != 1 {
+				t.Errorf("%d clients counted as too slow, want 1", n)
+			}
+			_ = s.Shutdown(t.Context())
+		})
+	})
+	t.Run("shutdown", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, _, h := begin(t, time.Hour)
+			at := time.Now()
+			drained := make(chan error, 1)
+			go func() { drained <- s.Shutdown(t.Context()) }()
+			if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+				t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+			}
+			h.ended()
+			if err := <-drained; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(at); took > time.Second {
+				t.Errorf("the drain took %v", took)
+			}
+		})
+	})
+	t.Run("the export goes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, d, h := begin(t, 3*time.Second)
+			set, ok := s.Exports.(*nbd.ExportSet)
+			if !ok {
+				t.Fatal("no set of exports")
+			}
+			if n := s.Users(d); n != 0 {
+				t.Errorf("the client that waits counts among %d users, want none", n)
+			}
+			if err := set.Replace(nbd.Export{Name: "another", Device: nbdtest.NewMemory(4096)}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.DrainDevice(t.Context(), d); err != nil { // waits for nobody
+				t.Fatal(err)
+			}
+			if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) != "ERR_UNKNOWN" {
+				t.Errorf("reply %s, want ERR_UNKNOWN", replyInWords(t, typ, data))
+			}
+			_ = h.nc.Close()
+			_ = s.Shutdown(t.Context())
+		})
+	})
+}
