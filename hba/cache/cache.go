@@ -3,9 +3,9 @@ package cache
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +99,6 @@ type Cache struct {
 	can    media.Abilities
 	shift  uint8 // sector as a power of two
 	room   int   // sectors in all
-	seed   maphash.Seed
 
 	// plain: nothing is pending and no sector is damaged, so that reads need not
 	// look here. It is stored under mu.
@@ -114,6 +113,11 @@ type Cache struct {
 	lieAboutFlush atomic.Bool
 	ignoreFUA     atomic.Bool
 
+	// ledger is what callers were told. zeroSums are hashes of so many zeros as it
+	// enters one by one.
+	ledger   ledger
+	zeroSums []uint32
+
 	// outMu is held by whoever writes to the durable medium.
 	outMu sync.Mutex
 	// picked and buffer are scratch space of the holder of outMu.
@@ -121,8 +125,6 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
-	// +checklocks:outMu
-	sums []uint64
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -179,13 +181,13 @@ func New(m media.Media, config Config) (*Cache, error) {
 	shift := uint8(bits.TrailingZeros(uint(config.SectorBytes)))
 	c := &Cache{
 		config: config, inner: m, can: media.Probe(m), shift: shift, room: int(config.SizeBytes >> shift),
-		seed:   maphash.MakeSeed(),
 		random: rand.NewPCG(config.Seed, streamEviction),
 	}
+	c.ledger.init(shift)
+	c.zeroSums = slices.Repeat([]uint32{sum(make([]byte, config.SectorBytes))}, longBytes>>shift)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.store.init(config.SectorBytes)
-	c.record.init()
 	c.draw = c.random.Uint64()
 	c.plain.Store(true)
 	return c, nil
@@ -283,7 +285,10 @@ func (c *Cache) Resize(sizeBytes int64) error {
 	}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	if err := c.can.Resize.Resize(sizeBytes); err != nil {
+	old := c.inner.Size()
+	err := c.can.Resize.Resize(sizeBytes)
+	c.ledger.forgetFrom(min(old, c.inner.Size()) >> c.shift)
+	if err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -295,7 +300,6 @@ func (c *Cache) Resize(sizeBytes int64) error {
 			delete(c.unreadable, sector)
 		}
 	}
-	c.record.forgetFrom(end)
 	c.settleLocked()
 	return nil
 }

@@ -10,7 +10,7 @@ import "bytes"
 // promised, what was durable may be there too. Parts of several are harm to the
 // sector. They break a promise as well if any part is older than what was
 // promised.
-func (c *Cache) judge(k *cut, f *Fate, base, now []byte, known remembered) {
+func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 	v := &k.report.Verdict
 	v.CheckedSectors++
 	off := f.Sector << k.store.shift
@@ -48,10 +48,7 @@ func (c *Cache) judge(k *cut, f *Fate, base, now []byte, known remembered) {
 	}
 	switch {
 	case now == nil && base == nil && f.Outcome != OutcomeUnreadable: // as it was
-	case now != nil && bytes.Equal(now, base):
-		if known.ok && known.sum != c.sum(base) {
-			v.find(off, ActLostFlushed, 0)
-		}
+	case now != nil && bytes.Equal(now, base): // what that may be is for audit to say
 	case harm != "":
 		v.find(off, harm, 0)
 	case now == nil:

@@ -34,15 +34,18 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.account = c.ledger.powerGoes() // now that nothing can come into the cache any more
 	k.decide(c.shift)
-	err = c.apply(k)
-	if err == nil {
-		err = c.audit(k)
+	var open *opening
+	if err = c.apply(k); err == nil {
+		open, err = c.audit(k)
 	}
 	if err != nil {
+		open = k.unsure()
 		err = fmt.Errorf("cache: power cut of %s, seed %d: %w", c.config.Name, o.Seed, err)
 		k.report.Error = err.Error()
 	}
+	c.ledger.reopen(k.account, open, err == nil)
 	c.endCut(k)
 	return k.report, err
 }
@@ -56,7 +59,7 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	if c.closed {
 		return nil, &media.Error{Op: "power cut", Name: c.config.Name, Kind: media.ErrClosed}
 	}
-	k := &cut{o: o, store: c.store, image: sha256.New()}
+	k := &cut{o: o, store: c.store, image: sha256.New(), found: make(map[int64]struct{})}
 	c.store = store{nextID: k.store.nextID}
 	c.store.init(c.config.SectorBytes)
 	c.off = true
@@ -101,6 +104,11 @@ type cut struct {
 	image  hash.Hash
 	// base is what was durable, now is what is, of the sectors at hand.
 	base, now sectors
+	// account is what callers had been told. found are the sectors that judge has
+	// found something about, rest the fates that audit has not come to.
+	account *account
+	found   map[int64]struct{}
+	rest    []Fate
 }
 
 // sectors are the bytes of some that follow each other. Those whose bit is set in
@@ -166,6 +174,7 @@ func (k *cut) decide(shift uint8) {
 		})
 	}
 	k.fates = Decide(&k.trace, k.o)
+	k.rest = k.fates
 	k.tally()
 }
 
@@ -251,7 +260,7 @@ func (c *Cache) applyRun(k *cut, run []Fate) error {
 	for i := range run {
 		k.compose(k.now.p[i<<c.shift:(i+1)<<c.shift], &run[i])
 	}
-	known := c.uncertain(first, run)
+	c.uncertain(run)
 	for i := 0; i < len(run); {
 		kind, changes := k.kind(&run[i], k.base.bad.has(i))
 		j := i + 1
@@ -272,20 +281,18 @@ func (c *Cache) applyRun(k *cut, run []Fate) error {
 	if err := c.readSectors(&k.now, first, len(run)); err != nil {
 		return err
 	}
-	c.judgeRun(k, run, known)
+	c.judgeRun(k, run)
 	return nil
 }
 
-// uncertain prepares for a run that may fail half way: nothing is known of its
-// sectors, and those that are to be unreadable are. It returns what was known.
+// uncertain prepares for a run that may fail half way: sectors that are to be
+// unreadable are.
 //
 // +checklocks:c.outMu
-func (c *Cache) uncertain(first int64, run []Fate) []remembered {
+func (c *Cache) uncertain(run []Fate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known := make([]remembered, len(run))
 	for i := range run {
-		known[i] = c.record.take(first + int64(i))
 		if run[i].Outcome == OutcomeUnreadable {
 			if c.unreadable == nil {
 				c.unreadable = make(map[int64]struct{})
@@ -293,7 +300,6 @@ func (c *Cache) uncertain(first int64, run []Fate) []remembered {
 			c.unreadable[run[i].Sector] = struct{}{}
 		}
 	}
-	return known
 }
 
 // heal notes that the sectors of the fates have been written.
@@ -309,28 +315,21 @@ func (c *Cache) heal(run []Fate) {
 	}
 }
 
-// judgeRun checks a run and remembers what is durable now.
+// judgeRun checks a run.
 //
 // +checklocks:c.outMu
-func (c *Cache) judgeRun(k *cut, run []Fate, known []remembered) {
+func (c *Cache) judgeRun(k *cut, run []Fate) {
 	for i := range run {
 		f, base, now := &run[i], c.at(&k.base, i), c.at(&k.now, i)
-		c.judge(k, f, base, now, known[i])
+		found := k.report.Verdict.count()
+		c.judge(k, f, base, now)
+		if k.report.Verdict.count() != found {
+			k.found[f.Sector] = struct{}{}
+		}
 		var number [8]byte
 		binary.LittleEndian.PutUint64(number[:], uint64(f.Sector))
 		k.image.Write(number[:])
 		k.image.Write(now)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i := range run {
-		now := c.at(&k.now, i)
-		switch changed := len(run[i].Layers) > 0 || run[i].Outcome != OutcomeLost; {
-		case changed && now != nil:
-			c.record.remember(run[i].Sector, c.sum(now))
-		case !changed && known[i].ok:
-			c.record.remember(run[i].Sector, known[i].sum)
-		}
 	}
 }
 
@@ -380,50 +379,70 @@ func (k *cut) kind(f *Fate, bad bool) (kind Kind, changes bool) {
 	return k.store.versions[k.version(f.Sector, f.Layers[0].Write)].kind, true
 }
 
-// audit checks that the remembered durable sectors are what they were.
+// audit holds the durable medium against what callers were told, and says what is
+// known of it from now on.
 //
 // +checklocks:c.outMu
-func (c *Cache) audit(k *cut) error {
-	numbers := c.remembered()
-	for len(numbers) > 0 {
-		run := 1
-		for run < len(numbers) && (run+1)<<c.shift <= bufferBytes && numbers[run] == numbers[0]+int64(run) {
-			run++
+func (c *Cache) audit(k *cut) (*opening, error) {
+	claims, wide, open := k.account.claims(c.shift), k.account.wide(), new(opening)
+	zero := c.zeroSums[0]
+	end := c.inner.Size() >> c.shift
+	for len(claims) > 0 && claims[0].sector < end {
+		first, n := claims[0].sector, 0
+		rest := claims
+		for n < bufferBytes>>c.shift && len(rest) > 0 && rest[0].sector == first+int64(n) && first+int64(n) < end {
+			rest = rest[ofOne(rest):]
+			n++
 		}
-		if err := c.readSectors(&k.now, numbers[0], run); err != nil {
-			return err
+		if err := c.readSectors(&k.now, first, n); err != nil {
+			return nil, err
 		}
-		c.auditRun(k, numbers[:run])
-		numbers = numbers[run:]
+		for i := range n {
+			sector, own := first+int64(i), claims[:ofOne(claims)]
+			claims = claims[len(own):]
+			p := c.at(&k.now, i)
+			hash := sum(p)
+			k.hold(sector, c.shift, k.account.rule(own, wide.at(sector), zero, hash, p != nil))
+			open.add(sector, hash, p != nil)
+		}
 	}
-	return nil
+	return open, nil
 }
 
-// remembered are the sectors whose hashes the record has.
-func (c *Cache) remembered() []int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	numbers := make([]int64, 0, c.record.known)
-	for sector, h := range c.record.hashes {
-		if h.ok {
-			numbers = append(numbers, sector)
-		}
+// ofOne is how many claims are of the same sector as the first.
+func ofOne(claims []claim) int {
+	n := 1
+	for n < len(claims) && claims[n].sector == claims[0].sector {
+		n++
 	}
-	slices.Sort(numbers)
-	return numbers
+	return n
 }
 
-// auditRun is audit for sectors that follow each other, which now has.
-//
-// +checklocks:c.outMu
-func (c *Cache) auditRun(k *cut, numbers []int64) {
-	sums := c.sumsOut(k.now.p[:len(numbers)<<c.shift])
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, sector := range numbers {
-		k.report.Verdict.CheckedSectors++
-		if k.now.bad.has(i) || c.record.hashes[sector].sum != sums[i] {
-			k.report.Verdict.find(sector<<c.shift, ActLostFlushed, 0)
-		}
+// hold puts the ruling about a sector into the report, unless judge has found
+// something there. They ask for sectors in ascending order.
+func (k *cut) hold(sector int64, shift uint8, r ruling) {
+	for len(k.rest) > 0 && k.rest[0].Sector < sector {
+		k.rest = k.rest[1:]
 	}
+	pending := len(k.rest) > 0 && k.rest[0].Sector == sector
+	v := &k.report.Verdict
+	if r.checked && !pending {
+		v.CheckedSectors++
+	}
+	if r.act == "" {
+		return
+	}
+	if _, found := k.found[sector]; !found {
+		v.find(sector<<shift, r.act, r.write)
+	}
+}
+
+// unsure is an opening that knows nothing of the sectors that a failed cut was to
+// change.
+func (k *cut) unsure() *opening {
+	open := new(opening)
+	for i := range k.fates {
+		open.add(k.fates[i].Sector, 0, false)
+	}
+	return open
 }

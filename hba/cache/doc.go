@@ -29,10 +29,13 @@
 //
 // Cut decides for each pending sector what the durable medium holds from then on
 // (Decide, a pure function of trace and options), puts it there, and forgets
-// everything else. Then it proves what it did: each pending sector must hold
-// something that the recorded promises allow, and sectors that were made durable
-// before must still hold that. See Report. Close is no power cut: all that is
-// pending goes to the durable medium first.
+// everything else. Then it proves what it did, from two sides. Each pending sector must
+// hold something that the promises about its versions allow (judge). And each sector
+// of the ledger must hold what callers may expect of it (account, rule): the ledger
+// has what they were told, with hashes of what they wrote, and knows nothing of the
+// cache's lists, so that it convicts the cache as well. It has the latest 65536
+// writes, and of those the latest 128 MiB. See Report. Close is no power cut: all that
+// is pending goes to the durable medium first.
 //
 // # Legal and hostile
 //
@@ -54,7 +57,8 @@
 //
 // # Lock order
 //
-// Cache.outMu, then Cache.mu, then whatever the durable medium takes. outMu is held
+// Cache.outMu, then Cache.mu, then whatever the durable medium takes. The ledger has a
+// lock of its own, under which nothing else is taken. outMu is held
 // by whoever writes to the durable medium; mu guards the lists and is held for
 // memory copies, never across I/O. What only the holder of outMu changes it reads
 // before it takes mu: a part of a sector, or a COMPARE AND WRITE, is put together

@@ -1,5 +1,7 @@
 package cache
 
+import "slices"
+
 // Cutting reports whether a cut waits for what is in progress.
 func (c *Cache) Cutting() bool { return c.cutting.Load() != 0 }
 
@@ -15,4 +17,70 @@ func (c *Cache) Off() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.off
+}
+
+// ShrinkLedger bounds the ledger of an unused cache.
+func (c *Cache) ShrinkLedger(entries, sectors uint64) {
+	c.ledger.room, c.ledger.sumRoom = entries, sectors
+}
+
+// The rest is what a cache does that is wrong.
+
+// EvictDropping evicts the oldest write, and does not write it out.
+func (c *Cache) EvictDropping() {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.picked = c.picked[:0]
+	c.pickAllLocked(c.store.first)
+	for _, p := range c.picked {
+		c.store.retire(p.index)
+	}
+	c.settleLocked()
+}
+
+// FlushSkipping is a flush that takes the sectors from one on for written when they
+// are not.
+func (c *Cache) FlushSkipping(sector int64) error {
+	arrived := c.ledger.flushArrives()
+	f, err := c.beginFlush()
+	if err != nil {
+		return err
+	}
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.mu.Lock()
+	c.pickBeforeLocked(f.before)
+	for i := range c.picked {
+		if c.picked[i].sector >= sector {
+			c.store.retire(c.picked[i].index)
+		}
+	}
+	c.picked = slices.DeleteFunc(c.picked, func(p pick) bool { return p.sector >= sector })
+	c.settleLocked()
+	c.mu.Unlock()
+	if err := c.writeOut(false); err != nil {
+		return err
+	}
+	if err := c.endFlush(&f, c.syncAll()); err != nil {
+		return err
+	}
+	c.ledger.flushAnswered(arrived, false)
+	return nil
+}
+
+// FlushBackwards is a flush that writes the older version of a sector after the
+// newer one.
+func (c *Cache) FlushBackwards(sector int64) error {
+	c.mu.Lock()
+	i, _ := c.store.newest(sector)
+	old := make([]byte, c.config.SectorBytes)
+	c.store.content(old, c.store.versions[i].older)
+	c.mu.Unlock()
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	_, err := c.inner.WriteAt(old, sector<<c.shift)
+	return err
 }

@@ -9,15 +9,26 @@ import "github.com/vhbad/vhbad/hba/media"
 // again. An error of the durable medium's own flush is told once, and the writes
 // may be gone; see media.Media.
 func (c *Cache) Flush() error {
+	arrived := c.ledger.flushArrives()
 	f, err := c.beginFlush()
-	if err != nil || f.lie {
-		return err
+	if err == nil && !f.lie {
+		err = c.flush(&f)
 	}
-	err = c.flushOut(&f)
 	if err == nil {
-		err = c.syncAll()
+		c.ledger.flushAnswered(arrived, f.lie)
 	}
-	return c.outcome("flush", 0, 0, c.endFlush(&f, err))
+	return err
+}
+
+// flush is an honest Flush that has begun.
+func (c *Cache) flush(f *flush) error {
+	err := c.flushOut(f)
+	if err == nil {
+		if err = c.syncAll(); err != nil {
+			c.ledger.lost()
+		}
+	}
+	return c.outcome("flush", 0, 0, c.endFlush(f, err))
 }
 
 // syncAll flushes the durable medium as a part of Flush, and tells what another

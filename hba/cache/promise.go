@@ -2,6 +2,7 @@ package cache
 
 // PromisedAll implements media.Promiser: a flush was answered that never came here.
 func (c *Cache) PromisedAll() {
+	c.ledger.liedAll()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -14,6 +15,7 @@ func (c *Cache) PromisedAll() {
 // PromisedRange implements media.Promiser: a write was answered as durable that
 // came here without FUA.
 func (c *Cache) PromisedRange(off, n int64) {
+	c.ledger.liedRange(off>>c.shift, n>>c.shift)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for sector, end := off>>c.shift, (off+n)>>c.shift; sector < end; sector++ {

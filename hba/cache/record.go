@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"hash/maphash"
 	"math/bits"
 	"time"
 )
@@ -52,9 +51,6 @@ func CoveredBound(i int) uint64 {
 	return 1 << (i - 1)
 }
 
-// auditSectors is how many durable sectors are remembered by a hash.
-const auditSectors = 1 << 16
-
 // A FlushRecord is one answered flush.
 type FlushRecord struct {
 	// Number counts flushes from 1.
@@ -69,84 +65,13 @@ type FlushRecord struct {
 // recentFlushes is how many answered flushes a report can tell of.
 const recentFlushes = 16
 
-// A record is what the cache promised, as far as a check needs it, and its
+// A record is the flushes that were answered, as far as reports tell of them, and the
 // counters. It is guarded by Cache.mu.
-//
-// What is pending is in the store, each write with the promise made about it. Of
-// what is durable, the latest auditSectors sectors are remembered by a hash of
-// their bytes.
 type record struct {
 	flushes uint64
 	recent  [recentFlushes]FlushRecord
 	stats   Stats
-
-	hashes map[int64]remembered // also of sectors that only keep a place in ring
-	known  int                  // hashes that are ok
-	ring   []int64              // sectors in hashes, oldest at
-	at     int
 }
-
-func (r *record) init() {
-	r.hashes = make(map[int64]remembered)
-}
-
-// A remembered is the hash of a durable sector, if there is one.
-type remembered struct {
-	sum uint64
-	ok  bool
-}
-
-// sum is the hash of a sector.
-func (c *Cache) sum(p []byte) uint64 { return maphash.Bytes(c.seed, p) }
-
-// remember keeps the hash of a sector that is durable.
-func (r *record) remember(sector int64, sum uint64) {
-	old, place := r.hashes[sector]
-	if !place {
-		if len(r.ring) < auditSectors {
-			r.ring = append(r.ring, sector)
-		} else {
-			r.take(r.ring[r.at])
-			delete(r.hashes, r.ring[r.at])
-			r.ring[r.at] = sector
-			r.at = (r.at + 1) % auditSectors
-		}
-	}
-	if !old.ok {
-		r.known++
-	}
-	r.hashes[sector] = remembered{sum, true}
-}
-
-// take forgets the hash of a sector, which keeps its place, and returns it.
-func (r *record) take(sector int64) remembered {
-	old := r.hashes[sector]
-	if old.ok {
-		r.hashes[sector] = remembered{}
-		r.known--
-	}
-	return old
-}
-
-// forget drops what is remembered of sectors from first to before end. It goes
-// through whichever are fewer, and through nothing if nothing is remembered.
-func (r *record) forget(first, end int64) {
-	switch {
-	case r.known == 0:
-	case end-first < int64(len(r.hashes)):
-		for sector := first; sector < end; sector++ {
-			r.take(sector)
-		}
-	default:
-		for sector := range r.hashes {
-			if sector >= first && sector < end {
-				r.take(sector)
-			}
-		}
-	}
-}
-
-func (r *record) forgetFrom(first int64) { r.forget(first, 1<<62) }
 
 func (r *record) flushed(f *flush, now time.Time) {
 	r.flushes++

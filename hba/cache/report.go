@@ -47,7 +47,7 @@ const (
 	ActUnreadable  Act = "unreadable"
 	ActLyingFlush  Act = "lying-flush"
 	ActIgnoredFUA  Act = "ignored-fua"
-	ActLostFlushed Act = "lost-flushed" // a durable sector has changed below the cache
+	ActLostFlushed Act = "lost-flushed" // what was durable is gone: below the cache, or by its fault
 	ActDefect      Act = "defect"       // none of the above explains it: the cache is wrong
 )
 
@@ -123,8 +123,8 @@ func (t *SectorTally) add(o Outcome) {
 // A Verdict is what the check after a cut found.
 type Verdict struct {
 	Class Class `json:"class"`
-	// CheckedSectors are the pending ones and those that were durable and
-	// remembered.
+	// CheckedSectors are the pending ones and those that a write was promised of, as
+	// far as the ledger goes back.
 	CheckedSectors int `json:"checked_sectors"`
 	// Acts counts sectors by what a correct drive would not have done to them.
 	Acts map[Act]int `json:"acts,omitempty"`
@@ -149,6 +149,14 @@ func (v *Verdict) find(off int64, act Act, id uint64) {
 	if len(v.Findings) < maxFindings {
 		v.Findings = append(v.Findings, Finding{off, act, id})
 	}
+}
+
+// count is how many acts of all kinds there are.
+func (v *Verdict) count() (n int) {
+	for _, of := range v.Acts {
+		n += of
+	}
+	return n
 }
 
 // A WriteReport is what became of one write that was pending. Its sectors that

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"sync"
 
 	"github.com/vhbad/vhbad/hba/media"
 )
@@ -19,6 +20,8 @@ type change struct {
 	fua  bool
 	// lie: FUA is ignored. It is set once, for all that a call does.
 	lie bool
+	// id is its number, once it has one; of several parts, the last one's.
+	id uint64
 }
 
 func (x *change) op() string { return x.kind.String() }
@@ -28,13 +31,13 @@ func (x *change) durable() bool { return x.fua && !x.lie }
 
 // WriteAt implements media.Media.
 func (c *Cache) WriteAt(p []byte, off int64) (int, error) {
-	_, err := c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p))}, true)
+	_, err := c.enter(&change{kind: KindWrite, p: p, off: off, n: int64(len(p))}, true)
 	return written(p, off, err), err
 }
 
 // WriteAtFUA implements media.FUAWriter.
 func (c *Cache) WriteAtFUA(p []byte, off int64) (int, error) {
-	_, err := c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p)), fua: true, lie: c.ignoreFUA.Load()}, true)
+	_, err := c.enter(&change{kind: KindWrite, p: p, off: off, n: int64(len(p)), fua: true, lie: c.ignoreFUA.Load()}, true)
 	return written(p, off, err), err
 }
 
@@ -48,12 +51,12 @@ func (c *Cache) TryWriteAt(p []byte, off int64) (bool, error) {
 	if len(p) > maxTryBytes {
 		return false, nil
 	}
-	return c.change(&change{kind: KindWrite, p: p, off: off, n: int64(len(p))}, false)
+	return c.enter(&change{kind: KindWrite, p: p, off: off, n: int64(len(p))}, false)
 }
 
 // Discard implements media.Discarder.
 func (c *Cache) Discard(off, n int64) error {
-	_, err := c.change(&change{kind: KindTrim, off: off, n: n}, true)
+	_, err := c.enter(&change{kind: KindTrim, off: off, n: n}, true)
 	return err
 }
 
@@ -63,7 +66,7 @@ func (c *Cache) Zero(off, n int64, allocate bool) error {
 	if allocate {
 		x.kind = KindAllocate
 	}
-	_, err := c.change(x, true)
+	_, err := c.enter(x, true)
 	return err
 }
 
@@ -77,6 +80,53 @@ func written(p []byte, off int64, err error) int {
 		return int(where.OffsetBytes - off)
 	}
 	return 0
+}
+
+// enter is change with entries in the ledger.
+func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
+	ticket := c.arrives(x.kind, x.p, x.off, x.n)
+	done, err = c.change(x, mayBlock)
+	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: x.fua && x.lie})
+	return done, err
+}
+
+// arrives enters a change into the ledger, if it is one of sectors that there are.
+func (c *Cache) arrives(kind Kind, p []byte, off, n int64) (ticket uint64) {
+	if size := c.inner.Size(); n <= 0 || off < 0 || off > size || n > size-off {
+		return 0
+	}
+	first, count := off>>c.shift, n>>c.shift
+	switch mask := int64(1)<<c.shift - 1; {
+	case (off|n)&mask != 0: // parts of sectors, of which the rest is not known here
+		return c.ledger.arrive(entryUnknown, first, (off+n+mask)>>c.shift-first, nil)
+	case kind != KindWrite && n > longBytes:
+		return c.ledger.arrive(entryZeros, first, count, nil)
+	case kind != KindWrite:
+		return c.ledger.arrive(entrySums, first, count, c.zeroSums[:count])
+	case n > ledgerBytes/4:
+		return c.ledger.arrive(entryUnknown, first, count, nil)
+	case count <= shortSums:
+		var short [shortSums]uint32
+		return c.ledger.arrive(entrySums, first, count, appendSums(short[:0], p, c.shift))
+	}
+	long := summed.Get().(*[]uint32)
+	defer summed.Put(long)
+	*long = appendSums((*long)[:0], p, c.shift)
+	return c.ledger.arrive(entrySums, first, count, *long)
+}
+
+// shortSums is how many hashes have room on a stack.
+const shortSums = 64
+
+// summed are buffers of *[]uint32.
+var summed = sync.Pool{New: func() any { return new([]uint32) }}
+
+// appendSums appends the hashes of the sectors of p.
+func appendSums(sums []uint32, p []byte, shift uint8) []uint32 {
+	for ; len(p) > 0; p = p[1<<shift:] {
+		sums = append(sums, sum(p[:1<<shift]))
+	}
+	return sums
 }
 
 // change splits x at sectors: what covers a part of one reads the rest of it.
@@ -111,6 +161,7 @@ func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 		if err != nil {
 			return true, err
 		}
+		x.id = part.id
 		x.off += part.n
 	}
 	return true, nil
@@ -220,6 +271,7 @@ func (c *Cache) fits(kind Kind, need int64) bool {
 func (c *Cache) insertLocked(x *change) *write {
 	s := &c.store
 	w := s.newWrite(x.kind, x.off, x.n)
+	x.id = w.id
 	w.fua, w.acknowledged = x.fua, true
 	w.at, w.epoch = c.config.Now(), c.record.flushes
 	if x.fua {
@@ -273,6 +325,7 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 		return err
 	}
 	id, v, err := c.updateFrom(op, y, x, fn)
+	y.id = id
 	switch {
 	case err != nil || v == verdictInserted && !x.durable():
 		return err
@@ -342,6 +395,7 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 		return mismatch, err
 	}
 	y := &change{kind: KindWrite, p: data, off: off, n: int64(len(data))}
+	ticket := c.arrives(y.kind, data, off, y.n)
 	err = c.update("compare and write", y, func(part []byte) bool {
 		if !bytes.Equal(part, compare) {
 			for i := range part {
@@ -355,5 +409,6 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 		copy(part, data)
 		return true
 	})
+	c.ledger.answer(ticket, answer{write: y.id, nothing: mismatch >= 0, failed: err != nil})
 	return mismatch, err
 }

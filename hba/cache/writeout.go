@@ -76,29 +76,14 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 	if err := c.store1(run[0].kind, p, off, n, through); err != nil {
 		return err
 	}
-	if run[0].kind != KindWrite {
-		clear(p)
-	}
-	sums := c.sumsOut(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range run {
 		c.store.retire(run[i].index)
-		c.durableLocked(run[i].sector, sums[i])
+		c.healLocked(run[i].sector)
 	}
 	c.settleLocked()
 	return nil
-}
-
-// sumsOut are the hashes of the sectors of p, until the next call.
-//
-// +checklocks:c.outMu
-func (c *Cache) sumsOut(p []byte) []uint64 {
-	c.sums = c.sums[:0]
-	for ; len(p) > 0; p = p[1<<c.shift:] {
-		c.sums = append(c.sums, c.sum(p[:1<<c.shift]))
-	}
-	return c.sums
 }
 
 // store1 changes the durable medium once.
@@ -124,11 +109,10 @@ func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
 	return err
 }
 
-// durableLocked notes that a sector is durable now, and whole.
+// healLocked notes that a sector has been written to the durable medium.
 //
 // +checklocks:c.mu
-func (c *Cache) durableLocked(sector int64, sum uint64) {
-	c.record.remember(sector, sum)
+func (c *Cache) healLocked(sector int64) {
 	if len(c.unreadable) > 0 {
 		delete(c.unreadable, sector)
 	}
@@ -230,6 +214,7 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 		return c.powerLost(x.op(), x.off, x.n)
 	}
 	id := c.store.takeID()
+	x.id = id
 	c.record.stats.Evictions[EvictionThrough]++
 	c.mu.Unlock()
 	return c.storeThrough(x, id)
@@ -251,9 +236,8 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 		if err := c.store1(part.kind, part.p, part.off, part.n, x.durable()); err != nil {
 			return err
 		}
-		sums := c.sumsOut(part.p)
 		c.mu.Lock()
-		c.tookLocked(&part, id, sums)
+		c.tookLocked(&part, id)
 		c.mu.Unlock()
 		done += part.n
 	}
@@ -261,17 +245,16 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 }
 
 // tookLocked lets go what was pending for the sectors of x, which as write id
-// is on the durable medium with those hashes, if it has data.
+// is on the durable medium.
 //
 // +checklocks:c.mu
-func (c *Cache) tookLocked(x *change, id uint64, sums []uint64) {
+func (c *Cache) tookLocked(x *change, id uint64) {
 	s := &c.store
 	first, end := x.off>>c.shift, (x.off+x.n)>>c.shift
 	if x.kind != KindWrite { // which may be all of a large medium
 		if s.used > 0 {
 			s.retireAllBefore(first, end, id)
 		}
-		c.record.forget(first, end)
 		for sector := range c.unreadable {
 			if sector >= first && sector < end {
 				delete(c.unreadable, sector)
@@ -282,7 +265,7 @@ func (c *Cache) tookLocked(x *change, id uint64, sums []uint64) {
 	}
 	for sector := first; sector < end; sector++ {
 		s.retireBefore(sector, id)
-		c.durableLocked(sector, sums[sector-first])
+		c.healLocked(sector)
 	}
 	c.settleLocked()
 }

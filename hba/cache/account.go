@@ -1,0 +1,185 @@
+package cache
+
+import (
+	"cmp"
+	"hash/crc32"
+	"slices"
+)
+
+// What a sector may hold after a power cut, by what callers were told of their
+// writes to it:
+//
+// A write that was promised to be durable, or a later one. One is later unless it
+// was answered before the other came: of two that were under way together nobody
+// knows the order. A write that was not answered, or was answered by an error, may be
+// there or not. Nothing is said of a sector that no write was promised of: what was
+// there before all entries may still be.
+
+// castagnoli is the polynomial of the hashes: processors compute it.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sum is the hash of a sector. That two contents have the same hides a loss once in
+// 2^32.
+func sum(p []byte) uint32 { return crc32.Update(0, castagnoli, p) }
+
+// A claim is that an entry has one sector with that hash.
+type claim struct {
+	sector int64
+	entry  int32
+	sum    uint32
+}
+
+// claims lists the claims of the account, by sector. Of long zeros it has the first
+// sectors only.
+func (a *account) claims(shift uint8) []claim {
+	zero := sum(make([]byte, 1<<shift))
+	var out []claim
+	for i := range a.entries {
+		switch e := &a.entries[i]; e.kind {
+		case entrySums:
+			for j := range e.count {
+				out = append(out, claim{e.first + j, int32(i), a.sums[e.sums-a.sumFirst+uint64(j)]})
+			}
+		case entryZeros:
+			for j := range min(e.count, longBytes>>shift) {
+				out = append(out, claim{e.first + j, int32(i), zero})
+			}
+		case entryUnknown, entryLie, entryNothing:
+		}
+	}
+	slices.SortFunc(out, func(x, y claim) int {
+		return cmp.Or(cmp.Compare(x.sector, y.sector), cmp.Compare(x.entry, y.entry))
+	})
+	return out
+}
+
+// wide are the entries that are not in claims, or not with all of their sectors, in
+// order of their first. They are asked for sectors in ascending order.
+type wide struct {
+	a      *account
+	coming []int32
+	here   []int32 // those that have the sector, or had one before
+}
+
+func (a *account) wide() *wide {
+	w := &wide{a: a}
+	for i := range a.entries {
+		if k := a.entries[i].kind; k == entryZeros || k == entryUnknown || k == entryLie {
+			w.coming = append(w.coming, int32(i))
+		}
+	}
+	slices.SortFunc(w.coming, func(x, y int32) int { return cmp.Compare(a.entries[x].first, a.entries[y].first) })
+	return w
+}
+
+// at are the entries that have sector.
+func (w *wide) at(sector int64) []int32 {
+	for len(w.coming) > 0 && w.a.entries[w.coming[0]].first <= sector {
+		w.here = append(w.here, w.coming[0])
+		w.coming = w.coming[1:]
+	}
+	if len(w.here) > 0 {
+		w.here = slices.DeleteFunc(w.here, func(i int32) bool {
+			return w.a.entries[i].first+w.a.entries[i].count <= sector
+		})
+	}
+	return w.here
+}
+
+// A ruling is what the account says of a sector.
+type ruling struct {
+	checked bool
+	act     Act    // what was broken, if anything
+	write   uint64 // the promise that was
+}
+
+// A bar is the latest promise of one kind about a sector: what was answered before
+// it came must not be there any more.
+type bar struct {
+	arrived uint64
+	write   uint64
+	act     Act // what breaks it
+}
+
+func (b *bar) raise(e *entry, act Act) {
+	if e.arrived > b.arrived {
+		*b = bar{e.arrived, e.write, act}
+	}
+}
+
+// keeps reports whether an answered flush covers e.
+func (a *account) keeps(e *entry) bool {
+	return e.durable || slices.ContainsFunc(a.kept, func(s span) bool { return e.answered > s.after && e.answered < s.before })
+}
+
+// rule judges a sector that has claims, and wide entries, and holds what has that
+// hash; ok is false if it cannot be read.
+func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) ruling {
+	var honest, lie bar
+	promises := func(e *entry) {
+		if e.answered == 0 || e.failed {
+			return
+		}
+		if a.keeps(e) {
+			honest.raise(e, ActLostFlushed)
+			return
+		}
+		if e.answered < a.lie {
+			lie.raise(e, ActLyingFlush)
+		}
+		if e.lied || slices.ContainsFunc(wide, func(i int32) bool {
+			return a.entries[i].kind == entryLie && e.answered < a.entries[i].arrived
+		}) {
+			lie.raise(e, ActIgnoredFUA)
+		}
+	}
+	vague := uint64(0)                // answer of the latest write that nobody knows the bytes of
+	latest, there := uint64(0), false // answer of the latest that may be what is there
+	may := func(e *entry) {
+		there = true
+		latest = max(latest, e.end())
+	}
+	for _, c := range claims {
+		e := &a.entries[c.entry]
+		promises(e)
+		if ok && c.sum == now {
+			may(e)
+		}
+	}
+	for _, i := range wide {
+		switch e := &a.entries[i]; e.kind {
+		case entryZeros:
+			promises(e)
+			if ok && now == zero {
+				may(e)
+			}
+		case entryUnknown:
+			promises(e)
+			may(e)
+			vague = max(vague, e.end())
+		case entrySums, entryLie, entryNothing:
+		}
+	}
+	if vague > 0 && vague >= max(honest.arrived, lie.arrived) {
+		return ruling{}
+	}
+	for _, b := range [...]bar{honest, lie} {
+		switch {
+		case b.arrived <= a.horizon: // none, or one that came while others were under way that are forgotten
+		case there && latest >= b.arrived:
+		default:
+			return ruling{true, b.act, b.write}
+		}
+	}
+	return ruling{checked: max(honest.arrived, lie.arrived) > a.horizon}
+}
+
+// end is when e was answered; if it has not been, never.
+func (e *entry) end() uint64 {
+	if e.answered == 0 {
+		return maxTime
+	}
+	return e.answered
+}
+
+const maxTime = ^uint64(0)
