@@ -15,6 +15,9 @@ const (
 	DiskServing DiskState = "serving"
 	// DiskLeaving is a disk that is being removed: nobody new can use it.
 	DiskLeaving DiskState = "leaving"
+	// DiskUnplugged is one that a fault has pulled out: nobody can use it until it is
+	// plugged in again.
+	DiskUnplugged DiskState = "unplugged"
 )
 
 // A DiskOrigin says where a disk comes from.

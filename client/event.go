@@ -34,6 +34,10 @@ const (
 	// EventDiskRemoved is one that is not any more: connections_closed,
 	// connections_killed, flush_error.
 	EventDiskRemoved EventType = "disk.removed"
+	// EventDiskUnplugged is a disk that a fault has pulled out: connections_closed,
+	// connections_killed. EventDiskPlugged is one that is served again: address.
+	EventDiskUnplugged EventType = "disk.unplugged"
+	EventDiskPlugged   EventType = "disk.plugged"
 	// EventDiskGrown is one that is larger than before: size_bytes, was_bytes.
 	EventDiskGrown EventType = "disk.grown"
 	// EventReloaded is a configuration that was read again and is in force:
@@ -71,7 +75,7 @@ const (
 // EventTypes are all of them.
 func EventTypes() []EventType {
 	return []EventType{
-		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskGrown,
+		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskUnplugged, EventDiskPlugged, EventDiskGrown,
 		EventReloaded, EventReloadFailed, EventReset, EventViolation,
 		EventPowerCut, EventPowerOn, EventFault, EventFaultSet, EventFaultRemoved, EventFaultReleased, EventMark, EventLost,
 	}

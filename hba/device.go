@@ -119,7 +119,10 @@ type Device struct {
 	stop       chan struct{} // closed by Close
 	goroutines sync.WaitGroup
 
-	unitMu sync.Mutex // serialises AddUnit and RemoveUnit
+	unitMu sync.Mutex // serialises AddUnit, RemoveUnit and what unplugs
+	// unplugged are the units that a fault has pulled out, by address.
+	// +checklocks:unitMu
+	unplugged map[address]*target.Unit
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -176,6 +179,9 @@ type Device struct {
 	work  sync.Cond // on mu: signalled when a line gets a record, broadcast by Close
 	quiet sync.Cond // on mu: broadcast when a reset has finished
 }
+
+// An address is where a unit is.
+type address struct{ target, lun uint8 }
 
 // A slot is the place of one queue pair: the registers that describe it, the
 // queue while there is one, and counters that outlive it.
@@ -241,6 +247,7 @@ func newDevice(c Config) (*Device, error) {
 		lanes:      make([]*lane, MaxTargets*MaxLuns),
 		ruleTimers: make(map[ruleUnit]*ruleTimer),
 		muted:      make(map[*fault.Fault]uint64),
+		unplugged:  make(map[address]*target.Unit),
 		now:        time.Now,
 		cap: Capability(c.QueuePairs) |
 			Capability(bits.Len(uint(c.RingEntries))-1)<<16 |
@@ -297,6 +304,16 @@ func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
 	}
 	d.unitMu.Lock()
 	defer d.unitMu.Unlock()
+	if d.unplugged[address{targetID, lun}] != nil {
+		return fmt.Errorf("%w: target %d unit %d", ErrUnitExists, targetID, lun)
+	}
+	return d.attachLocked(targetID, lun, u)
+}
+
+// attachLocked attaches a unit and tells of it.
+//
+// +checklocks:d.unitMu
+func (d *Device) attachLocked(targetID, lun uint8, u *target.Unit) error {
 	t := d.targets[targetID].Load()
 	if t == nil {
 		t = target.NewTarget()
@@ -316,7 +333,7 @@ func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
 // RemoveUnit detaches the unit at an address, at any time, and waits until no
 // command runs on it any more: its medium may then be closed. Commands that
 // come later find no unit, and meet none of its faults. The driver learns of it as of
-// AddUnit.
+// AddUnit. A unit that a fault has unplugged is removed too, and does not come back.
 //
 // Errors: ErrBadAddress, ErrNoUnit, or the context's error: then the unit is
 // detached, but a command may still run.
@@ -324,7 +341,7 @@ func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 	if targetID >= MaxTargets || lun >= MaxLuns {
 		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
 	}
-	if err := d.detachUnit(targetID, lun); err != nil {
+	if _, err := d.detachUnit(targetID, lun); err != nil {
 		return err
 	}
 	// Its rules are not about what comes for it now, nor about the next unit here.
@@ -333,28 +350,40 @@ func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 		d.faults.Store(t.without(targetID, lun))
 	}
 	d.mu.Unlock()
-	d.unitsChanged.Add(1)
-	d.signalEvent()
 	return d.drain(ctx, targetID, lun)
 }
 
-func (d *Device) detachUnit(targetID, lun uint8) error {
+// detachUnit detaches a unit, plugged in or not, and tells of it.
+func (d *Device) detachUnit(targetID, lun uint8) (*target.Unit, error) {
 	d.unitMu.Lock()
 	defer d.unitMu.Unlock()
+	if u := d.unplugged[address{targetID, lun}]; u != nil {
+		delete(d.unplugged, address{targetID, lun})
+		return u, nil
+	}
+	return d.detachLocked(targetID, lun)
+}
+
+// +checklocks:d.unitMu
+func (d *Device) detachLocked(targetID, lun uint8) (*target.Unit, error) {
 	t := d.targets[targetID].Load()
 	if t == nil || t.Unit(lun) == nil {
-		return fmt.Errorf("%w: target %d unit %d", ErrNoUnit, targetID, lun)
+		return nil, fmt.Errorf("%w: target %d unit %d", ErrNoUnit, targetID, lun)
 	}
+	u := t.Unit(lun)
 	if err := t.RemoveUnit(lun); err != nil {
-		return err
+		return nil, err
 	}
+	empty := true
 	for lun := range uint8(MaxLuns) {
-		if t.Unit(lun) != nil {
-			return nil
-		}
+		empty = empty && t.Unit(lun) == nil
 	}
-	d.targets[targetID].Store(nil) // nobody answers there any more
-	return nil
+	if empty {
+		d.targets[targetID].Store(nil) // nobody answers there any more
+	}
+	d.unitsChanged.Add(1)
+	d.signalEvent()
+	return u, nil
 }
 
 // fail puts the device into StatusFatal, which only a reset ends.

@@ -3,6 +3,7 @@ package hba_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -742,38 +743,82 @@ func TestFaults_Lies(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A disk that is pulled out is gone from its target, and the driver told; what a rule
+// held of it ends. Plugged in again, by time or because the rule has gone, it is there
+// as a new one would be, with its rules. One that is removed meanwhile does not come back.
 func TestFaults_Unplug(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
-	s := w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}})
-	back := func() {
+	changes := func() uint64 { return w.dev.BAR(hba.BAR).Read64(nil, hba.RegUnitsChanged) }
+	read := func() hba.Completion { return w.do(t, disk0.Read(1, 0, 1, in))[0] }
+	sense := func(c hba.Completion) scsi.Sense {
+		s, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+		return s
+	}
+	gone := func() {
 		t.Helper()
-		c := w.do(t, disk0.Read(1, 0, 1, in))[0]
-		sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
-		if wantCode(t, c, 1, hba.CodeExecuted); sense.Key != scsi.KeyUnitAttention || sense.Additional != scsi.PowerOnResetOccurred {
-			t.Errorf("the first command that finds it back: %+v, want a unit attention", sense)
+		for range 3 {
+			if got := sense(read()); got.Additional != scsi.LogicalUnitNotSupported {
+				t.Errorf("a command for a disk that is unplugged: %+v, want no such unit", got)
+			}
 		}
-		if c := w.do(t, disk0.Read(1, 0, 1, in))[0]; c.ScsiStatus != 0 || c.Code != hba.CodeExecuted {
+		w.wantOthers(t)
+	}
+	back := func(changed uint64) {
+		t.Helper()
+		for changes() != changed {
+			runtime.Gosched()
+		}
+		if got := sense(read()); got.Key != scsi.KeyUnitAttention || got.Additional != scsi.PowerOnOccurred {
+			t.Errorf("the first command that finds it back: %+v, want a unit attention", got)
+		}
+		if c := read(); c.ScsiStatus != 0 || c.Code != hba.CodeExecuted {
 			t.Errorf("the second: %+v", c)
 		}
 	}
-	for range 3 {
-		wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
-		wantCode(t, w.do(t, disk0.TestUnitReady(1))[0], 1, hba.CodeNoDevice)
+	at := changes()
+	s := w.set(t,
+		fault.Rule{Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindHang}},
+		fault.Rule{Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}},
+	)
+	w.submit(t, disk0.Flush(2))
+	w.awaitHeld(1)
+	w.submit(t, disk0.Read(1, 0, 1, in))
+	for _, c := range w.reap(w.driver.Queues[0], 2) {
+		wantCode(t, c, c.Tag, hba.CodeNoDevice)
 	}
-	w.wantOthers(t)
+	gone()
+	if got := changes(); got != at+1 {
+		t.Errorf("the driver is told of %d changes, want one", got-at)
+	}
 	w.clock.Advance(time.Second)
-	back()
+	back(at + 2)
 	if got := s.Fault("unplug").Stats(); got.Fired != 1 {
 		t.Errorf("it was unplugged %d times, want once", got.Fired)
 	}
 	// Without a time it is gone until the rule is.
 	w.set(t, fault.Rule{Name: "again", Action: fault.Action{Kind: fault.KindUnplug}})
-	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
+	wantCode(t, read(), 1, hba.CodeNoDevice)
+	gone()
 	w.clock.Advance(time.Hour)
-	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeNoDevice)
+	gone()
 	w.set(t)
-	wantCode(t, w.do(t, disk0.Read(1, 0, 1, in))[0], 1, hba.CodeExecuted)
+	back(at + 4)
+	w.set(t, fault.Rule{Name: "last", Action: fault.Action{Kind: fault.KindUnplug}})
+	wantCode(t, read(), 1, hba.CodeNoDevice)
+	if u, err := newUnit(w.memory); err != nil {
+		t.Fatal(err)
+	} else if err := w.dev.AddUnit(disk0.Target, disk0.Lun, u); !errors.Is(err, hba.ErrUnitExists) {
+		t.Errorf("another unit at the address of one that is unplugged: %v, want ErrUnitExists", err)
+	}
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+		t.Errorf("removal of a unit that is unplugged: %v", err)
+	}
+	w.set(t)
+	gone()
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); !errors.Is(err, hba.ErrNoUnit) {
+		t.Errorf("removal once more: %v, want ErrNoUnit", err)
+	}
 	w.wantIdle(t)
 }
 
@@ -848,7 +893,8 @@ func TestFaults_PowerCut(t *testing.T) {
 	w.wantIdle(t)
 }
 
-// replug removes the unit at disk0, which waits for its commands, and adds another.
+// replug removes the unit at disk0, which waits for its commands, and adds another,
+// with the same rules.
 func (f *faultyWorld) replug(ctx context.Context) error {
 	if err := f.dev.RemoveUnit(ctx, disk0.Target, disk0.Lun); err != nil {
 		return err
@@ -857,7 +903,9 @@ func (f *faultyWorld) replug(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return f.dev.AddUnit(disk0.Target, disk0.Lun, u)
+	err = f.dev.AddUnit(disk0.Target, disk0.Lun, u)
+	f.dev.SetFaults(f.dev.Faults())
+	return err
 }
 
 // Under rules that come and go, removals, resets and releases, each command is

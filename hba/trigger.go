@@ -1,6 +1,7 @@
 package hba
 
 import (
+	"context"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
@@ -63,11 +64,51 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 		if d.onDisconnect != nil {
 			d.onDisconnect(u.Target, u.Lun)
 		}
+	case fault.KindUnplug:
+		if d.unplug(u) {
+			d.undoLater(f, func() { d.plugIn(u) })
+		}
 	case fault.KindCapacity:
 		if unit := d.unitAt(u); unit != nil {
 			unit.Limit(int64(a.Size))
 			d.undoLater(f, func() { unit.Limit(0) })
 		}
+	}
+}
+
+// unplug pulls a unit out, as RemoveUnit does, but keeps it and its rules. It reports
+// whether the unit was there.
+func (d *Device) unplug(u fault.Unit) bool {
+	d.unitMu.Lock()
+	unit, err := d.detachLocked(u.Target, u.Lun)
+	if err == nil {
+		d.unplugged[address{u.Target, u.Lun}] = unit
+	}
+	d.unitMu.Unlock()
+	if err != nil {
+		return false
+	}
+	// What rules hold ends, what runs is waited for; Close ends the wait, too.
+	_ = d.drain(context.Background(), u.Target, u.Lun)
+	return true
+}
+
+// plugIn undoes unplug, unless the unit has been removed meanwhile.
+func (d *Device) plugIn(u fault.Unit) {
+	if d.isClosed() {
+		return
+	}
+	d.unitMu.Lock()
+	defer d.unitMu.Unlock()
+	at := address{u.Target, u.Lun}
+	unit := d.unplugged[at]
+	if unit == nil {
+		return
+	}
+	delete(d.unplugged, at)
+	unit.PluggedIn()
+	if err := d.attachLocked(u.Target, u.Lun, unit); err != nil {
+		d.log.Error("a unit that was unplugged cannot be plugged in again", "target", u.Target, "unit", u.Lun, "error", err)
 	}
 }
 

@@ -24,7 +24,7 @@ const (
 	KindCutReply       Kind = "cut-reply"       // the reply breaks off, and its connection is gone
 	KindSlowHandshake  Kind = "slow-handshake"  // a client waits before it gets the disk
 	KindResetFails     Kind = "reset-fails"     // an abort or reset does not work
-	KindUnplug         Kind = "unplug"          // is gone, and comes back
+	KindUnplug         Kind = "unplug"          // is pulled out, and plugged in again
 	KindCapacity       Kind = "capacity"        // has another size
 	KindPowerCut       Kind = "power-cut"       // loses power
 	KindDisconnect     Kind = "disconnect"      // its clients lose their connections
@@ -199,7 +199,7 @@ var kinds = []kindInfo{
 	{kind: KindCutReply, ops: opsOfUsers, allowed: opsOfUsers, optional: fieldAfter, summary: "send the beginning of the reply, then close the connection it was for"},
 	{kind: KindSlowHandshake, stage: stageHandshake, ops: OpHandshake, allowed: OpHandshake, needs: fieldFor, summary: "let a client wait before it gets the disk"},
 	{kind: KindResetFails, stage: stageControl, ops: opsResets, allowed: opsControl, optional: fieldSilent, summary: "aborts and resets fail, or are not answered"},
-	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "the disk is gone, and comes back"},
+	{kind: KindUnplug, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldFor, summary: "pull the disk out, and plug it in again"},
 	{kind: KindCapacity, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, needs: fieldSize, optional: fieldFor, summary: "report a smaller capacity; what lies behind is out of range, and not lost"},
 	{kind: KindPowerCut, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldPower | fieldAt, summary: "cut power"},
 	{kind: KindDisconnect, once: true, ops: opsOfUsers, allowed: opsOfScsi | opsEvents, optional: fieldAt, summary: "close the connections of the disk, with what is in flight unanswered"},

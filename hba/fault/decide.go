@@ -163,9 +163,6 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		if e.watches() && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
 			watched = true
 		}
-		if e.absent != nil && p.isAbsent(e, c, now, d) {
-			return true
-		}
 		if d.n == maxFired || !e.matches(c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
 			continue
 		}
@@ -184,13 +181,6 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	}
 	return d.n > 0 || d.Versions != nil
 }
-
-// opsAlways work on a unit that is unplugged: its place in the list is kept, so that
-// it is the same unit when it is back.
-const (
-	opsAlways        = OpInquiry | OpLuns | opsControl | opsEvents
-	opsScsiButAlways = opsOfScsi &^ opsAlways
-)
 
 // matches is all of Match that does not depend on how many have matched before.
 func (e *entry) matches(c *Command, now time.Duration) bool {
@@ -281,14 +271,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		if d.ResetFails == nil {
 			d.ResetFails, d.Silent = f, a.Silent
 		}
-	case KindUnplug:
-		until := int64(math.MaxInt64)
-		if a.For != 0 {
-			until = int64(now + time.Duration(a.For))
-		}
-		e.absent.Store(until)
-		d.End = EndNoDevice
-	case KindCapacity, KindPowerCut, KindDisconnect:
+	case KindUnplug, KindCapacity, KindPowerCut, KindDisconnect:
 		if d.NTriggers < maxTriggers {
 			d.Triggers[d.NTriggers] = f
 			d.NTriggers++
@@ -334,25 +317,6 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindLostInterrupt:
 		d.NoInterrupt = f
 	}
-}
-
-// isAbsent decides for a unit that may be unplugged. The first command that finds it
-// back is told of it.
-func (p *Plan) isAbsent(e *entry, c *Command, now time.Duration, d *Decision) bool {
-	until := e.absent.Load()
-	if until == 0 || c.Op&opsAlways != 0 {
-		return false
-	}
-	*d = Decision{End: EndNoDevice}
-	if now < time.Duration(until) {
-		return true
-	}
-	if !e.absent.CompareAndSwap(until, 0) {
-		return false
-	}
-	d.End, d.Status = EndStatus, scsi.StatusCheckCondition
-	d.Sense = scsi.Sense{Key: scsi.KeyUnitAttention, Additional: scsi.PowerOnResetOccurred}
-	return true
 }
 
 // hold has a command held by f, if nobody else does.

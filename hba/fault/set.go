@@ -77,9 +77,6 @@ type entry struct {
 	bad      *badBlocks // nil: all that the rule is about
 	versions *Versions
 	fired    *atomic.Uint64 // on this unit
-	// absent is until when the unit is unplugged, zero if it is not; nil for other
-	// kinds.
-	absent *atomic.Int64
 }
 
 // A Count is how often a fault has fired on a unit.
@@ -194,9 +191,6 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		if e.watches() {
 			p.watched |= opsWriting
 		}
-		if e.absent != nil {
-			p.watched |= opsScsiButAlways
-		}
 	}
 	return p, nil
 }
@@ -232,8 +226,6 @@ func newEntry(u Unit, f *Fault) (entry, error) {
 			share = *a.Share
 		}
 		e.bad = newBadBlocks(e.in, f.seed, share)
-	case KindUnplug:
-		e.absent = new(atomic.Int64)
 	case KindStaleRead:
 		if n := e.in.end - e.in.first; n > uint64(MaxKept)/uint64(u.BlockBytes) {
 			return e, fmt.Errorf("a range of %d blocks on disk %q: %s keeps a copy and takes at most %s", n, u.Disk, f.info.kind, MaxKept)

@@ -46,3 +46,9 @@ func (u *Unit) notPowered(t *Task) {
 	t.TransferredBytes = 0
 	u.failCode(t, scsi.KeyNotReady, scsi.NotReadyCauseNotReportable)
 }
+
+// PluggedIn tells the unit that it has been away from the bus: its next command
+// reports that. Power is another matter.
+//
+// Concurrency: any goroutine.
+func (u *Unit) PluggedIn() { u.conditions.Or(attentionPowerOn) }

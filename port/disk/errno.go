@@ -103,6 +103,9 @@ func judgeScsi(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 		}
 		return verdictFail, nbd.EPERM
 	case scsi.KeyIllegalRequest:
+		if sense.Additional == scsi.LogicalUnitNotSupported {
+			return verdictFail, nbd.ESHUTDOWN // its target is there, and it is not any more
+		}
 		if sense.Additional == scsi.LBAOutOfRange && writes(srb) {
 			return verdictFail, nbd.ENOSPC
 		}

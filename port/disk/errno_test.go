@@ -58,6 +58,7 @@ func TestJudge(t *testing.T) {
 		{"read past the end", sense(port.FlagDataIn, scsi.KeyIllegalRequest, scsi.LBAOutOfRange), verdictFail, nbd.EINVAL},
 		{"write past the end", sense(port.FlagDataOut, scsi.KeyIllegalRequest, scsi.LBAOutOfRange), verdictFail, nbd.ENOSPC},
 		{"zeroes past the end", zeroes, verdictFail, nbd.ENOSPC},
+		{"no such unit", sense(0, scsi.KeyIllegalRequest, scsi.LogicalUnitNotSupported), verdictFail, nbd.ESHUTDOWN},
 		{"bad field", sense(0, scsi.KeyIllegalRequest, scsi.InvalidFieldInCDB), verdictFail, nbd.EINVAL},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

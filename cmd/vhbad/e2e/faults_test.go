@@ -86,14 +86,18 @@ mine = nbd.NBD()
 takes(0.3, lambda: mine.connect_uri(h.get_uri()))
 assert mine.pread(B, 0) == read()`},
 	{"unplug", "action.for=500ms", `
+uri = h.get_uri()
 rule()
 fails(read, "ESHUTDOWN")
 while True:
+    mine = nbd.NBD()
     try:
-        assert is_all(1)
+        mine.connect_uri(uri)
         break
     except nbd.Error as e:
-        assert e.errno == "ESHUTDOWN", e`},
+        assert "no export" in str(e) or "ENOENT" == e.errno, e
+fails(read, None, "ENOTCONN", "EPIPE", "ECONNRESET") # its connection was closed
+assert mine.pread(B, 0) == bytes([1]) * B`},
 	{"capacity", "size=64KiB", `
 rule()
 read()

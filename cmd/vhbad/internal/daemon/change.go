@@ -360,6 +360,8 @@ func (d *Daemon) GrowDisk(ctx context.Context, name string, sizeBytes int64) (cl
 func (d *Daemon) grow(m *machine, e *export, sizeBytes int64) error {
 	c, was := *e.config(), e.SizeBytes()
 	switch {
+	case e.unplugged.Load():
+		return admin.Conflict("disk %q: is unplugged", c.Name)
 	case sizeBytes < int64(was):
 		return admin.Invalid("disk %q: %d bytes: want at least the present size, %d: disks do not shrink", c.Name, sizeBytes, was)
 	case sizeBytes%int64(c.BlockSize) != 0:

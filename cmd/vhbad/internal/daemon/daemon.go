@@ -126,6 +126,8 @@ type Daemon struct {
 	// changing is the right to change what is served: whoever puts something in has
 	// it, until it takes it out.
 	changing chan struct{}
+	// matching: matchDisks waits for its turn.
+	matching atomic.Bool
 	// life ends when the daemon begins to stop, by endLife.
 	life    context.Context
 	endLife context.CancelFunc

@@ -37,6 +37,7 @@ type export struct {
 	targetID, lun  uint8
 	settings       atomic.Pointer[config.Disk]
 	leaving        atomic.Bool // it is being removed
+	unplugged      atomic.Bool // its unit has gone; see plug.go
 	fromAPI        atomic.Bool // it is not in the configuration
 	createdTheFile bool
 }
@@ -51,6 +52,9 @@ func (e *export) name() string { return e.config().Name }
 func (e *export) state() client.DiskState {
 	if e.leaving.Load() {
 		return client.DiskLeaving
+	}
+	if e.unplugged.Load() {
+		return client.DiskUnplugged
 	}
 	return client.DiskServing
 }
@@ -95,7 +99,7 @@ func (m *machine) exportAt(targetID, lun uint8) *export {
 	return nil
 }
 
-// publish makes disks the list, and those of them that are not leaving the
+// publish makes disks the list, and those of them that are there and not leaving the
 // exports.
 func (m *machine) publish(disks []*export) error {
 	if err := m.exports.Replace(exportList(disks)...); err != nil {
@@ -108,7 +112,7 @@ func (m *machine) publish(disks []*export) error {
 func exportList(disks []*export) []nbd.Export {
 	var out []nbd.Export
 	for _, e := range disks {
-		if c := e.config(); !e.leaving.Load() {
+		if c := e.config(); !e.leaving.Load() && !e.unplugged.Load() {
 			out = append(out, nbd.Export{
 				Name: c.Name, Device: e,
 				Hidden: c.Hidden, TLSOnly: c.TLSOnly, AllowedNames: c.Allow, MaxConnections: c.Connections,
@@ -322,6 +326,9 @@ func serial(name string) string {
 //
 // Concurrency: any goroutine.
 type unitWatch struct {
+	// tell is called after each change; nil: nobody is told. It must not wait.
+	tell func()
+
 	mu sync.Mutex
 	// +checklocks:mu
 	units []*port.LogicalUnit
@@ -332,6 +339,9 @@ type unitWatch struct {
 
 // update is what port.Adapter.OnUnitsChanged wants.
 func (w *unitWatch) update(added, removed []*port.LogicalUnit) {
+	if w.tell != nil {
+		defer w.tell()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.units = slices.DeleteFunc(w.units, func(lu *port.LogicalUnit) bool { return slices.Contains(removed, lu) })

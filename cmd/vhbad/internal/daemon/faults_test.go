@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"bytes"
+	"io"
+	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
@@ -10,7 +13,7 @@ import (
 )
 
 // unplug puts a rule into force that unplugs a disk at its next write, until the
-// rule is gone, and has c make that write.
+// rule is gone, has c make that write, and waits for c's connection to end.
 func unplug(t *testing.T, d *Daemon, c *nbdConn, name string) {
 	t.Helper()
 	_, err := d.PutFault(client.FaultRule{
@@ -19,52 +22,105 @@ func unplug(t *testing.T, d *Daemon, c *nbdConn, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cmd := range []uint16{cmdWrite, cmdRead, cmdFlush} {
-		n, data := 512, []byte(nil)
-		switch cmd {
-		case cmdWrite:
-			data = bytes.Repeat([]byte{2}, n)
-		case cmdFlush:
-			n = 0
-		}
-		if _, err := c.do(cmd, 0, n, data); err == nil || err.Error() != "errno 108" {
-			t.Errorf("command %d to a disk that is unplugged: %v, want ESHUTDOWN", cmd, err)
+	if _, err := c.do(cmdWrite, 0, 512, bytes.Repeat([]byte{2}, 512)); err == nil || err.Error() != "errno 108" {
+		t.Errorf("a write to a disk that is unplugged: %v, want ESHUTDOWN", err)
+	}
+	if _, err := io.ReadAll(c); err != nil {
+		t.Errorf("the connection to a disk that was unplugged ends with %v, want a plain end", err)
+	}
+}
+
+// tryOpen is open of a disk that may not be there.
+func tryOpen(t *testing.T, path, name string) (*nbdConn, error) {
+	t.Helper()
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return tryNegotiate(t, nc, name)
+}
+
+// openAgain tries to open a disk until it is there.
+func openAgain(t *testing.T, s *settings, name string) *nbdConn {
+	t.Helper()
+	for {
+		if c, err := tryOpen(t, s.socket(), name); err == nil {
+			return c
+		} else if !strings.Contains(err.Error(), "no export") {
+			t.Fatal(err)
 		}
 	}
 }
 
-// TestUnplug: clients that were there before a disk was unplugged use it again
-// when it is back, and those of another disk see nothing of it.
+// TestUnplug: when a disk is unplugged its connections end, nobody can open it, and
+// those of another disk see nothing of it. When it is back it is what it was, and can be
+// unplugged again.
 func TestUnplug(t *testing.T) {
-	s := newSettings(t, "db=memory:1MiB", "other=memory:1MiB")
+	s := newSettings(t, "db=memory:1MiB,description=a disk", "other=memory:1MiB")
 	d, _ := s.mustStart(t)
 	c, bystander := open(t, s.socket(), "db"), open(t, s.socket(), "other")
 	if err := c.tryWrite(0, bytes.Repeat([]byte{1}, 512)); err != nil {
 		t.Fatal(err)
 	}
-	unplug(t, d, c, "db")
-	if _, err := bystander.do(cmdRead, 0, 512, nil); err != nil {
-		t.Errorf("the other disk: %v", err)
-	}
-	// Other rules and disks come and go meanwhile; it stays away.
-	if _, err := d.AddDisk(t.Context(), "third", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.do(cmdRead, 0, 512, nil); err == nil {
-		t.Error("the disk is back by itself")
-	}
-	if err := d.RemoveFault("away"); err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]*nbdConn{"old": c, "new": open(t, s.socket(), "db")} {
+	for range 2 {
+		unplug(t, d, c, "db")
+		if st := d.diskNow("db"); st.State != client.DiskUnplugged {
+			t.Errorf("the disk is %q, want unplugged", st.State)
+		}
+		if _, err := tryOpen(t, s.socket(), "db"); err == nil {
+			t.Error("a disk that is unplugged can be opened")
+		}
+		if _, err := bystander.do(cmdRead, 0, 512, nil); err != nil {
+			t.Errorf("the other disk: %v", err)
+		}
+		if _, err := d.GrowDisk(t.Context(), "db", 2<<20); err == nil {
+			t.Error("a disk that is unplugged can grow")
+		}
+		// Other rules and disks come and go meanwhile; it stays away.
+		if _, err := d.AddDisk(t.Context(), "third", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.RemoveDisk(t.Context(), "third", client.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tryOpen(t, s.socket(), "db"); err == nil {
+			t.Error("the disk is back by itself")
+		}
+		if err := d.RemoveFault("away"); err != nil {
+			t.Fatal(err)
+		}
+		c = openAgain(t, s, "db")
 		if got, err := c.do(cmdRead, 0, 512, nil); err != nil || got[0] != 1 {
-			t.Errorf("read of the %s client when the disk is back: %v, %v, want what was there", name, got[:min(1, len(got))], err)
+			t.Errorf("read when the disk is back: %v, %v, want what was there", got[:min(1, len(got))], err)
 		}
 		if err := c.tryWrite(512, make([]byte, 512)); err != nil {
-			t.Errorf("write of the %s client when the disk is back: %v", name, err)
+			t.Errorf("write when the disk is back: %v", err)
+		}
+		if st := d.diskNow("db"); st.State != client.DiskServing || st.Description != "a disk" {
+			t.Errorf("the disk that is back: %+v", st)
 		}
 	}
+	if _, err := d.GrowDisk(t.Context(), "db", 2<<20); err != nil {
+		t.Errorf("the disk that is back cannot grow: %v", err)
+	}
 	noViolations(t, machineOf(d))
+}
+
+// TestUnplug_Stop: the daemon stops with a disk unplugged, and what was written to it
+// before is there at the next start.
+func TestUnplug_Stop(t *testing.T) {
+	s := newSettings(t, "db=file:$DIR/i.img,size=1MiB,cache=writeback")
+	d, stop := s.mustStart(t)
+	c := open(t, s.socket(), "db")
+	if err := c.tryWrite(4096, bytes.Repeat([]byte{1}, 512)); err != nil {
+		t.Fatal(err)
+	}
+	unplug(t, d, c, "db")
+	stop()
+	s.mustStart(t)
+	if got, err := open(t, s.socket(), "db").do(cmdRead, 4096, 512, nil); err != nil || got[0] != 1 {
+		t.Errorf("read after the restart: %v, %v, want what was written", got[:min(1, len(got))], err)
+	}
 }
 
 // TestUnplug_Remove: a disk that is unplugged can be removed, and leaves nothing

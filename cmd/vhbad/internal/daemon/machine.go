@@ -57,7 +57,7 @@ func (m *machine) onProcessor(name string, fn func(p *port.Processor) error) err
 
 // startMachine builds the machine and publishes it.
 func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
-	m := &machine{cuts: newCuts()}
+	m := &machine{cuts: newCuts(), units: unitWatch{tell: d.unitsChanged}}
 	m.disks.Store(&[]*export{})
 	for _, start := range []func(*machine) error{func(m *machine) error { return d.openDisks(ctx, m) }, d.startDevice, d.startAdapter, d.attachDisks} {
 		if err := start(m); err != nil {
@@ -213,7 +213,7 @@ func (m *machine) flushAll() error {
 	return m.onProcessor("flush", func(p *port.Processor) error {
 		var errs []error
 		for _, e := range m.list() {
-			if e.config().ReadOnly {
+			if e.config().ReadOnly || e.unplugged.Load() {
 				continue
 			}
 			if err := e.Flush(p); err != nil {
