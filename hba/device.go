@@ -190,6 +190,7 @@ type slot struct {
 	_     [56]byte
 	count counters
 	regs  queueRegisters
+	_     [32]byte
 }
 
 // New builds a device. Close ends it.

@@ -626,7 +626,9 @@ func (a *Adapter) NewSRB(buffers int) (*SRB, error) {
 	if a.options.StrictSegments {
 		segments += min(int(a.config.NumberOfPhysicalBreaks)+1, int(a.config.MaximumTransferLength)/strictSegmentBytes+1)
 	}
-	s.sglStore = make([]Segment, 0, segments)
+	if s.sglStore = s.sglInline[:0]; segments > len(s.sglInline) {
+		s.sglStore = make([]Segment, 0, segments)
+	}
 	if n := a.config.SrbExtensionBytes; n > 0 {
 		if s.Extension = a.sys.extensions.alloc(n); s.Extension == nil {
 			a.FreeSRB(s)

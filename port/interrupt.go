@@ -34,7 +34,6 @@ type interrupt struct {
 	edges     atomic.Uint64 // raised by the device
 	runs      atomic.Uint64 // handler calls; written under lock
 	unhandled atomic.Uint64 // handler said it was not for it
-	_         [16]byte
 }
 
 // raise is the adapter's pci.InterruptFunc.

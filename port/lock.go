@@ -53,6 +53,7 @@ type spinLock struct {
 	// served counts those that waited and got it.
 	// +checklocks:mu
 	served uint
+	_      [16]byte // locks of channels and messages lie side by side
 }
 
 func (l *spinLock) String() string {

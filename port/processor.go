@@ -29,7 +29,7 @@ type Processor struct {
 	callback Callback
 	inSync   bool // inside a SynchronizeAccess routine
 
-	held  []*spinLock // the first nheld are held
+	held  []*spinLock // the first nheld are held; see heldAtFirst
 	nheld int
 
 	pendingHead, pendingTail *interrupt
@@ -49,6 +49,10 @@ type Processor struct {
 	lent    time.Duration // spent in the device
 	trail   trail
 }
+
+// heldAtFirst is room for the locks that a processor holds. It fills a cache line,
+// so that two processors' do not share one.
+const heldAtFirst = 8
 
 // A frame is what the verifier keeps of a callback that runs. Callbacks nest: an
 // interrupt may arrive in any other.

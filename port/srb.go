@@ -213,9 +213,12 @@ type srbPort struct {
 	buffers   int                        // how many of them exist
 	extWindow dma.Window                 // zero until first needed
 	extAddr   dma.Addr                   // non-zero while the extension is mapped
-	sglStore  []Segment
+	sglStore  []Segment                  // memory for SGL
+	sglInline [MaxDataBuffers]Segment    // which it is, unless lists may be longer
 
 	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
+
+	_ [24]byte // SRBs lie side by side, and are different processors'
 }
 
 // A giveUpState is whether the port has given an SRB up. It changes with the unit's

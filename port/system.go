@@ -104,7 +104,7 @@ func (s *System) MaxProcessors() int { return s.maxProcessors }
 func (s *System) NewProcessor(name string) (*Processor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &Processor{sys: s, name: name, verify: s.verifier != nil, held: make([]*spinLock, 4)}
+	p := &Processor{sys: s, name: name, verify: s.verifier != nil, held: make([]*spinLock, heldAtFirst)}
 	if n := len(s.freeNumbers); n > 0 {
 		p.number = s.freeNumbers[n-1]
 		s.freeNumbers = s.freeNumbers[:n-1]
