@@ -23,6 +23,7 @@ func (u *Unit) modeSense(t *Task, ten bool) {
 		LongLBA:    ten && t.CDB[1]&scsi.CDBLLBAA != 0,
 		Blocks:     u.blocks.Load(),
 		BlockBytes: u.config.BlockBytes,
+		FixedWCE:   u.config.NoCache,
 	}
 	if r.Control == scsi.PageControlSaved {
 		u.failCode(t, scsi.KeyIllegalRequest, scsi.SavingParametersNotSupported)
@@ -69,7 +70,7 @@ func (u *Unit) modeSelect(t *Task, ten, mayBlock bool) (done bool) {
 	var b [scsi.ModeSenseMaxBytes]byte
 	t.dataOut(b[:n], 0)
 	m, wrong, field := scsi.ParseModeSelect(b[:n], u.mode(u.WriteCache()), &scsi.ModeRequest{
-		Ten: ten, Blocks: u.blocks.Load(), BlockBytes: u.config.BlockBytes,
+		Ten: ten, Blocks: u.blocks.Load(), BlockBytes: u.config.BlockBytes, FixedWCE: u.config.NoCache,
 	})
 	switch wrong {
 	case scsi.ModeSelectTruncated:

@@ -196,6 +196,32 @@ func TestModeSelect_WCE(t *testing.T) {
 	}
 }
 
+// TestModeSelect_NoCache: a unit without a cache says so, and does not let hosts have
+// one. Flushes are as good as ever.
+func TestModeSelect_NoCache(t *testing.T) {
+	u, _ := newMemoryUnit(t, 1<<20, target.Config{WriteCache: true, NoCache: true})
+	for _, control := range []scsi.PageControl{scsi.PageControlCurrent, scsi.PageControlDefault, scsi.PageControlChangeable} {
+		if modes(t, u, control) {
+			t.Errorf("WCE is set in values of kind %d", control)
+		}
+	}
+	for _, wce := range []byte{0, 4} {
+		list := make([]byte, 24)
+		list[4], list[5], list[6] = 0x08, 0x12, wce
+		task := run(t, u, func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) }, target.DataOut, list)
+		if good := task.Status == scsi.StatusGood; good != (wce == 0) {
+			t.Errorf("MODE SELECT with WCE %d: %v", wce, task.Status)
+		}
+	}
+	u.PowerOff()
+	u.PowerOn()
+	run(t, u, scsi.PutTestUnitReady, target.NoData)
+	if u.WriteCache() {
+		t.Error("WCE is set after the power was off")
+	}
+	wantGood(t, u, func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }, target.NoData, nil)
+}
+
 func TestModeSelect_Refused(t *testing.T) {
 	u, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
 	listField := func(n uint16) scsi.Sense {

@@ -58,6 +58,9 @@ type Config struct {
 	// WriteCache says that the medium has a volatile cache which hosts have to
 	// flush. Without, the unit makes every write durable before it is done.
 	WriteCache bool
+	// NoCache says that there is no such cache, and that it is no use to ask for one:
+	// WCE is clear and cannot be set. WriteCache is of no meaning then.
+	NoCache bool
 }
 
 // Conditions of a unit, a bit each, by priority of the unit attentions.
@@ -141,6 +144,7 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 
 // complete fills in what has a default and checks everything.
 func (c *Config) complete() error {
+	c.WriteCache = c.WriteCache && !c.NoCache
 	for _, s := range []struct {
 		name, fallback string
 		value          *string

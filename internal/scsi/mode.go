@@ -62,11 +62,13 @@ type ModeRequest struct {
 	// Blocks and BlockBytes fill the block descriptor.
 	Blocks     uint64
 	BlockBytes uint32
+	// FixedWCE: WCE cannot be changed.
+	FixedWCE bool
 }
 
 // PutModeSenseData writes the answer to a MODE SENSE command; SPC-4 7.5.5,
 // SBC-3 6.4. It reports false if it has no such page. WCE is the only field that
-// can be changed, so it alone is set among the changeable values.
+// may be changed, so it alone is set among the changeable values, or nothing is.
 func PutModeSenseData(dst []byte, m *Mode, r *ModeRequest) (n int, ok bool) {
 	var b [ModeSenseMaxBytes]byte
 	at := modeHeader6Bytes
@@ -93,7 +95,7 @@ func PutModeSenseData(dst []byte, m *Mode, r *ModeRequest) (n int, ok bool) {
 		if values {
 			p[2] = flag(m.WriteCache, modeWCE) | flag(m.ReadCacheDisable, 0x01)
 		} else {
-			p[2] = modeWCE
+			p[2] = flag(!r.FixedWCE, modeWCE)
 		}
 		at += modeCachingPageBytes
 	}

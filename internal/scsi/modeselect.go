@@ -41,7 +41,7 @@ func ParseModeSelect(list []byte, m Mode, r *ModeRequest) (changed Mode, wrong M
 		}
 	}
 	for at += descriptor; at < len(list); {
-		n, wrong, field := selectPage(list[at:], &m)
+		n, wrong, field := selectPage(list[at:], &m, r.FixedWCE)
 		if wrong != ModeSelectOK {
 			return m, wrong, at + field
 		}
@@ -79,7 +79,7 @@ func checkBlockDescriptor(b []byte, length int, long bool, r *ModeRequest) (fiel
 
 // selectPage reads one page into m and returns its length. PS, which MODE SENSE
 // may have set, does not count.
-func selectPage(b []byte, m *Mode) (n int, wrong ModeSelectError, field int) {
+func selectPage(b []byte, m *Mode, fixedWCE bool) (n int, wrong ModeSelectError, field int) {
 	if len(b) < 2 {
 		return 0, ModeSelectTruncated, 0
 	}
@@ -97,7 +97,7 @@ func selectPage(b []byte, m *Mode) (n int, wrong ModeSelectError, field int) {
 		return 0, ModeSelectTruncated, 0
 	}
 	b = b[:len(page)]
-	if code == ModePageCaching {
+	if code == ModePageCaching && !fixedWCE {
 		m.WriteCache = b[2]&modeWCE != 0
 		page[2] = page[2]&^modeWCE | flag(m.WriteCache, modeWCE)
 	}

@@ -206,14 +206,21 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 	e.unit, err = target.NewUnit(md, target.Config{
 		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
 		// A file's writes are in the page cache until a flush, and clients know to
-		// flush: writing through would cost an fdatasync each.
-		WriteCache: true,
+		// flush: writing through would cost an fdatasync each. Memory has nothing
+		// before it.
+		WriteCache: true, NoCache: isMemory(md),
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
 	}
 	e.power.unit = e.unit
 	return e, nil
+}
+
+// isMemory reports whether a medium is memory, without a write cache of ours.
+func isMemory(md media.Media) bool {
+	_, is := md.(*media.Memory)
+	return is
 }
 
 // preallocating tells of a disk that is preallocated, and ends that with ctx.
