@@ -110,7 +110,7 @@ func TestOpCounters_Load(t *testing.T) {
 // expired is a stream that finds its deadline gone by.
 type expired struct{ stream }
 
-func (expired) read(_, _ []byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+func (expired) read(_, _ []byte, _ bool) (int, error) { return 0, os.ErrDeadlineExceeded }
 
 // TestLastOrders_Trim: being asked to give memory back does not end last orders
 // before the client has had its time.

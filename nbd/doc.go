@@ -14,8 +14,9 @@
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
 //	    lastOrders  what a draining connection still takes (drain.go)
 //	    gatherer  when to wait for more requests (gather.go)
-//	    stream    readv and writev on sockets (stream.go), TLS over them
-//	              (tlsstream.go), or any net.Conn
+//	    stream    sockets (stream.go), TLS over them (tlsstream.go), or any
+//	              net.Conn
+//	socket        how sockets are waited for, in a package of its own
 //	Device        what an export stands for; Session is one connection's way in
 //
 // # Life of a request
@@ -31,7 +32,7 @@
 //     behind room for its reply header.
 //  3. Session.Submit takes the batch.
 //  4. Request.Complete, on any goroutine, queues the reply.
-//  5. Flush sends everything queued by one writev: the reader does so after
+//  5. Flush sends everything queued by one system call: the reader does so after
 //     Submit; while the reader sleeps, the completing goroutine. Replies leave in
 //     the order of completion. If the socket is full the connection's writer
 //     goroutine takes over, and the reader goes on until slots or memory run out.

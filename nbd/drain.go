@@ -1,8 +1,9 @@
 package nbd
 
 import (
-	"net"
 	"time"
+
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // A draining connection takes last orders: it goes on to read, but keeps its
@@ -52,8 +53,8 @@ func (c *Conn) handOut() {
 	if !withheld {
 		return
 	}
-	if u, ok := c.nc.(*net.UnixConn); ok {
-		_ = u.CloseRead() // else it is as with TCP
+	if s, ok := c.nc.(*socket.Conn); ok && s.LocalAddr().Network() == "unix" {
+		_ = s.CloseRead() // else it is as with TCP
 	}
 	c.Flush()
 }

@@ -1,9 +1,12 @@
 package nbd
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // A gatherer decides when the reader waits a moment before it reads, so that one
@@ -52,12 +55,26 @@ func newGatherer() gatherer { return gatherer{rest: minGatherPenalty} }
 
 // pause is called before a read that is to bring new requests. It waits if that
 // is likely to pay.
-func (g *gatherer) pause() {
+func (g *gatherer) pause() bool {
 	if !g.on && g.rest > 0 {
-		return
+		return false
 	}
 	g.paused = true
-	exactPause()
+	if !yield() {
+		exactPause()
+	}
+	return true
+}
+
+// yield lets other connections have a turn, if there are some that have none. It
+// says whether that took as long as a pause.
+func yield() bool {
+	if !socket.Crowded() {
+		return false
+	}
+	began := now()
+	runtime.Gosched()
+	return now()-began > int64(gatherPause)
 }
 
 // exactPause sleeps for gatherPause. If that took much longer, the thread may not

@@ -211,17 +211,13 @@ func (n *negotiation) open(e Export) error {
 	if no := c.server.reserve(c, e); no != nil {
 		return no
 	}
-	st, err := newStream(c.wire)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.limits.HandshakeTimeout)
 	defer cancel()
 	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
 	if err != nil {
 		return err
 	}
-	c.stream = st
+	c.stream = newStream(c.wire)
 	c.export = e
 	c.agreed = n.agreed
 	c.agreed.allocation = n.agreed.allocation && n.mapped == e.Name

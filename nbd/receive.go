@@ -468,6 +468,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		return CloseKilled, true
 	}
 	var first, second []byte
+	soon := c.filling != nil // a payload follows its header
 	if c.filling != nil {
 		first = c.filling.Data[c.filled:]
 		second = c.rx.mem[c.end:min(len(c.rx.mem), c.end+nextHeaderBytes)]
@@ -478,12 +479,12 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes)
 	c.takenBefore, c.dataBytes = c.taken, 0
 	if c.filling == nil && c.skipFor == nil && c.start == c.end {
-		c.gather.pause()
+		soon = c.gather.pause()
 	} else {
 		// The clock starts here: what went before may have waited for memory.
 		c.requestSince.Store(now())
 	}
-	n, err := c.stream.read(first, second)
+	n, err := c.stream.read(first, second, soon)
 	c.requestSince.Store(0)
 	c.unpark()
 	c.readNs = now()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/latency"
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // ErrServerClosed is what Serve returns after Shutdown.
@@ -216,7 +217,20 @@ func (s *Server) ServeConn(nc net.Conn) error {
 
 // register makes nc a connection of the server, or closes it and returns nil.
 func (s *Server) register(nc net.Conn) *Conn {
+	var who peer
+	if s.limits.MaxConnectionsPerPeer > 0 {
+		who = peerOf(nc)
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		// Best effort: the connection works without.
+		_ = tcp.SetNoDelay(true)
+		_ = tcp.SetKeepAlive(true)
+	}
+	if conn, err := socket.Take(nc); err == nil {
+		nc = conn // else it is no socket, and waits as it may
+	}
 	c := &Conn{
+		peer:   who,
 		server: s,
 		arena:  s.Arena,
 		limits: &s.limits,
@@ -226,9 +240,6 @@ func (s *Server) register(nc net.Conn) *Conn {
 	}
 	if a := nc.RemoteAddr(); a != nil {
 		c.remote = a.String()
-	}
-	if s.limits.MaxConnectionsPerPeer > 0 {
-		c.peer = peerOf(nc)
 	}
 	c.cond.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -279,11 +290,6 @@ func (s *Server) vetLocked(c *Conn) NegotiationFailure {
 func (s *Server) run(c *Conn) {
 	defer s.wg.Done()
 	log := s.Log.With("conn", c.id, "remote", c.remote)
-	if tcp, ok := c.nc.(*net.TCPConn); ok {
-		// Best effort: the connection works without.
-		_ = tcp.SetNoDelay(true)
-		_ = tcp.SetKeepAlive(true)
-	}
 	end, ok := c.negotiate()
 	if ok {
 		log.Info("connected", "export", c.export.Name, "replies", c.agreed.String(), "tls", c.tls, "client", c.clientName)

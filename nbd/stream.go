@@ -2,9 +2,9 @@ package nbd
 
 import (
 	"crypto/tls"
-	"io"
 	"net"
-	"syscall"
+
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // A stream carries the bytes of a connection in its transmission phase. It is
@@ -14,8 +14,9 @@ import (
 // the right to send; the two sides may run at once.
 type stream interface {
 	// read waits for at least one byte and fills first, then second if the
-	// transport can. At the end it returns io.EOF.
-	read(first, second []byte) (int, error)
+	// transport can. At the end it returns io.EOF. soon says that there probably is
+	// something already.
+	read(first, second []byte, soon bool) (int, error)
 
 	// tryWrite writes what it can of bufs without waiting. Zero bytes without
 	// an error means that the socket is full, or that the transport cannot tell.
@@ -27,39 +28,18 @@ type stream interface {
 }
 
 // newStream returns the best stream for nc.
-func newStream(nc net.Conn) (stream, error) {
-	if t, ok := nc.(*tls.Conn); ok {
-		if records, ok := t.NetConn().(*recordConn); ok && isStreamSocket(records.Conn) {
-			socket, err := newSocketStream(records.Conn.(syscall.Conn))
-			if err != nil {
-				return nil, err
+func newStream(nc net.Conn) stream {
+	switch nc := nc.(type) {
+	case *socket.Conn:
+		return newSocketStream(nc)
+	case *tls.Conn:
+		if records, ok := nc.NetConn().(*recordConn); ok {
+			if conn, ok := records.Conn.(*socket.Conn); ok {
+				return newTLSStream(nc, records, newSocketStream(conn))
 			}
-			return newTLSStream(t, records, socket), nil
 		}
-		return &connStream{nc: nc}, nil
 	}
-	if isStreamSocket(nc) {
-		return newSocketStream(nc.(syscall.Conn))
-	}
-	return &connStream{nc: nc}, nil
-}
-
-// isStreamSocket says whether nc is a stream socket of the kernel's, of whatever
-// family, that the runtime's poller waits for.
-func isStreamSocket(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return false
-	}
-	typ := 0
-	err = raw.Control(func(fd uintptr) {
-		typ, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_TYPE) // what is no socket has no type
-	})
-	return err == nil && typ == syscall.SOCK_STREAM
+	return &connStream{nc: nc}
 }
 
 // unixSendBytes is the send buffer that is asked for on a unix socket, so that a
@@ -68,114 +48,29 @@ func isStreamSocket(nc net.Conn) bool {
 // is woken up twice for one reply.
 const unixSendBytes = 1 << 20
 
-// A socketStream talks to a kernel socket by readv and writev. The functions
-// given to RawConn are made once, and their arguments and results are fields,
-// so that nothing is allocated for a call.
-type socketStream struct {
-	raw syscall.RawConn
+// A socketStream talks to a kernel socket.
+type socketStream struct{ conn *socket.Conn }
 
-	// The reader's.
-	readIov  [2]syscall.Iovec
-	readIovs int
-	readN    int
-	readErr  syscall.Errno
-	onRead   func(fd uintptr) bool
-	onPeek   func(fd uintptr) bool // onRead, but does not wait
-
-	// The sender's.
-	writeIov []syscall.Iovec
-	writeN   int
-	writeErr syscall.Errno
-	onTry    func(fd uintptr) bool
-	onWrite  func(fd uintptr) bool
-}
-
-func newSocketStream(sc syscall.Conn) (*socketStream, error) {
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if u, ok := sc.(*net.UnixConn); ok {
+func newSocketStream(conn *socket.Conn) *socketStream {
+	if conn.LocalAddr().Network() == "unix" {
 		// The kernel bounds it by net.core.wmem_max. If it refuses, the client is
 		// served all the same.
-		_ = u.SetWriteBuffer(unixSendBytes)
+		_ = conn.SetSendBuffer(unixSendBytes)
 	}
-	s := &socketStream{raw: raw}
-	s.onRead = func(fd uintptr) bool {
-		s.readN, s.readErr = readv(fd, s.readIov[:s.readIovs])
-		return s.readErr != syscall.EAGAIN
-	}
-	s.onPeek = func(fd uintptr) bool {
-		s.readN, s.readErr = readv(fd, s.readIov[:s.readIovs])
-		return true
-	}
-	s.onTry = func(fd uintptr) bool {
-		s.writeN, s.writeErr = writev(fd, s.writeIov)
-		return true
-	}
-	s.onWrite = func(fd uintptr) bool {
-		s.writeN, s.writeErr = writev(fd, s.writeIov)
-		return s.writeErr != syscall.EAGAIN
-	}
-	return s, nil
+	return &socketStream{conn: conn}
 }
 
-func (s *socketStream) read(first, second []byte) (int, error) {
-	return s.readWith(first, second, true)
-}
-
-// readWith is read, but without wait it returns zero if there is nothing.
-func (s *socketStream) readWith(first, second []byte, wait bool) (int, error) {
-	s.readIovs = 0
-	for _, b := range [2][]byte{first, second} {
-		if len(b) > 0 {
-			s.readIov[s.readIovs] = iovec(b)
-			s.readIovs++
+func (s *socketStream) read(first, second []byte, soon bool) (int, error) {
+	if soon {
+		if n, err := s.conn.TryReceive(first, second); n > 0 || err != nil {
+			return n, err
 		}
 	}
-	fn := s.onRead
-	if !wait {
-		fn = s.onPeek
-	}
-	if err := s.raw.Read(fn); err != nil {
-		return 0, err
-	}
-	if s.readErr == syscall.EAGAIN {
-		return 0, nil
-	}
-	if s.readErr != 0 {
-		return 0, s.readErr
-	}
-	if s.readN == 0 {
-		return 0, io.EOF
-	}
-	return s.readN, nil
+	return s.conn.Receive(first, second)
 }
 
-func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.writeWait(bufs, false) }
-func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.writeWait(bufs, true) }
-
-func (s *socketStream) writeWait(bufs [][]byte, wait bool) (int, error) {
-	fn := s.onTry
-	if wait {
-		fn = s.onWrite
-	}
-	s.writeIov = s.writeIov[:0]
-	for _, b := range bufs {
-		s.writeIov = append(s.writeIov, iovec(b))
-	}
-	err := s.raw.Write(fn)
-	clear(s.writeIov) // it must not keep memory alive
-	switch {
-	case err != nil:
-		return 0, err
-	case s.writeErr == syscall.EAGAIN:
-		return 0, nil
-	case s.writeErr != 0:
-		return 0, s.writeErr
-	}
-	return s.writeN, nil
-}
+func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.conn.TrySend(bufs) }
+func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.conn.Send(bufs) }
 
 // A connStream is a stream over any net.Conn, a pipe for example. It cannot write
 // without waiting, so the writer goroutine does all its writing.
@@ -191,7 +86,7 @@ const (
 	writeStepBytes = 256 << 10
 )
 
-func (s *connStream) read(first, _ []byte) (int, error) {
+func (s *connStream) read(first, _ []byte, _ bool) (int, error) {
 	n, err := s.nc.Read(first)
 	if n > 0 {
 		return n, nil

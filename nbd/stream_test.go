@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // TestCauses: every cause has words, no longer than there is room for.
@@ -26,7 +28,7 @@ func TestCauses(t *testing.T) {
 // connection is.
 type otherConn struct{ *net.UnixConn }
 
-// TestNewStream: any stream socket is written by writev, and nothing else.
+// TestNewStream: any stream socket is taken from the runtime, and nothing else.
 func TestNewStream(t *testing.T) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -39,6 +41,11 @@ func TestNewStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = nc.Close() }()
+	another, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = another.Close() }()
 	datagrams, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -51,16 +58,21 @@ func TestNewStream(t *testing.T) {
 		socket bool
 	}{
 		{nc, true},
-		{otherConn{nc.(*net.UnixConn)}, true},
+		{otherConn{another.(*net.UnixConn)}, true},
 		{datagrams, false},
 		{pipe, false},
 	} {
-		s, err := newStream(tt.nc)
-		if err != nil {
+		nc := tt.nc
+		conn, err := socket.Take(nc)
+		switch {
+		case err == nil:
+			nc = conn
+			defer func() { _ = conn.Close() }()
+		case !errors.Is(err, socket.ErrNotSocket):
 			t.Fatal(err)
 		}
-		if _, ok := s.(*socketStream); ok != tt.socket {
-			t.Errorf("%T has a %T", tt.nc, s)
+		if _, ok := newStream(nc).(*socketStream); ok != tt.socket {
+			t.Errorf("%T has a %T", tt.nc, newStream(nc))
 		}
 	}
 }

@@ -66,7 +66,11 @@ func (rc *recordConn) Read(p []byte) (int, error) {
 		if rc.inBuf == nil {
 			rc.inBuf = make([]byte, recordReadBytes)
 		}
-		n, err := rc.socket.readWith(rc.inBuf, nil, !rc.mustNotWait)
+		receive := rc.socket.conn.Receive
+		if rc.mustNotWait {
+			receive = rc.socket.conn.TryReceive
+		}
+		n, err := receive(rc.inBuf, nil)
 		rc.more = n == len(rc.inBuf)
 		if err != nil {
 			return 0, err
@@ -127,7 +131,7 @@ func newTLSStream(t *tls.Conn, records *recordConn, socket *socketStream) *tlsSt
 func (s *tlsStream) begin() { s.records.socket = s.socket }
 
 // read implements stream. It takes every record that has arrived and has room.
-func (s *tlsStream) read(first, second []byte) (n int, err error) {
+func (s *tlsStream) read(first, second []byte, _ bool) (n int, err error) {
 	n, err = s.tls.Read(first)
 	if n == 0 {
 		return 0, err
@@ -178,7 +182,11 @@ func (s *tlsStream) drain(wait bool) error {
 		return nil
 	}
 	s.iov[0] = s.out[s.outAt:]
-	n, err := s.socket.writeWait(s.iov[:], wait)
+	send := s.socket.conn.TrySend
+	if wait {
+		send = s.socket.conn.Send
+	}
+	n, err := send(s.iov[:])
 	s.outAt += n
 	return err
 }

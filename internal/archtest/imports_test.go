@@ -118,8 +118,14 @@ var layers = []layer{
 		reason: "hardware never imports software: it knows registers, rings and SCSI, no driver and no wire",
 	},
 	{
+		folder: "nbd/socket",
+		allow:  []string{sys},
+		tests:  []string{"golang.org/x/net/nettest"},
+		reason: "waiting for sockets is a leaf: any protocol does",
+	},
+	{
 		folder: "nbd",
-		allow:  []string{module + "internal/dma", module + "internal/latency", "github.com/pojntfx/go-nbd/pkg/protocol", sys},
+		allow:  []string{module + "nbd/socket", module + "internal/dma", module + "internal/latency", "github.com/pojntfx/go-nbd/pkg/protocol", sys},
 		reason: "the wire never imports SCSI: it would serve any device",
 	},
 	{

@@ -1,0 +1,96 @@
+package socket
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A vector describes the memory of one call.
+type vector struct {
+	iov []syscall.Iovec
+	hdr syscall.Msghdr
+}
+
+// set describes bufs, leaving out empty ones.
+func (v *vector) set(bufs [][]byte) {
+	v.iov = v.iov[:0]
+	for _, b := range bufs {
+		v.add(b)
+	}
+}
+
+// add appends b unless it is empty.
+func (v *vector) add(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	e := syscall.Iovec{Base: unsafe.SliceData(b)}
+	e.SetLen(len(b))
+	v.iov = append(v.iov, e)
+}
+
+// clear forgets the memory, so that it is not kept alive.
+func (v *vector) clear() { clear(v.iov) }
+
+// receive is recvmsg(2), or recvfrom(2) which is cheaper, that waits for SO_RCVTIMEO
+// at most. The scheduler is told.
+func (v *vector) receive(fd int) (int, syscall.Errno) {
+	for {
+		var n uintptr
+		var errno syscall.Errno
+		if len(v.iov) == 1 {
+			n, _, errno = syscall.Syscall6(unix.SYS_RECVFROM, uintptr(fd),
+				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), 0, 0, 0)
+		} else {
+			n, _, errno = syscall.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(v.header()), 0)
+		}
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// tryReceive is receive without waiting. The scheduler is not told: the call takes
+// only as long as copying does, some 100 us for a megabyte. If it were told, its monitor
+// would take the processor away in the middle of a long copy, and waking up another
+// thread for it and back costs more than all the rest.
+func (v *vector) tryReceive(fd int) (int, syscall.Errno) {
+	for {
+		var n uintptr
+		var errno syscall.Errno
+		if len(v.iov) == 1 {
+			n, _, errno = syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd),
+				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), unix.MSG_DONTWAIT, 0, 0)
+		} else {
+			n, _, errno = syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(v.header()), unix.MSG_DONTWAIT)
+		}
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// trySend sends without waiting; see tryReceive.
+func (v *vector) trySend(fd int) (int, syscall.Errno) {
+	for {
+		var n uintptr
+		var errno syscall.Errno
+		if len(v.iov) == 1 {
+			n, _, errno = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
+				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		} else {
+			n, _, errno = syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(v.header()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		}
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// header returns the address of the message header, which is of v.
+func (v *vector) header() unsafe.Pointer {
+	v.hdr = syscall.Msghdr{Iov: unsafe.SliceData(v.iov), Iovlen: uint64(len(v.iov))}
+	return unsafe.Pointer(&v.hdr)
+}

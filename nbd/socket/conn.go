@@ -1,0 +1,426 @@
+package socket
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// blockTime is how long a connection waits in a system call before it turns to
+// the poller. The kernel rounds it up to its clock tick.
+const blockTime = 4 * time.Millisecond
+
+// A Conn is a stream socket.
+//
+// Concurrency: Receive and TryReceive belong to one goroutine at a time, Send and
+// TrySend to another, and who uses them does not use Read or Write meanwhile.
+// Everything else may be called by any.
+type Conn struct {
+	fd     int // valid while users keep it
+	local  net.Addr
+	remote net.Addr
+	in     side
+	out    side
+	// mayBlock is the right to wait in a system call; see poller. It is the
+	// receiver's.
+	mayBlock bool
+
+	// For Read and Write, which anyone may call.
+	readMu  sync.Mutex
+	writeMu sync.Mutex
+
+	// state counts the calls that use fd; closed is added by Close. Who brings
+	// it down to closed alone closes fd.
+	state atomic.Int64
+
+	ticket ticket // immutable
+
+	mu sync.Mutex
+	// known says that the socket has been added to epoll.
+	// +checklocks:mu
+	known bool
+	// armed are the events that the poller looks for.
+	// +checklocks:mu
+	armed uint32
+}
+
+const closed = 1 << 32
+
+// ErrNotSocket is what Take says of a connection that is no stream socket of the
+// kernel's.
+var ErrNotSocket = errors.New("socket: not a stream socket")
+
+// Take makes nc, which must be a stream socket of the kernel's of whatever family,
+// a Conn, and closes nc. On an error nc is as it was.
+//
+// Errors: ErrNotSocket; a want of descriptors.
+func Take(nc net.Conn) (*Conn, error) {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil, ErrNotSocket
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var why error
+	err = raw.Control(func(old uintptr) { fd, why = adopt(int(old)) })
+	if err = errors.Join(err, why); err != nil {
+		return nil, err
+	}
+	c := &Conn{fd: fd, local: nc.LocalAddr(), remote: nc.RemoteAddr()}
+	c.in.ready, c.out.ready = make(chan struct{}, 1), make(chan struct{}, 1)
+	c.in.v.iov = make([]syscall.Iovec, 0, 2)
+	if err := polling.enter(c); err != nil {
+		_ = unix.SetNonblock(fd, true)
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	_ = nc.Close() // the socket stays: fd refers to it
+	return c, nil
+}
+
+// adopt duplicates a descriptor, and has calls on the socket wait unless they say
+// that they should not.
+func adopt(old int) (fd int, err error) {
+	if typ, err := unix.GetsockoptInt(old, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || typ != unix.SOCK_STREAM {
+		return -1, ErrNotSocket
+	}
+	fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	timeout := unix.NsecToTimeval(int64(blockTime))
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	if err == nil {
+		err = unix.SetNonblock(fd, false)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// use has the descriptor kept open until release. It is false if it is closed.
+func (c *Conn) use() bool {
+	if c.state.Add(1) < closed {
+		return true
+	}
+	c.release()
+	return false
+}
+
+func (c *Conn) release() {
+	if c.state.Add(-1) == closed {
+		c.destroy()
+	}
+}
+
+func (c *Conn) destroy() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return // somebody has come and gone meanwhile
+	}
+	if c.known {
+		// Closing would do, unless another process has the socket, too.
+		_ = c.ticket.control(unix.EPOLL_CTL_DEL, c.fd, 0)
+	}
+	if c.mayBlock {
+		polling.giveUp()
+	}
+	polling.leave(c)
+	_ = unix.Close(c.fd)
+	c.fd = -1
+}
+
+// Close closes the connection. Calls that wait return net.ErrClosed, and the
+// descriptor is closed when they have.
+func (c *Conn) Close() error {
+	if !c.use() {
+		return net.ErrClosed
+	}
+	defer c.release()
+	n := c.state.Load()
+	for n < closed && !c.state.CompareAndSwap(n, n+closed) {
+		n = c.state.Load()
+	}
+	if n >= closed {
+		return net.ErrClosed
+	}
+	if n > 1 {
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR) // for who waits in a system call
+		c.in.kick()
+		c.out.kick()
+	}
+	c.in.setDeadline(time.Time{})
+	c.out.setDeadline(time.Time{})
+	return nil
+}
+
+// CloseRead and CloseWrite shut down one direction.
+func (c *Conn) CloseRead() error { return c.shutdown(unix.SHUT_RD) }
+
+// CloseWrite has the peer read to the end and no further.
+func (c *Conn) CloseWrite() error { return c.shutdown(unix.SHUT_WR) }
+
+func (c *Conn) shutdown(how int) error {
+	if !c.use() {
+		return net.ErrClosed
+	}
+	defer c.release()
+	return unix.Shutdown(c.fd, how)
+}
+
+// SetSendBuffer sets the size of the socket's send buffer, which the kernel bounds
+// by net.core.wmem_max.
+func (c *Conn) SetSendBuffer(bytes int) error {
+	if !c.use() {
+		return net.ErrClosed
+	}
+	defer c.release()
+	return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bytes)
+}
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn. A receive call that waits in the kernel
+// notices within some milliseconds.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.in, t) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.out, t) }
+
+func (c *Conn) setDeadline(s *side, t time.Time) error {
+	if !c.use() {
+		return net.ErrClosed
+	}
+	defer c.release()
+	s.setDeadline(t)
+	return nil
+}
+
+// Read implements net.Conn.
+func (c *Conn) Read(b []byte) (int, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	return c.Receive(b, nil)
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(b []byte) (int, error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	n := 0
+	for n < len(b) {
+		k, err := c.Send([][]byte{b[n:]})
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Receive waits for at least one byte and fills first, then second.
+//
+// Errors: io.EOF; net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno.
+func (c *Conn) Receive(first, second []byte) (int, error) {
+	if !c.use() {
+		return 0, net.ErrClosed
+	}
+	defer c.release()
+	v := &c.in.v
+	v.iov = v.iov[:0]
+	v.add(first)
+	v.add(second)
+	if len(v.iov) == 0 {
+		return 0, nil
+	}
+	if err := c.verdict(&c.in); err != nil {
+		return 0, err
+	}
+	var n int
+	var errno syscall.Errno
+	if !c.mayBlock {
+		c.mayBlock = polling.claim()
+	}
+	if c.mayBlock {
+		n, errno = v.receive(c.fd)
+	} else {
+		n, errno = v.tryReceive(c.fd)
+	}
+	if errno == syscall.EAGAIN && c.mayBlock {
+		c.mayBlock = false
+		polling.giveUp() // somebody else may have more use for it
+	}
+	for errno == syscall.EAGAIN {
+		if err := c.await(&c.in, unix.EPOLLIN|unix.EPOLLRDHUP); err != nil {
+			return 0, err
+		}
+		n, errno = v.tryReceive(c.fd)
+	}
+	v.clear()
+	return received(n, errno)
+}
+
+// TryReceive is Receive without waiting: zero bytes without an error mean that there
+// are none.
+func (c *Conn) TryReceive(first, second []byte) (int, error) {
+	if !c.use() {
+		return 0, net.ErrClosed
+	}
+	defer c.release()
+	v := &c.in.v
+	v.iov = v.iov[:0]
+	v.add(first)
+	v.add(second)
+	if err := c.verdict(&c.in); err != nil || len(v.iov) == 0 {
+		return 0, err
+	}
+	n, errno := v.tryReceive(c.fd)
+	v.clear()
+	if errno == syscall.EAGAIN {
+		return 0, nil
+	}
+	return received(n, errno)
+}
+
+func received(n int, errno syscall.Errno) (int, error) {
+	switch {
+	case errno != 0:
+		return 0, errno
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Send waits until it has sent something of bufs.
+//
+// Errors: net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno.
+func (c *Conn) Send(bufs [][]byte) (int, error) { return c.send(bufs, true) }
+
+// TrySend is Send without waiting: zero bytes without an error mean that there is
+// no room.
+func (c *Conn) TrySend(bufs [][]byte) (int, error) { return c.send(bufs, false) }
+
+func (c *Conn) send(bufs [][]byte, wait bool) (int, error) {
+	if !c.use() {
+		return 0, net.ErrClosed
+	}
+	defer c.release()
+	v := &c.out.v
+	v.set(bufs)
+	if len(v.iov) == 0 {
+		return 0, nil
+	}
+	defer v.clear()
+	if err := c.verdict(&c.out); err != nil {
+		return 0, err
+	}
+	for {
+		n, errno := v.trySend(c.fd)
+		switch {
+		case errno == 0:
+			return n, nil
+		case errno != syscall.EAGAIN:
+			return 0, errno
+		case !wait:
+			return 0, nil
+		}
+		if err := c.await(&c.out, unix.EPOLLOUT); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// verdict is why the side should not go on.
+func (c *Conn) verdict(s *side) error {
+	switch {
+	case c.state.Load() >= closed:
+		return net.ErrClosed
+	case s.late():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// await waits for one of events, and returns nil too if there is another reason to
+// look again.
+func (c *Conn) await(s *side, events uint32) error {
+	if err := c.verdict(s); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.armed |= events
+	err := c.armLocked()
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	polling.waiting.Add(1)
+	<-s.ready
+	polling.waiting.Add(-1)
+	return c.verdict(s)
+}
+
+// armLocked has the poller look for c.armed, once.
+//
+// Errors: the first time, the kernel may be out of memory or watches.
+//
+// +checklocks:c.mu
+func (c *Conn) armLocked() error {
+	if c.known {
+		if err := c.ticket.control(unix.EPOLL_CTL_MOD, c.fd, c.armed); err != nil {
+			panic("socket: " + err.Error()) // only of a wrong call
+		}
+		return nil
+	}
+	err := c.ticket.control(unix.EPOLL_CTL_ADD, c.fd, c.armed)
+	c.known = err == nil
+	return err
+}
+
+// fire is called with the events that the poller has seen. It looks for none until
+// it is asked again.
+func (c *Conn) fire(events uint32) {
+	const trouble = unix.EPOLLERR | unix.EPOLLHUP
+	c.mu.Lock()
+	in := events&(unix.EPOLLIN|unix.EPOLLRDHUP|trouble) != 0
+	out := events&(unix.EPOLLOUT|trouble) != 0
+	if in {
+		c.armed &^= unix.EPOLLIN | unix.EPOLLRDHUP
+	}
+	if out {
+		c.armed &^= unix.EPOLLOUT
+	}
+	if c.armed != 0 && c.fd >= 0 {
+		_ = c.armLocked() // it is known
+	}
+	c.mu.Unlock()
+	if in {
+		c.in.kick()
+	}
+	if out {
+		c.out.kick()
+	}
+}

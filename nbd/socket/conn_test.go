@@ -1,0 +1,333 @@
+package socket_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/net/nettest"
+
+	"github.com/vhbad/vhbad/nbd/socket"
+)
+
+// pair returns both ends of a connection over network, not yet taken.
+func pair(t *testing.T, network string) (a, b net.Conn) {
+	t.Helper()
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		address = filepath.Join(t.TempDir(), "s")
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if a, err = net.Dial(network, l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
+	return a, b
+}
+
+// take takes nc, and closes the Conn with the test.
+func take(t *testing.T, nc net.Conn) *socket.Conn {
+	t.Helper()
+	c, err := socket.Take(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// TestConn is the suite that every net.Conn has to pass, with one end or both
+// taken.
+func TestConn(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, both := range []bool{false, true} {
+			name := network + "/one"
+			if both {
+				name = network + "/both"
+			}
+			t.Run(name, func(t *testing.T) {
+				nettest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {
+					a, b := pair(t, network)
+					a = take(t, a)
+					if both {
+						b = take(t, b)
+					}
+					return a, b, func() { _, _ = a.Close(), b.Close() }, nil
+				})
+			})
+		}
+	}
+}
+
+// TestTake_Refused: what is no stream socket stays with the runtime, and works.
+func TestTake_Refused(t *testing.T) {
+	datagrams, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = datagrams.Close() }()
+	if _, err := socket.Take(datagrams.(*net.UDPConn)); !errors.Is(err, socket.ErrNotSocket) {
+		t.Errorf("datagrams: %v", err)
+	}
+	if _, err := datagrams.WriteTo([]byte("x"), datagrams.LocalAddr()); err != nil {
+		t.Errorf("datagrams after Take: %v", err)
+	}
+	pipe, other := net.Pipe()
+	defer func() { _, _ = pipe.Close(), other.Close() }()
+	if _, err := socket.Take(pipe); !errors.Is(err, socket.ErrNotSocket) {
+		t.Errorf("a pipe: %v", err)
+	}
+	closed, _ := pair(t, "unix")
+	_ = closed.Close()
+	if _, err := socket.Take(closed); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a closed socket: %v", err)
+	}
+}
+
+// TestTake_Addresses: they are what they were, and the old connection is closed.
+func TestTake_Addresses(t *testing.T) {
+	a, b := pair(t, "tcp")
+	local, remote := b.LocalAddr().String(), b.RemoteAddr().String()
+	c := take(t, b)
+	if c.LocalAddr().String() != local || c.RemoteAddr().String() != remote {
+		t.Errorf("%v to %v, want %s to %s", c.LocalAddr(), c.RemoteAddr(), local, remote)
+	}
+	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read of what was taken: %v, want it closed", err)
+	}
+	if _, err := a.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 8)
+	if n, err := c.Read(got); err != nil || string(got[:n]) != "hello" {
+		t.Errorf("%q and %v", got[:n], err)
+	}
+}
+
+// TestReceive_TwoBuffers: the second is filled behind the first, and an empty one
+// left out.
+func TestReceive_TwoBuffers(t *testing.T) {
+	a, b := pair(t, "unix")
+	c := take(t, b)
+	if n, err := c.TryReceive(make([]byte, 1), nil); n != 0 || err != nil {
+		t.Fatalf("there is nothing: %d and %v", n, err)
+	}
+	for _, tt := range []struct{ first, second int }{{3, 5}, {8, 0}, {0, 8}, {3, 2}} {
+		if _, err := a.Write([]byte("abcdefgh")); err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		for len(got) < 8 {
+			first, second := make([]byte, tt.first), make([]byte, tt.second)
+			n, err := c.Receive(first, second)
+			if err != nil || n == 0 {
+				t.Fatalf("%+v: %d and %v", tt, n, err)
+			}
+			got = append(got, append(first, second...)[:n]...)
+		}
+		if string(got) != "abcdefgh" {
+			t.Errorf("%+v: %q", tt, got)
+		}
+	}
+	_ = a.Close()
+	for range 2 {
+		if n, err := c.Receive(make([]byte, 1), nil); n != 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("at the end: %d and %v", n, err)
+		}
+	}
+}
+
+// TestSend_Full: TrySend does not wait for room, Send does, and what was sent
+// arrives in order.
+func TestSend_Full(t *testing.T) {
+	a, b := pair(t, "unix")
+	c := take(t, b)
+	chunk := bytes.Repeat([]byte("0123456789abcdef"), 4<<10)
+	total := 0
+	for {
+		n, err := c.TrySend([][]byte{chunk[total%16 : 100], nil, chunk[4:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			break
+		}
+		total += n
+	}
+	if total == 0 {
+		t.Fatal("nothing was sent")
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Send([][]byte{[]byte("last")})
+		sent <- errors.Join(err, c.CloseWrite())
+	}()
+	got, err := io.ReadAll(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != total+4 || string(got[total:]) != "last" {
+		t.Errorf("%d bytes that end with %q, want %d and last", len(got), got[len(got)-4:], total+4)
+	}
+}
+
+// TestClose_Wakes: whoever waits is told, in whatever way it waits.
+func TestClose_Wakes(t *testing.T) {
+	// More than may wait in a system call, so that some wait for the poller.
+	n := runtime.GOMAXPROCS(0) + 2
+	conns := make([]*socket.Conn, n)
+	errs := make(chan error, 2*n)
+	for i := range conns {
+		_, b := pair(t, "unix")
+		c := take(t, b)
+		conns[i] = c
+		for k := 1; k > 0; { // until there is no room
+			k, _ = c.TrySend([][]byte{make([]byte, 64<<10)})
+		}
+		go func() {
+			_, err := c.Receive(make([]byte, 1), nil)
+			errs <- err
+		}()
+		go func() {
+			_, err := c.Send([][]byte{{1}})
+			errs <- err
+		}()
+	}
+	for range 100 {
+		runtime.Gosched()
+	}
+	for _, c := range conns {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed twice: %v", err)
+		}
+	}
+	for range 2 * n {
+		// Who was about to begin finds the socket shut down.
+		if err := <-errs; err == nil {
+			t.Error("a call succeeded on a closed connection")
+		}
+	}
+}
+
+// TestSetReadDeadline_Wakes: a deadline set meanwhile ends a wait, and lifted it
+// does so no more.
+func TestSetReadDeadline_Wakes(t *testing.T) {
+	a, b := pair(t, "unix")
+	c := take(t, b)
+	for range 3 {
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Receive(make([]byte, 1), nil)
+			done <- err
+		}()
+		if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("received with %v", err)
+		}
+		if err := c.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Receive(make([]byte, 1), nil); n != 1 || err != nil {
+			t.Fatalf("%d and %v after the deadline was lifted", n, err)
+		}
+	}
+}
+
+// TestMany: connections that have been silent for long and many at once are
+// served, whoever may wait in which way.
+func TestMany(t *testing.T) {
+	const conns, rounds = 50, 20
+	var clients []net.Conn
+	for range conns {
+		a, b := pair(t, "unix")
+		clients = append(clients, a)
+		c := take(t, b)
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				n, err := c.Receive(buf, nil)
+				if err != nil {
+					return
+				}
+				if _, err := c.Send([][]byte{buf[:n]}); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	for r := range rounds {
+		for i, a := range clients {
+			if _, err := a.Write([]byte{byte(r), byte(i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, a := range clients {
+			got := make([]byte, 2)
+			if _, err := io.ReadFull(a, got); err != nil || got[0] != byte(r) || got[1] != byte(i) {
+				t.Fatalf("round %d, client %d: %v and %v", r, i, got, err)
+			}
+		}
+	}
+}
+
+// TestPoller_Ends: with the last connection nothing is left running.
+func TestPoller_Ends(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for range 3 {
+		_, b := pair(t, "unix")
+		c := take(t, b)
+		if n := runtime.NumGoroutine(); n <= before {
+			t.Fatalf("%d goroutines with a connection, %d without", n, before)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for runtime.NumGoroutine() > before {
+			runtime.Gosched() // it ends in its own time
+		}
+	}
+}
+
+// TestNoAllocs: a round trip allocates nothing.
+func TestNoAllocs(t *testing.T) {
+	a, b := pair(t, "unix")
+	c, peer := take(t, b), take(t, a)
+	in, out := make([]byte, 64), [][]byte{make([]byte, 16), make([]byte, 16)}
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := peer.TrySend(out); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Receive(in[:20], in[20:]); n != 32 || err != nil {
+			t.Fatal(n, err)
+		}
+		if _, err := c.TryReceive(in, nil); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
