@@ -77,9 +77,11 @@ type PowerSectors struct {
 	// Kept ones have the newest write.
 	Kept int `json:"kept"`
 	// Lost ones have an older one, or what was durable.
-	Lost       int `json:"lost"`
-	Torn       int `json:"torn"`
-	Garbage    int `json:"garbage"`
+	Lost    int `json:"lost"`
+	Torn    int `json:"torn"`
+	Garbage int `json:"garbage"`
+	// Unreadable ones cannot be read until they are written, as long as the daemon
+	// runs: the medium has garbage there.
 	Unreadable int `json:"unreadable"`
 }
 
@@ -140,8 +142,9 @@ type Power struct {
 	PendingBytes  int64  `json:"pending_bytes"`
 	PendingWrites int64  `json:"pending_writes"`
 	// OldestPending is when the oldest pending write came.
-	OldestPending     *time.Time `json:"oldest_pending,omitempty"`
-	UnreadableSectors int64      `json:"unreadable_sectors"`
+	OldestPending *time.Time `json:"oldest_pending,omitempty"`
+	// UnreadableSectors are those that cuts have left, and nobody has written.
+	UnreadableSectors int64 `json:"unreadable_sectors"`
 	// Hostile are the promises that the disk breaks: "lying-flush", "ignored-fua".
 	Hostile []string `json:"hostile"`
 	Cuts    uint64   `json:"cuts"`

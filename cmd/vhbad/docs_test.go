@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/vhbad/vhbad/internal/archtest/pages"
 )
 
 // A quote is a command line, or part of one, that a page shows.
@@ -22,7 +23,6 @@ type quote struct {
 // line, and spans that begin with our name or with a flag.
 func quotes(t *testing.T) (lines, flags []quote) {
 	t.Helper()
-	const root = "../.."
 	span := regexp.MustCompile("`([^`\n]+)`")
 	// Where in a line of a shell our command can be.
 	ours := regexp.MustCompile(`(?:^|[\s(\[;|&"'])(?:\S*/)?vhbad ([^|;&\])>"]*)`)
@@ -32,23 +32,13 @@ func quotes(t *testing.T) (lines, flags []quote) {
 			lines = append(lines, quote{page, strings.TrimSpace(m[1])})
 		}
 	}
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name := entry.Name()
-		if entry.IsDir() && path != root && (strings.HasPrefix(name, ".") || name == "testdata" || name == "dist") {
-			return filepath.SkipDir
-		}
-		if entry.IsDir() || !strings.HasSuffix(name, ".md") {
-			return nil
-		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
+	all, err := pages.Read("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range all {
 		fenced := false
-		joined := regexp.MustCompile(`\\\n\s*`).ReplaceAllString(string(b), "")
+		joined := regexp.MustCompile(`\\\n\s*`).ReplaceAllString(page.Text, "")
 		for line := range strings.Lines(joined) {
 			line = strings.TrimRight(line, "\n")
 			switch {
@@ -61,22 +51,18 @@ func quotes(t *testing.T) (lines, flags []quote) {
 				}
 				command, _, _ = strings.Cut(command[2:], " # ") // a remark
 				if !others.MatchString(command) {
-					find(path, command)
+					find(page.Path, command)
 				}
 			default:
 				for _, m := range span.FindAllStringSubmatch(line, -1) {
 					if strings.HasPrefix(m[1], "--") {
-						flags = append(flags, quote{path, m[1]})
+						flags = append(flags, quote{page.Path, m[1]})
 					} else if strings.HasPrefix(m[1], "vhbad ") || strings.HasPrefix(m[1], "bin/vhbad ") {
-						find(path, m[1])
+						find(page.Path, m[1])
 					}
 				}
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	return lines, flags
 }

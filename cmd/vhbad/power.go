@@ -114,6 +114,9 @@ func printPowerReport(w io.Writer, r *client.PowerReport) error {
 	s := &r.Sectors
 	line("%d pending sectors of %d bytes: %d kept, %d lost, %d torn, %d garbage, %d unreadable",
 		s.Pending, r.SectorBytes, s.Kept, s.Lost, s.Torn, s.Garbage, s.Unreadable)
+	if s.Unreadable > 0 {
+		line("unreadable until they are written; when the daemon has ended they read as garbage")
+	}
 	if r.DroppedConnections > 0 {
 		line("%d connections dropped", r.DroppedConnections)
 	}

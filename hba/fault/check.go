@@ -32,11 +32,27 @@ const (
 // oneOf lists what is allowed.
 func oneOf(names []string) string { return strings.Join(names, ", ") }
 
+// A named is a value that rules spell by name.
+type named[T any] struct {
+	name  string
+	value T
+}
+
+// choose returns the value of a name that a field has.
+//
+// Errors: there is none of that name.
+func choose[T any](field, name string, table []named[T]) (value T, err error) {
+	names := make([]string, len(table))
+	for i, x := range table {
+		if names[i] = x.name; x.name == name {
+			return x.value, nil
+		}
+	}
+	return value, fmt.Errorf("%s %q: want %s", field, name, oneOf(names))
+}
+
 // statuses are SCSI statuses by name.
-var statuses = []struct {
-	name   string
-	status scsi.Status
-}{
+var statuses = []named[scsi.Status]{
 	{"check-condition", scsi.StatusCheckCondition},
 	{"condition-met", scsi.StatusConditionMet},
 	{"busy", scsi.StatusBusy},
@@ -48,10 +64,7 @@ var statuses = []struct {
 
 // errnos are the errors that clients can be made to see, and the sense data that
 // the class driver turns into them. ESHUTDOWN is a device that is not there.
-var errnos = []struct {
-	name  string
-	sense scsi.Sense
-}{
+var errnos = []named[scsi.Sense]{
 	{"EIO", scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
 	{"EPERM", scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.WriteProtected}},
 	{"ENOSPC", scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed}},
@@ -286,7 +299,8 @@ func (r *Rule) checkAction() error {
 	case KindStatus:
 		return a.checkStatus()
 	case KindErrno:
-		return a.checkErrno()
+		_, err := choose("action.errno", a.Errno, errnos)
+		return err
 	case KindMediumError:
 		if a.heals() && !r.Match.hasRange() {
 			return errors.New("match.offset or match.lba is missing: which blocks are bad? (or say `heal: false`, for every read that matches)")
@@ -317,28 +331,11 @@ func (a *Action) checkStatus() error {
 	if a.Status == "" {
 		a.Status = "check-condition"
 	}
-	names := make([]string, len(statuses))
-	for i, s := range statuses {
-		names[i] = s.name
-		if s.name != a.Status {
-			continue
-		}
-		if (s.status == scsi.StatusCheckCondition) != (a.Sense != nil) {
-			return fmt.Errorf("action.status %s: want action.sense with check-condition, and with nothing else", a.Status)
-		}
-		return nil
+	status, err := choose("action.status", a.Status, statuses)
+	if err == nil && (status == scsi.StatusCheckCondition) != (a.Sense != nil) {
+		err = fmt.Errorf("action.status %s: want action.sense with check-condition, and with nothing else", a.Status)
 	}
-	return fmt.Errorf("action.status %q: want %s", a.Status, oneOf(names))
-}
-
-func (a *Action) checkErrno() error {
-	names := make([]string, len(errnos))
-	for i, e := range errnos {
-		if names[i] = e.name; e.name == a.Errno {
-			return nil
-		}
-	}
-	return fmt.Errorf("action.errno %q: want %s", a.Errno, oneOf(names))
+	return err
 }
 
 // heals reports whether writes repair.

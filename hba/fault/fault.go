@@ -69,17 +69,10 @@ func (f *Fault) compileEnd() {
 	switch a.Kind {
 	case KindStatus:
 		f.end = EndStatus
-		for _, s := range statuses {
-			if s.name == a.Status {
-				f.status = s.status
-			}
-		}
+		f.status, _ = choose("", a.Status, statuses) // Check has been here
 	case KindErrno:
-		for _, e := range errnos {
-			if e.name == a.Errno {
-				check(e.sense.Key, e.sense.Additional)
-			}
-		}
+		sense, _ := choose("", a.Errno, errnos)
+		check(sense.Key, sense.Additional)
 		if a.Errno == errnoShutdown {
 			f.end = EndNoDevice
 		}

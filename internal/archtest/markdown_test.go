@@ -1,7 +1,6 @@
 package archtest
 
 import (
-	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -10,41 +9,29 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/vhbad/vhbad/internal/archtest/pages"
 )
 
 // A page is one Markdown file of ours.
 type page struct {
-	path    string // from the root
-	lines   []string
+	pages.Page
+	lines   []string // but for code
 	anchors map[string]bool
 }
 
-// pages reads every Markdown file of the repository.
-func pages(t *testing.T) map[string]page {
+// readPages reads every Markdown file of the repository.
+func readPages(t *testing.T) map[string]page {
 	t.Helper()
+	all, err := pages.Read(root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	out := map[string]page{}
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name := entry.Name()
-		if entry.IsDir() && path != root && (strings.HasPrefix(name, ".") || name == "testdata" || name == "dist") {
-			return filepath.SkipDir
-		}
-		if entry.IsDir() || !strings.HasSuffix(name, ".md") {
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		relative, err := filepath.Rel(root, path)
-		if err != nil {
-			return err
-		}
-		p := page{path: relative, anchors: map[string]bool{}}
+	for _, found := range all {
+		p := page{Page: found, anchors: map[string]bool{}}
 		fenced := false
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(p.Text) {
 			if strings.HasPrefix(line, "```") {
 				fenced = !fenced
 				continue
@@ -57,14 +44,7 @@ func pages(t *testing.T) map[string]page {
 				p.anchors[anchor(heading)] = true
 			}
 		}
-		out[relative] = p
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(out) < 20 {
-		t.Fatalf("only %d pages found", len(out))
+		out[p.Path] = p
 	}
 	return out
 }
@@ -86,7 +66,7 @@ func anchor(heading string) string {
 // TestMarkdown_Links: every link and picture between our pages leads to a file that
 // exists and, where it has one, to a heading.
 func TestMarkdown_Links(t *testing.T) {
-	all := pages(t)
+	all := readPages(t)
 	code := regexp.MustCompile("`[^`]*`")
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)|(?:src|srcset|href)="([^"]+)"`)
 	seen := 0
@@ -95,23 +75,23 @@ func TestMarkdown_Links(t *testing.T) {
 			for _, m := range link.FindAllStringSubmatch(code.ReplaceAllString(line, "``"), -1) {
 				target, err := url.Parse(m[1] + m[2])
 				if err != nil {
-					t.Errorf("%s: %s: %v", p.path, m[0], err)
+					t.Errorf("%s: %s: %v", p.Path, m[0], err)
 					continue
 				}
 				if target.IsAbs() {
 					continue
 				}
 				seen++
-				to := p.path
+				to := p.Path
 				if target.Path != "" {
-					to = filepath.Join(filepath.Dir(p.path), target.Path)
+					to = filepath.Join(filepath.Dir(p.Path), target.Path)
 				}
 				if _, err := os.Stat(filepath.Join(root, to)); err != nil || strings.HasPrefix(to, "..") {
-					t.Errorf("%s: link to %s: there is no such file", p.path, target)
+					t.Errorf("%s: link to %s: there is no such file", p.Path, target)
 					continue
 				}
 				if target.Fragment != "" && !all[to].anchors[target.Fragment] {
-					t.Errorf("%s: link to %s: the page has no such heading", p.path, target)
+					t.Errorf("%s: link to %s: the page has no such heading", p.Path, target)
 				}
 			}
 		}
@@ -139,7 +119,7 @@ func TestMarkdown_Files(t *testing.T) {
 		}
 	}
 	seen := 0
-	for _, p := range pages(t) {
+	for _, p := range readPages(t) {
 		for _, line := range p.lines {
 			for _, m := range span.FindAllStringSubmatch(line, -1) {
 				first, _, isPath := strings.Cut(m[1], "/")
@@ -148,7 +128,7 @@ func TestMarkdown_Files(t *testing.T) {
 				}
 				seen++
 				if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
-					t.Errorf("%s: `%s`: there is no such file", p.path, m[1])
+					t.Errorf("%s: `%s`: there is no such file", p.Path, m[1])
 				}
 			}
 		}
@@ -210,12 +190,8 @@ func partOfProgram(folder string) bool {
 func TestMarkdown_Excerpts(t *testing.T) {
 	command := regexp.MustCompile(`(?m)^    \$ sed -n '(\d+),(\d+)p' (\S+)\n((?:    .*\n)*)`)
 	seen := 0
-	for name := range pages(t) {
-		text, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range command.FindAllStringSubmatch(string(text), -1) {
+	for name, p := range readPages(t) {
+		for _, m := range command.FindAllStringSubmatch(p.Text, -1) {
 			seen++
 			from, _ := strconv.Atoi(m[1]) // digits
 			to, _ := strconv.Atoi(m[2])

@@ -1,0 +1,3 @@
+// Package pages finds the Markdown pages of the repository, for tests of what they
+// say.
+package pages
