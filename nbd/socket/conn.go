@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,6 +17,10 @@ import (
 // blockTime is how long a connection waits in a system call before it turns to
 // the poller. The kernel rounds it up to its clock tick.
 const blockTime = 4 * time.Millisecond
+
+// yields is how many turns of others a connection waits before it turns to the
+// poller, if there are more than processors. Then something has come, often.
+const yields = 4
 
 // A Conn is a stream socket.
 //
@@ -271,6 +276,10 @@ func (c *Conn) Receive(first, second []byte) (int, error) {
 	if errno == syscall.EAGAIN && c.mayBlock {
 		c.mayBlock = false
 		polling.giveUp() // somebody else may have more use for it
+	}
+	for i := 0; i < yields && errno == syscall.EAGAIN && Crowded(); i++ {
+		runtime.Gosched()
+		n, errno = v.tryReceive(c.fd)
 	}
 	for errno == syscall.EAGAIN {
 		if err := c.await(&c.in, unix.EPOLLIN|unix.EPOLLRDHUP); err != nil {
