@@ -35,7 +35,8 @@
 //  5. Flush sends everything queued by one system call: the reader does so after
 //     Submit; while the reader sleeps, the completing goroutine. Replies leave in
 //     the order of completion. If the socket is full the connection's writer
-//     goroutine takes over, and the reader goes on until slots or memory run out.
+//     goroutine takes over, and the reader goes on to the end of a batch, or until
+//     slots or memory run out.
 //  6. When the reply is sent the slot and its share of the block go back.
 //
 // Blocks are counted: a receive block may be filled anew when every request

@@ -29,6 +29,7 @@ func TestBackPressure(t *testing.T) {
 	}{
 		{"slots", nbd.Limits{MaxRequests: 8}, 4096, 2000, 8, 1 << 20},
 		{"bytes", nbd.Limits{MaxBytesInFlight: 2 << 20}, 1 << 20, 64, 256, 3 << 20},
+		{"a batch", nbd.Limits{}, 256 << 10, 64, 4, 2 << 20},
 	}
 	for _, tt := range tests {
 		for _, network := range []string{"unix", "pipe"} {

@@ -105,6 +105,7 @@ func (c *Conn) receive() CloseReason {
 				return reason
 			}
 		case stepFull:
+			c.awaitSent()
 			runtime.Gosched() // others have their turn before the next batch
 		case stepSlot:
 			c.park()
@@ -381,6 +382,16 @@ func (c *Conn) putBack(r *Request) { c.free = append(c.free, r) }
 func (c *Conn) awaitSlot() {
 	c.mu.Lock()
 	for len(c.returned) == 0 && !c.dead.Load() && !c.draining() {
+		c.cond.Wait()
+	}
+	c.mu.Unlock()
+}
+
+// awaitSent waits while the client takes the replies to what came before. There is
+// more to do, but its data would only push theirs out of the processor's cache.
+func (c *Conn) awaitSent() {
+	c.mu.Lock()
+	for c.flushing && !c.dead.Load() && !c.draining() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
