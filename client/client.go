@@ -33,9 +33,16 @@ type Client struct {
 	http *http.Client
 }
 
+// AdminVariable of the environment is the path of the admin socket.
+const AdminVariable = "VHBAD_ADMIN"
+
 // DefaultPath is where the daemon and its clients put the admin socket unless
-// told otherwise: vhbad.sock in $XDG_RUNTIME_DIR if that is set, or in /run.
+// told otherwise: AdminVariable of the environment if that is set, vhbad.sock in
+// $XDG_RUNTIME_DIR if that is, or in /run.
 func DefaultPath() string {
+	if path := os.Getenv(AdminVariable); filepath.IsAbs(path) {
+		return path
+	}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "vhbad.sock")
 	}

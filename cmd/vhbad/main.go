@@ -82,7 +82,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newServe(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
+	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	return root
 }
@@ -96,6 +96,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
+	}
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		return ee.code
 	}
 	_, _ = fmt.Fprintf(stderr, "vhbad: %v\n", err)
 	if _, ok := errors.AsType[*usageError](err); ok {

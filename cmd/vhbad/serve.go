@@ -50,12 +50,14 @@ func (l *listFlag[T]) Set(s string) error {
 
 func (l *listFlag[T]) Type() string { return l.kind }
 
-func (l *listFlag[T]) String() string {
-	var parts []string
+func (l *listFlag[T]) String() string { return strings.Join(l.each(), " ") }
+
+// each is what was given, one by one.
+func (l *listFlag[T]) each() (parts []string) {
 	for _, v := range l.values {
 		parts = append(parts, v.String())
 	}
-	return strings.Join(parts, " ")
+	return parts
 }
 
 // serveFlags are the command line of serve.
@@ -69,11 +71,15 @@ type serveFlags struct {
 	discard    bool // memory disks of the daemon taken over from
 }
 
-func newServe() *cobra.Command {
-	s := &serveFlags{
+func newServeFlags() *serveFlags {
+	return &serveFlags{
 		listen: listFlag[config.Address]{parse: config.ParseAddress, kind: "ADDR"},
 		disks:  listFlag[config.Disk]{parse: config.ParseDisk, kind: "SPEC"},
 	}
+}
+
+func newServe() *cobra.Command {
+	s := newServeFlags()
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",

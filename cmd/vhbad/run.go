@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+)
+
+// An exitError is the exit code of a command that was run, which has said itself what
+// is wrong.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+func newRun() *cobra.Command {
+	s := newServeFlags()
+	cmd := &cobra.Command{
+		Use:   "run [FLAG OF SERVE...] -- COMMAND [ARG...]",
+		Short: "Run a command with a daemon of its own",
+		Long: `Run starts a daemon, waits until it serves, runs COMMAND, and stops the daemon when
+COMMAND has ended. Its exit code is that of COMMAND, 128 and the number of the
+signal that ended it, or 1 if the daemon has failed.
+
+The daemon listens on a unix socket in a folder that is only for this, besides
+what --listen says, and its log goes to standard error, warnings only unless
+--log-level says more. COMMAND finds in its environment
+
+  NBD_URI        the URI of the first disk; another one's has its name as the path
+  ` + client.AdminVariable + `    the admin socket, which other commands of vhbad use by default
+
+Files and flags are those of vhbad serve.`,
+		Example: `  vhbad run -- sh -c 'nbdinfo "$NBD_URI"'
+  vhbad run --disk d=memory:1GiB,cache=writeback -- go test ./...
+  vhbad run --hostile --disk d=memory:64MiB -- sh -c 'vhbad fault add f flip hostile=true; nbdcopy "$NBD_URI" d.img'`,
+		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
+			switch dash := cmd.ArgsLenAtDash(); {
+			case dash > 0 || dash < 0 && len(args) > 0:
+				return fmt.Errorf("%q before --: want flags of serve, then -- and the command", args[0])
+			case len(args) == 0:
+				return errors.New("want a command behind --")
+			}
+			return nil
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := &captive{flags: serveArgs(cmd.Flags()), stderr: cmd.ErrOrStderr()}
+			return c.run(args, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+	s.addFlags(cmd.Flags())
+	for _, name := range []string{"single", "takeover", "takeover-discard-memory", "admin"} {
+		cmd.Flags().Lookup(name).Hidden = true // they make no sense here
+	}
+	return cmd
+}
+
+// serveArgs are the flags that were given, as serve takes them.
+func serveArgs(f *pflag.FlagSet) (args []string) {
+	f.Visit(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		switch v := flag.Value.(type) {
+		case interface{ each() []string }:
+			values = v.each()
+		case pflag.SliceValue:
+			values = v.GetSlice()
+		}
+		for _, v := range values {
+			args = append(args, "--"+flag.Name+"="+v)
+		}
+	})
+	if !f.Changed("log-level") {
+		args = append(args, "--log-level=warn")
+	}
+	if !f.Changed("http") {
+		args = append(args, "--http="+config.Off)
+	}
+	return args
+}
+
+// A captive is a daemon that lives as long as a command.
+type captive struct {
+	flags  []string
+	stderr io.Writer
+	folder string
+	daemon *exec.Cmd
+	ended  chan error // gets what the daemon ended with
+}
+
+func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err error) {
+	// The daemon dies with the thread that has started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT)
+	defer signal.Stop(signals)
+	if c.folder, err = os.MkdirTemp("", "vhbad-run-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(c.folder)) }()
+	if err := c.start(); err != nil {
+		return err
+	}
+	command := exec.Command(args[0], args[1:]...)
+	command.Stdin, command.Stdout, command.Stderr = stdin, stdout, c.stderr
+	command.Env = append(os.Environ(), "NBD_URI="+c.uri(), client.AdminVariable+"="+c.admin())
+	if err := command.Start(); err != nil {
+		return errors.Join(err, c.stop())
+	}
+	done := make(chan error, 1)
+	go func() { done <- command.Wait() }()
+	for {
+		select {
+		case sig := <-signals:
+			if sig != syscall.SIGINT { // which a terminal has sent to both
+				_ = command.Process.Signal(sig) // it may have ended
+			}
+			continue
+		case err = <-done:
+		}
+		break
+	}
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
+		code := ee.ExitCode()
+		if ws, ok := ee.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			code = 128 + int(ws.Signal())
+		}
+		err = &exitError{code}
+	}
+	if stopped := c.stop(); stopped != nil {
+		return stopped // which is worse: the command may not have seen it
+	}
+	return err
+}
+
+func (c *captive) socket() string { return filepath.Join(c.folder, "nbd.sock") }
+func (c *captive) admin() string  { return filepath.Join(c.folder, "admin.sock") }
+
+func (c *captive) uri() string {
+	return "nbd+unix:///?socket=" + url.QueryEscape(c.socket())
+}
+
+// start starts the daemon and waits until it serves.
+func (c *captive) start() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c.daemon = exec.Command(self)
+	c.daemon.Args = append([]string{os.Args[0], "serve", "--listen=unix://" + c.socket(), "--admin=" + c.admin()}, c.flags...)
+	c.daemon.Stderr = c.stderr
+	// Not for the terminal's signals: the command may need it to the end.
+	c.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	out, err := c.daemon.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.daemon.Start(); err != nil {
+		return err
+	}
+	c.ended = make(chan error, 1)
+	ready := make(chan struct{})
+	go func() {
+		lines := bufio.NewScanner(out)
+		for open := true; lines.Scan(); {
+			if open && strings.HasPrefix(lines.Text(), "ready unix://"+c.socket()) {
+				open = false
+				close(ready)
+			}
+		}
+		c.ended <- c.daemon.Wait()
+	}()
+	select {
+	case <-ready:
+		return nil
+	case err := <-c.ended:
+		if ee, ok := errors.AsType[*exec.ExitError](err); ok {
+			return &exitError{ee.ExitCode()} // it has said why
+		}
+		return fmt.Errorf("the daemon has ended before it served: %w", err)
+	}
+}
+
+// stop ends the daemon in good order.
+func (c *captive) stop() error {
+	_ = c.daemon.Process.Signal(syscall.SIGTERM) // it may have ended, which Wait says
+	if err := <-c.ended; err != nil {
+		return fmt.Errorf("the daemon: %w", err)
+	}
+	return nil
+}
