@@ -37,7 +37,9 @@
 //     the order of completion. If the socket is full the connection's writer
 //     goroutine takes over, and the reader goes on to the end of a batch, or until
 //     slots or memory run out.
-//  6. When the reply is sent the slot and its share of the block go back.
+//  6. When the reply is sent the slot and its share of the block go back. A device
+//     that lets nobody know when it is done with the memory can have the request
+//     answered and keep that: Request.Abandon (abandon.go).
 //
 // Blocks are counted: a receive block may be filled anew when every request
 // whose payload lies in it has been answered, a reply block likewise. If a device
@@ -95,7 +97,8 @@
 // # Handshake
 //
 // One goroutine reads one option after the other, exactly and never ahead, and
-// answers it (handshake.go, option.go, metacontext.go, tls.go). What it settles
+// answers it (handshake.go, option.go, metacontext.go, tls.go). A device that is a
+// Greeter (spoil.go) may let the client wait before it gets it. What it settles
 // is an agreement, of which STARTTLS leaves nothing. Every option that names an
 // export asks access.go, so that no way in is more lenient than another.
 //

@@ -37,6 +37,10 @@
 // stage goes into a histogram (stage.go); so do the waits for and the holds of
 // locks (lockcount.go).
 //
+// If the device answers nothing, the unit's timer runs out and resets follow, each
+// greater than the last (recovery.go). If none helps, the unit is given up: whoever
+// waits for an SRB is told, and the SRB stays with the miniport (giveup.go).
+//
 // If the device is fast, all of this happens on the goroutine that submitted,
 // once for a whole batch.
 //
