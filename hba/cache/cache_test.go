@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -267,6 +269,76 @@ func TestCut_EndsWhatIsInProgress(t *testing.T) {
 	if at(t, c, 0) != 1 || at(t, c, 1<<20) != 0 || at(t, c, 2<<20) != 0 {
 		t.Error("not just the first write is durable")
 	}
+}
+
+// TestCache_FarApart: sectors that are pending here and there are found, and nothing
+// else is, by reads and looks for extents; so it is after trims that go through and
+// after a new end.
+func TestCache_FarApart(t *testing.T) {
+	const sectors = 64 << 20 >> 9
+	c := open(t, memory(t, sectors<<9), cache.Config{SizeBytes: 1 << 20})
+	r := rand.New(rand.NewPCG(1, 1))
+	want := make([]bool, sectors)
+	check := func(what string) {
+		t.Helper()
+		p := make([]byte, sectors<<9)
+		if _, err := c.ReadAt(p[512:], 512); err != nil { // not from a group's begin
+			t.Fatal(err)
+		}
+		for i := 1; i < sectors; i++ {
+			if (p[i<<9] == 1) != want[i] {
+				t.Fatalf("%s: sector %d reads %d", what, i, p[i<<9])
+			}
+		}
+		found := make([]bool, sectors)
+		for off := int64(0); off < sectors<<9; {
+			e, err := c.ExtentAt(off)
+			if err != nil || e.OffsetBytes != off || e.LengthBytes <= 0 {
+				t.Fatalf("%s: extent at %d: %+v, %v", what, off, e, err)
+			}
+			for i := off; e.Data && i < e.End(); i += 512 {
+				found[i>>9] = true
+			}
+			off = e.End()
+		}
+		if !slices.Equal(found, want) {
+			t.Errorf("%s: extents of data are not what was written", what)
+		}
+	}
+	write := func(sector, n int) {
+		put(t, c, int64(sector)<<9, 1, n<<9)
+		for i := range n {
+			want[sector+i] = true
+		}
+	}
+	// The first trim leaves a part of the groups of its ends, and empties one.
+	write(999, 3)
+	write(1200, 1)
+	write(1699, 2)
+	write(19999, 2)
+	write(100000, 2)
+	for range 500 {
+		sector, n := 2000+r.IntN(sectors-2004), 1+r.IntN(3)
+		if r.IntN(4) == 0 {
+			sector = (sector>>14+1)<<14 - 2 // at the end of an area
+		}
+		write(sector, min(n, sectors-sector))
+	}
+	check("written")
+	for _, trim := range [][2]int{{1000, 700}, {20000, 60000}} { // few groups, and more than are pending
+		if err := c.Discard(int64(trim[0])<<9, int64(trim[1])<<9); err != nil {
+			t.Fatal(err)
+		}
+		clear(want[trim[0] : trim[0]+trim[1]])
+	}
+	check("trimmed")
+	for _, size := range []int64{100001 << 9, sectors << 9} {
+		if err := c.Resize(size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear(want[100001:])
+	check("resized")
 }
 
 func TestCut_Lies(t *testing.T) {

@@ -22,7 +22,8 @@ func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 	allowed := buffer[:k.store.sectorBytes]
 	s := &k.store
 	pieces := uint64(0) // those that some version has, if the sector is torn
-	for i := s.index[f.Sector].newest; i != none; i = s.versions[i].older {
+	newest, _ := s.newest(f.Sector)
+	for i := newest; i != none; i = s.versions[i].older {
 		s.content(allowed, i)
 		if now != nil && bytes.Equal(now, allowed) {
 			return
@@ -35,7 +36,7 @@ func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 			continue
 		}
 		// Harm to a sector that nobody has written since the promise is no excuse.
-		written := i != s.index[f.Sector].newest
+		written := i != newest
 		excused := f.Outcome == OutcomeTorn && pieces == allPieces(allowed) ||
 			written && (f.Outcome == OutcomeGarbage || f.Outcome == OutcomeUnreadable)
 		if !excused {

@@ -357,7 +357,8 @@ func (k *cut) compose(p []byte, f *Fate) {
 // version is the version of sector that the i-th write has.
 func (k *cut) version(sector int64, write int) int32 {
 	id := k.trace.Writes[write].ID
-	for i := k.store.index[sector].newest; i != none; i = k.store.versions[i].older {
+	i, _ := k.store.newest(sector)
+	for ; i != none; i = k.store.versions[i].older {
 		if k.store.versions[i].write.id == id {
 			return i
 		}

@@ -18,7 +18,7 @@
 // # State
 //
 // The durable medium, and for each sector that has any a list of pending
-// versions, oldest first. A version belongs to a write; a write has an id, in
+// versions, oldest first, in groups of 64 sectors. A version belongs to a write; a write has an id, in
 // order of arrival. Versions take room, SizeBytes in all. When there is none,
 // Eviction says which writes become durable early: a batch of 1/16 of the room, in
 // order of their sectors. That happens within the call that needs the room, never

@@ -17,6 +17,15 @@ func (g *gaps) has(i int) bool { return g[i/64]>>(i%64)&1 != 0 }
 
 func (g *gaps) add(i int) { g[i/64] |= 1 << (i % 64) }
 
+// addAll adds those from i to before n.
+func (g *gaps) addAll(i, n int) {
+	for i < n {
+		end := min(i&^63+64, n)
+		g[i/64] |= ^uint64(0) >> (64 - (end - i)) << (i % 64)
+		i = end
+	}
+}
+
 // next is the first run of gaps from i on, up to n.
 func (g *gaps) next(i, n int) (from, to int) {
 	from = g.scan(i, n, 0)
@@ -113,24 +122,31 @@ func (c *Cache) look(p []byte, off int64, missing *gaps) (part []byte, failure, 
 	part = p[:min(len(p), count<<c.shift-lead)]
 	sector := off >> c.shift
 	s := &c.store
-	for i := range count {
-		v, pending := s.newest(sector + int64(i))
-		if !pending {
-			if _, bad := c.unreadable[sector+int64(i)]; bad {
-				at := max(i<<c.shift-lead, 0)
-				return p[:at], &media.Error{
-					Op: "read", Name: c.config.Name, OffsetBytes: off + int64(at), LengthBytes: int64(len(p) - at),
-					Kind: media.ErrMedium, Err: errDamaged,
-				}, nil
-			}
-			missing.add(i)
+	for i := 0; i < count; {
+		to := min(i+1<<groupShift-placeOf(sector+int64(i)), count)
+		if s.group(sector+int64(i)) == nil && len(c.unreadable) == 0 {
+			missing.addAll(i, to)
+			i = to
 			continue
 		}
-		from := i<<c.shift - lead
-		if s.versions[v].kind == KindWrite {
-			copy(part[max(from, 0):], s.data(v)[max(-from, 0):])
-		} else {
-			clear(part[max(from, 0):min(from+s.sectorBytes, len(part))])
+		for ; i < to; i++ {
+			from := i<<c.shift - lead
+			v, pending := s.newest(sector + int64(i))
+			switch {
+			case !pending:
+				if _, bad := c.unreadable[sector+int64(i)]; bad {
+					at := max(from, 0)
+					return p[:at], &media.Error{
+						Op: "read", Name: c.config.Name, OffsetBytes: off + int64(at), LengthBytes: int64(len(p) - at),
+						Kind: media.ErrMedium, Err: errDamaged,
+					}, nil
+				}
+				missing.add(i)
+			case s.versions[v].kind == KindWrite:
+				copy(part[max(from, 0):], s.data(v)[max(-from, 0):])
+			default:
+				clear(part[max(from, 0):min(from+s.sectorBytes, len(part))])
+			}
 		}
 	}
 	return part, nil, nil

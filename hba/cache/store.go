@@ -1,7 +1,7 @@
 package cache
 
 import (
-	"maps"
+	"math/bits"
 	"slices"
 	"time"
 )
@@ -61,13 +61,21 @@ type version struct {
 	before, next int32 // of the same write
 }
 
-// A chain is the list of a sector's pending versions.
-type chain struct{ oldest, newest int32 }
-
 const (
 	slabShift  = 20 // bytes of data that are allocated at once
-	groupShift = 20 // bytes that share a count, to pass over what has nothing pending
+	groupShift = 6  // sectors of a group
+	areaShift  = 14 // sectors of an area
 )
+
+// A group is the lists of pending versions of sectors that follow each other, from a
+// multiple of their number on. To find one costs more than all that is done in it.
+type group struct {
+	has            uint64 // a bit for each sector that has versions
+	oldest, newest [1 << groupShift]int32
+}
+
+// placeOf is where in its group a sector is.
+func placeOf(sector int64) int { return int(sector & (1<<groupShift - 1)) }
 
 // A store holds pending versions. It is guarded by Cache.mu.
 type store struct {
@@ -79,8 +87,13 @@ type store struct {
 	free     int32    // list by newer
 	used     int
 
-	index  map[int64]chain // by sector
-	groups map[int64]int32 // sectors in index, by group
+	groups map[int64]*group // by number, those that have something
+	// found is the group that was looked for last, of that number; nil if there is
+	// none. Who goes from sector to sector finds it again.
+	found       *group
+	foundNumber int64
+	spareGroups []*group
+	areas       map[int64]int32 // groups of each area, to pass over those that have none
 
 	first, last *write
 	pending     []*write // in no order that means anything, but in the same for the same calls
@@ -94,8 +107,8 @@ func (s *store) init(sectorBytes int) {
 		shift = 12
 	}
 	*s = store{
-		sectorBytes: sectorBytes, shift: shift, free: none, slabs: s.slabs, nextID: max(s.nextID, 1),
-		index: make(map[int64]chain), groups: make(map[int64]int32),
+		sectorBytes: sectorBytes, shift: shift, free: none, slabs: s.slabs, spareGroups: s.spareGroups, nextID: max(s.nextID, 1),
+		groups: make(map[int64]*group), areas: make(map[int64]int32),
 	}
 }
 
@@ -114,6 +127,45 @@ func (s *store) content(dst []byte, i int32) {
 	}
 	clear(dst[:s.sectorBytes])
 }
+
+// group is the group of sector, or nil if nothing in it is pending.
+func (s *store) group(sector int64) *group {
+	number := sector >> groupShift
+	if s.found == nil || s.foundNumber != number {
+		s.found, s.foundNumber = s.groups[number], number
+	}
+	return s.found
+}
+
+// newGroup is the group of sector, which has none.
+func (s *store) newGroup(sector int64) *group {
+	var g *group
+	if last := len(s.spareGroups) - 1; last >= 0 {
+		g, s.spareGroups = s.spareGroups[last], s.spareGroups[:last]
+	} else {
+		g = new(group)
+	}
+	s.found, s.foundNumber = g, sector>>groupShift
+	s.groups[s.foundNumber] = g
+	s.areas[sector>>areaShift]++
+	return g
+}
+
+// dropGroup removes the group of sector, which has nothing any more.
+func (s *store) dropGroup(sector int64, g *group) {
+	delete(s.groups, sector>>groupShift)
+	s.found = nil
+	area := sector >> areaShift
+	if s.areas[area]--; s.areas[area] == 0 {
+		delete(s.areas, area)
+	}
+	if len(s.spareGroups) < maxSpareGroups {
+		s.spareGroups = append(s.spareGroups, g)
+	}
+}
+
+// maxSpareGroups is how many groups are kept for the next ones.
+const maxSpareGroups = 1024
 
 func (s *store) take() int32 {
 	s.used++
@@ -163,18 +215,20 @@ func (s *store) takeID() uint64 {
 
 // add gives w, the newest write, a version of sector. tail is w's last version.
 func (s *store) add(w *write, sector int64, kind Kind, tail int32) int32 {
-	i := s.take()
-	c, known := s.index[sector]
-	v := version{sector: sector, write: w, kind: kind, older: none, newer: none, before: tail, next: none}
-	if known {
-		v.older = c.newest
-		s.versions[c.newest].newer = i
-		c.newest = i
-	} else {
-		c = chain{i, i}
-		s.groups[sector>>(groupShift-s.shift)]++
+	i, at := s.take(), placeOf(sector)
+	g := s.group(sector)
+	if g == nil {
+		g = s.newGroup(sector)
 	}
-	s.index[sector] = c
+	v := version{sector: sector, write: w, kind: kind, older: none, newer: none, before: tail, next: none}
+	if g.has>>at&1 != 0 {
+		v.older = g.newest[at]
+		s.versions[v.older].newer = i
+	} else {
+		g.has |= 1 << at
+		g.oldest[at] = i
+	}
+	g.newest[at] = i
 	s.versions[i] = v
 	if tail == none {
 		w.oldest = i
@@ -193,25 +247,21 @@ func (s *store) retire(i int32) {
 		s.unlink(i)
 		i = older
 	}
+	g, at := s.group(sector), placeOf(sector)
 	if rest != none {
 		s.versions[rest].older = none
-		s.index[sector] = chain{rest, s.index[sector].newest}
+		g.oldest[at] = rest
 		return
 	}
-	delete(s.index, sector)
-	group := sector >> (groupShift - s.shift)
-	if s.groups[group]--; s.groups[group] == 0 {
-		delete(s.groups, group)
+	if g.has &^= 1 << at; g.has == 0 {
+		s.dropGroup(sector, g)
 	}
 }
 
 // retireBefore removes the versions of sector that are older than write id.
 func (s *store) retireBefore(sector int64, id uint64) {
-	c, ok := s.index[sector]
-	if !ok {
-		return
-	}
-	for i := c.newest; i != none; i = s.versions[i].older {
+	i, _ := s.newest(sector)
+	for ; i != none; i = s.versions[i].older {
 		if s.versions[i].write.id < id {
 			s.retire(i)
 			return
@@ -219,35 +269,51 @@ func (s *store) retireBefore(sector int64, id uint64) {
 	}
 }
 
-// retireAllBefore is retireBefore for the sectors from first to before end. It
-// goes through those or through what is pending, whichever are fewer.
+// retireAllBefore is retireBefore for the sectors from first to before end.
 func (s *store) retireAllBefore(first, end int64, id uint64) {
-	if end-first <= int64(len(s.index)) {
-		for sector := first; sector < end; sector++ {
-			s.retireBefore(sector, id)
-		}
-		return
-	}
-	var sectors []int64
-	for sector := range s.index {
-		if sector >= first && sector < end {
-			sectors = append(sectors, sector)
-		}
-	}
-	slices.Sort(sectors) // so that EvictRandom goes on the same each time
-	for _, sector := range sectors {
+	for _, sector := range s.between(first, end) {
 		s.retireBefore(sector, id)
 	}
 }
 
 // dropFrom removes all versions of sectors from first on.
 func (s *store) dropFrom(first int64) {
-	// In order, so that EvictRandom goes on the same each time.
-	for _, sector := range slices.Sorted(maps.Keys(s.index)) {
-		if sector >= first {
-			s.retire(s.index[sector].newest)
+	for _, sector := range s.between(first, maxSector) {
+		i, _ := s.newest(sector)
+		s.retire(i)
+	}
+}
+
+// between lists the sectors from first to before end that have versions, in
+// ascending order, so that EvictRandom goes on the same each time. It goes through
+// the groups of the range or through all that there are, whichever are fewer.
+func (s *store) between(first, end int64) []int64 {
+	var numbers []int64
+	from, to := first>>groupShift, (end-1)>>groupShift
+	if to-from < int64(len(s.groups)) {
+		for number := from; number <= to; number++ {
+			if s.groups[number] != nil {
+				numbers = append(numbers, number)
+			}
+		}
+	} else {
+		for number := range s.groups {
+			if number >= from && number <= to {
+				numbers = append(numbers, number)
+			}
+		}
+		slices.Sort(numbers)
+	}
+	var sectors []int64
+	for _, number := range numbers {
+		for has := s.groups[number].has; has != 0; has &= has - 1 {
+			sector := number<<groupShift + int64(bits.TrailingZeros64(has))
+			if sector >= first && sector < end {
+				sectors = append(sectors, sector)
+			}
 		}
 	}
+	return sectors
 }
 
 // unlink takes version i from its write, and ends the write with its last one.
@@ -293,30 +359,33 @@ func (s *store) drop(w *write) {
 // maxSpareWrites is how many writes are kept for the next ones.
 const maxSpareWrites = 1024
 
-// newest is the newest pending version of sector.
+// newest is the newest pending version of sector, or none.
 func (s *store) newest(sector int64) (i int32, ok bool) {
-	c, ok := s.index[sector]
-	return c.newest, ok
+	g, at := s.group(sector), placeOf(sector)
+	if g == nil || g.has>>at&1 == 0 {
+		return none, false
+	}
+	return g.newest[at], true
 }
 
 // nextPending is the first sector from sector on, before end, that has a version,
-// or end. It gives up after some groups and returns how far it looked.
+// or end. It gives up after some steps and returns how far it looked.
 func (s *store) nextPending(sector, end int64) (next int64, found bool) {
-	perGroup := int64(1) << (groupShift - s.shift)
-	for scanned := 0; sector < end && scanned < maxScannedGroups; scanned++ {
-		groupEnd := min((sector|(perGroup-1))+1, end)
-		if s.groups[sector>>(groupShift-s.shift)] == 0 {
-			sector = groupEnd
+	for steps := 0; sector < end && steps < maxScanSteps; steps++ {
+		if s.areas[sector>>areaShift] == 0 {
+			sector = min((sector|(1<<areaShift-1))+1, end)
 			continue
 		}
-		for ; sector < groupEnd; sector++ {
-			if _, ok := s.index[sector]; ok {
-				return sector, true
+		if g := s.group(sector); g != nil {
+			if has := g.has >> placeOf(sector); has != 0 {
+				next = sector + int64(bits.TrailingZeros64(has))
+				return min(next, end), next < end
 			}
 		}
+		sector = min((sector|(1<<groupShift-1))+1, end)
 	}
 	return sector, false
 }
 
-// maxScannedGroups bounds how much one look for pending sectors passes over.
-const maxScannedGroups = 1 << 14
+// maxScanSteps bounds how much one look for pending sectors passes over.
+const maxScanSteps = 1 << 14
