@@ -10,10 +10,14 @@ package port
 // Level: Passive, on the recovery service.
 func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	old := p.raise(Dispatch)
+	defer p.lower(old)
 	lu.mu.Lock()
-	if lu.outstanding > 0 {
-		lu.closeGateLocked(gateGivenUp)
+	if lu.outstanding == 0 { // all has come back while the last reset failed
+		lu.mu.Unlock()
+		a.reopen(p, lu, true)
+		return
 	}
+	lu.closeGateLocked(gateGivenUp)
 	lu.openGateLocked(gateRecovering)
 	lu.failWaitingLocked(p, StatusNoDevice)
 	lu.endQuiesceLocked(p, StatusNoDevice)
@@ -26,7 +30,6 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 		lu.abandon(p, s)
 	}
 	lu.dispatch(p) // built SRBs go down: the miniport's resources that they hold come back so
-	p.lower(old)
 }
 
 // abandonLocked returns what is to be abandoned: SRBs that the miniport holds and

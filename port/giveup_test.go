@@ -138,6 +138,51 @@ func TestGiveUp_Abandons(t *testing.T) {
 	}
 }
 
+// A unit whose last SRB comes back while the resets fail has nothing that holds it up:
+// it works on, and what waited meanwhile goes down.
+func TestGiveUp_NothingStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const timeoutSecs = 5
+		d := &driver{model: FullDuplex}
+		var stuck *SRB
+		d.startIo = func(p *Processor, s *SRB) bool {
+			switch {
+			case s.taskManagement():
+				if stuck != nil {
+					d.complete(p, stuck)
+					stuck = nil
+				}
+				s.Status = StatusError
+				d.a.Complete(p, s)
+			case stuck == nil:
+				stuck = s
+			}
+			return true
+		}
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: timeoutSecs})
+		b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1)
+		first, second := &patient{}, &patient{}
+		srbs := []*SRB{b.srb(&finished{}), b.srb(&finished{})}
+		srbs[0].Completer, srbs[1].Completer = first, second
+		b.lu.Submit(b.p, srbs)
+		time.Sleep((timeoutSecs + 1) * time.Second)
+		synctest.Wait()
+		first.want(t, "after the last reset", "complete "+StatusSuccess.String())
+		second.want(t, "what waited, on its way")
+		if stuck != srbs[1] {
+			t.Fatalf("the miniport has %v, want what waited", stuck)
+		}
+		d.complete(b.p, stuck)
+		second.want(t, "what waited", "complete "+StatusSuccess.String())
+		if s := b.lu.Stats(); s.Timeouts != 1 || s.Abandoned != 0 {
+			t.Errorf("statistics %+v, want 1 timeout, 0 abandoned", s)
+		}
+		b.a.FreeSRB(srbs[0])
+		b.a.FreeSRB(srbs[1])
+		b.wantNoViolations()
+	})
+}
+
 // An SRB that comes back while its Abandoner is being told is handed back after that.
 func TestGiveUp_ComesBackMeanwhile(t *testing.T) {
 	d := &driver{model: FullDuplex}
