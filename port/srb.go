@@ -218,7 +218,7 @@ type srbPort struct {
 
 	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
 
-	_ [24]byte // SRBs lie side by side, and are different processors'
+	_ [16]byte // SRBs lie side by side, and are different processors'
 }
 
 // A giveUpState is whether the port has given an SRB up. It changes with the unit's
