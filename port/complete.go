@@ -141,7 +141,7 @@ func (p *Processor) finishCompleted() {
 			}
 			lu.endQuiesceLocked(p, StatusSuccess)
 		}
-		want := min(lu.waiting.n, lu.depth-lu.outstanding)
+		want := min(lu.waiting.n, lu.leftLocked())
 		credits := 0
 		if want > 0 {
 			// What was freed is used again at once; more only if that is short.

@@ -22,14 +22,28 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	lu.failWaitingLocked(p, StatusNoDevice)
 	lu.endQuiesceLocked(p, StatusNoDevice)
 	lu.rearmLocked()
-	abandoned := lu.abandonLocked()
-	held := lu.outstanding
 	lu.mu.Unlock()
-	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String(), "held", held, "abandoned", len(abandoned))
-	for _, s := range abandoned {
+	lu.dispatch(p) // built SRBs go down: the miniport's resources that they hold come back so
+	held, abandoned := lu.abandonAll(p)
+	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String(), "held", held, "abandoned", abandoned)
+}
+
+// abandonAll abandons what the miniport holds of a unit that is given up or removed,
+// and returns how much it holds and how much of that is abandoned now.
+//
+// Level: Dispatch, no lock held.
+func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
+	lu.mu.Lock()
+	var stuck []*SRB
+	if lu.gate.Load()&(gateGivenUp|gateRemoved) != 0 { // it may have come back meanwhile
+		stuck = lu.abandonLocked()
+	}
+	held = lu.outstanding
+	lu.mu.Unlock()
+	for _, s := range stuck {
 		lu.abandon(p, s)
 	}
-	lu.dispatch(p) // built SRBs go down: the miniport's resources that they hold come back so
+	return held, len(stuck)
 }
 
 // abandonLocked returns what is to be abandoned: SRBs that the miniport holds and

@@ -183,6 +183,56 @@ func TestGiveUp_NothingStuck(t *testing.T) {
 	})
 }
 
+// An SRB that was between BuildIo and StartIo when the unit's time ran out goes down
+// when the unit is given up, and is given up with the rest, whatever resets that do
+// not answer are outstanding: they take none of the unit's depth and hold back nothing.
+func TestGiveUp_Built(t *testing.T) {
+	const timeoutSecs, resetTimeout = 5, 3 * time.Second
+	for name, depth := range map[string]int{"depth left": 32, "depth taken": 2} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				works := false
+				deafTo(d, true, func() bool { return works })
+				b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: timeoutSecs, ResetTimeout: resetTimeout})
+				b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, depth)
+				held, built := b.srb(&finished{}), b.srb(&finished{})
+				first, second := &patient{}, &patient{}
+				held.Completer, built.Completer = first, second
+				d.buildIo = func(_ *Processor, s *SRB) bool {
+					if s == built {
+						time.Sleep((timeoutSecs + 1) * time.Second)
+					}
+					return true
+				}
+				b.lu.Submit(b.p, []*SRB{held})
+				b.lu.Submit(b.p, []*SRB{built})
+				if n := b.lu.Stats().Parked; n != 1 {
+					t.Fatalf("%d parked, want 1", n)
+				}
+				time.Sleep(2 * resetTimeout)
+				synctest.Wait()
+				first.want(t, "what the miniport has", "abandon")
+				second.want(t, "what was built", "abandon")
+				if owner := built.owner.Load(); owner != ownerMiniport {
+					t.Errorf("what was built has owner %d, want the miniport", owner)
+				}
+
+				works = true
+				if err := b.a.ResetNow(b.p, b.lu, ResetBus); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				first.want(t, "what the miniport has", "abandon", "complete "+StatusBusReset.String())
+				second.want(t, "what was built", "abandon", "complete "+StatusBusReset.String())
+				b.a.FreeSRB(held)
+				b.a.FreeSRB(built)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
 // An SRB that comes back while its Abandoner is being told is handed back after that.
 func TestGiveUp_ComesBackMeanwhile(t *testing.T) {
 	d := &driver{model: FullDuplex}

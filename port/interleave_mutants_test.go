@@ -145,7 +145,7 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "a unit's depth is forgotten",
 			Test: "TestInterleave_Depth",
 			File: "unit.go",
-			Old: `	if lu.exclusive || lu.outstanding >= lu.depth {
+			Old: `	if lu.exclusive || lu.leftLocked() <= 0 {
 		return false
 	}`,
 			New: `if lu.exclusive {

@@ -97,7 +97,7 @@ func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) starvedLocked(credits int) bool {
-	return credits == 0 && lu.waiting.head != nil && lu.outstanding < lu.depth
+	return credits == 0 && lu.waiting.head != nil && lu.leftLocked() > 0
 }
 
 // dispatch starts what the unit's queue holds and may start.
@@ -108,7 +108,7 @@ func (lu *LogicalUnit) dispatch(p *Processor) {
 	var run srbQueue
 	yieldPoint("dispatch")
 	lu.mu.Lock()
-	want := min(lu.waiting.n, lu.depth-lu.outstanding)
+	want := min(lu.waiting.n, lu.leftLocked())
 	if want <= 0 {
 		lu.mu.Unlock()
 		return

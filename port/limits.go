@@ -9,7 +9,7 @@ import "fmt"
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) checkLimitsLocked(p *Processor, s *SRB) {
-	if lu.outstanding >= lu.depth {
+	if lu.leftLocked() <= 0 {
 		p.violateFor(CheckPortLimits, s.request(), fmt.Sprintf("%s: one more than the queue depth of %d", lu, lu.depth))
 	}
 	if used := lu.a.outstanding.Load(); used > int64(lu.a.config.MaxNumberOfIO) {

@@ -61,6 +61,10 @@ type LogicalUnit struct {
 	// outstanding is the length of the pending list.
 	// +checklocks:mu
 	outstanding int
+	// aside is how many of those are the port's own, resets most of all: the others'
+	// depth and order do not know them.
+	// +checklocks:mu
+	aside int
 	// +checklocks:mu
 	depth int
 	// heads counts head-of-queue SRBs outstanding: simple ones wait for them.
@@ -253,14 +257,20 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 	if s.taskManagement() {
 		return true
 	}
-	if lu.exclusive || lu.outstanding >= lu.depth {
+	if lu.exclusive || lu.leftLocked() <= 0 {
 		return false
 	}
 	if s.alone() {
-		return lu.outstanding == 0
+		return lu.outstanding == lu.aside
 	}
 	return lu.heads == 0 || s.QueueAction == HeadOfQueueTag
 }
+
+// leftLocked is how many SRBs more the unit's depth allows: less than none if it has
+// shrunk meanwhile.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) leftLocked() int { return lu.depth - (lu.outstanding - lu.aside) }
 
 // linkLocked makes s outstanding.
 //
@@ -279,9 +289,12 @@ func (lu *LogicalUnit) linkLocked(p *Processor, s *SRB) {
 	lu.pendingTail = s
 	s.pending = true
 	lu.outstanding++
-	if s.alone() {
+	switch {
+	case s.recovery:
+		lu.aside++
+	case s.alone():
 		lu.exclusive = true
-	} else if s.QueueAction == HeadOfQueueTag {
+	case s.QueueAction == HeadOfQueueTag:
 		lu.heads++
 	}
 }
@@ -302,9 +315,12 @@ func (lu *LogicalUnit) unlinkLocked(s *SRB) {
 	}
 	s.pendNext, s.pendPrev, s.pending = nil, nil, false
 	lu.outstanding--
-	if s.alone() {
+	switch {
+	case s.recovery:
+		lu.aside--
+	case s.alone():
 		lu.exclusive = false
-	} else if s.QueueAction == HeadOfQueueTag {
+	case s.QueueAction == HeadOfQueueTag:
 		lu.heads--
 	}
 }
