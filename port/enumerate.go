@@ -118,34 +118,54 @@ func (c *census) free() {
 	}
 }
 
-// target returns the units of one target. Units that have been given up are there
-// still, until they answer that they are not.
+// target returns the units of one target. The one at LUN 0 is asked; if it has been
+// given up, the others that are known are, one after the other. If none answers, all
+// are there still.
 func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
-	first := c.a.unitAt(path, target, 0)
-	if first.gate.Load()&gateGivenUp != 0 {
-		return c.a.unitsOf(path, target), nil
+	first, known := c.a.unitAt(path, target, 0), c.a.unitsOf(path, target)
+	for _, lu := range append([]*LogicalUnit{first}, known...) {
+		answered, err := c.reportLUNs(p, lu)
+		if err != nil {
+			return nil, err
+		}
+		if !answered {
+			continue
+		}
+		switch c.srb.Status.Code() {
+		case StatusSuccess, StatusDataOverrun:
+			return c.list(p, path, target)
+		case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+			if lu == first {
+				return nil, nil // nobody there
+			}
+		default:
+			if lu == first {
+				return nil, fmt.Errorf("REPORT LUNS: %s", c.srb)
+			}
+		}
+	}
+	return known, nil
+}
+
+// reportLUNs asks a unit which others its target has. False: it has been given up.
+func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err error) {
+	if lu.gate.Load()&gateGivenUp != 0 {
+		return false, nil
 	}
 	if err := c.make(); err != nil {
-		return nil, err
+		return false, err
 	}
-	srb := c.srb
-	srb.CDBBytes = uint8(scsi.PutReportLUNs(&srb.CDB, enumBufferBytes))
-	if !c.command(p, first, enumBufferBytes) {
-		return c.a.unitsOf(path, target), nil
-	}
-	switch srb.Status.Code() {
-	case StatusSuccess, StatusDataOverrun:
-	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
-		if first.gate.Load()&gateGivenUp != 0 {
-			return c.a.unitsOf(path, target), nil // it is the port that says so
-		}
-		return nil, nil // nobody there
-	default:
-		return nil, fmt.Errorf("REPORT LUNS: %s", srb)
-	}
+	c.srb.CDBBytes = uint8(scsi.PutReportLUNs(&c.srb.CDB, enumBufferBytes))
+	// If it is given up now, it may be the port that has answered.
+	return c.command(p, lu, enumBufferBytes) && lu.gate.Load()&gateGivenUp == 0, nil
+}
+
+// list asks the units in the answer to REPORT LUNS what they are, and returns those
+// that are something.
+func (c *census) list(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	var present [256]bool
-	if _, ok := scsi.ParseReportLUNs(c.buffer[:min(int(srb.DataTransferBytes), len(c.buffer))], &present); !ok {
-		return nil, fmt.Errorf("REPORT LUNS: %d bytes make no list", srb.DataTransferBytes)
+	if _, ok := scsi.ParseReportLUNs(c.buffer[:min(int(c.srb.DataTransferBytes), len(c.buffer))], &present); !ok {
+		return nil, fmt.Errorf("REPORT LUNS: %d bytes make no list", c.srb.DataTransferBytes)
 	}
 	var units []*LogicalUnit
 	for lun := range c.a.config.MaximumNumberOfLogicalUnits {

@@ -328,7 +328,7 @@ func TestGiveUp_Enumerate(t *testing.T) {
 	w := &patient{}
 	s := b.srb(&finished{})
 	s.Completer = w
-	for i, lu := range before {
+	for _, lu := range before {
 		lu.Submit(b.p, []*SRB{s})
 		held := r.take()
 		b.a.giveUp(b.p, lu)
@@ -340,14 +340,62 @@ func TestGiveUp_Enumerate(t *testing.T) {
 		if len(units) < 2 || !slices.Equal(units[:2], before) {
 			t.Errorf("units with %v given up: %v, want those that there were", lu, units)
 		}
-		if i == 1 && len(units) != 3 {
+		if len(units) != 3 {
 			t.Errorf("units with %v given up: %v, want the new one too", lu, units)
 		}
-		r.complete(b.p, held[0])
 		r.has(0, 1)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		if units := b.a.LogicalUnits(); !slices.Equal(units, before) {
+			t.Errorf("units with %v given up: %v, want the new one gone", lu, units)
+		}
+		r.complete(b.p, held[0])
 	}
 	w.want(t, "both given up", "abandon", "complete "+StatusSuccess.String(), "abandon", "complete "+StatusSuccess.String())
 	b.a.FreeSRB(s)
 	b.a.Remove(b.p)
 	b.wantNoViolations()
+}
+
+// If unit 0 does not answer REPORT LUNS, another unit of its target is asked once the
+// port has given up. One that the answer leaves out is gone, given up or not.
+func TestGiveUp_ReportLUNs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}}
+		r.has(0, 1)
+		b := stage(t, r)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		before := b.a.LogicalUnits()
+		var deaf []*SRB
+		r.deaf = func(s *SRB) bool {
+			if s.Lun == 0 {
+				deaf = append(deaf, s)
+			}
+			return s.Lun == 0
+		}
+		r.has(0, 1, 2)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		units := b.a.LogicalUnits()
+		if len(units) != 3 || !slices.Equal(units[:2], before) {
+			t.Errorf("units while %v hangs: %v, want the new one too", before[0], units)
+		}
+		r.has(1, 2)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.a.LogicalUnits(); len(units) != 3 || !slices.Equal(got, units[1:]) {
+			t.Errorf("units without %v: %v, want the others", before[0], got)
+		}
+		r.deaf = nil
+		for _, s := range deaf {
+			r.complete(b.p, s)
+		}
+		b.a.Remove(b.p)
+		b.wantNoViolations()
+	})
 }
