@@ -237,6 +237,8 @@ type transmission struct {
 	// cut has the reply break off after cutAt bytes; see CutReply.
 	cut   bool
 	cutAt uint32
+	// badCookie: cookie is not the request's any more; see BadCookie.
+	badCookie bool
 }
 
 // inFlightLocked is the number of requests whose reply is not yet sent. Only the

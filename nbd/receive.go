@@ -213,7 +213,7 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	r.OffsetBytes, r.LengthBytes = h.offset, h.length
 	r.Data, r.block, r.dataAt = nil, nil, 0
 	r.holeCount = 0
-	r.failedAtKnown = false
+	r.failedAtKnown, r.badCookie = false, false
 	r.receivedNs = c.readNs
 
 	if errno == OK && h.length > 0 && c.denied {

@@ -5,10 +5,14 @@ import "time"
 // What a server that has lost its way may do to a client, on demand. See also cut.go.
 
 // BadCookie has the reply carry a cookie that is not the request's. The client gets
-// no other, and it may well end the connection.
+// no other, and it may well end the connection. It does no more to call it again.
 //
 // Concurrency: before Complete or Fail, by whoever calls that.
-func (r *Request) BadCookie() { r.cookie = ^r.cookie }
+func (r *Request) BadCookie() {
+	if !r.badCookie {
+		r.badCookie, r.cookie = true, ^r.cookie
+	}
+}
 
 // A Greeter is a Device that may let clients wait.
 type Greeter interface {

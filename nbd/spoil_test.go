@@ -35,6 +35,7 @@ func TestBadCookie(t *testing.T) {
 				r := <-d.Requests
 				if cookie == 1 {
 					r.BadCookie()
+					r.BadCookie() // once for each command that the request took
 					nbdtest.Complete(r, nbd.OK)
 					if !stray(^cookie) {
 						t.Error("the reply does not carry another cookie")

@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
+	"github.com/vhbad/vhbad/port"
 	"github.com/vhbad/vhbad/port/porttest"
 )
 
@@ -130,5 +133,33 @@ func TestOpen_NoMemory(t *testing.T) {
 	exhaust(t, m, 2) // for the block buffers
 	if _, err := d.Open(nil); err == nil {
 		t.Error("a session without an SRB was opened")
+	}
+}
+
+// A request that takes more than one command, each of which wants another cookie,
+// gets another one.
+func TestSession_BadCookie(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	var commands atomic.Int32
+	fake := porttest.New(m, porttest.Options{Script: func(stage porttest.Stage, s *port.SRB) porttest.Action {
+		if op := scsi.Opcode(s.CDB[0]); stage == porttest.StageStartIo && (op == scsi.OpRead16 || op == scsi.OpWrite16) {
+			commands.Add(1)
+			s.BadCookie = true
+		}
+		return porttest.Continue
+	}})
+	c, err := nbdtest.NewClient(serveOn(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
+		blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096,
+	}), "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const cookie = 5
+	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: 77, Length: 3, Payload: []byte{1, 2, 3}})
+	if err == nil || r.Cookie != ^uint64(cookie) {
+		t.Errorf("reply %+v, %v, want one to %#x", r, err, ^uint64(cookie))
+	}
+	if n := commands.Load(); n != 2 {
+		t.Errorf("%d commands, want one that reads the block and one that writes it", n)
 	}
 }
