@@ -19,7 +19,8 @@ type Greeter interface {
 	Device
 	// Greet returns how long a client waits that has asked for the device, before
 	// Open is called. Its time for the handshake goes on meanwhile, and ends the wait;
-	// so does the end of the server, or of the device.
+	// so does the end of the server. A client whose export goes meanwhile is told so
+	// when it has waited.
 	//
 	// Concurrency: any goroutine. It must not wait itself.
 	Greet() time.Duration

@@ -70,8 +70,8 @@ type slow struct {
 func (s *slow) Greet() time.Duration { s.asked.Add(1); return s.wait }
 
 // TestGreeter: a client waits as long as the device wants, but not longer than it may
-// take for the handshake, nor than the server or the export is there; nobody waits
-// for it meanwhile.
+// take for the handshake, nor than the server is there; nobody waits for it meanwhile,
+// and the export may go.
 func TestGreeter(t *testing.T) {
 	const most = 10 * time.Second // the default for a handshake
 	begin := func(t *testing.T, wait time.Duration) (*nbd.Server, *slow, *haggler) {
@@ -137,6 +137,7 @@ func TestGreeter(t *testing.T) {
 	})
 	t.Run("the export goes", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
+			at := time.Now()
 			s, d, h := begin(t, 3*time.Second)
 			set, ok := s.Exports.(*nbd.ExportSet)
 			if !ok {
@@ -148,11 +149,17 @@ func TestGreeter(t *testing.T) {
 			if err := set.Replace(nbd.Export{Name: "another", Device: nbdtest.NewMemory(4096)}); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.DrainDevice(t.Context(), d); err != nil { // waits for nobody
+			if _, err := s.DrainDevice(t.Context(), d); err != nil {
 				t.Fatal(err)
+			}
+			if waited := time.Since(at); waited != 0 {
+				t.Errorf("the drain waited %v for a client that does not use the device", waited)
 			}
 			if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) != "ERR_UNKNOWN" {
 				t.Errorf("reply %s, want ERR_UNKNOWN", replyInWords(t, typ, data))
+			}
+			if took := time.Since(at); took != 3*time.Second {
+				t.Errorf("the answer took %v, want 3s", took)
 			}
 			_ = h.nc.Close()
 			_ = s.Shutdown(t.Context())
