@@ -352,6 +352,9 @@ func (t *talker) capacity() (scsi.Capacity, error) {
 		}
 		return scsi.Capacity{}, fmt.Errorf("READ CAPACITY(16): %d bytes make no answer", len(t.in()))
 	}
+	if t.lost { // and with it the SRB for another question
+		return scsi.Capacity{}, err16
+	}
 	err := t.command("READ CAPACITY(10)", scsi.PutReadCapacity10(&t.srb.CDB), scsi.ReadCapacity10Bytes)
 	if err != nil {
 		return scsi.Capacity{}, errors.Join(err16, err)
@@ -384,7 +387,10 @@ func (t *talker) pages(g *geometry, c scsi.Capacity) error {
 	const allocation = 252
 	page := func(n scsi.VPDPage) ([]byte, error) {
 		err := t.command(fmt.Sprintf("INQUIRY page %#02x", uint8(n)), scsi.PutInquiryVPD(&t.srb.CDB, n, allocation), allocation)
-		return t.in(), err
+		if err != nil {
+			return nil, err
+		}
+		return t.in(), nil
 	}
 	list, err := page(scsi.VPDSupportedPages)
 	if err != nil {

@@ -2,10 +2,12 @@ package disk
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/scsi"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 	"github.com/vhbad/vhbad/port"
@@ -114,5 +116,84 @@ func TestOrphan_Flush(t *testing.T) {
 	}
 	if err := d.Flush(p); err != nil {
 		t.Error(err)
+	}
+}
+
+// A spare command may be lost and come back while a request asks for it: the request
+// gets it, waits for it or is among those that fail with it, and nothing is left
+// behind.
+func TestOrphan_SpareInBetween(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	p := m.Processor(t, "test")
+	fake := porttest.New(m, porttest.Options{})
+	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
+	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena}}
+	used, windows := m.Arena.Stats().InUseBytes, m.IOMMU.WindowsInUse()
+	for range 2000 {
+		opened, err := d.Open(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := opened.(*session)
+		r := &nbd.Request{}
+		first := s.takeSpare(&nbd.Request{})
+		var starved []*nbd.Request
+		orphaned := make(chan struct{})
+		go func() {
+			starved = s.orphan(first)
+			s.comeHome(first)
+			close(orphaned)
+		}()
+		c := s.takeSpare(r)
+		<-orphaned
+		s.mu.Lock()
+		waits := slices.Contains(slices.Concat(starved, s.starved), r)
+		lost := s.spare == nil || s.spareBusy != (c != nil)
+		s.mu.Unlock()
+		if waits == (c != nil) || lost {
+			t.Fatalf("command %v, waits: %t, no spare or not that: %t", c, waits, lost)
+		}
+		s.Close()
+	}
+	if now := m.Arena.Stats().InUseBytes; now != used {
+		t.Errorf("%d bytes in use, %d before", now, used)
+	}
+	if now := m.IOMMU.WindowsInUse(); now != windows {
+		t.Errorf("%d windows in use, %d before", now, windows)
+	}
+}
+
+// When the port gives up a command that asks the unit what it is, nothing more is asked:
+// the device has the SRB still.
+func TestOrphan_Capacity(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	d := &deaf{}
+	d.Miniport = porttest.New(m, porttest.Options{Script: func(stage porttest.Stage, s *port.SRB) porttest.Action {
+		switch {
+		case stage != porttest.StageStartIo || !d.is.Load():
+			return porttest.Continue
+		case s.Function != port.FunctionExecuteScsi:
+			return porttest.Fail
+		case scsi.Opcode(s.CDB[0]) == scsi.OpServiceActionIn16:
+			return porttest.KeepHeld
+		}
+		return porttest.Continue
+	}})
+	p := m.Processor(t, "test")
+	a := m.Adapter(t, p, porttest.Subject{
+		Function: d.Function(), Miniport: d, Options: port.AdapterOptions{DefaultTimeoutSecs: 1, ResetTimeout: time.Millisecond},
+	})
+	disk := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, TimeoutSecs: 1}}
+	d.is.Store(true)
+	if err := disk.Rescan(p); !errors.Is(err, errGivenUp) {
+		t.Errorf("a unit that does not tell its capacity: %v, want %v", err, errGivenUp)
+	}
+	held := d.Held()
+	if len(held) != 1 || scsi.Opcode(held[0].CDB[0]) != scsi.OpServiceActionIn16 {
+		t.Errorf("the device has %v, want READ CAPACITY(16) as it was sent", held)
+	}
+	d.is.Store(false)
+	if err := a.ResetNow(p, disk.LogicalUnit(), port.ResetBus); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -328,22 +328,17 @@ func (s *session) releaseBounce(c *command) *command {
 // takeSpare returns the spare command for r, or nil: then r waits for it, or has
 // failed, as there was no memory for one in place of an orphan.
 func (s *session) takeSpare(r *nbd.Request) *command {
-	s.mu.Lock()
-	lost := s.spare == nil
-	s.mu.Unlock()
-	if lost { // for good, unless here
+	s.mu.Lock() // to the end: the spare may be orphaned and come home at any time
+	defer s.mu.Unlock()
+	if s.spare == nil { // lost for good, unless here
 		c, err := s.newCommand()
 		if err != nil {
 			r.Complete(nbd.ENOMEM) // the reader is awake, and flushes
 			return nil
 		}
 		c.isSpare = true
-		s.mu.Lock()
 		s.spare = c
-		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.spareBusy {
 		s.starved = append(s.starved, r)
 		return nil
