@@ -365,11 +365,16 @@ func (c *Conn) linger(trash []byte) {
 	if !ok || w.CloseWrite() != nil {
 		return
 	}
-	if c.nc.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+	until := time.Now().Add(lingerTime)
+	if c.nc.SetReadDeadline(until) != nil {
 		return
 	}
 	for {
-		if _, err := c.nc.Read(trash); err != nil {
+		_, err := c.nc.Read(trash)
+		if isTimeout(err) && time.Now().Before(until) { // a poke's
+			err = c.nc.SetReadDeadline(until)
+		}
+		if err != nil {
 			return
 		}
 	}

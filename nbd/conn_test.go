@@ -107,14 +107,25 @@ func TestOpCounters_Load(t *testing.T) {
 	}
 }
 
-// expired is a stream that finds its deadline gone by.
-type expired struct{ stream }
+// expired is a stream that finds its deadline gone by: c's quiet time if it is set,
+// else that of a poke.
+type expired struct {
+	stream
+	c *Conn
+}
 
-func (expired) read(_, _ []byte, _ bool) (int, error) { return 0, os.ErrDeadlineExceeded }
+func (expired) yield() bool { return false }
 
-// TestLastOrders_Trim: being asked to give memory back does not end last orders
-// before the client has had its time.
-func TestLastOrders_Trim(t *testing.T) {
+func (e expired) read(_, _ []byte, _ bool) (int, error) {
+	if e.c != nil {
+		e.c.orders.quietNs = now()
+	}
+	return 0, os.ErrDeadlineExceeded
+}
+
+// TestLastOrders_Poked: being asked for something else, or once more, does not end
+// last orders before the client has had its time.
+func TestLastOrders_Poked(t *testing.T) {
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -125,10 +136,13 @@ func TestLastOrders_Trim(t *testing.T) {
 	c.nc, c.stream, c.rxBytes = ours, expired{}, minBlockBytes
 	c.rx = c.allocate(minBlockBytes)
 	c.poke(wishDrain)
-	c.poke(wishTrim)
-	if reason, stop := c.fill(); stop {
-		t.Fatalf("asked to trim as well: orders end with %v", reason)
+	for _, wish := range []uint32{wishTrim, wishDrain} {
+		c.poke(wish)
+		if reason, stop := c.fill(); stop {
+			t.Fatalf("poked for %d: orders end with %v", wish, reason)
+		}
 	}
+	c.stream = expired{c: c}
 	if reason, stop := c.fill(); !stop || reason != CloseShutdown {
 		t.Errorf("after the silence: %v, %v; want %v", reason, stop, CloseShutdown)
 	}

@@ -18,8 +18,9 @@ import (
 //
 // Concurrency: the reader's.
 type lastOrders struct {
-	taken bool
-	endNs int64 // when they end in any case, since epoch
+	taken   bool
+	endNs   int64 // when they end in any case, since epoch
+	quietNs int64 // when the client has been silent for long enough, since epoch
 }
 
 const (
@@ -40,7 +41,15 @@ func (c *Conn) takeLastOrders() bool {
 		c.withheld = true
 		c.mu.Unlock()
 	}
+	c.orders.quietNs = at + int64(quietTime)
 	return at < c.orders.endNs && c.nc.SetReadDeadline(time.Now().Add(quietTime)) == nil
+}
+
+// quiet says, when a read has met its deadline, whether the client has nothing more
+// to say. It was something else if a poke came meanwhile, whose deadline is in the
+// past.
+func (c *Conn) quiet() bool {
+	return c.orders.taken && c.wishes.Load()&wishTrim == 0 && now() >= c.orders.quietNs
 }
 
 // handOut lets replies go again. The client of a unix socket cannot send any more

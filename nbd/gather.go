@@ -1,12 +1,9 @@
 package nbd
 
 import (
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // A gatherer decides when the reader waits a moment before it reads, so that one
@@ -54,27 +51,23 @@ const (
 func newGatherer() gatherer { return gatherer{rest: minGatherPenalty} }
 
 // pause is called before a read that is to bring new requests. It waits if that
-// is likely to pay.
-func (g *gatherer) pause() bool {
+// is likely to pay: for others, or else for the time to pass.
+func (g *gatherer) pause(s yielder) bool {
 	if !g.on && g.rest > 0 {
 		return false
 	}
 	g.paused = true
-	if !yield() {
+	began := now()
+	if !s.yield() || now()-began < int64(gatherPause) {
 		exactPause()
 	}
 	return true
 }
 
-// yield lets other connections have a turn, if there are some that have none. It
-// says whether that took as long as a pause.
-func yield() bool {
-	if !socket.Crowded() {
-		return false
-	}
-	began := now()
-	runtime.Gosched()
-	return now()-began > int64(gatherPause)
+// A yielder lets other connections have a turn, if there are some that have none.
+type yielder interface {
+	// yield is false if nobody is in want of a turn.
+	yield() bool
 }
 
 // exactPause sleeps for gatherPause. If that took much longer, the thread may not

@@ -2,11 +2,16 @@ package nbd
 
 import "testing"
 
+// alone is a connection that has nobody beside it.
+type alone struct{}
+
+func (alone) yield() bool { return false }
+
 // tries returns before which of n reads there is a pause, if each pause brings
 // paid requests of dataBytes each, and any other read one.
 func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
 	for i := range n {
-		g.pause()
+		g.pause(alone{})
 		if !g.paused {
 			g.took(1, dataBytes)
 			continue

@@ -17,6 +17,9 @@ const (
 	longCommandBytes = 128 << 10
 	// minReadBytes is the least room worth a read.
 	minReadBytes = 4 << 10
+	// readsPerTurn is how many reads a connection makes that finds input each time,
+	// before others have a turn.
+	readsPerTurn = 32
 	// nextHeaderBytes is the room behind a long payload: enough for what follows
 	// it, little enough that not much of the next payload must be copied.
 	nextHeaderBytes = 4 << 10
@@ -74,6 +77,8 @@ type receiver struct {
 
 	gather gatherer
 	orders lastOrders
+	// untilYield is how many reads there may be before others have a turn.
+	untilYield int
 	// takenBefore is what taken was when the input was read, and dataBytes what
 	// the requests enqueued since then move.
 	takenBefore uint64
@@ -487,10 +492,14 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		first = c.rx.mem[c.end:]
 	}
 	c.park()
+	if c.untilYield--; c.untilYield <= 0 {
+		c.untilYield = readsPerTurn
+		c.stream.yield()
+	}
 	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes)
 	c.takenBefore, c.dataBytes = c.taken, 0
 	if c.filling == nil && c.skipFor == nil && c.start == c.end {
-		soon = c.gather.pause()
+		soon = c.gather.pause(c.stream)
 	} else {
 		// The clock starts here: what went before may have waited for memory.
 		c.requestSince.Store(now())
@@ -502,7 +511,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	c.reads.Add(1)
 	if err != nil {
 		switch {
-		case isTimeout(err) && c.orders.taken && c.wishes.Load()&wishTrim == 0:
+		case isTimeout(err) && c.quiet():
 			return CloseShutdown, true // that was all
 		case isTimeout(err):
 			c.heed()

@@ -227,7 +227,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 		_ = tcp.SetKeepAlive(true)
 	}
 	if conn, err := socket.Take(nc); err == nil {
-		nc = conn // else it is no socket, and waits as it may
+		nc = conn // else it is no socket, or descriptors are short: it is served all the same
 	}
 	c := &Conn{
 		peer:   who,

@@ -13,6 +13,8 @@ import (
 // Concurrency: read belongs to the reader, tryWrite and write to whoever holds
 // the right to send; the two sides may run at once.
 type stream interface {
+	yielder
+
 	// read waits for at least one byte and fills first, then second if the
 	// transport can. At the end it returns io.EOF. soon says that there probably is
 	// something already.
@@ -69,6 +71,8 @@ func (s *socketStream) read(first, second []byte, soon bool) (int, error) {
 	return s.conn.Receive(first, second)
 }
 
+func (s *socketStream) yield() bool { return s.conn.Yield() }
+
 func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.conn.TrySend(bufs) }
 func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.conn.Send(bufs) }
 
@@ -93,6 +97,8 @@ func (s *connStream) read(first, _ []byte, _ bool) (int, error) {
 	}
 	return 0, err
 }
+
+func (s *connStream) yield() bool { return false }
 
 func (s *connStream) tryWrite([][]byte) (int, error) { return 0, nil }
 

@@ -18,6 +18,9 @@ import (
 // the poller. The kernel rounds it up to its clock tick.
 const blockTime = 4 * time.Millisecond
 
+// blockTooLong is a wait after which a connection gives up the right to such waits.
+const blockTooLong = time.Millisecond
+
 // yields is how many turns of others a connection waits before it turns to the
 // poller, if there are more than processors. Then something has come, often.
 const yields = 4
@@ -75,11 +78,12 @@ func Take(nc net.Conn) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var fd int
-	var why error
-	err = raw.Control(func(old uintptr) { fd, why = adopt(int(old)) })
-	if err = errors.Join(err, why); err != nil {
-		return nil, err
+	fd, why := -1, error(nil)
+	if err := raw.Control(func(old uintptr) { fd, why = adopt(int(old)) }); err != nil {
+		return nil, err // it has not been called
+	}
+	if why != nil {
+		return nil, why
 	}
 	c := &Conn{fd: fd, local: nc.LocalAddr(), remote: nc.RemoteAddr()}
 	c.in.ready, c.out.ready = make(chan struct{}, 1), make(chan struct{}, 1)
@@ -132,20 +136,21 @@ func (c *Conn) release() {
 
 func (c *Conn) destroy() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fd < 0 {
+	fd, known := c.fd, c.known
+	c.fd = -1
+	c.mu.Unlock()
+	if fd < 0 {
 		return // somebody has come and gone meanwhile
 	}
-	if c.known {
+	if known {
 		// Closing would do, unless another process has the socket, too.
-		_ = c.ticket.control(unix.EPOLL_CTL_DEL, c.fd, 0)
+		_ = unix.EpollCtl(c.ticket.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	}
+	_ = unix.Close(fd)
 	if c.mayBlock {
 		polling.giveUp()
 	}
 	polling.leave(c)
-	_ = unix.Close(c.fd)
-	c.fd = -1
 }
 
 // Close closes the connection. Calls that wait return net.ErrClosed, and the
@@ -247,8 +252,17 @@ func (c *Conn) Write(b []byte) (int, error) {
 
 // Receive waits for at least one byte and fills first, then second.
 //
-// Errors: io.EOF; net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno.
-func (c *Conn) Receive(first, second []byte) (int, error) {
+// Errors: io.EOF; net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno, among them
+// ENOSPC if the user may not watch any more sockets.
+func (c *Conn) Receive(first, second []byte) (int, error) { return c.receive(first, second, true) }
+
+// TryReceive is Receive without waiting: zero bytes without an error mean that there
+// are none.
+func (c *Conn) TryReceive(first, second []byte) (int, error) {
+	return c.receive(first, second, false)
+}
+
+func (c *Conn) receive(first, second []byte, wait bool) (int, error) {
 	if !c.use() {
 		return 0, net.ErrClosed
 	}
@@ -263,64 +277,80 @@ func (c *Conn) Receive(first, second []byte) (int, error) {
 	if err := c.verdict(&c.in); err != nil {
 		return 0, err
 	}
+	defer v.clear()
 	var n int
 	var errno syscall.Errno
-	if !c.mayBlock {
-		c.mayBlock = polling.claim()
-	}
-	if c.mayBlock {
-		n, errno = v.receive(c.fd)
+	if wait && c.block() {
+		n, errno = c.receiveBlocking()
 	} else {
 		n, errno = v.tryReceive(c.fd)
 	}
-	if errno == syscall.EAGAIN && c.mayBlock {
-		c.mayBlock = false
-		polling.giveUp() // somebody else may have more use for it
-	}
-	for i := 0; i < yields && errno == syscall.EAGAIN && Crowded(); i++ {
-		runtime.Gosched()
+	for i := 0; wait && errno == syscall.EAGAIN && i < yields && c.yield(); i++ {
 		n, errno = v.tryReceive(c.fd)
 	}
-	for errno == syscall.EAGAIN {
+	for wait && errno == syscall.EAGAIN {
 		if err := c.await(&c.in, unix.EPOLLIN|unix.EPOLLRDHUP); err != nil {
 			return 0, err
 		}
 		n, errno = v.tryReceive(c.fd)
 	}
-	v.clear()
-	return received(n, errno)
-}
-
-// TryReceive is Receive without waiting: zero bytes without an error mean that there
-// are none.
-func (c *Conn) TryReceive(first, second []byte) (int, error) {
-	if !c.use() {
-		return 0, net.ErrClosed
-	}
-	defer c.release()
-	v := &c.in.v
-	v.iov = v.iov[:0]
-	v.add(first)
-	v.add(second)
-	if err := c.verdict(&c.in); err != nil || len(v.iov) == 0 {
-		return 0, err
-	}
-	n, errno := v.tryReceive(c.fd)
-	v.clear()
-	if errno == syscall.EAGAIN {
-		return 0, nil
-	}
-	return received(n, errno)
-}
-
-func received(n int, errno syscall.Errno) (int, error) {
 	switch {
-	case errno != 0:
-		return 0, errno
-	case n == 0:
+	case errno == syscall.EAGAIN:
+		return 0, nil
+	case errno == 0 && n > 0:
+		return n, nil
+	case c.state.Load() >= closed: // by Close, which has shut it down
+		return 0, net.ErrClosed
+	case errno == 0:
 		return 0, io.EOF
 	}
-	return n, nil
+	return 0, errno
+}
+
+// block says whether the receiver may wait in a system call.
+func (c *Conn) block() bool {
+	if c.mayBlock && polling.tooMany() {
+		c.mayBlock = false
+		polling.giveUp()
+	}
+	if !c.mayBlock {
+		c.mayBlock = polling.claim()
+	}
+	return c.mayBlock
+}
+
+// receiveBlocking waits in a system call. If that takes long, somebody else may have
+// more use for the right to.
+func (c *Conn) receiveBlocking() (n int, errno syscall.Errno) {
+	began := time.Since(epoch)
+	n, errno = c.in.v.receive(c.fd)
+	if time.Since(epoch)-began > blockTooLong {
+		c.mayBlock = false
+		polling.giveUp()
+	}
+	return n, errno
+}
+
+// Yield lets others have a turn, if connections have all processors. It is for a
+// connection that has gone on for a while without waiting. It is false if there
+// was no need.
+func (c *Conn) Yield() bool {
+	if !polling.crowded() || !c.use() {
+		return false
+	}
+	defer c.release()
+	return c.yield()
+}
+
+func (c *Conn) yield() bool {
+	if !polling.crowded() {
+		return false
+	}
+	if polling.waiting.Load() > 0 {
+		polling.look(c.ticket.epoll)
+	}
+	runtime.Gosched()
+	return true
 }
 
 // Send waits until it has sent something of bufs.
@@ -351,6 +381,8 @@ func (c *Conn) send(bufs [][]byte, wait bool) (int, error) {
 		switch {
 		case errno == 0:
 			return n, nil
+		case errno != syscall.EAGAIN && c.state.Load() >= closed:
+			return 0, net.ErrClosed
 		case errno != syscall.EAGAIN:
 			return 0, errno
 		case !wait:
@@ -386,9 +418,11 @@ func (c *Conn) await(s *side, events uint32) error {
 	if err != nil {
 		return err
 	}
-	polling.waiting.Add(1)
+	if s == &c.in {
+		polling.waiting.Add(1)
+		defer polling.waiting.Add(-1)
+	}
 	<-s.ready
-	polling.waiting.Add(-1)
 	return c.verdict(s)
 }
 

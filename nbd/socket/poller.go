@@ -1,7 +1,9 @@
 package socket
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -13,20 +15,26 @@ import (
 type poller struct {
 	// processors is GOMAXPROCS when the last connection came; asking takes a lock.
 	processors atomic.Int32
-	// open counts the connections, waiting those that wait for the poller.
+	// open counts the connections, waiting those that wait for the poller to receive.
 	open    atomic.Int32
 	waiting atomic.Int32
 	// blocking counts those that have the right to wait in a system call. They keep
 	// it while they are busy, so that a request does not touch it.
 	blocking atomic.Int32
 
+	// lookMu is held while somebody tells of events; before mu and any Conn.mu.
+	lookMu sync.Mutex
+	// +checklocks:lookMu
+	events [64]unix.EpollEvent
+
 	mu sync.Mutex
-	// epoll is the descriptor, and stop an eventfd that ends the goroutine. They are
-	// the goroutine's, and there is one while there are connections.
+	// epoll is the descriptor that all connections are with. The runtime waits for it
+	// on behalf of the poller's goroutine, and there is one while there are connections.
 	// +checklocks:mu
-	epoll int
+	epoll *os.File
+	// fd is that of epoll.
 	// +checklocks:mu
-	stop int
+	fd int
 	// +checklocks:mu
 	conns map[uint64]*Conn
 	// +checklocks:mu
@@ -37,33 +45,38 @@ type poller struct {
 var polling = poller{conns: make(map[uint64]*Conn)}
 
 // claim says whether one more connection may wait in a system call, and if so counts
-// it. One processor must be left for all others. If there is but one, it may
-// be taken by the only connection: what else there is to do comes to it when
-// the scheduler's monitor notices, after 10 ms at most.
+// it.
 func (p *poller) claim() bool {
-	limit := p.processors.Load() - 1
-	if limit == 0 && p.open.Load() == 1 {
-		limit = 1
-	}
-	if p.blocking.Add(1) <= limit {
+	if p.blocking.Add(1) <= p.limit() {
 		return true
 	}
 	p.blocking.Add(-1)
 	return false
 }
 
+// tooMany says whether more connections than should may wait in a system call.
+func (p *poller) tooMany() bool { return p.blocking.Load() > p.limit() }
+
+// limit is how many may. One processor must be left for all others. If there is but
+// one, it may be taken by the only connection: what else there is to do comes to
+// it when the scheduler's monitor notices, after 10 ms at most.
+func (p *poller) limit() int32 {
+	if n := p.processors.Load(); n > 1 {
+		return n - 1
+	}
+	if p.open.Load() == 1 {
+		return 1
+	}
+	return 0
+}
+
 // giveUp undoes claim.
 func (p *poller) giveUp() { p.blocking.Add(-1) }
 
-// Crowded says whether connections have all processors, at work or in a system
-// call. One that goes on without waiting should let others have a turn then:
-// nobody else will, the poller least of all, until the scheduler's monitor
-// notices after 10 ms.
-//
-// Concurrency: any goroutine.
-func Crowded() bool {
-	return polling.open.Load()-polling.waiting.Load() >= polling.processors.Load()
-}
+// crowded says whether connections have all processors, at work or in a system
+// call. Then nobody but they themselves looks for events, or lets others have a
+// turn, until the scheduler's monitor notices after 10 ms.
+func (p *poller) crowded() bool { return p.open.Load()-p.waiting.Load() >= p.processors.Load() }
 
 // enter counts c, with which the goroutine begins if it is the first, and gives it
 // its id.
@@ -76,86 +89,96 @@ func (p *poller) enter(c *Conn) error {
 		}
 	}
 	p.lastID++
-	c.ticket = ticket{epoll: p.epoll, id: p.lastID}
+	c.ticket = ticket{epoll: p.fd, id: p.lastID}
 	p.conns[c.ticket.id] = c
 	p.processors.Store(int32(runtime.GOMAXPROCS(0)))
 	p.open.Store(int32(len(p.conns)))
 	return nil
 }
 
-// leave forgets c, before its descriptor is closed.
+// leave forgets c. With the last connection the goroutine ends; the next begins
+// another.
 func (p *poller) leave(c *Conn) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.conns, c.ticket.id)
 	p.open.Store(int32(len(p.conns)))
+	var last *os.File
 	if len(p.conns) == 0 {
-		p.endLocked()
+		last = p.epoll
+	}
+	p.mu.Unlock()
+	if last != nil {
+		_ = last.Close() // waits until the goroutine has told of what it has seen
 	}
 }
 
 // +checklocks:p.mu
 func (p *poller) startLocked() error {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("epoll: %w", err)
+		return os.NewSyscallError("epoll_create1", err)
 	}
-	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err := unix.SetNonblock(fd, true); err != nil { // has the runtime wait for it
+		return errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
+	}
+	epoll := os.NewFile(uintptr(fd), "epoll")
+	raw, err := epoll.SyscallConn()
 	if err != nil {
-		_ = unix.Close(epoll)
-		return fmt.Errorf("eventfd: %w", err)
+		return errors.Join(err, epoll.Close())
 	}
-	e := unix.EpollEvent{Events: unix.EPOLLIN}
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, stop, &e); err != nil {
-		_, _ = unix.Close(epoll), unix.Close(stop)
-		return fmt.Errorf("epoll: %w", err)
-	}
-	p.epoll, p.stop = epoll, stop
-	go p.run(epoll, stop)
+	p.epoll, p.fd = epoll, fd
+	go func() {
+		// It ends with an error, when epoll is closed.
+		_ = raw.Read(func(fd uintptr) bool {
+			p.lookMu.Lock()
+			p.tellLocked(int(fd))
+			p.lookMu.Unlock()
+			return false // edge-triggered: all that there was has been seen
+		})
+	}()
 	return nil
 }
 
-// endLocked ends the goroutine, which closes both descriptors; the next connection
-// begins another.
+// look tells connections of the events that there are now, unless somebody does so
+// already. Those that come meanwhile are the goroutine's.
 //
-// +checklocks:p.mu
-func (p *poller) endLocked() {
-	one := [8]byte{1}
-	if _, err := unix.Write(p.stop, one[:]); err != nil {
-		panic(fmt.Sprintf("socket: eventfd: %v", err)) // it takes 2^64-2 of them
+// Concurrency: any goroutine that keeps epoll open.
+//
+// +checklocksignore: it does not know TryLock.
+func (p *poller) look(epoll int) {
+	if p.lookMu.TryLock() {
+		p.tellLocked(epoll)
+		p.lookMu.Unlock()
 	}
 }
 
-// run waits for events until stop is written to, then closes both descriptors.
-func (p *poller) run(epoll, stop int) {
-	var events [64]unix.EpollEvent
+// tellLocked tells connections of all events that there are.
+//
+// +checklocks:p.lookMu
+func (p *poller) tellLocked(epoll int) {
 	for {
-		n, err := unix.EpollWait(epoll, events[:], -1)
+		n, err := unix.EpollWait(epoll, p.events[:], 0)
 		if err != nil && err != unix.EINTR {
-			panic(fmt.Sprintf("socket: epoll_wait: %v", err)) // only of a wrong call
+			panic("socket: epoll_wait: " + err.Error()) // only of a wrong call
 		}
 		for i := range max(n, 0) {
-			id := eventID(&events[i])
-			if id == 0 {
-				_, _ = unix.Close(epoll), unix.Close(stop)
-				return
-			}
 			p.mu.Lock()
-			c := p.conns[id]
+			c := p.conns[eventID(&p.events[i])]
 			p.mu.Unlock()
 			if c != nil {
-				c.fire(events[i].Events)
+				c.fire(p.events[i].Events)
 			}
 		}
-		// Those that were woken up go first: the wait keeps this processor.
-		runtime.Gosched()
+		if n >= 0 && n < len(p.events) {
+			return
+		}
 	}
 }
 
 // A ticket is what a connection needs to have events looked for.
 type ticket struct {
 	epoll int
-	id    uint64 // never zero
+	id    uint64
 }
 
 // control has events looked for, once.
@@ -167,7 +190,7 @@ func (t ticket) control(op, fd int, events uint32) error {
 	return nil
 }
 
-// eventID is the ticket's id in e, zero for the eventfd.
+// eventID is the ticket's id in e.
 func eventID(e *unix.EpollEvent) uint64 {
 	return uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
 }

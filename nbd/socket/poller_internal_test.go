@@ -31,3 +31,40 @@ func TestClaim(t *testing.T) {
 		}
 	}
 }
+
+// TestCrowded: one that waits to receive leaves its processor to others; one that
+// waits to send has none.
+func TestCrowded(t *testing.T) {
+	for _, tt := range []struct {
+		processors, open, waiting int32
+		want                      bool
+	}{{2, 1, 0, false}, {2, 2, 0, true}, {2, 3, 2, false}, {2, 9, 7, true}, {1, 1, 0, true}, {1, 1, 1, false}} {
+		var p poller
+		p.processors.Store(tt.processors)
+		p.open.Store(tt.open)
+		p.waiting.Store(tt.waiting)
+		if got := p.crowded(); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
+	}
+}
+
+// TestBlock_GivenUp: a connection that may block no more does not.
+func TestBlock_GivenUp(t *testing.T) {
+	c := &Conn{mayBlock: true}
+	old := polling.processors.Load()
+	defer polling.processors.Store(old)
+	polling.processors.Store(2)
+	polling.blocking.Add(2)
+	if c.block() {
+		t.Error("two of two processors are waited with")
+	}
+	if n := polling.blocking.Load(); n != 1 {
+		t.Errorf("%d hold the right, want the other one", n)
+	}
+	polling.giveUp()
+	if !c.block() {
+		t.Error("nobody waits, and it may not")
+	}
+	polling.giveUp()
+}

@@ -47,7 +47,7 @@ func (s *side) setDeadline(t time.Time) {
 		return
 	}
 	d := time.Until(t)
-	s.deadlineNs.Store(max(int64(time.Since(epoch)+d), 1))
+	s.deadlineNs.Store(max(int64(t.Sub(epoch)), 1)) // Sub saturates
 	if d <= 0 {
 		s.kick()
 		return
