@@ -137,6 +137,9 @@ func (c *command) startGranted(p *port.Processor, granted *command) {
 
 // advance prepares the next step and submits it, or finishes.
 func (c *command) advance(p *port.Processor) {
+	if c.pos < c.end && c.unwanted(p) {
+		return
+	}
 	switch c.prepare(c.s.d.geometry.Load()) {
 	case ready:
 		c.s.d.lu.Submit(p, c.one[:])
@@ -144,6 +147,18 @@ func (c *command) advance(p *port.Processor) {
 		c.finish(p)
 	case waiting:
 	}
+}
+
+// unwanted gives up the rest of a request whose client has gone. It may be all of a
+// large disk, and the less of it comes after the next client's writes the better.
+func (c *command) unwanted(p *port.Processor) bool {
+	if c.s.conn.Alive() {
+		return false
+	}
+	c.errno = nbd.ESHUTDOWN
+	c.req.Blame(nbd.BlameAborted)
+	c.finish(p)
+	return true
 }
 
 // outcome of prepare.
@@ -342,7 +357,9 @@ func (c *command) CompleteSRB(p *port.Processor, srb *port.SRB) {
 	if a, ok := unitAttention(srb); ok {
 		d.attention(p, a)
 	}
-	if v == verdictRetry && c.tries < d.options.RetryCount {
+	// A sync goes on: if it fails, others hear of it.
+	wanted := c.step == stepSync || c.s.conn.Alive()
+	if v == verdictRetry && wanted && c.tries < d.options.RetryCount {
 		c.tries++
 		d.stats.retries.Add(1)
 		srb.DataTransferBytes = c.want
@@ -378,6 +395,9 @@ func (c *command) stepDone(p *port.Processor) {
 	switch c.step {
 	case stepReadPart:
 		if c.req.Op != nbd.OpRead {
+			if c.unwanted(p) {
+				return
+			}
 			c.writePart(c.s.d.geometry.Load())
 			c.s.d.lu.Submit(p, c.one[:])
 			return
@@ -393,13 +413,6 @@ func (c *command) stepDone(p *port.Processor) {
 		c.passBounce(p)
 	}
 	if c.pos >= c.end && !c.req.FUA {
-		c.finish(p)
-		return
-	}
-	if c.pos < c.end && c.req.Op != nbd.OpWrite && !c.s.conn.Alive() {
-		// Nobody wants the rest, which may be all of a large disk.
-		c.errno = nbd.ESHUTDOWN
-		c.req.Blame(nbd.BlameAborted)
 		c.finish(p)
 		return
 	}

@@ -34,6 +34,13 @@ func serve(t *testing.T, m *porttest.Machine) *nbdtest.Client {
 // serveOn is serve for any adapter and geometry. It returns a connection.
 func serveOn(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) net.Conn {
 	t.Helper()
+	_, _, conn := serveDisk(t, m, subject, g)
+	return conn
+}
+
+// serveDisk is serveOn that returns the server and the disk as well.
+func serveDisk(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) (*nbd.Server, *Disk, net.Conn) {
+	t.Helper()
 	p := m.Processor(t, "test")
 	a := m.Adapter(t, p, subject)
 	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
@@ -62,7 +69,7 @@ func serveOn(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geo
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return conn
+	return server, d, conn
 }
 
 // exhaust takes all memory of m, but for so many blocks of the smallest size,
@@ -161,5 +168,59 @@ func TestSession_BadCookie(t *testing.T) {
 	}
 	if n := commands.Load(); n != 2 {
 		t.Errorf("%d commands, want one that reads the block and one that writes it", n)
+	}
+}
+
+// What a client that has gone had asked for is not gone on with: no next piece of a long
+// write, no writing back of a block that was read for a part of it, nothing that waited
+// for another write, and no second try.
+func TestSession_ClientGone(t *testing.T) {
+	write := func(cookie, offset uint64, length uint32) nbdtest.Command {
+		return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: offset, Length: length, Payload: make([]byte, length)}
+	}
+	for name, tt := range map[string]struct {
+		batch  []nbdtest.Command
+		answer porttest.Action
+	}{
+		"long":            {batch: []nbdtest.Command{write(1, 0, 3*512)}},
+		"part of a block": {batch: []nbdtest.Command{write(1, 77, 3)}},
+		"waits":           {batch: []nbdtest.Command{write(1, 77, 3), write(2, 0, 512)}},
+		"again":           {batch: []nbdtest.Command{write(1, 0, 512)}, answer: porttest.AnswerError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := porttest.NewMachine(t, porttest.ArenaBytes)
+			var commands atomic.Int32
+			begun := make(chan struct{}, 8)
+			fake := porttest.New(m, porttest.Options{Script: func(stage porttest.Stage, s *port.SRB) porttest.Action {
+				if op := scsi.Opcode(s.CDB[0]); stage != porttest.StageStartIo || op != scsi.OpRead16 && op != scsi.OpWrite16 {
+					return porttest.Continue
+				}
+				commands.Add(1)
+				begun <- struct{}{}
+				return tt.answer
+			}})
+			server, d, conn := serveDisk(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
+				blocks: 64, blockBytes: 512, maxTransfer: 1, preferredBytes: 4096,
+			})
+			c, err := nbdtest.NewClient(conn, "disk")
+			if err != nil {
+				t.Fatal(err)
+			}
+			release := fake.Hold()
+			if err := c.Send(tt.batch...); err != nil {
+				t.Fatal(err)
+			}
+			<-begun
+			if n := server.Drop("disk"); n != 1 {
+				t.Errorf("%d connections closed, want 1", n)
+			}
+			release(m.Processor(t, "release"))
+			if _, err := server.DrainDevice(t.Context(), d); err != nil { // until nothing is in flight
+				t.Error(err)
+			}
+			if n := commands.Load(); n != 1 {
+				t.Errorf("%d commands, want no more than the one that was begun", n)
+			}
+		})
 	}
 }
