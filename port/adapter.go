@@ -176,6 +176,9 @@ type Adapter struct {
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
 	onReset func(ResetReport)
+	// left are units that have left the table while the miniport held SRBs of theirs.
+	// +checklocks:mu
+	left []*LogicalUnit
 	// +checklocks:mu
 	rescanQueued bool
 	// +checklocks:mu

@@ -63,6 +63,7 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	controller, _ := a.miniport.(UnitController)
 	for _, lu := range removed {
 		a.detach(p, lu)
+		a.leave(p, lu)
 		a.unitControl(p, controller, UnitRemove, lu)
 	}
 	for _, lu := range added {

@@ -1,6 +1,7 @@
 package port
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -397,5 +398,117 @@ func TestGiveUp_ReportLUNs(t *testing.T) {
 		}
 		b.a.Remove(b.p)
 		b.wantNoViolations()
+	})
+}
+
+// What the miniport holds of a unit that has left the table is not reset, but whoever
+// waits for it waits no longer than its time-out.
+func TestGiveUp_UnitGone(t *testing.T) {
+	for name, remove := range map[string]func(b *bench, r *recorder) error{
+		"enumeration": func(b *bench, r *recorder) error {
+			r.has(0)
+			return b.a.Enumerate(b.p)
+		},
+		"marked failed": func(b *bench, _ *recorder) error {
+			b.a.MarkDeviceFailed(b.p, 0, 0, 1, "smoke")
+			synctest.Wait()
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}, keep: true}
+				r.has(0, 1)
+				b := stage(t, r)
+				if err := b.a.Enumerate(b.p); err != nil {
+					t.Fatal(err)
+				}
+				lu := b.a.LogicalUnits()[1]
+				slow, quick := &patient{}, &patient{}
+				srbs := []*SRB{b.srb(&finished{}), b.srb(&finished{})}
+				srbs[0].Completer, srbs[1].Completer = quick, slow
+				for _, s := range srbs {
+					s.TimeoutSecs = 20
+				}
+				lu.Submit(b.p, srbs)
+				if err := remove(b, r); err != nil {
+					t.Fatal(err)
+				}
+				if units := b.a.LogicalUnits(); len(units) != 1 {
+					t.Fatalf("units: %v, want one left", units)
+				}
+				time.Sleep(10 * time.Second)
+				r.complete(b.p, srbs[0])
+				time.Sleep(15 * time.Second)
+				synctest.Wait()
+				slow.want(t, "before its time is up, for the other has come back")
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				slow.want(t, "after its time", "abandon")
+				time.Sleep(60 * time.Second)
+				synctest.Wait()
+				r.complete(b.p, srbs[1])
+				slow.want(t, "it comes back", "abandon", "complete "+StatusSuccess.String())
+				quick.want(t, "what came back in time", "complete "+StatusSuccess.String())
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				b.a.mu.Lock()
+				if n := len(b.a.left); n != 0 {
+					t.Errorf("%d units are timed that nothing is outstanding of", n)
+				}
+				b.a.mu.Unlock()
+				b.a.FreeSRB(srbs[0])
+				b.a.FreeSRB(srbs[1])
+				r.take()
+				b.a.Remove(b.p)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
+// Who waits for what the miniport keeps after the adapter has gone waits no more, be
+// the unit in the table, out of it, or on its way.
+func TestGiveUp_AdapterGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}, keep: true}
+		r.has(0, 1, 2)
+		b := stage(t, r)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		units := b.a.LogicalUnits()
+		w := &patient{}
+		var srbs []*SRB
+		for _, lu := range units {
+			s := b.srb(&finished{})
+			s.Completer = w
+			lu.Submit(b.p, []*SRB{s})
+			srbs = append(srbs, s)
+		}
+		r.has(0, 2)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		b.a.detach(b.p, units[2])
+		b.a.forget(units[2])
+		if err := b.a.SurpriseRemove(b.p); !errors.Is(err, ErrOutstanding) {
+			t.Errorf("SurpriseRemove: %v, want ErrOutstanding", err)
+		}
+		w.want(t, "after the removal", "abandon", "abandon")
+		b.a.leave(b.p, units[2])
+		w.want(t, "after the removal of the last unit", "abandon", "abandon", "abandon")
+		for _, s := range srbs {
+			r.complete(b.p, s)
+		}
+		done := "complete " + StatusSuccess.String()
+		w.want(t, "better late than never", "abandon", "abandon", "abandon", done, done, done)
+		for _, s := range srbs {
+			b.a.FreeSRB(s)
+		}
+		b.a.release()
+		if n := b.sys.Verifier().Count(CheckStopOutstanding); n != 1 {
+			t.Errorf("%d violations of V14, want 1", n)
+		}
 	})
 }

@@ -3,6 +3,7 @@ package port
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -120,6 +121,9 @@ func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) erro
 	err := a.waitIdle(patience)
 	if err != nil && p.verify {
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
+	}
+	if err != nil {
+		a.abandonUnits(p, slices.Concat(a.LogicalUnits(), a.leavers())...)
 	}
 	a.removeUnits(p)
 	a.shutDown(err == nil)
@@ -303,6 +307,7 @@ func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why st
 	return a.worker.post(func(p *Processor) {
 		a.detach(p, lu)
 		a.forget(lu)
+		a.leave(p, lu)
 	})
 }
 

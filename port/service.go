@@ -171,13 +171,8 @@ func (a *Adapter) tick(p *Processor) {
 			lu.checkOverdue(p)
 		}
 		lu.mu.Lock()
-		expired := false
-		if lu.timeLeft > 0 && lu.gate.Load()&gateRecovering == 0 {
-			lu.timeLeft--
-			expired = lu.timeLeft == 0
-		}
+		expired := lu.countDownLocked()
 		if expired {
-			lu.stats.Timeouts++
 			lu.closeGateLocked(gateRecovering)
 		}
 		lu.mu.Unlock()
@@ -186,6 +181,24 @@ func (a *Adapter) tick(p *Processor) {
 			a.recovery.post(func(p *Processor) { a.recover(p, lu) })
 		}
 	}
+	for _, lu := range a.leavers() {
+		a.timeLeaver(p, lu)
+	}
+}
+
+// countDownLocked takes a second off the unit's timer. True: it has run out.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) countDownLocked() (expired bool) {
+	if lu.timeLeft <= 0 || lu.gate.Load()&gateRecovering != 0 {
+		return false
+	}
+	lu.timeLeft--
+	if lu.timeLeft > 0 {
+		return false
+	}
+	lu.stats.Timeouts++
+	return true
 }
 
 // RequestTimerCall sets the adapter's one timer: fn is called after d at Dispatch
