@@ -11,9 +11,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vhbad/vhbad/internal/guest"
@@ -149,9 +151,23 @@ func (b *bench) runGuest(order *guestOrder, outcomes []outcome) (err error) {
 	if err != nil {
 		return err
 	}
+	done := make(chan struct{})
+	defer close(done)
 	ctx, cancel := context.WithTimeout(context.Background(), guestDeadline)
 	defer cancel()
 	stop := context.AfterFunc(ctx, m.Kill)
+	// A guest is in a process group of its own and would outlive us.
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(ended)
+	go func() {
+		select {
+		case <-ended:
+			m.Kill()
+			os.Exit(1)
+		case <-done:
+		}
+	}()
 	err = b.listen(m, order, outcomes)
 	err = errors.Join(err, m.Wait(), ctx.Err())
 	stop()

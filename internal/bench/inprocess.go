@@ -9,8 +9,12 @@ import (
 	"strings"
 )
 
-// inProcessRounds is how often each benchmark of package testing runs.
-const inProcessRounds = 5
+// inProcessRounds is how often each benchmark of package testing runs, and
+// inProcessTime for how long.
+const (
+	inProcessRounds = 5
+	inProcessTime   = "300ms"
+)
 
 // roundTrip runs the benchmarks from submission to completion, and of the copy
 // alone, in rounds of all of them.
@@ -22,7 +26,7 @@ func (b *bench) roundTrip() ([]string, error) {
 	defer func() { _ = os.Remove(program) }()
 	var lines []string
 	for round := range inProcessRounds {
-		cmd := exec.Command(program, "-test.run", "^$", "-test.bench", "RoundTrip|Memcpy", "-test.benchmem")
+		cmd := exec.Command(program, "-test.run", "^$", "-test.bench", "RoundTrip|Memcpy", "-test.benchmem", "-test.benchtime", inProcessTime)
 		cmd.Dir = "miniport"
 		out, err := cmd.CombinedOutput()
 		if err != nil {

@@ -170,7 +170,7 @@ func (b *bench) parts(match *regexp.Regexp) []part {
 		}})
 	}
 	if match.MatchString("round-trip") {
-		out = append(out, part{"round-trip", inProcessRounds * 30 * time.Second, func(r *results) (err error) {
+		out = append(out, part{"round-trip", inProcessRounds * 15 * time.Second, func(r *results) (err error) {
 			r.RoundTrip, err = b.roundTrip()
 			return err
 		}})
