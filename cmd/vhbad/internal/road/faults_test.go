@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -78,6 +79,9 @@ func TestFaults_ResetRoad(t *testing.T) {
 					t.Fatal(err)
 				}
 				if failing == len(ops) {
+					for s.Faults()[0].Stats().Fired == 0 {
+						runtime.Gosched() // it is this read that is to be lost
+					}
 					other := w.client()
 					for errno := nbd.OK; errno != nbd.ESHUTDOWN; {
 						errno = do(t, other, nbdtest.Command{Type: nbdtest.CmdRead, Length: 512}).Errno
