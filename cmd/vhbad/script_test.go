@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,6 +29,10 @@ func TestMain(m *testing.M) {
 //	                            lines; its output goes to serve.out and serve.err
 //	signal SIGNAL N               send a signal to it, and it must exit with N
 func TestScript(t *testing.T) {
+	// Where the tests run under nohup, daemons would do so, too, and not end by SIGHUP.
+	hups := make(chan os.Signal, 1)
+	signal.Notify(hups, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hups) })
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
