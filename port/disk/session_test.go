@@ -207,10 +207,14 @@ func TestSession_ClientGone(t *testing.T) {
 				t.Fatal(err)
 			}
 			release := fake.Hold()
-			if err := c.Send(tt.batch...); err != nil {
+			// The answer to what never reaches the disk says that all before it has.
+			if err := c.Send(append(tt.batch, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 99, Offset: 1 << 40, Length: 512})...); err != nil {
 				t.Fatal(err)
 			}
 			<-begun
+			if r, err := c.Receive(); err != nil || r.Cookie != 99 {
+				t.Fatalf("%+v, %v", r, err)
+			}
 			if n := server.Drop("disk"); n != 1 {
 				t.Errorf("%d connections closed, want 1", n)
 			}
