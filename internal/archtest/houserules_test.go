@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -116,7 +117,6 @@ var forbidden = []struct{ path, pattern, instead string }{
 func TestHouseRules_Forbidden(t *testing.T) {
 	set, files := parseAll(t)
 	for _, f := range files {
-		synctested := false
 		names := map[string]string{} // local name -> import path
 		for _, i := range f.Imports {
 			path, err := strconv.Unquote(i.Path.Value)
@@ -128,8 +128,8 @@ func TestHouseRules_Forbidden(t *testing.T) {
 				name = i.Name.Name
 			}
 			names[name] = path
-			synctested = synctested || path == "testing/synctest"
 		}
+		bubbles := bubblesOf(f.File)
 		ast.Inspect(f.File, func(n ast.Node) bool {
 			selector, ok := n.(*ast.SelectorExpr)
 			if !ok {
@@ -140,7 +140,7 @@ func TestHouseRules_Forbidden(t *testing.T) {
 				return true
 			}
 			for _, rule := range forbidden {
-				if rule.path == "time" && synctested {
+				if rule.path == "time" && slices.ContainsFunc(bubbles, func(b ast.Node) bool { return b.Pos() <= n.Pos() && n.End() <= b.End() }) {
 					continue // time passes by itself in a bubble
 				}
 				if names[receiver.Name] == rule.path && regexp.MustCompile(rule.pattern).MatchString(selector.Sel.Name) {
@@ -149,6 +149,76 @@ func TestHouseRules_Forbidden(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// bubblesOf returns what can run only in a bubble of synctest: the functions given to
+// synctest.Test, and those that call synctest.Wait, which panics elsewhere.
+func bubblesOf(f *ast.File) (bubbles []ast.Node) {
+	calls := func(n ast.Node, name string) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return false
+		}
+		selector, ok := call.Fun.(*ast.SelectorExpr)
+		if !ok {
+			return false
+		}
+		receiver, ok := selector.X.(*ast.Ident)
+		return ok && receiver.Name == "synctest" && selector.Sel.Name == name
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		var body *ast.BlockStmt
+		switch n := n.(type) {
+		case *ast.CallExpr:
+			if calls(n, "Test") {
+				bubbles = append(bubbles, n)
+			}
+			return true
+		case *ast.FuncDecl:
+			body = n.Body
+		case *ast.FuncLit:
+			body = n.Body
+		}
+		if body == nil {
+			return true
+		}
+		waits := false
+		ast.Inspect(body, func(in ast.Node) bool {
+			if _, ok := in.(*ast.FuncLit); ok {
+				return false // looked at by itself
+			}
+			waits = waits || calls(in, "Wait")
+			return true
+		})
+		if waits {
+			bubbles = append(bubbles, body)
+		}
+		return true
+	})
+	return bubbles
+}
+
+// TestBubblesOf: importing synctest is not enough.
+func TestBubblesOf(t *testing.T) {
+	for body, want := range map[string]int{
+		`func f() { time.Sleep(1) }`:                                                    0,
+		`func f() { synctest.Test(t, func(t *testing.T) { time.Sleep(1) }) }`:           1,
+		`func f() { time.Sleep(1); synctest.Wait() }`:                                   1,
+		`func f() { g(func() { synctest.Wait() }); time.Sleep(1) }`:                     1, // the literal, and not f
+		`var v = g(func() { for { time.Sleep(1); synctest.Wait() } }); func f() {}`:     1,
+		`func f() { other.Wait(); synctest.Run(func() {}) }`:                            0,
+		`func f() { synctest.Test(t, func(t *testing.T) { g(); synctest.Wait() }) }`:    2,
+		`func f() { g(func() { synctest.Wait() }, func() { synctest.Wait() }); h() }`:   2,
+		`func f() { time.Sleep(1); func() { synctest.Wait() }(); defer time.Sleep(2) }`: 1,
+	} {
+		f, err := parser.ParseFile(token.NewFileSet(), "x.go", "package p\n"+body, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(bubblesOf(f)); got != want {
+			t.Errorf("%s: %d bubbles, want %d", body, got, want)
+		}
 	}
 }
 

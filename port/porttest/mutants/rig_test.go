@@ -404,7 +404,10 @@ func yieldUntil(sure bool, done func() bool) {
 }
 
 // linger lets seconds pass on the fake clock.
-func linger(seconds int) { time.Sleep(time.Duration(seconds) * time.Second) }
+func linger(seconds int) {
+	time.Sleep(time.Duration(seconds) * time.Second)
+	synctest.Wait()
+}
 
 // An occupancy counts who is inside.
 type occupancy struct{ n atomic.Int32 }

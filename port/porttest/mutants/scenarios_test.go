@@ -388,6 +388,7 @@ var stuck = scenario{run: func(r *rig) {
 	r.submit(r.p, q)
 	for range 20 {
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(r.incomplete()) == 0 {
 			break
 		}
