@@ -52,36 +52,30 @@ func (v *vector) receive(fd int) (int, syscall.Errno) {
 	}
 }
 
-// tryReceive is receive without waiting. The scheduler is not told: the call takes
-// only as long as copying does, some 100 us for a megabyte. If it were told, its monitor
-// would take the processor away in the middle of a long copy, and waking up another
-// thread for it and back costs more than all the rest.
+// tryReceive is receive without waiting.
 func (v *vector) tryReceive(fd int) (int, syscall.Errno) {
-	for {
-		var n uintptr
-		var errno syscall.Errno
-		if len(v.iov) == 1 {
-			n, _, errno = syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd),
-				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), unix.MSG_DONTWAIT, 0, 0)
-		} else {
-			n, _, errno = syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(v.header()), unix.MSG_DONTWAIT)
-		}
-		if errno != syscall.EINTR {
-			return int(n), errno
-		}
-	}
+	return v.try(fd, unix.SYS_RECVFROM, unix.SYS_RECVMSG, unix.MSG_DONTWAIT)
 }
 
-// trySend sends without waiting; see tryReceive.
+// trySend sends without waiting.
 func (v *vector) trySend(fd int) (int, syscall.Errno) {
+	return v.try(fd, unix.SYS_SENDTO, unix.SYS_SENDMSG, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+}
+
+// try makes the system call plain, or if there is more than one part, vectored. The
+// scheduler is not told: the call takes only as long as copying does, some 100 us
+// for a megabyte. If it were told, its monitor would take the processor away in the
+// middle of a long copy, and waking up another thread for it and back costs more
+// than all the rest.
+func (v *vector) try(fd int, plain, vectored, flags uintptr) (int, syscall.Errno) {
 	for {
 		var n uintptr
 		var errno syscall.Errno
 		if len(v.iov) == 1 {
-			n, _, errno = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
-				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+			n, _, errno = syscall.RawSyscall6(plain, uintptr(fd),
+				uintptr(unsafe.Pointer(v.iov[0].Base)), uintptr(v.iov[0].Len), flags, 0, 0)
 		} else {
-			n, _, errno = syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(v.header()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			n, _, errno = syscall.RawSyscall(vectored, uintptr(fd), uintptr(v.header()), flags)
 		}
 		if errno != syscall.EINTR {
 			return int(n), errno
