@@ -221,11 +221,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 	if s.limits.MaxConnectionsPerPeer > 0 {
 		who = peerOf(nc)
 	}
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		// Best effort: the connection works without.
-		_ = tcp.SetNoDelay(true)
-		_ = tcp.SetKeepAlive(true)
-	}
+	tune(nc)
 	if conn, err := socket.Take(nc); err == nil {
 		nc = conn // else it is no socket, or descriptors are short: it is served all the same
 	}
@@ -268,6 +264,14 @@ func (s *Server) register(nc net.Conn) *Conn {
 		s.wg.Go(s.sweep)
 	}
 	return c
+}
+
+// tune sets what a TCP connection should have; it works without.
+func tune(nc net.Conn) {
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		_ = tcp.SetNoDelay(true)
+		_ = tcp.SetKeepAlive(true)
+	}
 }
 
 // vetLocked says why a connection cannot be taken, NegotiationFailureCount if it

@@ -55,3 +55,45 @@ func TestPowerCut_EachConnectionIsToldOnce(t *testing.T) {
 		t.Errorf("%d unit attentions, want that of the power", s.UnitAttentions)
 	}
 }
+
+// TestPowerCut_FlushOfAnother: a flush makes durable what was answered before it on
+// any connection, of another queue, too, and FUA what carries it; a cut that loses
+// all it may leaves both, and nothing else.
+func TestPowerCut_FlushOfAnother(t *testing.T) {
+	var c *cache.Cache
+	w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, medium: func(m *media.Memory) media.Media {
+		var err error
+		if c, err = cache.New(m, cache.Config{}); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}})
+	a, b := w.client(), w.client()
+	write := func(client *nbdtest.Client, sector uint64, flags uint16) {
+		t.Helper()
+		x := nbdtest.Command{Type: nbdtest.CmdWrite, Flags: flags, Offset: sector * 512, Length: 512, Payload: make([]byte, 512)}
+		x.Payload[0] = byte(sector)
+		if errno := do(t, client, x).Errno; errno != nbd.OK {
+			t.Fatalf("write of sector %d: %v", sector, errno)
+		}
+	}
+	write(a, 1, 0)
+	if errno := do(t, b, nbdtest.Command{Type: nbdtest.CmdFlush}).Errno; errno != nbd.OK {
+		t.Fatalf("flush: %v", errno)
+	}
+	write(a, 2, 0)
+	write(b, 3, 0)
+	write(b, 4, nbdtest.FlagFUA)
+	w.unit.PowerOff()
+	if _, err := c.Cut(cache.CutOptions{Policy: cache.PolicyNone}); err != nil {
+		t.Fatal(err)
+	}
+	w.disk.LostWrites()
+	w.unit.PowerOn()
+	for sector, want := range map[uint64]byte{1: 1, 2: 0, 3: 0, 4: 4} {
+		r := do(t, w.client(), nbdtest.Command{Type: nbdtest.CmdRead, Offset: sector * 512, Length: 512})
+		if r.Errno != nbd.OK || r.Data[0] != want {
+			t.Errorf("sector %d after the cut: %v and %d, want %d", sector, r.Errno, r.Data[0], want)
+		}
+	}
+}
