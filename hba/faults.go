@@ -75,7 +75,7 @@ const (
 // misbehave has the rules look at a command. The caller is the engine.
 func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	plan := d.planOf(c)
-	if plan == nil || !c.valid() {
+	if plan == nil || !c.valid() || d.unitAt(plan.Unit()) == nil { // who has been unplugged fails in no other way
 		return treatmentNone
 	}
 	cmd := fault.Describe(&c.CDB)

@@ -762,6 +762,11 @@ func TestFaults_Unplug(t *testing.T) {
 				t.Errorf("a command for a disk that is unplugged: %+v, want no such unit", got)
 			}
 		}
+		// Not even one that a rule would hold.
+		w.submit(t, disk0.Flush(3))
+		if got := sense(w.reap(w.driver.Queues[0], 1)[0]); got.Additional != scsi.LogicalUnitNotSupported {
+			t.Errorf("a flush for a disk that is unplugged: %+v, want no such unit", got)
+		}
 		w.wantOthers(t)
 	}
 	back := func(changed uint64) {

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"io"
 	"testing"
 
 	"github.com/vhbad/vhbad/nbd"
@@ -89,4 +90,40 @@ func TestAbandon(t *testing.T) {
 			nbd.Loan{}.Return() // of nothing
 		})
 	}
+}
+
+// TestAbandon_Drain: what a client sends to a connection that has answered everything
+// and waits for it to close does not go into memory that is lent.
+func TestAbandon_Drain(t *testing.T) {
+	d := nbdtest.NewManual(4 << 20)
+	s := newServer(t, d, nbd.Limits{})
+	c := s.client("tcp")
+	payload := pattern(4<<10, 5)
+	if err := c.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: 1, Length: 4 << 10, Payload: payload}); err != nil {
+		t.Fatal(err)
+	}
+	write := <-d.Requests
+	data, conn := write.Data, write.Conn()
+	loan, flush := write.Abandon(nbd.ESHUTDOWN)
+	if flush {
+		conn.Flush()
+	}
+	if r, err := c.Receive(); err != nil || r.Errno != nbd.ESHUTDOWN {
+		t.Fatalf("abandoned: %+v, %v", r, err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Shutdown(t.Context()) }()
+	if _, err := io.ReadAll(c.Conn); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Conn.Write(bytes.Repeat([]byte{0xee}, 8<<10)) // the server may have closed
+	_ = c.Conn.Close()
+	<-d.Closed
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(data, payload) {
+		t.Error("memory that was lent has been read into")
+	}
+	loan.Return()
 }

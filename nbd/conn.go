@@ -329,7 +329,7 @@ func (c *Conn) transmit() {
 	case CloseShutdown:
 		c.finish()
 		c.farewell()
-		c.linger(c.rx.mem)
+		c.linger()
 	default:
 	}
 	c.kill(reason)
@@ -357,20 +357,25 @@ func (c *Conn) finish() {
 	c.mu.Unlock()
 }
 
+// mournBytes are read at a time of what nobody will answer.
+const mournBytes = 4 << 10
+
 // linger gives the client time to take the last replies: closing a TCP socket
 // that holds unread requests resets it, and a reset throws replies away. What
-// comes meanwhile goes into trash.
-func (c *Conn) linger(trash []byte) {
+// comes meanwhile goes nowhere, least of all into the receive block: its data may be
+// on loan.
+func (c *Conn) linger() {
 	w, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || w.CloseWrite() != nil {
 		return
 	}
+	var trash [mournBytes]byte
 	until := time.Now().Add(lingerTime)
 	if c.nc.SetReadDeadline(until) != nil {
 		return
 	}
 	for {
-		_, err := c.nc.Read(trash)
+		_, err := c.nc.Read(trash[:])
 		if isTimeout(err) && time.Now().Before(until) { // a poke's
 			err = c.nc.SetReadDeadline(until)
 		}

@@ -77,9 +77,6 @@ func (c *Conn) breakOff() {
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // as in poke
 }
 
-// mournBytes are read at a time of what nobody will answer.
-const mournBytes = 4 << 10
-
 // mourn closes the socket of a dead connection if breakOff has left that. Requests
 // in flight may still have their data in the receive block, so what comes meanwhile
 // must not go there.
@@ -87,7 +84,7 @@ const mournBytes = 4 << 10
 // Concurrency: reader only.
 func (c *Conn) mourn() {
 	if CloseReason(c.reason.Load()) == CloseInjected {
-		c.linger(make([]byte, mournBytes))
+		c.linger()
 		_ = c.nc.Close() // there is nobody to tell
 	}
 }

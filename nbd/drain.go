@@ -1,10 +1,6 @@
 package nbd
 
-import (
-	"time"
-
-	"github.com/vhbad/vhbad/nbd/socket"
-)
+import "time"
 
 // A draining connection takes last orders: it goes on to read, but keeps its
 // replies back. A client has only so much in flight, so it soon falls silent, and
@@ -62,7 +58,7 @@ func (c *Conn) handOut() {
 	if !withheld {
 		return
 	}
-	if s, ok := c.nc.(*socket.Conn); ok && s.LocalAddr().Network() == "unix" {
+	if s, ok := c.nc.(interface{ CloseRead() error }); ok && c.nc.LocalAddr().Network() == "unix" {
 		_ = s.CloseRead() // else it is as with TCP
 	}
 	c.Flush()

@@ -17,8 +17,7 @@ const (
 	longCommandBytes = 128 << 10
 	// minReadBytes is the least room worth a read.
 	minReadBytes = 4 << 10
-	// readsPerTurn is how many reads a connection makes that finds input each time,
-	// before others have a turn.
+	// readsPerTurn is how many reads of a connection go by before others have a turn.
 	readsPerTurn = 32
 	// nextHeaderBytes is the room behind a long payload: enough for what follows
 	// it, little enough that not much of the next payload must be copied.
@@ -394,6 +393,8 @@ func (c *Conn) awaitSlot() {
 
 // awaitSent waits while the client takes the replies to what came before. There is
 // more to do, but its data would only push theirs out of the processor's cache.
+//
+// It need not park: who sends takes what completes meanwhile, too.
 func (c *Conn) awaitSent() {
 	c.mu.Lock()
 	for c.flushing && !c.dead.Load() && !c.draining() {

@@ -54,6 +54,11 @@ Files and flags are those of vhbad serve.`,
 			case len(args) == 0:
 				return errors.New("want a command behind --")
 			}
+			for _, name := range notWithRun {
+				if cmd.Flags().Changed(name) {
+					return fmt.Errorf("--%s: not with a daemon for one command: its admin socket is in $%s, and nobody else's place is taken", name, client.AdminVariable)
+				}
+			}
 			return nil
 		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -62,11 +67,14 @@ Files and flags are those of vhbad serve.`,
 		},
 	}
 	s.addFlags(cmd.Flags())
-	for _, name := range []string{"single", "takeover", "takeover-discard-memory", "admin"} {
-		cmd.Flags().Lookup(name).Hidden = true // they make no sense here
+	for _, name := range notWithRun {
+		cmd.Flags().Lookup(name).Hidden = true
 	}
 	return cmd
 }
+
+// notWithRun are flags of serve that make no sense with a daemon for one command.
+var notWithRun = []string{"single", "takeover", "takeover-discard-memory", "admin"}
 
 // serveArgs are the flags that were given, as serve takes them.
 func serveArgs(f *pflag.FlagSet) (args []string) {
@@ -111,7 +119,7 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(c.folder)) }()
-	if err := c.start(); err != nil {
+	if err := c.start(signals); err != nil {
 		return err
 	}
 	command := exec.Command(args[0], args[1:]...)
@@ -153,8 +161,9 @@ func (c *captive) uri() string {
 	return "nbd+unix:///?socket=" + url.QueryEscape(c.socket())
 }
 
-// start starts the daemon and waits until it serves.
-func (c *captive) start() error {
+// start starts the daemon and waits until it serves, or until a signal says that it
+// should not. A second one has no patience.
+func (c *captive) start(signals <-chan os.Signal) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -186,6 +195,17 @@ func (c *captive) start() error {
 	select {
 	case <-ready:
 		return nil
+	case sig := <-signals:
+		_ = c.daemon.Process.Signal(syscall.SIGTERM) // it has not served, and may have ended
+		var err error
+		select {
+		case err = <-c.ended:
+		case <-signals:
+			_ = c.daemon.Process.Kill()
+			err = <-c.ended
+		}
+		_ = err // it had not served anything yet
+		return &exitError{128 + int(sig.(syscall.Signal))}
 	case err := <-c.ended:
 		if ee, ok := errors.AsType[*exec.ExitError](err); ok {
 			return &exitError{ee.ExitCode()} // it has said why

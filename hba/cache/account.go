@@ -116,6 +116,12 @@ func (a *account) keeps(e *entry) bool {
 // hash; ok is false if it cannot be read.
 func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) ruling {
 	var honest, lie bar
+	latestLie := uint64(0) // when the latest FUA came that was a lie
+	for _, i := range wide {
+		if e := &a.entries[i]; e.kind == entryLie {
+			latestLie = max(latestLie, e.arrived)
+		}
+	}
 	promises := func(e *entry) {
 		if e.answered == 0 || e.failed {
 			return
@@ -127,9 +133,7 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 		if e.answered < a.lie {
 			lie.raise(e, ActLyingFlush)
 		}
-		if e.lied || slices.ContainsFunc(wide, func(i int32) bool {
-			return a.entries[i].kind == entryLie && e.answered < a.entries[i].arrived
-		}) {
+		if e.lied || e.answered < latestLie {
 			lie.raise(e, ActIgnoredFUA)
 		}
 	}

@@ -70,8 +70,8 @@ const (
 // A group is the lists of pending versions of sectors that follow each other, from a
 // multiple of their number on. To find one costs more than all that is done in it.
 type group struct {
-	has            uint64 // a bit for each sector that has versions
-	oldest, newest [1 << groupShift]int32
+	has    uint64 // a bit for each sector that has versions
+	newest [1 << groupShift]int32
 }
 
 // placeOf is where in its group a sector is.
@@ -226,7 +226,6 @@ func (s *store) add(w *write, sector int64, kind Kind, tail int32) int32 {
 		s.versions[v.older].newer = i
 	} else {
 		g.has |= 1 << at
-		g.oldest[at] = i
 	}
 	g.newest[at] = i
 	s.versions[i] = v
@@ -250,7 +249,6 @@ func (s *store) retire(i int32) {
 	g, at := s.group(sector), placeOf(sector)
 	if rest != none {
 		s.versions[rest].older = none
-		g.oldest[at] = rest
 		return
 	}
 	if g.has &^= 1 << at; g.has == 0 {

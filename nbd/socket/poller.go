@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,11 +48,15 @@ var polling = poller{conns: make(map[uint64]*Conn)}
 // claim says whether one more connection may wait in a system call, and if so counts
 // it.
 func (p *poller) claim() bool {
-	if p.blocking.Add(1) <= p.limit() {
-		return true
+	for {
+		n := p.blocking.Load()
+		if n >= p.limit() {
+			return false // most that ask get this answer, and write nothing
+		}
+		if p.blocking.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
-	p.blocking.Add(-1)
-	return false
 }
 
 // tooMany says whether more connections than should may wait in a system call.
@@ -122,6 +127,9 @@ func (p *poller) startLocked() error {
 		return errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
 	}
 	epoll := os.NewFile(uintptr(fd), "epoll")
+	if err := epoll.SetDeadline(time.Time{}); err != nil { // the runtime cannot wait for it
+		return errors.Join(err, epoll.Close())
+	}
 	raw, err := epoll.SyscallConn()
 	if err != nil {
 		return errors.Join(err, epoll.Close())

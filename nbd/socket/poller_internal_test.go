@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"sync"
 	"testing"
 )
 
@@ -30,6 +31,35 @@ func TestClaim(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestClaim_NeverTooMany: who asks in vain takes nothing, not for a moment: one that
+// has the right would give it up.
+func TestClaim_NeverTooMany(t *testing.T) {
+	var p poller
+	p.processors.Store(2)
+	p.open.Store(3)
+	if !p.claim() {
+		t.Fatal("nobody has it, and it cannot be had")
+	}
+	var asking sync.WaitGroup
+	for range 2 {
+		asking.Go(func() {
+			for range 100_000 {
+				if p.claim() {
+					t.Error("two may block on two processors")
+					return
+				}
+			}
+		})
+	}
+	for range 100_000 {
+		if p.tooMany() {
+			t.Error("too many have the right, and there is but one")
+			break
+		}
+	}
+	asking.Wait()
 }
 
 // TestCrowded: one that waits to receive leaves its processor to others; one that

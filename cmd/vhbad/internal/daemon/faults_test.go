@@ -138,9 +138,9 @@ func TestUnplug_Remove(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r, err := d.RemoveDisk(t.Context(), "db", client.RemoveOptions{Force: true})
-	if err != nil || r.FlushError == "" {
-		t.Errorf("removal: %+v, %v, want it done, with a flush that failed", r, err)
+	r, err := d.RemoveDisk(t.Context(), "db", client.RemoveOptions{})
+	if err != nil || r.FlushError != "" {
+		t.Errorf("removal: %+v, %v, want it done, and its medium flushed", r, err)
 	}
 	if got, err := d.Faults(); err != nil || len(got.Faults) != 0 {
 		t.Errorf("faults %+v, %v, want none", got.Faults, err)

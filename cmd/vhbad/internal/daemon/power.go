@@ -175,6 +175,11 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	p.unit.PowerOff()
 	e.LostWrites()
 	report, err := p.cache.Cut(options)
+	if report == nil { // nothing was cut
+		p.unit.PowerOn()
+		p.switchOn()
+		return client.PowerReport{}, err
+	}
 	dropped := 0
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
@@ -184,10 +189,6 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
-	if report == nil { // nothing was cut
-		p.switchOn()
-		return client.PowerReport{}, err
-	}
 	out := powerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
 	p.done(&out, trigger)
@@ -196,9 +197,6 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 
 // tellCut publishes a cut, one that failed as well.
 func (d *Daemon) tellCut(name, trigger string, r *cache.Report, err error) {
-	if r == nil {
-		return
-	}
 	event := []slog.Attr{
 		slog.String("trigger", trigger), slog.Uint64("seed", r.Seed), slog.String("policy", r.Policy.String()),
 		slog.Int("pending_sectors", r.Sectors.Pending),
