@@ -9,7 +9,7 @@ import (
 )
 
 func newDetach() *cobra.Command {
-	var force bool
+	var force, asJSON bool
 	wait := defaultWait
 	cmd := &cobra.Command{
 		Use:   "detach /dev/nbdN",
@@ -25,10 +25,16 @@ another, unless forced; requests in flight then fail.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait.Std())
 			defer cancel()
-			return attach.Detach(ctx, args[0], force)
+			if err := attach.Detach(ctx, args[0], force); err != nil || !asJSON {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), struct {
+				Device string `json:"device"`
+			}{args[0]})
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "detach even if it is in use")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().Var(&wait, "wait", "give up if it is not gone by then")
 	return cmd
 }

@@ -66,6 +66,9 @@ func TestServe_Sandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Asked for its version, a kernel without it knows no such call.
+	_, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	landlocked := errno == 0
 	for mode, want := range map[string]int{"auto": 1, "off": mine} {
 		dir := t.TempDir()
 		sock := filepath.Join(dir, "n.sock")
@@ -97,6 +100,15 @@ func TestServe_Sandbox(t *testing.T) {
 			if line := fmt.Sprintf("\nNoNewPrivs:\t%d\n", want); err != nil || !strings.Contains(string(b), line) {
 				t.Errorf("sandbox %s: %s has no line %q, %v", mode, thread, line, err)
 			}
+		}
+		outside := filepath.Join(t.TempDir(), "x.img")
+		out, err := exec.Command("vhbad", "disk", "add", "x=file:"+outside+",size=1MiB", "--admin", filepath.Join(dir, "a.sock")).CombinedOutput()
+		if _, made := os.Stat(outside); mode == "auto" && landlocked {
+			if err == nil || !strings.Contains(string(out), "the sandbox, which cannot be left") || made == nil {
+				t.Errorf("sandbox %s: an image in another folder: %v, file: %v\n%s", mode, err, made, out)
+			}
+		} else if err != nil || made != nil {
+			t.Errorf("sandbox %s, landlock %v: an image in another folder: %v, file: %v\n%s", mode, landlocked, err, made, out)
 		}
 		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 			t.Error(err)
