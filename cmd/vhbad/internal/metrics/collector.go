@@ -118,6 +118,8 @@ var (
 	cachePending   = desc("cache_pending_writes", "Writes in the write cache that are not durable.", "export")
 	cacheOldest    = desc("cache_oldest_pending_timestamp_seconds", "When the oldest write came that is not durable. Absent if all are.", "export")
 	cacheEvictions = desc("cache_evictions_total", "Writes made durable before a flush asked for it.", "export", "reason")
+	cacheBroken    = desc("cache_unreadable_sectors", "Sectors that a power cut left unreadable, until they are written.", "export")
+	cacheFailed    = desc("cache_failed_flushes_total", "Flushes that could not make everything durable.", "export")
 	cacheFlushes   = desc("flush_covered_writes", "Writes that a flush had to make durable.", "export")
 	powerCuts      = desc("power_cuts_total", "Power cuts.", "export", "trigger")
 	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut.", "export", "outcome")
@@ -260,6 +262,8 @@ func (s sink) cache(name string, c *Cache) {
 	if t := c.OldestPending; !t.IsZero() {
 		s.gauge(cacheOldest, float64(t.UnixMicro())/1e6, name)
 	}
+	s.gauge(cacheBroken, float64(c.UnreadableSectors), name)
+	s.counter(cacheFailed, c.FailedFlushes, name)
 	for i, n := range c.Evictions {
 		s.counter(cacheEvictions, n, name, cache.EvictionReason(i).String())
 	}
