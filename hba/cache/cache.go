@@ -63,6 +63,8 @@ type Config struct {
 	Seed uint64
 	// Now is the clock of ages in reports; time.Now if nil.
 	Now func() time.Time
+	// Recorder is told what the cache does; nil: nobody is.
+	Recorder Recorder
 }
 
 func (c *Config) complete() error {
@@ -286,13 +288,19 @@ func (c *Cache) Resize(sizeBytes int64) error {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	old := c.inner.Size()
+	if sizeBytes > old { // before anybody writes there
+		c.recordStep(Step{Kind: StepResize, LengthBytes: sizeBytes})
+	}
 	err := c.can.Resize.Resize(sizeBytes)
 	c.ledger.forgetFrom(min(old, c.inner.Size()) >> c.shift)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := c.inner.Size(); now != max(old, sizeBytes) {
+		c.recordStep(Step{Kind: StepResize, LengthBytes: now})
+	}
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	end := c.inner.Size() >> c.shift
 	c.store.dropFrom(end)
 	for sector := range c.unreadable {

@@ -44,6 +44,9 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 		open = k.unsure()
 		err = fmt.Errorf("cache: power cut of %s, seed %d: %w", c.config.Name, o.Seed, err)
 		k.report.Error = err.Error()
+		c.recordStep(Step{Kind: StepImage, Failed: true, Text: err.Error()})
+	} else {
+		c.recordStep(Step{Kind: StepImage, Text: k.report.ImageSHA256})
 	}
 	c.ledger.reopen(k.account, open, err == nil)
 	c.endCut(k)
@@ -64,6 +67,7 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	c.store.init(c.config.SectorBytes)
 	c.off = true
 	c.life++
+	c.recordStep(Step{Kind: StepCut, Cut: o})
 	c.plain.Store(false) // everybody has to look
 	k.report = &Report{
 		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage,

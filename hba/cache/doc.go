@@ -47,6 +47,14 @@
 // the three apart; see Class. Harm is no excuse for a lie: a sector that was
 // promised and not written since is lost by both. docs/faults.md has it all for users.
 //
+// # Recording
+//
+// A Recorder is told each step that pending writes and the durable medium depend on,
+// in the cache's order: what comes, what becomes durable, and when the power goes. A
+// Replay does the steps again on another medium. Which write becomes durable when is
+// then no decision but a step, so that calls of many, and evictions and flushes that a
+// cut has interrupted, come out the same.
+//
 // # Concurrency
 //
 // Any goroutine. Calls that are in progress when the power is cut or come before

@@ -9,6 +9,7 @@ import "github.com/vhbad/vhbad/hba/media"
 // again. An error of the durable medium's own flush is told once, and the writes
 // may be gone; see media.Media.
 func (c *Cache) Flush() error {
+	c.pace()
 	arrived := c.ledger.flushArrives()
 	f, err := c.beginFlush()
 	if err == nil && !f.lie {
@@ -70,6 +71,7 @@ func (c *Cache) beginFlush() (flush, error) {
 		return flush{}, c.powerLost("flush", 0, 0)
 	}
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
+	c.recordStep(Step{Kind: StepFlush, Write: f.before, Lie: f.lie})
 	if f.lie {
 		c.answeredLocked(&f)
 	}
@@ -107,6 +109,7 @@ func (c *Cache) endFlush(f *flush, err error) error {
 	switch {
 	case err != nil:
 		c.record.stats.FailedFlushes++
+		c.recordStep(Step{Kind: StepFlushed, Write: f.before, Covered: f.covered, Failed: true})
 		return err
 	case c.life != f.life:
 		return errNoPower
@@ -130,4 +133,5 @@ func (c *Cache) answeredLocked(f *flush) {
 		}
 	}
 	c.record.flushed(f, c.config.Now())
+	c.recordStep(Step{Kind: StepFlushed, Write: f.before, Covered: f.covered, Lie: f.lie})
 }

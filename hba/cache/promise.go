@@ -18,6 +18,7 @@ func (c *Cache) PromisedRange(off, n int64) {
 	c.ledger.liedRange(off>>c.shift, n>>c.shift)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.recordStep(Step{Kind: StepLie, OffsetBytes: off, LengthBytes: n})
 	for sector, end := off>>c.shift, (off+n)>>c.shift; sector < end; sector++ {
 		if i, ok := c.store.newest(sector); ok {
 			if w := c.store.versions[i].write; w.promised == promiseNone {

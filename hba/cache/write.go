@@ -84,8 +84,13 @@ func written(p []byte, off int64, err error) int {
 
 // enter is change with entries in the ledger.
 func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
+	room, ok := c.admit(x.kind, x.n, mayBlock)
+	if !ok {
+		return false, nil
+	}
 	ticket := c.arrives(x.kind, x.p, x.off, x.n)
 	done, err = c.change(x, mayBlock)
+	c.told(room, x, err != nil)
 	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: x.fua && x.lie})
 	return done, err
 }
@@ -292,6 +297,7 @@ func (c *Cache) insertLocked(x *change) *write {
 	}
 	c.draw = c.random.Uint64()
 	c.plain.Store(false)
+	c.recordWrite(StepWrite, x, w.id)
 	return w
 }
 
@@ -395,6 +401,7 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 		return mismatch, err
 	}
 	y := &change{kind: KindWrite, p: data, off: off, n: int64(len(data))}
+	room, _ := c.admit(y.kind, y.n, true)
 	ticket := c.arrives(y.kind, data, off, y.n)
 	err = c.update("compare and write", y, func(part []byte) bool {
 		if !bytes.Equal(part, compare) {
@@ -409,6 +416,7 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 		copy(part, data)
 		return true
 	})
+	c.told(room, y, err != nil)
 	c.ledger.answer(ticket, answer{write: y.id, nothing: mismatch >= 0, failed: err != nil})
 	return mismatch, err
 }

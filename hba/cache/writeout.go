@@ -73,11 +73,14 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 		}
 		c.mu.Unlock()
 	}
+	c.pace()
 	if err := c.store1(run[0].kind, p, off, n, through); err != nil {
+		c.recordStep(Step{Kind: StepUnsure, OffsetBytes: off, LengthBytes: n})
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.recordRun(run)
 	for i := range run {
 		c.store.retire(run[i].index)
 		c.healLocked(run[i].sector)
@@ -228,15 +231,18 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 		if c.cutting.Load() != 0 {
 			return c.powerLost(x.op(), x.off+done, x.n-done)
 		}
-		part := change{kind: x.kind, off: x.off + done, n: x.n - done}
+		part := change{kind: x.kind, off: x.off + done, n: x.n - done, fua: x.fua, lie: x.lie}
 		if x.kind == KindWrite {
 			part.n = min(part.n, bufferBytes)
 			part.p = x.p[done : done+part.n]
 		}
+		c.pace()
 		if err := c.store1(part.kind, part.p, part.off, part.n, x.durable()); err != nil {
+			c.recordStep(Step{Kind: StepUnsure, OffsetBytes: part.off, LengthBytes: part.n})
 			return err
 		}
 		c.mu.Lock()
+		c.recordWrite(StepThrough, &part, id)
 		c.tookLocked(&part, id)
 		c.mu.Unlock()
 		done += part.n

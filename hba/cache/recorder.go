@@ -1,0 +1,150 @@
+package cache
+
+// A Recorder is told what a cache does: all that what it holds, and what a power
+// cut leaves, depends on. A Replay does the same again.
+//
+// Record is called in the cache's order, often under its locks, and must not wait;
+// what keeps a recorder from filling memory is Admit, which comes before and waits.
+// Both take any goroutine, and never call the cache.
+type Recorder interface {
+	// Admit waits until there is room for n bytes more. Without wait it does not, and
+	// is false instead. Release gives the room back once the steps are recorded.
+	Admit(n int64, wait bool) bool
+	Release(n int64)
+	// Pace waits until what has been recorded leaves room. It is for those whom others
+	// wait for who have been admitted.
+	Pace()
+	// Record takes a step. It keeps nothing of Data.
+	Record(s Step)
+}
+
+// A StepKind says what a step is.
+type StepKind uint8
+
+// Kinds of steps. In brackets is what of a Step they have.
+const (
+	// StepWrite: a write is pending from now on [Write, Op, range, FUA, Lie, Data of
+	// OpWrite].
+	StepWrite StepKind = iota + 1
+	// StepDurable: what a write has in the range is on the durable medium, and
+	// older versions of it are gone [Write, range].
+	StepDurable
+	// StepThrough: so it is, and it never was pending [as StepWrite].
+	StepThrough
+	// StepUnsure: the durable medium failed to write the range, and holds who knows
+	// what there [range].
+	StepUnsure
+	// StepAnswer: the write is answered [Write, Op, Failed].
+	StepAnswer
+	// StepFlush: a flush comes, which covers what was answered of the writes before
+	// Write [Write, Lie].
+	StepFlush
+	// StepFlushed: it is answered [Write, Covered, Lie, Failed].
+	StepFlushed
+	// StepLie: the range was answered as if with FUA, by who told Cache.PromisedRange
+	// [range]. PromisedAll is a StepFlushed without a StepFlush.
+	StepLie
+	// StepCut: the power goes [Cut].
+	StepCut
+	// StepImage: the cut is done, and the medium holds what it has left [Failed, Text:
+	// Report.ImageSHA256, or the error].
+	StepImage
+	// StepResize: the medium has another size [LengthBytes].
+	StepResize
+	// StepMark: somebody has said something [Text]. No cache does.
+	StepMark
+	stepKinds
+)
+
+// StepKinds is one more than the largest kind.
+const StepKinds = int(stepKinds)
+
+var stepNames = [...]string{
+	"", "write", "durable", "through", "unsure", "answer", "flush", "flushed", "lie", "cut", "image", "resize", "mark",
+}
+
+// String is the kind's name.
+func (k StepKind) String() string { return stepNames[k] }
+
+// A Step is one thing that a cache did.
+type Step struct {
+	Kind                     StepKind
+	Op                       Kind
+	FUA, Lie, Failed         bool
+	Write                    uint64
+	OffsetBytes, LengthBytes int64
+	Covered                  int
+	Cut                      CutOptions
+	Text                     string
+	Data                     []byte
+}
+
+// stepBytes is the room of a step without data.
+const stepBytes = 64
+
+// admit makes room for a change at the recorder, if there is one.
+func (c *Cache) admit(kind Kind, n int64, wait bool) (bytes int64, ok bool) {
+	if c.config.Recorder == nil {
+		return 0, true
+	}
+	bytes = 2 * stepBytes
+	if kind == KindWrite {
+		bytes += n + 2<<c.shift // parts of sectors are recorded whole
+	}
+	return bytes, c.config.Recorder.Admit(bytes, wait)
+}
+
+// told gives back what admit has taken, when the caller has its answer.
+func (c *Cache) told(bytes int64, x *change, failed bool) {
+	r := c.config.Recorder
+	if r == nil {
+		return
+	}
+	if x.id != 0 {
+		r.Record(Step{Kind: StepAnswer, Write: x.id, Op: x.kind, Failed: failed})
+	}
+	r.Release(bytes)
+}
+
+// recordWrite records that x is pending, or on the durable medium.
+func (c *Cache) recordWrite(kind StepKind, x *change, id uint64) {
+	r := c.config.Recorder
+	if r == nil {
+		return
+	}
+	s := Step{Kind: kind, Op: x.kind, Write: id, OffsetBytes: x.off, LengthBytes: x.n, FUA: x.fua, Lie: x.lie}
+	if x.kind == KindWrite {
+		s.Data = x.p[:x.n]
+	}
+	r.Record(s)
+}
+
+// recordRun records that the picks, whose sectors follow each other, are durable.
+func (c *Cache) recordRun(run []pick) {
+	r := c.config.Recorder
+	if r == nil {
+		return
+	}
+	for len(run) > 0 {
+		n := 1
+		for n < len(run) && run[n].id == run[0].id {
+			n++
+		}
+		r.Record(Step{Kind: StepDurable, Write: run[0].id, OffsetBytes: run[0].sector << c.shift, LengthBytes: int64(n) << c.shift})
+		run = run[n:]
+	}
+}
+
+// recordStep records a step that is no write.
+func (c *Cache) recordStep(s Step) {
+	if r := c.config.Recorder; r != nil {
+		r.Record(s)
+	}
+}
+
+// pace waits for the recorder, if there is one.
+func (c *Cache) pace() {
+	if r := c.config.Recorder; r != nil {
+		r.Pace()
+	}
+}

@@ -1,0 +1,245 @@
+package cache
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// A Replay does again what a cache has told its Recorder, to another medium that
+// holds what the first one held when the recording began. It is a cache that takes
+// its decisions from the steps: which writes become durable early, and when, depends
+// on time and chance, but what is done about them is the same code. So a power cut
+// anywhere in the steps leaves what it would have left there.
+//
+// Concurrency: one goroutine.
+type Replay struct {
+	c    *Cache
+	now  time.Time
+	seen uint64 // the latest write that was pending
+	// cut is the report of a StepCut whose StepImage has not come.
+	cut     *Report
+	inexact string
+}
+
+// ReplayConfig describes the cache that was recorded.
+type ReplayConfig struct {
+	Name        string
+	SectorBytes int
+	SizeBytes   int64 // of the cache
+}
+
+// NewReplay returns a replay to m, which stays the caller's. It uses as much memory
+// as the cache did.
+//
+// Errors: of New.
+func NewReplay(m media.Media, config ReplayConfig) (*Replay, error) {
+	r := &Replay{}
+	c, err := New(m, Config{
+		Name: config.Name, SectorBytes: config.SectorBytes, SizeBytes: config.SizeBytes, Eviction: EvictNone,
+		Now: func() time.Time { return r.now },
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.c = c
+	return r, nil
+}
+
+// Inexact says why the medium need not be what the first one was, "" if it is.
+func (r *Replay) Inexact() string { return r.inexact }
+
+// UnreadableSectors is how many sectors cuts have made unreadable and nothing has
+// rewritten. The medium holds garbage there.
+func (r *Replay) UnreadableSectors() int64 { return r.c.Stats().UnreadableSectors }
+
+// Do does a step that was recorded at a time.
+//
+// Errors: the step cannot follow those before it, or does not fit into the cache or
+// the medium: then the steps are not all, or the medium is not the one that they
+// began with; or the medium fails.
+func (r *Replay) Do(s *Step, at time.Time) error {
+	r.now = at
+	if r.cut != nil && s.Kind != StepImage && s.Kind != StepAnswer && s.Kind != StepFlushed && s.Kind != StepMark {
+		return fmt.Errorf("%s in the middle of a power cut", s.Kind)
+	}
+	switch s.Kind {
+	case StepWrite:
+		return r.write(s)
+	case StepDurable:
+		return r.durable(s)
+	case StepThrough:
+		return r.through(s)
+	case StepUnsure:
+		r.doubt(fmt.Sprintf("the medium failed to write %d bytes at %d", s.LengthBytes, s.OffsetBytes))
+	case StepFlushed:
+		r.flushed(s)
+	case StepLie:
+		if err := r.inside(s); err != nil {
+			return err
+		}
+		r.c.PromisedRange(s.OffsetBytes, s.LengthBytes)
+	case StepCut:
+		report, err := r.Cut(s.Cut, at)
+		if err != nil {
+			return err
+		}
+		r.cut = report
+	case StepImage:
+		return r.image(s)
+	case StepResize:
+		if r.c.can.Resize == nil {
+			return fmt.Errorf("the disk became %d bytes long, and this medium cannot", s.LengthBytes)
+		}
+		return r.c.Resize(s.LengthBytes)
+	case StepAnswer, StepFlush, StepMark, stepKinds:
+	}
+	return nil
+}
+
+// Cut cuts the power now, as Cache.Cut does. Its report is by the pending writes
+// alone: what was promised about sectors that were durable by then, no step tells.
+func (r *Replay) Cut(o CutOptions, at time.Time) (*Report, error) {
+	r.now = at
+	return r.c.Cut(o)
+}
+
+func (r *Replay) doubt(why string) {
+	if r.inexact == "" {
+		r.inexact = why
+	}
+}
+
+// inside refuses a range that no cache has.
+func (r *Replay) inside(s *Step) error {
+	mask := int64(r.c.config.SectorBytes) - 1
+	if size := r.c.inner.Size(); s.OffsetBytes < 0 || s.LengthBytes <= 0 || s.OffsetBytes > size || s.LengthBytes > size-s.OffsetBytes {
+		return fmt.Errorf("%s of %d bytes at %d, on a disk of %d", s.Kind, s.LengthBytes, s.OffsetBytes, size)
+	}
+	if (s.OffsetBytes|s.LengthBytes)&mask != 0 {
+		return fmt.Errorf("%s of %d bytes at %d: no multiples of the sector, %d bytes", s.Kind, s.LengthBytes, s.OffsetBytes, mask+1)
+	}
+	return nil
+}
+
+// change is the call that s was.
+func (r *Replay) change(s *Step) (*change, error) {
+	if err := r.inside(s); err != nil {
+		return nil, err
+	}
+	x := &change{kind: s.Op, p: s.Data, off: s.OffsetBytes, n: s.LengthBytes, fua: s.FUA, lie: s.Lie}
+	can := &r.c.can
+	switch {
+	case s.Write == 0:
+		return nil, fmt.Errorf("%s without a number", s.Kind)
+	case s.Op == KindWrite && int64(len(s.Data)) != s.LengthBytes:
+		return nil, fmt.Errorf("write %d of %d bytes has %d", s.Write, s.LengthBytes, len(s.Data))
+	case s.Op == KindTrim && can.Discard == nil, (s.Op == KindZero || s.Op == KindAllocate) && can.Zero == nil:
+		return nil, fmt.Errorf("write %d is a %s, which this medium cannot", s.Write, s.Op)
+	}
+	return x, nil
+}
+
+// write makes s pending.
+func (r *Replay) write(s *Step) error {
+	x, err := r.change(s)
+	if err != nil {
+		return err
+	}
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.Write <= r.seen {
+		return fmt.Errorf("write %d comes after write %d", s.Write, r.seen)
+	}
+	if need := s.LengthBytes >> c.shift; need > int64(c.room-c.store.used) {
+		return fmt.Errorf("write %d of %d bytes is pending in a cache of %d that has room for %d",
+			s.Write, s.LengthBytes, c.config.SizeBytes, int64(c.room-c.store.used)<<c.shift)
+	}
+	r.seen = s.Write
+	c.store.nextID = s.Write
+	c.insertLocked(x)
+	return nil
+}
+
+// durable makes durable what a write has in the range.
+func (r *Replay) durable(s *Step) error {
+	if err := r.inside(s); err != nil {
+		return err
+	}
+	c := r.c
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if err := r.pickOut(s); err != nil {
+		return err
+	}
+	return c.writeOut(false)
+}
+
+// pickOut picks what a write has in the range.
+//
+// +checklocks:r.c.outMu
+func (r *Replay) pickOut(s *Step) error {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.picked = c.picked[:0]
+	for i := range s.LengthBytes >> c.shift {
+		sector := s.OffsetBytes>>c.shift + i
+		v, _ := c.store.newest(sector)
+		for v != none && c.store.versions[v].write.id != s.Write {
+			v = c.store.versions[v].older
+		}
+		if v == none {
+			return fmt.Errorf("write %d is durable at %d, and has not been pending there", s.Write, sector<<c.shift)
+		}
+		c.picked = append(c.picked, pick{sector, s.Write, v, c.store.versions[v].kind})
+	}
+	return nil
+}
+
+// through puts s on the medium.
+func (r *Replay) through(s *Step) error {
+	x, err := r.change(s)
+	if err != nil {
+		return err
+	}
+	c := r.c
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if err := c.store1(x.kind, x.p, x.off, x.n, false); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tookLocked(x, s.Write)
+	return nil
+}
+
+// flushed records the promise that an answered flush is.
+func (r *Replay) flushed(s *Step) {
+	if s.Failed {
+		return
+	}
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answeredLocked(&flush{before: s.Write, life: c.life, covered: s.Covered, lie: s.Lie})
+}
+
+// image holds a cut against what it has left the first time.
+func (r *Replay) image(s *Step) error {
+	report := r.cut
+	r.cut = nil
+	switch {
+	case report == nil:
+		return fmt.Errorf("the outcome of a power cut, without one")
+	case s.Failed:
+		r.doubt("a power cut failed: " + s.Text)
+	case s.Text != report.ImageSHA256 && r.inexact == "":
+		return fmt.Errorf("a power cut left sectors with digest %s, and leaves %s here: the medium is not what the recording began with, or the trace is not of this version",
+			s.Text, report.ImageSHA256)
+	}
+	return nil
+}
