@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -100,5 +101,53 @@ func TestStatusLine(t *testing.T) {
 		if got := statusLine(c.disks, c.addresses); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
 		}
+	}
+}
+
+// What systemd hears of a reload, good or bad: when it begins, and that it has ended.
+func TestServe_NotifyReload(t *testing.T) {
+	m := newManager(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "vhbad.yaml")
+	write := func(disks string) {
+		t.Helper()
+		text := "http: none\nadmin: none\nlisten: [\"unix://" + dir + "/n.sock\"]\ndisks: [" + disks + "]\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("{name: a, memory: 1MiB}")
+	cmd := exec.Command("vhbad", "serve", "--config", file)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	at := " at unix://" + dir + "/n.sock"
+	if got, want := m.next(t), []string{"READY=1", "STATUS=Serving 1 disk" + at}; !slices.Equal(got, want) {
+		t.Errorf("first message %q, want %q", got, want)
+	}
+	for _, c := range []struct{ disks, status string }{
+		{"{name: a, memory: 1MiB}, {name: b, memory: 1MiB}", "STATUS=Serving 2 disks" + at},
+		{"{name: a, tape: 1MiB}", "STATUS=Serving 2 disks" + at},
+	} {
+		write(c.disks)
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		// systemd compares this clock with its own to tell which reload has ended.
+		got := m.next(t)
+		if len(got) != 2 || got[0] != "RELOADING=1" || !strings.HasPrefix(got[1], "MONOTONIC_USEC=") {
+			t.Errorf("at a signal: %q", got)
+		}
+		if got := m.next(t); !slices.Equal(got, []string{"READY=1", c.status}) {
+			t.Errorf("after a reload with disks %s: %q, want ready and %q", c.disks, got, c.status)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("serve: %v, want exit code 0", err)
 	}
 }

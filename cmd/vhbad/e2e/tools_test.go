@@ -21,6 +21,7 @@ var toolPackages = map[string]string{
 	"cmp":        "diffutils",
 	"e2fsck":     "e2fsprogs",
 	"fio":        "fio",
+	"fish":       "fish",
 	"fstrim":     "util-linux",
 	"gcc":        "gcc",
 	"ip":         "iproute2",
@@ -44,10 +45,13 @@ var toolPackages = map[string]string{
 	"sqlite3":    "sqlite3",
 	"udevadm":    "udev",
 	"xfs_repair": "xfsprogs",
+	"zsh":        "zsh",
 
 	"systemd-analyze": "systemd",
 
 	"/usr/include/stdlib.h": "libc6-dev", // with gcc, for go test -race
+
+	"/usr/share/bash-completion/bash_completion": "bash-completion",
 }
 
 // toolFolders are searched in order; an unprivileged user's PATH often lacks the

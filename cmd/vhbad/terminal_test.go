@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// newTerminal opens a pseudo-terminal: what is written to the second is read from the
+// first, as it would be shown.
+func newTerminal(t *testing.T) (screen, terminal *os.File) {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = screen.Close() })
+	n, err := unix.IoctlGetInt(int(screen.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(screen.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return screen, terminal
+}
+
+// TestServe_Terminal: the log is text for people and JSON for programs.
+func TestServe_Terminal(t *testing.T) {
+	for name, want := range map[string]string{"terminal": " level=INFO msg=serving disks=1", "pipe": `"level":"INFO","msg":"serving","disks":1`} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command("vhbad", "serve", "--http", "none", "--admin", "none", "--disk", "d=memory:1MiB",
+				"--listen", "unix://"+filepath.Join(t.TempDir(), "s"))
+			var shown io.Reader
+			if name == "terminal" {
+				screen, terminal := newTerminal(t)
+				cmd.Stderr, shown = terminal, screen
+				defer terminal.Close()
+			} else {
+				r, err := cmd.StderrPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				shown = r
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(shown).ReadString('\n')
+			if err != nil || !strings.Contains(line, want) {
+				t.Errorf("first line %q, %v; want %q in it", line, err, want)
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
