@@ -60,7 +60,8 @@ const (
 	// hostile), op, lba, blocks, tag, seed, times (those not told before included).
 	EventFault EventType = "fault.injected"
 	// EventFaultSet is a fault rule that has come into force: rule, kind, hostile,
-	// seed; EventFaultRemoved one that has ended: rule.
+	// seed; EventFaultRemoved one that has ended: rule, fired (how often). One that is
+	// replaced by another of its name has no EventFaultRemoved.
 	EventFaultSet     EventType = "fault.set"
 	EventFaultRemoved EventType = "fault.removed"
 	// EventFaultReleased is a rule that has let commands go: rule, released.

@@ -17,6 +17,7 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/events"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/media"
 )
 
@@ -50,6 +51,8 @@ type Options struct {
 	LogLevel *slog.LevelVar
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
+	// Clock is what fault rules go by; nil for the time that passes by itself.
+	Clock hba.Clock
 }
 
 // state is where a Daemon is in its life.

@@ -81,24 +81,55 @@ func (d *Daemon) refreshFaults() {
 	}
 }
 
-// setFaultsLocked puts rules into force, all or none.
+// setFaultsLocked puts rules into force, all or none, and tells of those that come
+// and go by that.
 //
 // +checklocks:d.faults.mu
 func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
-	var s *fault.Set
+	var was, s *fault.Set
 	err := d.withMachine(func(m *machine) (err error) {
+		was = m.device.Faults()
 		s, err = fault.NewSet(fault.Config{
-			Rules: rules, Units: m.faultUnits(), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: m.device.Faults(), OnFire: d.faultFired,
+			Rules: rules, Units: m.faultUnits(), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: was, OnFire: d.faultFired,
 		})
-		if err == nil {
-			m.device.SetFaults(s)
+		if err != nil {
+			return err
 		}
-		return err
+		for _, f := range comers(was, s) { // before the first command meets them
+			r := f.Rule()
+			d.events.Publish(client.EventFaultSet, r.Disk,
+				slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.Bool("hostile", r.Hostile), slog.Uint64("seed", r.Seed))
+		}
+		m.device.SetFaults(s)
+		return nil
 	})
-	if err == nil {
-		d.faults.rules = s.Rules()
+	if err != nil {
+		return err
 	}
-	return err
+	d.faults.rules = s.Rules()
+	for _, f := range comers(was, s) {
+		r := f.Rule()
+		d.log.Info("fault in force", "rule", r.Name, "kind", string(r.Action.Kind), "disk", r.Disk, "hostile", r.Hostile, "seed", r.Seed)
+	}
+	for _, f := range was.Faults() {
+		r, fired := f.Rule(), f.Stats().Fired
+		if d.faults.ended || s.Fault(r.Name) != nil {
+			continue // the daemon goes with all its rules, or another has taken its place
+		}
+		d.log.Info("fault removed", "rule", r.Name, "fired", fired)
+		d.events.Publish(client.EventFaultRemoved, r.Disk, slog.String("rule", r.Name), slog.Uint64("fired", fired))
+	}
+	return nil
+}
+
+// comers are the rules of a set that were not in force before as they are.
+func comers(was, is *fault.Set) (out []*fault.Fault) {
+	for _, f := range is.Faults() {
+		if was.Fault(f.Rule().Name) != f {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // faultUnits are the units of the disks, as rules see them.
@@ -194,9 +225,6 @@ func (d *Daemon) PutFault(r client.FaultRule) (client.Fault, error) {
 	if err := d.setFaultsLocked(rules); err != nil {
 		return client.Fault{}, faultProblem(err)
 	}
-	d.log.Info("fault in force", "rule", r.Name, "kind", string(r.Action.Kind), "disk", r.Disk, "hostile", r.Hostile, "seed", r.Seed)
-	d.events.Publish(client.EventFaultSet, r.Disk,
-		slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.Bool("hostile", r.Hostile), slog.Uint64("seed", r.Seed))
 	return d.Fault(r.Name)
 }
 
@@ -229,12 +257,9 @@ func (d *Daemon) RemoveFault(name string) error {
 			return admin.Conflict("fault %q: fault %q comes after it: remove that first", name, r.Name)
 		}
 	}
-	disk := d.faults.rules[i].Disk
 	if err := d.setFaultsLocked(slices.Delete(slices.Clone(d.faults.rules), i, i+1)); err != nil {
 		return faultProblem(err)
 	}
-	d.log.Info("fault removed", "rule", name)
-	d.events.Publish(client.EventFaultRemoved, disk, slog.String("rule", name))
 	return nil
 }
 

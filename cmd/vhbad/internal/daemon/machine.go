@@ -123,7 +123,7 @@ func (d *Daemon) startDevice(m *machine) error {
 	d.push("memory", func(context.Context) error { return arena.Close() })
 	m.arena, m.iommu = arena, dma.NewIOMMU(arena)
 	m.device, err = hba.New(hba.Config{
-		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log,
+		QueuePairs: c.HBA.Queues, Workers: c.HBA.Workers, IOMMU: m.iommu, Log: d.log, Clock: d.o.Clock,
 		OnPowerCut: func(p hba.PowerCut) { d.onPowerCut(m, p) }, OnDisconnect: m.disconnect,
 	})
 	if err != nil {
