@@ -47,7 +47,7 @@ func TestServe_Terminal(t *testing.T) {
 			if name == "terminal" {
 				screen, terminal := newTerminal(t)
 				cmd.Stderr, shown = terminal, screen
-				defer terminal.Close()
+				defer func() { _ = terminal.Close() }()
 			} else {
 				r, err := cmd.StderrPipe()
 				if err != nil {
