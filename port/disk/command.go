@@ -277,7 +277,7 @@ func (c *command) wholeBlocks(g *geometry) {
 		c.reset(stepBlocks, scsi.PutWrite16(cdb, lba, uint32(blocks), r.FUA && g.fua, false))
 		c.data(port.FlagDataOut, r.Data[done:done+blocks*g.blockBytes])
 	case nbd.OpTrim:
-		blocks = min(blocks, g.maxUnmap)
+		blocks = g.piece(lba, blocks, g.maxUnmap)
 		n := scsi.PutUnmapHeader(c.param, 1)
 		scsi.PutUnmapDescriptor(c.param[n:], lba, uint32(blocks))
 		c.reset(stepBlocks, scsi.PutUnmap(cdb, false, unmapParameterBytes))
@@ -286,7 +286,7 @@ func (c *command) wholeBlocks(g *geometry) {
 		anchor := r.NoHole && r.FastZero // which the unit has promised to be fast
 		unmap := anchor || !r.NoHole && g.unmapZeros
 		if unmap && !anchor {
-			blocks = min(blocks, g.maxRelease)
+			blocks = g.piece(lba, blocks, g.maxRelease)
 		} else {
 			blocks = min(blocks, g.maxWriteSame)
 		}
@@ -298,6 +298,23 @@ func (c *command) wholeBlocks(g *geometry) {
 		panic("disk: no blocks in this operation")
 	}
 	c.stepBytes = blocks * g.blockBytes
+}
+
+// pieceAlignBytes is where pieces of a range end. It is a multiple of any unit in
+// which media give space back.
+const pieceAlignBytes = 1 << 20
+
+// piece is how many of the blocks from lba on one command releases, limit at most. Only
+// the last piece ends in the middle of a unit of the medium's space: a unit that
+// lies half in one command and half in the next would be released by neither.
+func (g *geometry) piece(lba, blocks, limit uint64) uint64 {
+	if blocks <= limit {
+		return blocks
+	}
+	if over := (lba + limit) & (pieceAlignBytes/g.blockBytes - 1); over < limit {
+		return limit - over
+	}
+	return limit
 }
 
 // partOfBlock fills the SRB to read the block around pos into the block buffer.

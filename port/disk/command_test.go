@@ -102,6 +102,10 @@ func TestCommand_Steps(t *testing.T) {
 			}
 			at += c.stepBytes
 			c.pos += c.stepBytes
+			releases := r.Op == nbd.OpTrim || r.Op == nbd.OpWriteZeroes && g.unmapZeros
+			if releases && c.step == stepBlocks && c.pos < end&^(blockBytes-1) && c.pos%pieceAlignBytes != 0 {
+				t.Fatalf("%+v: a command that releases ends at %d, within a unit of the medium", r, c.pos)
+			}
 		}
 		if at < end {
 			t.Fatalf("%+v: ended at %d of %d", r, at, end)

@@ -6,6 +6,10 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
 // nbdConn is an NBD client just good enough to see that data gets through.
@@ -147,4 +151,52 @@ func (c *nbdConn) tryWrite(offset uint64, data []byte) error {
 		return fmt.Errorf("errno %d", errno)
 	}
 	return nil
+}
+
+// allocation is the one meta context that there is.
+const allocation = "base:allocation"
+
+// A format is what a client agrees on with the server.
+type format struct {
+	name string
+	nbdtest.Options
+}
+
+// formats are all there are.
+var formats = []format{
+	{"simple", nbdtest.Options{}},
+	{"structured", nbdtest.Options{Structured: true, Meta: []string{allocation}}},
+	{"extended", nbdtest.Options{Extended: true, Meta: []string{allocation}}},
+}
+
+// speak negotiates an export as open does, with a client that knows every format and
+// takes nothing that the protocol forbids.
+func (s *settings) speak(t *testing.T, export string, f format) *nbdtest.Client {
+	t.Helper()
+	nc, err := net.Dial("unix", s.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = nc.Close() })
+	if err := nc.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil { // rather than to hang
+		t.Fatal(err)
+	}
+	c, err := nbdtest.Dial(nc, export, f.Options)
+	if err != nil {
+		t.Fatalf("export %q, %s: %v", export, f.name, err)
+	}
+	return c
+}
+
+// ask sends one command and wants that error, or none, in reply.
+func ask(t *testing.T, c *nbdtest.Client, cmd nbdtest.Command, want nbd.Errno) nbdtest.Reply {
+	t.Helper()
+	r, err := c.Do(cmd)
+	if err != nil {
+		t.Fatalf("%v: %v", cmd, err)
+	}
+	if r.Errno != want {
+		t.Errorf("%v: %s, want %s (%s)", cmd, r.Errno, want, r.Message)
+	}
+	return r
 }
