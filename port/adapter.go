@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -176,9 +177,6 @@ type Adapter struct {
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
 	onReset func(ResetReport)
-	// left are units that have left the table while the miniport held SRBs of theirs.
-	// +checklocks:mu
-	left []*LogicalUnit
 	// +checklocks:mu
 	rescanQueued bool
 	// +checklocks:mu
@@ -209,6 +207,13 @@ type Adapter struct {
 // unitTable is the adapter's units; it is replaced as a whole.
 type unitTable struct {
 	list []*LogicalUnit // by address
+	// left are units that are gone, until the last of their SRBs has come back.
+	left []*LogicalUnit
+	all  []*LogicalUnit // both
+}
+
+func newUnitTable(list, left []*LogicalUnit) *unitTable {
+	return &unitTable{list: list, left: left, all: slices.Concat(list, left)}
 }
 
 // AddAdapter brings an adapter up: FindAdapter, interrupts connected,
@@ -515,7 +520,7 @@ func (a *Adapter) stopTooLate(ctx context.Context, p *Processor) error {
 // Level: any.
 func (a *Adapter) Outstanding() []string {
 	var out []string
-	for _, lu := range a.units.Load().list {
+	for _, lu := range a.units.Load().all {
 		lu.mu.Lock()
 		n, oldest := lu.outstanding, ""
 		if lu.pendingHead != nil {

@@ -136,9 +136,7 @@ func (p *Processor) finishCompleted() {
 		lu.rearmLocked()
 		lu.countBusyLocked(up.n) // what was BUSY itself does not count
 		if lu.outstanding == 0 {
-			if lu.gate.Load()&gateGivenUp != 0 {
-				lu.openGateLocked(gateGivenUp) // it answered after all
-			}
+			lu.reviveLocked() // it answered after all
 			lu.endQuiesceLocked(p, StatusSuccess)
 		}
 		want := min(lu.waiting.n, lu.leftLocked())

@@ -40,7 +40,7 @@ func (a *Adapter) Enumerate(p *Processor) error {
 		for target := range a.config.MaximumNumberOfTargets {
 			found, err := c.target(p, uint8(path), uint8(target))
 			if err != nil {
-				a.replaceUnits(before)
+				a.dropUnits(p, before)
 				return fmt.Errorf("%s: enumerate target %d:%d: %w", a.options.Name, path, target, err)
 			}
 			now = append(now, found...)
@@ -57,13 +57,11 @@ func (a *Adapter) Enumerate(p *Processor) error {
 			added = append(added, lu)
 		}
 	}
-	if !a.replaceUnits(now) {
+	if !a.dropUnits(p, now) {
 		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
 	}
 	controller, _ := a.miniport.(UnitController)
 	for _, lu := range removed {
-		a.detach(p, lu)
-		a.leave(p, lu)
 		a.unitControl(p, controller, UnitRemove, lu)
 	}
 	for _, lu := range added {
@@ -243,25 +241,52 @@ func (a *Adapter) publish(lu, old *LogicalUnit) {
 		return
 	}
 	list := slices.DeleteFunc(slices.Clone(a.units.Load().list), func(u *LogicalUnit) bool { return u == old })
-	a.units.Store(&unitTable{list: append(list, lu)})
+	a.replaceUnitsLocked(append(list, lu))
 }
 
-// replaceUnits makes list the table. False: the adapter is gone.
-func (a *Adapter) replaceUnits(list []*LogicalUnit) bool {
+// replaceUnitsLocked makes list the table's; what was in it and is not has left. A unit
+// is in the table, in one way or the other, until it is idle.
+//
+// +checklocks:a.mu
+func (a *Adapter) replaceUnitsLocked(list []*LogicalUnit) (dropped []*LogicalUnit) {
+	for _, lu := range a.units.Load().all {
+		if !slices.Contains(list, lu) {
+			dropped = append(dropped, lu)
+		}
+	}
+	a.units.Store(newUnitTable(list, dropped))
+	return dropped
+}
+
+// dropUnits makes list the table's, and detaches what was in it and is not. False: the
+// adapter is gone.
+//
+// Level: Passive.
+func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.gate.Load()&gateGone != 0 {
+		a.mu.Unlock()
 		return false
 	}
-	a.units.Store(&unitTable{list: list})
+	dropped := a.replaceUnitsLocked(list)
+	a.mu.Unlock()
+	for _, lu := range dropped {
+		if !lu.removed() {
+			a.detach(p, lu)
+		}
+	}
 	return true
 }
 
-// forget takes a unit out of the table.
+// forget takes a unit that is detached out of the table's list.
 func (a *Adapter) forget(lu *LogicalUnit) {
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
-	a.replaceUnits(slices.DeleteFunc(a.LogicalUnits(), func(u *LogicalUnit) bool { return u == lu }))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gate.Load()&gateGone == 0 {
+		a.replaceUnitsLocked(slices.DeleteFunc(a.LogicalUnits(), func(u *LogicalUnit) bool { return u == lu }))
+	}
 }
 
 // command sends the command in the SRB's CDB, which reads up to inBytes into the

@@ -244,7 +244,7 @@ func (a *Adapter) PauseDevice(_ *Processor, path, target, lun uint8, seconds int
 		current := lu.pauseTurn == turn
 		lu.mu.Unlock()
 		if current {
-			a.ResumeDevice(p, path, target, lun)
+			lu.resume(p) // by address it might be another by now
 		}
 	})
 	return true
@@ -257,12 +257,17 @@ func (a *Adapter) ResumeDevice(p *Processor, path, target, lun uint8) bool {
 	if lu == nil {
 		return false
 	}
+	lu.resume(p)
+	return true
+}
+
+// resume ends the unit's pause.
+func (lu *LogicalUnit) resume(p *Processor) {
 	lu.mu.Lock()
 	lu.pauseTurn++
 	lu.openGateLocked(gatePaused)
 	lu.mu.Unlock()
-	a.kick(p)
-	return true
+	lu.a.kick(p)
 }
 
 // endBusyLaterLocked has the unit's gate opened BusyPauseTime after a BUSY

@@ -6,8 +6,9 @@ import "slices"
 // completes with StatusNoDevice, and who waits for what the miniport holds is told
 // to wait no more. That itself stays with the miniport, since its memory may still be
 // written; the reset road is taken again after another timeout. The unit works again
-// when a reset helps, or when the miniport has given back everything: so nothing that
-// was given up is done after what comes later.
+// when a reset helps, or when the miniport has given back everything, built SRBs
+// included that could not go down: so nothing that was given up is done after what
+// comes later.
 //
 // Level: Passive, on the recovery service.
 func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
@@ -25,7 +26,7 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	lu.endQuiesceLocked(p, StatusNoDevice)
 	lu.rearmLocked()
 	lu.mu.Unlock()
-	lu.dispatch(p) // built SRBs go down: the miniport's resources that they hold come back so
+	lu.dispatch(p) // built SRBs go down as far as the limits allow: see builtGate
 	held, abandoned := lu.abandonAll(p)
 	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String(), "held", held, "abandoned", abandoned)
 }
@@ -48,45 +49,16 @@ func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
 	return held, len(stuck)
 }
 
-// A unit that has left the table cannot be reset any more: no SRB goes to it, and a
-// reset of its target or bus would end what the others do. What the miniport still
-// holds of it is timed on and then abandoned.
+// A unit that is removed cannot be reset any more: no SRB goes to it, and a reset of its
+// target or bus would end what the others do. What has not come back of it is timed on
+// and then abandoned.
 
-// leave has a unit timed that has just left the table, if the miniport holds SRBs of
-// it. If the adapter has gone meanwhile, nobody times it any more.
-//
-// Level: Passive.
-func (a *Adapter) leave(p *Processor, lu *LogicalUnit) {
-	lu.mu.Lock()
-	idle := lu.outstanding == 0
-	lu.mu.Unlock()
-	if idle {
-		return
-	}
-	a.mu.Lock()
-	if !slices.Contains(a.left, lu) {
-		a.left = append(a.left, lu)
-	}
-	gone := a.gate.Load()&gateGone != 0
-	a.mu.Unlock()
-	if gone {
-		a.abandonUnits(p, lu)
-	}
-}
-
-// leavers are the units that leave has timed.
-func (a *Adapter) leavers() []*LogicalUnit {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return slices.Clone(a.left)
-}
-
-// timeLeaver is a second of a unit that leave has timed.
+// timeLeaver is a second of a unit that is removed.
 //
 // Level: Passive, on the timer service.
 func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
 	lu.mu.Lock()
-	idle := lu.outstanding == 0
+	idle := lu.outstanding == 0 && lu.waiting.n == 0 // for ever
 	expired := lu.countDownLocked()
 	if expired {
 		lu.rearmLocked()
@@ -95,14 +67,16 @@ func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
 	switch {
 	case idle:
 		a.mu.Lock()
-		a.left = slices.DeleteFunc(a.left, func(u *LogicalUnit) bool { return u == lu })
+		if t := a.units.Load(); slices.Contains(t.left, lu) {
+			a.units.Store(newUnitTable(t.list, slices.DeleteFunc(slices.Clone(t.left), func(u *LogicalUnit) bool { return u == lu })))
+		}
 		a.mu.Unlock()
 	case expired && a.abandonUnits(p, lu) > 0:
 		a.timeouts.Add(1)
 	}
 }
 
-// abandonUnits abandons what the miniport holds of units that are removed, and
+// abandonUnits abandons what has not come back of units that are removed, and
 // returns how much that is.
 //
 // Level: Passive.
@@ -119,22 +93,49 @@ func (a *Adapter) abandonUnits(p *Processor, units ...*LogicalUnit) (total int) 
 	return total
 }
 
-// abandonLocked returns what is to be abandoned: SRBs that the miniport holds and
-// that somebody waits for who need not.
+// abandonLocked returns what is to be abandoned: SRBs that the miniport holds, or has
+// built and the limits keep from StartIo, and that somebody waits for who need not.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) abandonLocked() (abandoned []*SRB) {
 	for s := lu.pendingHead; s != nil; s = s.pendNext {
-		if owner := s.owner.Load(); s.recovery || s.given != givenNot || owner != ownerMiniport && owner != ownerKept {
-			continue
-		}
-		if _, ok := s.Completer.(Abandoner); ok {
-			s.given = givenNow
-			lu.stats.Abandoned++
+		if owner := s.owner.Load(); (owner == ownerMiniport || owner == ownerKept) && s.mayAbandon() {
 			abandoned = append(abandoned, s)
 		}
 	}
+	for s := lu.waiting.head; s != nil; s = s.next {
+		if s.built && s.mayAbandon() {
+			abandoned = append(abandoned, s)
+		}
+	}
+	for _, s := range abandoned {
+		s.given = givenNow
+	}
+	lu.stats.Abandoned += uint64(len(abandoned))
 	return abandoned
+}
+
+// mayAbandon reports whether somebody waits for s who need not, and has not been told.
+// Its unit's mu is held.
+func (s *SRB) mayAbandon() bool {
+	_, ok := s.Completer.(Abandoner)
+	return ok && !s.recovery && s.given == givenNot
+}
+
+// reviveLocked has a unit that was given up work again, unless SRBs that were given up
+// with it have still to go down: those come before what is later, and come back first.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) reviveLocked() {
+	if lu.gate.Load()&gateGivenUp == 0 {
+		return
+	}
+	for s := lu.waiting.head; s != nil; s = s.next {
+		if s.given != givenNot {
+			return
+		}
+	}
+	lu.openGateLocked(gateGivenUp)
 }
 
 // abandon tells s's Abandoner, and hands s back if it has come meanwhile.

@@ -244,7 +244,7 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "an SRB parked while the gate opened stays",
 			Test: "TestInterleave_Busy",
 			File: "issue.go",
-			Old: `	if lu.gate.Load()|lu.a.gate.Load() == 0 {
+			Old: `	if builtGate(lu.gate.Load())|lu.a.gate.Load() == 0 {
 		lu.a.kick(p) // the gate opened between the check and here
 	}`,
 		},
@@ -263,6 +263,23 @@ func TestInterleaveMutants(t *testing.T) {
 			Old: `	if a.starved.Load() && a.starved.CompareAndSwap(true, false) {
 		a.kick(p)
 	}`,
+		},
+		{
+			Name: "a unit that left is not looked at again",
+			Test: "TestInterleave_RemovedWhilePaused",
+			File: "issue.go",
+			Old: `	for _, lu := range a.units.Load().all {
+		lu.dispatch(p)
+	}`,
+			New: `	for _, lu := range a.units.Load().list {
+		lu.dispatch(p)
+	}`,
+		},
+		{
+			Name: "an SRB that is built waits for a unit that left",
+			Test: "TestInterleave_RemovedWhilePaused",
+			File: "unit.go",
+			Old:  `		return unit & gateRecovering`,
 		},
 		{
 			Name: "a deeper queue is told to nobody",

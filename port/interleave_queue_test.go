@@ -44,7 +44,7 @@ func newWarehouse(m *machine, units int) *warehouse {
 			m.a.FreeSRB(srb)
 		}
 		for _, lu := range x.units {
-			if s, gate := lu.Stats(), lu.gate.Load(); s.Outstanding != 0 || s.Waiting != 0 || gate != 0 {
+			if s, gate := lu.Stats(), lu.gate.Load()&^gateRemoved; s.Outstanding != 0 || s.Waiting != 0 || gate != 0 {
 				return fmt.Errorf("%s: %d outstanding, %d waiting, gate %#x at rest", lu, s.Outstanding, s.Waiting, gate)
 			}
 		}
@@ -163,6 +163,26 @@ func TestInterleave_Depth(t *testing.T) {
 		x.submitter(0, 1)
 		x.device()
 		m.task("depth", func(p *Processor) { m.a.SetDeviceQueueDepth(p, 0, 0, 0, 2) })
+	})
+}
+
+// A unit leaves while the adapter is paused: its SRBs end all the same, those that
+// BuildIo has passed on as well.
+func TestInterleave_RemovedWhilePaused(t *testing.T) {
+	explore(t, interleave.Search{Preemptions: 3, Seeds: 1000}, limits(4, 4, 4), func(m *machine) {
+		x := newWarehouse(m, 1)
+		x.submitter(0, 1)
+		x.device()
+		m.task("remover", func(p *Processor) {
+			m.a.mu.Lock()
+			m.a.closeGateLocked(gatePaused)
+			m.a.mu.Unlock()
+			m.Yield("paused")
+			m.a.detach(p, x.units[0])
+			m.a.forget(x.units[0])
+			m.Yield("removed")
+			m.a.Resume(p)
+		})
 	})
 }
 

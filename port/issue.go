@@ -264,7 +264,7 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 		s := run.pop()
 		// The unit may have become busy, frozen or under reset since BuildIo.
 		yieldPoint("StartIo: gates")
-		if gate := s.lu.gate.Load() | a.gate.Load(); gate != 0 && !s.passes(gate) {
+		if unit, adapter := s.lu.gate.Load(), a.gate.Load(); unit|adapter != 0 && !s.passes(unit, adapter) {
 			parked.push(s)
 			continue
 		}
@@ -315,7 +315,6 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		}
 	}
 	gone := lu.a.gate.Load()&gateGone != 0
-	lu.rearmLocked()
 	if lu.busyLeft > 0 && lu.outstanding == 0 {
 		lu.busyLeft = 0 // no completion is left to end it
 		lu.openGateLocked(gateBusy)
@@ -324,6 +323,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		lu.endQuiesceLocked(p, StatusSuccess)
 	}
 	lu.waiting.prepend(group)
+	lu.rearmLocked()
 	lu.stats.Parked += uint64(n)
 	lu.stats.Started -= uint64(n)
 	if gone {
@@ -332,7 +332,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	lu.mu.Unlock()
 	lu.a.unreserve(p, n)
 	yieldPoint("park: has the gate opened")
-	if lu.gate.Load()|lu.a.gate.Load() == 0 {
+	if builtGate(lu.gate.Load())|lu.a.gate.Load() == 0 {
 		lu.a.kick(p) // the gate opened between the check and here
 	}
 }
@@ -396,9 +396,9 @@ func (a *Adapter) unmap(s *SRB) {
 // level.
 func (a *Adapter) kick(p *Processor) { a.IssueDpc(p, &a.kickDpc) }
 
-// dispatchAll is the routine of kickDpc.
+// dispatchAll is the routine of kickDpc. Units that are gone have SRBs, too: built ones.
 func (a *Adapter) dispatchAll(p *Processor, _ *Dpc) {
-	for _, lu := range a.units.Load().list {
+	for _, lu := range a.units.Load().all {
 		lu.dispatch(p)
 	}
 }

@@ -151,6 +151,12 @@ func (w *recorderWire) DisconnectInterrupt() { w.r.note("interrupts disconnected
 // stage brings a recorder up; the adapter is not removed by it.
 func stage(t *testing.T, r *recorder) *bench {
 	t.Helper()
+	return stageMiniport(t, r, r)
+}
+
+// stageMiniport is stage for a miniport that has r within.
+func stageMiniport(t *testing.T, r *recorder, mp Miniport) *bench {
+	t.Helper()
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +165,7 @@ func stage(t *testing.T, r *recorder) *bench {
 	b.sys = newSystem(t, SystemConfig{IOMMU: dma.NewIOMMU(arena), Verify: true, HoldLimit: time.Hour})
 	b.p = b.processor("test")
 	w := &recorderWire{wire: wire{messages: 1}, r: r}
-	if b.a, err = b.sys.AddAdapter(b.p, w, r, AdapterOptions{}); err != nil {
+	if b.a, err = b.sys.AddAdapter(b.p, w, mp, AdapterOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

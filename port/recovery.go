@@ -54,6 +54,10 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 		if a.isGone() {
 			return // SurpriseRemove sees to what is outstanding
 		}
+		if lu.removed() && a.state.Load() != adapterFailed {
+			a.reopen(p, lu, false) // it is timed on: see timeLeaver
+			return
+		}
 		ok, left := a.resetScope(p, lu, level)
 		if ok && left == 0 {
 			log.Warn("reset done", "level", level.String())
@@ -233,11 +237,9 @@ func (a *Adapter) reopen(p *Processor, lu *LogicalUnit, helped bool) {
 	lu.mu.Lock()
 	lu.openGateLocked(gateRecovering)
 	if helped {
-		lu.openGateLocked(gateGivenUp)
+		lu.reviveLocked()
 	}
-	if lu.pendingHead != nil {
-		lu.rearmLocked()
-	}
+	lu.rearmLocked()
 	lu.mu.Unlock()
 	a.kick(p)
 }

@@ -3,7 +3,6 @@ package port
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -123,7 +122,7 @@ func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) erro
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
 	}
 	if err != nil {
-		a.abandonUnits(p, slices.Concat(a.LogicalUnits(), a.leavers())...)
+		a.abandonUnits(p, a.units.Load().all...)
 	}
 	a.removeUnits(p)
 	a.shutDown(err == nil)
@@ -191,7 +190,7 @@ func (a *Adapter) removeUnits(p *Processor) {
 // failUnits fails what the units' queues hold, and whatever comes.
 func (a *Adapter) failUnits(p *Processor) {
 	old := p.raise(Dispatch)
-	for _, lu := range a.units.Load().list {
+	for _, lu := range a.units.Load().all {
 		lu.mu.Lock()
 		lu.closeGateLocked(gateRemoved)
 		lu.failAllLocked(p)
@@ -257,6 +256,9 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 	lu.closeGateLocked(gateRemoved)
 	lu.failWaitingLocked(p, StatusNoDevice)
 	lu.endQuiesceLocked(p, StatusNoDevice)
+	if lu.timeLeft < 0 {
+		lu.rearmLocked()
+	}
 	lu.mu.Unlock()
 	lu.dispatch(p)
 	p.lower(old)
@@ -307,7 +309,6 @@ func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why st
 	return a.worker.post(func(p *Processor) {
 		a.detach(p, lu)
 		a.forget(lu)
-		a.leave(p, lu)
 	})
 }
 

@@ -166,9 +166,13 @@ func (a *Adapter) tick(p *Processor) {
 	if a.gate.Load()&gateLinkDown != 0 {
 		return
 	}
-	for _, lu := range a.units.Load().list {
+	for _, lu := range a.units.Load().all {
 		if p.verify {
 			lu.checkOverdue(p)
+		}
+		if lu.removed() && a.state.Load() != adapterFailed {
+			a.timeLeaver(p, lu)
+			continue
 		}
 		lu.mu.Lock()
 		expired := lu.countDownLocked()
@@ -180,9 +184,6 @@ func (a *Adapter) tick(p *Processor) {
 			a.timeouts.Add(1)
 			a.recovery.post(func(p *Processor) { a.recover(p, lu) })
 		}
-	}
-	for _, lu := range a.leavers() {
-		a.timeLeaver(p, lu)
 	}
 }
 

@@ -114,11 +114,12 @@ type Completer interface {
 type Abandoner interface {
 	Completer
 	// AbandonSRB is told that the port has given srb up: no reset has brought it back
-	// from the miniport. Whoever waits for it should be told that there is no such
-	// device. srb, its extension and its data are the miniport's still, and the
-	// device may touch them, until CompleteSRB: that is when a reset works at last,
-	// the device answers after all, or never. It is called once at the most, and has
-	// returned before CompleteSRB is called.
+	// from the miniport, or the limits keep it from StartIo while such others are out.
+	// Whoever waits for it should be told that there is no such device. srb, its
+	// extension and its data are the miniport's still, and the device may touch them,
+	// until CompleteSRB: that is when a reset works at last, the device answers after
+	// all, or never. It is called once at the most, and has returned before
+	// CompleteSRB is called.
 	//
 	// Level: Dispatch, no lock held. It may submit other SRBs.
 	AbandonSRB(p *Processor, srb *SRB)

@@ -107,7 +107,7 @@ type LUStats struct {
 	Busy, QueueFull             uint64 // BUSY completions, and those for a full queue
 	Parked                      uint64 // built, but the unit was not ready for StartIo
 	Timeouts                    uint64
-	Abandoned                   uint64 // given up while the miniport had them
+	Abandoned                   uint64 // given up after BuildIo
 	// Held is how long SRBs had to wait for each reason, the current wait included.
 	Held [GateReasons]time.Duration
 	// BusyTime is how long something was outstanding or waiting: an estimate, by a
@@ -199,11 +199,33 @@ func (q *srbQueue) prepend(l *srbQueue) {
 	*l = srbQueue{}
 }
 
-// passes reports whether s goes down although gate is not open.
-func (s *SRB) passes(gate uint32) bool {
+// removed reports whether the unit is gone.
+func (lu *LogicalUnit) removed() bool { return lu.gate.Load()&gateRemoved != 0 }
+
+// builtGate is what of a unit's gate holds back an SRB that is built.
+//
+// Such an SRB has resources of the miniport, and only StartIo followed by a completion
+// gives those back: nothing undoes BuildIo. So the port does not end it without StartIo
+// unless the adapter has gone. If the unit is removed or given up, it waits for the end
+// of a reset there, and for nothing else: it may be that nobody opens the rest of the
+// gate any more. The device will say that there is no such unit.
+func builtGate(unit uint32) uint32 {
+	if unit&(gateRemoved|gateGivenUp) != 0 {
+		return unit & gateRecovering
+	}
+	return unit
+}
+
+// passes reports whether s goes down although a gate, its unit's or its adapter's, is
+// not open.
+func (s *SRB) passes(unit, adapter uint32) bool {
 	if s.recovery {
 		return true
 	}
+	if s.built {
+		unit = builtGate(unit)
+	}
+	gate := unit | adapter
 	if s.taskManagement() {
 		return gate&(gateStopped|gateGone|gateRemoved) == 0
 	}
@@ -212,9 +234,6 @@ func (s *SRB) passes(gate uint32) bool {
 	}
 	if s.Flags&FlagBypassLockedQueue != 0 {
 		gate &^= gateLocked
-	}
-	if s.built {
-		gate &^= gateRemoved | gateGivenUp // the device will say that there is no such unit
 	}
 	return gate == 0
 }
@@ -235,8 +254,8 @@ func (s *SRB) taskManagement() bool {
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) bypassesLocked(s *SRB) bool {
-	gate := lu.gate.Load() | lu.a.gate.Load()
-	return gate != 0 && s.passes(gate)
+	unit, adapter := lu.gate.Load(), lu.a.gate.Load()
+	return unit|adapter != 0 && s.passes(unit, adapter)
 }
 
 // alone reports whether s runs with nothing else outstanding on its unit.
@@ -251,7 +270,7 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 	if s.recovery {
 		return true
 	}
-	if gate := lu.gate.Load() | lu.a.gate.Load(); gate != 0 && !s.passes(gate) {
+	if unit, adapter := lu.gate.Load(), lu.a.gate.Load(); unit|adapter != 0 && !s.passes(unit, adapter) {
 		return false
 	}
 	if s.taskManagement() {
@@ -326,13 +345,17 @@ func (lu *LogicalUnit) unlinkLocked(s *SRB) {
 }
 
 // rearmLocked sets the unit's timer after a completion: to the timeout of the
-// request that is now the oldest, or off. The unit is timed, not the request.
+// request that is now the oldest, or off. The unit is timed, not the request. If the
+// unit is gone, what still waits is timed as well.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) rearmLocked() {
 	lu.timeLeft = -1
-	if lu.pendingHead != nil {
+	switch {
+	case lu.pendingHead != nil:
 		lu.timeLeft = int64(lu.pendingHead.timeout())
+	case lu.waiting.head != nil && lu.gate.Load()&gateRemoved != 0:
+		lu.timeLeft = int64(lu.waiting.head.timeout())
 	}
 }
 
