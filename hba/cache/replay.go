@@ -18,8 +18,10 @@ type Replay struct {
 	c    *Cache
 	now  time.Time
 	seen uint64 // the latest write that was pending
-	// cut is the report of a StepCut whose StepImage has not come.
+	// cut is the report of a StepCut whose StepImage has not come, last that of the
+	// latest cut.
 	cut     *Report
+	last    *Report
 	inexact string
 }
 
@@ -100,10 +102,15 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 
 // Cut cuts the power now, as Cache.Cut does. Its report is by the pending writes
 // alone: what was promised about sectors that were durable by then, no step tells.
-func (r *Replay) Cut(o CutOptions, at time.Time) (*Report, error) {
+func (r *Replay) Cut(o CutOptions, at time.Time) (report *Report, err error) {
 	r.now = at
-	return r.c.Cut(o)
+	report, err = r.c.Cut(o)
+	r.last = report
+	return report, err
 }
+
+// Report is that of the latest power cut, nil before the first.
+func (r *Replay) Report() *Report { return r.last }
 
 func (r *Replay) doubt(why string) {
 	if r.inexact == "" {
