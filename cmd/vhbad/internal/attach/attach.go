@@ -244,7 +244,7 @@ func blockBytes(want uint32, info exportInfo) (uint32, error) {
 func dialAll(ctx context.Context, s Server, n int) (fds []int, first exportInfo, err error) {
 	defer func() {
 		if err != nil {
-			closeAll(fds)
+			leave(fds)
 			fds = nil
 		}
 	}()

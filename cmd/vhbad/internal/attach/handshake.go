@@ -79,7 +79,10 @@ func dial(ctx context.Context, s Server) (fd int, info exportInfo, err error) {
 }
 
 // negotiate runs the fixed newstyle handshake up to NBD_OPT_GO's ACK. It never
-// reads ahead: the bytes that follow are the kernel's.
+// reads ahead: the bytes that follow are the kernel's. A server that refuses is
+// left by NBD_OPT_ABORT.
+//
+// Source: proto.md, "Termination of the session during option haggling".
 func negotiate(rw io.ReadWriter, export string) (exportInfo, error) {
 	var hello [18]byte
 	if _, err := io.ReadFull(rw, hello[:]); err != nil {
@@ -104,8 +107,20 @@ func negotiate(rw io.ReadWriter, export string) (exportInfo, error) {
 	if _, err := rw.Write(msg); err != nil {
 		return exportInfo{}, fmt.Errorf("ask for the export: %w", err)
 	}
-	return readGo(rw, export)
+	info, err := readGo(rw, export)
+	if errors.As(err, new(refusalError)) {
+		// The server waits for another option: leave in good order. It may be gone.
+		msg = be.AppendUint64(nil, protocol.NEGOTIATION_MAGIC_OPTION)
+		msg = be.AppendUint32(msg, protocol.NEGOTIATION_ID_OPTION_ABORT)
+		_, _ = rw.Write(be.AppendUint32(msg, 0))
+	}
+	return info, err
 }
+
+// A refusalError is an error reply of the server.
+type refusalError string
+
+func (e refusalError) Error() string { return string(e) }
 
 // readGo reads the replies to NBD_OPT_GO.
 func readGo(r io.Reader, export string) (exportInfo, error) {
@@ -165,15 +180,15 @@ func refusal(kind uint32, export string, body []byte) error {
 	}
 	switch kind {
 	case errUnsupported:
-		return fmt.Errorf("the server does not know NBD_OPT_GO%s", text)
+		return refusalError("the server does not know NBD_OPT_GO" + text)
 	case errPolicy:
-		return fmt.Errorf("the server does not let us use %s%s", name, text)
+		return refusalError(fmt.Sprintf("the server does not let us use %s%s", name, text))
 	case errTLSRequired:
-		return fmt.Errorf("the server wants TLS%s: %s", text, noTLS)
+		return refusalError(fmt.Sprintf("the server wants TLS%s: %s", text, noTLS))
 	case errUnknown:
-		return fmt.Errorf("the server has no %s%s: list what it has with `nbdinfo --list`", name, text)
+		return refusalError(fmt.Sprintf("the server has no %s%s: list what it has with `nbdinfo --list`", name, text))
 	case errShutdown:
-		return fmt.Errorf("the server is shutting down%s", text)
+		return refusalError("the server is shutting down" + text)
 	}
-	return fmt.Errorf("the server refused %s with error %#x%s", name, kind, text)
+	return refusalError(fmt.Sprintf("the server refused %s with error %#x%s", name, kind, text))
 }

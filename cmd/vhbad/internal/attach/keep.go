@@ -140,7 +140,7 @@ func (a *Attachment) askSize(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	closeAll(fds)
+	leave(fds)
 	if err := a.fits(info); err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (a *Attachment) attempt(ctx context.Context) error {
 		return err
 	}
 	if err := a.fits(info); err != nil {
-		closeAll(fds)
+		leave(fds)
 		return err
 	}
 	id.fds = fds

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pojntfx/go-nbd/pkg/protocol"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,6 +27,21 @@ func duplicate(conn net.Conn) (fd int, err error) {
 	var inner error
 	err = raw.Control(func(of uintptr) { fd, inner = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
 	return fd, errors.Join(err, inner)
+}
+
+// leave ends connections that the kernel has not got, and that are in the
+// transmission phase with nothing in flight, in good order: by NBD_CMD_DISC.
+//
+// Source: proto.md, "Terminating the transmission phase".
+func leave(fds []int) {
+	b := binary.BigEndian.AppendUint32(nil, protocol.TRANSMISSION_MAGIC_REQUEST)
+	b = binary.BigEndian.AppendUint16(b, 0)
+	b = binary.BigEndian.AppendUint16(b, protocol.TRANSMISSION_TYPE_REQUEST_DISC)
+	b = append(b, make([]byte, 8+8+4)...) // cookie, offset, length
+	for _, fd := range fds {
+		_ = unix.Send(fd, b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) // the server may be gone
+	}
+	closeAll(fds)
 }
 
 func closeAll(fds []int) {
