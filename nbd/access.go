@@ -13,7 +13,7 @@ var errTLSFirst = &refusal{repErrTLSReqd, NegotiationTLSRequired, "this server w
 func (n *negotiation) find(name string) (Export, *refusal) {
 	e, ok := n.c.server.Exports.Lookup(name)
 	if !ok {
-		return Export{}, &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q", clip(name))}
+		return Export{}, &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q", clip(name, maxMessageBytes))}
 	}
 	return e, n.mayUse(e)
 }

@@ -23,6 +23,7 @@ type negotiation struct {
 	c *Conn
 
 	noZeroes bool
+	fixed    bool // the client said that it knows fixed newstyle
 	spoke    bool // the client has sent something
 	deadline time.Time
 	// lastWords is set once the client has been given time in spite of a drain.
@@ -179,6 +180,7 @@ func (n *negotiation) greet() error {
 		return negotiationError{NegotiationClientFlags, fmt.Sprintf("%#08x", flags)}
 	}
 	n.noZeroes = flags&clientNoZeroes != 0
+	n.fixed = flags&clientFixedNewstyle != 0
 	return nil
 }
 
@@ -316,7 +318,7 @@ func (n *negotiation) reply(id, typ uint32, parts ...[]byte) error {
 
 // refuse sends an error reply with a message for people.
 func (n *negotiation) refuse(id, typ uint32, message string) error {
-	return n.reply(id, typ, []byte(clip(message)))
+	return n.reply(id, typ, []byte(clip(message, maxMessageBytes)))
 }
 
 // refuseData refuses an option that has data but should have none.
@@ -329,5 +331,9 @@ func (n *negotiation) turnAway(id uint32, r *refusal) error {
 	n.refused = r
 	c := n.c
 	c.server.Log.Debug("client refused", "conn", c.id, "remote", c.remote, "option", id, "reason", r.reason.String(), "detail", r.message)
-	return n.refuse(id, r.typ, r.message)
+	typ := r.typ
+	if typ == repErrTLSReqd && !n.mayDemandTLS(id) {
+		typ = repErrPolicy
+	}
+	return n.refuse(id, typ, r.message)
 }

@@ -57,7 +57,7 @@ func (n *negotiation) list(data []byte) error {
 		listed++
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(e.Name)))
-		description := clip(e.Device.Info().Description)
+		description := clip(e.Device.Info().Description, maxStringBytes)
 		if err := n.reply(optList, repServer, length[:], []byte(e.Name), []byte(description)); err != nil {
 			return err
 		}
@@ -68,9 +68,9 @@ func (n *negotiation) list(data []byte) error {
 }
 
 // clip bounds a string of ours to what the protocol carries.
-func clip(s string) string {
-	if len(s) > maxStringBytes {
-		s = s[:maxStringBytes]
+func clip(s string, maxBytes int) string {
+	if len(s) > maxBytes {
+		s = s[:maxBytes]
 	}
 	return strings.ToValidUTF8(s, "") // the cut may have split a character
 }
@@ -184,7 +184,7 @@ func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 }
 
 func (n *negotiation) replyString(id uint32, typ uint16, s string) error {
-	return n.reply(id, repInfo, binary.BigEndian.AppendUint16(nil, typ), []byte(clip(s)))
+	return n.reply(id, repInfo, binary.BigEndian.AppendUint16(nil, typ), []byte(clip(s, maxStringBytes)))
 }
 
 // replyBlockSize sends NBD_INFO_BLOCK_SIZE.

@@ -332,8 +332,9 @@ func TestExports_Access(t *testing.T) {
 			for _, name := range []string{"tls", "named"} {
 				h.want(info, infoData(name), no)
 				h.want(goTo, infoData(name), no)
-				h.want(listContexts, contextData(name), no)
-				h.want(setContexts, contextData(name, "base:allocation"), no)
+				// These do not enter an export: TLS_REQD is not for them.
+				h.want(listContexts, contextData(name), "ERR_POLICY")
+				h.want(setContexts, contextData(name, "base:allocation"), "ERR_POLICY")
 			}
 			h.write(option(exportName, []byte("tls")))
 			h.ended()

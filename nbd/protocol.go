@@ -31,8 +31,10 @@ const (
 	// maxDrainBytes is how much data of a refused option is read and thrown away.
 	maxDrainBytes = 64 << 10
 
-	// maxStringBytes is the longest string of the protocol: "Values", string.
-	maxStringBytes = 4096
+	// maxStringBytes is the longest string of the protocol, and maxMessageBytes the
+	// longest that it recommends: "Conventions".
+	maxStringBytes  = 4096
+	maxMessageBytes = 256
 )
 
 // Option types that get an answer other than ERR_UNSUP. Source: proto.md,

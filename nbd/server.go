@@ -349,7 +349,7 @@ func (s *Server) reserve(c *Conn, e Export) *refusal {
 	// Looked up once more, for DrainDevice: who comes after it finds no export, and
 	// who was here before is among those that it sees.
 	if now, ok := s.Exports.Lookup(e.Name); !ok || now.Device != e.Device {
-		return &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q any more", clip(e.Name))}
+		return &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q any more", clip(e.Name, maxMessageBytes))}
 	}
 	if e.MaxConnections > 0 && s.inUse[e.Name] >= e.MaxConnections {
 		return &refusal{

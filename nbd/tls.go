@@ -51,6 +51,8 @@ func (n *negotiation) startTLS(data []byte) error {
 		return n.refuse(optStartTLS, repErrInvalid, "STARTTLS within TLS")
 	case c.server.TLSMode == TLSOff:
 		return n.refuse(optStartTLS, repErrUnsup, "this server does not do TLS")
+	case !n.fixed:
+		return n.refuse(optStartTLS, repErrPolicy, "STARTTLS is for clients that set NBD_FLAG_C_FIXED_NEWSTYLE")
 	}
 	config := c.server.TLSConfig()
 	if config == nil {
@@ -117,6 +119,15 @@ func certificateNames(c *x509.Certificate) []string {
 // Source: proto.md, "FORCEDTLS mode".
 func (n *negotiation) needsTLS(id uint32) bool {
 	return n.c.server.TLSMode == TLSRequired && !n.secured() && id != optAbort && id != optStartTLS
+}
+
+// mayDemandTLS says whether the option may be answered by NBD_REP_ERR_TLS_REQD:
+// not for a client that could not follow it, and where TLS is for some exports
+// only, not for what does not enter one.
+//
+// Source: proto.md, "Server-side requirements", "SELECTIVETLS mode".
+func (n *negotiation) mayDemandTLS(id uint32) bool {
+	return n.fixed && (n.c.server.TLSMode == TLSRequired || id == optInfo || id == optGo)
 }
 
 // secured says whether the client has TLS.

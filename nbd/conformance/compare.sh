@@ -152,10 +152,13 @@ if wanted nbd-server nbd-server; then
 fi
 
 "$work/suite" -test.run 'TestMarkdown$' -markdown "$(IFS=,; echo "${reports[*]}")" | sed '/^PASS$/d' >"$work/table"
-awk -v table="$work/table" '
-  /<!-- results end -->/ { skip = 0 }
+"$work/suite" -test.run 'TestRequirementsMarkdown$' -requirements | sed '/^PASS$/d' >"$work/counts"
+awk -v table="$work/table" -v counts="$work/counts" '
+  function put(file) { skip = 1; print ""; while ((getline line < file) > 0) print line; print "" }
+  /<!-- (results|requirements) end -->/ { skip = 0 }
   !skip { print }
-  /<!-- results begin/ { skip = 1; print ""; while ((getline line < table) > 0) print line; print "" }
+  /<!-- results begin/ { put(table) }
+  /<!-- requirements begin/ { put(counts) }
 ' docs/protocol-support.md >"$work/doc"
 cat "$work/doc" >docs/protocol-support.md
 echo "results in $out"

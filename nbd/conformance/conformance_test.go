@@ -1,6 +1,7 @@
 package conformance_test
 
 import (
+	"bytes"
 	"flag"
 	"io"
 	"os"
@@ -14,6 +15,8 @@ var (
 	uri      = flag.String("uri", "", "test the `servers`' exports at these NBD URIs, separated by spaces, instead of our own")
 	server   = flag.String("server", "", "`name` and version of the server, for -results")
 	results  = flag.String("results", "", "write the results as JSON to this `file`")
+	spec     = flag.String("spec", "", "compare the table of requirements with this `file`, the doc/proto.md of a version of the NBD project")
+	counts   = flag.Bool("requirements", false, "count the requirements in Markdown on standard output")
 	markdown = flag.String("markdown", "", "compare the JSON `files`, separated by commas, in Markdown on standard output")
 )
 
@@ -26,6 +29,10 @@ func TestMain(m *testing.M) {
 		only = "^TestURI$"
 	case *markdown != "":
 		only = "^TestMarkdown$"
+	case *counts:
+		only = "^TestRequirementsMarkdown$"
+	case *spec != "":
+		only = "^TestSpec$"
 	}
 	if only != "" {
 		if err := flag.Set("test.run", only); err != nil {
@@ -61,6 +68,49 @@ func TestURI(t *testing.T) {
 	}
 	if n := report.Broken(conformance.Must); n > 0 {
 		t.Errorf("%d rules with MUST are broken", n)
+	}
+}
+
+// TestSpec compares the table of requirements with the text that the flags name,
+// if any, and fails if a key word is new, gone, or elsewhere.
+func TestSpec(t *testing.T) {
+	if *spec == "" {
+		return // TestCompare has texts of its own
+	}
+	f, err := os.Open(*spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }() // only read
+	text, err := conformance.ReadSpecification(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, difference := range text.Compare(conformance.Requirements()) {
+		t.Error(difference)
+	}
+	t.Logf("%d key words; the table is of %s", len(text.Keywords), conformance.SpecificationVersion)
+}
+
+// TestRequirementsMarkdown: docs/protocol-support.md counts the requirements as
+// they are. With the flag it prints what is to be there.
+func TestRequirementsMarkdown(t *testing.T) {
+	var b bytes.Buffer
+	if err := conformance.WriteRequirements(&b); err != nil {
+		t.Fatal(err)
+	}
+	if *counts {
+		if _, err := os.Stdout.Write(b.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	text, err := os.ReadFile("../../docs/protocol-support.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(text, b.Bytes()) {
+		t.Errorf("docs/protocol-support.md does not have the table that `go test ./nbd/conformance -v -requirements` prints:\n%s", b.Bytes())
 	}
 }
 

@@ -1,5 +1,6 @@
-// Package conformance holds any NBD server to the protocol's specification: one
-// Row for each MUST and SHOULD that can be seen from a client's end of the wire.
+// Package conformance holds any NBD server to the protocol's specification. It has
+// a table of every MUST and SHOULD of the text, and rows, each the check of one
+// rule, for all of them that can be seen from a client's end of the wire.
 //
 //	go test -v ./nbd/conformance -uri nbd://localhost:10809/disk0
 //	go test -v ./nbd/conformance -uri 'nbd+unix:///disk0?socket=/run/nbd.sock' -results ours.json
@@ -17,7 +18,10 @@
 //	Target        where the server is, and how to speak TLS to it
 //	Check         runs the rows against targets, and makes a Report
 //	Run           the same as subtests: what must hold fails the test
-//	Row           a rule: section, level, the rule in our words, the check
+//	Row           a rule: level, the rule in our words, the check
+//	Requirement   a key word of the text: where it is, whom it binds, the rows that
+//	              show that it is heeded, or why none does (requirements.tsv)
+//	Specification what of the text itself the table is compared with
 //	probe         what a check works with; it ends the row with a verdict
 //	wire          one connection, raw: it can say what is illegal
 //	features      what the server offers, found out first
@@ -33,6 +37,19 @@
 // The client here shares nothing with package nbd, not even constants: a wrong
 // value in one is not excused by the other.
 //
-// Sections are those of doc/proto.md of https://github.com/NetworkBlockDevice/nbd,
-// and of its branch extension-ext-header for extended headers.
+// # The table of requirements
+//
+// Sections are the headings, and in lists of definitions the names defined, of
+// doc/proto.md of https://github.com/NetworkBlockDevice/nbd, in the version
+// SpecificationVersion; requirements are numbered within them. Requirement 0 is what
+// a section says without a key word. The rows for extended headers cite sections of
+// the branch extension-ext-header, whose key words are not in the table. The text is
+// not in this tree. With another version at hand,
+//
+//	go test -v ./nbd/conformance -spec nbd/doc/proto.md
+//
+// says what is new in it, gone, moved or worded otherwise.
+//
+// A row that shows a MUST has level Must; one that shows SHOULDs alone is a Should,
+// unless text without a key word, such as a layout, makes it stronger.
 package conformance

@@ -13,8 +13,9 @@ import (
 
 // A Result is what became of a row.
 type Result struct {
-	Name    string  `json:"name"`
-	Section string  `json:"section"`
+	Name string `json:"name"`
+	// Cites are the requirements that it shows.
+	Cites   string  `json:"cites"`
 	Level   string  `json:"level"`
 	Rule    string  `json:"rule"`
 	Verdict Verdict `json:"verdict"`

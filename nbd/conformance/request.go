@@ -103,6 +103,10 @@ const (
 	ruleEcho       = "echo"     // offset in extended headers
 	ruleErrno      = "errno"    // values of errors
 	ruleStatus     = "status"   // layout of block status
+	ruleExtents    = "extents"  // their number
+	ruleErrors     = "errors"   // several errors in one reply
+	ruleAligned    = "aligned"  // chunks of multiples of 512 bytes
+	rulePayload    = "payload"  // chunks within the maximum payload
 )
 
 func (r *reply) problem(rule, format string, args ...any) {
@@ -186,6 +190,8 @@ func (r *reply) finish(w *wire) {
 	}
 	var spans [][2]uint64
 	failedAt := uint64(0)
+	var failures []uint64 // offsets of errors
+	general := 0          // errors without
 	for i := range r.chunks {
 		c := &r.chunks[i]
 		if c.flags&^chunkDone != 0 {
@@ -205,8 +211,12 @@ func (r *reply) finish(w *wire) {
 				continue
 			}
 			at, n := binary.BigEndian.Uint64(c.data), uint64(len(c.data)-8)
+			if f := w.x.f; f.hasBlockSize && n > uint64(f.most) {
+				r.problem(rulePayload, "data chunk of %d bytes, with a maximum payload of %d", n, f.most)
+			}
 			if r.span(at, n) {
 				spans = append(spans, [2]uint64{at, at + n})
+				r.afterError(at, n, failures)
 				copy(r.room()[at-r.request.offset:], c.data[8:])
 			}
 		case c.typ == typeHole && isRead:
@@ -219,6 +229,7 @@ func (r *reply) finish(w *wire) {
 				r.problem(ruleEmpty, "hole of no bytes")
 			} else if r.span(at, n) {
 				spans = append(spans, [2]uint64{at, at + n})
+				r.afterError(at, n, failures)
 				clear(r.room()[at-r.request.offset:][:n])
 			}
 		case (c.typ == typeStatus && !w.extended || c.typ == typeStatusExt && w.extended) && r.request.typ == cmdBlockStatus:
@@ -226,6 +237,12 @@ func (r *reply) finish(w *wire) {
 		case c.typ&typeErrorBit != 0:
 			failedAt++
 			r.errorChunk(c)
+			switch {
+			case c.typ == typeErrorOffset && len(c.data) >= 14:
+				failures = append(failures, binary.BigEndian.Uint64(c.data[len(c.data)-8:]))
+			case c.typ == typeError:
+				general++
+			}
 		default:
 			r.problem(ruleType, "chunk of type %d", c.typ)
 		}
@@ -240,8 +257,12 @@ func (r *reply) finish(w *wire) {
 		}
 		return 0
 	})
+	r.severalErrors(general, failures, spans)
 	at := r.request.offset
 	for _, s := range spans {
+		if q := &r.request; q.offset%512 == 0 && q.length%512 == 0 && (s[0]%512 != 0 || s[1]%512 != 0) {
+			r.problem(ruleAligned, "content from %d to %d", s[0], s[1]-1)
+		}
 		switch {
 		case s[0] < at:
 			r.problem(ruleOverlap, "bytes from %d on were sent twice", s[0])
@@ -252,6 +273,38 @@ func (r *reply) finish(w *wire) {
 	}
 	if isRead && failedAt == 0 && at < r.request.offset+r.request.length {
 		r.problem(ruleCoverage, "bytes from %d on were not sent", at)
+	}
+}
+
+// afterError is content behind an error chunk, which must not be of the place that
+// the error was told of.
+func (r *reply) afterError(at, n uint64, failures []uint64) {
+	for _, f := range failures {
+		if f >= at && f-at < n {
+			r.problem(ruleOverlap, "content of %d bytes at %d, behind an error at %d", n, at, f)
+		}
+	}
+}
+
+// severalErrors judges errors beside each other.
+func (r *reply) severalErrors(general int, failures []uint64, spans [][2]uint64) {
+	if general > 1 || general > 0 && len(failures) > 0 {
+		r.problem(ruleErrors, "%d errors without and %d with an offset", general, len(failures))
+	}
+	slices.Sort(failures)
+	if len(slices.Compact(slices.Clone(failures))) != len(failures) {
+		r.problem(ruleErrors, "two errors at one offset: %d", failures)
+	}
+	for _, s := range spans {
+		within := 0
+		for _, f := range failures {
+			if f >= s[0] && f < s[1] {
+				within++
+			}
+		}
+		if within > 1 {
+			r.problem(ruleErrors, "%d errors within one chunk, from %d to %d", within, s[0], s[1]-1)
+		}
 	}
 }
 
@@ -309,9 +362,12 @@ func (r *reply) status(c *chunk, w *wire) {
 		head, each = 8, 16
 	}
 	n := (len(c.data) - head) / each
-	if len(c.data) < head+each || len(c.data) != head+n*each || n > maxExtents {
+	if len(c.data) < head+each || len(c.data) != head+n*each {
 		r.problem(ruleStatus, "block status of %d bytes", len(c.data))
 		return
+	}
+	if n > maxExtents {
+		r.problem(ruleExtents, "%d descriptors in one chunk", n)
 	}
 	if id := binary.BigEndian.Uint32(c.data); id != w.allocationID {
 		r.problem(ruleStatus, "block status of context %d, want %d", id, w.allocationID)

@@ -37,13 +37,13 @@ func (v Verdict) worse(u Verdict) bool {
 	return rank[v] > rank[u]
 }
 
-// A Row is one rule of the specification with the check of it.
+// A Row is one rule of the specification with the check of it. What it cites is in
+// the table of requirements, by its name.
 type Row struct {
 	// Name is stable and unique: group, slash, rule.
 	Name string
-	// Section is the heading of the specification that the rule is from.
-	Section string
-	Level   Level
+	// Level is the strength of the strongest key word that the row shows.
+	Level Level
 	// Rule is the rule in our own words.
 	Rule string
 	// needs says what a server must offer for the row to apply; nil is nothing.

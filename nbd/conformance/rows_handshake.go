@@ -4,28 +4,15 @@ import (
 	"encoding/binary"
 )
 
-const (
-	secNewstyle   = "Newstyle negotiation"
-	secFixed      = "Fixed newstyle negotiation"
-	secHaggleEnd  = "Termination of the session during option haggling"
-	secHandFlags  = "Handshake flags"
-	secClientFlag = "Client flags"
-	secTransFlags = "Transmission flags"
-	secOptTypes   = "Option types"
-	secReplyTypes = "Option reply types"
-	secValues     = "Values"
-	secBlockSize  = "Block size constraints"
-)
-
 func handshakeRows() []Row {
 	return []Row{
 		{
-			Name: "handshake/greeting", Section: secNewstyle, Level: Must,
+			Name: "handshake/greeting", Level: Must,
 			Rule:  "the server speaks first: NBDMAGIC, IHAVEOPT and 16 bits of flags",
 			check: func(x *probe) { x.dial().greet() },
 		},
 		{
-			Name: "handshake/fixed-newstyle", Section: secHandFlags, Level: Should,
+			Name: "handshake/fixed-newstyle", Level: Must,
 			Rule: "the server offers fixed newstyle, without which there is nothing but EXPORT_NAME",
 			check: func(x *probe) {
 				if x.f.handshake&fixedNewstyle == 0 {
@@ -34,7 +21,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "handshake/flags-defined", Section: secHandFlags, Level: Must,
+			Name: "handshake/flags-defined", Level: Must,
 			Rule: "handshake flags that are not defined are zero",
 			check: func(x *probe) {
 				if x.f.handshake&^(fixedNewstyle|noZeroes) != 0 {
@@ -46,7 +33,20 @@ func handshakeRows() []Row {
 		unknownClientFlag("handshake/client-flag-16", 1<<16),
 		unknownClientFlag("handshake/client-flag-31", 1<<31),
 		{
-			Name: "handshake/client-flags-none", Section: secNewstyle, Level: Must,
+			Name: "handshake/client-flag-unoffered", Level: Must,
+			Rule:  "a client that sets a flag which the server did not offer is disconnected",
+			needs: need("a server without one of the handshake flags", func(f *features) bool { return f.handshake&noZeroes == 0 }),
+			check: func(x *probe) {
+				w := x.dial()
+				w.greet()
+				w.sayFlags(fixedNewstyle | noZeroes)
+				if w.try(option(optUnknown, nil)) == nil {
+					w.wantClosed("a client flag that was not offered")
+				}
+			},
+		},
+		{
+			Name: "handshake/client-flags-none", Level: Must,
 			Rule: "a client that sets no flag, not even fixed newstyle, gets in by EXPORT_NAME",
 			check: func(x *probe) {
 				if x.target.Secure {
@@ -61,7 +61,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "handshake/option-magic", Section: secNewstyle, Level: Should,
+			Name: "handshake/option-magic", Level: Should,
 			Rule: "what does not begin with IHAVEOPT is no option, and the server does not act on it",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -72,7 +72,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "handshake/option-in-pieces", Section: secNewstyle, Level: Must,
+			Name: "handshake/option-in-pieces", Level: Must,
 			Rule: "an option is one however the transport cuts it into pieces",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -84,18 +84,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "handshake/options-at-once", Section: secFixed, Level: Must,
-			Rule: "a client may send options without awaiting the answers, if they differ: each is answered",
-			check: func(x *probe) {
-				w := x.haggle()
-				w.send(append(option(optUnknown, []byte("one")), option(optUnknown+1, []byte("two"))...))
-				w.wantReply(optUnknown, repUnsup)
-				w.wantReply(optUnknown+1, repUnsup)
-				w.inStep()
-			},
-		},
-		{
-			Name: "handshake/probe", Section: secHaggleEnd, Level: Should,
+			Name: "handshake/probe", Level: Should,
 			Rule: "a client that goes away at once does not disturb others",
 			check: func(x *probe) {
 				for range 16 {
@@ -105,7 +94,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "handshake/gone-within-option", Section: secHaggleEnd, Level: Should,
+			Name: "handshake/gone-within-option", Level: Should,
 			Rule: "a client that goes away in the middle of an option does not disturb others",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -115,7 +104,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "export-name/padding", Section: "NBD_OPT_EXPORT_NAME", Level: Must,
+			Name: "export-name/padding", Level: Must,
 			Rule: "a client that did not set NO_ZEROES gets 124 bytes of zeroes behind the flags",
 			check: func(x *probe) {
 				w := x.dial()
@@ -128,7 +117,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "export-name/no-padding", Section: "NBD_OPT_EXPORT_NAME", Level: Must,
+			Name: "export-name/no-padding", Level: Must,
 			Rule:  "if both sides set NO_ZEROES, size and flags are all",
 			needs: need("NO_ZEROES", func(f *features) bool { return f.handshake&noZeroes != 0 }),
 			check: func(x *probe) {
@@ -139,7 +128,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "export-name/unknown", Section: "NBD_OPT_EXPORT_NAME", Level: Must,
+			Name: "export-name/unknown", Level: Must,
 			Rule:  "the option has no error reply: for an unknown name the server hangs up",
 			needs: all(needInfo, needNamed),
 			check: func(x *probe) {
@@ -149,7 +138,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "export-name/agrees", Section: "NBD_OPT_EXPORT_NAME", Level: Must,
+			Name: "export-name/agrees", Level: Must,
 			Rule:  "EXPORT_NAME and GO tell of the same export: size and flags agree",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -163,7 +152,7 @@ func handshakeRows() []Row {
 			},
 		},
 		{
-			Name: "export-name/default", Section: "NBD_OPT_EXPORT_NAME", Level: Must,
+			Name: "export-name/default", Level: Must,
 			Rule: "the empty name is the default export, or there is none and the server hangs up",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -192,6 +181,24 @@ func handshakeRows() []Row {
 		transmissionFlag("fast-zero-needs-zeroes", "NBD_FLAG_SEND_FAST_ZERO comes only with NBD_FLAG_SEND_WRITE_ZEROES", func(_ mode, flags uint16) bool {
 			return flags&flagFastZero == 0 || flags&flagWriteZeroes != 0
 		}),
+		{
+			Name: "flags/df-honest", Level: Must,
+			Rule:  "NBD_FLAG_SEND_DF is set if DF works: without it, reads with DF fail",
+			needs: all(needStructured, need("structured replies without DF", func(f *features) bool { return f.byMode[structured]&flagDF == 0 })),
+			check: func(x *probe) {
+				x.inMode(structured, func(w *wire) { w.wantErrno(request{typ: cmdRead, flags: withDF, length: x.f.block()}) })
+			},
+		},
+		{
+			Name: "flags/fast-zero-honest", Level: Must,
+			Rule:  "NBD_FLAG_SEND_FAST_ZERO is set if FAST_ZERO works: without it, WRITE_ZEROES with FAST_ZERO fails",
+			needs: all(needWritable, needFlag("WRITE_ZEROES", flagWriteZeroes), needNoFlag("FAST_ZERO", flagFastZero)),
+			check: func(x *probe) {
+				x.inModes(func(w *wire) {
+					w.wantErrno(request{typ: cmdWriteZeroes, flags: withFastZero, offset: place(7), length: x.f.block()})
+				})
+			},
+		},
 		transmissionFlag("status-payload-needs-extended", "NBD_FLAG_BLOCK_STATUS_PAYLOAD comes only with extended headers", func(m mode, flags uint16) bool {
 			return m == extended || flags&flagStatusPayload == 0
 		}),
@@ -201,7 +208,7 @@ func handshakeRows() []Row {
 // unknownClientFlag has the client set a flag that nobody offered.
 func unknownClientFlag(name string, flag uint32) Row {
 	return Row{
-		Name: name, Section: secClientFlag, Level: Must,
+		Name: name, Level: Must,
 		Rule: "a client that sets a flag which the server does not know is disconnected",
 		check: func(x *probe) {
 			w := x.dial()
@@ -217,7 +224,7 @@ func unknownClientFlag(name string, flag uint32) Row {
 // transmissionFlag judges the flags of every mode.
 func transmissionFlag(name, rule string, good func(m mode, flags uint16) bool) Row {
 	return Row{
-		Name: "flags/" + name, Section: secTransFlags, Level: Must, Rule: rule,
+		Name: "flags/" + name, Level: Must, Rule: rule,
 		check: func(x *probe) {
 			for m, flags := range x.f.byMode {
 				if mode(m) == structured && !x.f.structured || mode(m) == extended && !x.f.extended {

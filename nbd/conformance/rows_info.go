@@ -6,14 +6,22 @@ import (
 	"strings"
 )
 
-const (
-	secInfo = "NBD_OPT_INFO and NBD_OPT_GO"
-)
-
 func infoRows() []Row {
 	rows := []Row{
 		{
-			Name: "info/export", Section: secInfo, Level: Must,
+			Name: "info/known", Level: Must,
+			Rule: "INFO and GO are part of the baseline: they are not unknown",
+			check: func(x *probe) {
+				w := x.haggle()
+				for _, id := range []uint32{optInfo, optGo} {
+					if _, last := w.ask(id, infoData(x.target.Export, infoBlockSize)); last.typ == repUnsup {
+						x.failf("option %d: %v", id, last)
+					}
+				}
+			},
+		},
+		{
+			Name: "info/export", Level: Must,
 			Rule:  "before the ACK comes at least one NBD_INFO_EXPORT, of 12 bytes",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -22,7 +30,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/no-requests", Section: secInfo, Level: Must,
+			Name: "info/no-requests", Level: Must,
 			Rule:  "the list of information requests may be empty",
 			needs: all(needInfo, needBytes),
 			check: func(x *probe) {
@@ -31,7 +39,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/haggles-on", Section: secInfo, Level: Must,
+			Name: "info/haggles-on", Level: Must,
 			Rule:  "INFO does not begin transmission: the next option is heard",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -42,7 +50,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/only-info", Section: secInfo, Level: Must,
+			Name: "info/only-info", Level: Must,
 			Rule:  "between the option and the ACK there is nothing but NBD_REP_INFO, with a type in each",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -54,7 +62,25 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/repeats", Section: secInfo, Level: Must,
+			Name: "info/each-once", Level: Should,
+			Rule:  "each type of information comes once",
+			needs: needInfo,
+			check: func(x *probe) {
+				seen := map[uint16]bool{}
+				for _, r := range x.haggle().wantFinal(optInfo, everyInfo(x), repAck) {
+					if len(r.data) < 2 {
+						continue // a row says so
+					}
+					typ := binary.BigEndian.Uint16(r.data)
+					if seen[typ] {
+						x.failf("information %d came twice", typ)
+					}
+					seen[typ] = true
+				}
+			},
+		},
+		{
+			Name: "info/repeats", Level: Must,
 			Rule:  "GO right after INFO with the same data gets the same information",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -67,7 +93,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/unknown-request", Section: secInfo, Level: Must,
+			Name: "info/unknown-request", Level: Must,
 			Rule:  "information requests that the server does not understand are ignored",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -76,7 +102,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/explicit-export", Section: secInfo, Level: Must,
+			Name: "info/explicit-export", Level: Must,
 			Rule:  "NBD_INFO_EXPORT may be asked for by name",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -85,7 +111,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/many-requests", Section: secInfo, Level: Should,
+			Name: "info/many-requests", Level: Should,
 			Rule:  "the number of requests has 16 bits: a thousand do not break the server, nor take it out of step",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -99,7 +125,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/repeated-request", Section: secInfo, Level: Should,
+			Name: "info/repeated-request", Level: Should,
 			Rule:  "a client that asks for the same twice does not take the server out of step",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -109,7 +135,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/unknown-export", Section: secInfo, Level: Must,
+			Name: "info/unknown-export", Level: Must,
 			Rule:  "an export that does not exist gets NBD_REP_ERR_UNKNOWN",
 			needs: all(needInfo, needNamed),
 			check: func(x *probe) {
@@ -123,7 +149,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/unknown-export-no-info", Section: secInfo, Level: Should,
+			Name: "info/unknown-export-no-info", Level: Should,
 			Rule:  "before NBD_REP_ERR_UNKNOWN there is no NBD_REP_INFO",
 			needs: all(needInfo, needNamed),
 			check: func(x *probe) {
@@ -134,7 +160,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/name-of-the-moment", Section: secInfo, Level: Must,
+			Name: "info/name-of-the-moment", Level: Must,
 			Rule:  "GO enters the export that it names itself: an INFO before it changes nothing",
 			needs: all(needInfo, needNamed),
 			check: func(x *probe) {
@@ -144,7 +170,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/second-try", Section: secInfo, Level: Must,
+			Name: "info/second-try", Level: Must,
 			Rule:  "after a GO that failed the client may try another name",
 			needs: all(needInfo, needNamed),
 			check: func(x *probe) {
@@ -155,7 +181,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "info/default", Section: secInfo, Level: Must,
+			Name: "info/default", Level: Must,
 			Rule:  "the empty name is the default export, or there is none: NBD_REP_ERR_UNKNOWN",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -172,7 +198,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "go/enters", Section: "NBD_OPT_GO", Level: Must,
+			Name: "go/enters", Level: Must,
 			Rule:  "after the ACK of GO both sides transmit at once",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -182,7 +208,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "go/no-padding", Section: "NBD_OPT_GO", Level: Must,
+			Name: "go/no-padding", Level: Must,
 			Rule:  "no zeroes follow the ACK of GO, even if the client did not set NO_ZEROES",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -224,7 +250,7 @@ func infoRows() []Row {
 			return append(infoData(x.target.Export, infoBlockSize), 0, 0, 0)
 		}),
 		{
-			Name: "info/name-4096", Section: secValues, Level: Must,
+			Name: "info/name-4096", Level: Must,
 			Rule:  "strings may have 4096 bytes: such a name is understood, and exists or not",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -236,23 +262,23 @@ func infoRows() []Row {
 				w.inStep()
 			},
 		},
-		badName("info/name-4097", "strings have at most 4096 bytes: a longer name is refused", strings.Repeat("n", maxStringBytes+1), Must),
+		badName("info/name-4097", "strings have at most 4096 bytes: a longer name is refused", strings.Repeat("n", maxStringBytes+1), Should),
 		badName("info/name-nul", "strings have no NUL: a name with one is refused", "a\x00b", Should),
 		badName("info/name-utf8", "strings are UTF-8: a name that is not is refused", "a\xff\xfeb", Should),
 		{
-			Name: "info/name", Section: "NBD_INFO_NAME", Level: Must,
+			Name: "info/name", Level: Must,
 			Rule:  "the export's canonical name, if it is told, is a string",
 			needs: needInfo,
 			check: func(x *probe) { infoString(x, infoName) },
 		},
 		{
-			Name: "info/description", Section: "NBD_INFO_DESCRIPTION", Level: Must,
+			Name: "info/description", Level: Must,
 			Rule:  "the export's description, if it is told, is a string",
 			needs: needInfo,
 			check: func(x *probe) { infoString(x, infoDesc) },
 		},
 		{
-			Name: "block-size/layout", Section: "NBD_INFO_BLOCK_SIZE", Level: Must,
+			Name: "block-size/layout", Level: Must,
 			Rule:  "the reply has 14 bytes: type, minimum, preferred size and maximum payload",
 			needs: needInfo,
 			check: func(x *probe) {
@@ -276,17 +302,17 @@ func infoRows() []Row {
 		blockSize("preferred", "the preferred block size is a power of two, at least 512 and the minimum", Must, func(f *features) bool {
 			return powerOfTwo(f.preferred) && f.preferred >= max(512, f.minBlock)
 		}),
-		blockSize("maximum", "the maximum payload is a multiple of the minimum block, or all ones", Must, func(f *features) bool {
-			return f.most == 1<<32-1 || f.most >= f.minBlock && f.most%f.minBlock == 0
+		blockSize("maximum", "the maximum payload is at least a preferred block", Must, func(f *features) bool {
+			return f.most >= f.preferred
 		}),
-		blockSize("maximum-enough", "the maximum payload is at least a preferred block, and 1 MiB if the export has that", Should, func(f *features) bool {
-			return f.most >= min(f.preferred, 1<<20) && f.most >= 1<<20
+		blockSize("maximum-enough", "the maximum payload is at least 1 MiB if the export has that", Should, func(f *features) bool {
+			return uint64(f.most) >= min(f.sizeBytes, 1<<20)
 		}),
-		blockSize("size", "the export's size is a multiple of the minimum block", Must, func(f *features) bool {
+		blockSize("size", "the export's size is a multiple of the minimum block", Should, func(f *features) bool {
 			return f.sizeBytes%uint64(f.minBlock) == 0
 		}),
 		{
-			Name: "block-size/required", Section: secInfo, Level: Must,
+			Name: "block-size/required", Level: Must,
 			Rule:  "NBD_REP_ERR_BLOCK_SIZE_REQD is not sent to a client that asks for the block sizes",
 			needs: all(needInfo, needBlocks),
 			check: func(x *probe) {
@@ -298,7 +324,7 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "block-size/required-told", Section: secInfo, Level: Should,
+			Name: "block-size/required-told", Level: Should,
 			Rule:  "before NBD_REP_ERR_BLOCK_SIZE_REQD the block sizes are told, to save a round trip",
 			needs: all(needInfo, needBlocks),
 			check: func(x *probe) {
@@ -315,7 +341,45 @@ func infoRows() []Row {
 			},
 		},
 		{
-			Name: "block-size/not-required", Section: secInfo, Level: Should,
+			Name: "block-size/told", Level: Must,
+			Rule:  "a server that does not tell block sizes when it is asked has the usual ones: any byte can be read",
+			needs: all(needInfo, need("a server that tells no block sizes", func(f *features) bool { return !f.hasBlockSize })),
+			check: func(x *probe) {
+				x.inModes(func(w *wire) {
+					w.ok(request{typ: cmdRead, offset: 1, length: 1})
+					w.ok(request{typ: cmdRead, offset: 511, length: 514})
+				})
+			},
+		},
+		{
+			Name: "block-size/clean-error", Level: Must,
+			Rule:  "a client that did not ask for the block sizes is refused, or gets errors, and no damage, for what is not aligned",
+			needs: all(needInfo, needBlocks, needWritable),
+			check: func(x *probe) {
+				w := x.haggle()
+				infos, last := w.ask(optGo, infoData(x.target.Export))
+				if last.isError() {
+					w.sendOption(optExportName, []byte(x.target.Export))
+					if err := w.peek(); err != nil {
+						if timedOut(err) {
+							x.end(Hang, "EXPORT_NAME is neither answered nor refused")
+						}
+						return // refused both ways
+					}
+					w.takeExport()
+				} else {
+					w.takeInfo(infos)
+				}
+				n := x.f.block()
+				was := w.fill(place(0), 4*n, 0x22)
+				w.wantErrno(request{typ: cmdWrite, offset: place(0) + 1, length: n, payload: make([]byte, n)})
+				w.wantErrno(request{typ: cmdWrite, offset: place(0), length: n + 1, payload: make([]byte, n+1)})
+				w.wantErrno(request{typ: cmdRead, offset: place(0) + 1, length: n})
+				w.want(place(0), was, "after writes that are not aligned")
+			},
+		},
+		{
+			Name: "block-size/not-required", Level: Should,
 			Rule:  "a server whose block sizes are the usual ones does not insist that the client asks for them",
 			needs: all(needInfo, needBytes),
 			check: func(x *probe) {
@@ -345,23 +409,23 @@ func infoSet(replies []optReply) []string {
 	return set
 }
 
-// malformed has INFO and GO with data that contradicts itself.
+// malformed has INFO and GO with data that contradicts itself. A client must not
+// send that: the server may also hang up.
 func malformed(level Level, name, rule string, data func(x *probe) []byte) Row {
 	return Row{
-		Name: name, Section: "NBD_REP_ERR_INVALID", Level: level,
-		Rule:  rule + " (NBD_REP_ERR_INVALID), and the next option is heard",
+		Name: name, Level: level,
+		Rule:  rule + ", and the next option is heard, or the server hangs up",
 		needs: needInfo,
 		check: func(x *probe) {
-			w := x.haggle()
-			w.wantError(optInfo, data(x), repInvalid, repTooBig)
-			w.wantError(optGo, data(x), repInvalid, repTooBig)
+			x.haggle().wantRefused(optInfo, data(x))
+			x.haggle().wantRefused(optGo, data(x))
 		},
 	}
 }
 
 func badName(name, rule, export string, level Level) Row {
 	return Row{
-		Name: name, Section: secValues, Level: level, Rule: rule, needs: needInfo,
+		Name: name, Level: level, Rule: rule, needs: needInfo,
 		check: func(x *probe) { x.haggle().wantRefused(optInfo, infoData(export)) },
 	}
 }
@@ -380,7 +444,7 @@ func infoString(x *probe, typ uint16) {
 
 func blockSize(name, rule string, level Level, good func(f *features) bool) Row {
 	return Row{
-		Name: "block-size/" + name, Section: secBlockSize, Level: level, Rule: rule, needs: needBlockSize,
+		Name: "block-size/" + name, Level: level, Rule: rule, needs: needBlockSize,
 		check: func(x *probe) {
 			if f := x.f; !good(f) {
 				x.failf("minimum %d, preferred %d, maximum %d, size %d", f.minBlock, f.preferred, f.most, f.sizeBytes)

@@ -9,12 +9,12 @@ import (
 func optionRows() []Row {
 	rows := []Row{
 		{
-			Name: "option/unknown", Section: secOptTypes, Level: Must,
+			Name: "option/unknown", Level: Must,
 			Rule:  "an option that the server does not know gets NBD_REP_ERR_UNSUP",
 			check: func(x *probe) { x.haggle().wantError(optUnknown, nil, repUnsup) },
 		},
 		{
-			Name: "option/unknown-data", Section: secOptTypes, Level: Must,
+			Name: "option/unknown-data", Level: Must,
 			Rule: "the data of an unknown option is read and not taken for the next option",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -23,7 +23,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "option/unknown-large", Section: secOptTypes, Level: Must,
+			Name: "option/unknown-large", Level: Must,
 			Rule: "each value of the option field is an option, also the largest",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -33,12 +33,12 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "option/withdrawn", Section: "NBD_OPT_PEEK_EXPORT", Level: Should,
+			Name: "option/withdrawn", Level: Should,
 			Rule:  "the withdrawn option 4 gets NBD_REP_ERR_UNSUP",
 			check: func(x *probe) { x.haggle().wantError(optPeek, infoData(x.target.Export), repUnsup) },
 		},
 		{
-			Name: "option/many", Section: secFixed, Level: Should,
+			Name: "option/many", Level: Should,
 			Rule: "a client may try twenty options before it gets in",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -50,14 +50,14 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "option/64-KiB", Section: secReplyTypes, Level: Should,
+			Name: "option/64-KiB", Level: Should,
 			Rule: "an option longer than the server likes gets NBD_REP_ERR_TOO_BIG or another error, and the next one is heard",
 			check: func(x *probe) {
 				x.haggle().wantError(optUnknown, make([]byte, 64<<10))
 			},
 		},
 		{
-			Name: "option/4-GiB", Section: secReplyTypes, Level: Should,
+			Name: "option/4-GiB", Level: Should,
 			Rule: "a server need not read an option of 4 GiB: an error or the end comes without it",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -70,7 +70,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "option/error-text", Section: secReplyTypes, Level: Must,
+			Name: "option/error-text", Level: Must,
 			Rule: "what an error reply carries is a message for people: UTF-8 of at most 4096 bytes without NUL",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -91,7 +91,44 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "option/ack-empty", Section: "NBD_REP_ACK", Level: Must,
+			Name: "option/strings-short", Level: Should,
+			Rule: "names, descriptions and messages have at most 256 bytes",
+			check: func(x *probe) {
+				const enough = 256
+				w := x.haggle()
+				short := func(what string, b []byte) {
+					if len(b) > enough {
+						x.failf("%s has %d bytes: %.40q…", what, len(b), b)
+					}
+				}
+				listed, last := w.ask(optList, nil)
+				for _, r := range listed {
+					if name := listName(r); r.typ == repServer && len(r.data) >= 4+len(name) {
+						short("a name", []byte(name))
+						short("a description", r.data[4+len(name):])
+					}
+				}
+				for _, o := range []struct {
+					id   uint32
+					data []byte
+				}{
+					{optUnknown, nil},
+					{optInfo, infoData(noSuchExport)},
+					{optInfo, infoData(strings.Repeat("n", maxStringBytes))},
+					{optSetMeta, metaData(strings.Repeat("n", maxStringBytes))},
+				} {
+					if last.isError() {
+						short("a message", last.data)
+					}
+					_, last = w.ask(o.id, o.data)
+				}
+				if last.isError() {
+					short("a message", last.data)
+				}
+			},
+		},
+		{
+			Name: "option/ack-empty", Level: Must,
 			Rule: "NBD_REP_ACK carries no data",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -116,7 +153,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "abort/ack", Section: "NBD_OPT_ABORT", Level: Must,
+			Name: "abort/ack", Level: Must,
 			Rule: "NBD_OPT_ABORT is answered by NBD_REP_ACK",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -125,7 +162,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "abort/close", Section: "NBD_OPT_ABORT", Level: Should,
+			Name: "abort/close", Level: Should,
 			Rule: "after the ACK of an ABORT the server sends nothing and hangs up",
 			check: func(x *probe) {
 				w := x.haggle()
@@ -135,7 +172,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "abort/no-wait", Section: "NBD_OPT_ABORT", Level: Should,
+			Name: "abort/no-wait", Level: Should,
 			Rule: "a client that sends ABORT and closes at once does not disturb the server",
 			check: func(x *probe) {
 				for range 4 {
@@ -147,7 +184,25 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "list/ack", Section: "NBD_OPT_LIST", Level: Must,
+			Name: "abort/data", Level: Should,
+			Rule: "data that comes with ABORT is ignored: it gets its ACK",
+			check: func(x *probe) {
+				w := x.haggle()
+				w.sendOption(optAbort, []byte("a reason"))
+				w.wantReply(optAbort, repAck)
+			},
+		},
+		{
+			Name: "list/known", Level: Must,
+			Rule: "LIST is part of the baseline: it may be refused, but is not unknown",
+			check: func(x *probe) {
+				if _, last := x.haggle().ask(optList, nil); last.typ == repUnsup {
+					x.failf("LIST: %v", last)
+				}
+			},
+		},
+		{
+			Name: "list/ack", Level: Must,
 			Rule:  "a list is any number of NBD_REP_SERVER and then NBD_REP_ACK",
 			needs: needList,
 			check: func(x *probe) {
@@ -161,13 +216,13 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "list/refused", Section: "NBD_OPT_LIST", Level: Should,
+			Name: "list/refused", Level: Should,
 			Rule:  "a server that keeps its list to itself says NBD_REP_ERR_POLICY or NBD_REP_ERR_UNSUP",
 			needs: need("a server that does not list", func(f *features) bool { return !f.list }),
 			check: func(x *probe) { x.haggle().wantError(optList, nil, repPolicy, repUnsup) },
 		},
 		{
-			Name: "list/layout", Section: "NBD_REP_SERVER", Level: Must,
+			Name: "list/layout", Level: Must,
 			Rule:  "each NBD_REP_SERVER has the length of the name, the name, and perhaps text: strings, and within the reply",
 			needs: needList,
 			check: func(x *probe) {
@@ -186,7 +241,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "list/each-once", Section: "NBD_OPT_LIST", Level: Must,
+			Name: "list/each-once", Level: Must,
 			Rule:  "there is one NBD_REP_SERVER for each export",
 			needs: needList,
 			check: func(x *probe) {
@@ -202,7 +257,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "list/names-exist", Section: "NBD_OPT_LIST", Level: Should,
+			Name: "list/names-exist", Level: Should,
 			Rule:  "what is listed can be asked about by its name",
 			needs: all(needList, needInfo),
 			check: func(x *probe) {
@@ -218,13 +273,13 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "list/data", Section: "NBD_REP_ERR_INVALID", Level: Must,
+			Name: "list/data", Level: Should,
 			Rule:  "LIST has no data: with some it gets NBD_REP_ERR_INVALID, and the server stays in step",
 			needs: needList,
 			check: func(x *probe) { x.haggle().wantError(optList, []byte("list"), repInvalid) },
 		},
 		{
-			Name: "structured/ack", Section: "NBD_OPT_STRUCTURED_REPLY", Level: Must,
+			Name: "structured/ack", Level: Must,
 			Rule:  "after the ACK the server goes on haggling, and lets the client in",
 			needs: needStructured,
 			check: func(x *probe) {
@@ -236,13 +291,13 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "structured/data", Section: "NBD_OPT_STRUCTURED_REPLY", Level: Should,
+			Name: "structured/data", Level: Should,
 			Rule:  "the option has no data: with some it gets NBD_REP_ERR_INVALID",
 			needs: needStructured,
 			check: func(x *probe) { x.haggle().wantError(optStructured, []byte{0}, repInvalid) },
 		},
 		{
-			Name: "structured/refused-is-off", Section: "NBD_OPT_STRUCTURED_REPLY", Level: Must,
+			Name: "structured/refused-is-off", Level: Must,
 			Rule:  "after an error structured replies are not negotiated",
 			needs: needStructured,
 			check: func(x *probe) {
@@ -255,7 +310,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "structured/twice", Section: secFixed, Level: Should,
+			Name: "structured/twice", Level: Should,
 			Rule:  "a second STRUCTURED_REPLY does not undo the first, nor the session",
 			needs: needStructured,
 			check: func(x *probe) {
@@ -271,7 +326,7 @@ func optionRows() []Row {
 			},
 		},
 		{
-			Name: "structured/not-asked", Section: "NBD_OPT_STRUCTURED_REPLY", Level: Must,
+			Name: "structured/not-asked", Level: Must,
 			Rule: "a client that did not ask gets simple replies, also for errors",
 			check: func(x *probe) {
 				w := x.enter(compact)

@@ -5,15 +5,6 @@ import (
 	"encoding/binary"
 )
 
-const (
-	secStatus = "NBD_CMD_BLOCK_STATUS"
-	secChunk  = "Structured reply chunk message"
-	secChunkF = "Structured reply flags"
-	secChunkT = "Structured reply types"
-	secExtReq = "Extended request message"
-	secExtRep = "Extended reply chunk message"
-)
-
 // inStatusModes runs the check in the modes that have BLOCK_STATUS.
 func inStatusModes(x *probe, check func(w *wire)) {
 	x.inMode(structured, check)
@@ -33,7 +24,7 @@ func total(es []extent) (n uint64) {
 func statusRows() []Row {
 	rows := []Row{
 		{
-			Name: "block-status/layout", Section: secStatus, Level: Must,
+			Name: "block-status/layout", Level: Must,
 			Rule: "each selected context has one chunk of its own, with its id and at least one descriptor",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -47,7 +38,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/not-empty", Section: secStatus, Level: Must,
+			Name: "block-status/not-empty", Level: Must,
 			Rule: "no descriptor has length zero",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -60,7 +51,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/blocks", Section: secStatus, Level: Must,
+			Name: "block-status/blocks", Level: Must,
 			Rule: "each length is a multiple of the minimum block",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -73,7 +64,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/within", Section: secStatus, Level: Must,
+			Name: "block-status/within", Level: Must,
 			Rule: "only the last descriptor may reach beyond the range, and none beyond the end of the export",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -93,7 +84,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/progress", Section: secStatus, Level: Must,
+			Name: "block-status/progress", Level: Must,
 			Rule: "asking on from where the answer ended gets to the end of the export",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -109,7 +100,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/req-one", Section: secStatus, Level: Must,
+			Name: "block-status/req-one", Level: Must,
 			Rule: "with REQ_ONE there is exactly one descriptor, of the range at most",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -127,7 +118,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/defined-bits", Section: "base:allocation metadata context", Level: Must,
+			Name: "block-status/defined-bits", Level: Should,
 			Rule: "base:allocation knows the bits HOLE and ZERO, the others are zero",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -140,7 +131,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/zero-is-zero", Section: "base:allocation metadata context", Level: Must,
+			Name: "block-status/zero-is-zero", Level: Must,
 			Rule: "what is told to be ZERO reads as zeroes",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -160,7 +151,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/data-is-not-zero", Section: "base:allocation metadata context", Level: Must,
+			Name: "block-status/data-is-not-zero", Level: Must,
 			Rule:  "what was just written, and is not zeroes, is not told to be ZERO",
 			needs: needWritable,
 			check: func(x *probe) {
@@ -177,7 +168,7 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/merged", Section: secStatus, Level: Should,
+			Name: "block-status/merged", Level: Should,
 			Rule: "neighbours differ: descriptors of one state are one descriptor",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -191,19 +182,68 @@ func statusRows() []Row {
 			},
 		},
 		{
-			Name: "block-status/large", Section: secStatus, Level: Should,
+			Name: "block-status/aligned", Level: Should,
+			Rule: "lengths are multiples of 512 bytes, but for the last",
+			check: func(x *probe) {
+				inStatusModes(x, func(w *wire) {
+					es := w.ok(request{typ: cmdBlockStatus, length: minSizeBytes}).extents
+					for _, e := range es[:max(len(es), 1)-1] {
+						if e.length%512 != 0 {
+							x.failf("a descriptor of %d bytes", e.length)
+						}
+					}
+				})
+			},
+		},
+		{
+			Name: "block-status/not-too-many", Level: Should,
+			Rule: "a chunk has at most 2^20 descriptors",
+			check: func(x *probe) {
+				inStatusModes(x, func(w *wire) {
+					length := min(x.f.sizeBytes-x.f.sizeBytes%uint64(x.f.minBlock), 1<<32-uint64(max(512, x.f.minBlock)))
+					noProblem(x, ruleExtents, []*reply{w.do(request{typ: cmdBlockStatus, length: length})})
+				})
+			},
+		},
+		{
+			Name: "block-status/allocated-takes-writes", Level: Must,
+			Rule:  "a write to what is not told to be a HOLE does not fail with ENOSPC",
+			needs: needWritable,
+			check: func(x *probe) {
+				inStatusModes(x, func(w *wire) {
+					at, n := uint64(0), x.f.block()
+					w.fill(0, n, 0x77) // no hole, if any server tells
+					for i, e := range w.ok(request{typ: cmdBlockStatus, length: minSizeBytes}).extents {
+						if i == 16 || at+n > x.f.sizeBytes {
+							break
+						}
+						if e.state&stateHole == 0 && e.length >= n {
+							if r := w.do(request{typ: cmdWrite, offset: at, length: n, payload: pattern(0x78, n)}); r.errno == errNoSpace {
+								x.failf("%v: ENOSPC", &r.request)
+							}
+						}
+						at += e.length
+					}
+				})
+			},
+		},
+		{
+			Name: "block-status/large", Level: Should,
 			Rule:  "the maximum payload does not limit it: up to 2^32-1 bytes are asked about at once, or refused by EINVAL or EOVERFLOW, and do not end the connection",
 			check: func(x *probe) { inStatusModes(x, func(w *wire) { effect(w, cmdBlockStatus) }) },
 		},
 		{
-			Name: "block-status/no-length", Section: secStatus, Level: Should,
-			Rule: "a length of zero gets EINVAL",
+			Name: "block-status/no-length", Level: Should,
+			Rule: "a length of zero is answered somehow, and does not end the connection",
 			check: func(x *probe) {
-				inStatusModes(x, func(w *wire) { w.wantErrno(request{typ: cmdBlockStatus, length: 0}, errInvalid) })
+				inStatusModes(x, func(w *wire) {
+					w.do(request{typ: cmdBlockStatus, length: 0})
+					w.alive()
+				})
 			},
 		},
 		{
-			Name: "block-status/beyond", Section: secErrors, Level: Should,
+			Name: "block-status/beyond", Level: Should,
 			Rule: "a range beyond the end gets EINVAL",
 			check: func(x *probe) {
 				inStatusModes(x, func(w *wire) {
@@ -222,7 +262,7 @@ func statusRows() []Row {
 		}
 	}
 	return append(rows, Row{
-		Name: "block-status/not-selected", Section: secStatus, Level: Should,
+		Name: "block-status/not-selected", Level: Should,
 		Rule: "without a selected context BLOCK_STATUS gets EINVAL",
 		check: func(x *probe) {
 			w := x.enter(compact)
@@ -264,9 +304,9 @@ func manyReads(w *wire) []*reply {
 }
 
 // chunkRule is a rule that every read has to keep.
-func chunkRule(name, section, rule, kind string) Row {
+func chunkRule(name, rule, kind string) Row {
 	return Row{
-		Name: "structured-read/" + name, Section: section, Level: Must, Rule: rule, needs: needStructured,
+		Name: "structured-read/" + name, Level: Must, Rule: rule, needs: needStructured,
 		check: func(x *probe) {
 			x.inMode(structured, func(w *wire) { noProblem(x, kind, manyReads(w)) })
 			if x.f.extended {
@@ -276,22 +316,99 @@ func chunkRule(name, section, rule, kind string) Row {
 	}
 }
 
+// shouldRule is such a rule that is a recommendation.
+func shouldRule(name, rule, kind string) Row {
+	r := chunkRule(name, rule, kind)
+	r.Level = Should
+	return r
+}
+
+// content counts the chunks of content.
+func (r *reply) content() (n int) {
+	for _, c := range r.chunks {
+		if c.typ == typeData || c.typ == typeHole {
+			n++
+		}
+	}
+	return n
+}
+
 func structuredRows() []Row {
 	needDF := all(needStructured, needFlag("DF", flagDF))
 	return []Row{
-		chunkRule("chunked", "NBD_OPT_STRUCTURED_REPLY", "once negotiated, every read is answered by chunks, also if it fails", ruleKind),
-		chunkRule("flags", secChunkF, "chunks have no flag but DONE", ruleChunkFlags),
-		chunkRule("types", secChunkT, "a read gets chunks of data, holes, errors, or NONE", ruleType),
-		chunkRule("none", secChunkT, "a chunk NONE has no data, and is the last", ruleNone),
-		chunkRule("bounds", secChunkT, "data and holes are within what was asked for", ruleBounds),
-		chunkRule("not-empty", secChunkT, "a data chunk has at least one byte, a hole chunk 12 bytes and a length", ruleEmpty),
-		chunkRule("no-overlap", secChunkT, "no byte is sent twice", ruleOverlap),
-		chunkRule("coverage", secChunkT, "without an error every byte is sent, as data or hole", ruleCoverage),
-		chunkRule("error-layout", secChunkT, "an error chunk has an error, not zero, and a message of the length it says", ruleError),
-		chunkRule("error-message", secChunkT, "its message is a string of at most 4096 bytes", ruleMessage),
-		chunkRule("error-offset", secChunkT, "an ERROR_OFFSET is within the request", ruleErrOffset),
+		chunkRule("chunked", "once negotiated, every read is answered by chunks, also if it fails", ruleKind),
+		chunkRule("flags", "chunks have no flag but DONE", ruleChunkFlags),
+		chunkRule("types", "a read gets chunks of data, holes, errors, or NONE", ruleType),
+		chunkRule("none", "a chunk NONE has no data, and is the last", ruleNone),
+		chunkRule("bounds", "data and holes are within what was asked for", ruleBounds),
+		chunkRule("not-empty", "a data chunk has at least one byte, a hole chunk 12 bytes and a length", ruleEmpty),
+		chunkRule("no-overlap", "no byte is sent twice", ruleOverlap),
+		chunkRule("coverage", "without an error every byte is sent, as data or hole", ruleCoverage),
+		chunkRule("error-layout", "an error chunk has an error, not zero, and a message of the length it says", ruleError),
+		chunkRule("error-message", "its message is a string of at most 4096 bytes", ruleMessage),
+		chunkRule("error-offset", "an ERROR_OFFSET is within the request", ruleErrOffset),
+		shouldRule("one-error", "a reply has one error without an offset, or errors at offsets that differ and belong to different chunks", ruleErrors),
+		shouldRule("aligned", "of an aligned read all chunks are aligned to 512 bytes", ruleAligned),
 		{
-			Name: "structured-read/done-is-last", Section: secChunkF, Level: Must,
+			Name: "structured-read/payload", Level: Must,
+			Rule:  "no chunk has more data than the maximum payload, whatever was asked for",
+			needs: all(needStructured, needBlockSize, need("a maximum payload", func(f *features) bool { return f.most <= 64<<20 })),
+			check: func(x *probe) {
+				x.inMode(structured, func(w *wire) {
+					for _, n := range []uint64{uint64(x.f.most), uint64(x.f.most) + x.f.block()} {
+						if n <= x.f.sizeBytes {
+							noProblem(x, rulePayload, []*reply{w.do(request{typ: cmdRead, length: n})})
+						}
+					}
+					noProblem(x, rulePayload, manyReads(w))
+				})
+			},
+		},
+		{
+			Name: "structured-read/one-chunk", Level: Should,
+			Rule:  "a server sends no more chunks than it needs: 64 KiB of data are one",
+			needs: all(needStructured, needWritable),
+			check: func(x *probe) {
+				x.inMode(structured, func(w *wire) {
+					w.fill(place(11), 64<<10, 4)
+					if n := w.ok(request{typ: cmdRead, offset: place(11), length: 64 << 10}).content(); n != 1 {
+						x.failf("%d chunks of content", n)
+					}
+				})
+			},
+		},
+		{
+			Name: "structured-read/df-data", Level: Must,
+			Rule:  "with DF, data with a hole in it is sent as data",
+			needs: all(needDF, needWritable, needFlag("WRITE_ZEROES", flagWriteZeroes)),
+			check: func(x *probe) {
+				x.inMode(structured, func(w *wire) {
+					b := w.fill(place(12), 64<<10, 5)
+					w.ok(request{typ: cmdWriteZeroes, offset: place(12) + 16<<10, length: 32 << 10})
+					clear(b[16<<10 : 48<<10])
+					r := w.ok(request{typ: cmdRead, flags: withDF, offset: place(12), length: 64 << 10})
+					if r.content() != 1 || !bytes.Equal(r.data, b) {
+						x.failf("%v: %d chunks of content, or wrong data", &r.request, r.content())
+					}
+				})
+			},
+		},
+		{
+			Name: "structured/errors-by-chunk", Level: Should,
+			Rule:  "with structured replies, errors come as chunks, which have room for words",
+			needs: needStructured,
+			check: func(x *probe) {
+				x.inMode(structured, func(w *wire) {
+					for _, r := range badRequests(w) {
+						if r.errno != 0 && r.simple {
+							x.failf("%v: a simple reply", &r.request)
+						}
+					}
+				})
+			},
+		},
+		{
+			Name: "structured-read/done-is-last", Level: Must,
 			Rule:  "nothing with its cookie follows the chunk with DONE",
 			needs: needStructured,
 			check: func(x *probe) {
@@ -304,7 +421,7 @@ func structuredRows() []Row {
 			},
 		},
 		{
-			Name: "structured-read/holes-are-zero", Section: secChunkT, Level: Must,
+			Name: "structured-read/holes-are-zero", Level: Must,
 			Rule:  "what is sent as a hole is zeroes: reads with and without structured replies agree",
 			needs: all(needStructured, needWritable, needFlag("WRITE_ZEROES", flagWriteZeroes)),
 			check: func(x *probe) {
@@ -320,7 +437,7 @@ func structuredRows() []Row {
 			},
 		},
 		{
-			Name: "structured-read/pipeline", Section: secChunk, Level: Must,
+			Name: "structured-read/pipeline", Level: Must,
 			Rule:  "chunks of several replies may be mixed: each has the cookie of its request",
 			needs: needStructured,
 			check: func(x *probe) {
@@ -341,20 +458,15 @@ func structuredRows() []Row {
 			},
 		},
 		{
-			Name: "structured-read/df", Section: "Command flags", Level: Must,
+			Name: "structured-read/df", Level: Must,
 			Rule:  "with DF a read has one chunk of content, or fails",
 			needs: needDF,
 			check: func(x *probe) {
 				x.inMode(structured, func(w *wire) {
 					manyReads(w) // makes data and zeroes side by side
 					for _, n := range []uint64{4096, 64 << 10, 128 << 10, 1 << 20} {
-						content := 0
 						r := w.do(request{typ: cmdRead, flags: withDF, offset: place(11), length: n})
-						for _, c := range r.chunks {
-							if c.typ == typeData || c.typ == typeHole {
-								content++
-							}
-						}
+						content := r.content()
 						if content > 1 || content == 0 && r.errno == 0 {
 							x.failf("%v: %d chunks of content, %s", &r.request, content, errorName(r.errno))
 						}
@@ -363,7 +475,7 @@ func structuredRows() []Row {
 			},
 		},
 		{
-			Name: "structured-read/df-64-KiB", Section: "Command flags", Level: Must,
+			Name: "structured-read/df-64-KiB", Level: Must,
 			Rule:  "with DF a read of at most 64 KiB does not fail with EOVERFLOW, and a longer one with nothing else",
 			needs: needDF,
 			check: func(x *probe) {
@@ -372,14 +484,18 @@ func structuredRows() []Row {
 					for _, n := range []uint64{x.f.block(), 4096, 64 << 10} {
 						w.ok(request{typ: cmdRead, flags: withDF, offset: place(11), length: n})
 					}
-					if r := w.do(request{typ: cmdRead, flags: withDF, length: minSizeBytes}); r.errno != 0 && r.errno != errOverflow {
+					r := w.do(request{typ: cmdRead, flags: withDF, length: minSizeBytes})
+					if r.errno != 0 && r.errno != errOverflow {
 						x.failf("%v: %s", &r.request, errorName(r.errno))
+					}
+					if r.errno != 0 && r.content() != 0 {
+						x.failf("%v: %d chunks of content with EOVERFLOW", &r.request, r.content())
 					}
 				})
 			},
 		},
 		{
-			Name: "structured-read/32-MiB", Section: secBlockSize, Level: Should,
+			Name: "structured-read/32-MiB", Level: Should,
 			Rule:  "structured reads may be as long as simple ones",
 			needs: all(needStructured, needSize("32 MiB", 32<<20), need("a maximum payload of 32 MiB", func(f *features) bool { return !f.hasBlockSize || f.most >= 32<<20 })),
 			check: func(x *probe) {
@@ -389,7 +505,7 @@ func structuredRows() []Row {
 			},
 		},
 		{
-			Name: "structured/other-commands", Section: secChunk, Level: Must,
+			Name: "structured/other-commands", Level: Must,
 			Rule:  "other commands get a simple reply, or one chunk, and no content",
 			needs: all(needStructured, needWritable),
 			check: func(x *probe) {
@@ -415,7 +531,7 @@ func extendedRows() []Row {
 	needStatusPayload := all(needAllocation, need("BLOCK_STATUS_PAYLOAD", func(f *features) bool { return f.byMode[extended]&flagStatusPayload != 0 }))
 	rows := []Row{
 		{
-			Name: "extended/compact-request", Section: secExtReq, Level: Must,
+			Name: "extended/compact-request", Level: Must,
 			Rule: "once negotiated, a request with the short header is none: the server does not act on it, and hangs up",
 			check: func(x *probe) {
 				w := x.enter(extended)
@@ -427,14 +543,14 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/offset-echo", Section: secExtRep, Level: Must,
+			Name: "extended/offset-echo", Level: Must,
 			Rule: "each reply header has the offset of its request",
 			check: func(x *probe) {
 				x.inMode(extended, func(w *wire) { noProblem(x, ruleEcho, manyReads(w)) })
 			},
 		},
 		{
-			Name: "extended/write", Section: secExtReq, Level: Must,
+			Name: "extended/write", Level: Must,
 			Rule:  "a WRITE says by PAYLOAD_LEN that its length is of a payload, and is carried out",
 			needs: needWritable,
 			check: func(x *probe) {
@@ -444,7 +560,7 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/payload-unwanted", Section: secExtReq, Level: Should,
+			Name: "extended/payload-unwanted", Level: Should,
 			Rule: "PAYLOAD_LEN with a command that has no payload gets EINVAL, and the payload is skipped",
 			check: func(x *probe) {
 				x.inMode(extended, func(w *wire) {
@@ -459,7 +575,7 @@ func extendedRows() []Row {
 		longEffect("cache", cmdCache, needFlag("CACHE", flagCache)),
 		longEffect("block-status", cmdBlockStatus, needAllocation),
 		{
-			Name: "extended/zeroes-beyond-4-GiB", Section: secExtReq, Level: Must,
+			Name: "extended/zeroes-beyond-4-GiB", Level: Must,
 			Rule:  "lengths have 64 bits: more than 4 GiB of zeroes are written at once",
 			needs: all(needWritable, needFlag("WRITE_ZEROES", flagWriteZeroes), needSize("4 GiB and a bit", 4<<30+1<<20)),
 			check: func(x *probe) {
@@ -472,7 +588,7 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/status-beyond-4-GiB", Section: secExtRep, Level: Must,
+			Name: "extended/status-beyond-4-GiB", Level: Must,
 			Rule:  "a range of more than 4 GiB can be asked about at once",
 			needs: all(needAllocation, needSize("4 GiB and a bit", 4<<30+1<<20)),
 			check: func(x *probe) {
@@ -486,7 +602,7 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/status-type", Section: secExtRep, Level: Must,
+			Name: "extended/status-type", Level: Must,
 			Rule:  "block status comes in chunks BLOCK_STATUS_EXT, which say how many descriptors they have",
 			needs: needAllocation,
 			check: func(x *probe) {
@@ -498,7 +614,7 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/status-payload", Section: secStatus, Level: Must,
+			Name: "extended/status-payload", Level: Must,
 			Rule:  "with a payload BLOCK_STATUS tells of the contexts named in it",
 			needs: needStatusPayload,
 			check: func(x *probe) {
@@ -513,7 +629,7 @@ func extendedRows() []Row {
 			},
 		},
 		{
-			Name: "extended/status-payload-bad", Section: secStatus, Level: Should,
+			Name: "extended/status-payload-bad", Level: Should,
 			Rule:  "a payload with a context that was not selected, or of a wrong length, gets EINVAL",
 			needs: needStatusPayload,
 			check: func(x *probe) {
@@ -552,7 +668,7 @@ func statusPayload(ids ...uint32) []byte {
 // longEffect has a length that fits only once its upper half is dropped.
 func longEffect(name string, typ uint16, needs needs) Row {
 	return Row{
-		Name: "extended/length-" + name, Section: secExtReq, Level: Must,
+		Name: "extended/length-" + name, Level: Must,
 		Rule:  "lengths have 64 bits: one beyond the end is an error, and not cut to 32 bits",
 		needs: needs,
 		check: func(x *probe) {

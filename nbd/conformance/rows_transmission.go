@@ -4,17 +4,6 @@ import (
 	"bytes"
 )
 
-const (
-	secTransmission = "Transmission phase"
-	secOrder        = "Ordering of messages and writes"
-	secRequest      = "Request message"
-	secErrors       = "Error values"
-	secMulti        = "Multiple connections"
-	secDisc         = "NBD_CMD_DISC"
-	secRead         = "NBD_CMD_READ"
-	secWrite        = "NBD_CMD_WRITE"
-)
-
 // Places on the export that rows use.
 const (
 	placeBytes = 256 << 10
@@ -27,7 +16,7 @@ func place(n int) uint64 { return uint64(n%maxPlaces) * placeBytes }
 func transmissionRows() []Row {
 	return []Row{
 		{
-			Name: "transmission/cookie", Section: secRequest, Level: Must,
+			Name: "transmission/cookie", Level: Must,
 			Rule: "the reply has the request's cookie, whatever that is",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -39,7 +28,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/cookie-again", Section: secRequest, Level: Must,
+			Name: "transmission/cookie-again", Level: Must,
 			Rule: "a cookie may be used again once its reply has come",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -50,7 +39,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/pipeline", Section: secOrder, Level: Must,
+			Name: "transmission/pipeline", Level: Must,
 			Rule: "requests may be sent without waiting: each gets one reply, in any order",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -69,7 +58,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/mixed-pipeline", Section: secOrder, Level: Must,
+			Name: "transmission/mixed-pipeline", Level: Must,
 			Rule:  "reads, writes and what is wrong may be mixed in flight: each reply fits its own request",
 			needs: needWritable,
 			check: func(x *probe) {
@@ -102,7 +91,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/in-pieces", Section: secTransmission, Level: Must,
+			Name: "transmission/in-pieces", Level: Must,
 			Rule: "a request is one however the transport cuts it into pieces",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -116,7 +105,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/unknown-command", Section: secErrors, Level: Should,
+			Name: "transmission/unknown-command", Level: Should,
 			Rule: "a command that the server does not know gets EINVAL",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -127,7 +116,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/unknown-command-length", Section: secRequest, Level: Must,
+			Name: "transmission/unknown-command-length", Level: Must,
 			Rule: "only WRITE has a payload: behind an unknown command with a length comes the next request",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -137,7 +126,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/bad-magic", Section: secRequest, Level: Should,
+			Name: "transmission/bad-magic", Level: Should,
 			Rule: "what does not begin with the magic of a request is none: the server hangs up",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -149,7 +138,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "transmission/bad-magic-not-done", Section: secRequest, Level: Must,
+			Name: "transmission/bad-magic-not-done", Level: Must,
 			Rule:  "a write with a wrong magic is not carried out",
 			needs: needWritable,
 			check: func(x *probe) {
@@ -170,7 +159,7 @@ func transmissionRows() []Row {
 		zeroLength("write-zeroes", cmdWriteZeroes, all(needWritable, needFlag("WRITE_ZEROES", flagWriteZeroes))),
 		zeroLength("cache", cmdCache, needFlag("CACHE", flagCache)),
 		{
-			Name: "transmission/error-values", Section: secErrors, Level: Must,
+			Name: "transmission/error-values", Level: Must,
 			Rule: "errors are of those that the protocol defines",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -179,7 +168,20 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "disc/closes", Section: secDisc, Level: Must,
+			Name: "transmission/rare-errors", Level: Should,
+			Rule: "EOVERFLOW, ENOTSUP and ENOMEM are not for what is plainly wrong",
+			check: func(x *probe) {
+				x.inModes(func(w *wire) {
+					for _, r := range badRequests(w) {
+						if r.errno == errOverflow || r.errno == errNotSup || r.errno == errNoMem {
+							x.failf("%v: %s", &r.request, errorName(r.errno))
+						}
+					}
+				})
+			},
+		},
+		{
+			Name: "disc/closes", Level: Must,
 			Rule: "DISC has no reply: the server closes the connection",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -190,7 +192,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "disc/finishes", Section: secDisc, Level: Must,
+			Name: "disc/finishes", Level: Must,
 			Rule:  "before that it carries out what is in flight",
 			needs: needWritable,
 			check: func(x *probe) {
@@ -220,7 +222,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "disc/answers", Section: secDisc, Level: Should,
+			Name: "disc/answers", Level: Should,
 			Rule: "and answers what is in flight",
 			check: func(x *probe) {
 				x.inModes(func(w *wire) {
@@ -239,7 +241,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "disc/abrupt", Section: "Terminating the transmission phase", Level: Should,
+			Name: "disc/abrupt", Level: Should,
 			Rule: "a client that goes away in the middle of a request does not disturb another",
 			check: func(x *probe) {
 				other := x.enter(compact)
@@ -253,7 +255,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "multi-conn/agrees", Section: secMulti, Level: Should,
+			Name: "multi-conn/agrees", Level: Should,
 			Rule:  "all connections to an export are told the same size and flags",
 			needs: needFlag("CAN_MULTI_CONN", flagMultiConn),
 			check: func(x *probe) {
@@ -264,7 +266,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "multi-conn/flush", Section: secMulti, Level: Must,
+			Name: "multi-conn/flush", Level: Must,
 			Rule:  "with CAN_MULTI_CONN, a write is seen on every connection once a FLUSH has been answered on any",
 			needs: all(needWritable, needFlag("CAN_MULTI_CONN", flagMultiConn), needFlag("FLUSH", flagFlush)),
 			check: func(x *probe) {
@@ -279,7 +281,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "multi-conn/fua", Section: secMulti, Level: Must,
+			Name: "multi-conn/fua", Level: Must,
 			Rule:  "with CAN_MULTI_CONN, a write with FUA is seen on every connection once it has been answered",
 			needs: all(needWritable, needFlag("CAN_MULTI_CONN", flagMultiConn), needFlag("FUA", flagFUA)),
 			check: func(x *probe) {
@@ -293,7 +295,7 @@ func transmissionRows() []Row {
 			},
 		},
 		{
-			Name: "multi-conn/own-replies", Section: secRequest, Level: Must,
+			Name: "multi-conn/own-replies", Level: Must,
 			Rule:  "replies come on the connection that asked, even if cookies are the same on both",
 			needs: needFlag("CAN_MULTI_CONN", flagMultiConn),
 			check: func(x *probe) {
@@ -316,7 +318,7 @@ func transmissionRows() []Row {
 // zeroLength has a request of no bytes.
 func zeroLength(name string, typ uint16, needs needs) Row {
 	return Row{
-		Name: "zero-length/" + name, Section: secRequest, Level: Should,
+		Name: "zero-length/" + name, Level: Should,
 		Rule:  "a request of length zero is answered somehow, and does not end the connection",
 		needs: needs,
 		check: func(x *probe) {

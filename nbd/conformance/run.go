@@ -15,7 +15,7 @@ func Check(ctx context.Context, targets ...Target) (*Report, error) {
 	report := &Report{Results: make([]Result, len(rows))}
 	for i := range rows {
 		report.Results[i] = Result{
-			Name: rows[i].Name, Section: rows[i].Section, Level: rows[i].Level.String(), Rule: rows[i].Rule,
+			Name: rows[i].Name, Cites: rows[i].cites(), Level: rows[i].Level.String(), Rule: rows[i].Rule,
 			Verdict: NotApplicable,
 		}
 	}
@@ -73,7 +73,7 @@ func Run(t *testing.T, target Target) {
 				applied++
 			}
 			if o.verdict.Bad() {
-				t.Errorf("%s: %s\n%s, section %q: %s", o.verdict, o.detail, row.Level, row.Section, row.Rule)
+				t.Errorf("%s: %s\n%s (%s): %s", o.verdict, o.detail, row.Level, row.cites(), row.Rule)
 			}
 		})
 	}
