@@ -43,15 +43,23 @@ type PowerReport struct {
 	Policy string `json:"policy"`
 	Tear   string `json:"tear"`
 	Damage string `json:"damage"`
-	// Class is what kind of drive would leave such an image: "legal" (a correct
-	// one), "damaged" (it harmed the sector that it was writing, as asked) or
-	// "hostile" (it broke a promise).
+	// Class is what kind of drive the disk has been: "legal" (a correct one),
+	// "damaged" (it harmed the sector that it was writing, as asked) or "hostile" (it
+	// broke a promise since the cut before, whether that shows in the image or not);
+	// "failed" if the medium failed, so that nobody knows.
 	Class string `json:"class"`
+	// ImageClass is what kind of drive would leave such an image, by the check after
+	// the cut, in the same words.
+	ImageClass string `json:"image_class"`
+	// Hostile counts commands since the cut before by what no correct drive does to
+	// them: "lying-flush", "ignored-fua", "lost-write", "misdirected", or the kind of
+	// another hostile rule.
+	Hostile map[string]uint64 `json:"hostile,omitempty"`
 	// CheckedSectors is how many were held against what had been promised.
 	CheckedSectors int `json:"checked_sectors"`
 	// Acts counts sectors by what a correct drive would not have done to them:
 	// "torn-sector", "garbage", "unreadable", "lying-flush", "ignored-fua",
-	// "lost-flushed" or "defect".
+	// "lost-write", "misdirected", "lost-flushed" or "defect".
 	Acts map[string]int `json:"acts,omitempty"`
 	// Findings are the first of those sectors.
 	Findings []PowerFinding `json:"findings,omitempty"`

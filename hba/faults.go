@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
-	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
@@ -89,6 +88,7 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	if !plan.Decide(&cmd, d.clock.Now(), dec) {
 		return treatmentNone
 	}
+	d.tellBroken(plan.Unit(), dec)
 	return d.take(q, position, c, func(h *hold) { h.command, h.decision, h.unit = cmd, *dec, plan.Unit() })
 }
 
@@ -124,21 +124,14 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	case fault.EndStatus:
 		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
-			put := scsi.PutFixedSense
-			if h.unit.Blocks > 1<<32 { // as the unit itself does it
-				put = scsi.PutDescriptorSense
-			}
-			out.SenseBytes = uint8(put(out.Sense[:], &dec.Sense))
+			out.putSense(h.unit, &dec.Sense)
 		}
 		return
 	case fault.EndNoDevice:
 		out.Code, out.Flags = CodeNoDevice, CompletionInjected
 		return
 	case fault.EndDone:
-		out.DataBytes = c.DataBytes
-		if m := d.promiserAt(h.unit); m != nil && h.command.Op == fault.OpFlush {
-			m.PromisedAll()
-		}
+		x.neverDone(d, rec, out)
 		return
 	case fault.EndNot:
 	}
@@ -156,13 +149,8 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
 	}
 	x.run(d, &c, out, t, true)
-	if ignored && h.command.Op == fault.OpWrite && out.Code == CodeExecuted && out.ScsiStatus == 0 {
-		if lba, blocks, ok := scsi.BlockRange(&c.CDB); ok {
-			if m := d.promiserAt(h.unit); m != nil {
-				size := int64(h.unit.BlockBytes)
-				m.PromisedRange(int64(lba)*size, int64(blocks)*size)
-			}
-		}
+	if h.command.Op == fault.OpWrite && (ignored || dec.Redirect) && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+		d.doneOtherwise(h, &c, ignored)
 	}
 	if dec.Corrupts() && out.Code == CodeExecuted && out.ScsiStatus == 0 && x.live(d.iommu, dma.Write) {
 		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)
@@ -183,16 +171,6 @@ func (c *Completion) spoilReply(dec *fault.Decision) {
 	if after := f.Rule().Action.After; after != nil {
 		c.ReplyBytes = uint32(*after)
 	}
-}
-
-// promiserAt is the unit's medium if it keeps account of promises, or nil.
-func (d *Device) promiserAt(u fault.Unit) media.Promiser {
-	unit := d.unitAt(u)
-	if unit == nil {
-		return nil
-	}
-	m, _ := unit.Medium().(media.Promiser)
-	return m
 }
 
 // keepVersions reads what a write is about to overwrite.

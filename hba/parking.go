@@ -186,13 +186,8 @@ func (d *Device) checkPowerLocked(rec *record) {
 	if u == nil || rec.powerCycle == 0 || u.PowerCycle() == rec.powerCycle {
 		return
 	}
-	h.out.set(rec.cmd.Tag, CodeExecuted)
-	h.out.ScsiStatus = uint8(scsi.StatusCheckCondition)
-	put := scsi.PutFixedSense
-	if h.unit.Blocks > 1<<32 {
-		put = scsi.PutDescriptorSense
-	}
-	h.out.SenseBytes = uint8(put(h.out.Sense[:], &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable}))
+	h.out.setNoPower(rec.cmd.Tag, h.unit)
+	h.out.spoilReply(&h.decision) // what the rule does to the reply is done to this one
 }
 
 // wrongTag turns a tag into one that the driver does not use now: it differs in

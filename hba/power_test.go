@@ -104,3 +104,37 @@ func TestPower_WaitingCommandsAreForgotten(t *testing.T) {
 		t.Error("a write from before the power cut was executed after it")
 	}
 }
+
+// TestPower_RepliesAreSpoiledAllTheSame: what a rule does to the reply of a command it
+// does also if the command fails in the end because the power went.
+func TestPower_RepliesAreSpoiledAllTheSame(t *testing.T) {
+	after := fault.Size(7)
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	s := w.set(t,
+		fault.Rule{Name: "hold", Budget: 1, Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}},
+		fault.Rule{Name: "cut", Budget: 1, Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindCutReply, After: &after}},
+		fault.Rule{Name: "cookie", Budget: 1, Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindBadCookie}},
+	)
+	w.submit(t, disk0.Write(1, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))
+	w.awaitHeld(1)
+	w.powerCycle(t)
+	w.dev.ReleaseHeld(s.Fault("hold"), 0)
+	c := w.reap(w.driver.Queues[0], 1)[0]
+	wantNoPower(t, c, 1)
+	if want := hba.CompletionCutReply | hba.CompletionBadCookie; c.Flags != want || c.ReplyBytes != 7 {
+		t.Errorf("flags %#x, reply of %d bytes, want %#x and 7", c.Flags, c.ReplyBytes, want)
+	}
+	w.wantIdle(t)
+}
+
+// TestPower_NothingIsDoneWithout: a unit without power does not say, either, that it has
+// done what a rule would have it lose.
+func TestPower_NothingIsDoneWithout(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindLostWrite}}, fault.Rule{Action: fault.Action{Kind: fault.KindLieAboutFlush}})
+	w.dev.UnitAt(0, 0).PowerOff()
+	wantNoPower(t, w.do(t, disk0.Write(1, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))[0], 1)
+	wantNoPower(t, w.do(t, disk0.Flush(2))[0], 2)
+	w.dev.UnitAt(0, 0).PowerOn()
+	w.wantIdle(t)
+}

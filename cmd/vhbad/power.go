@@ -110,7 +110,10 @@ func printPowerReport(w io.Writer, r *client.PowerReport) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
 	line("power cut %d of %s by %s: seed %d, policy %s, tear %s, damage %s", r.Number, r.Disk, r.Trigger, r.Seed, r.Policy, r.Tear, r.Damage)
-	line("%s: %d sectors checked against what was promised%s", r.Class, r.CheckedSectors, actsOf(r))
+	line("%s: %d sectors checked against what was promised%s", r.Class, r.CheckedSectors, countsOf(r.Acts))
+	if len(r.Hostile) > 0 {
+		line("hostile since the cut before%s: the image is %s", countsOf(r.Hostile), r.ImageClass)
+	}
 	s := &r.Sectors
 	line("%d pending sectors of %d bytes: %d kept, %d lost, %d torn, %d garbage, %d unreadable",
 		s.Pending, r.SectorBytes, s.Kept, s.Lost, s.Torn, s.Garbage, s.Unreadable)
@@ -143,11 +146,11 @@ func printPowerReport(w io.Writer, r *client.PowerReport) error {
 	return t.Flush()
 }
 
-// actsOf lists what a correct drive would not have done.
-func actsOf(r *client.PowerReport) string {
+// countsOf lists what a correct drive would not have done.
+func countsOf[N int | uint64](acts map[string]N) string {
 	var b strings.Builder
-	for _, act := range slices.Sorted(maps.Keys(r.Acts)) {
-		fmt.Fprintf(&b, ", %s %d", act, r.Acts[act])
+	for _, act := range slices.Sorted(maps.Keys(acts)) {
+		fmt.Fprintf(&b, ", %s %d", act, acts[act])
 	}
 	return b.String()
 }
@@ -192,11 +195,8 @@ func printPower(w io.Writer, p *client.Power) error {
 	line("CUT\tTIME\tTRIGGER\tSEED\tPOLICY\tCLASS\tPENDING\tKEPT\tLOST\tDAMAGED")
 	for i := range p.Reports {
 		r := &p.Reports[i]
-		s, class := &r.Sectors, r.Class
-		if r.Error != "" {
-			class = "failed"
-		}
-		line("%d\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d", r.Number, r.Time.Local().Format(time.RFC3339), r.Trigger, r.Seed, r.Policy, class,
+		s := &r.Sectors
+		line("%d\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d", r.Number, r.Time.Local().Format(time.RFC3339), r.Trigger, r.Seed, r.Policy, r.Class,
 			s.Pending, s.Kept, s.Lost, s.Torn+s.Garbage+s.Unreadable)
 	}
 	return t.Flush()

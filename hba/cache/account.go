@@ -102,6 +102,13 @@ type bar struct {
 }
 
 func (b *bar) raise(e *entry, act Act) {
+	switch e.astray {
+	case astrayLost:
+		act = ActLostWrite
+	case astrayGone:
+		act = ActMisdirected
+	case astrayNot, astrayHere:
+	}
 	if e.arrived > b.arrived {
 		*b = bar{e.arrived, e.write, act}
 	}
@@ -123,7 +130,7 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 		}
 	}
 	promises := func(e *entry) {
-		if e.answered == 0 || e.failed {
+		if e.answered == 0 || e.failed || e.astray == astrayHere {
 			return
 		}
 		if a.keeps(e) {
@@ -137,6 +144,7 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 			lie.raise(e, ActIgnoredFUA)
 		}
 	}
+	var stray *entry                  // the latest that nobody asked for here and that is what is there
 	vague := uint64(0)                // answer of the latest write that nobody knows the bytes of
 	latest, there := uint64(0), false // answer of the latest that may be what is there
 	may := func(e *entry) {
@@ -146,7 +154,11 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 	for _, c := range claims {
 		e := &a.entries[c.entry]
 		promises(e)
-		if ok && c.sum == now {
+		switch {
+		case !ok || c.sum != now:
+		case e.astray == astrayHere:
+			stray = e
+		default:
 			may(e)
 		}
 	}
@@ -159,6 +171,9 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 			}
 		case entryUnknown:
 			promises(e)
+			if e.astray == astrayGone {
+				continue // whatever it was, it is not here
+			}
 			may(e)
 			vague = max(vague, e.end())
 		case entrySums, entryLie, entryNothing:
@@ -171,9 +186,14 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 		switch {
 		case b.arrived <= a.horizon: // none, or one that came while others were under way that are forgotten
 		case there && latest >= b.arrived:
+		case stray != nil && stray.end() >= b.arrived:
+			return ruling{true, ActMisdirected, b.write}
 		default:
 			return ruling{true, b.act, b.write}
 		}
+	}
+	if stray != nil && !there && vague == 0 { // nothing was promised, but nobody has written that
+		return ruling{true, ActMisdirected, 0}
 	}
 	return ruling{checked: max(honest.arrived, lie.arrived) > a.horizon}
 }

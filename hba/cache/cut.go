@@ -49,6 +49,7 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 		c.recordStep(Step{Kind: StepImage, Text: k.report.ImageSHA256})
 	}
 	c.ledger.reopen(k.account, open, err == nil)
+	k.report.settle()
 	c.endCut(k)
 	return k.report, err
 }
@@ -71,7 +72,7 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	c.plain.Store(false) // everybody has to look
 	k.report = &Report{
 		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage,
-		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{},
+		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{}, Hostile: c.brokenLocked(),
 	}
 	for i := max(c.record.flushes, recentFlushes) - recentFlushes + 1; i <= c.record.flushes; i++ {
 		k.report.Flushes = append(k.report.Flushes, c.record.recent[i%recentFlushes])
@@ -89,7 +90,7 @@ func (c *Cache) endCut(k *cut) {
 	c.record.stats.Cuts++
 	if k.report.Error == "" {
 		for i := range k.fates {
-			c.record.stats.CutSectors[k.fates[i].Outcome]++
+			c.record.stats.CutSectors[k.report.Class][k.fates[i].Outcome]++
 		}
 	}
 	c.store.slabs = k.store.slabs

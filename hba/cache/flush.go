@@ -73,6 +73,7 @@ func (c *Cache) beginFlush() (flush, error) {
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
 	c.recordStep(Step{Kind: StepFlush, Write: f.before, Lie: f.lie})
 	if f.lie {
+		c.record.broke(ActLyingFlush)
 		c.answeredLocked(&f)
 	}
 	return f, nil

@@ -76,9 +76,20 @@ const (
 	entryNothing                  // it has come to nothing
 )
 
+// An astray says that what was done with a write is not what its writer asked for.
+type astray uint8
+
+const (
+	astrayNot  astray = iota
+	astrayLost        // nothing was done, and it was answered as if it had been
+	astrayGone        // nothing was done here: it was done elsewhere
+	astrayHere        // nobody has asked for it here
+)
+
 // An entry is one write: of sectors from one on.
 type entry struct {
-	kind entryKind
+	kind   entryKind
+	astray astray
 	// failed: it was answered by an error.
 	failed bool
 	// durable: it had FUA and was answered. lied: so it was, by a lie.
@@ -268,6 +279,40 @@ func (l *ledger) liedRange(first, count int64) {
 	defer l.mu.Unlock()
 	l.now++
 	l.addLocked(&entry{kind: entryLie, first: first, count: count, arrived: l.now, answered: l.now}, nil)
+}
+
+// lostWrite enters a write that is answered now and was never done.
+func (l *ledger) lostWrite(e *entry, sums []uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now++
+	e.arrived, e.answered, e.astray = l.now, l.now, astrayLost
+	l.addLocked(e, sums)
+}
+
+// misdirected enters that the latest write of count sectors from first on was for
+// sectors from meant on, and is answered now, as if with FUA and by a lie if ignored.
+func (l *ledger) misdirected(first, meant, count int64, ignored bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now++
+	for number := l.next; number > l.first; number-- {
+		e := at(l.entries, number-1)
+		if e.first != first || e.count != count || e.astray != astrayNot || e.answered == 0 || e.kind != entrySums && e.kind != entryUnknown {
+			continue
+		}
+		e.astray = astrayHere
+		gone := *e
+		gone.astray, gone.first, gone.arrived, gone.answered, gone.lied = astrayGone, meant, l.now, l.now, ignored
+		var sums []uint32
+		if gone.kind == entrySums {
+			for i := range uint64(count) {
+				sums = append(sums, *at(l.sums, e.sums+i))
+			}
+		}
+		l.addLocked(&gone, sums)
+		return
+	}
 }
 
 // forgetFrom enters that nobody knows what sectors from one on hold.

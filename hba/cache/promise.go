@@ -8,6 +8,7 @@ func (c *Cache) PromisedAll() {
 	if c.closed {
 		return
 	}
+	c.record.broke(ActLyingFlush)
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: true}
 	c.answeredLocked(&f)
 }
@@ -19,6 +20,7 @@ func (c *Cache) PromisedRange(off, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.recordStep(Step{Kind: StepLie, OffsetBytes: off, LengthBytes: n})
+	c.record.broke(ActIgnoredFUA)
 	for sector, end := off>>c.shift, (off+n)>>c.shift; sector < end; sector++ {
 		if i, ok := c.store.newest(sector); ok {
 			if w := c.store.versions[i].write; w.promised == promiseNone {
@@ -26,6 +28,71 @@ func (c *Cache) PromisedRange(off, n int64) {
 			}
 		}
 	}
+}
+
+// LostWrite implements media.Promiser: a write was answered that never came here.
+func (c *Cache) LostWrite(off, n int64, data [][]byte, durable bool) {
+	mask := int64(1)<<c.shift - 1
+	if size := c.inner.Size(); n <= 0 || off < 0 || off > size || n > size-off || (off|n)&mask != 0 {
+		return
+	}
+	e := entry{kind: entrySums, first: off >> c.shift, count: n >> c.shift, durable: durable}
+	var sums []uint32
+	switch {
+	case data != nil:
+		b := gather(data, int(n))
+		defer gathered.Put(b)
+		sums = appendSums(nil, *b, c.shift)
+	case n <= longBytes:
+		sums = c.zeroSums[:e.count]
+	default:
+		e.kind = entryZeros
+	}
+	c.ledger.lostWrite(&e, sums)
+}
+
+// Misdirected implements media.Promiser: a write that came here was for elsewhere.
+func (c *Cache) Misdirected(off, meant, n int64, ignored bool) {
+	c.ledger.misdirected(off>>c.shift, meant>>c.shift, n>>c.shift, ignored)
+}
+
+// Broke implements media.Promiser: it is what counts acts that the cache did not do
+// itself.
+func (c *Cache) Broke(act string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.broke(Act(act))
+}
+
+// broke counts what no correct drive does.
+func (r *record) broke(act Act) {
+	if r.acts == nil {
+		r.acts = make(map[Act]uint64)
+	}
+	if r.stats.Acts == nil {
+		r.stats.Acts = make(map[Act]uint64)
+	}
+	r.acts[act]++
+	r.stats.Acts[act]++
+}
+
+// BrokenSinceCut reports whether something hostile has happened since the power was
+// cut last.
+//
+// Concurrency: any goroutine.
+func (c *Cache) BrokenSinceCut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.record.acts) > 0
+}
+
+// brokenLocked is what has happened since the last cut, which begins anew.
+//
+// +checklocks:c.mu
+func (c *Cache) brokenLocked() map[Act]uint64 {
+	acts := c.record.acts
+	c.record.acts = nil
+	return acts
 }
 
 // coveredLocked is how many pending writes a flush now would cover.

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"maps"
 	"math/bits"
 	"time"
 )
@@ -38,8 +39,10 @@ type Stats struct {
 	CoveredWrites uint64
 	Evictions     [EvictionReasons]uint64 // writes
 	Cuts          uint64
-	// CutSectors counts the pending sectors of all cuts.
-	CutSectors [Outcomes]uint64
+	// CutSectors counts the pending sectors of all cuts, by the class in their reports.
+	CutSectors [Classes][Outcomes]uint64
+	// Acts counts commands by what no correct drive does to them.
+	Acts map[Act]uint64
 }
 
 // CoveredBound is the upper bound of bucket i of Stats.FlushCovered, but for the
@@ -71,6 +74,8 @@ type record struct {
 	flushes uint64
 	recent  [recentFlushes]FlushRecord
 	stats   Stats
+	// acts is stats.Acts since the last cut.
+	acts map[Act]uint64
 }
 
 func (r *record) flushed(f *flush, now time.Time) {
@@ -91,6 +96,7 @@ func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.record.stats
+	s.Acts = maps.Clone(s.Acts)
 	s.PendingBytes, s.PendingWrites = int64(c.store.used)<<c.shift, int64(len(c.store.pending))
 	s.UnreadableSectors, s.Flushes = int64(len(c.unreadable)), c.record.flushes
 	if w := c.store.first; w != nil {

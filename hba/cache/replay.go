@@ -164,6 +164,9 @@ func (r *Replay) write(s *Step) error {
 		return fmt.Errorf("write %d of %d bytes is pending in a cache of %d that has room for %d",
 			s.Write, s.LengthBytes, c.config.SizeBytes, int64(c.room-c.store.used)<<c.shift)
 	}
+	if s.Lie {
+		c.record.broke(ActIgnoredFUA)
+	}
 	r.seen = s.Write
 	c.store.nextID = s.Write
 	c.insertLocked(x)
@@ -232,6 +235,9 @@ func (r *Replay) flushed(s *Step) {
 	c := r.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s.Lie {
+		c.record.broke(ActLyingFlush)
+	}
 	c.answeredLocked(&flush{before: s.Write, life: c.life, covered: s.Covered, lie: s.Lie})
 }
 

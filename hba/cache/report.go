@@ -15,10 +15,14 @@ const (
 	// ClassDamaged: one that kept its promises, but harmed the sector that it was
 	// writing. It was asked to, by TearBytes or Damage.
 	ClassDamaged
-	// ClassHostile: one that broke a promise. It was asked to, by LieAboutFlush or
-	// IgnoreFUA, or something below the cache did.
+	// ClassHostile: one that broke a promise. It was asked to, by LieAboutFlush,
+	// IgnoreFUA or what its media.Promiser was told of, or something below did.
 	ClassHostile
+	classes
 )
+
+// Classes is how many there are.
+const Classes = int(classes)
 
 // String is legal, damaged or hostile.
 func (c Class) String() string { return [...]string{"legal", "damaged", "hostile"}[c] }
@@ -28,7 +32,7 @@ func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (c *Class) UnmarshalText(b []byte) error {
-	for i := ClassLegal; i <= ClassHostile; i++ {
+	for i := range classes {
 		if i.String() == string(b) {
 			*c = i
 			return nil
@@ -47,6 +51,8 @@ const (
 	ActUnreadable  Act = "unreadable"
 	ActLyingFlush  Act = "lying-flush"
 	ActIgnoredFUA  Act = "ignored-fua"
+	ActLostWrite   Act = "lost-write"   // answered, and never done
+	ActMisdirected Act = "misdirected"  // done elsewhere, or for elsewhere
 	ActLostFlushed Act = "lost-flushed" // what was durable is gone: below the cache, or by its fault
 	ActDefect      Act = "defect"       // none of the above explains it: the cache is wrong
 )
@@ -56,7 +62,7 @@ func (a Act) Class() Class {
 	switch a {
 	case ActTornSector, ActGarbage, ActUnreadable:
 		return ClassDamaged
-	case ActLyingFlush, ActIgnoredFUA, ActLostFlushed, ActDefect:
+	case ActLyingFlush, ActIgnoredFUA, ActLostWrite, ActMisdirected, ActLostFlushed, ActDefect:
 	}
 	return ClassHostile
 }
@@ -78,6 +84,12 @@ type Report struct {
 	// SectorBytes is the unit of Sectors.
 	SectorBytes int         `json:"sector_bytes"`
 	Sectors     SectorTally `json:"sectors"`
+	// Class is that of the drive: hostile if it has done anything hostile since the
+	// last cut, seen or not; otherwise that of the image, in Verdict.
+	Class Class `json:"class"`
+	// Hostile counts commands since the last cut by what no correct drive does to them,
+	// whether or not it shows in the image.
+	Hostile map[Act]uint64 `json:"hostile,omitempty"`
 	// Verdict is the class of the image, as the check after the cut found it.
 	Verdict Verdict `json:"verdict"`
 	// ImageSHA256 is a digest of the pending sectors' numbers and bytes after the
@@ -91,6 +103,14 @@ type Report struct {
 	// Writes are those that were pending, in order of arrival: the latest 4096.
 	Writes        []WriteReport `json:"writes"`
 	WritesOmitted int           `json:"writes_omitted,omitempty"`
+}
+
+// settle finds the class.
+func (r *Report) settle() {
+	r.Class = r.Verdict.Class
+	if len(r.Hostile) > 0 {
+		r.Class = ClassHostile
+	}
 }
 
 // A SectorTally counts the sectors that something was pending for.

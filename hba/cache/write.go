@@ -91,7 +91,11 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	ticket := c.arrives(x.kind, x.p, x.off, x.n)
 	done, err = c.change(x, mayBlock)
 	c.told(room, x, err != nil)
-	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: x.fua && x.lie})
+	lied := x.fua && x.lie && done && err == nil
+	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: lied})
+	if lied {
+		c.Broke(string(ActIgnoredFUA))
+	}
 	return done, err
 }
 

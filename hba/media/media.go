@@ -129,6 +129,16 @@ type Promiser interface {
 	PromisedAll()
 	// PromisedRange: a write of n bytes at off with FUA, which is done, was answered.
 	PromisedRange(off, n int64)
+	// LostWrite: a write of n bytes at off is answered that never came, as durable or
+	// not. data are its bytes; without, they are zeros. It does not keep them. Broke
+	// counts the command, which may have been of several such writes.
+	LostWrite(off, n int64, data [][]byte, durable bool)
+	// Misdirected: the latest write of n bytes at off, which is done, was one for
+	// another place, and is answered as that. ignored: as durable, which it is not.
+	Misdirected(off, meant, n int64, ignored bool)
+	// Broke: something happened to a command that no correct drive does. act is its
+	// name in reports. A flush of PromisedAll and a write of PromisedRange are counted.
+	Broke(act string)
 }
 
 // An Ability is one of the things that a medium may be able to do.

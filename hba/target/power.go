@@ -13,6 +13,11 @@ func (u *Unit) PowerOff() {
 	u.powerCycles.Add(1)
 }
 
+// IsOff reports whether the unit has no power.
+//
+// Concurrency: any goroutine.
+func (u *Unit) IsOff() bool { return u.conditions.Load()&conditionOff != 0 }
+
 // PowerCycle changes with each PowerOff and is never zero. Who has a command wait
 // remembers it; see Task.PowerCycle.
 //

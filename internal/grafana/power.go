@@ -81,12 +81,16 @@ func power() Dashboard {
 		}},
 		row{"Power cuts", []interface{ panel() Panel }{
 			graph{
-				title: "Power cuts", description: "Power cuts per second, by what asked for them.", unit: unitEventsPS,
-				queries: []query{{"sum by (instance, export, trigger) (rate(vhbad_power_cuts_total{<export>}[<rate>]))", "{{instance}} {{export}} {{trigger}}"}},
+				title: "Power cuts", description: "Power cuts per second, by what asked for them, and by what kind of drive the disk had been: legal is a correct one.", unit: unitEventsPS,
+				queries: []query{{"sum by (instance, export, trigger, class) (rate(vhbad_power_cuts_total{<export>}[<rate>]))", "{{instance}} {{export}} {{trigger}}, {{class}}"}},
 			},
 			graph{
-				title: "Fate of sectors", description: "Sectors that were not durable at a power cut, per second, by what became of them.", unit: unitOpsPS, stack: true,
-				queries: []query{{"sum by (instance, export, outcome) (rate(vhbad_crash_sectors_total{<export>}[<rate>]))", "{{instance}} {{export}} {{outcome}}"}},
+				title: "Fate of sectors", description: "Sectors that were not durable at a power cut, per second, by what became of them and the class of the cut.", unit: unitOpsPS, stack: true,
+				queries: []query{{"sum by (instance, export, outcome, class) (rate(vhbad_crash_sectors_total{<export>}[<rate>]))", "{{instance}} {{export}} {{outcome}}, {{class}}"}},
+			},
+			graph{
+				title: "Hostile acts", description: "Commands per second to which a disk with a write cache did what no correct drive does, by what that was.", unit: unitOpsPS,
+				queries: []query{{"sum by (instance, export, act) (rate(vhbad_hostile_acts_total{<export>}[<rate>]))", "{{instance}} {{export}} {{act}}"}},
 			},
 			graph{
 				title: "Errors", description: "Requests answered with an error per second, by what is behind it: injected is what was asked for.", unit: unitOpsPS,

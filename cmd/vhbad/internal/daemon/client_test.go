@@ -105,6 +105,9 @@ const (
 	cmdRead  = 0
 	cmdWrite = 1
 	cmdFlush = 3
+	cmdTrim  = 4
+
+	cmdWriteZeroes = 6
 )
 
 // do sends one command and returns what it read, n bytes for a read.

@@ -33,6 +33,9 @@ const (
 	triggerRule    = "rule"
 )
 
+// classFailed stands for the class of a cut that nothing is known of.
+const classFailed = "failed"
+
 // power is the switch of one disk, and its write cache.
 type power struct {
 	cache *cache.Cache // nil if the disk has none
@@ -44,7 +47,7 @@ type power struct {
 	// +checklocks:mu
 	cuts uint64
 	// +checklocks:mu
-	byTrigger map[string]uint64
+	byCommand, byRule metrics.PowerCuts
 	// +checklocks:mu
 	reports []client.PowerReport // the latest, oldest first
 }
@@ -191,7 +194,11 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	out := powerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
-	p.done(&out, trigger)
+	class := int(report.Class)
+	if report.Error != "" {
+		class = cache.Classes
+	}
+	p.done(&out, trigger, class)
 	return out, err
 }
 
@@ -207,9 +214,9 @@ func (d *Daemon) tellCut(name, trigger string, r *cache.Report, err error) {
 		return
 	}
 	d.events.Publish(client.EventPowerCut, name, append(event,
-		slog.String("class", r.Verdict.Class.String()), slog.Int("lost_sectors", r.Sectors.Pending-r.Sectors.Kept))...)
+		slog.String("class", r.Class.String()), slog.Int("lost_sectors", r.Sectors.Pending-r.Sectors.Kept))...)
 	d.log.Info("power cut", "disk", name, "trigger", trigger, "seed", r.Seed,
-		"policy", r.Policy.String(), "class", r.Verdict.Class.String())
+		"policy", r.Policy.String(), "class", r.Class.String())
 }
 
 func joinTrigger(trigger, rule string) string {
@@ -237,16 +244,17 @@ func (p *power) switchOn() {
 }
 
 // done keeps the report, and numbers it.
-func (p *power) done(r *client.PowerReport, trigger string) {
+func (p *power) done(r *client.PowerReport, trigger string, class int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.off = false
 	p.cuts++
 	r.Number = p.cuts
-	if p.byTrigger == nil {
-		p.byTrigger = make(map[string]uint64)
+	counts := &p.byCommand
+	if trigger == triggerRule {
+		counts = &p.byRule
 	}
-	p.byTrigger[trigger]++
+	counts[class]++
 	if len(p.reports) == maxReports {
 		p.reports = append(p.reports[:0], p.reports[1:]...)
 	}
@@ -345,10 +353,10 @@ func (p *power) metrics(hostile bool) *metrics.Cache {
 	if p.cache == nil {
 		return nil
 	}
-	c := &metrics.Cache{Stats: p.cache.Stats(), Hostile: hostile || len(p.cache.Hostile()) > 0}
+	c := &metrics.Cache{Stats: p.cache.Stats(), Hostile: hostile || len(p.cache.Hostile()) > 0 || p.cache.BrokenSinceCut()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.CutsByCommand, c.CutsByRule = p.byTrigger[triggerCommand], p.byTrigger[triggerRule]
+	c.CutsByCommand, c.CutsByRule = p.byCommand, p.byRule
 	return c
 }
 
@@ -356,12 +364,21 @@ func (p *power) metrics(hostile bool) *metrics.Cache {
 func powerReport(r *cache.Report) client.PowerReport {
 	out := client.PowerReport{
 		Time: r.Time.Round(0), Seed: r.Seed, Policy: r.Policy.String(), Tear: "none", Damage: r.Damage.String(),
-		Class: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors, Error: r.Error,
+		Class: r.Class.String(), ImageClass: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors, Error: r.Error,
 		SectorBytes: r.SectorBytes, Sectors: client.PowerSectors(r.Sectors), ImageSHA256: r.ImageSHA256,
 		Flushes: []client.PowerFlush{}, Writes: []client.PowerWrite{}, WritesOmitted: r.WritesOmitted,
 	}
 	if r.TearBytes != 0 {
 		out.Tear = fmt.Sprint(r.TearBytes)
+	}
+	if r.Error != "" {
+		out.Class, out.ImageClass = classFailed, classFailed
+	}
+	for act, n := range r.Hostile {
+		if out.Hostile == nil {
+			out.Hostile = make(map[string]uint64)
+		}
+		out.Hostile[string(act)] = n
 	}
 	for act, n := range r.Verdict.Acts {
 		if out.Acts == nil {

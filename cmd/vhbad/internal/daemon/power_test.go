@@ -12,6 +12,7 @@ import (
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
@@ -80,7 +81,8 @@ func TestCutPower(t *testing.T) {
 		}
 	}
 	snap, _ := d.Snapshot()
-	if m := snap.Disks[0].Cache; m == nil || m.CutsByCommand != 2 || m.CutsByRule != 0 || m.CutSectors[1] != 3 {
+	if m := snap.Disks[0].Cache; m == nil || m.CutsByCommand != (metrics.PowerCuts{2}) ||
+		m.CutsByRule != (metrics.PowerCuts{}) || m.CutSectors[cache.ClassLegal][cache.OutcomeLost] != 3 {
 		t.Errorf("metrics: %+v", m)
 	}
 	if snap.Disks[1].Cache != nil {
@@ -168,7 +170,7 @@ func TestCutPower_Failed(t *testing.T) {
 	md.fails.Store(false)
 	events.want(client.EventPowerCut, "db")
 	p, err := d.Power("db")
-	if err != nil || !p.On || p.Cuts != 1 || len(p.Reports) != 1 || p.Reports[0].Error == "" || p.Reports[0].Sectors.Pending != 1 {
+	if err != nil || !p.On || p.Cuts != 1 || len(p.Reports) != 1 || p.Reports[0].Error == "" || p.Reports[0].Class != "failed" || p.Reports[0].Sectors.Pending != 1 {
 		t.Errorf("power: %+v, %v", p, err)
 	}
 }
@@ -297,7 +299,7 @@ func TestCutPower_LieByRule(t *testing.T) {
 		t.Error("the metrics do not call the disk hostile")
 	}
 	// The first write changed nothing, so nothing of it is lost.
-	if r.Class != "hostile" || r.Acts["lying-flush"] != 1 || len(r.Findings) != 1 || r.Findings[0].OffsetBytes != 512 {
+	if r.Class != "hostile" || r.ImageClass != "hostile" || r.Hostile["lying-flush"] != 1 || r.Acts["lying-flush"] != 1 || len(r.Findings) != 1 || r.Findings[0].OffsetBytes != 512 {
 		t.Errorf("report: %+v", r)
 	}
 }

@@ -121,9 +121,10 @@ var (
 	cacheBroken    = desc("cache_unreadable_sectors", "Sectors that a power cut left unreadable, until they are written.", "export")
 	cacheFailed    = desc("cache_failed_flushes_total", "Flushes that could not make everything durable.", "export")
 	cacheFlushes   = desc("flush_covered_writes", "Writes that a flush had to make durable.", "export")
-	powerCuts      = desc("power_cuts_total", "Power cuts.", "export", "trigger")
-	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut.", "export", "outcome")
-	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to.", "export")
+	powerCuts      = desc("power_cuts_total", "Power cuts, by the class that their reports give the drive; failed if the medium failed.", "export", "trigger", "class")
+	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut, by what became of them and the class of the cut.", "export", "outcome", "class")
+	hostileActs    = desc("hostile_acts_total", "Commands to which a disk with a write cache did what no correct drive does, by what that was.", "export", "act")
+	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to, or has since its power was cut last.", "export")
 	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
 
 	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule in force. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
@@ -164,12 +165,12 @@ func (s sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
 	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 }
 
-func (s sink) flag(d *prometheus.Desc, on bool) {
+func (s sink) flag(d *prometheus.Desc, on bool, labels ...string) {
 	v := 0.0
 	if on {
 		v = 1
 	}
-	s.gauge(d, v)
+	s.gauge(d, v, labels...)
 }
 
 // Collect implements prometheus.Collector.
@@ -255,6 +256,20 @@ func (s sink) disks(snap *Snapshot) {
 	}
 }
 
+// acts are what can make a disk hostile: what its cache does itself or is told of by
+// its own name, and the other kinds of hostile rules.
+var acts = func() []cache.Act {
+	own := []cache.Act{cache.ActLyingFlush, cache.ActIgnoredFUA, cache.ActLostWrite, cache.ActMisdirected}
+	for _, k := range fault.Kinds() {
+		switch act := cache.Act(k.Kind); {
+		case !k.Hostile, k.Kind == fault.KindIgnoreFUA, k.Kind == fault.KindLieAboutFlush, slices.Contains(own, act):
+		default:
+			own = append(own, act)
+		}
+	}
+	return own
+}()
+
 // cache tells of the write cache of a disk, and of its power.
 func (s sink) cache(name string, c *Cache) {
 	s.gauge(cacheDirty, float64(c.PendingBytes), name)
@@ -275,16 +290,23 @@ func (s sink) cache(name string, c *Cache) {
 		}
 	}
 	s <- prometheus.MustNewConstHistogram(cacheFlushes, sum, float64(c.CoveredWrites), buckets, name)
-	s.counter(powerCuts, c.CutsByCommand, name, "command")
-	s.counter(powerCuts, c.CutsByRule, name, "rule")
-	for i, n := range c.CutSectors {
-		s.counter(crashSectors, n, name, cache.Outcome(i).String())
+	for i := range len(c.CutsByCommand) {
+		class := "failed"
+		if i < cache.Classes {
+			class = cache.Class(i).String()
+		}
+		s.counter(powerCuts, c.CutsByCommand[i], name, "command", class)
+		s.counter(powerCuts, c.CutsByRule[i], name, "rule", class)
 	}
-	hostile := 0.0
-	if c.Hostile {
-		hostile = 1
+	for class := range c.CutSectors {
+		for outcome, n := range c.CutSectors[class] {
+			s.counter(crashSectors, n, name, cache.Outcome(outcome).String(), cache.Class(class).String())
+		}
 	}
-	s.gauge(hostileMode, hostile, name)
+	for _, act := range acts {
+		s.counter(hostileActs, c.Acts[act], name, string(act))
+	}
+	s.flag(hostileMode, c.Hostile, name)
 }
 
 // Why the queue of a unit is held back, and those of all.

@@ -45,7 +45,7 @@ func full() *source {
 	// 3 at most 2^-10 s, 4 in the octave above.
 	read.Latency[-10*4-nbd.LatencyMinIndex] = 3
 	read.Latency[-10*4-nbd.LatencyMinIndex+2] = 4
-	cached := &Cache{CutsByCommand: 2, Hostile: true}
+	cached := &Cache{CutsByCommand: PowerCuts{2}, Hostile: true}
 	cached.PendingBytes, cached.OldestPending = 512, time.Unix(1_800_000_000, 0)
 	cached.FlushCovered = [cache.CoveredBuckets]uint64{1, 0, 2}
 	cached.CoveredWrites = 4

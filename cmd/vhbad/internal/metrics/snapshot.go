@@ -62,10 +62,14 @@ type Disk struct {
 // A Cache is the write cache of a disk, and what its power cuts did.
 type Cache struct {
 	cache.Stats
-	// Hostile: the disk breaks promises.
-	Hostile                   bool
-	CutsByCommand, CutsByRule uint64
+	// Hostile: the disk breaks promises, or has since its power was cut last.
+	Hostile bool
+	// CutsByCommand and CutsByRule count power cuts by the class in their reports.
+	CutsByCommand, CutsByRule PowerCuts
 }
+
+// PowerCuts counts power cuts by class; the last are those that failed.
+type PowerCuts [cache.Classes + 1]uint64
 
 // A Source gives snapshots.
 type Source interface {

@@ -1,0 +1,103 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
+)
+
+// TestCutPower_NamesHostileRules: whatever a hostile rule has done to a disk's commands
+// is named by the report of its next power cut, and by the metrics, also when the rule
+// has gone. What it did to writes that were promised is found in the image.
+func TestCutPower_NamesHostileRules(t *testing.T) {
+	write := func(t *testing.T, c *nbdConn, off uint64, b byte) {
+		t.Helper()
+		if err := c.tryWrite(off, bytes.Repeat([]byte{b}, 512)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flush := func(t *testing.T, c *nbdConn) {
+		t.Helper()
+		if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		action fault.Action
+		op     fault.Ops
+		do     func(t *testing.T, c *nbdConn)
+		acts   string // sectors
+		told   string
+	}{
+		{"lost write", fault.Action{Kind: fault.KindLostWrite}, nil, func(t *testing.T, c *nbdConn) {
+			write(t, c, 0, 1)
+		}, "map[lost-write:1]", "lost-write"},
+		{"lost zeros", fault.Action{Kind: fault.KindLostWrite}, fault.Ops{"zero"}, func(t *testing.T, c *nbdConn) {
+			write(t, c, 512, 1)
+			if _, err := c.do(cmdWriteZeroes, 0, 4096, nil); err != nil {
+				t.Fatal(err)
+			}
+		}, "map[lost-write:1]", "lost-write"},
+		{"lost trim", fault.Action{Kind: fault.KindLostWrite}, fault.Ops{"trim"}, func(t *testing.T, c *nbdConn) {
+			write(t, c, 512, 1)
+			if _, err := c.do(cmdTrim, 0, 4096, nil); err != nil {
+				t.Fatal(err)
+			}
+		}, "map[lost-write:1]", "lost-write"},
+		{"misdirected", fault.Action{Kind: fault.KindMisdirected, ShiftBlocks: 8}, nil, func(t *testing.T, c *nbdConn) {
+			write(t, c, 0, 1)
+		}, "map[misdirected:2]", "misdirected"},
+		{"lie about a flush", fault.Action{Kind: fault.KindLieAboutFlush}, nil, func(t *testing.T, c *nbdConn) {
+			flush(t, c)
+		}, "map[]", "lying-flush"},
+		{"flip", fault.Action{Kind: fault.KindFlip}, nil, func(t *testing.T, c *nbdConn) {
+			if _, err := c.do(cmdRead, 0, 512, nil); err != nil {
+				t.Fatal(err)
+			}
+		}, "map[]", "flip"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			s.Hostile = true
+			d, _ := s.mustStart(t)
+			_, err := d.PutFault(client.FaultRule{
+				Name: "r", Disk: "db", Hostile: true, Budget: 1, Match: fault.Match{Op: tt.op}, Action: tt.action,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, s.socket(), "db")
+			tt.do(t, c)
+			if err := d.RemoveFault("r"); err != nil {
+				t.Fatal(err)
+			}
+			flush(t, c)
+			cached := func() *metrics.Cache {
+				snap, _ := d.Snapshot()
+				return snap.Disks[0].Cache
+			}
+			if m := cached(); !m.Hostile || m.Acts[cache.Act(tt.told)] != 1 {
+				t.Errorf("metrics before the cut: %+v", m)
+			}
+			r, err := d.CutPower("db", client.PowerCutOptions{Policy: "all"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Class != "hostile" || (r.ImageClass == "hostile") != (tt.acts != "map[]") || fmt.Sprint(r.Acts) != tt.acts || r.Hostile[tt.told] != 1 || len(r.Hostile) != 1 {
+				t.Errorf("class %s, image %s, sectors %v, commands %v; want %s and one %s", r.Class, r.ImageClass, r.Acts, r.Hostile, tt.acts, tt.told)
+			}
+			if m := cached(); m.Hostile || m.CutsByCommand != (metrics.PowerCuts{cache.ClassHostile: 1}) {
+				t.Errorf("metrics after the cut: %+v", m)
+			}
+			if r, err = d.CutPower("db", client.PowerCutOptions{}); err != nil || r.Class != "legal" || r.Hostile != nil {
+				t.Errorf("the next cut: %s, %v, %v", r.Class, r.Hostile, err)
+			}
+		})
+	}
+}

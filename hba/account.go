@@ -1,0 +1,155 @@
+package hba
+
+import (
+	"bytes"
+
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// Account. A medium that is to prove what a power cut left has to know what hosts
+// were told by rules in its place, and what became of writes on their way to it. See
+// media.Promiser.
+
+// promiserAt is the unit's medium if it keeps account of promises, or nil.
+func (d *Device) promiserAt(u fault.Unit) media.Promiser {
+	unit := d.unitAt(u)
+	if unit == nil {
+		return nil
+	}
+	m, _ := unit.Medium().(media.Promiser)
+	return m
+}
+
+// tellBroken tells the medium which hostile rules a command has met. Of those that
+// are about writes and flushes it hears when the command is answered.
+func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
+	for _, f := range dec.Fired() {
+		if !f.Hostile() {
+			continue
+		}
+		kind := f.Rule().Action.Kind
+		// The others are told here.
+		//exhaustive:ignore
+		switch kind {
+		case fault.KindLostWrite, fault.KindMisdirected, fault.KindIgnoreFUA, fault.KindLieAboutFlush:
+			continue
+		}
+		if m := d.promiserAt(u); m != nil {
+			m.Broke(string(kind))
+		}
+	}
+}
+
+// neverDone answers a command as done that is not executed. A unit without power
+// answers nothing so.
+func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
+	h, c := rec.hold, &rec.cmd
+	unit := d.unitAt(h.unit)
+	if unit != nil && unit.IsOff() {
+		out.setNoPower(c.Tag, h.unit)
+		return
+	}
+	out.DataBytes = c.DataBytes
+	m := d.promiserAt(h.unit)
+	if m == nil {
+		return
+	}
+	if h.command.Op == fault.OpFlush {
+		m.PromisedAll()
+		return
+	}
+	m.Broke(string(fault.KindLostWrite))
+	if x.gather(d.iommu, c, dma.Read) == CodeExecuted {
+		x.lostWrite(m, h, c, h.command.FUA || !unit.WriteCache())
+	}
+}
+
+// lostWrite tells m what the blocks of a command that changes some were to hold.
+func (x *executor) lostWrite(m media.Promiser, h *hold, c *Command, durable bool) {
+	size := int64(h.unit.BlockBytes)
+	lba, blocks, _ := scsi.BlockRange(&c.CDB)
+	off, n := int64(lba)*size, int64(blocks)*size
+	// No other command is lost so.
+	//exhaustive:ignore
+	switch h.command.Op {
+	case fault.OpWrite:
+		if int64(c.DataBytes) >= n {
+			m.LostWrite(off, n, x.segments, durable)
+		}
+	case fault.OpCompareWrite:
+		if int64(c.DataBytes) >= 2*n {
+			m.LostWrite(off, n, behind(x.segments, int(n)), durable)
+		}
+	case fault.OpZero:
+		// Of blocks that are not zeros, which no client's command writes so, nothing
+		// is known.
+		if len(x.segments) == 0 || len(bytes.Trim(x.segments[0][:min(len(x.segments[0]), int(size))], "\x00")) == 0 {
+			m.LostWrite(off, n, nil, durable)
+		}
+	case fault.OpTrim:
+		if len(x.segments) == 0 {
+			return
+		}
+		list := x.segments[0]
+		left, ok := scsi.ParseUnmapHeader(list)
+		if !ok {
+			return
+		}
+		for list = list[scsi.UnmapHeaderBytes:]; left >= scsi.UnmapDescriptorBytes; left -= scsi.UnmapDescriptorBytes {
+			lba, blocks, ok := scsi.ParseUnmapDescriptor(list)
+			if !ok {
+				return
+			}
+			m.LostWrite(int64(lba)*size, int64(blocks)*size, nil, durable)
+			list = list[scsi.UnmapDescriptorBytes:]
+		}
+	}
+}
+
+// behind are the segments without their first n bytes.
+func behind(segments [][]byte, n int) (rest [][]byte) {
+	for _, s := range segments {
+		skip := min(n, len(s))
+		n -= skip
+		if skip < len(s) {
+			rest = append(rest, s[skip:])
+		}
+	}
+	return rest
+}
+
+// doneOtherwise tells the medium of a write, executed as c says, that was done
+// somewhere else than it was to be or not as durably.
+func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {
+	lba, blocks, ok := scsi.BlockRange(&c.CDB)
+	m := d.promiserAt(h.unit)
+	if !ok || m == nil {
+		return
+	}
+	size := int64(h.unit.BlockBytes)
+	if h.decision.Redirect {
+		m.Broke(string(fault.KindMisdirected))
+		m.Misdirected(int64(lba)*size, int64(h.command.LBA)*size, int64(blocks)*size, ignored)
+		return
+	}
+	m.PromisedRange(int64(lba)*size, int64(blocks)*size)
+}
+
+// putSense has c end with CHECK CONDITION, in the format that the unit uses.
+func (c *Completion) putSense(u fault.Unit, s *scsi.Sense) {
+	c.ScsiStatus = uint8(scsi.StatusCheckCondition)
+	put := scsi.PutFixedSense
+	if u.Blocks > 1<<32 {
+		put = scsi.PutDescriptorSense
+	}
+	c.SenseBytes = uint8(put(c.Sense[:], s))
+}
+
+// setNoPower makes c the completion of a command of a unit that has lost its power.
+func (c *Completion) setNoPower(tag uint32, u fault.Unit) {
+	c.set(tag, CodeExecuted)
+	c.putSense(u, &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable})
+}

@@ -1,0 +1,141 @@
+package cache_test
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+)
+
+// TestCut_NamesWhatWasDoneToWrites: a write that was answered and never done, or done
+// elsewhere, is named: by sector where the image shows it, and in any case by the
+// report, whose class it makes hostile.
+func TestCut_NamesWhatWasDoneToWrites(t *testing.T) {
+	const lost, gone = string(cache.ActLostWrite), string(cache.ActMisdirected)
+	data := func(b byte) [][]byte { // of two segments, 4096 bytes in all
+		p := bytes.Repeat([]byte{b}, 4096)
+		return [][]byte{p[:1000], p[1000:]}
+	}
+	lose := func(c *cache.Cache, durable bool) {
+		c.Broke(lost)
+		c.LostWrite(0, 4096, data(2), durable)
+	}
+	misdirect := func(c *cache.Cache, off int64) {
+		put(t, c, off, 2, 4096)
+		c.Broke(gone)
+		c.Misdirected(off, 0, 4096, false)
+	}
+	for _, tt := range []struct {
+		name string
+		do   func(c *cache.Cache)
+		told cache.Act
+		acts map[cache.Act]int // sectors
+		at   []int64           // some that findings name
+	}{
+		{"a lost write that a flush promised", func(c *cache.Cache) {
+			lose(c, false)
+			flush(t, c)
+		}, cache.ActLostWrite, map[cache.Act]int{cache.ActLostWrite: 8}, []int64{0, 3584}},
+		{
+			"a lost write with FUA", func(c *cache.Cache) { lose(c, true) },
+			cache.ActLostWrite,
+			map[cache.Act]int{cache.ActLostWrite: 8},
+			[]int64{0},
+		},
+		{"a lost write that promises nothing", func(c *cache.Cache) { lose(c, false) }, cache.ActLostWrite, nil, nil},
+		{"a lost write of what is there", func(c *cache.Cache) {
+			put(t, c, 0, 2, 4096)
+			lose(c, true)
+			flush(t, c)
+		}, cache.ActLostWrite, nil, nil},
+		{"a lost write under a later one", func(c *cache.Cache) {
+			lose(c, false)
+			put(t, c, 0, 3, 2048)
+			flush(t, c)
+		}, cache.ActLostWrite, map[cache.Act]int{cache.ActLostWrite: 4}, []int64{2048}},
+		{"a lost write of zeros", func(c *cache.Cache) {
+			put(t, c, 0, 1, 4096)
+			c.Broke(lost)
+			c.LostWrite(0, 2048, nil, false)
+			flush(t, c)
+		}, cache.ActLostWrite, map[cache.Act]int{cache.ActLostWrite: 4}, []int64{0}},
+		{"a lost write of long zeros", func(c *cache.Cache) {
+			put(t, c, 0, 1, 4096)
+			flush(t, c)
+			c.Broke(lost)
+			c.LostWrite(0, 4<<20, nil, true)
+		}, cache.ActLostWrite, map[cache.Act]int{cache.ActLostWrite: 8}, []int64{0}},
+		{"a misdirected write over a promise", func(c *cache.Cache) {
+			put(t, c, 0, 1, 4096)
+			put(t, c, 1<<20, 1, 2048)
+			flush(t, c)
+			misdirect(c, 1<<20)
+			flush(t, c)
+		}, cache.ActMisdirected, map[cache.Act]int{cache.ActMisdirected: 16}, []int64{0, 1 << 20, 1<<20 + 3584}},
+		{
+			"a misdirected write that promises nothing", func(c *cache.Cache) { misdirect(c, 1<<20) },
+			cache.ActMisdirected,
+			map[cache.Act]int{cache.ActMisdirected: 8},
+			[]int64{1 << 20},
+		},
+		{"a misdirected write under a later one", func(c *cache.Cache) {
+			misdirect(c, 1<<20)
+			put(t, c, 1<<20, 3, 4096)
+			put(t, c, 0, 3, 4096)
+			flush(t, c)
+		}, cache.ActMisdirected, nil, nil},
+		{"another act", func(c *cache.Cache) { c.Broke("flip") }, "flip", nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := open(t, memory(t, 8<<20), cache.Config{})
+			tt.do(c)
+			if !c.BrokenSinceCut() {
+				t.Error("nothing is said to have happened")
+			}
+			r := cut(t, c, cache.CutOptions{Policy: cache.PolicyAll})
+			if !maps.Equal(r.Verdict.Acts, tt.acts) || (r.Verdict.Class == cache.ClassHostile) != (len(tt.acts) > 0) {
+				t.Errorf("verdict: %+v, want %v", r.Verdict, tt.acts)
+			}
+			if r.Class != cache.ClassHostile || fmt.Sprint(r.Hostile) != fmt.Sprintf("map[%s:1]", tt.told) {
+				t.Errorf("class %v of %v, want hostile for one %s", r.Class, r.Hostile, tt.told)
+			}
+			for _, off := range tt.at {
+				found := false
+				for _, f := range r.Verdict.Findings {
+					found = found || f.OffsetBytes == off
+				}
+				if !found {
+					t.Errorf("findings %+v, want one at %d", r.Verdict.Findings, off)
+				}
+			}
+			if n := c.Stats().Acts[tt.told]; n != 1 || c.BrokenSinceCut() {
+				t.Errorf("%d acts are counted, or one is said to have happened since the cut", n)
+			}
+			// What has been left so is what there is from now on.
+			if r = cut(t, c, cache.CutOptions{}); r.Class != cache.ClassLegal || r.Hostile != nil {
+				t.Errorf("the next cut: class %v of %v", r.Class, r.Hostile)
+			}
+		})
+	}
+}
+
+// TestCut_LiesThatDidNotShow: a drive that lied and lost nothing by it has left a
+// legal image, and is hostile.
+func TestCut_LiesThatDidNotShow(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{})
+	c.LieAboutFlush(true)
+	c.IgnoreFUA(true)
+	if _, err := c.WriteAtFUA(bytes.Repeat([]byte{1}, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, c)
+	c.PromisedAll()
+	c.PromisedRange(0, 512)
+	r := cut(t, c, cache.CutOptions{Policy: cache.PolicyAll})
+	want := map[cache.Act]uint64{cache.ActLyingFlush: 2, cache.ActIgnoredFUA: 2}
+	if r.Verdict.Class != cache.ClassLegal || r.Class != cache.ClassHostile || !maps.Equal(r.Hostile, want) {
+		t.Errorf("image %v, class %v, acts %v, want %v", r.Verdict.Class, r.Class, r.Hostile, want)
+	}
+}
