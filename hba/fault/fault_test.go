@@ -477,7 +477,7 @@ func TestRate(t *testing.T) {
 		s.Plans()[0].Decide(&c, now, &d)
 		return d.Delay
 	}
-	now := 10 * time.Second
+	now := time.Duration(0) // a bucket is full at the beginning of all time, too
 	if got := ask(write(0, 2048), now); got != 0 {
 		t.Errorf("the burst waits %s", got)
 	}
@@ -496,6 +496,29 @@ func TestRate(t *testing.T) {
 	}
 	if got := ask(Command{Op: OpFlush}, now+time.Hour); got != time.Millisecond {
 		t.Errorf("command 10001 waits %s, want 1ms", got)
+	}
+}
+
+// However slow it is and however much waits, nothing is held for longer than MaxTime.
+func TestPace_MaxTime(t *testing.T) {
+	for _, a := range []Action{
+		{Kind: KindRate, BytesPerSecond: 1},
+		{Kind: KindRate, BytesPerSecond: 1, Burst: 1 << 40, IOPS: 1},
+		{Kind: KindQueue, Lanes: 1, Latency: &Latency{Mean: MaxTime}},
+	} {
+		s := newSet(t, Rule{Name: "r", Action: a})
+		last := time.Duration(0)
+		for i := range 100_000 {
+			var d Decision
+			c := write(0, 65536)
+			if s.Plans()[0].Decide(&c, time.Second, &d); d.Delay < last || d.Delay > time.Duration(MaxTime) {
+				t.Fatalf("%+v: command %d waits %s, the one before %s: want at least that and at most %s", a, i, d.Delay, last, MaxTime)
+			}
+			last = d.Delay
+		}
+		if last != time.Duration(MaxTime) {
+			t.Errorf("%+v: the last of many waits %s, want %s", a, last, MaxTime)
+		}
 	}
 }
 

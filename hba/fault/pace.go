@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"math"
 	"sync"
 	"time"
 )
@@ -17,11 +18,15 @@ type pacer struct {
 	lanes []time.Duration
 }
 
+// longAgo is when caps had caught up last that have never been asked: their buckets are
+// full, also on a clock that has just begun.
+const longAgo = time.Duration(math.MinInt64)
+
 // newPacer returns a pacer for a; nil if a needs none.
 func newPacer(a *Action) *pacer {
 	switch a.Kind {
 	case KindRate:
-		return &pacer{}
+		return &pacer{bytes: longAgo, ios: longAgo}
 	case KindQueue:
 		return &pacer{lanes: make([]time.Duration, a.Lanes)}
 	default:
@@ -47,10 +52,10 @@ func bucket(level *time.Duration, now time.Duration, n, perSecond, burst int64) 
 		return 0
 	}
 	span := func(n int64) time.Duration {
-		return time.Duration(float64(n) / float64(perSecond) * float64(time.Second))
+		return time.Duration(min(float64(n)/float64(perSecond)*float64(time.Second), float64(MaxTime)))
 	}
 	// What is earlier than that overflows.
-	*level = max(*level, now-span(burst)) + span(n)
+	*level = min(max(*level, now-span(burst))+span(n), now+time.Duration(MaxTime))
 	return max(0, *level-now)
 }
 
@@ -65,7 +70,7 @@ func (p *pacer) serve(service, now time.Duration) time.Duration {
 			free = i
 		}
 	}
-	p.lanes[free] = max(p.lanes[free], now) + service
+	p.lanes[free] = min(max(p.lanes[free], now)+service, now+time.Duration(MaxTime))
 	return p.lanes[free] - now
 }
 

@@ -75,6 +75,9 @@ func (f *faulty) dial(t *testing.T, export string) *nbdtest.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := nc.SetReadDeadline(time.Now().Add(2 * patience)); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 
@@ -253,15 +256,21 @@ func TestFaults_Events(t *testing.T) {
 	}
 }
 
+// patience is how long a test that has failed anyway waits for what does not come.
+const patience = 30 * time.Second
+
 // awaitHeld waits until rules hold so many commands.
 func (f *faulty) awaitHeld(t *testing.T, n int) {
 	t.Helper()
 	device := machineOf(f.d).device
+	tooLong := time.After(patience)
 	for device.Stats().HeldByFaults != n {
-		if t.Context().Err() != nil {
-			return
+		select {
+		case <-tooLong:
+			t.Fatalf("rules hold %d commands, want %d", device.Stats().HeldByFaults, n)
+		default:
+			runtime.Gosched()
 		}
-		runtime.Gosched()
 	}
 }
 
