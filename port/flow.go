@@ -180,7 +180,7 @@ func (a *Adapter) endHold(p *Processor, turn uint64) {
 	}
 	if p.verify {
 		for _, lu := range a.units.Load().list {
-			if n := a.heldByMiniport(lu, ResetUnit); n != 0 {
+			if n := a.heldByMiniport(scopeOf(lu, ResetUnit)); n != 0 {
 				p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %d SRBs from before a reset at the end of its hold time", lu, n))
 			}
 		}

@@ -506,6 +506,48 @@ func TestReset_FailedBusResetIsTriedAgain(t *testing.T) {
 	})
 }
 
+// Only the bus whose reset failed is reset again, be it without units; while the
+// adapter is stopped it is not, and afterwards it is.
+func TestReset_FailedBusResetIsTriedAgainAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
+		broken.Store(true)
+		var resets [2]atomic.Int32
+		d := &driver{model: FullDuplex}
+		d.features = func(c *Config) { c.NumberOfBuses = len(resets) }
+		d.resetBus = func(_ *Processor, path uint8) bool {
+			resets[path].Add(1)
+			return path == 0 || !broken.Load()
+		}
+		b := newBench(t, d, AdapterOptions{DefaultTimeoutSecs: 5}) // with a unit on bus 0
+		want := func(when string, first, second int32) {
+			t.Helper()
+			synctest.Wait()
+			if f, s := resets[0].Swap(0), resets[1].Swap(0); f != first || s != second {
+				t.Errorf("%s: %d and %d bus resets, want %d and %d", when, f, s, first, second)
+			}
+		}
+		b.a.HardwareReset(b.p)
+		want("hardware reset", 1, 1)
+		time.Sleep(11 * time.Second)
+		want("two time-outs later", 0, 2)
+		if err := b.a.Stop(b.p); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		want("stopped", 0, 0)
+		if err := b.a.Restart(b.p); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(6 * time.Second)
+		want("started again", 0, 1)
+		broken.Store(false)
+		time.Sleep(20 * time.Second)
+		want("it works", 0, 1)
+		b.wantNoViolations()
+	})
+}
+
 // A completion re-arms the unit's one timer: it expires only if the unit stops
 // completing.
 func TestTimeout_RearmedByCompletions(t *testing.T) {

@@ -28,7 +28,9 @@ func (l ResetLevel) String() string { return [...]string{"unit", "target", "bus"
 // A ResetReport says how one step of the reset road went.
 type ResetReport struct {
 	Level ResetLevel
-	// Unit is the one on whose account it was.
+	// Path is the bus, Unit the unit on whose account it was: nil if a bus was reset
+	// that has none.
+	Path uint8
 	Unit *LogicalUnit
 	// OK is what the miniport said, Outstanding how many SRBs it still holds.
 	OK          bool
@@ -58,7 +60,7 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 			a.reopen(p, lu, false) // it is timed on: see timeLeaver
 			return
 		}
-		ok, left := a.resetScope(p, lu, level)
+		ok, left := a.reset(p, scopeOf(lu, level))
 		if ok && left == 0 {
 			log.Warn("reset done", "level", level.String())
 			stuck = 0
@@ -73,29 +75,45 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 	a.reopen(p, lu, true)
 }
 
-// inScope reports whether a reset of a level on lu's account resets u too.
-func inScope(u, lu *LogicalUnit, level ResetLevel) bool {
-	switch level {
-	case ResetUnit:
-		return u == lu
-	case ResetTarget:
-		return u.path == lu.path && u.target == lu.target
-	case ResetBus, ResetLevels:
-	}
-	return u.path == lu.path
+// A scope is what one reset is of.
+type scope struct {
+	level ResetLevel
+	path  uint8
+	lu    *LogicalUnit // on whose account; nil: the bus's own
 }
 
-// resetScope does one step with everything in its scope held back, so that what
+func scopeOf(lu *LogicalUnit, level ResetLevel) scope { return scope{level, lu.path, lu} }
+
+// has reports whether u is reset, too.
+func (s scope) has(u *LogicalUnit) bool {
+	switch s.level {
+	case ResetUnit:
+		return u == s.lu
+	case ResetTarget:
+		return u.path == s.path && u.target == s.lu.target
+	case ResetBus, ResetLevels:
+	}
+	return u.path == s.path
+}
+
+func (s scope) String() string {
+	if s.lu != nil {
+		return fmt.Sprintf("%s: %s reset", s.lu, s.level)
+	}
+	return fmt.Sprintf("bus %d: reset", s.path)
+}
+
+// reset does one step with everything in its scope held back, so that what
 // the miniport still has afterwards it had before. It reports success and how
 // many SRBs of the scope the miniport still holds.
-func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (ok bool, left int) {
+func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	if a.halted || a.isGone() {
-		return false, a.heldByMiniport(lu, level) // a reset would start what was stopped
+		return false, a.heldByMiniport(s) // a reset would start what was stopped
 	}
-	a.resets[level].Add(1)
+	a.resets[s.level].Add(1)
 	var closed []*LogicalUnit
 	for _, u := range a.units.Load().list {
-		if !inScope(u, lu, level) {
+		if !s.has(u) {
 			continue
 		}
 		u.mu.Lock()
@@ -108,29 +126,29 @@ func (a *Adapter) resetScope(p *Processor, lu *LogicalUnit, level ResetLevel) (o
 	// Who found a gate open has left StartIo once its locks have been free.
 	old := a.acquireExclusive(p, true)
 	a.releaseExclusive(p, true, old)
-	ok = a.reset(p, lu, level)
-	left = a.heldByMiniport(lu, level)
+	ok = a.callReset(p, s)
+	left = a.heldByMiniport(s)
 	if ok && left != 0 && p.verify {
-		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %s reset succeeded with %d SRBs still at the miniport", lu, level, left))
+		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s succeeded with %d SRBs still at the miniport", s, left))
 	}
 	for _, u := range closed {
 		a.reopen(p, u, ok && left == 0)
 	}
-	if level == ResetBus {
-		a.noteBusReset(lu.path, ok)
+	if s.level == ResetBus {
+		a.noteBusReset(s.path, ok)
 	}
 	a.mu.Lock()
 	tell := a.onReset
 	a.mu.Unlock()
 	if tell != nil {
-		tell(ResetReport{Level: level, Unit: lu, OK: ok, Outstanding: left})
+		tell(ResetReport{Level: s.level, Path: s.path, Unit: s.lu, OK: ok, Outstanding: left})
 	}
 	return ok, left
 }
 
 // noteBusReset has a bus whose reset has failed reset once more, after the time that
-// a request may take, unless another reset has helped by then. A miniport whose
-// ResetBus has failed may turn away everything until one succeeds, so that no
+// a request may take, unless another reset of that bus has helped by then. A miniport
+// whose ResetBus has failed may turn away everything until one succeeds, so that no
 // request is left to run out of time and ask for it. However many resets fail, one
 // timer runs.
 func (a *Adapter) noteBusReset(path uint8, ok bool) {
@@ -140,31 +158,58 @@ func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	a.resetAgainQueued = a.resetAgainQueued || start
 	a.mu.Unlock()
 	if start {
-		a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, a.resetAgain)
+		a.resetLater()
 	}
 }
 
-// resetAgain is called when the timer of noteBusReset ends.
+// resetLater starts the timer of noteBusReset.
+func (a *Adapter) resetLater() {
+	a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, func(*Processor) { a.recovery.post(a.resetAgain) })
+}
+
+// resetAgain resets each bus whose reset has failed. If the adapter is stopped, that
+// has to wait for another such time.
+//
+// Level: Passive, on the recovery service.
 func (a *Adapter) resetAgain(p *Processor) {
+	if a.isGone() {
+		return
+	}
 	a.mu.Lock()
-	a.resetAgainQueued = false
-	broken := slices.Contains(a.busBroken[:], true)
+	a.resetAgainQueued = a.halted
+	broken := a.busBroken
 	a.mu.Unlock()
-	if broken && !a.isGone() {
-		a.HardwareReset(p)
+	if a.halted {
+		a.resetLater()
+		return
+	}
+	for path, is := range broken {
+		if is {
+			a.resetBus(p, uint8(path))
+		}
 	}
 }
 
-// reset does one step and reports success.
-func (a *Adapter) reset(p *Processor, lu *LogicalUnit, level ResetLevel) bool {
-	switch level {
+// resetBus resets one bus, which may have no units.
+func (a *Adapter) resetBus(p *Processor, path uint8) {
+	s, units := scope{level: ResetBus, path: path}, a.units.Load().list
+	if i := slices.IndexFunc(units, s.has); i >= 0 {
+		s.lu = units[i]
+	}
+	ok, left := a.reset(p, s)
+	a.sys.log.Warn("hardware reset", "adapter", a.options.Name, "bus", path, "success", ok, "outstanding", left)
+}
+
+// callReset does one step and reports success.
+func (a *Adapter) callReset(p *Processor, s scope) bool {
+	switch s.level {
 	case ResetUnit:
-		return a.sendReset(context.Background(), p, lu, a.resetSRBs[0], FunctionResetLogicalUnit)
+		return a.sendReset(context.Background(), p, s.lu, a.resetSRBs[0], FunctionResetLogicalUnit)
 	case ResetTarget:
-		return a.sendReset(context.Background(), p, lu, a.resetSRBs[1], FunctionResetDevice)
+		return a.sendReset(context.Background(), p, s.lu, a.resetSRBs[1], FunctionResetDevice)
 	case ResetBus, ResetLevels:
 	}
-	return a.callResetBus(p, lu.path)
+	return a.callResetBus(p, s.path)
 }
 
 // sendReset sends a reset SRB and waits for it, ResetTimeout at most and not after
@@ -214,15 +259,15 @@ func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
 
 // heldByMiniport counts the SRBs of a reset's scope that the miniport still
 // holds, reset SRBs aside.
-func (a *Adapter) heldByMiniport(lu *LogicalUnit, level ResetLevel) int {
+func (a *Adapter) heldByMiniport(s scope) int {
 	n := 0
 	for _, u := range a.units.Load().list {
-		if !inScope(u, lu, level) {
+		if !s.has(u) {
 			continue
 		}
 		u.mu.Lock()
-		for s := u.pendingHead; s != nil; s = s.pendNext {
-			if owner := s.owner.Load(); !s.recovery && !s.taskManagement() && (owner == ownerMiniport || owner == ownerKept) {
+		for srb := u.pendingHead; srb != nil; srb = srb.pendNext {
+			if owner := srb.owner.Load(); !srb.recovery && !srb.taskManagement() && (owner == ownerMiniport || owner == ownerKept) {
 				n++
 			}
 		}
@@ -261,7 +306,7 @@ func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) erro
 		return fmt.Errorf("%s: a reset is under way already", lu)
 	}
 	posted := a.recovery.post(func(p *Processor) {
-		ok, left := a.resetScope(p, lu, level)
+		ok, left := a.reset(p, scopeOf(lu, level))
 		a.reopen(p, lu, ok && left == 0)
 		done <- ok
 	})
@@ -275,7 +320,7 @@ func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) erro
 }
 
 // HardwareReset has the port reset the whole adapter soon: a ResetBus for each
-// bus, with everything held back meanwhile. It is for a miniport that sees its
+// bus, one after the other, with its units held back meanwhile. It is for a miniport that sees its
 // hardware broken and would rather not wait for a unit's timer. Calls before the
 // reset begins coalesce. False: the adapter is going away.
 //
@@ -300,13 +345,7 @@ func (a *Adapter) hardwareReset(p *Processor) {
 	a.mu.Lock()
 	a.hardwareResetQueued = false
 	a.mu.Unlock()
-	var done [256]bool
-	for _, lu := range a.units.Load().list {
-		if done[lu.path] {
-			continue
-		}
-		done[lu.path] = true
-		ok, left := a.resetScope(p, lu, ResetBus)
-		a.sys.log.Warn("hardware reset", "adapter", a.options.Name, "bus", lu.path, "success", ok, "outstanding", left)
+	for path := range a.config.NumberOfBuses {
+		a.resetBus(p, uint8(path))
 	}
 }

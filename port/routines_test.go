@@ -559,10 +559,18 @@ func TestNotification_Types(t *testing.T) {
 	})
 }
 
-// HardwareReset calls ResetBus with everything held back.
+// HardwareReset calls ResetBus for each bus, one without units as well, which comes
+// first here.
 func TestHardwareReset(t *testing.T) {
 	d := &driver{model: FullDuplex}
+	d.features = func(c *Config) { c.NumberOfBuses = 2 }
 	b := newBench(t, d, AdapterOptions{})
+	b.lu = b.a.unitAt(1, 0, 0)
+	b.a.mu.Lock()
+	b.a.replaceUnitsLocked([]*LogicalUnit{b.lu})
+	b.a.mu.Unlock()
+	reports := make(chan ResetReport, 2)
+	b.a.OnReset(func(r ResetReport) { reports <- r })
 	reset := make(chan uint8, 2)
 	d.resetBus = func(p *Processor, path uint8) bool {
 		for _, srb := range d.take() {
@@ -580,8 +588,16 @@ func TestHardwareReset(t *testing.T) {
 		t.Error("HardwareReset: false")
 	}
 	<-done
-	if path := <-reset; path != 0 || s.Status != StatusBusReset {
-		t.Errorf("bus %d was reset; %s", path, s)
+	for path, lu := range []*LogicalUnit{nil, b.lu} {
+		if got := <-reset; got != uint8(path) {
+			t.Errorf("bus %d was reset, want %d", got, path)
+		}
+		if got, want := <-reports, (ResetReport{Level: ResetBus, Path: uint8(path), Unit: lu, OK: true}); got != want {
+			t.Errorf("report %+v, want %+v", got, want)
+		}
+	}
+	if s.Status != StatusBusReset {
+		t.Errorf("what was on the bus: %s", s)
 	}
 	b.wantNoViolations()
 }

@@ -25,8 +25,12 @@ func (d *Daemon) connectionClosed(c nbd.ConnStats, why nbd.CloseReason) {
 }
 
 func (d *Daemon) resetDone(m *machine, r port.ResetReport) {
-	d.events.Publish(client.EventReset, m.diskOf(r.Unit),
-		slog.String("level", r.Level.String()), slog.String("address", unitAddress(r.Unit)),
+	disk, address := "", fmt.Sprint(r.Path) // of a bus without units
+	if r.Unit != nil {
+		disk, address = m.diskOf(r.Unit), unitAddress(r.Unit)
+	}
+	d.events.Publish(client.EventReset, disk,
+		slog.String("level", r.Level.String()), slog.String("address", address),
 		slog.Bool("ok", r.OK), slog.Int("outstanding", r.Outstanding))
 }
 
