@@ -51,7 +51,7 @@
 //
 // SetFaults puts rules of package fault into force. The device carries out what
 // they decide: before, instead of and after the execution of a command, on its
-// data, on completions and interrupts, on aborts and resets, and on units as a
+// data, on rings, completions and interrupts, on aborts and resets, and on units as a
 // whole. What a fault holds back is parked with its record, and needs neither
 // engine nor worker; an abort or reset ends it as any other. Without rules a
 // command costs what it costs without faults.

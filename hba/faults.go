@@ -89,7 +89,59 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 		return treatmentNone
 	}
 	d.tellBroken(plan.Unit(), dec)
+	if dec.RingFull != nil {
+		d.fillRing(q, dec.RingFull, dec.RingFullFor)
+	}
 	return d.take(q, position, c, func(h *hold) { h.command, h.decision, h.unit = cmd, *dec, plan.Unit() })
+}
+
+// fillRing has the engine of q take nothing more from its submission ring for some
+// time; what it has taken goes on. The caller is the engine.
+func (d *Device) fillRing(q *queue, f *fault.Fault, span time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if q.gate.Load()&gateDead != 0 || d.closed || !d.isInForce(f) {
+		return
+	}
+	until := d.clock.Now() + span
+	if q.full != nil {
+		q.fullUntil = max(q.fullUntil, until) // its timer looks again
+		return
+	}
+	q.full, q.fullUntil = f, until
+	d.updateGatesLocked()
+	d.clock.AfterFunc(span, func() { d.emptyRing(q, f) })
+}
+
+// emptyRing undoes fillRing if it is time to, or has itself called again. If the
+// rule has gone meanwhile, SetFaults has been here.
+func (d *Device) emptyRing(q *queue, f *fault.Fault) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if q.full != f || d.closed {
+		return
+	}
+	if left := q.fullUntil - d.clock.Now(); left > 0 {
+		d.clock.AfterFunc(left, func() { d.emptyRing(q, f) })
+		return
+	}
+	q.full = nil
+	d.updateGatesLocked()
+	q.runLater()
+}
+
+// emptyRingsLocked undoes fillRing for the rules that are not in force any more. It
+// returns the queues that are to be run once the caller has updated the gates.
+//
+// +checklocks:d.mu
+func (d *Device) emptyRingsLocked() (run []*queue) {
+	for i := range d.slots {
+		if q := d.slots[i].queue.Load(); q != nil && q.full != nil && !d.isInForce(q.full) {
+			q.full = nil
+			run = append(run, q)
+		}
+	}
+	return run
 }
 
 // take gives a command that meets a fault a record and sends it on its way.
@@ -251,8 +303,8 @@ func (d *Device) resetFailsLocked() bool {
 }
 
 // SetFaults puts rules into force, in place of those before; nil means none. What
-// rules that are gone have held goes on; what was lost is answered, and interrupts
-// that were are raised.
+// rules that are gone have held goes on, also in a ring; what was lost is answered,
+// and interrupts that were are raised.
 //
 // Concurrency: any goroutine.
 func (d *Device) SetFaults(s *fault.Set) {
@@ -263,7 +315,11 @@ func (d *Device) SetFaults(s *fault.Set) {
 		d.faults.Store(newFaultTable(s))
 	}
 	d.resetStuck = false
+	emptied := d.emptyRingsLocked()
 	d.updateGatesLocked()
+	for _, q := range emptied {
+		q.runLater()
+	}
 	raise := d.letGoLocked(-1, func(h *hold) bool {
 		return !d.areInForce(h.decision.Fired()) || h.decision.Lost != nil && !d.isInForce(h.decision.Lost)
 	})

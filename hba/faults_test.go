@@ -558,6 +558,150 @@ func TestFaults_BrokenCompletions(t *testing.T) {
 	w.wantOthers(t)
 }
 
+// The device writes what was read once more when the command has been answered: into
+// memory that is still mapped; where it is not, the IOMMU counts a fault, and no
+// command ends with one.
+func TestFaults_DMAAfterCompletion(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
+		t.Fatal(err)
+	}
+	s := w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second)}})
+	for i, unmap := range []bool{false, true} {
+		b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+		c := w.do(t, disk0.Read(1, 0, 1, b))[0]
+		if wantCode(t, c, 1, hba.CodeExecuted); c.ScsiStatus != 0 || b.Bytes[0] != 0x55 {
+			t.Errorf("%+v, with %#x: want a read like any other", c, b.Bytes[0])
+		}
+		clear(b.Bytes)
+		if unmap {
+			b.Unmap()
+		}
+		faults := w.iommu.Faults()
+		w.clock.Advance(time.Second - 1)
+		if b.Bytes[0] != 0 || w.iommu.Faults() != faults {
+			t.Error("the data came before their time")
+		}
+		w.clock.Advance(1)
+		if got := w.iommu.Faults() - faults; (got != 0) != unmap || (b.Bytes[0] == 0x55) == unmap {
+			t.Errorf("memory unmapped: %v. %d DMA faults, and its first byte is %#x", unmap, got, b.Bytes[0])
+		}
+		w.wantNothing(t)
+		if n := w.dev.Stats().Queues[0].DMAFaults; n != 0 {
+			t.Errorf("%d commands have ended with a DMA fault", n)
+		}
+		if got := s.Faults()[0].Stats().Fired; got != uint64(i+1) {
+			t.Errorf("fired %d times after %d reads", got, i+1)
+		}
+	}
+	// What is not told by then is told to nobody.
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	w.do(t, disk0.Read(1, 0, 1, b))
+	w.dev.Close()
+	faults := w.iommu.Faults()
+	b.Unmap()
+	w.clock.Advance(time.Hour)
+	if got := w.iommu.Faults() - faults; got != 0 {
+		t.Errorf("%d DMA faults of a device that is closed", got)
+	}
+}
+
+// A ring that appears full is not looked at: what is in it stays there, whosever it
+// is, and what has been taken goes on. When its time is over, or its rule has gone,
+// all of it is executed, in order. Other queue pairs see nothing, and a reset of the
+// device makes a new ring.
+func TestFaults_RingFull(t *testing.T) {
+	long := fault.Duration(time.Second)
+	rule := fault.Rule{Budget: 1, Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindRingFull, For: long}}
+	for name, tt := range map[string]struct {
+		end  func(t *testing.T, w *faultyWorld)
+		gone bool // the commands are dropped
+	}{
+		"time": {end: func(t *testing.T, w *faultyWorld) {
+			w.clock.Advance(time.Second - 1)
+			w.wantNothing(t)
+			w.clock.Advance(1)
+		}},
+		"rule gone":       {end: func(t *testing.T, w *faultyWorld) { w.set(t) }},
+		"another rule":    {end: func(t *testing.T, w *faultyWorld) { w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindFlip}}) }},
+		"rules unchanged": {end: func(t *testing.T, w *faultyWorld) { w.set(t, rule); w.wantNothing(t); w.clock.Advance(time.Second) }},
+		"reset of the device": {gone: true, end: func(t *testing.T, w *faultyWorld) {
+			if err := w.driver.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			w.clock.Advance(time.Second)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 2, RingEntries: 64})
+			in := w.driver.MappedBuffer(t, 64*blockBytes, dma.Write)
+			s := w.set(t, rule)
+			q := w.driver.Queues[0]
+			wantCode(t, w.do(t, disk0.Flush(1))[0], 1, hba.CodeExecuted)
+			var commands []hba.Command
+			for i := range uint32(62) {
+				commands = append(commands, disk0.Read(100+i, uint64(i), 1, in))
+			}
+			w.submit(t, append(commands, disk1.Read(200, 0, 1, in), disk0.Flush(201))...)
+			if n := q.Submit(disk0.Flush(999)); n != 0 {
+				t.Fatal("the ring takes one more than it has entries")
+			}
+			w.wantNothing(t)
+			if got := w.dev.Stats().Queues[0]; got.Submitted != 64 || got.InFlight != 0 {
+				t.Errorf("%d commands in the ring and %d fetched, want all 64 in the ring", got.Submitted, got.InFlight)
+			}
+			other := w.driver.Queues[1]
+			other.Submit(disk0.Read(1, 0, 1, in))
+			other.Ring(runner)
+			wantCode(t, w.reap(other, 1)[0], 1, hba.CodeExecuted)
+			tt.end(t, w)
+			q = w.driver.Queues[0]
+			if !tt.gone {
+				for i, c := range w.reap(q, 64) {
+					want := []uint32{200, 201}[max(0, i-62)]
+					if i < 62 {
+						want = commands[i].Tag
+					}
+					if name == "another rule" { // a worker runs what it is about
+						want = c.Tag
+					}
+					wantCode(t, c, want, hba.CodeExecuted)
+				}
+			}
+			w.do(t, disk0.Flush(2), disk0.Flush(3))
+			if got := s.Fault("ring-full").Stats().Fired; got != 1 {
+				t.Errorf("the rule has fired %d times, want its budget of 1", got)
+			}
+			w.clock.Advance(time.Hour)
+			w.wantNothing(t)
+			w.wantIdle(t)
+		})
+	}
+}
+
+// A command that meets the rule while the ring is not looked at makes it longer, and
+// never shorter; a batch that has been fetched is one such case.
+func TestFaults_RingFull_Longer(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	w.set(t,
+		fault.Rule{Name: "short", Budget: 1, Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(time.Second)}},
+		fault.Rule{Name: "long", Budget: 1, Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(3 * time.Second)}},
+		fault.Rule{Name: "least", Budget: 1, Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(time.Millisecond)}},
+	)
+	out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	w.submit(t, disk0.Read(1, 0, 1, in), disk0.Flush(2), disk0.Write(3, 0, 1, out))
+	w.reap(w.driver.Queues[0], 3)
+	w.submit(t, disk0.Read(4, 0, 1, in))
+	for _, after := range []time.Duration{time.Second, 2*time.Second - 1} {
+		w.clock.Advance(after)
+		w.wantNothing(t)
+	}
+	w.clock.Advance(1)
+	wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 4, hba.CodeExecuted)
+	w.wantIdle(t)
+}
+
 // A ring with little room gets no surplus completions, rather than too many.
 func TestFaults_SurplusNeedsRoom(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: 64})
@@ -929,6 +1073,8 @@ func TestFaults_Storm(t *testing.T) {
 		{Name: "lost", Match: fault.Match{Every: 23}, Action: fault.Action{Kind: fault.KindLostCompletion}},
 		{Name: "busy", Match: fault.Match{Every: 7}, Action: fault.Action{Kind: fault.KindBusy}},
 		{Name: "reorder", Match: fault.Match{Probability: &p}, Action: fault.Action{Kind: fault.KindReorder, For: ms(20)}},
+		{Name: "full", Match: fault.Match{Every: 29}, Action: fault.Action{Kind: fault.KindRingFull, For: ms(3)}},
+		{Name: "again", Match: fault.Match{Every: 5}, Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: ms(2)}},
 		{Name: "reset", Match: fault.Match{Every: 3}, Action: fault.Action{Kind: fault.KindResetFails, Silent: true}},
 	}
 	w.set(t, rules...)

@@ -166,6 +166,9 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if dec.Duplicate {
 		raise |= q.postSurplus(&h.out)
 	}
+	if dec.DMAAfter != nil {
+		d.hauntLaterLocked(rec, dec.DMAAfterFor, true)
+	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {
 		raise |= d.advanceLocked()
@@ -359,7 +362,7 @@ func (d *Device) endLocked(rec *record, code CompletionCode) (raise uint64) {
 	return raise
 }
 
-// lateDefault is when a late completion comes if its rule does not say.
+// lateDefault is when a late completion or transfer comes if its rule does not say.
 const lateDefault = 10 * time.Millisecond
 
 // comeBackLocked sees to it that a command that was ended is heard of again, if
@@ -367,12 +370,20 @@ const lateDefault = 10 * time.Millisecond
 //
 // +checklocks:d.mu
 func (d *Device) comeBackLocked(rec *record) {
-	dec := &rec.hold.decision
-	if dec.Late == nil || d.closed {
+	if dec := &rec.hold.decision; dec.Late != nil {
+		d.hauntLaterLocked(rec, dec.LateFor, dec.LateDMA)
+	}
+}
+
+// hauntLaterLocked has a command that ends now answered, or its data transferred,
+// after some time.
+//
+// +checklocks:d.mu
+func (d *Device) hauntLaterLocked(rec *record, after time.Duration, transfer bool) {
+	if d.closed {
 		return
 	}
-	q, c, transfer, unit := rec.queue, rec.cmd, dec.LateDMA, rec.hold.unit
-	after := dec.LateFor
+	q, c, unit := rec.queue, rec.cmd, rec.hold.unit
 	if after == 0 {
 		after = lateDefault
 	}
@@ -398,13 +409,13 @@ func (d *Device) haunt(q *queue, c *Command, u fault.Unit, transfer bool) {
 	d.mu.Unlock()
 	d.interruptLater(raise)
 	if transfer {
-		d.transferLate(q, c, u)
+		d.transferLate(c, u)
 	}
 }
 
 // transferLate writes to host memory what a READ would have, past all that a unit
 // checks. Memory that the driver has unmapped is not reached: that is a DMA fault.
-func (d *Device) transferLate(q *queue, c *Command, u fault.Unit) {
+func (d *Device) transferLate(c *Command, u fault.Unit) {
 	unit := d.unitAt(u)
 	lba, _, ok := scsi.BlockRange(&c.CDB)
 	if unit == nil || !ok {
@@ -412,8 +423,7 @@ func (d *Device) transferLate(q *queue, c *Command, u fault.Unit) {
 	}
 	var x executor
 	if x.gather(d.iommu, c, dma.Write) != CodeExecuted {
-		q.count.dmaFaults.Add(1)
-		return
+		return // counted by the IOMMU; no command ends here
 	}
 	off := int64(lba) * int64(u.BlockBytes)
 	for _, s := range x.segments {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/dma"
@@ -74,6 +75,10 @@ type queue struct {
 	records []record // as many as completion entries: one for each command in flight
 	free    *record
 	busy    int // records that a worker runs
+	// full is the fault that has the submission ring appear full until fullUntil, or
+	// nil.
+	full      *fault.Fault
+	fullUntil time.Duration
 }
 
 // engineState belongs to whoever is the engine.

@@ -103,7 +103,11 @@ func (d *Device) updateGatesLocked() {
 	for i := range d.slots {
 		if q := d.slots[i].queue.Load(); q != nil && q.gate.Load()&gateDead == 0 {
 			yieldPoint("gates: change one")
-			q.gate.Store(gate)
+			if q.full != nil {
+				q.gate.Store(gate &^ gateOpen)
+			} else {
+				q.gate.Store(gate)
+			}
 		}
 	}
 }

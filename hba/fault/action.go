@@ -5,43 +5,45 @@ type Kind string
 
 // Kinds of faults that a correct drive may show.
 const (
-	KindStatus         Kind = "status"          // end with a SCSI status and sense data
-	KindErrno          Kind = "errno"           // end with what clients see as this error
-	KindMediumError    Kind = "medium-error"    // blocks that cannot be read until they are written
-	KindBusy           Kind = "busy"            // BUSY
-	KindTaskSetFull    Kind = "task-set-full"   // TASK SET FULL
-	KindNotReady       Kind = "not-ready"       // becoming ready
-	KindUnitAttention  Kind = "unit-attention"  // something has happened since the last command
-	KindWriteProtect   Kind = "write-protect"   // refuses what writes
-	KindShortTransfer  Kind = "short-transfer"  // moves less than asked for, and says so
-	KindHang           Kind = "hang"            // is not begun until released, aborted or reset
-	KindGate           Kind = "gate"            // is held, before or after it is executed, until released
-	KindLatency        Kind = "latency"         // takes longer
-	KindStall          Kind = "stall"           // nothing moves for some time, now and then
-	KindRate           Kind = "rate"            // so many bytes and commands each second
-	KindQueue          Kind = "queue"           // so many at once, each with its service time
-	KindReorder        Kind = "reorder"         // is overtaken by later ones
-	KindCutReply       Kind = "cut-reply"       // the reply breaks off, and its connection is gone
-	KindSlowHandshake  Kind = "slow-handshake"  // a client waits before it gets the disk
-	KindResetFails     Kind = "reset-fails"     // an abort or reset does not work
-	KindUnplug         Kind = "unplug"          // is pulled out, and plugged in again
-	KindCapacity       Kind = "capacity"        // has another size
-	KindPowerCut       Kind = "power-cut"       // loses power
-	KindDisconnect     Kind = "disconnect"      // its clients lose their connections
-	KindDMAAfterReset  Kind = "dma-after-reset" // hostile: memory is touched after the reset
-	KindFlip           Kind = "flip"            // hostile: read data have wrong bits
-	KindRot            Kind = "rot"             // hostile: blocks have wrong bits until they are written
-	KindStaleRead      Kind = "stale-read"      // hostile: reads what was there before the last write
-	KindLostWrite      Kind = "lost-write"      // hostile: acknowledged, not done
-	KindMisdirected    Kind = "misdirected"     // hostile: written elsewhere
-	KindIgnoreFUA      Kind = "ignore-fua"      // hostile: the write stays in the cache
-	KindLieAboutFlush  Kind = "lie-about-flush" // hostile: acknowledged, not done
-	KindLostCompletion Kind = "lost-completion" // hostile: done, never answered
-	KindDuplicate      Kind = "duplicate"       // hostile: answered twice
-	KindMistagged      Kind = "mistagged"       // hostile: answered under another tag
-	KindLateCompletion Kind = "late-completion" // hostile: answered again after an abort or reset
-	KindLostInterrupt  Kind = "lost-interrupt"  // hostile: answered without an interrupt
-	KindBadCookie      Kind = "bad-cookie"      // hostile: the client gets an answer to what it has not asked
+	KindStatus             Kind = "status"               // end with a SCSI status and sense data
+	KindErrno              Kind = "errno"                // end with what clients see as this error
+	KindMediumError        Kind = "medium-error"         // blocks that cannot be read until they are written
+	KindBusy               Kind = "busy"                 // BUSY
+	KindTaskSetFull        Kind = "task-set-full"        // TASK SET FULL
+	KindRingFull           Kind = "ring-full"            // nothing more is taken from the submission ring
+	KindNotReady           Kind = "not-ready"            // becoming ready
+	KindUnitAttention      Kind = "unit-attention"       // something has happened since the last command
+	KindWriteProtect       Kind = "write-protect"        // refuses what writes
+	KindShortTransfer      Kind = "short-transfer"       // moves less than asked for, and says so
+	KindHang               Kind = "hang"                 // is not begun until released, aborted or reset
+	KindGate               Kind = "gate"                 // is held, before or after it is executed, until released
+	KindLatency            Kind = "latency"              // takes longer
+	KindStall              Kind = "stall"                // nothing moves for some time, now and then
+	KindRate               Kind = "rate"                 // so many bytes and commands each second
+	KindQueue              Kind = "queue"                // so many at once, each with its service time
+	KindReorder            Kind = "reorder"              // is overtaken by later ones
+	KindCutReply           Kind = "cut-reply"            // the reply breaks off, and its connection is gone
+	KindSlowHandshake      Kind = "slow-handshake"       // a client waits before it gets the disk
+	KindResetFails         Kind = "reset-fails"          // an abort or reset does not work
+	KindUnplug             Kind = "unplug"               // is pulled out, and plugged in again
+	KindCapacity           Kind = "capacity"             // has another size
+	KindPowerCut           Kind = "power-cut"            // loses power
+	KindDisconnect         Kind = "disconnect"           // its clients lose their connections
+	KindDMAAfterReset      Kind = "dma-after-reset"      // hostile: memory is touched after the reset
+	KindDMAAfterCompletion Kind = "dma-after-completion" // hostile: memory is touched after the answer
+	KindFlip               Kind = "flip"                 // hostile: read data have wrong bits
+	KindRot                Kind = "rot"                  // hostile: blocks have wrong bits until they are written
+	KindStaleRead          Kind = "stale-read"           // hostile: reads what was there before the last write
+	KindLostWrite          Kind = "lost-write"           // hostile: acknowledged, not done
+	KindMisdirected        Kind = "misdirected"          // hostile: written elsewhere
+	KindIgnoreFUA          Kind = "ignore-fua"           // hostile: the write stays in the cache
+	KindLieAboutFlush      Kind = "lie-about-flush"      // hostile: acknowledged, not done
+	KindLostCompletion     Kind = "lost-completion"      // hostile: done, never answered
+	KindDuplicate          Kind = "duplicate"            // hostile: answered twice
+	KindMistagged          Kind = "mistagged"            // hostile: answered under another tag
+	KindLateCompletion     Kind = "late-completion"      // hostile: answered again after an abort or reset
+	KindLostInterrupt      Kind = "lost-interrupt"       // hostile: answered without an interrupt
+	KindBadCookie          Kind = "bad-cookie"           // hostile: the client gets an answer to what it has not asked
 )
 
 // A Place is where in its life a command is held.
@@ -80,8 +82,8 @@ type Action struct {
 	// At is where a command is held, and when power fails.
 	At Place `json:"at,omitempty" yaml:"at,omitempty"`
 	// For is how long it takes: until a hang ends by itself, a disk is plugged in
-	// again, a size is restored, a late completion comes, a client gets the disk, at
-	// the most until a reordered one does.
+	// again, a size is restored, a late completion or transfer comes, a ring is
+	// looked at again, a client gets the disk, at the most until a reordered one does.
 	For Duration `json:"for,omitempty" yaml:"for,omitempty"`
 	// Period is from the beginning of one stall to that of the next.
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
@@ -185,6 +187,7 @@ var kinds = []kindInfo{
 	{kind: KindMediumError, ops: OpRead | OpVerify, allowed: opsRanged, optional: fieldHeal | fieldShare, summary: "MEDIUM ERROR at the first bad block of the range, until it is written"},
 	{kind: KindBusy, ops: opsOfUsers, allowed: opsOfScsi, summary: "BUSY"},
 	{kind: KindTaskSetFull, ops: opsOfUsers, allowed: opsOfScsi, summary: "TASK SET FULL"},
+	{kind: KindRingFull, ops: opsOfUsers, allowed: opsOfScsi, needs: fieldFor, summary: "take nothing more from the submission ring for some time, whosever commands are in it, until it is full"},
 	{kind: KindNotReady, ops: opsOfUsers | OpReady, allowed: opsOfScsi, optional: fieldSense, summary: "NOT READY, becoming ready"},
 	{kind: KindUnitAttention, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldSense, summary: "UNIT ATTENTION, by default power on or reset"},
 	{kind: KindWriteProtect, ops: opsWriting, allowed: opsWriting, summary: "DATA PROTECT, write protected"},
@@ -215,6 +218,7 @@ var kinds = []kindInfo{
 	{kind: KindMistagged, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer under a tag that is none, and not under the right one"},
 	{kind: KindLateCompletion, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, optional: fieldFor, summary: "hang, and answer after the abort or reset that ended it"},
 	{kind: KindDMAAfterReset, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldFor, summary: "hang, and transfer the data after the abort or reset that ended it"},
+	{kind: KindDMAAfterCompletion, hostile: true, ops: OpRead, allowed: OpRead, optional: fieldFor, summary: "answer, and transfer the data once more after that"},
 	{kind: KindLostInterrupt, hostile: true, ops: opsOfUsers, allowed: opsOfScsi, summary: "answer without an interrupt"},
 	{kind: KindBadCookie, hostile: true, ops: opsOfUsers, allowed: opsOfUsers, summary: "reply with a cookie that the client has not sent"},
 }

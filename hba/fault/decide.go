@@ -129,10 +129,17 @@ type Decision struct {
 	Late    *Fault
 	LateFor time.Duration
 	LateDMA bool
+	// DMAAfter transfers its data once more, DMAAfterFor after its answer.
+	DMAAfter    *Fault
+	DMAAfterFor time.Duration
 	// Duplicate is answered twice.
 	Duplicate bool
 	// NoInterrupt is answered without an interrupt.
 	NoInterrupt *Fault
+
+	// RingFull has its ring appear full for RingFullFor from now on.
+	RingFull    *Fault
+	RingFullFor time.Duration
 
 	// ResetFails: an abort or reset is refused, or with Silent not answered.
 	ResetFails *Fault
@@ -312,6 +319,12 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindLateCompletion, KindDMAAfterReset:
 		hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
 		d.Late, d.LateFor, d.LateDMA = f, time.Duration(a.For), a.Kind == KindDMAAfterReset
+	case KindDMAAfterCompletion:
+		d.DMAAfter, d.DMAAfterFor = f, time.Duration(a.For)
+	case KindRingFull:
+		if d.RingFull == nil || time.Duration(a.For) > d.RingFullFor {
+			d.RingFull, d.RingFullFor = f, time.Duration(a.For)
+		}
 	case KindDuplicate:
 		d.Duplicate = true
 	case KindLostInterrupt:

@@ -608,7 +608,7 @@ func good() []Rule {
 	actions := map[Kind]Action{
 		KindStatus: {Sense: &Sense{Key: "medium-error", ASC: 0x11}}, KindErrno: {Errno: "ENOSPC"}, KindLatency: {Latency: fixed},
 		KindStall: {For: 1, Period: 2}, KindRate: {IOPS: 1}, KindQueue: {Lanes: 1, Latency: fixed}, KindReorder: {For: 1},
-		KindCapacity: {Size: 4096}, KindSlowHandshake: {For: 1},
+		KindCapacity: {Size: 4096}, KindSlowHandshake: {For: 1}, KindRingFull: {For: 1},
 	}
 	var out []Rule
 	for _, k := range Kinds() {

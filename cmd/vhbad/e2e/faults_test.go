@@ -4,11 +4,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,7 +19,7 @@ import (
 
 // faultPrelude is what the snippets of faultRows have at hand.
 const faultPrelude = `
-import nbd, time
+import nbd, subprocess, time, urllib.request
 B = 4096
 def fails(fn, *names):
     try:
@@ -33,58 +36,79 @@ def takes(seconds, fn):
 def write(c, at=0, flags=0): h.pwrite(bytes([c]) * B, at, flags)
 def read(at=0): return h.pread(B, at)
 def is_all(c, at=0): return read(at) == bytes([c]) * B
+def add(*words): subprocess.run([VHBAD, "fault", "add", *words, "--admin", ADMIN], check=True, stdout=subprocess.DEVNULL)
+def rule(): add(*RULE)
+def metric(name):
+    lines = urllib.request.urlopen(METRICS).read().decode().splitlines()
+    return sum(float(l.rpartition(" ")[2]) for l in lines if l.startswith((name + "{", name + " ")))
+def many(n):
+    bufs = [nbd.Buffer(512) for _ in range(n)]
+    for b in bufs: h.aio_pread(b, 0)
+    while h.aio_in_flight() > 0: h.poll(-1)
+    assert all(b.to_bytearray() == bytearray(b"\x01") * 512 for b in bufs)
 `
 
-// faultRows has each kind of fault with what a client sees of it. The disk d is
-// filled with ones when a snippet begins; the rule comes into force where it says
-// rule().
-var faultRows = []struct{ kind, fields, script string }{
-	{"status", "action.sense.key=medium-error asc=0x11 op=read", `rule(); fails(read, "EIO")`},
-	{"errno", "errno=ENOSPC op=write", `rule(); fails(lambda: write(2), "ENOSPC"); assert is_all(1)`},
-	{"medium-error", "offset=8KiB length=4KiB", `rule(); assert is_all(1); fails(lambda: read(8192), "EIO"); write(2, 8192); assert is_all(2, 8192)`},
-	{"busy", "budget=1", `rule(); assert is_all(1)`},
-	{"task-set-full", "budget=1", `rule(); assert is_all(1)`},
-	{"not-ready", "op=read", `rule(); fails(read, "EIO")`},
-	{"unit-attention", "budget=1", `rule(); assert is_all(1)`},
-	{"write-protect", "", `rule(); fails(lambda: write(2), "EPERM"); assert is_all(1)`},
-	{"short-transfer", "keep=512 op=read", `rule(); fails(read, "EIO")`},
-	{"hang", "action.for=300ms", `rule(); takes(0.3, read)`},
-	{"gate", "at=after action.for=300ms", `rule(); takes(0.3, read)`},
-	{"latency", "mean=200ms op=read", `rule(); takes(0.2, read)`},
+// faultRows has each kind of fault with what a client sees of it, and with what
+// else the metrics say: which of faultEffects grow, as all others stay as they are.
+// The disk is filled with ones when a snippet begins; the rule comes into force where
+// it says rule().
+var faultRows = []struct{ kind, fields, script, effects string }{
+	{"status", "action.sense.key=medium-error asc=0x11 op=read", `rule(); fails(read, "EIO")`, "injected"},
+	{"errno", "errno=ENOSPC op=write", `rule(); fails(lambda: write(2), "ENOSPC"); assert is_all(1)`, "injected"},
+	{"medium-error", "offset=8KiB length=4KiB", `rule(); assert is_all(1); fails(lambda: read(8192), "EIO"); write(2, 8192); assert is_all(2, 8192)`, "injected"},
+	{"busy", "budget=1", `rule(); assert is_all(1)`, "busy"},
+	{"task-set-full", "budget=1", `rule(); assert is_all(1)`, "queue-full"},
+	{"ring-full", "action.for=300ms op=flush", `
+rule()
+before = metric("vhbad_miniport_queue_full_total")
+while metric("vhbad_miniport_queue_full_total") == before:
+    h.flush()
+    many(1500)`, "ring-full queue-full"},
+	{"not-ready", "op=read", `rule(); fails(read, "EIO")`, "injected"},
+	{"unit-attention", "budget=1", `rule(); assert is_all(1)`, ""},
+	{"write-protect", "", `rule(); fails(lambda: write(2), "EPERM"); assert is_all(1)`, "injected"},
+	{"short-transfer", "keep=512 op=read", `rule(); fails(read, "EIO")`, ""},
+	{"hang", "action.for=300ms", `rule(); takes(0.3, read)`, ""},
+	{"gate", "at=after action.for=300ms", `rule(); takes(0.3, read)`, ""},
+	{"latency", "mean=200ms op=read", `rule(); takes(0.2, read)`, ""},
 	{"stall", "action.for=900ms action.period=1s", `
 rule()
 def took():
     t = time.monotonic()
     read()
     return time.monotonic() - t
-while took() < 0.5: pass`},
-	{"rate", "iops=10 burst-ios=1", `rule(); takes(0.3, lambda: [read() for _ in range(5)])`},
+while took() < 0.5: pass`, ""},
+	{"rate", "iops=10 burst-ios=1", `rule(); takes(0.3, lambda: [read() for _ in range(5)])`, ""},
 	{"queue", "lanes=1 mean=100ms", `
 rule()
 def four():
     bufs = [nbd.Buffer(B) for _ in range(4)]
     for b in bufs: h.aio_pread(b, 0)
     while h.aio_in_flight() > 0: h.poll(-1)
-takes(0.35, four)`},
+takes(0.35, four)`, ""},
 	{"reorder", "action.for=200ms op=read", `
 rule()
 order = []
 bufs = [nbd.Buffer(B) for _ in range(16)]
 for i, b in enumerate(bufs): h.aio_pread(b, i * B, completion=lambda e, i=i: order.append(i) or 1)
 while h.aio_in_flight() > 0: h.poll(-1)
-assert sorted(order) == list(range(16)) and order != sorted(order), order`},
+assert sorted(order) == list(range(16)) and order != sorted(order), order`, ""},
 	{"cut-reply", "op=read after=20", `
 mine = nbd.NBD()
 mine.connect_uri(h.get_uri())
 rule()
 fails(lambda: mine.pread(B, 0), None) # "server disconnected unexpectedly", which has no errno
 assert not mine.aio_is_ready()
-h.flush()`},
+h.flush()`, "injected"},
 	{"slow-handshake", "action.for=300ms", `
 rule()
 mine = nbd.NBD()
 takes(0.3, lambda: mine.connect_uri(h.get_uri()))
-assert mine.pread(B, 0) == read()`},
+assert mine.pread(B, 0) == read()`, ""},
+	{"reset-fails", "op=reset-lun", `
+add("lost", "lost-completion", "disk=d", "op=read", "budget=1", "hostile=true")
+rule()
+assert is_all(1)`, "timeout reset-lun reset-target executed-again"},
 	{"unplug", "action.for=500ms", `
 uri = h.get_uri()
 rule()
@@ -97,66 +121,186 @@ while True:
     except nbd.Error as e:
         assert "no export" in str(e) or "ENOENT" == e.errno, e
 fails(read, None, "ENOTCONN", "EPIPE", "ECONNRESET") # its connection was closed
-assert mine.pread(B, 0) == bytes([1]) * B`},
+assert mine.pread(B, 0) == bytes([1]) * B`, ""},
 	{"capacity", "size=64KiB", `
 rule()
 read()
-fails(lambda: [read(1 << 19) for _ in range(2)], "EINVAL", "EIO")`},
-	{"disconnect", "op=read", `rule(); fails(read, "ENOTCONN", "ESHUTDOWN", "EIO", "EINVAL"); assert not h.aio_is_ready()`},
-	{"flip", "", `rule(); assert not is_all(1)`},
-	{"rot", "offset=0 length=4KiB", `rule(); a = read(); assert a != bytes([1]) * B and a == read(); write(2); assert is_all(2)`},
-	{"stale-read", "offset=0 length=4KiB", `rule(); write(2); assert is_all(1)`},
-	{"lost-write", "", `rule(); write(2); assert is_all(1)`},
-	{"misdirected", "shift-blocks=8", `rule(); write(2); assert is_all(1) and is_all(2, 4096)`},
-	{"ignore-fua", "", `rule(); write(2, 0, nbd.CMD_FLAG_FUA); assert is_all(2)`},
-	{"lie-about-flush", "", `rule(); h.flush(); assert is_all(1)`},
-	{"lost-completion", "budget=1 op=read", `rule(); assert is_all(1)`},
-	{"duplicate", "", `rule(); [write(2) for _ in range(20)]; assert is_all(2)`},
-	{"mistagged", "budget=1 op=read", `rule(); assert is_all(1)`},
-	{"late-completion", "budget=1 op=read action.for=10ms", `rule(); assert is_all(1); assert is_all(1)`},
-	{"dma-after-reset", "budget=1 action.for=10ms", `rule(); assert is_all(1); assert is_all(1)`},
-	{"lost-interrupt", "budget=1 op=read", `rule(); assert is_all(1)`},
-	{"bad-cookie", "op=read", `rule(); fails(read, None, "EINVAL"); assert not h.aio_is_ready()`},
+fails(lambda: [read(1 << 19) for _ in range(2)], "EINVAL", "EIO")`, ""},
+	{"power-cut", "op=flush power.policy=none power.off-for=300ms power.drop-connections=false", `
+h.flush()
+write(2)
+rule()
+fails(h.flush, "EIO")
+while True:
+    try:
+        assert is_all(1) # the write was not durable
+        break
+    except nbd.Error as e:
+        assert e.errno == "EIO", e`, "power-cut"},
+	{"disconnect", "op=read", `rule(); fails(read, "ENOTCONN", "ESHUTDOWN", "EIO", "EINVAL"); assert not h.aio_is_ready()`, ""},
+	{"flip", "", `rule(); assert not is_all(1)`, ""},
+	{"rot", "offset=0 length=4KiB", `rule(); a = read(); assert a != bytes([1]) * B and a == read(); write(2); assert is_all(2)`, ""},
+	{"stale-read", "offset=0 length=4KiB", `rule(); write(2); assert is_all(1)`, ""},
+	{"lost-write", "", `rule(); write(2); assert is_all(1)`, ""},
+	{"misdirected", "shift-blocks=8", `rule(); write(2); assert is_all(1) and is_all(2, 4096)`, ""},
+	{"ignore-fua", "", `rule(); write(2, 0, nbd.CMD_FLAG_FUA); assert is_all(2)`, ""},
+	{"lie-about-flush", "", `rule(); h.flush(); assert is_all(1)`, ""},
+	{"lost-completion", "budget=1 op=read", `rule(); assert is_all(1)`, "timeout reset-lun executed-again"},
+	{"duplicate", "op=write", `rule(); [write(2) for _ in range(20)]; assert is_all(2)`, "stale"},
+	{"mistagged", "budget=1 op=read", `rule(); assert is_all(1)`, "timeout reset-lun executed-again stale"},
+	{"late-completion", "budget=1 op=read action.for=10ms", `rule(); assert is_all(1)`, "timeout reset-lun stale"},
+	{"dma-after-reset", "budget=1 action.for=100ms", `rule(); assert is_all(1)`, "timeout reset-lun iommu"},
+	{"dma-after-completion", "action.for=100ms", `
+rule()
+before = metric("vhbad_iommu_faults_total")
+while metric("vhbad_iommu_faults_total") == before: assert is_all(1)`, "iommu"},
+	{"lost-interrupt", "budget=1 op=read", `rule(); assert is_all(1)`, "timeout reset-lun"},
+	{"bad-cookie", "op=read", `rule(); fails(read, None, "EINVAL"); assert not h.aio_is_ready()`, ""},
 }
 
-// TestFaults_EachKind shows a client of libnbd's every kind of fault: it sees what
-// it should, it is counted, and the other disk is as it was.
+// faultEffects are metrics by which faults are told apart. A name stands for the sum
+// of the series whose labels match.
+var faultEffects = []struct{ name, metric, labels string }{
+	{"injected", "vhbad_requests_total", `result="injected"`},
+	{"busy", "vhbad_port_busy_total", `reason="busy"`},
+	{"queue-full", "vhbad_port_busy_total", `reason="queue_full"`},
+	{"ring-full", "vhbad_miniport_queue_full_total", ""},
+	{"timeout", "vhbad_port_timeouts_total", ""},
+	{"abandoned", "vhbad_port_abandoned_total", ""},
+	{"reset-lun", "vhbad_port_resets_total", `level="unit"`},
+	{"reset-target", "vhbad_port_resets_total", `level="target"`},
+	{"reset-bus", "vhbad_port_resets_total", `level="bus"`},
+	{"stale", "vhbad_miniport_stale_completions_total", ""},
+	{"iommu", "vhbad_iommu_faults_total", ""},
+	{"power-cut", "vhbad_power_cuts_total", `trigger="rule"`},
+}
+
+// TestFaults_EachKind shows a client of libnbd's every kind of fault there is: it sees
+// what it should, it is counted, each metric that tells it from others moves and no
+// other does, and the other disk is as it was.
 func TestFaults_EachKind(t *testing.T) {
-	config, command := serve(t, "memory:1MiB", "--disk", "other=memory:1MiB", "--hostile", "--srb-timeout", "1s", "--reset-timeout", "1s")
+	limits := filepath.Join(t.TempDir(), "vhbad.yaml")
+	// A client may fill a ring, which has 1024 entries.
+	if err := os.WriteFile(limits, []byte("limits: {requests: 4096}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, command := serve(t, "memory:1MiB", "--disk", "other=memory:1MiB", "--disk", "cached=memory:1MiB,cache=writeback",
+		"--hostile", "--srb-timeout", "3s", "--reset-timeout", "3s", "--config", limits)
 	d := start(t, config, command)
 	admin := filepath.Join(config.folder, "admin.sock")
 	metrics := "http://" + httpOf(t, admin) + "/metrics"
+	effects := func() []float64 {
+		out := make([]float64, len(faultEffects))
+		text := scrape(t, metrics)
+		for i, e := range faultEffects {
+			out[i] = sumOf(t, text, e.metric, e.labels)
+		}
+		return out
+	}
+	kinds := faultKinds(t)
 	for _, row := range faultRows {
+		hostile, ok := kinds[row.kind]
+		if !ok {
+			t.Errorf("a row for kind %q, which there is not, or a second one", row.kind)
+			continue
+		}
+		delete(kinds, row.kind)
 		t.Run(row.kind, func(t *testing.T) {
-			add := append([]string{vhbadBinary, "fault", "add", "f-" + row.kind, row.kind, "disk=d", "--admin", admin}, strings.Fields(row.fields)...)
-			if isHostile(t, row.kind) {
-				add = append(add, "hostile=true")
+			disk := "d"
+			if row.kind == "power-cut" {
+				disk = "cached"
 			}
-			words, err := json.Marshal(add)
+			rule := append([]string{"f-" + row.kind, row.kind, "disk=" + disk}, strings.Fields(row.fields)...)
+			if hostile {
+				rule = append(rule, "hostile=true")
+			}
+			words, err := json.Marshal(rule)
 			if err != nil {
 				t.Fatal(err)
 			}
-			script := faultPrelude + "import subprocess\ndef rule(): subprocess.run(" + string(words) + ", check=True, stdout=subprocess.DEVNULL)\n" +
-				"for i in range(16): write(1, i * B)\n" + row.script + "\n"
-			timeouts := counter(t, metrics, "vhbad_port_timeouts_total", `export="d"`)
-			run(t, "nbdsh", "-u", d.uri("d"), "-c", script)
-			if n := counter(t, metrics, "vhbad_fault_injections_total", `export="d".*rule="f-`+row.kind+`"`); n < 1 {
+			script := fmt.Sprintf("VHBAD, ADMIN, METRICS, RULE = %q, %q, %q, %s\n", vhbadBinary, admin, metrics, words) +
+				faultPrelude + "for i in range(16): write(1, i * B)\n" + row.script + "\n"
+			before := effects()
+			in := sumOf(t, scrape(t, metrics), "vhbad_hba_dma_bytes_total", `direction="in"`)
+			run(t, "nbdsh", "-u", d.uri(disk), "-c", script)
+			if n := counter(t, metrics, "vhbad_fault_injections_total", `export="`+disk+`".*rule="f-`+row.kind+`"`); n < 1 {
 				t.Errorf("the metrics count %v injections, want one at least", n)
 			}
-			if n := counter(t, metrics, "vhbad_port_timeouts_total", `export="d"`) - timeouts; row.kind == "lost-completion" && n < 1 {
-				t.Errorf("the metrics count %v timeouts, want one at least: nothing else brings the command back", n)
+			wanted := strings.Fields(row.effects)
+			for i, e := range faultEffects {
+				want := slices.Contains(wanted, e.name)
+				now := effects()
+				for want && now[i] == before[i] { // what comes late
+					now = effects()
+				}
+				if grown := now[i] - before[i]; (grown > 0) != want {
+					t.Errorf("%s{%s} has grown by %v: is it to? %v", e.metric, e.labels, grown, want)
+				}
+			}
+			// The snippets of kinds that have the client wait for a time-out read one
+			// block: once, unless the device had executed it for nothing.
+			in = sumOf(t, scrape(t, metrics), "vhbad_hba_dma_bytes_total", `direction="in"`) - in
+			if again := slices.Contains(wanted, "executed-again"); slices.Contains(wanted, "timeout") && (in >= 8192) != again {
+				t.Errorf("the device has moved %v bytes for a read of 4096: has it executed it twice? want %v", in, again)
 			}
 			vhbadDo(t, "fault", "remove", "--all", "--admin", admin)
 			run(t, "nbdsh", "-u", d.uri("other"), "-c", "assert h.pread(1 << 20, 0) == bytearray(1 << 20)")
 		})
 	}
-	// What holds commands can be told to let them go; what fails a reset is told.
+	for kind := range kinds {
+		t.Errorf("kind %s: want a row that shows it to a client", kind)
+	}
+	// What fails a reset is told to who asked for it.
 	vhbadDo(t, "fault", "add", "r", "reset-fails", "op=reset-lun", "--admin", admin)
 	if out, err := exec.CommandContext(t.Context(), vhbadBinary, "reset", "d", "--admin", admin).CombinedOutput(); err == nil || !strings.Contains(string(out), "reset failed") {
 		t.Errorf("a reset that fails: %v\n%s", err, out)
 	}
 	vhbadDo(t, "fault", "remove", "--all", "--admin", admin)
 	vhbadDo(t, "reset", "d", "--admin", admin)
+}
+
+// TestFaults_EachErrno has every error that a rule may give seen by a client, for each
+// command that it can send, and nothing done.
+func TestFaults_EachErrno(t *testing.T) {
+	config, command := serve(t, "memory:1MiB")
+	d := start(t, config, command)
+	admin := filepath.Join(config.folder, "admin.sock")
+	metrics := "http://" + httpOf(t, admin) + "/metrics"
+	// The daemon says itself which there are.
+	out, err := exec.CommandContext(t.Context(), vhbadBinary, "fault", "add", "r", "errno", "errno=ENONE", "--admin", admin).CombinedOutput()
+	_, list, ok := strings.Cut(strings.TrimSpace(string(out)), `action.errno "ENONE": want `)
+	list, _, _ = strings.Cut(list, "\n")
+	if err == nil || !ok {
+		t.Fatalf("an errno that there is not: %v\n%s", err, out)
+	}
+	errnos := strings.Split(list, ", ")
+	if want := []string{"EIO", "EPERM", "ENOSPC", "EINVAL", "ESHUTDOWN"}; !slices.Equal(errnos, want) { // docs/faults.md
+		t.Errorf("errnos %v, want %v", errnos, want)
+	}
+	calls := []struct{ op, call string }{
+		{"read", "h.pread(4096, 0)"},
+		{"write", "h.pwrite(bytes(4096), 0)"},
+		{"flush", "h.flush()"},
+		{"trim", "h.trim(4096, 0)"},
+		{"zero", "h.zero(4096, 0)"},
+		{"cache", "h.cache(4096, 0)"},
+	}
+	for _, errno := range errnos {
+		t.Run(errno, func(t *testing.T) {
+			script := "h.pwrite(bytes([1]) * 4096, 0)\n"
+			injected := sumOf(t, scrape(t, metrics), "vhbad_requests_total", `result="injected"`)
+			vhbadDo(t, "fault", "add", "r", "errno", "errno="+errno, "skip=1", "--admin", admin)
+			for _, c := range calls {
+				script += fmt.Sprintf("try: %s\nexcept nbd.Error as e: assert e.errno == %q, (%q, e)\nelse: raise AssertionError(%q)\n", c.call, errno, c.op, c.op+" is done")
+			}
+			run(t, "nbdsh", "-u", d.uri("d"), "-c", script)
+			vhbadDo(t, "fault", "remove", "r", "--admin", admin)
+			if n := sumOf(t, scrape(t, metrics), "vhbad_requests_total", `result="injected"`) - injected; int(n) != len(calls) {
+				t.Errorf("the metrics count %v requests that were answered with an injected fault, want %d", n, len(calls))
+			}
+			run(t, "nbdsh", "-u", d.uri("d"), "-c", "assert h.pread(4096, 0) == bytearray(b'\\x01') * 4096")
+		})
+	}
 }
 
 // vhbadDo runs vhbad, which must succeed.
@@ -169,7 +313,8 @@ func vhbadDo(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-func isHostile(t *testing.T, kind string) bool {
+// faultKinds are the kinds of faults there are, and whether they are hostile.
+func faultKinds(t *testing.T) map[string]bool {
 	t.Helper()
 	var kinds []struct {
 		Kind    string
@@ -178,13 +323,11 @@ func isHostile(t *testing.T, kind string) bool {
 	if err := json.Unmarshal([]byte(vhbadDo(t, "fault", "kinds", "--json")), &kinds); err != nil {
 		t.Fatal(err)
 	}
+	out := make(map[string]bool, len(kinds))
 	for _, k := range kinds {
-		if k.Kind == kind {
-			return k.Hostile
-		}
+		out[k.Kind] = k.Hostile
 	}
-	t.Fatalf("there is no kind %q", kind)
-	return false
+	return out
 }
 
 // httpOf is where a daemon's metrics are.
@@ -197,8 +340,8 @@ func httpOf(t *testing.T, admin string) string {
 	return status.HTTP
 }
 
-// counter is the value of the one metric of that name whose labels match.
-func counter(t *testing.T, url, name, labels string) float64 {
+// scrape gets the metrics.
+func scrape(t *testing.T, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -213,13 +356,45 @@ func counter(t *testing.T, url, name, labels string) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	match := regexp.MustCompile(`(?m)^` + name + `\{.*` + labels + `.*\} (\S+)$`).FindSubmatch(text)
-	if match == nil {
+	return string(text)
+}
+
+// counter is the value of the one metric of that name whose labels match.
+func counter(t *testing.T, url, name, labels string) float64 {
+	t.Helper()
+	text := scrape(t, url)
+	values := valuesOf(t, text, name, labels)
+	if len(values) == 0 {
 		t.Fatalf("no %s{%s} in the metrics:\n%s", name, labels, text)
 	}
-	n, err := strconv.ParseFloat(string(match[1]), 64)
-	if err != nil {
-		t.Fatal(err)
+	return values[0]
+}
+
+// sumOf adds up the metrics of that name whose labels match; there must be one.
+func sumOf(t *testing.T, text, name, labels string) (sum float64) {
+	t.Helper()
+	values := valuesOf(t, text, name, labels)
+	if len(values) == 0 {
+		t.Fatalf("no %s{%s} in the metrics:\n%s", name, labels, text)
 	}
-	return n
+	for _, v := range values {
+		sum += v
+	}
+	return sum
+}
+
+func valuesOf(t *testing.T, text, name, labels string) (values []float64) {
+	t.Helper()
+	expression := `(?m)^` + name + `(?:\{.*` + labels + `.*\})? (\S+)$`
+	if labels != "" {
+		expression = strings.Replace(expression, ")?", ")", 1)
+	}
+	for _, match := range regexp.MustCompile(expression).FindAllStringSubmatch(text, -1) {
+		n, err := strconv.ParseFloat(match[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values = append(values, n)
+	}
+	return values
 }

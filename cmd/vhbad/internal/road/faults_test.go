@@ -136,14 +136,16 @@ func TestFaults_BrokenCompletions(t *testing.T) {
 	late.Action.For = soon
 	dma := every(20, fault.KindDMAAfterReset)
 	dma.Action.For = fault.Duration(100 * time.Millisecond) // by then its memory is unmapped
+	again := every(20, fault.KindDMAAfterCompletion)
+	again.Action.For = dma.Action.For
 	duplicates := every(3, fault.KindDuplicate)
 	duplicates.Budget = 0
-	for _, rule := range []fault.Rule{duplicates, every(20, fault.KindMistagged), late, dma, every(20, fault.KindLostInterrupt), every(20, fault.KindLostCompletion)} {
+	for _, rule := range []fault.Rule{duplicates, every(20, fault.KindMistagged), late, dma, again, every(20, fault.KindLostInterrupt), every(20, fault.KindLostCompletion)} {
 		t.Run(rule.Name, func(t *testing.T) {
 			t.Parallel()
 			const size, block = 1 << 20, 4096
 			w := newRoad(t, shape{queues: 2, sizeBytes: size, patience: port.AdapterOptions{DefaultTimeoutSecs: 1, ResetTimeout: time.Second}})
-			w.faultsAllowed = rule.Action.Kind == fault.KindDMAAfterReset
+			w.faultsAllowed = rule.Action.Kind == fault.KindDMAAfterReset || rule.Action.Kind == fault.KindDMAAfterCompletion
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			rng := rand.New(rand.NewPCG(seed, 0))
@@ -188,10 +190,15 @@ func TestFaults_BrokenCompletions(t *testing.T) {
 				if n := w.iommu.Faults(); n == 0 {
 					t.Errorf("%d DMA faults after %d firings", n, fired)
 				}
+			case fault.KindDMAAfterCompletion:
+				for w.iommu.Faults() == 0 {
+					runtime.Gosched() // the requests were answered long ago
+				}
 			default:
 			}
-			if rule.Action.Kind != fault.KindDuplicate && resets != fired {
-				t.Errorf("%d resets of the unit, want one for each of %d firings", resets, fired)
+			answered := rule.Action.Kind == fault.KindDuplicate || rule.Action.Kind == fault.KindDMAAfterCompletion
+			if answered && resets != 0 || !answered && resets != fired {
+				t.Errorf("%d resets of the unit after %d firings, want one for each that was not answered", resets, fired)
 			}
 		})
 	}
@@ -210,6 +217,7 @@ func TestFaults_LegalOnesLoseNothing(t *testing.T) {
 	w.faults(
 		fault.Rule{Match: few, Action: fault.Action{Kind: fault.KindBusy}},
 		fault.Rule{Match: few, Action: fault.Action{Kind: fault.KindTaskSetFull}},
+		fault.Rule{Match: few, Action: fault.Action{Kind: fault.KindRingFull, For: ms(2)}},
 		fault.Rule{Match: some, Action: fault.Action{Kind: fault.KindUnitAttention}},
 		fault.Rule{Match: some, Action: fault.Action{Kind: fault.KindNotReady}},
 		fault.Rule{Match: some, Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}},
@@ -261,5 +269,80 @@ func TestFaults_LegalOnesLoseNothing(t *testing.T) {
 				t.Errorf("%d of 400 requests failed", failed)
 			}
 		})
+	}
+}
+
+// While the device takes nothing from a ring, the ring fills up, the driver turns away
+// what has no room, and the port sends it again when there is some: the client gets
+// each answer once, and without an error, however many requests it has under way.
+func TestFaults_RingFull(t *testing.T) {
+	t.Parallel()
+	const entries, requests = 64, 200
+	w := newRoad(t, shape{queues: 4, ringEntries: entries, sizeBytes: 1 << 20})
+	c := w.client()
+	s := w.faults(fault.Rule{Budget: 1, Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(time.Hour)}})
+	if r := do(t, c, nbdtest.Command{Type: nbdtest.CmdFlush}); r.Errno != nbd.OK {
+		t.Fatal(r.Errno)
+	}
+	turnedAway := func() (n uint64) {
+		for _, q := range w.driver.Stats() {
+			n += q.QueueFull
+		}
+		return n
+	}
+	for i := range uint64(requests) {
+		cmd := nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: i, Offset: i * 512, Length: 512, Payload: bytes.Repeat([]byte{byte(i)}, 512)}
+		if err := c.Send(cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for turnedAway() == 0 {
+		runtime.Gosched()
+	}
+	if e, err := w.memory.ExtentAt(0); err != nil || e.Data {
+		t.Errorf("%+v, %v: the device has executed what it was not to look at", e, err)
+	}
+	w.faults()
+	answered := make(map[uint64]bool)
+	for range requests {
+		r, err := c.Receive()
+		if err != nil || r.Errno != nbd.OK || answered[r.Cookie] {
+			t.Fatalf("%+v, %v: want each write answered once, and done", r, err)
+		}
+		answered[r.Cookie] = true
+	}
+	for i := range uint64(requests) {
+		r := do(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Offset: i * 512, Length: 512})
+		if r.Errno != nbd.OK || !bytes.Equal(r.Data, bytes.Repeat([]byte{byte(i)}, 512)) {
+			t.Fatalf("write %d: %v, or other data", i, r.Errno)
+		}
+	}
+	if got := s.Faults()[0].Stats().Fired; got != 1 {
+		t.Errorf("fired %d times, want once", got)
+	}
+	if got := w.resets(); got != [port.ResetLevels]uint64{} {
+		t.Errorf("resets %v, want none", got)
+	}
+}
+
+// A ring that the device does not look at again has its commands run out of time. The
+// resets of the unit and of its target, which come by rings, do not help; that of the
+// bus makes new rings, and the command is sent again.
+func TestFaults_RingFull_Reset(t *testing.T) {
+	t.Parallel()
+	w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, patience: port.AdapterOptions{DefaultTimeoutSecs: 1, ResetTimeout: time.Second}})
+	c := w.client()
+	w.faults(fault.Rule{Budget: 1, Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(time.Hour)}})
+	for _, typ := range []uint16{nbdtest.CmdFlush, nbdtest.CmdRead} {
+		cmd := nbdtest.Command{Type: typ}
+		if typ == nbdtest.CmdRead {
+			cmd.Length = 4096
+		}
+		if r := do(t, c, cmd); r.Errno != nbd.OK {
+			t.Errorf("command %d: %v", typ, r.Errno)
+		}
+	}
+	if got := w.resets(); got[port.ResetUnit] == 0 || got[port.ResetTarget] == 0 || got[port.ResetBus] != 1 {
+		t.Errorf("resets by level: %v, want all levels, and the bus once", got)
 	}
 }
