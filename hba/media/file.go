@@ -35,6 +35,7 @@ type File struct {
 	ranges  rangeLock
 	lifeMu  sync.RWMutex
 	flushes flushGroup
+	atOnce  atOnce
 }
 
 var (
@@ -64,7 +65,7 @@ func (f *File) Supports(a Ability) bool {
 	case AbilityTryRead:
 		return !f.noTryRead.Load()
 	case AbilityTryWrite:
-		return !f.readOnly && !f.noTryWrite.Load()
+		return !f.readOnly && (f.atOnce.able || !f.noTryWrite.Load())
 	case AbilityFUA, AbilityZero, AbilityCompareAndWrite:
 		return !f.readOnly
 	case AbilityDiscard:
@@ -89,6 +90,21 @@ func (f *File) enter(op string, off, n int64, s stripeSet) error {
 		return f.refuse(op, off, n)
 	}
 	return nil
+}
+
+// enterChange is enter for what writes, and keeps others from writing at once. Who
+// gets nil leaves by leaveChange.
+func (f *File) enterChange(op string, off, n int64, s stripeSet) error {
+	if err := f.enter(op, off, n, s); err != nil {
+		return err
+	}
+	f.atOnce.changes.Add(1)
+	return nil
+}
+
+func (f *File) leaveChange(s stripeSet) {
+	f.atOnce.changes.Add(-1)
+	f.ranges.unshare(s)
 }
 
 // refuse is the error for a range that is not inside.
@@ -177,10 +193,10 @@ func (f *File) TryReadAt(p []byte, off int64) (bool, error) {
 // Errors: ErrNoSpace if the file system is full, ErrReadOnly, ErrMedium.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	s := stripesOf(off, int64(len(p)))
-	if err := f.enter("write", off, int64(len(p)), s); err != nil {
+	if err := f.enterChange("write", off, int64(len(p)), s); err != nil {
 		return 0, err
 	}
-	defer f.ranges.unshare(s)
+	defer f.leaveChange(s)
 	return f.writeShared(p, off)
 }
 
@@ -203,25 +219,32 @@ func (f *File) writeShared(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// TryWriteAt implements NonBlockingWriter, where the file system does.
+// TryWriteAt implements NonBlockingWriter, where the file system does; where it does
+// not, by a write if writes were quick so far; see atOnce.
 func (f *File) TryWriteAt(p []byte, off int64) (bool, error) {
 	s := stripesOf(off, int64(len(p)))
-	if f.noTryWrite.Load() || len(p) == 0 || !f.ranges.tryShare(s) {
+	if len(p) == 0 || !f.ranges.tryShare(s) {
 		return false, nil
 	}
 	defer f.ranges.unshare(s)
 	if !inside(off, int64(len(p)), f.size.Load()) {
 		return true, f.refuse("write", off, int64(len(p)))
 	}
-	n, errno := pwriteFlags(f.fd, p, off, unix.RWF_NOWAIT)
-	if errno == 0 {
-		return n == len(p), nil
+	if !f.noTryWrite.Load() {
+		n, errno := pwriteFlags(f.fd, p, off, unix.RWF_NOWAIT)
+		if noSuchFlag(errno) {
+			f.noTryWrite.Store(true)
+		}
+		// WriteAt tells every other error, should it happen again.
+		return errno == 0 && n == len(p), nil
 	}
-	if noSuchFlag(errno) {
-		f.noTryWrite.Store(true)
+	began, ok := f.atOnce.begin(off, int64(len(p)))
+	if !ok {
+		return false, nil
 	}
-	// WriteAt tells every other error, should it happen again.
-	return false, nil
+	n, errno := pwrite(f.fd, p, off)
+	f.atOnce.end(began, int64(len(p)))
+	return errno == 0 && n == len(p), nil
 }
 
 // noSuchFlag reports whether the kernel or the file system does not know a flag.
@@ -233,10 +256,10 @@ func noSuchFlag(errno unix.Errno) bool {
 // not to be had.
 func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	s := stripesOf(off, int64(len(p)))
-	if err := f.enter("write", off, int64(len(p)), s); err != nil {
+	if err := f.enterChange("write", off, int64(len(p)), s); err != nil {
 		return 0, err
 	}
-	defer f.ranges.unshare(s)
+	defer f.leaveChange(s)
 	done := 0
 	for done < len(p) && !f.noDSync.Load() {
 		n, errno := pwriteFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
@@ -286,6 +309,8 @@ func (f *File) flushShared() error {
 	if f.readOnly {
 		return nil
 	}
+	f.atOnce.changes.Add(1)
+	defer f.atOnce.changes.Add(-1)
 	if err := f.flushes.do(); err != nil {
 		return f.fail("flush", 0, f.size.Load(), err)
 	}
@@ -313,6 +338,8 @@ func (f *File) CompareAndWriteAt(compare, data []byte, off int64) (int, error) {
 	s := stripesOf(off, int64(len(data)))
 	f.ranges.lock(s)
 	defer f.ranges.unlock(s)
+	f.atOnce.changes.Add(1)
+	defer f.atOnce.changes.Add(-1)
 	if !inside(off, int64(len(data)), f.size.Load()) {
 		return -1, f.refuse("compare and write", off, int64(len(data)))
 	}

@@ -20,10 +20,10 @@ func (f *File) Discard(off, n int64) error { return f.Zero(off, n, false) }
 // Where the file system can do neither it writes zeros.
 func (f *File) Zero(off, n int64, allocate bool) error {
 	s := stripesOf(off, n)
-	if err := f.enter("zero", off, n, s); err != nil {
+	if err := f.enterChange("zero", off, n, s); err != nil {
 		return err
 	}
-	defer f.ranges.unshare(s)
+	defer f.leaveChange(s)
 	for end := off + n; off < end; {
 		k := min(end-off, holeSliceBytes)
 		if err := f.zeroSlice(off, k, allocate); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,8 @@ func OpenFile(c FileConfig) (*File, error) {
 	}
 	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly}
 	f.flushes.sync = func() error { return ignoringEINTR(func() error { return unix.Fdatasync(fd) }) }
+	opened := time.Now()
+	f.atOnce.now = func() time.Duration { return time.Since(opened) }
 	if err := f.setUp(c, created); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
@@ -239,6 +242,7 @@ func (f *File) probe(st *unix.Stat_t) {
 	if _, err := unix.Seek(f.fd, 0, unix.SEEK_DATA); err != nil && err != unix.ENXIO {
 		f.noExtents.Store(true)
 	}
+	f.atOnce.able = !f.readOnly && !f.device && writesWaitForDisk(f.fd)
 	var b [1]byte
 	if _, errno := preadNoWait(f.fd, b[:], 0); noSuchFlag(errno) {
 		f.noTryRead.Store(true)

@@ -47,3 +47,12 @@ func pwriteFlags(fd int, p []byte, off int64, flags uintptr) (int, unix.Errno) {
 	}
 	return int(n), 0
 }
+
+// pwrite is pwrite64, which is a little cheaper than pwritev2. p must not be empty.
+func pwrite(fd int, p []byte, off int64) (int, unix.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITE64, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(off), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}

@@ -177,6 +177,7 @@ func TestFile_WithoutHelp(t *testing.T) {
 	f.noDSync.Store(true)
 	f.noTryRead.Store(true)
 	f.noTryWrite.Store(true)
+	f.atOnce.able = false
 	syncs := 0
 	f.flushes.sync = func() error { syncs++; return nil }
 	if f.Supports(AbilityDiscard) || f.Supports(AbilityTryRead) || f.Supports(AbilityTryWrite) || f.Supports(1<<15) {

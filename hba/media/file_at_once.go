@@ -1,0 +1,84 @@
+package media
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// atOnce decides which writes to a file TryWriteAt makes where the file system
+// cannot be asked to write without waiting: ext4 and tmpfs refuse RWF_NOWAIT for
+// writes.
+//
+// A write into the page cache takes 2 µs, less than it takes to wake up a worker
+// for it. But it may have to wait: for the file system's lock of the file, for a page
+// to be read, for the journal, for dirty pages to be written back. So a write made
+// at once
+//
+//   - is alone: while any other call writes to the file or syncs it, writes are refused.
+//     One that waits for a flush or a stuck write is a worker's;
+//   - is short and of whole pages, for which nothing is read;
+//   - is watched. What it takes beyond lateTime and lateByte is late. It has to be paid
+//     for by lateShare times as much time without such writes, but for what is lent,
+//     lateCredit. After one of 200 ms writes are refused for 1.6 s.
+//
+// So of what a submitter has behind a write, one write in its way is late at the most
+// before others go to the workers, and late writes take it no more than 1/lateShare of
+// its time.
+type atOnce struct {
+	// able is set once, at open: the file system is one of those.
+	able bool
+	// changes counts calls in progress that write to the file or sync it.
+	changes atomic.Int32
+	// paid is when, by now, all lateness will have been paid for, in ns.
+	paid atomic.Int64
+	// now is the time since some moment. Set before use.
+	now func() time.Duration
+}
+
+const (
+	maxAtOnceBytes = 64 << 10
+	lateTime       = 100 * time.Microsecond
+	lateByte       = time.Nanosecond
+	lateShare      = 8
+	lateCredit     = 4 * time.Millisecond
+	// lateMost is the most that one write has to be paid for.
+	lateMost = time.Minute
+)
+
+// begin reports whether n bytes at off may be written at once, and the time. If so,
+// end ends it.
+func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
+	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 || !a.changes.CompareAndSwap(0, 1) {
+		return 0, false
+	}
+	began = a.now()
+	if time.Duration(a.paid.Load())-began > lateShare*lateCredit {
+		a.changes.Add(-1)
+		return 0, false
+	}
+	return began, true
+}
+
+// end ends a write of n bytes.
+func (a *atOnce) end(began time.Duration, n int64) {
+	now := a.now()
+	if late := now - began - lateTime - time.Duration(n)*lateByte; late > 0 {
+		// Nobody else stores: such a write is alone.
+		from := max(now, time.Duration(a.paid.Load()))
+		a.paid.Store(int64(from + lateShare*min(late, lateMost)))
+	}
+	a.changes.Add(-1)
+}
+
+// writesWaitForDisk reports whether a file system, that of fd, is one whose writes
+// wait for nothing but a disk of this machine. Behind a network or another process
+// they may wait for ever.
+func writesWaitForDisk(fd int) bool {
+	var st unix.Statfs_t
+	if err := ignoringEINTR(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false
+	}
+	return st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.TMPFS_MAGIC
+}

@@ -1,0 +1,244 @@
+package media
+
+import (
+	"bytes"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A handClock is moved by hand; each look at it moves it on by step.
+type handClock struct{ at, step time.Duration }
+
+func (c *handClock) now() time.Duration {
+	c.at += c.step
+	return c.at
+}
+
+// newAtOnce makes a file that writes at once as if its file system were ext4, by
+// the clock.
+func newAtOnce(t *testing.T) (*File, *handClock) {
+	t.Helper()
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if n := f.atOnce.changes.Load(); n != 0 {
+			t.Errorf("%d changes in progress in the end", n)
+		}
+	})
+	var c handClock
+	f.noTryWrite.Store(true)
+	f.atOnce.able = true
+	f.atOnce.now = c.now
+	return f, &c
+}
+
+func wantTry(t *testing.T, f *File, want bool, why string) {
+	t.Helper()
+	if done, err := f.TryWriteAt(zeros[:pageBytes], pageBytes); done != want || err != nil {
+		t.Errorf("%s: written at once: %t, %v; want %t", why, done, err, want)
+	}
+}
+
+// TestAtOnce_Late: writes that are late are followed by a time without writes at
+// once, eight times as long but for a credit.
+func TestAtOnce_Late(t *testing.T) {
+	f, c := newAtOnce(t)
+	const onTime = lateTime + pageBytes*lateByte
+	c.step = onTime
+	for range 1000 {
+		wantTry(t, f, true, "on time")
+	}
+	// A write looks at the clock when it begins and when it ends, one that is refused
+	// only once.
+	c.step = onTime + 300*time.Millisecond
+	wantTry(t, f, true, "until it is late, nobody knows")
+	late := c.at
+	c.step = 0
+	wantTry(t, f, false, "after a late one")
+	c.at = late + lateShare*(300*time.Millisecond-lateCredit) - 1
+	wantTry(t, f, false, "until it is paid for")
+	c.at++
+	wantTry(t, f, true, "when it is paid for, but for what is lent")
+	c.at = late + lateShare*300*time.Millisecond
+
+	// Little delays add up.
+	c.step = onTime + lateCredit/4
+	n := 0
+	for done := true; done; n++ {
+		var err error
+		if done, err = f.TryWriteAt(zeros[:pageBytes], 0); err != nil {
+			t.Fatal(err)
+		}
+		if n > 100 {
+			t.Fatal("always late, and never refused")
+		}
+	}
+	if n < 5 || n > 7 {
+		t.Errorf("refused after %d writes each of which was late by a quarter of the credit", n)
+	}
+
+	// What one write costs has a bound.
+	c.at += time.Hour
+	c.step = 24 * time.Hour
+	wantTry(t, f, true, "long after")
+	c.step = 0
+	wantTry(t, f, false, "after one that took a day")
+	c.at += lateShare * lateMost
+	wantTry(t, f, true, "after the longest time")
+}
+
+// TestAtOnce_Alone: nothing is written at once while something else writes or
+// syncs.
+func TestAtOnce_Alone(t *testing.T) {
+	f, _ := newAtOnce(t)
+	wantTry(t, f, true, "alone")
+	syncs := 0
+	f.flushes.sync = func() error {
+		syncs++
+		wantTry(t, f, false, "during a flush")
+		return nil
+	}
+	if err := f.Flush(); err != nil {
+		t.Error(err)
+	}
+	f.noDSync.Store(true)
+	if _, err := f.WriteAtFUA(zeros[:512], 0); err != nil {
+		t.Error(err)
+	}
+	if syncs != 2 {
+		t.Errorf("%d syncs, want 2", syncs)
+	}
+	inside := false
+	f.atOnce.now = func() time.Duration {
+		if !inside {
+			inside = true
+			wantTry(t, f, false, "during another one")
+		}
+		return 0
+	}
+	wantTry(t, f, true, "after those")
+	if !inside {
+		t.Error("it did not look at the clock")
+	}
+
+	for _, tt := range []struct {
+		what string
+		call func() error
+	}{
+		{"write", func() error { _, err := f.WriteAt(zeros[:], 0); return err }},
+		{"zero", func() error { return f.Zero(0, 1<<20, true) }},
+		{"discard", func() error { return f.Discard(0, 1<<20) }},
+		{"compare and write", func() error {
+			// Far from what is tried: those exclude each other by their range, too.
+			_, err := f.CompareAndWriteAt(zeros[:512], zeros[:512], 512<<10)
+			return err
+		}},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			stop, ended := make(chan struct{}), make(chan error, 1)
+			go func() {
+				for {
+					select {
+					case <-stop:
+						ended <- nil
+						return
+					default:
+					}
+					if err := tt.call(); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+			// One of them is met in the end.
+			for done := true; done; {
+				select {
+				case err := <-ended:
+					t.Fatal(err)
+				default:
+				}
+				var err error
+				if done, err = f.TryWriteAt(zeros[:pageBytes], pageBytes); err != nil {
+					t.Fatal(err)
+				}
+			}
+			close(stop)
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestAtOnce_Which: short ones of whole pages are written, and with the right bytes.
+func TestAtOnce_Which(t *testing.T) {
+	f, _ := newAtOnce(t)
+	p := bytes.Repeat([]byte{7}, maxAtOnceBytes+pageBytes)
+	for _, tt := range []struct {
+		off  int64
+		n    int
+		want bool
+	}{
+		{0, pageBytes, true},
+		{8 * pageBytes, maxAtOnceBytes, true},
+		{0, maxAtOnceBytes + pageBytes, false},
+		{512, pageBytes, false},
+		{0, 512, false},
+	} {
+		if err := f.Zero(0, 1<<20, false); err != nil {
+			t.Fatal(err)
+		}
+		if done, err := f.TryWriteAt(p[:tt.n], tt.off); done != tt.want || err != nil {
+			t.Errorf("%d bytes at %d: %t, %v; want %t", tt.n, tt.off, done, err, tt.want)
+		}
+		got, want := make([]byte, 1<<20), make([]byte, 1<<20)
+		if tt.want {
+			copy(want[tt.off:], p[:tt.n])
+		}
+		if _, err := f.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%d bytes at %d: the file holds something else", tt.n, tt.off)
+		}
+	}
+	if done, err := f.TryWriteAt(p[:pageBytes], 1<<20); !done || err == nil {
+		t.Errorf("beyond the end: %t, %v", done, err)
+	}
+	f.atOnce.able = false
+	wantTry(t, f, false, "on another file system")
+	if f.Supports(AbilityTryWrite) {
+		t.Error("it says that it can")
+	}
+}
+
+// TestWritesWaitForDisk: a file system is known by its number. /proc stands for
+// those that may be anything.
+func TestWritesWaitForDisk(t *testing.T) {
+	memory, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proc, err := unix.Open("/proc/self/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fd, want := range map[int]bool{memory: true, proc: false, -1: false} {
+		if got := writesWaitForDisk(fd); got != want {
+			t.Errorf("descriptor %d: %t, want %t", fd, got, want)
+		}
+	}
+	for _, fd := range []int{memory, proc} {
+		if err := unix.Close(fd); err != nil {
+			t.Error(err)
+		}
+	}
+}
