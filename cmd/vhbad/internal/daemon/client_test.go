@@ -43,37 +43,79 @@ func negotiate(t *testing.T, nc net.Conn, export string) *nbdConn {
 // tryNegotiate is negotiate for a server that may refuse or go away.
 func tryNegotiate(t *testing.T, nc net.Conn, export string) (*nbdConn, error) {
 	t.Helper()
+	c, err := greet(t, nc)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.option(optGo, exportData(export))
+	return c, err
+}
+
+// Options.
+const (
+	optInfo    = 6
+	optGo      = 7
+	optUnknown = 99
+)
+
+// Final replies to options.
+const (
+	repAck      = 1
+	errUnsup    = 1<<31 | 1
+	errPolicy   = 1<<31 | 2
+	errInvalid  = 1<<31 | 3
+	errUnknown  = 1<<31 | 6
+	errTooBig   = 1<<31 | 9
+	infoReply   = 3
+	infoExport  = 0
+	optionBegin = "IHAVEOPT"
+)
+
+// greet begins a handshake, which options go on with.
+func greet(t *testing.T, nc net.Conn) (*nbdConn, error) {
+	t.Helper()
 	t.Cleanup(func() { _ = nc.Close() })
 	c := &nbdConn{Conn: nc, t: t}
 	if _, err := c.tryRead(18); err != nil {
 		return nil, err
 	}
+	_, err := c.Write([]byte{0, 0, 0, 3}) // FIXED_NEWSTYLE, NO_ZEROES
+	return c, err
+}
+
+// exportData is the data of INFO and GO without any wishes.
+func exportData(export string) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(export)))
+	return append(append(b, export...), 0, 0)
+}
+
+// option sends an option and returns the type of the final reply, whose error is
+// err unless it is ACK. What INFO and GO tell of the export goes to c.
+func (c *nbdConn) option(id uint32, data []byte) (typ uint32, err error) {
 	be := binary.BigEndian
-	msg := []byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07")
-	msg = be.AppendUint32(msg, uint32(4+len(export)+2))
-	msg = be.AppendUint32(msg, uint32(len(export)))
-	msg = append(append(msg, export...), 0, 0)
+	msg := be.AppendUint32([]byte(optionBegin), id)
+	msg = append(be.AppendUint32(msg, uint32(len(data))), data...)
 	if _, err := c.Write(msg); err != nil {
-		return nil, err
+		return 0, err
 	}
 	for {
 		head, err := c.tryRead(20)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		body, err := c.tryRead(int(be.Uint32(head[16:])))
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
-		switch be.Uint32(head[12:]) {
-		case 1: // ACK
-			return c, nil
-		case 3: // INFO
-			if be.Uint16(body) == 0 {
+		switch typ := be.Uint32(head[12:]); typ {
+		case repAck:
+			return typ, nil
+		case infoReply:
+			if be.Uint16(body) == infoExport {
 				c.sizeBytes, c.flags = be.Uint64(body[2:]), be.Uint16(body[10:])
 			}
 		default:
-			return nil, fmt.Errorf("reply %#x %q", be.Uint32(head[12:]), body)
+			return typ, fmt.Errorf("reply %#x %q", typ, body)
 		}
 	}
 }
