@@ -14,6 +14,7 @@
 //	check.go     what is wrong with a rule
 //	set.go       Set, Plan: rules compiled
 //	fault.go     a rule in force: its counters, its chance
+//	tally.go     how often rules have fired, those that have gone included
 //	decide.go    from a command to a Decision
 //	latency.go   distributions of time
 //	pace.go      caps, lanes and stalls

@@ -79,21 +79,6 @@ type entry struct {
 	fired    *atomic.Uint64 // on this unit
 }
 
-// A Count is how often a fault has fired on a unit.
-type Count struct {
-	Fault *Fault
-	Fired uint64
-}
-
-// Counts are those of the faults that concern the plan's unit.
-func (p *Plan) Counts() []Count {
-	out := make([]Count, len(p.entries))
-	for i := range p.entries {
-		out[i] = Count{p.entries[i].fault, p.entries[i].fired.Load()}
-	}
-	return out
-}
-
 // NewSet compiles rules. It changes them as Check does.
 //
 // Errors name the rule, the field and what is allowed.

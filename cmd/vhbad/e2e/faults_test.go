@@ -250,6 +250,12 @@ func TestFaults_EachKind(t *testing.T) {
 	for kind := range kinds {
 		t.Errorf("kind %s: want a row that shows it to a client", kind)
 	}
+	text := scrape(t, metrics)
+	for _, row := range faultRows {
+		if n := sumOf(t, text, "vhbad_fault_injections_total", `kind="`+row.kind+`",rule="f-`+row.kind+`"`); n < 1 {
+			t.Errorf("the metrics have forgotten rule f-%s, which has gone", row.kind)
+		}
+	}
 	// What fails a reset is told to who asked for it.
 	vhbadDo(t, "fault", "add", "r", "reset-fails", "op=reset-lun", "--admin", admin)
 	if out, err := exec.CommandContext(t.Context(), vhbadBinary, "reset", "d", "--admin", admin).CombinedOutput(); err == nil || !strings.Contains(string(out), "reset failed") {

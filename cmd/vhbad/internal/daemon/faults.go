@@ -100,7 +100,7 @@ func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 			d.events.Publish(client.EventFaultSet, r.Disk,
 				slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.Bool("hostile", r.Hostile), slog.Uint64("seed", r.Seed))
 		}
-		m.device.SetFaults(s)
+		m.injected.Replace(was, s, func() { m.device.SetFaults(s) })
 		return nil
 	})
 	if err != nil {
@@ -313,23 +313,12 @@ func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
 	return nil
 }
 
-// faultSnapshot is what metrics tell of rules.
+// faultSnapshot is what metrics tell of the rules in force.
 func (m *machine) faultSnapshot() (out []metrics.Fault) {
 	s := m.device.Faults()
 	for _, f := range s.Faults() {
 		r := f.Rule()
-		out = append(out, metrics.Fault{
-			Rule: r.Name, Kind: string(r.Action.Kind), Class: f.Class(), State: string(s.State(f, m.device.Now())), Held: f.Stats().Held,
-		})
-	}
-	if s == nil {
-		return nil
-	}
-	for _, p := range append(slices.Clone(s.Plans()), s.Bus()) {
-		for _, c := range p.Counts() {
-			i := slices.Index(s.Faults(), c.Fault)
-			out[i].Fired = append(out[i].Fired, metrics.FaultFired{Disk: p.Unit().Disk, Times: c.Fired})
-		}
+		out = append(out, metrics.Fault{Rule: r.Name, Class: f.Class(), State: string(s.State(f, m.device.Now())), Held: f.Stats().Held})
 	}
 	return out
 }

@@ -158,3 +158,49 @@ func TestUnplug_Remove(t *testing.T) {
 	}
 	noViolations(t, machineOf(d))
 }
+
+// What a rule has injected stays in the metrics when the rule and its disk have gone,
+// and goes on when both come again.
+func TestFaults_CountsStay(t *testing.T) {
+	s := newSettings(t, "other=memory:1MiB")
+	d, _ := s.mustStart(t)
+	wantTimes := func(when string, want uint64) {
+		t.Helper()
+		snap, ok := d.Snapshot()
+		if !ok {
+			t.Fatal("no snapshot")
+		}
+		for _, n := range snap.Injected {
+			if n.Disk == "db" && n.Rule == "r" && n.Kind == fault.KindErrno && n.Class == "legal" {
+				if n.Times != want {
+					t.Errorf("%s: counted %d times, want %d", when, n.Times, want)
+				}
+				return
+			}
+		}
+		t.Errorf("%s: not counted, want %d", when, want)
+	}
+	for i := range uint64(2) {
+		if _, err := d.AddDisk(t.Context(), "db", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		c := open(t, s.socket(), "db")
+		for range 2 {
+			_, err := d.PutFault(client.FaultRule{Name: "r", Disk: "db", Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.do(cmdRead, 0, 512, nil); err == nil {
+				t.Error("the rule does not fire")
+			}
+			if err := d.RemoveFault("r"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantTimes("the rule has gone", 2*i+2)
+		if _, err := d.RemoveDisk(t.Context(), "db", client.RemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		wantTimes("its disk has gone", 2*i+2)
+	}
+}

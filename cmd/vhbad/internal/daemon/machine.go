@@ -10,6 +10,7 @@ import (
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -40,6 +41,9 @@ type machine struct {
 	addressMu sync.Mutex
 	// media are those of all disks that have been opened and not closed.
 	media mediaSet
+
+	// injected counts what fault rules have done, those that have gone included.
+	injected fault.Tally
 
 	// statsMu has one snapshot at a time: each needs a processor.
 	statsMu sync.Mutex

@@ -127,7 +127,7 @@ var (
 	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to, or has since its power was cut last.", "export")
 	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
 
-	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule in force. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
+	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule. The last "+strconv.Itoa(fault.MaxPast)+" series of rules that have gone stay, and go on if such a rule comes again. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
 	faultHeld       = desc("fault_held_commands", "Commands that a rule holds.", "rule")
 	faultRules      = desc("fault_rules", "Fault rules in force.", "state", "class")
 	hostileRules    = desc("hostile_rules_allowed", "1 if fault rules may break what a correct drive promises.")
@@ -414,13 +414,14 @@ func (s sink) faults(snap *Snapshot) {
 	s.flag(hostileRules, snap.Hostile)
 	type key struct{ state, class string }
 	rules := make(map[key]int)
-	for i := range snap.Injected {
-		f := &snap.Injected[i]
+	for i := range snap.Rules {
+		f := &snap.Rules[i]
 		rules[key{f.State, f.Class}]++
 		s.gauge(faultHeld, float64(f.Held), f.Rule)
-		for _, n := range f.Fired {
-			s.counter(faultInjections, n.Times, n.Disk, f.Rule, f.Kind, f.Class)
-		}
+	}
+	for i := range snap.Injected {
+		n := &snap.Injected[i]
+		s.counter(faultInjections, n.Times, n.Disk, n.Rule, string(n.Kind), n.Class)
 	}
 	for _, state := range fault.States() {
 		for _, class := range []string{"legal", "hostile"} {

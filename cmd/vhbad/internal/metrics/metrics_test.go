@@ -17,6 +17,7 @@ import (
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -66,10 +67,11 @@ func full() *source {
 		},
 		Arena:  dma.Stats{SizeBytes: 1 << 20},
 		Verify: true,
-		Injected: []Fault{{
-			Rule: "slow", Kind: "latency", Class: "legal", State: "armed", Held: 2,
-			Fired: []FaultFired{{Disk: "disk0", Times: 9}, {Disk: "idle"}},
-		}},
+		Rules:  []Fault{{Rule: "slow", Class: "legal", State: "armed", Held: 2}},
+		Injected: []fault.Injection{
+			{Disk: "disk0", Rule: "slow", Kind: fault.KindLatency, Class: "legal", Times: 9},
+			{Disk: "idle", Rule: "slow", Kind: fault.KindLatency, Class: "legal"},
+		},
 		Hostile: true,
 
 		CertificateNotAfter: time.Unix(1_800_000_000, 0),

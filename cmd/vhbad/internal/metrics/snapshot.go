@@ -5,6 +5,7 @@ import (
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -23,9 +24,11 @@ type Snapshot struct {
 	Arena   dma.Stats
 	Windows int // IOMMU windows in use
 	Faults  uint64
-	// Injected are the fault rules in force, Hostile whether hostile ones may be.
-	Injected []Fault
+	// Rules are the fault rules in force, Hostile whether hostile ones may be, and
+	// Injected what these and others before them have injected.
+	Rules    []Fault
 	Hostile  bool
+	Injected []fault.Injection
 	Verify   bool
 	Verifier *port.Verifier // nil-safe
 	// ReloadedAt is when the configuration in force was read, Reloaded whether the
@@ -38,15 +41,8 @@ type Snapshot struct {
 
 // A Fault is a fault rule in force.
 type Fault struct {
-	Rule, Kind, Class, State string
-	Held                     int64
-	Fired                    []FaultFired
-}
-
-// FaultFired is how often a rule has fired on a disk; no disk means the adapter.
-type FaultFired struct {
-	Disk  string
-	Times uint64
+	Rule, Class, State string
+	Held               int64
 }
 
 // A Disk is one export with the logical unit behind it.

@@ -1,0 +1,148 @@
+package fault
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxPast is how many counts of rules that have gone a Tally keeps.
+const MaxPast = 1024
+
+// An Injection is how often the rules of one name, kind and class have fired on one
+// disk; no disk means the adapter.
+type Injection struct {
+	Disk, Rule string
+	Kind       Kind
+	Class      string
+	Times      uint64
+}
+
+// A series is what an Injection counts.
+type series struct {
+	disk, rule string
+	kind       Kind
+	class      string
+}
+
+// A Tally counts what rules have injected, for whoever reads it now and then: a count
+// outlives its rule, and goes on when one of the same name, kind and disk comes again,
+// so that none is lost between two readings or goes backwards. Of rules that have gone
+// it keeps MaxPast counts, those that went last. Its zero value is ready.
+//
+// Concurrency: any goroutine.
+type Tally struct {
+	mu sync.Mutex
+	// +checklocks:mu
+	past map[series]past
+	// order are the keys of past that have counted something, those first that went
+	// first.
+	// +checklocks:mu
+	order []series
+	// idle are those that had not when they went, at the last Replace.
+	// +checklocks:mu
+	idle []series
+}
+
+// A past is what rules that have gone have counted. The last of them may still be
+// asked about a command that was on its way.
+type past struct {
+	before uint64
+	last   *atomic.Uint64
+}
+
+func (p past) times() uint64 {
+	if p.last == nil {
+		return p.before
+	}
+	return p.before + p.last.Load()
+}
+
+// Replace has install put a Set into force in place of another, and keeps what the
+// other has counted and the new one does not. Either may be nil.
+func (t *Tally) Replace(old, s *Set, install func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	install()
+	going, inForce := make(map[*atomic.Uint64]bool), make(map[series]bool)
+	for _, c := range s.counted() {
+		going[c.fired], inForce[c.key] = true, true
+	}
+	for _, key := range t.idle {
+		if t.past[key].times() != 0 {
+			t.order = append(t.order, key)
+		} else {
+			delete(t.past, key)
+		}
+	}
+	t.idle = t.idle[:0]
+	for _, c := range old.counted() {
+		if going[c.fired] {
+			continue
+		}
+		key := c.key
+		if _, there := t.past[key]; there {
+			t.order = slices.DeleteFunc(t.order, func(other series) bool { return other == key })
+		}
+		if t.past == nil {
+			t.past = make(map[series]past)
+		}
+		t.past[key] = past{t.past[key].times(), c.fired}
+		if t.past[key].times() != 0 {
+			t.order = append(t.order, key)
+		} else {
+			t.idle = append(t.idle, key)
+		}
+	}
+	excess, kept := len(t.order)-MaxPast, t.order[:0]
+	for _, key := range t.order {
+		if excess <= 0 || inForce[key] { // whose count must not go back
+			kept = append(kept, key)
+			continue
+		}
+		delete(t.past, key)
+		excess--
+	}
+	t.order = kept
+}
+
+// Injections are all counts: those of the Set in force, which current returns, and
+// those of rules that have gone.
+func (t *Tally) Injections(current func() *Set) []Injection {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []Injection
+	seen := make(map[series]bool)
+	for _, c := range current().counted() {
+		key := c.key
+		seen[key] = true
+		out = append(out, Injection{key.disk, key.rule, key.kind, key.class, t.past[key].times() + c.fired.Load()})
+	}
+	for _, key := range append(slices.Clip(t.order), t.idle...) {
+		if n := t.past[key].times(); n != 0 && !seen[key] {
+			out = append(out, Injection{key.disk, key.rule, key.kind, key.class, n})
+		}
+	}
+	return out
+}
+
+// A counted is what an entry of a Set counts, and its counter.
+type counted struct {
+	key   series
+	fired *atomic.Uint64
+}
+
+// counted are all that the set counts. The set may be nil.
+func (s *Set) counted() (out []counted) {
+	if s == nil {
+		return nil
+	}
+	for _, p := range append(slices.Clip(s.plans), s.bus) {
+		for i := range p.entries {
+			e := &p.entries[i]
+			r := &e.fault.rule
+			out = append(out, counted{series{p.unit.Disk, r.Name, r.Action.Kind, e.fault.Class()}, e.fired})
+		}
+	}
+	return out
+}
