@@ -136,8 +136,8 @@ func TestTally_Bounded(t *testing.T) {
 	for _, n := range got {
 		names[n.Rule] = true
 	}
-	if first := fmt.Sprintf("r%d", rounds-MaxPast+1); !names["kept"] || !names[fmt.Sprintf("r%d", rounds-1)] || !names[first] || names["r0"] {
-		t.Errorf("those kept are not those that went last: %s to r%d, and kept", first, rounds-1)
+	if first := fmt.Sprintf("r%d", rounds-MaxPast+2); !names["kept"] || !names["stays"] || !names[fmt.Sprintf("r%d", rounds-1)] || !names[first] || names["r0"] {
+		t.Errorf("those kept are not those that went last: %s to r%d, kept and stays", first, rounds-1)
 	}
 }
 

@@ -191,7 +191,6 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	m.cuts.wait(off)
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
-	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	out := powerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
 	class := int(report.Class)
@@ -199,6 +198,8 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 		class = cache.Classes
 	}
 	p.done(&out, trigger, class)
+	// Who hears of it finds the report, and may cut the power again.
+	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	return out, err
 }
 
