@@ -242,6 +242,7 @@ func (d *Device) newQueue(index int, regs queueRegisters) *queue {
 		message:           pci.Message(regs.message),
 		records:           make([]record, completion),
 	}
+	q.exec = newExecutor()
 	sub, ok := q.submissionRing()
 	if !ok || !isAligned(sub) {
 		return nil

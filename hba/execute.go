@@ -17,6 +17,13 @@ type executor struct {
 	segments [][]byte
 }
 
+// newExecutor makes one whose lists, short as they are, begin as whole pairs of cache
+// lines: those of two engines must not share one.
+func newExecutor() executor {
+	const least = 16
+	return executor{list: make([]Segment, 0, least), segments: make([][]byte, 0, least)}
+}
+
 // run executes c and fills out, or reports false: it would block and must not.
 func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBlock bool) bool {
 	out.set(c.Tag, CodeExecuted)

@@ -226,7 +226,7 @@ func (d *Device) releaseLocked(rec *record) {
 
 // worker is the body of a worker goroutine: it runs commands that may block.
 func (d *Device) worker(own int) {
-	w := crew{own: own}
+	w := crew{exec: newExecutor(), own: own}
 	for rec := d.nextRecord(&w); rec != nil; rec = d.nextRecord(&w) {
 		for rec != nil {
 			d.execute(&w, rec)

@@ -24,7 +24,7 @@
 // BuildIo calls can never get the same tag.
 //
 // The synchronized part is kept short and rare: each processor has a magazine
-// of tags that only it touches, and goes to the pool for fifteen at a time.
+// of tags that only it touches, and goes to the pool for thirty at a time.
 //
 // # Tags
 //

@@ -22,11 +22,12 @@ const (
 	tagIndexMask  = 1<<tagIndexBits - 1
 	tagGeneration = 1 << tagIndexBits
 
-	// magazineTags fills a cache line together with the count.
-	magazineTags = 15
+	// magazineTags is about what one reading of a socket brings, so that a batch goes to the
+	// pool once.
+	magazineTags = 30
 	// magazineProcessors is how many processors have magazines at the most. Those
 	// numbered from here on go to the pool for each request.
-	magazineProcessors = port.DefaultMaxProcessors
+	magazineProcessors = port.DefaultMaxProcessors / 2
 
 	maxRingEntries = 1<<tagIndexBits - magazineTags*magazineProcessors
 )
@@ -87,6 +88,7 @@ func nextGeneration(tag uint32) uint32 {
 type magazine struct {
 	n    uint32
 	tags [magazineTags]uint32
+	_    uint32 // up to the end of a cache line
 }
 
 // A refill asks for tags for m. It is the context of a SynchronizeAccess call.
