@@ -108,9 +108,10 @@ type Cache struct {
 	// cutting counts the cuts that wait for outMu; who writes out gives up.
 	cutting atomic.Int32
 
-	// owed is the error of a flush of the durable medium that another call than
-	// Flush was told of; see syncFor.
-	owed atomic.Pointer[error]
+	// losses counts what the durable medium has told of: lost writes. syncsBegun
+	// counts its flushes.
+	losses     atomic.Uint64
+	syncsBegun atomic.Uint64
 
 	lieAboutFlush atomic.Bool
 	ignoreFUA     atomic.Bool
@@ -119,6 +120,15 @@ type Cache struct {
 	// enters one by one.
 	ledger   ledger
 	zeroSums []uint32
+
+	// syncMu is held by whoever flushes the durable medium for others.
+	syncMu sync.Mutex
+	// owed is the error of a flush of the durable medium that another call than
+	// Flush was told of; see syncFor. lastLoss is that of the latest loss.
+	// +checklocks:syncMu
+	owed error
+	// +checklocks:syncMu
+	lastLoss error
 
 	// outMu is held by whoever writes to the durable medium.
 	outMu sync.Mutex

@@ -84,7 +84,9 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 //
 // +checklocks:c.outMu
 func (c *Cache) endCut(k *cut) {
-	c.owed.Store(nil) // who comes after the cut is not concerned
+	c.syncMu.Lock()
+	c.owed = nil // who comes after the cut is not concerned
+	c.syncMu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.stats.Cuts++

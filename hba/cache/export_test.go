@@ -63,7 +63,7 @@ func (c *Cache) FlushSkipping(sector int64) error {
 	if err := c.writeOut(false); err != nil {
 		return err
 	}
-	if err := c.endFlush(&f, c.syncAll()); err != nil {
+	if err := c.endFlush(&f, c.syncAll(&f)); err != nil {
 		return err
 	}
 	c.ledger.flushAnswered(arrived, false)
@@ -83,4 +83,11 @@ func (c *Cache) FlushBackwards(sector int64) error {
 	}
 	_, err := c.inner.WriteAt(old, sector<<c.shift)
 	return err
+}
+
+// LedgerEntries is how many writes have been entered.
+func (c *Cache) LedgerEntries() uint64 {
+	c.ledger.mu.Lock()
+	defer c.ledger.mu.Unlock()
+	return c.ledger.next
 }

@@ -10,8 +10,10 @@ import "github.com/vhbad/vhbad/hba/media"
 // may be gone; see media.Media.
 func (c *Cache) Flush() error {
 	c.pace()
+	losses := c.losses.Load() // before it arrives: see syncAll
 	arrived := c.ledger.flushArrives()
 	f, err := c.beginFlush()
+	f.losses = losses
 	if err == nil && !f.lie {
 		err = c.flush(&f)
 	}
@@ -25,36 +27,69 @@ func (c *Cache) Flush() error {
 func (c *Cache) flush(f *flush) error {
 	err := c.flushOut(f)
 	if err == nil {
-		if err = c.syncAll(); err != nil {
-			c.ledger.lost()
-		}
+		err = c.syncAll(f)
 	}
 	return c.outcome("flush", 0, 0, c.endFlush(f, err))
 }
 
 // syncAll flushes the durable medium as a part of Flush, and tells what another
 // call was told since the last one.
-func (c *Cache) syncAll() error {
-	err := c.inner.Flush()
-	if owed := c.owed.Swap(nil); owed != nil && err == nil {
-		err = *owed
+//
+// The medium tells once of writes that it has lost, to whoever flushes it just then.
+// They may be of any flush that is under way, so each of those fails. One goes to the
+// medium at a time, that none is answered while another learns of a loss. Who waits for
+// one that has begun after it came needs none of its own.
+func (c *Cache) syncAll(f *flush) error {
+	begun := c.syncsBegun.Load()
+	c.syncMu.Lock()
+	defer c.syncMu.Unlock()
+	if c.syncsBegun.Load() == begun {
+		c.syncsBegun.Add(1)
+		err := c.inner.Flush()
+		if owed := c.owed; owed != nil && err == nil {
+			err = owed
+		}
+		c.owed = nil
+		if err != nil {
+			c.lostLocked(err)
+			return err
+		}
 	}
-	return err
+	if c.losses.Load() != f.losses {
+		c.owed = nil
+		return c.lastLoss
+	}
+	return nil
 }
 
-// syncFor flushes the durable medium as a part of a call that is not Flush. The
-// medium tells once of writes that it has lost, and they need not be those of the
-// call: the next Flush fails as well.
+// lostLocked notes that the medium has told of writes that it has lost. No flush that
+// has begun by now makes them durable; the ledger hears of it first, so that one which
+// begins thereafter begins thereafter there, too.
+//
+// +checklocks:c.syncMu
+func (c *Cache) lostLocked(err error) {
+	c.ledger.lost()
+	c.lastLoss = err
+	c.losses.Add(1)
+}
+
+// syncFor flushes the durable medium as a part of a call that is not Flush. What it
+// tells of need not be of the call: the next Flush fails as well.
 func (c *Cache) syncFor() error {
+	c.syncMu.Lock()
+	defer c.syncMu.Unlock()
+	c.syncsBegun.Add(1)
 	err := c.inner.Flush()
 	if err != nil {
-		c.owed.Store(&err)
+		c.owed = err
+		c.lostLocked(err)
 	}
 	return err
 }
 
 // A flush is one that is running.
 type flush struct {
+	losses  uint64 // how many the medium had told of when it came
 	before  uint64 // it covers writes with smaller ids
 	life    uint64
 	covered int

@@ -343,15 +343,20 @@ func (s *store) drop(w *write) {
 	} else {
 		w.after.before = w.before
 	}
-	moved := s.pending[len(s.pending)-1]
-	s.pending[w.place] = moved
-	moved.place = w.place
+	s.swap(w.place, len(s.pending)-1)
 	s.pending[len(s.pending)-1] = nil
 	s.pending = s.pending[:len(s.pending)-1]
 	*w = write{}
 	if len(s.spare) < maxSpareWrites {
 		s.spare = append(s.spare, w)
 	}
+}
+
+// swap exchanges two pending writes.
+func (s *store) swap(i, j int) {
+	a, b := s.pending[i], s.pending[j]
+	s.pending[i], s.pending[j] = b, a
+	a.place, b.place = j, i
 }
 
 // maxSpareWrites is how many writes are kept for the next ones.

@@ -84,6 +84,9 @@ func written(p []byte, off int64, err error) int {
 
 // enter is change with entries in the ledger.
 func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
+	if !mayBlock && c.wouldBlock(x) {
+		return false, nil // before anything is computed that who comes again computes
+	}
 	room, ok := c.admit(x.kind, x.n, mayBlock)
 	if !ok {
 		return false, nil
@@ -243,6 +246,32 @@ func (c *Cache) outcome(op string, off, n int64, err error) error {
 	return err
 }
 
+// wouldBlock reports whether x, of whose call it is not known yet whether it can be,
+// cannot be done now without waiting.
+func (c *Cache) wouldBlock(x *change) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuseLocked(x.op(), x.off, x.n) != nil {
+		return false // it fails at once
+	}
+	return (x.off|x.n)&(int64(1)<<c.shift-1) != 0 || !c.hasRoomLocked(x) || c.chanceLocked()
+}
+
+// hasRoomLocked reports whether x may become pending and there is room for it now.
+//
+// +checklocks:c.mu
+func (c *Cache) hasRoomLocked(x *change) bool {
+	need := x.n >> c.shift
+	return c.fits(x.kind, need) && c.store.used+int(need) <= c.room
+}
+
+// chanceLocked reports whether the next write makes another durable first.
+//
+// +checklocks:c.mu
+func (c *Cache) chanceLocked() bool {
+	return c.config.Eviction == EvictRandom && c.draw&spontaneousMask == 0 && c.store.first != nil
+}
+
 // insert makes x pending if it can. chance lets it evict by chance first.
 func (c *Cache) insert(x *change, chance bool) (life, id uint64, v verdict, err error) {
 	c.mu.Lock()
@@ -254,9 +283,9 @@ func (c *Cache) insert(x *change, chance bool) (life, id uint64, v verdict, err 
 	switch {
 	case !c.fits(x.kind, need):
 		return c.life, 0, verdictThrough, nil
-	case chance && c.config.Eviction == EvictRandom && c.draw&spontaneousMask == 0 && c.store.first != nil:
+	case chance && c.chanceLocked():
 		return c.life, 0, verdictChance, nil
-	case c.store.used+int(need) <= c.room:
+	case c.hasRoomLocked(x):
 		return c.life, c.insertLocked(x).id, verdictInserted, nil
 	case c.config.Eviction == EvictNone:
 		return c.life, 0, verdictThrough, nil

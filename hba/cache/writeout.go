@@ -142,8 +142,11 @@ func (c *Cache) evictOut(life uint64, reason EvictionReason) error {
 	c.picked = c.picked[:0]
 	n := uint64(0)
 	if c.config.Eviction == EvictRandom {
-		for ; n < uint64(len(c.store.pending)) && len(c.picked) < want; n++ {
-			c.pickAllLocked(c.store.pending[below(c.random.Uint64(), len(c.store.pending))])
+		for left := len(c.store.pending); left > 0 && len(c.picked) < want; left-- {
+			w := c.store.pending[below(c.random.Uint64(), left)]
+			c.store.swap(w.place, left-1) // it is not drawn again
+			c.pickAllLocked(w)
+			n++
 		}
 	} else {
 		for w := c.store.first; w != nil && len(c.picked) < want; w = w.after {

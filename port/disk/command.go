@@ -34,6 +34,9 @@ type command struct {
 	steps     int // that have been done
 	errno     nbd.Errno
 
+	// lossesBefore is Disk.losses as stepSync was begun.
+	lossesBefore uint64
+
 	goOn port.WorkItem // continues a long command elsewhere
 
 	failedAt      uint64 // where on the unit errno happened
@@ -255,6 +258,7 @@ func (c *command) data(flags port.Flags, b []byte) {
 
 func (c *command) sync() {
 	c.stepBytes = 0
+	c.lossesBefore = c.s.d.losses.Load()
 	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
 	c.srb.TimeoutSecs = c.s.d.options.flushTimeoutSecs()
 }
@@ -459,7 +463,9 @@ func (c *command) settleFlush() {
 	switch {
 	case c.step != stepSync:
 	case c.errno != nbd.OK:
-		c.s.told.Store(d.losses.Add(1))
+		// Another flush may have told of the same meanwhile.
+		d.losses.CompareAndSwap(c.lossesBefore, c.lossesBefore+1)
+		c.s.told.Store(d.losses.Load())
 	case c.req.Op == nbd.OpFlush:
 		if n := d.losses.Load(); c.s.told.Load() != n {
 			c.s.told.Store(n)

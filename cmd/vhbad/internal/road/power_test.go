@@ -1,6 +1,9 @@
 package road
 
 import (
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba/cache"
@@ -94,6 +97,114 @@ func TestPowerCut_FlushOfAnother(t *testing.T) {
 		r := do(t, w.client(), nbdtest.Command{Type: nbdtest.CmdRead, Offset: sector * 512, Length: 512})
 		if r.Errno != nbd.OK || r.Data[0] != want {
 			t.Errorf("sector %d after the cut: %v and %d, want %d", sector, r.Errno, r.Data[0], want)
+		}
+	}
+}
+
+// A forgetsOnce medium tells of lost writes once, when its next flush is told to.
+type forgetsOnce struct {
+	*media.Memory
+	lost atomic.Bool
+	// leave, if it is not nil, is what it waits for before it tells.
+	leave chan struct{}
+}
+
+// NeverBlocks implements media.NeverBlocker.
+func (*forgetsOnce) NeverBlocks() bool { return false }
+
+// Flush implements media.Media.
+func (f *forgetsOnce) Flush() error {
+	if f.lost.Swap(false) {
+		if f.leave != nil {
+			<-f.leave
+		}
+		return &media.Error{Op: "flush", Name: "forgetful", Kind: media.ErrMedium}
+	}
+	return f.Memory.Flush()
+}
+
+// TestFlush_LossIsToldOnceToEach: a flush that the medium failed is told to each of two
+// clients once, with a write cache before the medium and without, and to whoever comes
+// later not at all.
+func TestFlush_LossIsToldOnceToEach(t *testing.T) {
+	flush := nbdtest.Command{Type: nbdtest.CmdFlush}
+	for _, cached := range []bool{true, false} {
+		t.Run(fmt.Sprintf("cached=%v", cached), func(t *testing.T) {
+			var m *forgetsOnce
+			w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, medium: func(memory *media.Memory) media.Media {
+				m = &forgetsOnce{Memory: memory}
+				if !cached {
+					return m
+				}
+				c, err := cache.New(m, cache.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return c
+			}})
+			a, b := w.client(), w.client()
+			write := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: make([]byte, 512)}
+			if errno := do(t, a, write).Errno; errno != nbd.OK {
+				t.Fatal(errno)
+			}
+			m.lost.Store(true)
+			for name, client := range map[string]*nbdtest.Client{"one": a, "another": b} {
+				if errno := do(t, client, flush).Errno; errno != nbd.EIO {
+					t.Errorf("%s: flush after the loss: %v, want EIO", name, errno)
+				}
+			}
+			for name, client := range map[string]*nbdtest.Client{"one": a, "another": b, "who came later": w.client()} {
+				if errno := do(t, client, flush).Errno; errno != nbd.OK {
+					t.Errorf("%s: second flush: %v", name, errno)
+				}
+			}
+		})
+	}
+}
+
+// A flushesComing counts the flushes that reach a cache.
+type flushesComing chan<- struct{}
+
+func (flushesComing) Admit(int64, bool) bool { return true }
+func (flushesComing) Release(int64)          {}
+func (flushesComing) Pace()                  {}
+
+func (f flushesComing) Record(s cache.Step) {
+	if s.Kind == cache.StepFlush {
+		f <- struct{}{}
+	}
+}
+
+// TestFlush_LossIsToldOnceAtOnce: two clients whose flushes are under way when the
+// medium tells of lost writes both hear of it, and not again.
+func TestFlush_LossIsToldOnceAtOnce(t *testing.T) {
+	var m *forgetsOnce
+	coming := make(chan struct{}, 8)
+	w := newRoad(t, shape{queues: 2, workers: 16, sizeBytes: 1 << 20, medium: func(memory *media.Memory) media.Media {
+		m = &forgetsOnce{Memory: memory, leave: make(chan struct{})}
+		c, err := cache.New(m, cache.Config{Recorder: flushesComing(coming)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}})
+	clients := []*nbdtest.Client{w.client(), w.client()}
+	m.lost.Store(true)
+	var group sync.WaitGroup
+	for i, client := range clients {
+		group.Go(func() {
+			if errno := do(t, client, nbdtest.Command{Type: nbdtest.CmdFlush}).Errno; errno != nbd.EIO {
+				t.Errorf("client %d: flush during the loss: %v, want EIO", i, errno)
+			}
+		})
+	}
+	<-coming
+	<-coming
+	close(m.leave)
+	group.Wait()
+	for i, client := range clients {
+		if errno := do(t, client, nbdtest.Command{Type: nbdtest.CmdFlush}).Errno; errno != nbd.OK {
+			t.Errorf("client %d: second flush: %v", i, errno)
 		}
 	}
 }

@@ -1,0 +1,122 @@
+package cache_test
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// A slowToTell medium has its first flush wait for leave, and fail.
+type slowToTell struct {
+	media.Media
+	flushes     atomic.Int64
+	come, leave chan struct{}
+}
+
+func (s *slowToTell) Flush() error {
+	if s.flushes.Add(1) > 1 {
+		return nil
+	}
+	close(s.come)
+	<-s.leave
+	return media.ErrMedium
+}
+
+// A whenFlushed is told of flushes that come.
+type whenFlushed chan<- struct{}
+
+func (whenFlushed) Admit(int64, bool) bool { return true }
+func (whenFlushed) Release(int64)          {}
+func (whenFlushed) Pace()                  {}
+
+func (w whenFlushed) Record(s cache.Step) {
+	if s.Kind == cache.StepFlush {
+		w <- struct{}{}
+	}
+}
+
+// TestCache_LossIsToldToFlushesUnderWay: a medium tells of lost writes once. Flushes that
+// were under way then fail, all of them, also those that reached the medium later; one
+// that comes afterwards does not.
+func TestCache_LossIsToldToFlushesUnderWay(t *testing.T) {
+	const others = 4
+	m := &slowToTell{Media: memory(t, 1<<20), come: make(chan struct{}), leave: make(chan struct{})}
+	begun := make(chan struct{}, others+2)
+	c := open(t, m, cache.Config{Recorder: whenFlushed(begun)})
+	put(t, c, 0, 1, 512)
+	failed := make([]error, others+1)
+	var group sync.WaitGroup
+	group.Go(func() { failed[others] = c.Flush() })
+	<-m.come
+	for i := range others {
+		group.Go(func() { failed[i] = c.Flush() })
+	}
+	for range others + 1 {
+		<-begun
+	}
+	close(m.leave)
+	group.Wait()
+	for i, err := range failed {
+		if !errors.Is(err, media.ErrMedium) {
+			t.Errorf("flush %d: %v, but a write that it covers may be lost", i, err)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		t.Errorf("the flush after them: %v", err)
+	}
+	put(t, c, 0, 3, 512)
+	if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Class != cache.ClassLegal {
+		t.Errorf("verdict: %+v", r.Verdict)
+	}
+}
+
+// TestCache_EvictsByChanceWithoutReplacement: what is drawn to make room is not drawn
+// again, and counted once: as many writes go as are counted, and no more than the room
+// that is wanted needs.
+func TestCache_EvictsByChanceWithoutReplacement(t *testing.T) {
+	for seed := range uint64(16) {
+		m := memory(t, 1<<20)
+		c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictRandom, Seed: seed})
+		const writes = 400
+		for i := range int64(writes) {
+			put(t, c, i<<9, 7, 512)
+		}
+		durable := uint64(0)
+		for i := range int64(writes) {
+			if at(t, m, i<<9) == 7 {
+				durable++
+			}
+		}
+		e := c.Stats().Evictions
+		if got := e[cache.EvictionRoom] + e[cache.EvictionChance]; got != durable || e[cache.EvictionRoom] == 0 || e[cache.EvictionChance] == 0 {
+			t.Errorf("seed %d: %d writes are durable, evictions %v", seed, durable, e)
+		}
+		if s := c.Stats(); s.PendingWrites != int64(writes-durable) {
+			t.Errorf("seed %d: %d writes are pending and %d durable of %d", seed, s.PendingWrites, durable, writes)
+		}
+	}
+}
+
+// TestCache_RefusedTryIsNotEntered: a write that cannot be done without waiting is
+// entered into the ledger once, when it comes again.
+func TestCache_RefusedTryIsNotEntered(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone})
+	put(t, c, 0, 1, cache.MinSizeBytes)
+	before := c.LedgerEntries()
+	for _, p := range [][]byte{make([]byte, 512), make([]byte, 100), make([]byte, 2*cache.MinSizeBytes)} {
+		if done, err := c.TryWriteAt(p, 1<<19); done || err != nil {
+			t.Fatalf("%d bytes: %v, %v", len(p), done, err)
+		}
+	}
+	if n := c.LedgerEntries() - before; n != 0 {
+		t.Errorf("%d entries of writes that have to come again", n)
+	}
+	put(t, c, 1<<19, 2, 512)
+	if n := c.LedgerEntries() - before; n != 1 {
+		t.Errorf("%d entries of one write", n)
+	}
+}
