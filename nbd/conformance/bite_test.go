@@ -333,6 +333,35 @@ func TestRows_Liars(t *testing.T) {
 	}
 }
 
+// TestRows_FastZero: ENOTSUP is right if nothing has changed, and wrong otherwise.
+func TestRows_FastZero(t *testing.T) {
+	for name, want := range map[string]Verdict{"unchanged": Pass, "changed": Fail} {
+		t.Run(name, func(t *testing.T) {
+			d := nbdtest.NewMemory(minSizeBytes)
+			d.Description.CanFastZero = true
+			refused := false
+			target := serveDevice(t, &liar{d, func(r *nbd.Request) (nbd.Errno, bool) {
+				switch {
+				case r.Op == nbd.OpWriteZeroes && r.FastZero:
+					refused = true
+					return nbd.ENOTSUP, true
+				case r.Op == nbd.OpRead && refused && want == Fail:
+					clear(r.Data)
+					return nbd.OK, true
+				}
+				return 0, false
+			}})
+			x := &probe{ctx: t.Context(), target: &target}
+			if o := x.run(discover); o.verdict.Bad() {
+				t.Fatal(o.detail)
+			}
+			if o := outcomeOf(t, "write-zeroes/fast-refused-unchanged", &target, x.f); o.verdict != want {
+				t.Errorf("%s: %s, want %s", o.verdict, o.detail, want)
+			}
+		})
+	}
+}
+
 // TestRows_Table checks the table itself.
 func TestRows_Table(t *testing.T) {
 	rows := Rows()

@@ -97,6 +97,7 @@ func TestConformance_Unix(t *testing.T) {
 func TestConformance_TCP(t *testing.T) {
 	d := disk(minDiskBytes)
 	d.Async, d.Seed = true, 4 // replies in any order
+	d.Description.CanFastZero = true
 	conformance.Run(t, serve(t, "tcp", nbd.TLSOff, two(d)...))
 }
 
