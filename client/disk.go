@@ -70,6 +70,8 @@ type DiskSpec struct {
 	// CacheEviction is "fifo" (default), "random" by CacheSeed, or "none".
 	CacheEviction string `json:"cache_eviction,omitempty"`
 	CacheSeed     uint64 `json:"cache_seed,omitempty"`
+	// Trace is the path, from the root, of a file that records what the disk does.
+	Trace string `json:"trace,omitempty"`
 	// Hostile are promises that the disk breaks: "lying-flush", "ignored-fua".
 	Hostile []string `json:"hostile,omitempty"`
 }

@@ -66,6 +66,12 @@ const (
 	EventFaultRemoved EventType = "fault.removed"
 	// EventFaultReleased is a rule that has let commands go: rule, released.
 	EventFaultReleased EventType = "fault.released"
+	// EventTraceStarted is a disk whose steps are recorded from now on: path.
+	// EventTraceEnded is one whose recording is complete: path, records, bytes;
+	// EventTraceFailed one that goes on without: path, error.
+	EventTraceStarted EventType = "trace.started"
+	EventTraceEnded   EventType = "trace.ended"
+	EventTraceFailed  EventType = "trace.failed"
 	// EventMark is a mark that somebody has set: text.
 	EventMark EventType = "mark"
 	// EventLost stands for events that this reader was too slow for: events, how
@@ -78,7 +84,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskUnplugged, EventDiskPlugged, EventDiskGrown,
 		EventReloaded, EventReloadFailed, EventReset, EventViolation,
-		EventPowerCut, EventPowerOn, EventFault, EventFaultSet, EventFaultRemoved, EventFaultReleased, EventMark, EventLost,
+		EventPowerCut, EventPowerOn, EventTraceStarted, EventTraceEnded, EventTraceFailed, EventFault, EventFaultSet, EventFaultRemoved, EventFaultReleased, EventMark, EventLost,
 	}
 }
 

@@ -158,6 +158,20 @@ type Power struct {
 	Cuts    uint64   `json:"cuts"`
 	// Reports are those of the latest power cuts, oldest first.
 	Reports []PowerReport `json:"reports"`
+	// Trace is what is recorded, absent if nothing is.
+	Trace *PowerTrace `json:"trace,omitempty"`
+}
+
+// PowerTrace is the file that records what a disk does.
+type PowerTrace struct {
+	Path    string `json:"path"`
+	Records uint64 `json:"records"`
+	// Bytes is the length of the file.
+	Bytes uint64 `json:"bytes"`
+	// Waits counts the commands that had to wait for the file.
+	Waits uint64 `json:"waits"`
+	// Error is why nothing is recorded any more, absent if it is.
+	Error string `json:"error,omitempty"`
 }
 
 // CutPower cuts the power of a disk that has a write cache, and returns when the

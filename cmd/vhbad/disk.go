@@ -120,9 +120,11 @@ name and SPEC, nothing changes.`,
 			if err != nil {
 				return usage(err)
 			}
-			if spec.File != "" { // the daemon's working directory is another
-				if spec.File, err = filepath.Abs(spec.File); err != nil {
-					return err
+			for _, file := range []*string{&spec.File, &spec.Trace} {
+				if *file != "" { // the daemon's working directory is another
+					if *file, err = filepath.Abs(*file); err != nil {
+						return err
+					}
 				}
 			}
 			return withDaemon(path, func(c *client.Client) error {

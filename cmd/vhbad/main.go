@@ -82,7 +82,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
+	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	return root
 }

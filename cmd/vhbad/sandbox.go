@@ -44,6 +44,9 @@ func accessOf(c *config.Config, configPath string) sandbox.Access {
 		if path := c.Disks[i].File; path != "" {
 			a.Images = append(a.Images, imageAccess(path))
 		}
+		if path := c.Disks[i].Trace; path != "" {
+			a.Images = append(a.Images, resolvedFolder(path))
+		}
 	}
 	if dir := c.TLS.Certificates; dir != "" {
 		a.Read = append(a.Read, dir)

@@ -108,9 +108,10 @@ SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE][,preallocate], which gives
       listed), tls-only, allow=NAME (of a client's certificate; several times),
       connections=N (at once), and cache=writeback for a volatile write cache
       whose power can be cut (vhbad power), with cache-size=SIZE (64MiB),
-      cache-eviction=fifo|random|none, cache-seed=N and, for a disk that breaks
-      promises, hostile=lying-flush or hostile=ignored-fua. A comma inside a
-      value is written twice. With size= a file that does not exist is made.
+      cache-eviction=fifo|random|none, cache-seed=N, trace=PATH to record what
+      it does (vhbad trace) and, for a disk that breaks promises,
+      hostile=lying-flush or hostile=ignored-fua. A comma inside a value is
+      written twice. With size= a file that does not exist is made.
 SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB

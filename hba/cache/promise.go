@@ -59,9 +59,14 @@ func (c *Cache) Misdirected(off, meant, n int64, ignored bool) {
 // Broke implements media.Promiser: it is what counts acts that the cache did not do
 // itself.
 func (c *Cache) Broke(act string) {
+	c.recordStep(Step{Kind: StepBroke, Text: act})
+	c.broke(Act(act))
+}
+
+func (c *Cache) broke(act Act) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.record.broke(Act(act))
+	c.record.broke(act)
 }
 
 // broke counts what no correct drive does.

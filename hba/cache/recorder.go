@@ -53,6 +53,9 @@ const (
 	StepResize
 	// StepMark: somebody has said something [Text]. No cache does.
 	StepMark
+	// StepBroke: something was done to a command above the cache that no correct drive
+	// does [Text: the Act].
+	StepBroke
 	stepKinds
 )
 
@@ -60,7 +63,7 @@ const (
 const StepKinds = int(stepKinds)
 
 var stepNames = [...]string{
-	"", "write", "durable", "through", "unsure", "answer", "flush", "flushed", "lie", "cut", "image", "resize", "mark",
+	"", "write", "durable", "through", "unsure", "answer", "flush", "flushed", "lie", "cut", "image", "resize", "mark", "broke",
 }
 
 // String is the kind's name.

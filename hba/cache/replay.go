@@ -18,6 +18,7 @@ type Replay struct {
 	c    *Cache
 	now  time.Time
 	seen uint64 // the latest write that was pending
+	lied uint64 // the latest that went through as if without FUA
 	// cut is the report of a StepCut whose StepImage has not come, last that of the
 	// latest cut.
 	cut     *Report
@@ -63,7 +64,7 @@ func (r *Replay) UnreadableSectors() int64 { return r.c.Stats().UnreadableSector
 // began with; or the medium fails.
 func (r *Replay) Do(s *Step, at time.Time) error {
 	r.now = at
-	if r.cut != nil && s.Kind != StepImage && s.Kind != StepAnswer && s.Kind != StepFlushed && s.Kind != StepMark {
+	if r.cut != nil && s.Kind != StepImage && s.Kind != StepAnswer && s.Kind != StepFlushed && s.Kind != StepMark && s.Kind != StepBroke {
 		return fmt.Errorf("%s in the middle of a power cut", s.Kind)
 	}
 	switch s.Kind {
@@ -90,6 +91,8 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		r.cut = report
 	case StepImage:
 		return r.image(s)
+	case StepBroke:
+		r.c.broke(Act(s.Text))
 	case StepResize:
 		if r.c.can.Resize == nil {
 			return fmt.Errorf("the disk became %d bytes long, and this medium cannot", s.LengthBytes)
@@ -223,6 +226,10 @@ func (r *Replay) through(s *Step) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s.Lie && s.Write != r.lied { // of which there are several parts
+		r.lied = s.Write
+		c.record.broke(ActIgnoredFUA)
+	}
 	c.tookLocked(x, s.Write)
 	return nil
 }

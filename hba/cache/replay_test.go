@@ -217,7 +217,8 @@ func TestReplay_Lies(t *testing.T) {
 	c.PromisedRange(4096, 512)
 	put(t, c, 8192, 1, 512)
 	c.PromisedAll()
-	cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+	c.Broke("misdirected")
+	live := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
 	r, err := cache.NewReplay(memory(t, 1<<20), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +234,9 @@ func TestReplay_Lies(t *testing.T) {
 	report, err := r.Cut(cache.CutOptions{Policy: cache.PolicyNone}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if fmt.Sprint(report.Hostile) != fmt.Sprint(live.Hostile) || report.Class != live.Class {
+		t.Errorf("%s %v, the recorded one %s %v", report.Class, report.Hostile, live.Class, live.Hostile)
 	}
 	if acts := fmt.Sprint(report.Verdict.Acts); acts != "map[ignored-fua:1 lying-flush:2]" {
 		t.Errorf("acts %s", acts)

@@ -97,7 +97,7 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	lied := x.fua && x.lie && done && err == nil
 	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: lied})
 	if lied {
-		c.Broke(string(ActIgnoredFUA))
+		c.broke(ActIgnoredFUA)
 	}
 	return done, err
 }

@@ -37,7 +37,7 @@ const (
 )
 
 // kindEnd is the last record's. No cache takes that step.
-const kindEnd = cache.StepKind(13)
+const kindEnd = cache.StepKind(14)
 
 // End has to be the kind after the last step's.
 var _ = [1]struct{}{}[int(kindEnd)-cache.StepKinds]
@@ -160,7 +160,7 @@ func appendRecord(b []byte, s *cache.Step, at time.Duration, sum uint32) (out []
 		_, _ = hex.Decode(b[len(b)-32:], []byte(s.Text)) // it is of our own making
 	case cache.StepResize:
 		b = le.AppendUint64(b, uint64(s.LengthBytes))
-	case cache.StepMark, kindEnd:
+	case cache.StepMark, cache.StepBroke, kindEnd:
 		b = append(b, text(s.Text)...)
 	}
 	le.PutUint32(b[from:], uint32(len(b)-from-recordHeadBytes))
@@ -262,7 +262,7 @@ func parseRecord(head, b []byte) (s cache.Step, err error) {
 		s.Text = hex.EncodeToString(p.take(32))
 	case cache.StepResize:
 		s.LengthBytes = p.length()
-	case cache.StepMark, kindEnd:
+	case cache.StepMark, cache.StepBroke, kindEnd:
 		s.Text = p.text()
 	}
 	if p.bad || len(p.b) != 0 {

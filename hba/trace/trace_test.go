@@ -162,6 +162,7 @@ var every = []cache.Step{
 	{Kind: cache.StepImage, Failed: true, Text: "medium error"},
 	{Kind: cache.StepResize, LengthBytes: 1 << 21},
 	{Kind: cache.StepMark, Text: "grün"},
+	{Kind: cache.StepBroke, Text: "lost-write"},
 }
 
 // TestRecorder_RoundTrip: what is recorded is what is read.

@@ -279,13 +279,15 @@ func (c *Config) checkDisks(readOnly bool) error {
 			return fmt.Errorf("disk %q: two disks have this name: want each its own", d.Name)
 		}
 		names[d.Name] = true
-		if d.File == "" {
-			continue
+		for _, file := range []string{d.File, d.Trace} {
+			if file == "" {
+				continue
+			}
+			if other, ok := files[file]; ok {
+				return fmt.Errorf("disk %q: file %q belongs to disk %q already", d.Name, file, other)
+			}
+			files[file] = d.Name
 		}
-		if other, ok := files[d.File]; ok {
-			return fmt.Errorf("disk %q: file %q belongs to disk %q already", d.Name, d.File, other)
-		}
-		files[d.File] = d.Name
 	}
 	return nil
 }

@@ -125,8 +125,8 @@ func TestParseDisk(t *testing.T) {
 		"d=file:rel/with,,comma":        {Name: "d", File: "rel/with,comma"},
 		"d=file:/a,size=1M,preallocate": {Name: "d", File: "/a", Size: MiB, Preallocate: true},
 		"d=memory:1M,read-only=false":   {Name: "d", Memory: MiB},
-		"d=memory:1M,cache=writeback,cache-size=1M,cache-eviction=random,cache-seed=7,hostile=lying-flush,hostile=ignored-fua": {
-			Name: "d", Memory: MiB, Cache: "writeback", CacheSize: MiB, CacheEviction: "random", CacheSeed: 7,
+		"d=memory:1M,cache=writeback,cache-size=1M,cache-eviction=random,cache-seed=7,trace=/t,,t,hostile=lying-flush,hostile=ignored-fua": {
+			Name: "d", Memory: MiB, Cache: "writeback", CacheSize: MiB, CacheEviction: "random", CacheSeed: 7, Trace: "/t,t",
 			Hostile: []string{"lying-flush", "ignored-fua"},
 		},
 		"d=memory:1M,cache=none": {Name: "d", Memory: MiB, Cache: "none"},
@@ -169,6 +169,7 @@ func TestParseDisk_Bad(t *testing.T) {
 		"d=memory:1M,cache=maybe":                   "want none or writeback",
 		"d=memory:1M,cache-size=1M":                 "want cache writeback",
 		"d=memory:1M,cache=none,cache-seed=1":       "want cache writeback",
+		"d=memory:1M,trace=/t":                      "want cache writeback",
 		"d=memory:1M,hostile=lying-flush":           "want cache writeback",
 		"d=memory:1M,cache=writeback,cache-size=1K": "from 64KiB to 4GiB",
 		"d=memory:1M,cache=writeback,cache-eviction=lru": "want one of fifo, random, none",

@@ -54,6 +54,9 @@ type Disk struct {
 	// CacheEviction is one of CacheEvictions; empty means the first.
 	CacheEviction string `yaml:"cache-eviction,omitempty"`
 	CacheSeed     uint64 `yaml:"cache-seed,omitempty"`
+	// Trace is the path of a file that records what the disk does, for replays of
+	// power cuts.
+	Trace string `yaml:"trace,omitempty"`
 	// Hostile are promises that the disk breaks from the start: HostileActs.
 	Hostile []string `yaml:"hostile,omitempty"`
 }
@@ -86,7 +89,7 @@ func (d *Disk) Backend() string {
 
 const (
 	specForms   = "want NAME=memory:SIZE or NAME=file:PATH, with options after commas"
-	specOptions = "options are size=SIZE and preallocate (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=fifo|random|none, cache-seed=N, hostile=ACT (several times) and description=TEXT; a comma inside a value is written twice"
+	specOptions = "options are size=SIZE and preallocate (file only), block-size=512|4096, read-only, hidden, tls-only, allow=NAME (several times), connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=fifo|random|none, cache-seed=N, trace=PATH, hostile=ACT (several times) and description=TEXT; a comma inside a value is written twice"
 )
 
 // ParseDisk reads the command line's form of a disk:
@@ -96,7 +99,7 @@ const (
 //
 // where OPTION is block-size=512|4096, read-only, hidden, tls-only, allow=NAME,
 // connections=N, cache=none|writeback, cache-size=SIZE, cache-eviction=HOW,
-// cache-seed=N, hostile=ACT or description=TEXT. A comma inside a value is written twice, as in qemu.
+// cache-seed=N, trace=PATH, hostile=ACT or description=TEXT. A comma inside a value is written twice, as in qemu.
 func ParseDisk(spec string) (Disk, error) {
 	d, err := parseDisk(spec)
 	if err != nil {
@@ -207,6 +210,9 @@ func (d *Disk) setCacheOption(key, value string) (err error) {
 			return fmt.Errorf("cache-seed=%q: want a whole number", value)
 		}
 		return nil
+	case "trace":
+		d.Trace = value
+		return nil
 	case "hostile":
 		d.Hostile = append(d.Hostile, value)
 		return nil
@@ -297,8 +303,8 @@ func (d *Disk) checkCache() error {
 		return fmt.Errorf("cache-size %d: want a multiple of the block size %d from %s to %s",
 			d.CacheSize, d.blockBytes(), MinCacheSize, MaxCacheSize)
 	}
-	if d.Cache != CacheWriteback && (d.CacheSize != 0 || d.CacheEviction != "" || d.CacheSeed != 0 || len(d.Hostile) != 0) {
-		return fmt.Errorf("cache-size, cache-eviction, cache-seed and hostile are about a write cache: want cache %s with them", CacheWriteback)
+	if d.Cache != CacheWriteback && (d.CacheSize != 0 || d.CacheEviction != "" || d.CacheSeed != 0 || d.Trace != "" || len(d.Hostile) != 0) {
+		return fmt.Errorf("cache-size, cache-eviction, cache-seed, trace and hostile are about a write cache: want cache %s with them", CacheWriteback)
 	}
 	return nil
 }
@@ -364,6 +370,9 @@ func (d Disk) String() string {
 	}
 	if d.CacheSeed != 0 {
 		b.WriteString(",cache-seed=" + strconv.FormatUint(d.CacheSeed, 10))
+	}
+	if d.Trace != "" {
+		b.WriteString(",trace=" + quote(d.Trace))
 	}
 	for _, act := range d.Hostile {
 		b.WriteString(",hostile=" + act)

@@ -92,6 +92,9 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 	if spec.File != "" && !filepath.IsAbs(spec.File) {
 		return client.Disk{}, admin.Invalid("disk %q: file %q: want an absolute path", name, spec.File)
 	}
+	if spec.Trace != "" && !filepath.IsAbs(spec.Trace) {
+		return client.Disk{}, admin.Invalid("disk %q: trace %q: want an absolute path", name, spec.Trace)
+	}
 	alone, err := d.Config().WithDisks([]config.Disk{c})
 	if err != nil {
 		return client.Disk{}, admin.Invalid("%v", err)

@@ -193,15 +193,22 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 	if err != nil {
 		return nil, fmt.Errorf("disk %q: %w", c.Name, err)
 	}
-	wc, err := withCache(md, c)
+	rec, err := d.record(md, c)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), md.Close())
 	}
-	if wc != nil {
+	wc, err := withCache(md, c, rec.recorder())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), rec.Close(), md.Close())
+	}
+	switch {
+	case rec != nil:
+		md = &recorded{wc, rec}
+	case wc != nil:
 		md = wc
 	}
 	m.media.add(md, c.Name)
-	e := &export{medium: md, power: &power{cache: wc}}
+	e := &export{medium: md, power: &power{cache: wc, trace: rec}}
 	e.settings.Store(c)
 	e.unit, err = target.NewUnit(md, target.Config{
 		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,

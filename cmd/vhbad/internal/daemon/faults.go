@@ -281,6 +281,9 @@ func (d *Daemon) ReleaseFault(name string, count int) (released int, err error) 
 func (d *Daemon) SetMark(text string) (rules int, err error) {
 	err = d.withMachine(func(m *machine) error {
 		d.events.Publish(client.EventMark, "", slog.String("text", text))
+		for _, e := range m.list() {
+			e.power.trace.mark(text) // before what the mark may cause
+		}
 		rules = m.device.Mark(text)
 		return nil
 	})

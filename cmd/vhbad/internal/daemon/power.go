@@ -39,6 +39,7 @@ const classFailed = "failed"
 // power is the switch of one disk, and its write cache.
 type power struct {
 	cache *cache.Cache // nil if the disk has none
+	trace *recording   // nil if nothing is recorded
 	unit  *target.Unit
 
 	mu sync.Mutex
@@ -53,7 +54,7 @@ type power struct {
 }
 
 // withCache puts the write cache that c asks for before md, if it does.
-func withCache(md media.Media, c *config.Disk) (*cache.Cache, error) {
+func withCache(md media.Media, c *config.Disk, record cache.Recorder) (*cache.Cache, error) {
 	if c.Cache != config.CacheWriteback {
 		return nil, nil
 	}
@@ -63,6 +64,7 @@ func withCache(md media.Media, c *config.Disk) (*cache.Cache, error) {
 	}
 	wc, err := cache.New(md, cache.Config{
 		Name: c.Name, SectorBytes: int(c.BlockSize), SizeBytes: int64(c.CacheSize), Eviction: eviction, Seed: c.CacheSeed,
+		Recorder: record,
 	})
 	if err != nil {
 		return nil, err
@@ -178,6 +180,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	p.unit.PowerOff()
 	e.LostWrites()
 	report, err := p.cache.Cut(options)
+	p.trace.settle()   // who has the report can replay it
 	if report == nil { // nothing was cut
 		p.unit.PowerOn()
 		p.switchOn()
@@ -191,7 +194,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	m.cuts.wait(off)
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
-	out := powerReport(report)
+	out := PowerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
 	class := int(report.Class)
 	if report.Error != "" {
@@ -338,6 +341,7 @@ func (d *Daemon) Power(name string) (client.Power, error) {
 	defer p.mu.Unlock()
 	out.On, out.Cuts = !p.off, p.cuts
 	out.Reports = append(out.Reports, p.reports...)
+	out.Trace = p.trace.status()
 	return out, nil
 }
 
@@ -361,8 +365,8 @@ func (p *power) metrics(hostile bool) *metrics.Cache {
 	return c
 }
 
-// powerReport is r in the words of the API.
-func powerReport(r *cache.Report) client.PowerReport {
+// PowerReport is r in the words of the API.
+func PowerReport(r *cache.Report) client.PowerReport {
 	out := client.PowerReport{
 		Time: r.Time.Round(0), Seed: r.Seed, Policy: r.Policy.String(), Tear: "none", Damage: r.Damage.String(),
 		Class: r.Class.String(), ImageClass: r.Verdict.Class.String(), CheckedSectors: r.Verdict.CheckedSectors, Error: r.Error,

@@ -15,7 +15,7 @@ func diskConfig(name string, s *client.DiskSpec) config.Disk {
 		BlockSize: config.Size(s.BlockBytes), ReadOnly: s.ReadOnly, Description: s.Description, Hidden: s.Hidden,
 		TLSOnly: s.TLSOnly, Allow: slices.Clone(s.Allow), Connections: s.MaxConnections,
 		Cache: s.Cache, CacheSize: config.Size(s.CacheSizeBytes), CacheEviction: s.CacheEviction, CacheSeed: s.CacheSeed,
-		Hostile: slices.Clone(s.Hostile),
+		Trace: s.Trace, Hostile: slices.Clone(s.Hostile),
 	}
 }
 
@@ -26,7 +26,7 @@ func DiskSpec(c *config.Disk) client.DiskSpec {
 		ReadOnly: c.ReadOnly, Description: c.Description, Hidden: c.Hidden, TLSOnly: c.TLSOnly,
 		Allow: slices.Clone(c.Allow), MaxConnections: c.Connections,
 		Cache: c.Cache, CacheSizeBytes: int64(c.CacheSize), CacheEviction: c.CacheEviction, CacheSeed: c.CacheSeed,
-		Hostile: slices.Clone(c.Hostile),
+		Trace: c.Trace, Hostile: slices.Clone(c.Hostile),
 	}
 }
 

@@ -61,7 +61,7 @@ func (m *machine) snapshot(verify bool, complain func(string, ...any)) (metrics.
 		info, c := e.Info(), e.config()
 		s.Disks = append(s.Disks, metrics.Disk{
 			Name: c.Name, Backend: c.Backend(), SizeBytes: info.SizeBytes, ReadOnly: info.ReadOnly,
-			Unit: e.LogicalUnit().Stats(), Cache: e.power.metrics(m.hostileRule(c.Name)),
+			Unit: e.LogicalUnit().Stats(), Cache: e.power.metrics(m.hostileRule(c.Name)), Trace: e.power.trace.metrics(),
 		})
 	}
 	return s, disks

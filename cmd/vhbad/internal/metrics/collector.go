@@ -12,6 +12,7 @@ import (
 
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/trace"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/port"
 )
@@ -125,6 +126,10 @@ var (
 	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut, by what became of them and the class of the cut.", "export", "outcome", "class")
 	hostileActs    = desc("hostile_acts_total", "Commands to which a disk with a write cache did what no correct drive does, by what that was.", "export", "act")
 	hostileMode    = desc("hostile_mode", "1 if the disk breaks promises, as it was told to, or has since its power was cut last.", "export")
+	traceRecords   = desc("trace_records_total", "Records of the disk's trace.", "export")
+	traceBytes     = desc("trace_file_bytes", "Length of the file of the disk's trace.", "export")
+	traceWaits     = desc("trace_waits_total", "Commands that had to wait for the file of the disk's trace.", "export")
+	traceFailed    = desc("trace_failed", "1 if the disk's trace has ended because its file failed, or is full.", "export")
 	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
 
 	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule. The last "+strconv.Itoa(fault.MaxPast)+" series of rules that have gone stay, and go on if such a rule comes again. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
@@ -253,6 +258,9 @@ func (s sink) disks(snap *Snapshot) {
 		if d.Cache != nil {
 			s.cache(d.Name, d.Cache)
 		}
+		if d.Trace != nil {
+			s.trace(d.Name, d.Trace)
+		}
 	}
 }
 
@@ -307,6 +315,18 @@ func (s sink) cache(name string, c *Cache) {
 		s.counter(hostileActs, c.Acts[act], name, string(act))
 	}
 	s.flag(hostileMode, c.Hostile, name)
+}
+
+// trace tells of what is recorded of a disk.
+func (s sink) trace(name string, t *trace.Stats) {
+	s.counter(traceRecords, t.Records, name)
+	s.gauge(traceBytes, float64(t.Bytes), name)
+	s.counter(traceWaits, t.Waits, name)
+	failed := 0.0
+	if t.Err != nil {
+		failed = 1
+	}
+	s.gauge(traceFailed, failed, name)
 }
 
 // Why the queue of a unit is held back, and those of all.

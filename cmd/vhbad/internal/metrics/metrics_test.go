@@ -18,6 +18,7 @@ import (
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/trace"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -57,7 +58,7 @@ func full() *source {
 	n.ReplyTimes[nbd.OpRead].Buckets[20] = 2
 	return &source{ok: true, s: Snapshot{
 		Stages: stages, Locks: new(port.Locks),
-		Disks:  []Disk{{Name: "disk0", Backend: "memory", SizeBytes: 1 << 30, Unit: port.LUStats{Depth: 64, Busy: 5, QueueFull: 3}, Cache: cached}, {Name: "idle"}},
+		Disks:  []Disk{{Name: "disk0", Backend: "memory", SizeBytes: 1 << 30, Unit: port.LUStats{Depth: 64, Busy: 5, QueueFull: 3}, Cache: cached, Trace: &trace.Stats{Records: 3}}, {Name: "idle"}},
 		NBD:    n,
 		Driver: make([]miniport.QueueStats, 2),
 		Device: hba.Stats{Queues: []hba.QueueStats{{Commands: 11, InFlight: 4}, {}}},

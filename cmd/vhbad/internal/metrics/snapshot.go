@@ -6,6 +6,7 @@ import (
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/trace"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/nbd"
@@ -52,7 +53,8 @@ type Disk struct {
 	SizeBytes uint64
 	ReadOnly  bool
 	Unit      port.LUStats
-	Cache     *Cache // nil if the disk has no write cache
+	Cache     *Cache       // nil if the disk has no write cache
+	Trace     *trace.Stats // nil if nothing is recorded
 }
 
 // A Cache is the write cache of a disk, and what its power cuts did.

@@ -1,0 +1,483 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/daemon"
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/trace"
+)
+
+func newTrace() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "trace",
+		Short: "Show what a disk did, and replay power cuts of it",
+		Long: `Trace reads the file that a disk with cache=writeback and trace=PATH writes: each
+write with its data, when it became durable, flushes, answers, marks and power
+cuts. From it comes the image that a power cut at any moment leaves, for any seed
+and policy, without the daemon and without the load that led to it.`,
+		Example: `  vhbad serve --disk db=memory:1GiB,cache=writeback,trace=/tmp/db.trace
+  vhbad trace show /tmp/db.trace
+  vhbad trace replay /tmp/db.trace --image crash.img --cut 1 --seed 8`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(cmd.ErrOrStderr())
+			_ = cmd.Help()
+			return usage(fmt.Errorf("want show or replay"))
+		},
+	}
+	cmd.AddCommand(newTraceShow(), newTraceReplay())
+	return cmd
+}
+
+// openTrace opens a trace; "-" is standard input.
+func openTrace(cmd *cobra.Command, path string) (r *trace.Reader, closing func() error, err error) {
+	if path == "-" {
+		r, err = trace.NewReader(cmd.InOrStdin())
+		return r, func() error { return nil }, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r, err = trace.NewReader(f); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
+	return r, f.Close, nil
+}
+
+func newTraceShow() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show TRACE",
+		Short: "Print what a trace has, a line for each record",
+		Long: `Show prints the header of a trace and its records with their numbers, which
+vhbad trace replay --until takes. A trace that is damaged is printed up to there;
+one whose daemon still runs, or was killed, says at its end that it has none.
+TRACE may be - for standard input.
+
+  write    is pending from now on: number, kind, offset and length in bytes
+  durable  so much of that write is on the medium
+  through  did not fit into the cache and is on the medium
+  answer   the client is told that it is done
+  flush    came, and covers the writes before that number; flushed: is answered
+  cut      the power went; image: what it left, by the digest of vhbad power cut
+  unsure   the medium failed to write, and holds who knows what there
+  lie      a rule answered a write as if with FUA
+  broke    a rule did something to a command that no correct drive does
+  resize, mark`,
+		Example: `  vhbad trace show db.trace
+  vhbad trace show db.trace --json | jq 'select(.kind == "cut")'`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			r, closing, err := openTrace(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, closing()) }()
+			out := bufio.NewWriter(cmd.OutOrStdout())
+			err = showTrace(out, cmd.ErrOrStderr(), r, asJSON)
+			return errors.Join(err, out.Flush())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line for each record")
+	return cmd
+}
+
+// A traceHeader is the first line of vhbad trace show --json.
+type traceHeader struct {
+	Disk        string    `json:"disk"`
+	SectorBytes int       `json:"sector_bytes"`
+	DiskBytes   int64     `json:"disk_bytes"`
+	CacheBytes  int64     `json:"cache_bytes"`
+	Eviction    string    `json:"cache_eviction"`
+	CacheSeed   uint64    `json:"cache_seed"`
+	Start       time.Time `json:"start"`
+}
+
+// A traceLine is any other.
+type traceLine struct {
+	Number      uint64    `json:"number"`
+	Seconds     float64   `json:"seconds"` // since the header's start
+	Kind        string    `json:"kind"`
+	Op          string    `json:"op,omitempty"`
+	Write       *uint64   `json:"write,omitempty"`
+	OffsetBytes *int64    `json:"offset_bytes,omitempty"`
+	LengthBytes *int64    `json:"length_bytes,omitempty"`
+	FUA         bool      `json:"fua,omitempty"`
+	Lie         bool      `json:"lie,omitempty"`
+	Failed      bool      `json:"failed,omitempty"`
+	Covered     *int      `json:"covered_writes,omitempty"`
+	Cut         *traceCut `json:"cut,omitempty"`
+	SHA256      string    `json:"image_sha256,omitempty"`
+	Text        string    `json:"text,omitempty"`
+}
+
+type traceCut struct {
+	Seed   uint64 `json:"seed"`
+	Policy string `json:"policy"`
+	Tear   string `json:"tear"`
+	Damage string `json:"damage"`
+}
+
+func newTraceLine(h *trace.Header, r *trace.Record) *traceLine {
+	l := &traceLine{
+		Number: r.Number, Seconds: r.Time.Sub(h.Start).Seconds(), Kind: r.Kind.String(), FUA: r.FUA, Lie: r.Lie, Failed: r.Failed, Text: r.Text,
+	}
+	switch r.Kind {
+	case cache.StepWrite, cache.StepThrough:
+		l.Op, l.Write, l.OffsetBytes, l.LengthBytes = r.Op.String(), &r.Write, &r.OffsetBytes, &r.LengthBytes
+	case cache.StepDurable:
+		l.Write, l.OffsetBytes, l.LengthBytes = &r.Write, &r.OffsetBytes, &r.LengthBytes
+	case cache.StepUnsure, cache.StepLie:
+		l.OffsetBytes, l.LengthBytes = &r.OffsetBytes, &r.LengthBytes
+	case cache.StepAnswer:
+		l.Op, l.Write = r.Op.String(), &r.Write
+	case cache.StepFlush:
+		l.Write = &r.Write
+	case cache.StepFlushed:
+		l.Write, l.Covered = &r.Write, &r.Covered
+	case cache.StepCut:
+		l.Cut = &traceCut{r.Cut.Seed, r.Cut.Policy.String(), tearName(r.Cut.TearBytes), r.Cut.Damage.String()}
+	case cache.StepImage:
+		if !r.Failed {
+			l.SHA256, l.Text = r.Text, ""
+		}
+	case cache.StepResize:
+		l.LengthBytes = &r.LengthBytes
+	default:
+	}
+	return l
+}
+
+func tearName(bytes int) string {
+	if bytes == 0 {
+		return "none"
+	}
+	return strconv.Itoa(bytes)
+}
+
+// String is the line for people.
+func (l *traceLine) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%6d %12.6f  %-8s", l.Number, l.Seconds, l.Kind)
+	switch {
+	case l.Write == nil:
+	case l.Kind == cache.StepFlush.String() || l.Kind == cache.StepFlushed.String():
+		fmt.Fprintf(&b, " before %d", *l.Write)
+	default:
+		fmt.Fprintf(&b, " %d", *l.Write)
+	}
+	if l.Op != "" {
+		b.WriteString(" " + l.Op)
+	}
+	if l.OffsetBytes != nil {
+		fmt.Fprintf(&b, " at %d", *l.OffsetBytes)
+	}
+	if l.LengthBytes != nil {
+		fmt.Fprintf(&b, " length %d", *l.LengthBytes)
+	}
+	if l.Covered != nil {
+		fmt.Fprintf(&b, ", covers %d", *l.Covered)
+	}
+	if c := l.Cut; c != nil {
+		fmt.Fprintf(&b, " seed %d, policy %s, tear %s, damage %s", c.Seed, c.Policy, c.Tear, c.Damage)
+	}
+	for _, flag := range []struct {
+		on   bool
+		name string
+	}{{l.FUA, "fua"}, {l.Lie, "a lie"}, {l.Failed, "failed"}} {
+		if flag.on {
+			b.WriteString(", " + flag.name)
+		}
+	}
+	if l.SHA256 != "" {
+		b.WriteString(" " + l.SHA256)
+	}
+	if l.Text != "" {
+		fmt.Fprintf(&b, " %q", l.Text)
+	}
+	return b.String()
+}
+
+func showTrace(w io.Writer, remarks io.Writer, r *trace.Reader, asJSON bool) error {
+	h := r.Header()
+	enc := json.NewEncoder(w)
+	var err error
+	if asJSON {
+		err = enc.Encode(traceHeader{h.Disk, h.SectorBytes, h.DiskBytes, h.CacheBytes, h.Eviction.String(), h.CacheSeed, h.Start})
+	} else {
+		_, err = fmt.Fprintf(w, "disk %s: %s in sectors of %d bytes, cache %s, eviction %s, seed %d, from %s\n",
+			h.Disk, config.Size(h.DiskBytes), h.SectorBytes, config.Size(h.CacheBytes), h.Eviction, h.CacheSeed, h.Start.Local().Format(time.RFC3339Nano))
+	}
+	for err == nil {
+		var rec *trace.Record
+		if rec, err = r.Next(); err != nil {
+			break
+		}
+		if l := newTraceLine(&h, rec); asJSON {
+			err = enc.Encode(l)
+		} else {
+			_, err = fmt.Fprintln(w, l)
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	if complete, reason := r.End(); !complete {
+		_, err = fmt.Fprintf(remarks, "vhbad: the trace is not complete: %s\n", reason)
+		return err
+	}
+	return nil
+}
+
+// traceReplay are the flags of vhbad trace replay.
+type traceReplay struct {
+	image, base          string
+	until                uint64
+	cut                  int
+	seed                 uint64
+	policy, tear, damage string
+	asJSON, force        bool
+}
+
+func newTraceReplay() *cobra.Command {
+	var o traceReplay
+	cmd := &cobra.Command{
+		Use:   "replay TRACE --image OUT",
+		Short: "Make the image that a power cut leaves, from a trace",
+		Long: `Replay does what a trace says on a new image. Without --until or --cut it goes to
+the end, and the image has what was on the medium then, with what the power cuts
+on the way have left. --cut N ends with the N-th recorded power cut, decided as it
+was or as --seed, --policy, --tear and --damage say. --until N ends with record N,
+and if any of those four is given the power is cut there (seed 0 and policy subset
+unless they say otherwise).
+
+The image is a function of trace, place and these options: the same on any machine.
+What the disk held when the recording began is in --base; without, it was blank.
+Each recorded power cut on the way has to leave what it left, by its digest, so that a
+wrong base is an error. Unreadable sectors have garbage in the image.
+TRACE may be - for standard input.`,
+		Example: `  vhbad trace replay db.trace --image crash.img --cut 1
+  vhbad trace replay db.trace --image crash.img --base before.img --until 812 --policy one-missing --seed 3
+  for s in $(seq 100); do vhbad trace replay db.trace --force --image c.img --cut 1 --seed $s && fsck.ext4 -fn c.img; done`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.image, "image", "", "write the image here")
+	f.StringVar(&o.base, "base", "", "begin with a copy of this image, which is not changed (default: blank)")
+	f.BoolVar(&o.force, "force", false, "write over an image that is there")
+	f.Uint64Var(&o.until, "until", 0, "end with this record")
+	f.IntVar(&o.cut, "cut", 0, "end with this recorded power cut, counted from 1")
+	f.Uint64Var(&o.seed, "seed", 0, "decide by this seed")
+	f.StringVar(&o.policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
+	f.StringVar(&o.tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
+	f.StringVar(&o.damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
+	f.BoolVar(&o.asJSON, "json", false, "print JSON")
+	for name, values := range map[string][]string{
+		"policy": cache.PolicyNames(), "tear": {"none", "512", "4096"}, "damage": {"old", "garbage", "unreadable"},
+	} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err) // the flag does not exist
+		}
+	}
+	return cmd
+}
+
+// options are what was given, and nothing else.
+func (o *traceReplay) options(cmd *cobra.Command) (r trace.Options, err error) {
+	changed := cmd.Flags().Changed
+	if changed("until") && o.until == 0 {
+		return r, errors.New("--until 0: records count from 1")
+	}
+	if changed("cut") && o.cut < 1 {
+		return r, fmt.Errorf("--cut %d: power cuts count from 1", o.cut)
+	}
+	if changed("until") && changed("cut") {
+		return r, errors.New("--until and --cut: want one of them")
+	}
+	r.Until, r.Cut = o.until, o.cut
+	if changed("seed") {
+		r.Choice.Seed = &o.seed
+	}
+	if changed("policy") {
+		p, err := cache.ParsePolicy(o.policy)
+		if err != nil {
+			return r, fmt.Errorf("--policy: %w", err)
+		}
+		r.Choice.Policy = &p
+	}
+	if changed("damage") {
+		d, err := cache.ParseDamage(o.damage)
+		if err != nil {
+			return r, fmt.Errorf("--damage: %w", err)
+		}
+		r.Choice.Damage = &d
+	}
+	if changed("tear") {
+		n, ok := map[string]int{"none": 0, "512": 512, "4096": 4096}[o.tear]
+		if !ok {
+			return r, fmt.Errorf("--tear %q: want none, 512 or 4096", o.tear)
+		}
+		r.Choice.TearBytes = &n
+	}
+	return r, nil
+}
+
+func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
+	if o.image == "" {
+		return usage(errors.New("want --image OUT, where the image goes"))
+	}
+	how, err := o.options(cmd)
+	if err != nil {
+		return usage(err)
+	}
+	r, closing, err := openTrace(cmd, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closing()) }()
+	m, err := o.open(r.Header())
+	if err != nil {
+		return err
+	}
+	result, err := trace.Replay(r, m, how)
+	if err = errors.Join(err, m.Close()); err != nil {
+		return errors.Join(err, os.Remove(o.image)) // it is no image of anything
+	}
+	return o.print(cmd, r.Header(), result)
+}
+
+// open makes the image that the replay begins with.
+func (o *traceReplay) open(h trace.Header) (m media.Media, err error) {
+	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
+	if o.force {
+		same, err := sameFile(o.image, o.base)
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return nil, usage(fmt.Errorf("--image %s: is the base, too: want another file", o.image))
+		}
+		flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(o.image, flags, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%w: --force writes over it", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err = o.copyBase(f, h.DiskBytes); err == nil {
+		err = f.Truncate(h.DiskBytes)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		m, err = media.OpenFile(media.FileConfig{Path: o.image, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(o.image))
+	}
+	return m, nil
+}
+
+// sameFile reports whether there is a file that has both names.
+func sameFile(a, b string) (bool, error) {
+	if a == "" || b == "" {
+		return false, nil
+	}
+	one, err := os.Stat(a)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other), err
+}
+
+// copyBase copies the base, but for its zeros.
+func (o *traceReplay) copyBase(to *os.File, sizeBytes int64) (err error) {
+	if o.base == "" {
+		return nil
+	}
+	from, err := os.Open(o.base)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	if size, err := from.Seek(0, io.SeekEnd); err != nil || size != sizeBytes {
+		return errors.Join(err, fmt.Errorf("--base %s: %d bytes: the disk of the trace had %d", o.base, size, sizeBytes))
+	}
+	p := make([]byte, 64<<10)
+	for off := int64(0); off < sizeBytes; off += int64(len(p)) {
+		piece := p[:min(int64(len(p)), sizeBytes-off)]
+		if _, err := from.ReadAt(piece, off); err != nil {
+			return fmt.Errorf("--base %s: %w", o.base, err)
+		}
+		if len(bytes.Trim(piece, "\x00")) == 0 {
+			continue
+		}
+		if _, err := to.WriteAt(piece, off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A replayResult is the answer of vhbad trace replay --json.
+type replayResult struct {
+	Image             string              `json:"image"`
+	Records           uint64              `json:"records"`
+	Cuts              int                 `json:"cuts"`
+	UnreadableSectors int64               `json:"unreadable_sectors"`
+	Incomplete        string              `json:"incomplete,omitempty"`
+	Inexact           string              `json:"inexact,omitempty"`
+	Report            *client.PowerReport `json:"report,omitempty"`
+}
+
+func (o *traceReplay) print(cmd *cobra.Command, h trace.Header, r *trace.Result) error {
+	out := replayResult{
+		Image: o.image, Records: r.Records, Cuts: r.Cuts, UnreadableSectors: r.UnreadableSectors, Incomplete: r.Incomplete, Inexact: r.Doubt,
+	}
+	if r.Report != nil {
+		p := daemon.PowerReport(r.Report)
+		p.Disk, p.Trigger, p.Number = h.Disk, "replay", uint64(max(r.Cuts, 1))
+		out.Report = &p
+	}
+	if o.asJSON {
+		return printJSON(cmd.OutOrStdout(), out)
+	}
+	t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
+	line("%s: %d records of disk %s, %d recorded power cuts", o.image, r.Records, h.Disk, r.Cuts)
+	if r.Incomplete != "" {
+		line("the trace is not complete: %s", r.Incomplete)
+	}
+	if r.Doubt != "" {
+		line("the disk's bytes may have been others: %s", r.Doubt)
+	}
+	if r.UnreadableSectors > 0 {
+		line("%d sectors were unreadable; the image has garbage there", r.UnreadableSectors)
+	}
+	if err := t.Flush(); err != nil || out.Report == nil {
+		return err
+	}
+	return printPowerReport(cmd.OutOrStdout(), out.Report)
+}
