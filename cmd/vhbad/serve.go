@@ -311,7 +311,7 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		Single: s.single, Conn: conn,
 	}
 	if w := cmd.ErrOrStderr(); progress.IsTerminal(w) {
-		o.Progress = func(what string) func(done, total int64) { return progress.NewBar(w, what, progress.Bytes, nil).Update }
+		o.Progress = func(what string) daemon.Progress { return progress.NewBar(w, what, progress.Bytes, nil) }
 	}
 	if s.configPath != "" && !s.single {
 		given := len(inherited.NBD) > 0

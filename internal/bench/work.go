@@ -49,7 +49,7 @@ func (w *work) end(err error) {
 	switch {
 	case w.bar == nil:
 	case err != nil:
-		_, _ = fmt.Fprintln(w.out)
+		w.bar.End()
 	default:
 		w.bar.Describe("bench")
 		w.bar.Update(int64(w.total), int64(w.total))

@@ -36,6 +36,7 @@ type Bar struct {
 	began time.Time
 	drawn time.Time // when the last line was, or zero
 	width int       // of the last line
+	open  bool      // the cursor is at the end of a line
 }
 
 // NewBar begins a bar for what is being done. A nil now is time.Now.
@@ -61,6 +62,7 @@ func (b *Bar) Update(done, total int64) {
 	}
 	b.drawn = now
 	line := b.line(done, total, now.Sub(b.began))
+	b.open = !last
 	end := ""
 	if last {
 		end = "\n"
@@ -68,6 +70,16 @@ func (b *Bar) Update(done, total int64) {
 	// Who cannot be shown progress does not need it.
 	_, _ = fmt.Fprintf(b.w, "\r%s%s%s", line, strings.Repeat(" ", max(0, b.width-len(line))), end)
 	b.width = len(line)
+}
+
+// End ends the line of what has been broken off, where it is, so that what is printed
+// next, the reason most likely, has its own. After the last Update, or if nothing was
+// shown, it does nothing.
+func (b *Bar) End() {
+	if b.open {
+		b.open = false
+		_, _ = fmt.Fprintln(b.w)
+	}
 }
 
 // line is what is shown after so much time.

@@ -57,3 +57,30 @@ func TestBar_Short(t *testing.T) {
 		t.Errorf("%q, want nothing", out.String())
 	}
 }
+
+// What is broken off leaves the line to what comes next, once; what has ended, or was
+// not shown, has no line to leave.
+func TestBar_End(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(1000, 0)
+	b := NewBar(&out, "copying", Bytes, func() time.Time { return now })
+	end := func(when, want string) {
+		t.Helper()
+		out.Reset()
+		b.End()
+		if out.String() != want {
+			t.Errorf("end of what %s: %q, want %q", when, out.String(), want)
+		}
+	}
+	b.Update(1, 4)
+	end("was not shown", "")
+	now = now.Add(time.Second)
+	b.Update(2, 4)
+	end("was shown", "\n")
+	end("has ended", "")
+	now = now.Add(time.Second)
+	b.Update(3, 4)
+	now = now.Add(time.Second)
+	b.Update(4, 4)
+	end("is done", "")
+}

@@ -32,9 +32,9 @@ type Options struct {
 	// OpenMedium opens a disk's medium. Nil: what its configuration says. It is
 	// for tests, which have media that fail.
 	OpenMedium func(c *config.Disk) (media.Media, error)
-	// Progress begins to show how far something has come, which takes long, and
-	// returns what is told of it until done is total. Nil: the log tells of the end.
-	Progress func(what string) func(done, total int64)
+	// Progress begins to show how far something has come that takes long. Nil: the log
+	// tells of the end.
+	Progress func(what string) Progress
 	// Predecessor is the daemon whose place this one takes; nil if there is none.
 	// Start closes it.
 	Predecessor *Predecessor

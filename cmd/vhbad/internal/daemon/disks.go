@@ -187,7 +187,7 @@ func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*export, error) {
 	open := d.o.OpenMedium
 	if open == nil {
-		open = func(c *config.Disk) (media.Media, error) { return openMedium(c, d.preallocating(ctx, c)) }
+		open = func(c *config.Disk) (media.Media, error) { return d.preallocate(ctx, c) }
 	}
 	md, err := open(c)
 	if err != nil {
@@ -230,24 +230,35 @@ func isMemory(md media.Media) bool {
 	return is
 }
 
-// preallocating tells of a disk that is preallocated, and ends that with ctx.
-func (d *Daemon) preallocating(ctx context.Context, c *config.Disk) func(done, total int64) error {
-	var report func(done, total int64)
-	return func(done, total int64) error {
-		if report == nil { // the first piece is there
-			if d.o.Progress == nil {
-				report = func(done, total int64) {
-					if done == total {
-						d.log.Info("disk preallocated", "disk", c.Name, "size_bytes", total)
-					}
-				}
-			} else {
-				report = d.o.Progress("preallocating disk " + c.Name)
-			}
+// A Progress shows how far something has come.
+type Progress interface {
+	// Update tells how much is done; with the last of it, it is over.
+	Update(done, total int64)
+	// End says that nothing more is told, done or not.
+	End()
+}
+
+// preallocate opens a disk's medium, tells how far that has come if it is preallocated,
+// and gives it up with ctx.
+func (d *Daemon) preallocate(ctx context.Context, c *config.Disk) (media.Media, error) {
+	var shown Progress
+	defer func() {
+		if shown != nil {
+			shown.End()
 		}
-		report(done, total)
+	}()
+	return openMedium(c, func(done, total int64) error {
+		switch {
+		case d.o.Progress != nil:
+			if shown == nil { // the first piece is there
+				shown = d.o.Progress("preallocating disk " + c.Name)
+			}
+			shown.Update(done, total)
+		case done == total:
+			d.log.Info("disk preallocated", "disk", c.Name, "size_bytes", total)
+		}
 		return ctx.Err()
-	}
+	})
 }
 
 func openMedium(c *config.Disk, progress func(done, total int64) error) (media.Media, error) {

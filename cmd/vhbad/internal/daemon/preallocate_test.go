@@ -11,6 +11,15 @@ import (
 	"testing"
 )
 
+// A shown is a Progress.
+type shown struct {
+	update func(done, total int64)
+	end    func()
+}
+
+func (s *shown) Update(done, total int64) { s.update(done, total) }
+func (s *shown) End()                     { s.end() }
+
 // TestPreallocate: who waits sees how far it has come, and may stop it.
 func TestPreallocate(t *testing.T) {
 	const spec = "db=file:$DIR/image,size=1MiB,preallocate"
@@ -18,12 +27,13 @@ func TestPreallocate(t *testing.T) {
 		s := newSettings(t, spec)
 		o := s.options(t)
 		var steps []string
-		o.Progress = func(what string) func(done, total int64) {
-			return func(done, total int64) {
+		ends := 0
+		o.Progress = func(what string) Progress {
+			return &shown{end: func() { ends++ }, update: func(done, total int64) {
 				if done == total && total == 1<<20 {
 					steps = append(steps, what)
 				}
-			}
+			}}
 		}
 		d, err := Start(t.Context(), o)
 		if err != nil {
@@ -32,6 +42,9 @@ func TestPreallocate(t *testing.T) {
 		stopper(t, d)()
 		if len(steps) != 1 || steps[0] != "preallocating disk db" {
 			t.Errorf("told of %q, want of the disk once", steps)
+		}
+		if ends != 1 {
+			t.Errorf("the end is told %d times, want once", ends)
 		}
 	})
 	t.Run("logged", func(t *testing.T) {
@@ -53,14 +66,18 @@ func TestPreallocate(t *testing.T) {
 		o := s.options(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		o.Progress = func(string) func(done, total int64) {
-			return func(int64, int64) { cancel() }
+		ends := 0
+		o.Progress = func(string) Progress {
+			return &shown{end: func() { ends++ }, update: func(int64, int64) { cancel() }}
 		}
 		if _, err := Start(ctx, o); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want that it was canceled", err)
 		}
 		if _, err := os.Stat(filepath.Join(s.dir, "image")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the image is left: %v", err)
+		}
+		if ends != 1 {
+			t.Errorf("the end is told %d times, want once", ends)
 		}
 	})
 }
