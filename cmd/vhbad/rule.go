@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -115,8 +113,8 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	if err != nil {
 		return client.FaultRule{}, err
 	}
-	var r client.FaultRule
-	if err := decodeStrictly(text, &r); err != nil {
+	r, err := config.ParseRule(text)
+	if err != nil {
 		return r, fmt.Errorf("fault %q: %w", name, err)
 	}
 	return r, r.Check()
@@ -137,16 +135,6 @@ func put(root map[string]any, path string, v any) bool {
 	_, there := root[last]
 	root[last] = v
 	return !there
-}
-
-func decodeStrictly(text []byte, into any) error {
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	d.KnownFields(true)
-	err := d.Decode(into)
-	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
-		return errors.New(strings.Join(te.Errors, "; "))
-	}
-	return err
 }
 
 // readRules reads a file of rules: one rule, a list, or a configuration.

@@ -110,8 +110,8 @@ type Sense struct {
 	// number.
 	Key string `json:"key" yaml:"key"`
 	// ASC and ASCQ are the additional sense code and its qualifier.
-	ASC  uint8 `json:"asc" yaml:"asc"`
-	ASCQ uint8 `json:"ascq" yaml:"ascq"`
+	ASC  uint8 `json:"asc,omitempty" yaml:"asc,omitempty"`
+	ASCQ uint8 `json:"ascq,omitempty" yaml:"ascq,omitempty"`
 	// LBA adds the first block of the command as information.
 	LBA bool `json:"lba,omitempty" yaml:"lba,omitempty"`
 }

@@ -320,6 +320,12 @@ func (r *Rule) checkAction() error {
 		if a.BytesPerSecond == 0 && a.IOPS == 0 {
 			return errors.New("action.bytes-per-second or action.iops is missing")
 		}
+		if a.BytesPerSecond == 0 && a.Burst != 0 {
+			return fmt.Errorf("action.burst %s without action.bytes-per-second: want both, or action.burst-ios for action.iops", a.Burst)
+		}
+		if a.IOPS == 0 && a.BurstIOs != 0 {
+			return fmt.Errorf("action.burst-ios %d without action.iops: want both, or action.burst for action.bytes-per-second", a.BurstIOs)
+		}
 	}
 	return nil
 }

@@ -195,7 +195,7 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 	m := &f.rule.Match
 	switch {
 	case f.ops&c.Op == 0,
-		m.Connection != 0 && m.Connection != c.Connection,
+		m.Connection != 0 && m.Connection != uint64(c.Connection),
 		m.FUA != nil && (c.Op&(OpWrite|OpRead|OpCompareWrite) == 0 || *m.FUA != c.FUA),
 		c.Op == OpMark && c.Mark != m.AtMark,
 		c.Op == OpTime && c.Timer != f,

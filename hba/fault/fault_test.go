@@ -679,6 +679,13 @@ func TestCheck_Bad(t *testing.T) {
 		`action: {kind: latency, latency: {distribution: table, table: [{at: 2}]}}`:     "want quantiles from 0 to 1",
 		`action: {kind: stall, for: 2s, period: 1s}`:                                    "action.for 2s: want less than action.period, 1s",
 		`action: {kind: rate, burst: 1M}`:                                               "action.bytes-per-second or action.iops is missing",
+		`action: {kind: rate, iops: 1, burst: 1M}`:                                      "action.burst 1MiB without action.bytes-per-second: want both",
+		`action: {kind: rate, bytes-per-second: 1M, burst-ios: 2}`:                      "action.burst-ios 2 without action.iops: want both",
+		`match: {connection: 300}`:                                                      "match.connection 300: want 1 to 63",
+		`{disk: b, match: {lba: 1024}}`:                                                 `begins at block 1024, and disk "b" has 1024 blocks of 4096 bytes`,
+		`{disk: a, action: {kind: capacity, size: 32M}}`:                                `action.size 32MiB: the disk is too small: disk "a" has 32MiB: want less`,
+		`action: {kind: capacity, size: 4G}`:                                            `action.size 4GiB: the disk is too small: disk "a" has 32MiB: want less`,
+		`{disk: a, action: {kind: capacity, size: 100}}`:                                `action.size 100: want a multiple of the block of disk "a", 512 bytes`,
 		`action: {kind: queue, lanes: 5000, latency: {mean: 1ms}}`:                      "action.lanes 5000: want 1 to 4096",
 		`{hostile: true, action: {kind: stale-read}}`:                                   "match.offset or match.lba is missing: stale-read keeps",
 		`{hostile: true, action: {kind: rot, share: 0}, match: {lba: 1}}`:               "action.share 0: want more than 0",
@@ -717,8 +724,33 @@ func TestCheck_Bad(t *testing.T) {
 	if _, err := NewSet(Config{Rules: []Rule{{Name: "r", Action: busy}, {Name: "r", Action: busy}}, Units: units}); err == nil || !strings.Contains(err.Error(), "taken") {
 		t.Errorf("two rules of one name: error %v", err)
 	}
+	circle := []Rule{
+		{Name: "z", Action: busy, Match: Match{AfterRule: "a"}},
+		{Name: "a", Action: busy, Match: Match{AfterRule: "b"}},
+		{Name: "b", Action: busy, Match: Match{AfterRule: "a"}},
+	}
+	if i, err := CheckRules(circle, nil, false); i != 1 || err == nil || !strings.Contains(err.Error(), `fault "a": match.after-rule "b": that waits for this rule in turn`) {
+		t.Errorf("rules that wait for each other: error %v, of number %d", err, i)
+	}
 	if _, err := NewSet(Config{Rules: make([]Rule, MaxRules+1)}); err == nil || !strings.Contains(err.Error(), "at most 1024") {
 		t.Errorf("too many rules: error %v", err)
+	}
+}
+
+// A rule for every disk concerns those that have its blocks. A disk without them is no
+// error, as long as there is another.
+func TestNewSet_SmallDisk(t *testing.T) {
+	s := newSet(t,
+		Rule{Name: "far", Match: Match{LBA: new(uint64(2000))}, Action: busy}, // disk b has 1024 blocks
+		Rule{Name: "less", Match: Match{Op: Ops{"write"}}, Action: Action{Kind: KindCapacity, Size: 16 << 20}},
+	)
+	for i, want := range []int{2, 0} {
+		if got := s.plans[i].entries; len(got) != want {
+			t.Errorf("%d rules concern disk %s, want %d", len(got), units[i].Disk, want)
+		}
+	}
+	if fires(s, read(2000, 1), 1) == nil {
+		t.Error("the disk that has the blocks meets no fault")
 	}
 }
 

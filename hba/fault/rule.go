@@ -57,7 +57,7 @@ type Match struct {
 
 	// Connection is the number that the disk gave to the client's connection: the
 	// lowest free one from 1 to 63. Beyond, connections have none.
-	Connection uint8 `json:"connection,omitempty" yaml:"connection,omitempty"`
+	Connection uint64 `json:"connection,omitempty" yaml:"connection,omitempty"`
 
 	// Skip lets so many go by first.
 	Skip uint64 `json:"skip,omitempty" yaml:"skip,omitempty"`

@@ -107,15 +107,21 @@ func NewSet(c Config) (*Set, error) {
 		s.faults = append(s.faults, f)
 		s.byName[r.Name] = f
 	}
+	elsewhere := make(map[*Fault]error) // for every disk, but not for one of them
 	for _, u := range c.Units {
-		p, err := s.plan(u, c.Old, func(f *Fault) bool { return f.rule.Disk == "" || f.rule.Disk == u.Disk })
+		p, err := s.plan(u, c.Old, func(f *Fault) bool { return f.rule.Disk == "" || f.rule.Disk == u.Disk }, elsewhere)
 		if err != nil {
 			return nil, err
 		}
 		s.plans = append(s.plans, p)
 	}
+	for _, f := range s.faults {
+		if err := elsewhere[f]; err != nil && !slices.ContainsFunc(s.plans, func(p *Plan) bool { return p.concerns(f) }) {
+			return nil, err
+		}
+	}
 	var err error
-	s.bus, err = s.plan(Unit{}, c.Old, func(f *Fault) bool { return f.ops&OpResetBus != 0 })
+	s.bus, err = s.plan(Unit{}, c.Old, func(f *Fault) bool { return f.ops&OpResetBus != 0 }, elsewhere)
 	return s, err
 }
 
@@ -144,9 +150,22 @@ func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err erro
 		}
 		taken[r.Name] = true
 	}
+	after := make(map[string]string, len(rules))
 	for i := range rules {
-		if name := rules[i].Match.AfterRule; name != "" && !taken[name] {
+		name := rules[i].Match.AfterRule
+		if name != "" && !taken[name] {
 			return i, &RuleError{Rule: rules[i].Name, Err: fmt.Errorf("match.after-rule %q: no rule has this name", name)}
+		}
+		after[rules[i].Name] = name
+	}
+	for i := range rules {
+		name := rules[i].Name
+		next := after[name]
+		for n := 0; next != "" && n < len(rules); n++ { // it may come into a circle of others
+			if next == name {
+				return i, &RuleError{Rule: name, Err: fmt.Errorf("match.after-rule %q: that waits for this rule in turn: none of them would ever come into force", after[name])}
+			}
+			next = after[next]
 		}
 	}
 	return 0, nil
@@ -155,8 +174,12 @@ func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err erro
 // ErrHostile means that a hostile rule is not allowed.
 var ErrHostile = errors.New("the rule is hostile, and hostile rules are not allowed: start the daemon with --hostile (or `hostile: true` in its configuration) if data may be lost")
 
-// plan compiles the rules for a unit.
-func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) {
+// errTooSmall means that a disk has no blocks that a rule is about.
+var errTooSmall = errors.New("the disk is too small")
+
+// plan compiles the rules for a unit. Those for every disk that are about blocks which
+// this one does not have go into elsewhere instead.
+func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool, elsewhere map[*Fault]error) (*Plan, error) {
 	p := &Plan{set: s, unit: u}
 	for _, f := range s.faults {
 		if !concerns(f) || f.info.kind == KindPowerCut && !u.PowerSwitch {
@@ -166,7 +189,14 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		if e == nil {
 			made, err := newEntry(u, f)
 			if err != nil {
-				return nil, &RuleError{Rule: f.rule.Name, Err: err}
+				err = &RuleError{Rule: f.rule.Name, Err: err}
+				if f.rule.Disk == "" && errors.Is(err, errTooSmall) {
+					if elsewhere[f] == nil {
+						elsewhere[f] = err
+					}
+					continue
+				}
+				return nil, err
 			}
 			e = &made
 		}
@@ -178,6 +208,11 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool) (*Plan, error) 
 		}
 	}
 	return p, nil
+}
+
+// concerns reports whether f is one of the plan's.
+func (p *Plan) concerns(f *Fault) bool {
+	return slices.ContainsFunc(p.entries, func(e entry) bool { return e.fault == f })
 }
 
 // watches reports whether writes change what the entry keeps.
@@ -216,6 +251,14 @@ func newEntry(u Unit, f *Fault) (entry, error) {
 			return e, fmt.Errorf("a range of %d blocks on disk %q: %s keeps a copy and takes at most %s", n, u.Disk, f.info.kind, MaxKept)
 		}
 		e.versions = newVersions(e.in, int(u.BlockBytes))
+	case KindCapacity:
+		size, block := uint64(f.rule.Action.Size), uint64(u.BlockBytes)
+		if size%block != 0 {
+			return e, fmt.Errorf("action.size %s: want a multiple of the block of disk %q, %d bytes", f.rule.Action.Size, u.Disk, block)
+		}
+		if size/block >= u.Blocks {
+			return e, fmt.Errorf("action.size %s: %w: disk %q has %s: want less", f.rule.Action.Size, errTooSmall, u.Disk, Size(u.Blocks*block))
+		}
 	}
 	return e, nil
 }
@@ -236,7 +279,7 @@ func (m *Match) blocks(u Unit) (span, error) {
 		}
 	}
 	if s.empty() {
-		return s, fmt.Errorf("the range begins at block %d, and disk %q has %d blocks of %d bytes", s.first, u.Disk, u.Blocks, u.BlockBytes)
+		return s, fmt.Errorf("the range begins at block %d, and disk %q has %d blocks of %d bytes: %w: want a range that begins before its end", s.first, u.Disk, u.Blocks, u.BlockBytes, errTooSmall)
 	}
 	return s, nil
 }

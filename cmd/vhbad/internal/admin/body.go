@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/internal/quantity"
 )
 
 // maxBodyBytes bounds the body of a request.
@@ -59,8 +60,7 @@ func decode(text []byte, into any) error {
 	return nil
 }
 
-// checkShape holds what v has against the fields of t. Kinds of values are left to
-// the decoder, which knows more of them.
+// checkShape holds what v has against the fields of t.
 func checkShape(v any, t reflect.Type, path string) error {
 	for t.Kind() == reflect.Pointer {
 		if v == nil {
@@ -68,10 +68,10 @@ func checkShape(v any, t reflect.Type, path string) error {
 		}
 		t = t.Elem()
 	}
-	if decodesItself(t) {
-		return nil
-	}
 	where := cmp.Or(path, "all of it")
+	if decodesItself(t) {
+		return checkLeaf(v, t, where, true)
+	}
 	switch t.Kind() {
 	case reflect.Slice:
 		list, ok := v.([]any)
@@ -97,10 +97,27 @@ func checkShape(v any, t reflect.Type, path string) error {
 		return checkFields(v, t, path, where)
 	default:
 		if v == nil && t.Kind() != reflect.Interface {
-			return Invalid("body: %s: null: want %s", where, t)
+			return Invalid("body: %s: null: want %s", where, quantity.Want(t))
 		}
+		return checkLeaf(v, t, where, false)
 	}
 	return nil
+}
+
+// checkLeaf checks the value of what has no parts. Those that decode themselves say
+// what they want.
+func checkLeaf(v any, t reflect.Type, where string, decodesItself bool) error {
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(text, reflect.New(t).Interface())
+	}
+	switch {
+	case err == nil:
+		return nil
+	case decodesItself:
+		return Invalid("body: %s: %v", where, err)
+	}
+	return Invalid("body: %s %s: want %s", where, text, quantity.Want(t))
 }
 
 // checkFields is checkShape of a structure.

@@ -264,7 +264,7 @@ func TestParse_Bad(t *testing.T) {
 		"tls:\n  verify: true\n":             `c.yaml:2: unknown key "verify": want certificates, mode, verify-peer`,
 		"limits: {idle-timeout: -1s}\n":      `c.yaml:1: duration "-1s"`,
 		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, disks`,
-		"hba:\n  queues: many\n":             "c.yaml:2: cannot unmarshal",
+		"hba:\n  queues: many\n":             "c.yaml:2: hba.queues many: want a whole number",
 		"http: a\nhttp: b\n":                 "c.yaml:2: mapping key",
 		"limits:\n\n  memory: 64MB\n":        `c.yaml:3: size "64MB"`,
 		"limits: {drain-timeout: 5}\n":       `c.yaml:1: duration "5"`,

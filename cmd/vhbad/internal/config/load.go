@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/internal/quantity"
 )
 
 // MaxFileBytes bounds a configuration file.
@@ -84,30 +85,79 @@ func lineOf(root *yaml.Node, list string, i int) int {
 	return 1
 }
 
-// checkValues parses every size, duration and address by itself first: the YAML
-// package does not give the line of what UnmarshalText refuses, and takes fractions
-// for whole numbers.
+// checkValues parses every scalar by itself first: the YAML package does not give the
+// line of what UnmarshalText refuses, takes fractions for whole numbers, and names
+// types of Go where a number is wanted.
 func checkValues(name string, root *yaml.Node) error {
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
 		return nil
 	}
-	return walk(root.Content[0], reflect.TypeFor[File](), func(n *yaml.Node, t reflect.Type) error {
-		if k := t.Kind(); k >= reflect.Int && k <= reflect.Uint64 && n.Kind == yaml.ScalarNode && n.ShortTag() == "!!float" {
-			return fmt.Errorf("%s:%d: %s: want a whole number", name, n.Line, n.Value) // the decoder would cut it off
-		}
-		u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t))
-		if !ok || n.Kind != yaml.ScalarNode {
+	return walk(root.Content[0], reflect.TypeFor[File](), "", func(n *yaml.Node, t reflect.Type, path string) error {
+		isText, err := checkValue(n, t)
+		switch {
+		case err == nil:
 			return nil
-		}
-		if err := u.UnmarshalText([]byte(n.Value)); err != nil {
+		case isText:
 			return fmt.Errorf("%s:%d: %w", name, n.Line, err)
 		}
-		return nil
+		return fmt.Errorf("%s:%d: %s %w", name, n.Line, path, err)
 	})
 }
 
-// walk calls fn for every scalar of n together with the type it will have.
-func walk(n *yaml.Node, t reflect.Type, fn func(*yaml.Node, reflect.Type) error) error {
+// checkValue checks a scalar that is to become a t. isText: t reads text by itself, and
+// its errors say what the text was to be.
+func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
+	if n.Kind != yaml.ScalarNode {
+		return false, nil
+	}
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t)); ok {
+		return true, u.UnmarshalText([]byte(n.Value))
+	}
+	k := t.Kind()
+	if k < reflect.Bool || k > reflect.Float64 || n.ShortTag() == "!!null" {
+		return false, nil
+	}
+	cut := k <= reflect.Uint64 && k >= reflect.Int && n.ShortTag() == "!!float" // which the decoder does
+	if cut || n.Decode(reflect.New(t).Interface()) != nil {
+		return false, fmt.Errorf("%s: want %s", n.Value, quantity.Want(t))
+	}
+	return false, nil
+}
+
+// ParseRule reads one fault rule, as an item of `faults`. Its errors name the field;
+// what the rule says is not checked.
+func ParseRule(text []byte) (r fault.Rule, err error) {
+	var root yaml.Node
+	if err := yaml.Unmarshal(text, &root); err != nil {
+		return r, err
+	}
+	if root.Kind == yaml.DocumentNode && len(root.Content) > 0 {
+		err := walk(root.Content[0], reflect.TypeFor[fault.Rule](), "", func(n *yaml.Node, t reflect.Type, path string) error {
+			isText, err := checkValue(n, t)
+			if isText && err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			if err != nil {
+				return fmt.Errorf("%s %w", path, err)
+			}
+			return nil
+		})
+		if err != nil {
+			return r, err
+		}
+	}
+	strict := yaml.NewDecoder(bytes.NewReader(text))
+	strict.KnownFields(true)
+	err = strict.Decode(&r)
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
+		err = errors.New(strings.Join(te.Errors, "; "))
+	}
+	return r, err
+}
+
+// walk calls fn for every scalar of n together with the type it will have and where it
+// is, as in faults[0].match.op.
+func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect.Type, string) error) error {
 	if n.Kind == yaml.AliasNode {
 		return nil // its anchor is walked where it stands
 	}
@@ -116,8 +166,8 @@ func walk(n *yaml.Node, t reflect.Type, fn func(*yaml.Node, reflect.Type) error)
 	}
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
-		for _, c := range n.Content {
-			if err := walk(c, t.Elem(), fn); err != nil {
+		for i, c := range n.Content {
+			if err := walk(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), fn); err != nil {
 				return err
 			}
 		}
@@ -127,12 +177,16 @@ func walk(n *yaml.Node, t reflect.Type, fn func(*yaml.Node, reflect.Type) error)
 			if !ok {
 				continue // reported by the strict decoder
 			}
-			if err := walk(n.Content[i+1], field.Type, fn); err != nil {
+			at := n.Content[i].Value
+			if path != "" {
+				at = path + "." + at
+			}
+			if err := walk(n.Content[i+1], field.Type, at, fn); err != nil {
 				return err
 			}
 		}
 	default:
-		return fn(n, t)
+		return fn(n, t, path)
 	}
 	return nil
 }

@@ -71,13 +71,21 @@ func (d *Daemon) refreshFaults() {
 		rules = slices.DeleteFunc(rules, func(r fault.Rule) bool { return r.Disk != "" && m.find(r.Disk) == nil })
 		return nil
 	})
-	for slices.ContainsFunc(rules, gone) {
-		rules = slices.DeleteFunc(slices.Clone(rules), gone)
-	}
-	if err := d.setFaultsLocked(rules); err != nil {
-		// A range that is no longer on its disk, say.
-		d.log.Error("faults are not in force any more: they do not fit the disks", "error", err)
-		_ = d.setFaultsLocked(nil)
+	for {
+		for slices.ContainsFunc(rules, gone) {
+			rules = slices.DeleteFunc(slices.Clone(rules), gone)
+		}
+		err := d.setFaultsLocked(slices.Clone(rules))
+		if err == nil {
+			return
+		}
+		// Its range is too long for what it keeps of each block of a new disk, say.
+		wrong, ok := errors.AsType[*fault.RuleError](err)
+		if !ok {
+			return // there is no machine any more
+		}
+		d.log.Error("a fault is not in force any more: it does not fit the disks", "rule", wrong.Rule, "error", err)
+		rules = slices.DeleteFunc(rules, func(r fault.Rule) bool { return r.Name == wrong.Rule })
 	}
 }
 
@@ -138,7 +146,8 @@ func (m *machine) faultUnits() []fault.Unit {
 	for _, e := range m.list() {
 		c := e.config()
 		out = append(out, fault.Unit{
-			Disk: c.Name, Target: e.targetID, Lun: e.lun, BlockBytes: uint32(c.BlockSize), Blocks: e.unit.Blocks(), PowerSwitch: e.power.cache != nil,
+			Disk: c.Name, Target: e.targetID, Lun: e.lun, BlockBytes: uint32(c.BlockSize), PowerSwitch: e.power.cache != nil,
+			Blocks: uint64(e.medium.Size()) / uint64(c.BlockSize), // whatever capacity a rule has it report
 		})
 	}
 	return out

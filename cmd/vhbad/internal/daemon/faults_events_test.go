@@ -399,6 +399,26 @@ func TestFaults_ToldWhateverBringsThem(t *testing.T) {
 	}
 	want(client.EventFaultRemoved, "scratch", "first")
 	want(client.EventFaultRemoved, "db", "second")
+	// A new disk that a rule for every disk has no place on ends no rule; one that it
+	// cannot be kept for ends that rule alone.
+	far := client.FaultRule{Name: "far", Match: fault.Match{LBA: new(uint64(2000))}, Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}}
+	all := client.FaultRule{Name: "all", Match: fault.Match{LBA: new(uint64(0))}, Action: fault.Action{Kind: fault.KindMediumError}}
+	for _, r := range []fault.Rule{far, all} {
+		if _, err := d.PutFault(r); err != nil {
+			t.Fatal(err)
+		}
+		want(client.EventFaultSet, "", r.Name)
+	}
+	if _, err := d.AddDisk(t.Context(), "small", client.DiskSpec{MemoryBytes: 512}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.AddDisk(t.Context(), "large", client.DiskSpec{MemoryBytes: 1 << 38}); err != nil {
+		t.Fatal(err)
+	}
+	want(client.EventFaultRemoved, "", "all")
+	if err := d.RemoveFault("far"); err != nil {
+		t.Error(err)
+	}
 	if all, err := d.Faults(); err != nil || len(all.Faults) != 2 {
 		t.Errorf("rules %+v, %v: want comes and stays", all.Faults, err)
 	}
