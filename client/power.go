@@ -20,6 +20,10 @@ type PowerCutOptions struct {
 	// Damage is what becomes of a sector that was being written: "old" (default),
 	// "garbage" or "unreadable".
 	Damage string `json:"damage,omitempty"`
+	// LoseFlushed is how many sectors lose what a flush or FUA has promised since the
+	// last cut: drawn by the seed, each holds what it held at that cut, or zeros. No
+	// correct drive does it: ErrInvalid unless the daemon runs with --hostile.
+	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// OffForSeconds is how long the disk stays without power, at most 3600.
 	OffForSeconds float64 `json:"off_for_seconds,omitempty"`
 	// DropConnections closes the clients' connections, without an answer to what is
@@ -43,6 +47,8 @@ type PowerReport struct {
 	Policy string `json:"policy"`
 	Tear   string `json:"tear"`
 	Damage string `json:"damage"`
+	// LoseFlushed is what was asked for; Sectors has what there was to lose.
+	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// Class is what kind of drive the disk has been: "legal" (a correct one),
 	// "damaged" (it harmed the sector that it was writing, as asked) or "hostile" (it
 	// broke a promise since the cut before, whether that shows in the image or not);
@@ -53,7 +59,7 @@ type PowerReport struct {
 	ImageClass string `json:"image_class"`
 	// Hostile counts commands since the cut before by what no correct drive does to
 	// them: "lying-flush", "ignored-fua", "lost-write", "misdirected", or the kind of
-	// another hostile rule.
+	// another hostile rule; and sectors by "lost-flushed" if the cut was to lose some.
 	Hostile map[string]uint64 `json:"hostile,omitempty"`
 	// CheckedSectors is how many were held against what had been promised.
 	CheckedSectors int `json:"checked_sectors"`
@@ -91,6 +97,8 @@ type PowerSectors struct {
 	// Unreadable ones cannot be read until they are written, as long as the daemon
 	// runs: the medium has garbage there.
 	Unreadable int `json:"unreadable"`
+	// LostFlushed ones were not pending: LoseFlushed took them.
+	LostFlushed int `json:"lost_flushed,omitempty"`
 }
 
 // PowerFinding is a sector that a correct drive would not have left so.

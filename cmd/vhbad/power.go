@@ -50,7 +50,8 @@ func newPowerCut() *cobra.Command {
 stays. Each pending write survives or not by --policy and --seed; then the disk
 has power again, with an empty cache. The report tells the fate of each write,
 and whether a correct drive may leave such an image: legal, damaged (as asked by
---tear below the block size, or --damage) or hostile (a promise was broken).
+--tear below the block size, or --damage) or hostile (a promise was broken, as by
+--lose-flushed, for which the daemon needs --hostile).
 
 POLICY  subset       each write by a coin (default)
         none         nothing that was not flushed
@@ -64,6 +65,7 @@ next flush: the writes that it is for may be gone. With --drop-connections they
 are cut off, as by the power cut of a whole machine.`,
 		Example: `  vhbad power cut db
   vhbad power cut db --seed 7 --policy one-missing --drop-connections
+  vhbad power cut db --policy all --lose-flushed 3
   vhbad power cut db --tear 512 --damage unreadable --off-for 5s --json`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -88,6 +90,7 @@ are cut off, as by the power cut of a whole machine.`,
 	f.StringVar(&o.Policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
 	f.StringVar(&o.Tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
 	f.StringVar(&o.Damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
+	f.IntVar(&o.LoseFlushed, "lose-flushed", 0, "lose so many sectors, drawn by the seed, that were flushed: they hold what they held at the last cut, or zeros (hostile)")
 	f.DurationVar(&offFor, "off-for", 0, "how long the disk stays without power")
 	f.BoolVar(&o.DropConnections, "drop-connections", false, "close the clients' connections, without an answer to what is in flight")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -119,6 +122,9 @@ func printPowerReport(w io.Writer, r *client.PowerReport) error {
 		s.Pending, r.SectorBytes, s.Kept, s.Lost, s.Torn, s.Garbage, s.Unreadable)
 	if s.Unreadable > 0 {
 		line("unreadable until they are written; when the daemon has ended they read as garbage")
+	}
+	if r.LoseFlushed > 0 {
+		line("%d flushed sectors lost of %d that were to be", s.LostFlushed, r.LoseFlushed)
 	}
 	if r.DroppedConnections > 0 {
 		line("%d connections dropped", r.DroppedConnections)

@@ -63,6 +63,10 @@ type Config struct {
 	Seed uint64
 	// Now is the clock of ages in reports; time.Now if nil.
 	Now func() time.Time
+	// CanLoseFlushed has the cache remember what it overwrites, up to SizeBytes of it,
+	// so that a power cut can lose what was flushed: CutOptions.LoseFlushed. Each
+	// write to the durable medium then reads first. Hostile.
+	CanLoseFlushed bool
 	// Recorder is told what the cache does; nil: nobody is.
 	Recorder Recorder
 }
@@ -137,6 +141,9 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
+	// undo is nil without Config.CanLoseFlushed.
+	// +checklocks:outMu
+	undo undo
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -197,6 +204,11 @@ func New(m media.Media, config Config) (*Cache, error) {
 	}
 	c.ledger.init(shift)
 	c.zeroSums = slices.Repeat([]uint32{sum(make([]byte, config.SectorBytes))}, longBytes>>shift)
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if config.CanLoseFlushed {
+		c.undo = make(undo)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.store.init(config.SectorBytes)

@@ -26,6 +26,9 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
+	if err := c.checkLoss(&o); err != nil {
+		return nil, err
+	}
 	c.cutting.Add(1)
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
@@ -71,7 +74,7 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	c.recordStep(Step{Kind: StepCut, Cut: o})
 	c.plain.Store(false) // everybody has to look
 	k.report = &Report{
-		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage,
+		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage, LoseFlushed: o.LoseFlushed,
 		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{}, Hostile: c.brokenLocked(),
 	}
 	for i := max(c.record.flushes, recentFlushes) - recentFlushes + 1; i <= c.record.flushes; i++ {
@@ -84,6 +87,9 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 //
 // +checklocks:c.outMu
 func (c *Cache) endCut(k *cut) {
+	if c.undo != nil {
+		c.undo = make(undo)
+	}
 	c.syncMu.Lock()
 	c.owed = nil // who comes after the cut is not concerned
 	c.syncMu.Unlock()
@@ -247,6 +253,9 @@ func (c *Cache) apply(k *cut) error {
 			return err
 		}
 		rest = rest[run:]
+	}
+	if err := c.loseFlushed(k); err != nil {
+		return err
 	}
 	if err := c.inner.Flush(); err != nil {
 		return err

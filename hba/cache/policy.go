@@ -91,6 +91,10 @@ type CutOptions struct {
 	// a sector tear the sector.
 	TearBytes int
 	Damage    Damage
+	// LoseFlushed is how many sectors, drawn by the seed, lose what a flush or FUA has
+	// promised since the last cut: by a coin each, they hold what they held at that cut,
+	// or zeros. Hostile, and only where Config.CanLoseFlushed.
+	LoseFlushed int
 }
 
 // Check reports what is wrong with o.
@@ -103,6 +107,9 @@ func (o *CutOptions) Check() error {
 	}
 	if o.TearBytes != 0 && o.TearBytes != 512 && o.TearBytes != 4096 {
 		return fmt.Errorf("cache: tear at %d bytes: want 0 for none, 512 or 4096", o.TearBytes)
+	}
+	if o.LoseFlushed < 0 {
+		return fmt.Errorf("cache: %d flushed sectors to lose: want 0 or more", o.LoseFlushed)
 	}
 	return nil
 }
@@ -169,6 +176,7 @@ const (
 	streamTear     = 2
 	streamDamage   = 3
 	streamEviction = 4
+	streamFlushed  = 5
 	streamGarbage  = 1 << 32
 )
 

@@ -84,7 +84,12 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		}
 		r.c.PromisedRange(s.OffsetBytes, s.LengthBytes)
 	case StepCut:
-		report, err := r.Cut(s.Cut, at)
+		o := s.Cut
+		if o.LoseFlushed > 0 { // of what was promised, which no step tells
+			r.doubt("a power cut was to lose what had been flushed")
+			o.LoseFlushed = 0
+		}
+		report, err := r.Cut(o, at)
 		if err != nil {
 			return err
 		}

@@ -97,7 +97,7 @@ func load(c *cache.Cache, random *rand.Rand, n int) error {
 		if errors.Is(err, media.ErrPowerLost) {
 			return nil
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, media.ErrMedium) { // a cut has damaged what it reads
 			return err
 		}
 	}

@@ -81,6 +81,8 @@ type Report struct {
 	Policy    Policy    `json:"policy"`
 	TearBytes int       `json:"tear_bytes"`
 	Damage    Damage    `json:"damage"`
+	// LoseFlushed is how many sectors were to lose what was promised of them.
+	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// SectorBytes is the unit of Sectors.
 	SectorBytes int         `json:"sector_bytes"`
 	Sectors     SectorTally `json:"sectors"`
@@ -121,6 +123,8 @@ type SectorTally struct {
 	Torn       int `json:"torn"`
 	Garbage    int `json:"garbage"`
 	Unreadable int `json:"unreadable"`
+	// LostFlushed are none of the pending ones: CutOptions.LoseFlushed took them.
+	LostFlushed int `json:"lost_flushed,omitempty"`
 }
 
 func (t *SectorTally) add(o Outcome) {

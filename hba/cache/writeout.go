@@ -93,6 +93,7 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 //
 // +checklocks:c.outMu
 func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
+	c.remember(off, n)
 	var err error
 	switch kind {
 	case KindWrite:

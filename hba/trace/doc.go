@@ -45,7 +45,8 @@
 //	 6 flush      id before which it covers writes
 //	 7 flushed    the same, and how many it covered
 //	 8 lie        offset, length
-//	 9 cut        seed (8), tear in bytes (4), policy (1), damage (1), zero (2)
+//	 9 cut        seed (8), tear in bytes (4), policy (1), damage (1), sectors to lose of
+//	              what was flushed (2)
 //	10 image      SHA-256 of the pending sectors (32); text if failed
 //	11 resize     bytes of the disk
 //	12 mark       text, UTF-8

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"time"
 	"unicode/utf8"
 
@@ -150,7 +151,8 @@ func appendRecord(b []byte, s *cache.Step, at time.Duration, sum uint32) (out []
 	case cache.StepCut:
 		b = le.AppendUint64(b, s.Cut.Seed)
 		b = le.AppendUint32(b, uint32(s.Cut.TearBytes))
-		b = append(b, byte(s.Cut.Policy), byte(s.Cut.Damage), 0, 0)
+		b = append(b, byte(s.Cut.Policy), byte(s.Cut.Damage))
+		b = le.AppendUint16(b, uint16(min(s.Cut.LoseFlushed, math.MaxUint16)))
 	case cache.StepImage:
 		if s.Failed {
 			b = append(b, text(s.Text)...)
@@ -250,7 +252,7 @@ func parseRecord(head, b []byte) (s cache.Step, err error) {
 		b := p.take(8)
 		s.Cut.TearBytes = int(binary.LittleEndian.Uint32(b))
 		s.Cut.Policy, s.Cut.Damage = cache.Policy(b[4]), cache.Damage(b[5])
-		p.bad = p.bad || b[6] != 0 || b[7] != 0
+		s.Cut.LoseFlushed = int(binary.LittleEndian.Uint16(b[6:]))
 		if err := s.Cut.Check(); err != nil {
 			return s, err
 		}

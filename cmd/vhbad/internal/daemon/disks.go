@@ -197,7 +197,7 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), md.Close())
 	}
-	wc, err := withCache(md, c, rec.recorder())
+	wc, err := withCache(md, c, d.o.Config.Hostile, rec.recorder())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), rec.Close(), md.Close())
 	}

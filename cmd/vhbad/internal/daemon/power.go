@@ -54,7 +54,7 @@ type power struct {
 }
 
 // withCache puts the write cache that c asks for before md, if it does.
-func withCache(md media.Media, c *config.Disk, record cache.Recorder) (*cache.Cache, error) {
+func withCache(md media.Media, c *config.Disk, hostile bool, record cache.Recorder) (*cache.Cache, error) {
 	if c.Cache != config.CacheWriteback {
 		return nil, nil
 	}
@@ -64,7 +64,7 @@ func withCache(md media.Media, c *config.Disk, record cache.Recorder) (*cache.Ca
 	}
 	wc, err := cache.New(md, cache.Config{
 		Name: c.Name, SectorBytes: int(c.BlockSize), SizeBytes: int64(c.CacheSize), Eviction: eviction, Seed: c.CacheSeed,
-		Recorder: record,
+		CanLoseFlushed: hostile, Recorder: record,
 	})
 	if err != nil {
 		return nil, err
@@ -115,6 +115,9 @@ func cutOptions(o *client.PowerCutOptions) (c cache.CutOptions, off time.Duratio
 	default:
 		return c, 0, admin.Invalid("tear %q: want none, 512 or 4096", o.Tear)
 	}
+	if c.LoseFlushed = o.LoseFlushed; o.LoseFlushed < 0 {
+		return c, 0, admin.Invalid("lose_flushed %d: want 0 or more", o.LoseFlushed)
+	}
 	if o.OffForSeconds < 0 || o.OffForSeconds > maxOff.Seconds() {
 		return c, 0, admin.Invalid("off_for_seconds %v: want 0 to %v", o.OffForSeconds, maxOff.Seconds())
 	}
@@ -162,6 +165,9 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	options, off, err := cutOptions(&o)
 	if err != nil {
 		return client.PowerReport{}, err
+	}
+	if options.LoseFlushed > 0 && !d.o.Config.Hostile {
+		return client.PowerReport{}, admin.Invalid("lose_flushed %d: no correct drive does that: start the daemon with --hostile", options.LoseFlushed)
 	}
 	m, e, err := d.exportOf(name)
 	if err != nil {
@@ -373,6 +379,7 @@ func PowerReport(r *cache.Report) client.PowerReport {
 		SectorBytes: r.SectorBytes, Sectors: client.PowerSectors(r.Sectors), ImageSHA256: r.ImageSHA256,
 		Flushes: []client.PowerFlush{}, Writes: []client.PowerWrite{}, WritesOmitted: r.WritesOmitted,
 	}
+	out.LoseFlushed = r.LoseFlushed
 	if r.TearBytes != 0 {
 		out.Tear = fmt.Sprint(r.TearBytes)
 	}

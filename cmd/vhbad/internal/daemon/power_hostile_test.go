@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
@@ -97,6 +99,53 @@ func TestCutPower_NamesHostileRules(t *testing.T) {
 			}
 			if r, err = d.CutPower("db", client.PowerCutOptions{}); err != nil || r.Class != "legal" || r.Hostile != nil {
 				t.Errorf("the next cut: %s, %v, %v", r.Class, r.Hostile, err)
+			}
+		})
+	}
+}
+
+// TestCutPower_LosesFlushed: a daemon that allows it loses flushed sectors on demand, and
+// says so in the report and the metrics; another refuses.
+func TestCutPower_LosesFlushed(t *testing.T) {
+	for _, hostile := range []bool{true, false} {
+		t.Run(fmt.Sprintf("hostile=%v", hostile), func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			s.Hostile = hostile
+			d, _ := s.mustStart(t)
+			api := client.New(s.Admin)
+			defer api.Close()
+			c := open(t, s.socket(), "db")
+			if err := c.tryWrite(0, bytes.Repeat([]byte{1}, 8*512)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
+				t.Fatal(err)
+			}
+			r, err := api.CutPower(t.Context(), "db", client.PowerCutOptions{Policy: "all", LoseFlushed: 2})
+			if !hostile {
+				if !errors.Is(err, client.ErrInvalid) || !strings.Contains(err.Error(), "--hostile") {
+					t.Errorf("%v, want ErrInvalid that says what to do", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Class != "hostile" || r.ImageClass != "hostile" || r.LoseFlushed != 2 || r.Sectors.LostFlushed != 2 || r.Acts["lost-flushed"] != 2 || r.Hostile["lost-flushed"] != 2 {
+				t.Errorf("report: %+v", r)
+			}
+			if snap, _ := d.Snapshot(); snap.Disks[0].Cache.Acts[cache.ActLostFlushed] != 2 || snap.Disks[0].Cache.CutsByCommand[cache.ClassHostile] != 1 {
+				t.Errorf("metrics: %+v", snap.Disks[0].Cache)
+			}
+			if _, err := c.do(cmdFlush, 0, 0, nil); err == nil {
+				t.Fatal("the flush after the cut told nothing")
+			}
+			got, err := c.do(cmdRead, 0, 8*512, nil)
+			if err != nil || bytes.Count(got, []byte{0}) != 2*512 {
+				t.Errorf("%v, %d bytes are gone, want 2 sectors", err, bytes.Count(got, []byte{0}))
+			}
+			if _, err := api.CutPower(t.Context(), "db", client.PowerCutOptions{LoseFlushed: -1}); !errors.Is(err, client.ErrInvalid) {
+				t.Errorf("-1 sectors: %v, want ErrInvalid", err)
 			}
 		})
 	}

@@ -267,7 +267,7 @@ func (s sink) disks(snap *Snapshot) {
 // acts are what can make a disk hostile: what its cache does itself or is told of by
 // its own name, and the other kinds of hostile rules.
 var acts = func() []cache.Act {
-	own := []cache.Act{cache.ActLyingFlush, cache.ActIgnoredFUA, cache.ActLostWrite, cache.ActMisdirected}
+	own := []cache.Act{cache.ActLyingFlush, cache.ActIgnoredFUA, cache.ActLostWrite, cache.ActMisdirected, cache.ActLostFlushed}
 	for _, k := range fault.Kinds() {
 		switch act := cache.Act(k.Kind); {
 		case !k.Hostile, k.Kind == fault.KindIgnoreFUA, k.Kind == fault.KindLieAboutFlush, slices.Contains(own, act):
