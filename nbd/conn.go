@@ -41,6 +41,7 @@ type Conn struct {
 	session Session
 	ctx     context.Context // ends when the connection is dead
 	cancel  context.CancelFunc
+	ended   chan struct{} // closed when its session is
 
 	tls        string // version and cipher suite, empty without TLS
 	clientName string // the first in the client's verified certificate, if any

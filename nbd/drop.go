@@ -1,11 +1,16 @@
 package nbd
 
+import "context"
+
+// Dropped are connections that Drop has closed.
+type Dropped struct{ conns []*Conn }
+
 // Drop closes the connections that use an export, at once: what is in flight is
-// not answered, as when a machine loses power. It returns how many it closed. Their
-// devices may still be completing requests when it returns.
+// not answered, as when a machine loses power. Their devices may still be completing
+// requests when it returns: see Dropped.Wait.
 //
 // Concurrency: any goroutine.
-func (s *Server) Drop(export string) int {
+func (s *Server) Drop(export string) Dropped {
 	s.mu.Lock()
 	var conns []*Conn
 	for c := range s.conns {
@@ -17,5 +22,23 @@ func (s *Server) Drop(export string) int {
 	for _, c := range conns {
 		c.kill(CloseDropped)
 	}
-	return len(conns)
+	return Dropped{conns}
+}
+
+// Count is how many they are.
+func (d Dropped) Count() int { return len(d.conns) }
+
+// Wait waits until their devices have completed every request, and their sessions are
+// closed.
+//
+// Concurrency: any goroutine. Errors: the context's.
+func (d Dropped) Wait(ctx context.Context) error {
+	for _, c := range d.conns {
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }

@@ -233,6 +233,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 		nc:     nc,
 		wire:   nc,
 		since:  time.Now(),
+		ended:  make(chan struct{}),
 	}
 	if a := nc.RemoteAddr(); a != nil {
 		c.remote = a.String()
@@ -293,6 +294,7 @@ func (s *Server) vetLocked(c *Conn) NegotiationFailure {
 // run is the life of a registered connection.
 func (s *Server) run(c *Conn) {
 	defer s.wg.Done()
+	defer close(c.ended)
 	log := s.Log.With("conn", c.id, "remote", c.remote)
 	end, ok := c.negotiate()
 	if ok {

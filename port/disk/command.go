@@ -78,6 +78,9 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 		c.pos, c.end = wholeBlocksOf(c.pos, c.end, mask)
 	}
 	c.until = c.end
+	if c.isSpare && c.unwanted(p) { // it may have waited for long
+		return false
+	}
 	switch r.Op {
 	case nbd.OpWriteZeroes:
 		if r.FastZero && !g.zeroesFast(r.NoHole) {

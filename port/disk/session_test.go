@@ -215,7 +215,7 @@ func TestSession_ClientGone(t *testing.T) {
 			if r, err := c.Receive(); err != nil || r.Cookie != 99 {
 				t.Fatalf("%+v, %v", r, err)
 			}
-			if n := server.Drop("disk"); n != 1 {
+			if n := server.Drop("disk").Count(); n != 1 {
 				t.Errorf("%d connections closed, want 1", n)
 			}
 			release(m.Processor(t, "release"))

@@ -19,6 +19,8 @@ import (
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
 )
 
 // maxReports is how many reports of power cuts a disk remembers.
@@ -192,16 +194,18 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 		p.switchOn()
 		return client.PowerReport{}, err
 	}
-	dropped := 0
+	var dropped nbd.Dropped
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
+		m.endUnwanted(e)
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
+	m.endDropped(e, dropped)
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
 	out := PowerReport(report)
-	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped
+	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped.Count()
 	class := int(report.Class)
 	if report.Error != "" {
 		class = cache.Classes
@@ -210,6 +214,44 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	// Who hears of it finds the report, and may cut the power again.
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	return out, err
+}
+
+// A machine that loses its power forgets what it has sent. So nothing that a dropped
+// connection has sent may reach the medium after the cut: the unit has power again only
+// when all that has ended, or has come to the HBA and is held there, as by a fault rule;
+// the unit knows by itself that this is from before.
+const (
+	droppedLook = 10 * time.Millisecond // how often that is looked at
+	// droppedPatience is how long commands are in the miniport's hands, with nothing of
+	// theirs before it, until the HBA must have fetched them.
+	droppedPatience = 100 * time.Millisecond
+)
+
+// endDropped ends what dropped connections have waiting, or waits for its end, or for
+// that of the daemon.
+func (m *machine) endDropped(e *export, dropped nbd.Dropped) {
+	for since := time.Now(); m.cuts.ctx.Err() == nil; {
+		if m.endUnwanted(e) > 0 {
+			since = time.Now()
+		}
+		ctx, cancel := context.WithTimeout(m.cuts.ctx, droppedLook)
+		err := dropped.Wait(ctx)
+		cancel()
+		if err == nil || time.Since(since) > droppedPatience {
+			return
+		}
+	}
+}
+
+// endUnwanted is Disk.EndUnwanted.
+func (m *machine) endUnwanted(e *export) (left int) {
+	if err := m.onProcessor("power", func(p *port.Processor) error {
+		left = e.EndUnwanted(p)
+		return nil
+	}); err != nil {
+		return 1 // no processor is free: it is not known
+	}
+	return left
 }
 
 // tellCut publishes a cut, one that failed as well.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/port"
 )
 
 func TestCutPower(t *testing.T) {
@@ -95,6 +97,58 @@ func TestCutPower(t *testing.T) {
 	s.mustStart(t)
 	if got, err := open(t, s.socket(), "db").do(cmdRead, 0, 512, nil); err != nil || !bytes.Equal(got, block(9)) {
 		t.Errorf("after a restart: %v, %v …", err, got[:min(1, len(got))])
+	}
+}
+
+// TestCutPower_DroppedWaits: what a dropped connection has waiting in the port is not
+// done when the power is back; that of one that stays is.
+func TestCutPower_DroppedWaits(t *testing.T) {
+	for name, drop := range map[string]bool{"dropped": true, "stays": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			d, _ := s.mustStart(t)
+			m := machineOf(d)
+			onPort := func(fn func(p *port.Processor) bool) {
+				t.Helper()
+				if err := m.onProcessor("test", func(p *port.Processor) error {
+					if !fn(p) {
+						return errors.New("no such unit")
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e := m.find("db")
+			onPort(func(p *port.Processor) bool { return m.adapter.PauseDevice(p, 0, e.targetID, e.lun, 3600) })
+			c := open(t, s.socket(), "db")
+			payload := bytes.Repeat([]byte{7}, 512)
+			done := make(chan error, 1)
+			go func() { done <- c.tryWrite(0, payload) }()
+			eventually(t, func() string {
+				if n := e.LogicalUnit().Stats().Waiting; n != 1 {
+					return fmt.Sprintf("%d commands wait, want 1", n)
+				}
+				return ""
+			})
+			if _, err := d.CutPower("db", client.PowerCutOptions{Policy: "none", DropConnections: drop}); err != nil {
+				t.Fatal(err)
+			}
+			if n := e.LogicalUnit().Stats().Waiting; (n == 0) != drop {
+				t.Errorf("%d commands wait when the power is back", n)
+			}
+			onPort(func(p *port.Processor) bool { return m.adapter.ResumeDevice(p, 0, e.targetID, e.lun) })
+			want := payload
+			if drop {
+				want = make([]byte, 512)
+			}
+			if err := <-done; (err != nil) != drop {
+				t.Errorf("the write: %v", err)
+			}
+			if got, err := open(t, s.socket(), "db").do(cmdRead, 0, 512, nil); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("on the medium: %v, %d …, want %d", err, got[0], want[0])
+			}
+		})
 	}
 }
 

@@ -50,6 +50,7 @@ type road struct {
 	driver  *miniport.Driver
 	adapter *port.Adapter
 	memory  *media.Memory
+	server  *nbd.Server
 	// faultsAllowed: DMA faults are what the test is about.
 	faultsAllowed bool
 }
@@ -109,6 +110,7 @@ func newRoad(t testing.TB, s shape) *road {
 	exports, err := nbd.NewExportSet(nbd.Export{Name: "disk0", Device: nd})
 	must(err)
 	server := &nbd.Server{Exports: exports, Arena: w.arena}
+	w.server = server
 	l, err := net.Listen("unix", w.path)
 	must(err)
 	served := make(chan error, 1)
