@@ -26,14 +26,10 @@ func (r *Request) Abandon(errno Errno) (loan Loan, flush bool) {
 //
 // Concurrency: any goroutine; takes a lock for a few instructions.
 func (l Loan) Return() {
-	if l.b == nil || l.b.refs.Add(-1) != 0 {
+	if l.b == nil || !l.c.drop(l.b) {
 		return
 	}
-	size := len(l.b.mem)
-	l.c.arena.Free(l.b.mem)
-	l.b.mem = nil
-	l.c.giveBack(l.b, size)
 	l.c.mu.Lock()
-	l.c.cond.Signal()
+	l.c.cond.Signal() // the reader may wait for memory
 	l.c.mu.Unlock()
 }

@@ -120,16 +120,19 @@ func (c *Conn) giveBack(b *block, size int) {
 	c.mu.Unlock()
 }
 
-// drop gives up the reader's reference.
+// drop gives up a reference, the reader's or a loan's. True: it was the last, and the
+// memory is free.
 //
-// Concurrency: reader only.
-func (c *Conn) drop(b *block) {
-	if b != nil && b.refs.Add(-1) == 0 {
-		size := len(b.mem)
-		c.arena.Free(b.mem)
-		b.mem = nil
-		c.giveBack(b, size)
+// Concurrency: the owner of the reference.
+func (c *Conn) drop(b *block) (last bool) {
+	if b == nil || b.refs.Add(-1) != 0 {
+		return false
 	}
+	size := len(b.mem)
+	c.arena.Free(b.mem)
+	b.mem = nil
+	c.giveBack(b, size)
+	return true
 }
 
 // errMemory means that awaitMemory waited long enough.

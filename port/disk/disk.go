@@ -270,9 +270,6 @@ func (t *talker) free() {
 // t.data, of which it returns what came through srb.DataTransferBytes.
 func (t *talker) command(name string, cdbBytes, inBytes int) error {
 	for try := 0; ; try++ {
-		if t.lost {
-			return fmt.Errorf("%s: %w", name, errGivenUp)
-		}
 		clear(t.data)
 		s := t.srb
 		s.Function = port.FunctionExecuteScsi
@@ -285,8 +282,9 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 			s.Flags |= port.FlagDataIn
 			s.DataBuffers[0], s.DataTransferBytes = t.data[:inBytes], uint32(inBytes)
 		}
-		if t.lost = !t.d.lu.Execute(t.p, s, t.free); t.lost {
-			continue // to the end
+		if !t.d.lu.Execute(t.p, s, t.free) {
+			t.lost = true
+			return fmt.Errorf("%s: %w", name, errGivenUp)
 		}
 		if s.Status.Code() == port.StatusDataOverrun && s.DataTransferBytes <= uint32(inBytes) {
 			return nil // shorter than the allocation length, which is usual

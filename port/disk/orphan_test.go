@@ -120,8 +120,8 @@ func TestOrphan_Flush(t *testing.T) {
 }
 
 // A spare command may be lost and come back while a request asks for it: the request
-// gets it, waits for it or is among those that fail with it, and nothing is left
-// behind.
+// gets it, fails without it, waits for it or is among those that fail with it, and
+// nothing is left behind.
 func TestOrphan_SpareInBetween(t *testing.T) {
 	m := porttest.NewMachine(t, porttest.ArenaBytes)
 	p := m.Processor(t, "test")
@@ -136,7 +136,7 @@ func TestOrphan_SpareInBetween(t *testing.T) {
 		}
 		s := opened.(*session)
 		r := &nbd.Request{}
-		first := s.takeSpare(&nbd.Request{})
+		first, _ := s.takeSpare(&nbd.Request{})
 		var starved []*nbd.Request
 		orphaned := make(chan struct{})
 		go func() {
@@ -144,14 +144,14 @@ func TestOrphan_SpareInBetween(t *testing.T) {
 			s.comeHome(first)
 			close(orphaned)
 		}()
-		c := s.takeSpare(r)
+		c, waits := s.takeSpare(r)
 		<-orphaned
 		s.mu.Lock()
-		waits := slices.Contains(slices.Concat(starved, s.starved), r)
+		listed := slices.Contains(slices.Concat(starved, s.starved), r)
 		lost := s.spare == nil || s.spareBusy != (c != nil)
 		s.mu.Unlock()
-		if waits == (c != nil) || lost {
-			t.Fatalf("command %v, waits: %t, no spare or not that: %t", c, waits, lost)
+		if listed != waits || waits && c != nil || lost {
+			t.Fatalf("command %v, waits: %t, in a list: %t, no spare or not that: %t", c, waits, listed, lost)
 		}
 		s.Close()
 	}

@@ -50,7 +50,7 @@ type session struct {
 	largeBusy bool
 	// spare is the command of requests whose slot has none, because there is no
 	// memory: it serves one after the other, so that want of memory makes
-	// requests wait and none fail. It is nil only when it was orphaned.
+	// requests wait and none fail. It is nil only while it is an orphan.
 	// +checklocks:mu
 	spare *command
 	// +checklocks:mu
@@ -185,7 +185,11 @@ func (s *session) Submit(requests []*nbd.Request) {
 	for _, r := range requests {
 		c := s.command(r.Slot)
 		if c == nil {
-			if c = s.takeSpare(r); c == nil {
+			var waits bool
+			if c, waits = s.takeSpare(r); c == nil {
+				if !waits {
+					r.Complete(nbd.ENOMEM) // this goroutine is the reader's, and flushes
+				}
 				continue
 			}
 		}
@@ -325,26 +329,20 @@ func (s *session) releaseBounce(c *command) *command {
 	return next
 }
 
-// takeSpare returns the spare command for r, or nil: then r waits for it, or has
-// failed, as there was no memory for one in place of an orphan.
-func (s *session) takeSpare(r *nbd.Request) *command {
-	s.mu.Lock() // to the end: the spare may be orphaned and come home at any time
+// takeSpare returns the spare command for r, for which there is no memory, or has r
+// wait for it. It does neither if the spare is an orphan.
+func (s *session) takeSpare(r *nbd.Request) (c *command, waits bool) {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.spare == nil { // lost for good, unless here
-		c, err := s.newCommand()
-		if err != nil {
-			r.Complete(nbd.ENOMEM) // the reader is awake, and flushes
-			return nil
-		}
-		c.isSpare = true
-		s.spare = c
-	}
-	if s.spareBusy {
+	switch {
+	case s.spare == nil:
+		return nil, false
+	case s.spareBusy:
 		s.starved = append(s.starved, r)
-		return nil
+		return nil, true
 	}
 	s.spareBusy = true
-	return s.spare
+	return s.spare, false
 }
 
 // passSpare returns the request that has the spare command next, or nil.
