@@ -57,28 +57,28 @@ func (r *Result) add(o outcome, several bool, target string) {
 }
 
 // Run checks one target in a subtest for each row, and fails those whose rule is
-// broken.
-func Run(t *testing.T, target Target) {
+// broken. It returns the names of the rows that had a case.
+func Run(t *testing.T, target Target) (applied []string) {
 	t.Helper()
 	x := &probe{ctx: t.Context(), target: &target}
 	if o := x.run(discover); o.verdict.Bad() {
 		t.Fatalf("%s: %s", o.verdict, o.detail)
 	}
 	t.Logf("%s: %v", target.Name, x.f)
-	applied := 0
 	for _, row := range Rows() {
 		t.Run(row.Name, func(t *testing.T) {
 			o := row.run(t.Context(), &target, x.f)
 			if o.verdict != NotApplicable {
-				applied++
+				applied = append(applied, row.Name)
 			}
 			if o.verdict.Bad() {
 				t.Errorf("%s: %s\n%s (%s): %s", o.verdict, o.detail, row.Level, row.cites(), row.Rule)
 			}
 		})
 	}
-	if applied == 0 {
+	if len(applied) == 0 {
 		t.Errorf("no row applies to %s", target.Name)
 	}
-	t.Logf("%d of %d rows apply", applied, len(Rows()))
+	t.Logf("%d of %d rows apply", len(applied), len(Rows()))
+	return applied
 }
