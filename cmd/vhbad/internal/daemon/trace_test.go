@@ -100,6 +100,7 @@ func replayed(t *testing.T, path string, base []byte, o trace.Options) ([]byte, 
 // times; what the trace gives by the same seeds, without daemon and load, is the
 // disk's image each time, byte for byte.
 func TestTrace_Replay(t *testing.T) {
+	t.Parallel()
 	for _, eviction := range []string{"fifo", "random", "none"} {
 		t.Run(eviction, func(t *testing.T) {
 			t.Parallel()
@@ -263,7 +264,12 @@ func TestTrace_Life(t *testing.T) {
 // TestTrace_Full: a trace that has no room any more ends with the reason, and the disk
 // goes on.
 func TestTrace_Full(t *testing.T) {
-	s := newSettings(t, "db=memory:1MiB,cache=writeback,trace=$DIR/t.trace")
+	// Far more than the test's own log of files and variables, which go test keeps.
+	const (
+		limitBytes = 4 << 20
+		piece      = 256 << 10
+	)
+	s := newSettings(t, "db=memory:8MiB,cache=writeback,trace=$DIR/t.trace")
 	var was unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
 		t.Fatal(err)
@@ -271,20 +277,19 @@ func TestTrace_Full(t *testing.T) {
 	d, _ := s.mustStart(t)
 	events := s.follow(t, client.EventTraceFailed)
 	c := open(t, s.socket(), "db")
-	write := func() {
+	write := func(i int) {
 		t.Helper()
-		if _, err := c.do(cmdWrite, 0, 4096, bytes.Repeat([]byte{7}, 4096)); err != nil {
+		if _, err := c.do(cmdWrite, uint64(i)*piece, piece, bytes.Repeat([]byte{7}, piece)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write()
+	write(0)
 	if _, err := d.Power("db"); err != nil {
 		t.Fatal(err)
 	}
-	// No file of this process may grow beyond 6 KiB now.
 	signal.Ignore(unix.SIGXFSZ)
 	defer signal.Reset(unix.SIGXFSZ)
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 6 << 10, Max: was.Max}); err != nil {
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: limitBytes, Max: was.Max}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -292,11 +297,14 @@ func TestTrace_Full(t *testing.T) {
 			t.Fatal(err)
 		}
 	}()
-	write()
+	const before = limitBytes/piece - 1 // each has a header
+	for i := range before + 1 {
+		write(i)
+	}
 	if e := events.want(client.EventTraceFailed, "db"); !strings.Contains(fmt.Sprint(e.Fields["error"]), "file too large") {
 		t.Errorf("event %+v", e)
 	}
-	write()
+	write(1)
 	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +319,7 @@ func TestTrace_Full(t *testing.T) {
 		t.Errorf("metrics: %+v", m)
 	}
 	count, complete, reason := kinds(t, filepath.Join(s.dir, "t.trace"))
-	if complete || !strings.Contains(reason, "file too large") || count["write"] != 1 {
+	if complete || !strings.Contains(reason, "file too large") || count["write"] != before {
 		t.Errorf("complete %v (%s), records %v", complete, reason, count)
 	}
 }
