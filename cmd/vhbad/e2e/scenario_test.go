@@ -46,6 +46,7 @@ func scenarios() []scenario {
 		restartScenario(),
 		persistScenario(),
 		growScenario(),
+		timeoutScenario(),
 		tlsScenario(),
 		vsockScenario(),
 	}...)

@@ -144,9 +144,11 @@ func TestLimits_File(t *testing.T) {
 			if _, err := c.option(optGo, exportData("d")); err != nil {
 				t.Fatal(err)
 			}
+			var reads []byte
 			for i := range 16 { // more than a socket holds
-				c.write(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: uint64(i), Length: 4 << 20}.Append(nil))
+				reads = nbdtest.Command{Type: nbdtest.CmdRead, Cookie: uint64(i), Length: 4 << 20}.Append(reads)
 			}
+			c.write(reads)
 			counts(t, d, "clients that did not take replies", closed(nbd.CloseReplyTimeout))
 		}},
 		{"", "idle-timeout: 10ms", func(t *testing.T, s *settings, d *Daemon) {
