@@ -329,14 +329,13 @@ func (r *Recorder) write() {
 		if batch == nil {
 			return
 		}
-		n, err := r.file.WriteAt(batch, r.offset)
-		if err != nil {
-			r.curtail(batch[:max(n, 0)], err)
+		if _, err := r.file.WriteAt(batch, r.offset); err != nil {
+			r.curtail(batch, err)
 			r.wrote(batch, err)
 			return
 		}
 		r.offset += int64(len(batch))
-		_, r.kept = whole(batch, r.kept)
+		r.kept = binary.LittleEndian.Uint32(batch[len(batch)-sumBytes:])
 		r.wrote(batch, nil)
 	}
 }
@@ -385,28 +384,22 @@ func (r *Recorder) failLocked(err error) {
 	r.room.Broadcast()
 }
 
-// curtail leaves of a batch that was written in part the whole records, and behind
-// them why there are no more, if there is room for that.
-func (r *Recorder) curtail(written []byte, why error) {
-	n, sum := whole(written, r.kept)
-	r.offset += int64(n)
+// curtail writes of a batch that could not be written the records that can be, and
+// behind them why there are no more, if there is room for that.
+func (r *Recorder) curtail(batch []byte, why error) {
+	for len(batch) > 0 { // what was written in part a file does not tell for sure
+		n := recordHeadBytes + int(binary.LittleEndian.Uint32(batch)) + sumBytes
+		if _, err := r.file.WriteAt(batch[:n], r.offset); err != nil {
+			break
+		}
+		r.offset, r.kept = r.offset+int64(n), binary.LittleEndian.Uint32(batch[n-sumBytes:])
+		batch = batch[n:]
+	}
 	_ = r.file.Truncate(r.offset) // else the reader finds a record that ends too soon
-	end, _ := appendRecord(nil, &cache.Step{Kind: kindEnd, Failed: true, Text: why.Error()}, r.now().Sub(r.start), sum)
+	end, _ := appendRecord(nil, &cache.Step{Kind: kindEnd, Failed: true, Text: why.Error()}, r.now().Sub(r.start), r.kept)
 	if _, err := r.file.WriteAt(end, r.offset); err != nil {
 		_ = r.file.Truncate(r.offset) // the same
 		return
 	}
 	r.offset += int64(len(end))
-}
-
-// whole is how long the whole records of a batch are, and the sum of the last.
-func whole(batch []byte, sum uint32) (n int, last uint32) {
-	for len(batch)-n >= recordHeadBytes {
-		end := n + recordHeadBytes + int(binary.LittleEndian.Uint32(batch[n:])) + sumBytes
-		if end > len(batch) {
-			break
-		}
-		n, sum = end, binary.LittleEndian.Uint32(batch[end-sumBytes:])
-	}
-	return n, sum
 }

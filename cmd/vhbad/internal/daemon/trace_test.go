@@ -103,7 +103,6 @@ func TestTrace_Replay(t *testing.T) {
 	t.Parallel()
 	for _, eviction := range []string{"fifo", "random", "none"} {
 		t.Run(eviction, func(t *testing.T) {
-			t.Parallel()
 			const sizeBytes = 1 << 20
 			s := newSettings(t, "db=file:$DIR/i.img,cache=writeback,cache-size=128KiB,cache-seed=3,trace=$DIR/t.trace,cache-eviction="+eviction)
 			image, path := filepath.Join(s.dir, "i.img"), filepath.Join(s.dir, "t.trace")
