@@ -1,0 +1,438 @@
+package vhbadtest
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/client"
+)
+
+// Variable of the environment is the path of the program.
+const Variable = "VHBAD"
+
+// Writeback is a Disk.Cache: a volatile write cache, whose power can be cut.
+const Writeback = "writeback"
+
+// patience bounds how long a daemon may take to start, and to end.
+const patience = 60 * time.Second
+
+// A Disk is one to be served.
+type Disk struct {
+	// Name is its name and its export's; "disk0" for the first, "disk1" for the second
+	// and so on if empty.
+	Name string
+	// SizeBytes is its size, in memory or of a File that is to be made; 64 MiB if both
+	// are missing.
+	SizeBytes int64
+	// File is the path of an image; without, the disk is in memory.
+	File string
+	// BlockBytes is 512 or 4096; 512 if zero.
+	BlockBytes int
+	// Cache is Writeback or empty, for none; CacheSizeBytes, CacheEviction ("fifo",
+	// "random" or "none"), CacheSeed and Trace, a file that records what the disk
+	// does, are for the former.
+	Cache          string
+	CacheSizeBytes int64
+	CacheEviction  string
+	CacheSeed      uint64
+	Trace          string
+	// Hostile are promises that the disk breaks: "lying-flush", "ignored-fua".
+	Hostile []string
+}
+
+// spec is the disk as flags of vhbad have it.
+func (d *Disk) spec() string {
+	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+	var b strings.Builder
+	if d.File != "" {
+		b.WriteString(d.Name + "=file:" + quote(d.File))
+		if d.SizeBytes != 0 {
+			fmt.Fprintf(&b, ",size=%d", d.SizeBytes)
+		}
+	} else {
+		size := d.SizeBytes
+		if size == 0 {
+			size = 64 << 20
+		}
+		fmt.Fprintf(&b, "%s=memory:%d", d.Name, size)
+	}
+	for _, o := range []struct {
+		key   string
+		value string
+	}{
+		{"block-size", number(int64(d.BlockBytes))},
+		{"cache", d.Cache},
+		{"cache-size", number(d.CacheSizeBytes)},
+		{"cache-eviction", d.CacheEviction},
+		{"trace", quote(d.Trace)},
+	} {
+		if o.value != "" {
+			b.WriteString("," + o.key + "=" + o.value)
+		}
+	}
+	if d.CacheSeed != 0 {
+		fmt.Fprintf(&b, ",cache-seed=%d", d.CacheSeed)
+	}
+	for _, act := range d.Hostile {
+		b.WriteString(",hostile=" + act)
+	}
+	return b.String()
+}
+
+func number(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// Options say how a daemon is started.
+type Options struct {
+	// Disks are what it serves; a Disk of defaults if there are none.
+	Disks []Disk
+	// Flags are further ones of vhbad serve, such as --hostile.
+	Flags []string
+}
+
+// A Daemon is one that runs for a test. Its first disk is embedded, as most tests have
+// one only.
+type Daemon struct {
+	*Export
+	t      testing.TB
+	folder string
+	admin  *client.Client
+	logs   *logs
+	ended  chan error
+}
+
+// An Export is a disk of a daemon.
+type Export struct {
+	Name string
+	d    *Daemon
+}
+
+// Start starts a daemon that serves these disks, and waits until it does.
+func Start(t testing.TB, disks ...Disk) *Daemon {
+	t.Helper()
+	return StartWith(t, Options{Disks: disks})
+}
+
+// StartWith is Start with options.
+func StartWith(t testing.TB, o Options) *Daemon {
+	t.Helper()
+	program, err := find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder, err := os.MkdirTemp("", "vhbadtest-") //nolint:usetesting // t.TempDir has names that are too long for a socket's
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{t: t, folder: folder, logs: &logs{}, ended: make(chan error, 1)}
+	t.Cleanup(d.stop)
+	disks := append([]Disk(nil), o.Disks...)
+	if len(disks) == 0 {
+		disks = []Disk{{}}
+	}
+	args := []string{"serve", "--listen=unix://" + d.Socket(), "--admin=" + d.adminPath(), "--http=none", "--log-format=text"}
+	for i := range disks {
+		if disks[i].Name == "" {
+			disks[i].Name = fmt.Sprintf("disk%d", i)
+		}
+		args = append(args, "--disk="+disks[i].spec())
+	}
+	d.Export = &Export{Name: disks[0].Name, d: d}
+	d.admin = client.New(d.adminPath())
+	ready := make(chan struct{})
+	go d.run(program, append(args, o.Flags...), ready)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-ready:
+	case err := <-d.ended:
+		d.ended <- nil // it has been told of
+		t.Fatalf("%s has ended before it served: %v\n%s", program, err, d.logs)
+	case <-timer.C:
+		t.Fatalf("%s has not served for %v\n%s", program, patience, d.logs)
+	}
+	return d
+}
+
+// find finds the program.
+func find() (string, error) {
+	if path := os.Getenv(Variable); path != "" {
+		if _, err := exec.LookPath(path); err != nil {
+			return "", fmt.Errorf("vhbadtest: $%s: %w", Variable, err)
+		}
+		return path, nil
+	}
+	path, err := exec.LookPath("vhbad")
+	if err != nil {
+		return "", fmt.Errorf("vhbadtest: %w: `go install github.com/vhbad/vhbad/cmd/vhbad@latest` installs it, and $%s can name another", err, Variable)
+	}
+	return path, nil
+}
+
+// run runs the daemon to its end. It keeps a thread: the daemon dies with the one
+// that has started it.
+func (d *Daemon) run(program string, args []string, ready chan<- struct{}) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	out, in, err := os.Pipe()
+	if err != nil {
+		d.ended <- err
+		return
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = in, d.logs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err = cmd.Start()
+	_ = in.Close() // it is the daemon's now
+	if err != nil {
+		_ = out.Close()
+		d.ended <- err
+		return
+	}
+	d.logs.started(cmd.Process)
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		defer func() { _ = out.Close() }()
+		lines := bufio.NewScanner(out)
+		for open := true; lines.Scan(); {
+			if open && strings.HasPrefix(lines.Text(), "ready unix://"+d.Socket()) {
+				open = false
+				close(ready)
+			}
+		}
+	}()
+	<-read
+	d.ended <- cmd.Wait()
+}
+
+// stop ends the daemon, and shows what it has said if the test has failed.
+func (d *Daemon) stop() {
+	defer func() { _ = os.RemoveAll(d.folder) }()
+	if d.admin != nil {
+		d.admin.Close()
+	}
+	d.logs.signal(syscall.SIGTERM)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-d.ended:
+		if err != nil {
+			d.t.Errorf("vhbad: %v", err)
+		}
+	case <-timer.C:
+		d.logs.signal(syscall.SIGKILL)
+		d.t.Errorf("vhbad has not ended for %v: %v", patience, <-d.ended)
+	}
+	if d.t.Failed() {
+		d.t.Logf("vhbad said:\n%s", d.logs)
+	}
+}
+
+// logs are the last of what a daemon has said, and its process.
+type logs struct {
+	mu      sync.Mutex
+	b       []byte
+	process *os.Process
+}
+
+// maxLogBytes is how much is kept.
+const maxLogBytes = 64 << 10
+
+// Write implements io.Writer.
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, p...)
+	if len(l.b) > 2*maxLogBytes {
+		l.b = append([]byte("…\n"), l.b[len(l.b)-maxLogBytes:]...)
+	}
+	return len(p), nil
+}
+
+// String is what there is.
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(bytes.TrimSpace(l.b))
+}
+
+func (l *logs) started(p *os.Process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.process = p
+}
+
+func (l *logs) signal(s os.Signal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.process != nil {
+		_ = l.process.Signal(s) // it may have ended, which Wait says
+	}
+}
+
+func (d *Daemon) adminPath() string { return filepath.Join(d.folder, "admin.sock") }
+
+// Socket is the path of the NBD socket.
+func (d *Daemon) Socket() string { return filepath.Join(d.folder, "nbd.sock") }
+
+// Client is a client of the daemon's API, for what has no method here.
+func (d *Daemon) Client() *client.Client { return d.admin }
+
+// Environ is the environment for commands: NBD_URI is the first disk, and other
+// commands of vhbad find the daemon.
+func (d *Daemon) Environ() []string {
+	return append(os.Environ(), "NBD_URI="+d.URI(), client.AdminVariable+"="+d.adminPath())
+}
+
+// Disk is the disk of that name.
+func (d *Daemon) Disk(name string) *Export {
+	d.t.Helper()
+	if _, err := d.admin.Disk(d.t.Context(), name); err != nil {
+		d.t.Fatal(err)
+	}
+	return &Export{Name: name, d: d}
+}
+
+// Fault puts a rule into force; see docs/faults.md. It ends with the daemon, or by
+// RemoveFault.
+func (d *Daemon) Fault(r client.FaultRule) {
+	d.t.Helper()
+	if _, err := d.admin.PutFault(d.t.Context(), r); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// RemoveFault ends a rule, and is how often it has fired.
+func (d *Daemon) RemoveFault(name string) (fired uint64) {
+	d.t.Helper()
+	f, err := d.admin.Fault(d.t.Context(), name)
+	if err == nil {
+		err = d.admin.RemoveFault(d.t.Context(), name)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return f.Fired
+}
+
+// ReleaseFault lets go what a rule holds, and is how many that were.
+func (d *Daemon) ReleaseFault(name string) (released int) {
+	d.t.Helper()
+	released, err := d.admin.ReleaseFault(d.t.Context(), name, 0)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return released
+}
+
+// Mark sets a mark: rules can wait for it, and traces have it.
+func (d *Daemon) Mark(text string) {
+	d.t.Helper()
+	if _, err := d.admin.SetMark(d.t.Context(), text); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Events are what has happened by now, of these types if any are given.
+func (d *Daemon) Events(types ...client.EventType) (events []client.Event) {
+	d.t.Helper()
+	stream, err := d.admin.Events(d.t.Context(), client.EventFilter{Since: new(uint64), Types: types, NoFollow: true})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	for e, err := range stream.All() {
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		events = append(events, e)
+	}
+	return events
+}
+
+// WaitEvent waits for the first event of a type since the daemon started, or the first
+// after another event.
+func (d *Daemon) WaitEvent(kind client.EventType, after client.Event) client.Event {
+	d.t.Helper()
+	stream, err := d.admin.Events(d.t.Context(), client.EventFilter{Since: &after.Seq, Types: []client.EventType{kind}})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	for e, err := range stream.All() {
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if e.Type == kind {
+			return e
+		}
+	}
+	d.t.Fatalf("vhbad has ended before there was a %s", kind)
+	return client.Event{}
+}
+
+// URI is the NBD URI of the disk.
+func (e *Export) URI() string {
+	return "nbd+unix:///" + url.PathEscape(e.Name) + "?socket=" + url.QueryEscape(e.d.Socket())
+}
+
+// CutPower cuts the power of the disk, which needs a write cache, and gives it back.
+func (e *Export) CutPower(o client.PowerCutOptions) *client.PowerReport {
+	e.d.t.Helper()
+	r, err := e.d.admin.CutPower(e.d.t.Context(), e.Name, o)
+	if err != nil {
+		e.d.t.Fatal(err)
+	}
+	return r
+}
+
+// Power is what waits in the disk's write cache, and what its power cuts did.
+func (e *Export) Power() *client.Power {
+	e.d.t.Helper()
+	p, err := e.d.admin.Power(e.d.t.Context(), e.Name)
+	if err != nil {
+		e.d.t.Fatal(err)
+	}
+	return p
+}
+
+// Image is all bytes of the disk, as a client reads them now.
+func (e *Export) Image() []byte {
+	e.d.t.Helper()
+	c := e.Dial()
+	defer func() { _ = c.Close() }()
+	p := make([]byte, c.Size())
+	if _, err := c.ReadAt(p, 0); err != nil {
+		e.d.t.Fatal(err)
+	}
+	return p
+}
+
+// Dial connects to the disk. The test's end closes the connection, if nothing did
+// before.
+func (e *Export) Dial() *Conn {
+	e.d.t.Helper()
+	c, err := dial(e.d.Socket(), e.Name)
+	if err != nil {
+		e.d.t.Fatalf("disk %s: %v", e.Name, err)
+	}
+	e.d.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
