@@ -154,6 +154,7 @@ func (p *player) stop() error {
 // cut cuts the power as chosen.
 func (p *player) cut(o cache.CutOptions) (err error) {
 	p.o.Choice.apply(&o)
+	o.LoseFlushed = 0 // cache.Replay says of recorded ones that it cannot do them; nobody has chosen this
 	p.result.Report, err = p.again.Cut(o, p.at)
 	return err
 }

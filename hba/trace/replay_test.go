@@ -124,6 +124,32 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestReplay_LoseFlushed: a power cut that lost what was flushed is replayed without that,
+// which the result says if it was to be as recorded.
+func TestReplay_LoseFlushed(t *testing.T) {
+	f := &sheet{}
+	w := record(t, f, trace.Config{})
+	w.Record(cache.Step{Kind: cache.StepCut, Cut: cache.CutOptions{Seed: 1, LoseFlushed: 2}})
+	w.Record(cache.Step{Kind: cache.StepImage, Text: strings.Repeat("00", 32)})
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	seed := uint64(2)
+	for _, o := range []trace.Options{{Cut: 1}, {Cut: 1, Choice: trace.Choice{Seed: &seed}}} {
+		r, err := trace.NewReader(bytes.NewReader(f.bytes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		result, err := trace.Replay(r, memory(t, header.DiskBytes), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if as := !o.Choice.Any(); as != strings.Contains(result.Doubt, "to lose what had been flushed") {
+			t.Errorf("as recorded %v: doubt %q", as, result.Doubt)
+		}
+	}
+}
+
 var recordGolden = flag.Bool("record-golden", false, "write testdata/golden.trace anew; then run with -rewrite, and read the diff")
 
 const goldenPath = "testdata/golden.trace"
