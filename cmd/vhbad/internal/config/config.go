@@ -71,7 +71,9 @@ type File struct {
 	Disks  []Disk    `yaml:"disks"`
 	// HTTP is HOST:PORT for metrics and health, or "none".
 	HTTP string `yaml:"http"`
-	// Admin is the path of the control socket, or "none".
+	// Admin is the path of the control socket, or "none". The default is VHBAD_ADMIN of
+	// the environment, or else vhbad.sock in XDG_RUNTIME_DIR, or else
+	// /run/vhbad.sock.
 	Admin  string `yaml:"admin"`
 	Log    Log    `yaml:"log"`
 	Limits Limits `yaml:"limits"`
