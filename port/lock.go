@@ -53,7 +53,7 @@ type spinLock struct {
 	// served counts those that waited and got it.
 	// +checklocks:mu
 	served uint
-	_      [16]byte // locks of channels and messages lie side by side
+	_      [16]byte // locks of channels and messages lie side by side; see TestLayout_CacheLines
 }
 
 func (l *spinLock) String() string {

@@ -25,14 +25,7 @@ const guestMount = "/run/disk"
 // guestMain carries out an order and powers the guest off, if this process is the
 // first of a guest; else it returns false at once.
 func guestMain() bool {
-	orders := os.Getenv(envGuest)
-	if orders == "" || os.Getpid() != 1 {
-		return false
-	}
-	reports, err := os.OpenFile(guest.Reports, os.O_WRONLY, 0)
-	if err != nil {
-		fmt.Println("guest:", err)
-	} else {
+	return guest.Main(envGuest, func(orders string, reports *os.File) {
 		last := guestReport{Done: true}
 		if err := carryOut(orders, reports); err != nil {
 			last = guestReport{Error: err.Error()}
@@ -40,9 +33,7 @@ func guestMain() bool {
 		if err := tell(reports, &last); err != nil {
 			fmt.Println("guest:", err)
 		}
-	}
-	fmt.Println("guest:", guest.PowerOff())
-	return true
+	})
 }
 
 func tell(w io.Writer, r *guestReport) error {

@@ -10,7 +10,7 @@
 // # Two sides
 //
 //	host.go    on the host: Boot, Kill, Wait
-//	inside.go  in the guest: Enter, LoadModule, PowerOff
+//	inside.go  in the guest: Main, Enter, LoadModule, PowerOff
 //
 // Source: Documentation/virt/uml/user_mode_linux_howto_v2.rst of the kernel.
 package guest

@@ -18,6 +18,25 @@ const (
 	modules = "/usr/lib/uml/modules"
 )
 
+// Main is the main function of a program that is process 1 of a guest: it calls run with
+// the value of the environment variable orders and the device Reports, and powers the
+// guest off. Anywhere else, which is where the variable is empty or the process not the
+// first, it returns false at once.
+func Main(orders string, run func(order string, reports *os.File)) bool {
+	order := os.Getenv(orders)
+	if order == "" || os.Getpid() != 1 {
+		return false
+	}
+	reports, err := os.OpenFile(Reports, os.O_WRONLY, 0)
+	if err != nil {
+		fmt.Println("guest:", err)
+	} else {
+		run(order, reports)
+	}
+	fmt.Println("guest:", PowerOff())
+	return true
+}
+
 // Enter makes of a kernel that has just started what programs expect: it mounts
 // proc, sysfs and a tmpfs on /run, and sets the environment of children.
 //

@@ -65,19 +65,10 @@ const (
 // guestMain runs a scenario and powers the guest off, if this process is a
 // guest's init; else it returns false at once.
 func guestMain() bool {
-	name := os.Getenv(envScenario)
-	if name == "" || os.Getpid() != 1 {
-		return false
-	}
-	debug.SetGCPercent(-1) // a scenario allocates little, and fresh pages are dear here
-	results, err := os.OpenFile(machine.Reports, os.O_WRONLY, 0)
-	if err != nil {
-		fmt.Println("guest:", err)
-	} else {
+	return machine.Main(envScenario, func(name string, results *os.File) {
+		debug.SetGCPercent(-1) // a scenario allocates little, and fresh pages are dear here
 		runScenario(name, results)
-	}
-	fmt.Println("guest:", machine.PowerOff())
-	return true
+	})
 }
 
 func runScenario(name string, results *os.File) {
