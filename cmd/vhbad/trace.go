@@ -148,7 +148,7 @@ func newTraceLine(h *trace.Header, r *trace.Record) *traceLine {
 		l.OffsetBytes, l.LengthBytes = &r.OffsetBytes, &r.LengthBytes
 	case cache.StepAnswer:
 		l.Op, l.Write = r.Op.String(), &r.Write
-	case cache.StepFlush:
+	case cache.StepFlush, cache.StepLeave:
 		l.Write = &r.Write
 	case cache.StepFlushed:
 		l.Write, l.Covered = &r.Write, &r.Covered

@@ -25,10 +25,11 @@ type Eviction uint8
 
 // Evictions.
 const (
-	// EvictFIFO makes the oldest writes durable when room is needed.
+	// EvictFIFO makes the oldest writes durable: when 7/8 of the room are taken, until
+	// it is 13/16.
 	EvictFIFO Eviction = iota
-	// EvictRandom makes one chosen by the seed durable: when room is needed, and
-	// before one in eight writes even if not.
+	// EvictRandom makes some durable that are drawn by the seed, as is how many: when
+	// 7/8 of the room are taken; and besides one with one in eight writes.
 	EvictRandom
 	// EvictNone makes nothing durable early. When the cache is full, new writes
 	// go through to the durable medium.
@@ -141,6 +142,9 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
+	// ending: a cut carries out what was chosen.
+	// +checklocks:outMu
+	ending bool
 	// undo is nil without Config.CanLoseFlushed.
 	// +checklocks:outMu
 	undo undo
@@ -156,6 +160,13 @@ type Cache struct {
 	life uint64
 	// +checklocks:mu
 	store store
+	// leaving are the writes that were chosen to become durable. writing: a goroutine
+	// of group is there to do it.
+	// +checklocks:mu
+	leaving []leaver
+	// +checklocks:mu
+	writing bool
+	group   sync.WaitGroup
 	// random is the sequence of EvictRandom; draw is its next number.
 	// +checklocks:mu
 	random *rand.PCG
@@ -273,19 +284,28 @@ func (c *Cache) Prefetch(off, n int64) error { return c.can.Prefetch.Prefetch(of
 // Errors: of the durable medium. If it cannot be written, what was pending is
 // lost and the error says so; if it cannot be closed, neither is the cache.
 func (c *Cache) Close() error {
+	closed, err := c.closeInner()
+	if closed {
+		c.group.Wait()
+	}
+	return err
+}
+
+func (c *Cache) closeInner() (closed bool, err error) {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	err := c.emptyOut()
+	err = c.emptyOut()
 	if closing := c.inner.Close(); closing != nil {
-		return errors.Join(err, closing)
+		return false, errors.Join(err, closing)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
+	c.leaving = nil
 	c.store.init(c.config.SectorBytes)
 	c.unreadable = nil
 	c.settleLocked()
-	return err
+	return true, err
 }
 
 // emptyOut writes out all that is pending.

@@ -33,6 +33,7 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	c.cutting.Add(-1)
+	c.endLeaving()
 	k, err := c.beginCut(o)
 	if err != nil {
 		return nil, err
@@ -173,7 +174,7 @@ func sortedFates(m map[int64]*Fate) []Fate {
 // decide decides, and tells of the writes.
 func (k *cut) decide(shift uint8) {
 	s := &k.store
-	k.trace = Trace{SectorBytes: 1 << shift, Writes: make([]TracedWrite, 0, len(s.pending))}
+	k.trace = Trace{SectorBytes: 1 << shift, Writes: make([]TracedWrite, 0, s.writes)}
 	for w := s.first; w != nil; w = w.after {
 		x := TracedWrite{ID: w.id, Sectors: make([]int64, 0, w.versions)}
 		for i := w.oldest; i != none; i = s.versions[i].next {

@@ -19,11 +19,11 @@
 //
 // The durable medium, and for each sector that has any a list of pending
 // versions, oldest first, in groups of 64 sectors. A version belongs to a write; a write has an id, in
-// order of arrival. Versions take room, SizeBytes in all. When there is none,
-// Eviction says which writes become durable early: a batch of 1/16 of the room, in
-// order of their sectors. That happens within the call that needs the room, never
-// in the background: what is durable then depends on the calls and their order
-// alone, which makes a run repeatable.
+// order of arrival. Versions take room, SizeBytes in all. When little of it is left,
+// Eviction says which writes become durable early. Which is decided as a write comes,
+// by what has come before it: the calls, their order and the seed, which makes a run
+// repeatable. A goroutine does it, in the background, and a power cut ends it first.
+// See background.go.
 //
 // # Power cuts
 //
@@ -67,7 +67,7 @@
 //
 // Cache.outMu, then Cache.syncMu, then Cache.mu, then whatever the durable medium takes. The ledger has a
 // lock of its own, under which nothing else is taken. outMu is held
-// by whoever writes to the durable medium; mu guards the lists and is held for
+// by whoever writes to the durable medium, the goroutine of background.go as well; mu guards the lists and is held for
 // memory copies, never across I/O. What only the holder of outMu changes it reads
 // before it takes mu: a part of a sector, or a COMPARE AND WRITE, is put together
 // from the durable medium's bytes and, under mu, newer versions on them.

@@ -91,3 +91,6 @@ func (c *Cache) LedgerEntries() uint64 {
 	defer c.ledger.mu.Unlock()
 	return c.ledger.next
 }
+
+// Settle waits until all that was chosen is durable.
+func (c *Cache) Settle() { c.group.Wait() }

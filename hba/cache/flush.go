@@ -107,6 +107,11 @@ func (c *Cache) beginFlush() (flush, error) {
 	}
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
 	c.recordStep(Step{Kind: StepFlush, Write: f.before, Lie: f.lie})
+	if !f.lie && c.config.Eviction != EvictNone { // else nothing is chosen anyway
+		for w := c.store.first; w != nil; w = w.after {
+			c.store.leaveAll(w)
+		}
+	}
 	if f.lie {
 		c.record.broke(ActLyingFlush)
 		c.answeredLocked(&f)

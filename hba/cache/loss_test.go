@@ -85,6 +85,7 @@ func TestCache_EvictsByChanceWithoutReplacement(t *testing.T) {
 		for i := range int64(writes) {
 			put(t, c, i<<9, 7, 512)
 		}
+		c.Settle()
 		durable := uint64(0)
 		for i := range int64(writes) {
 			if at(t, m, i<<9) == 7 {

@@ -106,7 +106,7 @@ func (c *Cache) brokenLocked() map[Act]uint64 {
 func (c *Cache) coveredLocked() int {
 	n := 0
 	for w := c.store.first; w != nil; w = w.after {
-		if w.acknowledged {
+		if w.acknowledged && w.staying > 0 { // what leaves is done, as far as can be told
 			n++
 		}
 	}

@@ -37,8 +37,10 @@ type Stats struct {
 	// durable; CoveredWrites is the sum of those.
 	FlushCovered  [CoveredBuckets]uint64
 	CoveredWrites uint64
-	Evictions     [EvictionReasons]uint64 // writes
-	Cuts          uint64
+	Evictions     [EvictionReasons]uint64 // writes, as they are chosen
+	// FailedWriteOuts counts what the durable medium failed to take in the background.
+	FailedWriteOuts uint64
+	Cuts            uint64
 	// CutSectors counts the pending sectors of all cuts, by the class in their reports.
 	CutSectors [Classes][Outcomes]uint64
 	// Acts counts commands by what no correct drive does to them.
@@ -97,7 +99,7 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	s := c.record.stats
 	s.Acts = maps.Clone(s.Acts)
-	s.PendingBytes, s.PendingWrites = int64(c.store.used)<<c.shift, int64(len(c.store.pending))
+	s.PendingBytes, s.PendingWrites = int64(c.store.used)<<c.shift, int64(c.store.writes)
 	s.UnreadableSectors, s.Flushes = int64(len(c.unreadable)), c.record.flushes
 	if w := c.store.first; w != nil {
 		s.OldestPending = w.at

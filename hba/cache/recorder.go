@@ -56,6 +56,9 @@ const (
 	// StepBroke: something was done to a command above the cache that no correct drive
 	// does [Text: the Act].
 	StepBroke
+	// StepLeave: a pending write is chosen to become durable, which it does in the
+	// background, or at the latest when the power goes [Write].
+	StepLeave
 	stepKinds
 )
 
@@ -63,7 +66,7 @@ const (
 const StepKinds = int(stepKinds)
 
 var stepNames = [...]string{
-	"", "write", "durable", "through", "unsure", "answer", "flush", "flushed", "lie", "cut", "image", "resize", "mark", "broke",
+	"", "write", "durable", "through", "unsure", "answer", "flush", "flushed", "lie", "cut", "image", "resize", "mark", "broke", "leave",
 }
 
 // String is the kind's name.

@@ -98,6 +98,8 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		return r.image(s)
 	case StepBroke:
 		r.c.broke(Act(s.Text))
+	case StepLeave:
+		return r.leave(s)
 	case StepResize:
 		if r.c.can.Resize == nil {
 			return fmt.Errorf("the disk became %d bytes long, and this medium cannot", s.LengthBytes)
@@ -193,6 +195,20 @@ func (r *Replay) durable(s *Step) error {
 		return err
 	}
 	return c.writeOut(false)
+}
+
+// leave chooses a write to become durable.
+func (r *Replay) leave(s *Step) error {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for w := c.store.first; w != nil; w = w.after {
+		if w.id == s.Write {
+			c.chooseOneLocked(w, EvictionRoom)
+			return nil
+		}
+	}
+	return fmt.Errorf("write %d is chosen to become durable, and is not pending", s.Write)
 }
 
 // pickOut picks what a write has in the range.

@@ -34,9 +34,10 @@ type write struct {
 	epoch         uint64  // how many flushes had been answered before
 	at            time.Time
 	versions      int   // pending ones
+	staying       int   // those of them that have not been chosen to become durable
 	oldest        int32 // its first version, in ascending order of sectors
 	before, after *write
-	place         int // index in store.pending
+	place         int // index in store.staying, if it stays
 }
 
 // A promise is what was said about a pending write's durability.
@@ -59,6 +60,9 @@ type version struct {
 	kind         Kind
 	older, newer int32 // of the same sector
 	before, next int32 // of the same write
+	// leaves: it has been chosen to become durable, as are all older ones of its
+	// sector. It is here until it is.
+	leaves bool
 }
 
 const (
@@ -86,6 +90,8 @@ type store struct {
 	slabs    [][]byte // data of the versions, by index
 	free     int32    // list by newer
 	used     int
+	// stay is how many versions of them do not leave.
+	stay int
 
 	groups map[int64]*group // by number, those that have something
 	// found is the group that was looked for last, of that number; nil if there is
@@ -96,9 +102,12 @@ type store struct {
 	areas       map[int64]int32 // groups of each area, to pass over those that have none
 
 	first, last *write
-	pending     []*write // in no order that means anything, but in the same for the same calls
-	spare       []*write
-	nextID      uint64
+	writes      int
+	// staying are those of which something stays: in no order that means anything, but
+	// in the same for the same calls, however far those that leave have come.
+	staying []*write
+	spare   []*write
+	nextID  uint64
 }
 
 func (s *store) init(sectorBytes int) {
@@ -196,14 +205,15 @@ func (s *store) newWrite(kind Kind, off, n int64) *write {
 	} else {
 		w = new(write)
 	}
-	*w = write{id: s.takeID(), off: off, n: n, kind: kind, oldest: none, before: s.last, place: len(s.pending)}
+	*w = write{id: s.takeID(), off: off, n: n, kind: kind, oldest: none, before: s.last, place: len(s.staying)}
 	if s.last == nil {
 		s.first = w
 	} else {
 		s.last.after = w
 	}
 	s.last = w
-	s.pending = append(s.pending, w)
+	s.writes++
+	s.staying = append(s.staying, w)
 	return w
 }
 
@@ -235,7 +245,37 @@ func (s *store) add(w *write, sector int64, kind Kind, tail int32) int32 {
 		s.versions[tail].next = i
 	}
 	w.versions++
+	w.staying++
+	s.stay++
 	return i
+}
+
+// leave chooses version i, and all older ones of its sector, to become durable.
+func (s *store) leave(i int32) {
+	for ; i != none && !s.versions[i].leaves; i = s.versions[i].older {
+		s.leaveOne(i)
+	}
+}
+
+// leaveAll is leave of all versions of w.
+func (s *store) leaveAll(w *write) {
+	for i := w.oldest; i != none; i = s.versions[i].next {
+		s.leave(i)
+	}
+}
+
+func (s *store) leaveOne(i int32) {
+	v := &s.versions[i]
+	v.leaves = true
+	s.stay--
+	w := v.write
+	if w.staying--; w.staying > 0 {
+		return
+	}
+	last := s.staying[len(s.staying)-1]
+	s.staying[w.place], last.place = last, w.place
+	s.staying[len(s.staying)-1] = nil
+	s.staying = s.staying[:len(s.staying)-1]
 }
 
 // retire removes version i and all older ones of its sector.
@@ -318,6 +358,9 @@ func (s *store) between(first, end int64) []int64 {
 func (s *store) unlink(i int32) {
 	v := &s.versions[i]
 	w := v.write
+	if !v.leaves {
+		s.leaveOne(i)
+	}
 	if v.before == none {
 		w.oldest = v.next
 	} else {
@@ -343,20 +386,11 @@ func (s *store) drop(w *write) {
 	} else {
 		w.after.before = w.before
 	}
-	s.swap(w.place, len(s.pending)-1)
-	s.pending[len(s.pending)-1] = nil
-	s.pending = s.pending[:len(s.pending)-1]
+	s.writes--
 	*w = write{}
 	if len(s.spare) < maxSpareWrites {
 		s.spare = append(s.spare, w)
 	}
-}
-
-// swap exchanges two pending writes.
-func (s *store) swap(i, j int) {
-	a, b := s.pending[i], s.pending[j]
-	s.pending[i], s.pending[j] = b, a
-	a.place, b.place = j, i
 }
 
 // maxSpareWrites is how many writes are kept for the next ones.

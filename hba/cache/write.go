@@ -191,7 +191,6 @@ type verdict uint8
 const (
 	verdictInserted  verdict = iota
 	verdictEvict             // make room and come again
-	verdictChance            // make another write durable, by chance, and come again
 	verdictThrough           // write to the durable medium
 	verdictUnchanged         // nothing: there is nothing to write
 )
@@ -202,7 +201,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 	if durable && !mayBlock {
 		return false, nil
 	}
-	life, id, v, err := c.insert(x, true)
+	life, id, v, err := c.insert(x)
 	if err != nil || x.n == 0 || v == verdictInserted && !durable {
 		return true, err
 	}
@@ -217,15 +216,13 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 		case verdictThrough:
 			return true, c.throughOut(x, life)
 		case verdictEvict:
-			err = c.evictOut(life, EvictionRoom)
-		case verdictChance:
-			err = c.evictOut(life, EvictionChance)
+			err = c.roomOut(life, int(x.n>>c.shift))
 		case verdictInserted, verdictUnchanged:
 		}
 		if err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
 		}
-		if now, id, v, err = c.insert(x, false); err != nil {
+		if now, id, v, err = c.insert(x); err != nil {
 			return true, err
 		}
 		if now != life {
@@ -254,7 +251,7 @@ func (c *Cache) wouldBlock(x *change) bool {
 	if c.refuseLocked(x.op(), x.off, x.n) != nil {
 		return false // it fails at once
 	}
-	return (x.off|x.n)&(int64(1)<<c.shift-1) != 0 || !c.hasRoomLocked(x) || c.chanceLocked()
+	return (x.off|x.n)&(int64(1)<<c.shift-1) != 0 || !c.hasRoomLocked(x)
 }
 
 // hasRoomLocked reports whether x may become pending and there is room for it now.
@@ -265,15 +262,8 @@ func (c *Cache) hasRoomLocked(x *change) bool {
 	return c.fits(x.kind, need) && c.store.used+int(need) <= c.room
 }
 
-// chanceLocked reports whether the next write makes another durable first.
-//
-// +checklocks:c.mu
-func (c *Cache) chanceLocked() bool {
-	return c.config.Eviction == EvictRandom && c.draw&spontaneousMask == 0 && c.store.first != nil
-}
-
-// insert makes x pending if it can. chance lets it evict by chance first.
-func (c *Cache) insert(x *change, chance bool) (life, id uint64, v verdict, err error) {
+// insert makes x pending if it can.
+func (c *Cache) insert(x *change) (life, id uint64, v verdict, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.refuseLocked(x.op(), x.off, x.n); err != nil || x.n == 0 {
@@ -283,8 +273,6 @@ func (c *Cache) insert(x *change, chance bool) (life, id uint64, v verdict, err 
 	switch {
 	case !c.fits(x.kind, need):
 		return c.life, 0, verdictThrough, nil
-	case chance && c.chanceLocked():
-		return c.life, 0, verdictChance, nil
 	case c.hasRoomLocked(x):
 		return c.life, c.insertLocked(x).id, verdictInserted, nil
 	case c.config.Eviction == EvictNone:
@@ -308,6 +296,7 @@ func (c *Cache) fits(kind Kind, need int64) bool {
 // +checklocks:c.mu
 func (c *Cache) insertLocked(x *change) *write {
 	s := &c.store
+	c.chooseLocked(int(x.n >> c.shift))
 	w := s.newWrite(x.kind, x.off, x.n)
 	x.id = w.id
 	w.fua, w.acknowledged = x.fua, true
@@ -327,6 +316,9 @@ func (c *Cache) insertLocked(x *change) *write {
 		if x.kind == KindWrite {
 			copy(s.data(tail), x.p[i<<c.shift:])
 		}
+	}
+	if x.durable() { // it leaves, too: see forceOut
+		s.leaveAll(w)
 	}
 	c.draw = c.random.Uint64()
 	c.plain.Store(false)
@@ -389,7 +381,7 @@ func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, 
 		if err != nil || enough {
 			return life, err
 		}
-		if err := c.evictOut(life, EvictionRoom); err != nil {
+		if err := c.roomOut(life, sectors); err != nil {
 			return life, c.outcome(op, off, n, err)
 		}
 	}

@@ -44,7 +44,7 @@ func (c *Cache) writeOut(through bool) error {
 		c.buffer = make([]byte, bufferBytes)
 	}
 	for rest := c.picked; len(rest) > 0; {
-		if c.cutting.Load() != 0 {
+		if c.cutting.Load() != 0 && !c.ending {
 			return errNoPower
 		}
 		run := 1
@@ -120,45 +120,6 @@ func (c *Cache) healLocked(sector int64) {
 	if len(c.unreadable) > 0 {
 		delete(c.unreadable, sector)
 	}
-}
-
-// batchShift: what is evicted for room makes 1/16 of it free, so that the durable
-// medium gets few long writes, in order, instead of a short one for each new one.
-const batchShift = 4
-
-// evictOut makes pending writes durable, by the policy: one by chance, or a batch
-// for room.
-//
-// +checklocks:c.outMu
-func (c *Cache) evictOut(life uint64, reason EvictionReason) error {
-	c.mu.Lock()
-	if c.life != life || c.cutting.Load() != 0 {
-		c.mu.Unlock()
-		return errNoPower
-	}
-	want := 1
-	if reason == EvictionRoom {
-		want = c.room >> batchShift
-	}
-	c.picked = c.picked[:0]
-	n := uint64(0)
-	if c.config.Eviction == EvictRandom {
-		for left := len(c.store.pending); left > 0 && len(c.picked) < want; left-- {
-			w := c.store.pending[below(c.random.Uint64(), left)]
-			c.store.swap(w.place, left-1) // it is not drawn again
-			c.pickAllLocked(w)
-			n++
-		}
-	} else {
-		for w := c.store.first; w != nil && len(c.picked) < want; w = w.after {
-			c.pickAllLocked(w)
-			n++
-		}
-	}
-	c.record.stats.Evictions[reason] += n
-	c.mu.Unlock()
-	c.newestOut()
-	return c.writeOut(false)
 }
 
 // pickAllLocked adds all versions of w to picked.

@@ -51,7 +51,8 @@
 //	11 resize     bytes of the disk
 //	12 mark       text, UTF-8
 //	13 broke      text: what was done that no correct drive does
-//	14 end        text: why nothing more was recorded, empty at the disk's end
+//	14 leave      id
+//	15 end        text: why nothing more was recorded, empty at the disk's end
 //
 // A sum is CRC-32C of what comes before it in the header or record, continued from
 // the sum before: a record that is missing, or from another file, is found as one that is

@@ -38,7 +38,7 @@ const (
 )
 
 // kindEnd is the last record's. No cache takes that step.
-const kindEnd = cache.StepKind(14)
+const kindEnd = cache.StepKind(15)
 
 // End has to be the kind after the last step's.
 var _ = [1]struct{}{}[int(kindEnd)-cache.StepKinds]
@@ -143,7 +143,7 @@ func appendRecord(b []byte, s *cache.Step, at time.Duration, sum uint32) (out []
 	case cache.StepUnsure, cache.StepLie:
 		b = le.AppendUint64(b, uint64(s.OffsetBytes))
 		b = le.AppendUint64(b, uint64(s.LengthBytes))
-	case cache.StepAnswer, cache.StepFlush:
+	case cache.StepAnswer, cache.StepFlush, cache.StepLeave:
 		b = le.AppendUint64(b, s.Write)
 	case cache.StepFlushed:
 		b = le.AppendUint64(b, s.Write)
@@ -243,7 +243,7 @@ func parseRecord(head, b []byte) (s cache.Step, err error) {
 		}
 	case cache.StepUnsure, cache.StepLie:
 		s.OffsetBytes, s.LengthBytes = p.length(), p.length()
-	case cache.StepAnswer, cache.StepFlush:
+	case cache.StepAnswer, cache.StepFlush, cache.StepLeave:
 		s.Write = p.number()
 	case cache.StepFlushed:
 		s.Write, s.Covered = p.number(), int(p.length())

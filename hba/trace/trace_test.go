@@ -158,11 +158,13 @@ var every = []cache.Step{
 	{Kind: cache.StepFlushed, Write: 5, Covered: 4, Lie: true},
 	{Kind: cache.StepLie, OffsetBytes: 512, LengthBytes: 512},
 	{Kind: cache.StepCut, Cut: cache.CutOptions{Seed: 1 << 63, Policy: cache.PolicyOneMissing, TearBytes: 4096, Damage: cache.DamageUnreadable}},
+	{Kind: cache.StepCut, Cut: cache.CutOptions{LoseFlushed: 7}},
 	{Kind: cache.StepImage, Text: strings.Repeat("0f", 32)},
 	{Kind: cache.StepImage, Failed: true, Text: "medium error"},
 	{Kind: cache.StepResize, LengthBytes: 1 << 21},
 	{Kind: cache.StepMark, Text: "grün"},
 	{Kind: cache.StepBroke, Text: "lost-write"},
+	{Kind: cache.StepLeave, Write: 6},
 }
 
 // TestRecorder_RoundTrip: what is recorded is what is read.

@@ -121,6 +121,7 @@ var (
 	cacheEvictions = desc("cache_evictions_total", "Writes made durable before a flush asked for it.", "export", "reason")
 	cacheBroken    = desc("cache_unreadable_sectors", "Sectors that a power cut left unreadable, until they are written.", "export")
 	cacheFailed    = desc("cache_failed_flushes_total", "Flushes that could not make everything durable.", "export")
+	cacheBehind    = desc("cache_failed_write_outs_total", "Times that the medium failed to take what was written out in the background. It stays in the cache, and flushes fail while the medium does.", "export")
 	cacheFlushes   = desc("flush_covered_writes", "Writes that a flush had to make durable.", "export")
 	powerCuts      = desc("power_cuts_total", "Power cuts, by the class that their reports give the drive; failed if the medium failed.", "export", "trigger", "class")
 	crashSectors   = desc("crash_sectors_total", "Sectors that were not durable when the power was cut, by what became of them and the class of the cut.", "export", "outcome", "class")
@@ -287,6 +288,7 @@ func (s sink) cache(name string, c *Cache) {
 	}
 	s.gauge(cacheBroken, float64(c.UnreadableSectors), name)
 	s.counter(cacheFailed, c.FailedFlushes, name)
+	s.counter(cacheBehind, c.FailedWriteOuts, name)
 	for i, n := range c.Evictions {
 		s.counter(cacheEvictions, n, name, cache.EvictionReason(i).String())
 	}

@@ -1,0 +1,186 @@
+package cache
+
+// Background write-out. Which writes become durable early is decided when a write
+// becomes pending that the high-water mark, or chance, has decide: by what has come
+// until then, in its order, and the seed, and never by how far the durable medium has
+// come. What is chosen leaves: it counts as pending no more where something is decided.
+// A goroutine, there while it has work, carries that out behind everybody's back, in
+// order of the sectors. Reads see it until it is durable; a flush covers it; a power cut
+// first ends it, as if it had been done at once.
+//
+// What leaves takes room until it has left. Whoever needs the room helps and waits.
+
+// A leaver is a write that was chosen. Writes are used again, and then have another id.
+type leaver struct {
+	w  *write
+	id uint64
+}
+
+// Marks, as parts of the room.
+const (
+	// highShift: above 7/8 of the room writes are chosen, until there are at most
+	highShift = 3
+	// 13/16, so that the durable medium gets few long writes, in order, instead of a
+	// short one for each new one. EvictRandom draws up to a quarter of the room more.
+	batchShift  = 4
+	randomShift = 2
+)
+
+// chooseLocked chooses what becomes durable as need sectors come, by the policy. To
+// choose twice for the same changes nothing.
+//
+// +checklocks:c.mu
+func (c *Cache) chooseLocked(need int) {
+	s := &c.store
+	if c.config.Eviction == EvictNone || len(s.staying) == 0 {
+		return
+	}
+	chosen := len(c.leaving)
+	if c.config.Eviction == EvictRandom && c.draw&spontaneousMask == 0 {
+		c.draw = ^uint64(0) // until the next write
+		c.chooseOneLocked(s.staying[below(c.random.Uint64(), len(s.staying))], EvictionChance)
+	}
+	if high := c.room - c.room>>highShift; s.stay+need > high && len(s.staying) > 0 {
+		low := high - c.room>>batchShift
+		if c.config.Eviction == EvictRandom {
+			low -= below(c.random.Uint64(), c.room>>randomShift)
+		}
+		oldest := s.first
+		for s.stay+need > low && len(s.staying) > 0 {
+			w := oldest
+			if c.config.Eviction == EvictRandom {
+				w = s.staying[below(c.random.Uint64(), len(s.staying))]
+			} else if oldest = oldest.after; w.staying == 0 {
+				continue
+			}
+			c.chooseOneLocked(w, EvictionRoom)
+		}
+	}
+	if len(c.leaving) > chosen && !c.writing {
+		c.writing = true
+		c.group.Add(1)
+		go c.background()
+	}
+}
+
+// +checklocks:c.mu
+func (c *Cache) chooseOneLocked(w *write, reason EvictionReason) {
+	c.recordStep(Step{Kind: StepLeave, Write: w.id})
+	c.leaving = append(c.leaving, leaver{w, w.id})
+	c.store.leaveAll(w)
+	c.record.stats.Evictions[reason]++
+}
+
+// background writes out what leaves, until nothing does or the durable medium fails.
+// What it failed to take is tried again with what is chosen next, by who needs the
+// room, and by the next flush, which fails if that does: nothing of it is lost.
+func (c *Cache) background() {
+	defer c.group.Done()
+	for c.leaveOnce() {
+	}
+}
+
+func (c *Cache) leaveOnce() (more bool) {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	n := c.pickLeaving(false)
+	if n == 0 {
+		return false
+	}
+	if err := c.writeOut(false); err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.writing = false
+		if err != errNoPower { //nolint:errorlint // it is never wrapped
+			c.record.stats.FailedWriteOuts++
+		}
+		return false
+	}
+	c.left(n)
+	return true
+}
+
+// pickLeaving picks what leaves, and returns how many writes that is. Without any, or
+// without power but for a cut, the goroutine ends.
+//
+// +checklocks:c.outMu
+func (c *Cache) pickLeaving(cut bool) (n int) {
+	c.mu.Lock()
+	c.picked = c.picked[:0]
+	n = len(c.leaving)
+	if !cut && (n == 0 || c.closed || c.off || c.cutting.Load() != 0) {
+		c.writing = false
+		c.mu.Unlock()
+		return 0
+	}
+	for _, l := range c.leaving {
+		if l.w.id == l.id {
+			c.pickAllLocked(l.w)
+		}
+	}
+	c.mu.Unlock()
+	c.newestOut()
+	return n
+}
+
+// left forgets the first n that were to leave.
+func (c *Cache) left(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = c.leaving[:copy(c.leaving, c.leaving[n:])]
+}
+
+// roomOut makes room for need sectors that are to come: it chooses, as they would have,
+// and writes out all that leaves, of failed flushes too.
+//
+// +checklocks:c.outMu
+func (c *Cache) roomOut(life uint64, need int) error {
+	c.mu.Lock()
+	if c.life != life || c.cutting.Load() != 0 {
+		c.mu.Unlock()
+		return errNoPower
+	}
+	c.chooseLocked(need)
+	n := len(c.leaving)
+	c.picked = c.picked[:0]
+	s := &c.store
+	for w := s.first; w != nil; w = w.after {
+		if w.staying == w.versions {
+			continue
+		}
+		for i := w.oldest; i != none; i = s.versions[i].next {
+			if v := &s.versions[i]; v.leaves {
+				c.picked = append(c.picked, pick{v.sector, w.id, i, v.kind})
+			}
+		}
+	}
+	c.mu.Unlock()
+	c.newestOut()
+	if err := c.writeOut(false); err != nil {
+		return err
+	}
+	c.left(n)
+	return nil
+}
+
+// endLeaving carries out what was chosen before the power goes. From here on every call
+// fails. What the durable medium does not take is pending like the rest.
+//
+// +checklocks:c.outMu
+func (c *Cache) endLeaving() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.off = true
+	c.plain.Store(false) // everybody has to look
+	c.mu.Unlock()
+	c.pickLeaving(true)
+	c.ending = true
+	_ = c.writeOut(false)
+	c.ending = false
+	c.mu.Lock()
+	c.leaving = c.leaving[:0]
+	c.mu.Unlock()
+}

@@ -1,0 +1,194 @@
+package cache_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
+)
+
+// A dawdler is a medium that takes no write while it is held.
+type dawdler struct {
+	media.Media
+	mu   sync.Mutex
+	free sync.Cond
+	// +checklocks:mu
+	held bool
+}
+
+func newDawdler(m media.Media) *dawdler {
+	d := &dawdler{Media: m}
+	d.free.L = &d.mu
+	return d
+}
+
+func (d *dawdler) hold(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held = on
+	d.free.Broadcast()
+}
+
+func (d *dawdler) WriteAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	for d.held {
+		d.free.Wait()
+	}
+	d.mu.Unlock()
+	return d.Media.WriteAt(p, off)
+}
+
+// TestBackground_DecidesByWhatComes: what becomes durable early does not depend on how
+// far the medium has come: the same calls leave the same image, and the same sectors
+// pending, on one that is fast and on one that stands still whenever it may.
+func TestBackground_DecidesByWhatComes(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom} {
+		for seed := range uint64(8) {
+			t.Run(fmt.Sprintf("%v/%d", eviction, seed), func(t *testing.T) {
+				run := func(lazy bool) (image []byte, r *cache.Report) {
+					m := newDawdler(memory(t, 1<<20))
+					c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: eviction, Seed: seed})
+					random, pace := rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(seed, 2))
+					for i := range 600 {
+						n := 1 + random.IntN(16)
+						off := int64(random.IntN(2048-n)) * 512
+						kind := random.IntN(60)
+						// A flush waits for the medium, and so does who needs the room.
+						room := c.Stats().PendingBytes+int64(n)*512 <= cache.MinSizeBytes
+						m.hold(lazy && room && kind > 1 && pace.IntN(4) > 0)
+						switch kind {
+						case 0:
+							flush(t, c)
+						case 1:
+							if _, err := c.WriteAtFUA(bytes.Repeat([]byte{byte(i)}, n*512), off); err != nil {
+								t.Fatal(err)
+							}
+						default:
+							put(t, c, off, byte(i), n*512)
+						}
+						if !lazy {
+							c.Settle()
+						}
+					}
+					m.hold(false)
+					r = cut(t, c, cache.CutOptions{Seed: seed})
+					image = make([]byte, 1<<20)
+					if _, err := m.ReadAt(image, 0); err != nil {
+						t.Fatal(err)
+					}
+					return image, r
+				}
+				fast, a := run(false)
+				slow, b := run(true)
+				if a.Sectors != b.Sectors || a.ImageSHA256 != b.ImageSHA256 || !bytes.Equal(fast, slow) {
+					t.Errorf("sectors %+v on a fast medium, %+v on a slow one, or another image", a.Sectors, b.Sectors)
+				}
+			})
+		}
+	}
+}
+
+// TestBackground_WritesDoNotWait: writes go on while the medium stands still with what
+// was chosen, until the room is taken. Reads see what leaves. A power cut then ends what
+// was chosen before it decides, so that with nothing surviving the oldest are there.
+func TestBackground_WritesDoNotWait(t *testing.T) {
+	const sectors = cache.MinSizeBytes / 512
+	m := newDawdler(memory(t, 1<<20))
+	c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes})
+	m.hold(true)
+	for i := range int64(sectors) {
+		if done, err := c.TryWriteAt(bytes.Repeat([]byte{1}, 512), i*512); !done || err != nil {
+			t.Fatalf("write %d: %v, %v", i, done, err)
+		}
+	}
+	if done, err := c.TryWriteAt(make([]byte, 512), 1<<19); done || err != nil {
+		t.Errorf("a write that there is no room for: %v, %v", done, err)
+	}
+	chosen := c.Stats().Evictions[cache.EvictionRoom]
+	if chosen == 0 || chosen > sectors/4 {
+		t.Errorf("%d of %d writes are chosen", chosen, sectors)
+	}
+	for i := range int64(sectors) {
+		if at(t, c, i*512) != 1 || at(t, m.Media, i*512) != 0 {
+			t.Fatalf("sector %d reads as it was, or is durable", i)
+		}
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+		if r.Class != cache.ClassLegal || r.Sectors.Pending != sectors-int(chosen) || r.Sectors.Lost != r.Sectors.Pending {
+			t.Errorf("report: %+v", r)
+		}
+	})
+	m.hold(false)
+	group.Wait()
+	for i := range int64(sectors) {
+		want := byte(0)
+		if uint64(i) < chosen {
+			want = 1
+		}
+		if got := at(t, m, i*512); got != want {
+			t.Errorf("sector %d is %d, want %d", i, got, want)
+		}
+	}
+}
+
+// TestBackground_FlushCoversWhatLeaves: a flush waits for what was chosen before it.
+func TestBackground_FlushCoversWhatLeaves(t *testing.T) {
+	slow := hbatest.NewMedia(memory(t, 1<<20), hbatest.MediaConfig{})
+	c := open(t, slow, cache.Config{SizeBytes: cache.MinSizeBytes})
+	slow.Hold()
+	for i := range int64(cache.MinSizeBytes / 512) {
+		put(t, c, i*512, 1, 512)
+	}
+	slow.WaitHeld(1) // the goroutine, with what leaves
+	var group sync.WaitGroup
+	group.Go(func() { flush(t, c) })
+	slow.Release()
+	group.Wait()
+	if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Sectors.Pending != 0 || r.Class != cache.ClassLegal {
+		t.Errorf("report: %+v", r)
+	}
+}
+
+// TestBackground_ErrorsFailTheFlush: what the medium does not take in the background is
+// not lost: it can be read, the next flush fails as long as the medium does, and the one
+// that works makes it durable.
+func TestBackground_ErrorsFailTheFlush(t *testing.T) {
+	bad := &failing{Media: memory(t, 1<<20), write: media.ErrMedium}
+	c := open(t, bad, cache.Config{SizeBytes: cache.MinSizeBytes})
+	const sectors = cache.MinSizeBytes/512 - 8
+	for i := range int64(sectors) {
+		put(t, c, i*512, 1, 512)
+	}
+	c.Settle()
+	if s := c.Stats(); s.FailedWriteOuts == 0 || s.PendingBytes != sectors*512 {
+		t.Errorf("stats: %+v", s)
+	}
+	for range 2 {
+		if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+			t.Errorf("flush: %v, want the medium's error", err)
+		}
+	}
+	// Who needs the room hears of it as well.
+	if _, err := c.WriteAt(make([]byte, 32*512), 1<<19); !errors.Is(err, media.ErrMedium) {
+		t.Errorf("a write that there is no room for: %v", err)
+	}
+	c.Settle()
+	bad.write = nil
+	flush(t, c)
+	for i := range int64(sectors) {
+		if at(t, bad.Media, i*512) != 1 {
+			t.Fatalf("sector %d is not durable", i)
+		}
+	}
+	if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Class != cache.ClassLegal {
+		t.Errorf("verdict: %+v", r.Verdict)
+	}
+}
