@@ -375,6 +375,10 @@ func (o *traceReplay) open(h trace.Header) (m media.Media, err error) {
 		if same {
 			return nil, usage(fmt.Errorf("--image %s: is the base, too: want another file", o.image))
 		}
+		// What is no file must not be cut, and never be removed.
+		if info, err := os.Stat(o.image); err == nil && !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
+		}
 		flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC
 	}
 	f, err := os.OpenFile(o.image, flags, 0o600)
