@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
 // TestMain makes the test binary also the command `vhbad`, in PATH.
@@ -27,6 +29,9 @@ func TestMain(m *testing.M) {
 //	exitcode N COMMAND ARG...   run a command that must exit with N
 //	serve ARG...                start `vhbad serve ARG...` and wait for its attach
 //	                            lines; its output goes to serve.out and serve.err
+//	json PATH[=VALUE]...        what was printed last is JSON with these fields
+//	nbd send | reply ERRNO      send a write to export d at n.sock, or wait for its reply
+//	await TEXT COMMAND ARG...   run a command until it prints what matches
 //	signal SIGNAL N               send a signal to it, and it must exit with N
 func TestScript(t *testing.T) {
 	// Where the tests run under nohup, daemons would do so, too, and not end by SIGHUP.
@@ -39,10 +44,14 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("XDG_RUNTIME_DIR", e.WorkDir)
+			e.Values[scriptClient] = new(*nbdtest.Client)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exitcode": scriptExitCode,
+			"json":     scriptJSON,
+			"await":    scriptAwait,
+			"nbd":      scriptNBD,
 			"serve":    scriptServe,
 			"signal":   scriptSignal,
 		},
