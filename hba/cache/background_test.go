@@ -192,3 +192,37 @@ func TestBackground_ErrorsFailTheFlush(t *testing.T) {
 		t.Errorf("verdict: %+v", r.Verdict)
 	}
 }
+
+// TestBackground_EarlyPersist: a drive may make a write durable long before it has to.
+// EvictRandom does, now and then, and another write for another seed; the others do not.
+func TestBackground_EarlyPersist(t *testing.T) {
+	const writes = 64
+	images := map[string]bool{}
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictNone, cache.EvictRandom} {
+		for seed := range uint64(8) {
+			m := memory(t, 1<<20)
+			c := open(t, m, cache.Config{Eviction: eviction, Seed: seed})
+			for i := range int64(writes) {
+				put(t, c, i*512, 1, 512)
+			}
+			early := int(c.Stats().Evictions[cache.EvictionChance])
+			r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+			p := make([]byte, writes*512)
+			if _, err := m.ReadAt(p, 0); err != nil {
+				t.Fatal(err)
+			}
+			durable := bytes.Count(p, []byte{1}) / 512
+			if durable != early || r.Sectors.Pending != writes-early || r.Class != cache.ClassLegal {
+				t.Errorf("%v, seed %d: %d are durable, %d were chosen: %+v", eviction, seed, durable, early, r.Sectors)
+			}
+			if random := eviction == cache.EvictRandom; random != (early > 0) || early > writes/3 {
+				t.Errorf("%v, seed %d: %d of %d early", eviction, seed, early, writes)
+			} else if random {
+				images[string(p)] = true
+			}
+		}
+	}
+	if len(images) != 8 {
+		t.Errorf("%d images by 8 seeds", len(images))
+	}
+}
