@@ -26,8 +26,8 @@ func TestLayout_CacheLines(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s has no field %s", typ, v.last)
 		}
-		for i := range typ.NumField() {
-			if x := typ.Field(i); x.Offset > f.Offset && x.Name != "_" && x.Name != "unhandled" {
+		for x := range typ.Fields() {
+			if x.Offset > f.Offset && x.Name != "_" && x.Name != "unhandled" {
 				t.Errorf("%s.%s lies behind %s", typ, x.Name, v.last)
 			}
 		}

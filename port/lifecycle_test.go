@@ -157,6 +157,18 @@ func stage(t *testing.T, r *recorder) *bench {
 // stageMiniport is stage for a miniport that has r within.
 func stageMiniport(t *testing.T, r *recorder, mp Miniport) *bench {
 	t.Helper()
+	b := bareStage(t, r, mp)
+	t.Cleanup(func() {
+		if n := b.sys.iommu.WindowsInUse(); n != 0 && !t.Failed() {
+			t.Errorf("%d IOMMU windows left", n)
+		}
+	})
+	return b
+}
+
+// bareStage is stageMiniport without a look at what is left in the end.
+func bareStage(t *testing.T, r *recorder, mp Miniport) *bench {
+	t.Helper()
 	arena, err := dma.NewArena(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -168,11 +180,6 @@ func stageMiniport(t *testing.T, r *recorder, mp Miniport) *bench {
 	if b.a, err = b.sys.AddAdapter(b.p, w, mp, AdapterOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if n := b.sys.iommu.WindowsInUse(); n != 0 && !t.Failed() {
-			t.Errorf("%d IOMMU windows left", n)
-		}
-	})
 	return b
 }
 
