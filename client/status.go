@@ -96,6 +96,9 @@ type Connection struct {
 	ID uint64 `json:"id"`
 	// Remote is the peer's address; empty for most unix sockets.
 	Remote string `json:"remote"`
+	// Number is what fault rules call the connection on its disk, 1 to 63, zero if it
+	// has none.
+	Number int `json:"number,omitempty"`
 	// Export is the disk in use, empty during negotiation.
 	Export string `json:"export"`
 	// State is "negotiating" or "transmitting".

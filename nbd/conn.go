@@ -45,6 +45,7 @@ type Conn struct {
 
 	tls        string // version and cipher suite, empty without TLS
 	clientName string // the first in the client's verified certificate, if any
+	number     uint8  // see SetNumber
 	peer       peer   // nobody if peers are not counted
 
 	// transmitting is guarded by Server.mu, and so is whether the connection
@@ -122,6 +123,11 @@ func (c *Conn) Remote() string { return c.remote }
 
 // ID returns a number that no other connection of the server has.
 func (c *Conn) ID() uint64 { return c.id }
+
+// SetNumber says what the device calls the connection, for ConnStats; zero is nothing.
+//
+// Concurrency: in Device.Open alone.
+func (c *Conn) SetNumber(n uint8) { c.number = n }
 
 // MaxRequests is one more than the largest Request.Slot of this connection.
 func (c *Conn) MaxRequests() int { return c.limits.MaxRequests }

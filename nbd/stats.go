@@ -172,6 +172,7 @@ type ConnStats struct {
 	TLS          string // version and cipher suite, empty without TLS or while it negotiates
 	ClientName   string // the first name in the client's verified certificate
 	Replies      string // "simple", "structured" or "extended"; empty while it negotiates
+	Number       uint8  // see Conn.SetNumber
 	// Closing means that the client is gone, and the connection waits for the
 	// device to complete what is in flight.
 	Closing       bool
@@ -300,6 +301,7 @@ func (s *Server) connStatsLocked(c *Conn, ops *OpTable) ConnStats {
 	}
 	cs.Transmitting = true
 	cs.TLS, cs.ClientName, cs.Replies = c.tls, c.clientName, c.agreed.String()
+	cs.Number = c.number
 	cs.Closing = c.dead.Load()
 	cs.Export = c.export.Name
 	cs.ReceivedBytes = c.receivedBytes.Load()

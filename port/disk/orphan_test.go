@@ -130,7 +130,7 @@ func TestOrphan_SpareInBetween(t *testing.T) {
 	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena}}
 	used, windows := m.Arena.Stats().InUseBytes, m.IOMMU.WindowsInUse()
 	for range 2000 {
-		opened, err := d.Open(nil)
+		opened, err := d.Open(new(nbd.Conn))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -100,6 +100,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 	s.spare = spare
 	s.mu.Unlock()
 	s.group = d.groups.take()
+	c.SetNumber(s.group)
 	d.gate.register(&s.fast)
 	return s, nil
 }

@@ -138,7 +138,7 @@ func TestOpen_NoMemory(t *testing.T) {
 	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: fake})
 	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena}}
 	exhaust(t, m, 2) // for the block buffers
-	if _, err := d.Open(nil); err == nil {
+	if _, err := d.Open(new(nbd.Conn)); err == nil {
 		t.Error("a session without an SRB was opened")
 	}
 }

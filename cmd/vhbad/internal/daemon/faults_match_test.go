@@ -181,6 +181,15 @@ func TestFaults_ConnectionNumber(t *testing.T) {
 	for c, want := range map[*nbdtest.Client]nbd.Errno{one: nbd.OK, two: nbd.EIO, three: nbd.OK, other: nbd.OK} {
 		wantErrno(t, c, readCmd(0, 1), want)
 	}
+	var numbers []int
+	for _, c := range f.d.Status().Connections {
+		if c.Export == "db" {
+			numbers = append(numbers, c.Number)
+		}
+	}
+	if slices.Sort(numbers); !slices.Equal(numbers, []int{1, 2, 3}) {
+		t.Errorf("status has the numbers %v, want 1 to 3", numbers)
+	}
 	closed := f.follow(t, client.EventConnectionClosed)
 	if err := two.Close(); err != nil {
 		t.Fatal(err)

@@ -100,7 +100,6 @@ func replayed(t *testing.T, path string, base []byte, o trace.Options) ([]byte, 
 // times; what the trace gives by the same seeds, without daemon and load, is the
 // disk's image each time, byte for byte.
 func TestTrace_Replay(t *testing.T) {
-	t.Parallel()
 	for _, eviction := range []string{"fifo", "random", "none"} {
 		t.Run(eviction, func(t *testing.T) {
 			const sizeBytes = 1 << 20
