@@ -34,8 +34,10 @@ type command struct {
 	steps     int // that have been done
 	errno     nbd.Errno
 
-	// lossesBefore is Disk.losses as stepSync was begun.
+	// lossesBefore is Disk.losses as stepSync was begun, writesBefore what the gate
+	// had let in.
 	lossesBefore uint64
+	writesBefore writesSeen
 
 	goOn port.WorkItem // continues a long command elsewhere
 
@@ -262,6 +264,7 @@ func (c *command) data(flags port.Flags, b []byte) {
 func (c *command) sync() {
 	c.stepBytes = 0
 	c.lossesBefore = c.s.d.losses.Load()
+	c.writesBefore = c.s.d.gate.writes()
 	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
 	c.srb.TimeoutSecs = c.s.d.options.flushTimeoutSecs()
 }
@@ -466,9 +469,7 @@ func (c *command) settleFlush() {
 	switch {
 	case c.step != stepSync:
 	case c.errno != nbd.OK:
-		// Another flush may have told of the same meanwhile.
-		d.losses.CompareAndSwap(c.lossesBefore, c.lossesBefore+1)
-		c.s.told.Store(d.losses.Load())
+		c.s.told.Store(d.flushFailed(c.lossesBefore, c.writesBefore))
 	case c.req.Op == nbd.OpFlush:
 		if n := d.losses.Load(); c.s.told.Load() != n {
 			c.s.told.Store(n)

@@ -74,7 +74,13 @@ type Disk struct {
 	stats   stats
 	// losses counts what may have cost acknowledged writes: failed flushes, and
 	// LostWrites. A session that has not seen the latest fails its next flush.
+	// It is stored under lossMu.
 	losses atomic.Uint64
+	lossMu sync.Mutex
+	// lossWrites is what of writes had been seen when the flush began that told of
+	// the latest, or when LostWrites did.
+	// +checklocks:lossMu
+	lossWrites writesSeen
 }
 
 var _ nbd.Device = (*Disk)(nil)
@@ -202,7 +208,28 @@ func (d *Disk) Flush(p *port.Processor) error {
 // giving it back.
 //
 // Concurrency: any goroutine.
-func (d *Disk) LostWrites() { d.losses.Add(1) }
+func (d *Disk) LostWrites() {
+	d.lossMu.Lock()
+	defer d.lossMu.Unlock()
+	d.lossWrites = d.gate.writes()
+	d.losses.Add(1)
+}
+
+// flushFailed counts what a flush has told of that failed, and returns how many
+// losses there are then. before are losses and writes as it began. Two flushes that
+// are under way together may tell of the same loss. That is certain only if no write
+// has been under way since the one began that told of it first: else this one may tell
+// of a write that came after the other.
+func (d *Disk) flushFailed(before uint64, writes writesSeen) uint64 {
+	d.lossMu.Lock()
+	defer d.lossMu.Unlock()
+	n := d.losses.Load()
+	if n != before && d.lossWrites.quiet && d.gate.writes() == d.lossWrites {
+		return n
+	}
+	d.lossWrites = writes
+	return d.losses.Add(1)
+}
 
 // Rescan asks the unit again what it is, so that a change of size is seen by
 // connections that are open and by those to come. The disk does so by itself when

@@ -25,6 +25,10 @@ type rangeGate struct {
 	// sessions holds the counters of fast writes.
 	// +checklocks:mu
 	sessions []*atomic.Int64
+	// begun counts the writes of the slow way, and the fast ones of sessions that
+	// have gone.
+	// +checklocks:mu
+	begun int64
 	// running and waiting hold the ranges of the slow way, in order of arrival.
 	// +checklocks:mu
 	running, waiting []*command
@@ -40,6 +44,33 @@ const (
 	holdExclusive
 )
 
+// A session's counter of fast writes has in its low bits how many are under way, and
+// in those from fastBegun on how many have begun.
+const (
+	fastBegun    = 1 << 32
+	fastUnderWay = fastBegun - 1
+)
+
+// A writesSeen is what a gate has let in by some time. If two are equal, and quiet, no
+// write was under way at any time between them.
+type writesSeen struct {
+	begun int64
+	quiet bool // none was under way
+}
+
+// writes is what the gate has let in by now.
+func (g *rangeGate) writes() writesSeen {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w := writesSeen{begun: g.begun, quiet: len(g.running)+len(g.waiting) == 0}
+	for _, fast := range g.sessions {
+		n := fast.Load()
+		w.begun += n / fastBegun
+		w.quiet = w.quiet && n&fastUnderWay == 0
+	}
+	return w
+}
+
 // register adds a session's counter of fast writes.
 func (g *rangeGate) register(n *atomic.Int64) {
 	g.mu.Lock()
@@ -52,6 +83,7 @@ func (g *rangeGate) unregister(n *atomic.Int64) {
 	defer g.mu.Unlock()
 	for i := range g.sessions {
 		if g.sessions[i] == n {
+			g.begun += n.Load() / fastBegun
 			g.sessions = append(g.sessions[:i], g.sessions[i+1:]...)
 			return
 		}
@@ -60,7 +92,7 @@ func (g *rangeGate) unregister(n *atomic.Int64) {
 
 // enterFast lets a write of whole blocks in if no exclusive write is about.
 func (g *rangeGate) enterFast(fast *atomic.Int64) bool {
-	fast.Add(1)
+	fast.Add(fastBegun + 1)
 	if g.exclusive.Load() == 0 {
 		return true
 	}
@@ -77,6 +109,7 @@ func (g *rangeGate) enterSlow(c *command, h hold) *command {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	c.hold = h
+	g.begun++
 	g.waiting = append(g.waiting, c)
 	return g.grantLocked()
 }
@@ -124,7 +157,7 @@ func (g *rangeGate) grantLocked() (granted *command) {
 	last := &granted
 	drained := true
 	for _, n := range g.sessions {
-		if n.Load() != 0 {
+		if n.Load()&fastUnderWay != 0 {
 			drained = false
 			break
 		}

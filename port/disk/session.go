@@ -28,7 +28,7 @@ type session struct {
 	params   []byte // memory for commands' param, handed out in turn
 	blocks   [][]byte
 
-	// fast counts writes of whole blocks under way; see rangeGate.
+	// fast counts writes of whole blocks, begun and under way; see rangeGate.
 	_    [64]byte
 	fast atomic.Int64
 	_    [56]byte

@@ -1,0 +1,112 @@
+package road
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// A byHand medium's flushes and writes end when the test says so.
+type byHand struct {
+	*media.Memory
+	// flushes and writes get from each call what ends it.
+	flushes, writes chan chan error
+}
+
+// NeverBlocks implements media.NeverBlocker.
+func (*byHand) NeverBlocks() bool { return false }
+
+// TryWriteAt implements media.NonBlockingWriter.
+func (*byHand) TryWriteAt([]byte, int64) (bool, error) { return false, nil }
+
+// WriteAt implements media.Media.
+func (m *byHand) WriteAt(p []byte, off int64) (int, error) {
+	end := make(chan error)
+	m.writes <- end
+	if err := <-end; err != nil {
+		return 0, err
+	}
+	return m.Memory.WriteAt(p, off)
+}
+
+// Flush implements media.Media.
+func (m *byHand) Flush() error {
+	end := make(chan error)
+	m.flushes <- end
+	return <-end
+}
+
+// TestFlush_LossAfterLoss: two flushes are under way and both fail. The second may tell
+// of the same loss, or of a write that came after the first had failed, of whichever
+// connection: a flush covers those of all. Who was told of the first is told again,
+// unless nobody can have written meanwhile.
+func TestFlush_LossAfterLoss(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// writer is the client that writes when one flush has failed and another has
+		// not; -1 is none. early: its write begins before either of them.
+		writer int
+		early  bool
+		want   nbd.Errno
+	}{
+		{"who was told", 0, false, nbd.EIO},
+		{"another", 2, false, nbd.EIO},
+		{"another, before", 2, true, nbd.EIO},
+		{"nobody", -1, false, nbd.OK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var m *byHand
+			w := newRoad(t, shape{queues: 2, workers: 16, sizeBytes: 1 << 20, medium: func(memory *media.Memory) media.Media {
+				m = &byHand{memory, make(chan chan error), make(chan chan error)}
+				return m
+			}})
+			loss := &media.Error{Op: "flush", Name: "by hand", Kind: media.ErrMedium}
+			clients := []*nbdtest.Client{w.client(), w.client(), w.client()}
+			begin := func(client int, x nbdtest.Command) <-chan nbd.Errno {
+				done := make(chan nbd.Errno, 1)
+				go func() { done <- do(t, clients[client], x).Errno }()
+				return done
+			}
+			flush := nbdtest.Command{Type: nbdtest.CmdFlush}
+			write := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)}
+			writer, writes := max(tt.writer, 0), tt.writer >= 0
+			var written <-chan nbd.Errno
+			var endWrite chan error
+			if tt.early {
+				written = begin(writer, write)
+				endWrite = <-m.writes
+			}
+			second := begin(1, flush)
+			endSecond := <-m.flushes
+			first := begin(0, flush)
+			endFirst := <-m.flushes
+			endFirst <- loss
+			if errno := <-first; errno != nbd.EIO {
+				t.Errorf("first flush: %v, want EIO", errno)
+			}
+			if writes && !tt.early {
+				written = begin(writer, write)
+				endWrite = <-m.writes
+			}
+			if writes {
+				endWrite <- nil
+				if errno := <-written; errno != nbd.OK {
+					t.Errorf("write: %v", errno)
+				}
+			}
+			endSecond <- loss
+			if errno := <-second; errno != nbd.EIO {
+				t.Errorf("second flush: %v, want EIO", errno)
+			}
+			for i, want := range []nbd.Errno{tt.want, nbd.OK} {
+				again := begin(0, flush)
+				(<-m.flushes) <- nil
+				if errno := <-again; errno != want {
+					t.Errorf("flush %d of who was told first: %v, want %v", i+1, errno, want)
+				}
+			}
+		})
+	}
+}
