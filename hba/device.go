@@ -169,6 +169,9 @@ type Device struct {
 	stopTimer func() bool
 	// +checklocks:mu
 	timerDue time.Duration
+	// hauntings are the late completions and transfers to come.
+	// +checklocks:mu
+	hauntings map[*haunting]struct{}
 	// muted are the queue pairs for which a fault has left an interrupt out.
 	// +checklocks:mu
 	muted map[*fault.Fault]uint64
@@ -247,6 +250,7 @@ func newDevice(c Config) (*Device, error) {
 		stop:       make(chan struct{}),
 		lanes:      make([]*lane, MaxTargets*MaxLuns),
 		ruleTimers: make(map[ruleUnit]*ruleTimer),
+		hauntings:  make(map[*haunting]struct{}),
 		muted:      make(map[*fault.Fault]uint64),
 		unplugged:  make(map[address]*target.Unit),
 		now:        time.Now,
@@ -271,6 +275,7 @@ func (d *Device) Close() {
 	d.closed = true
 	d.resetStuck = false
 	d.setTimersLocked(nil)
+	d.endHauntingsLocked(func(*haunting) bool { return true })
 	d.startResetLocked()
 	for d.resetting {
 		d.quiet.Wait()

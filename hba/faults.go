@@ -329,6 +329,7 @@ func (d *Device) SetFaults(s *fault.Set) {
 			delete(d.muted, f)
 		}
 	}
+	d.endHauntingsLocked(func(h *haunting) bool { return !d.isInForce(h.by) })
 	d.setTimersLocked(s)
 	d.mu.Unlock()
 	d.interruptLater(raise)

@@ -606,6 +606,58 @@ func TestFaults_DMAAfterCompletion(t *testing.T) {
 	}
 }
 
+// The device remembers no more late transfers than its ring has entries, and none after
+// a reset or the end of their rule. Those for which there was room come.
+func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {
+	const entries = 64
+	long := fault.Duration(time.Hour)
+	for name, tt := range map[string]struct {
+		end  func(t *testing.T, w *faultyWorld)
+		want bool // the data come
+	}{
+		"time":  {end: func(*testing.T, *faultyWorld) {}, want: true},
+		"rule":  {end: func(t *testing.T, w *faultyWorld) { w.set(t) }},
+		"close": {end: func(_ *testing.T, w *faultyWorld) { w.dev.Close() }},
+		"reset": {end: func(t *testing.T, w *faultyWorld) {
+			if err := w.driver.Restart(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: entries})
+			if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
+				t.Fatal(err)
+			}
+			w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: long}})
+			b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			for i := range 3 * entries {
+				wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeExecuted)
+				if got, want := w.clock.Pending(), min(i+1, entries); got != want {
+					t.Fatalf("%d transfers are to come after %d reads, want %d", got, i+1, want)
+				}
+			}
+			clear(b.Bytes)
+			tt.end(t, w)
+			if got := w.clock.Pending(); (got != 0) != tt.want {
+				t.Errorf("%d transfers are to come, want some: %v", got, tt.want)
+			}
+			w.clock.Advance(time.Hour)
+			if got := b.Bytes[0] == 0x55; got != tt.want {
+				t.Errorf("the data came: %v", got)
+			}
+			if !tt.want {
+				return
+			}
+			// There is room again.
+			wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeExecuted)
+			if w.clock.Pending() != 1 {
+				t.Error("no transfer is to come")
+			}
+		})
+	}
+}
+
 // A ring that appears full is not looked at: what is in it stays there, whosever it
 // is, and what has been taken goes on. When its time is over, or its rule has gone,
 // all of it is executed, in order. Other queue pairs see nothing, and a reset of the

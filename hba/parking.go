@@ -166,8 +166,8 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if dec.Duplicate {
 		raise |= q.postSurplus(&h.out)
 	}
-	if dec.DMAAfter != nil {
-		d.hauntLaterLocked(rec, dec.DMAAfterFor, true)
+	if f := dec.DMAAfter; f != nil {
+		d.hauntLaterLocked(rec, f, dec.DMAAfterFor, hauntTransferAnswered)
 	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {
@@ -365,51 +365,91 @@ func (d *Device) endLocked(rec *record, code CompletionCode) (raise uint64) {
 // lateDefault is when a late completion or transfer comes if its rule does not say.
 const lateDefault = 10 * time.Millisecond
 
+// A haunting is a late completion or transfer that is to come. Guarded by Device.mu,
+// but for what does not change.
+type haunting struct {
+	queue   *queue
+	command Command
+	unit    fault.Unit
+	by      *fault.Fault
+	kind    hauntKind
+	stop    func() bool
+}
+
+// A hauntKind is what a haunting does.
+type hauntKind uint8
+
+const (
+	hauntCompletion       hauntKind = iota // answers once more
+	hauntTransfer                          // transfers, of a command that was ended
+	hauntTransferAnswered                  // transfers, of a command that was answered
+)
+
 // comeBackLocked sees to it that a command that was ended is heard of again, if
 // that is its fault.
 //
 // +checklocks:d.mu
 func (d *Device) comeBackLocked(rec *record) {
-	if dec := &rec.hold.decision; dec.Late != nil {
-		d.hauntLaterLocked(rec, dec.LateFor, dec.LateDMA)
+	dec := &rec.hold.decision
+	switch {
+	case dec.Late == nil:
+	case dec.LateDMA:
+		d.hauntLaterLocked(rec, dec.Late, dec.LateFor, hauntTransfer)
+	default:
+		d.hauntLaterLocked(rec, dec.Late, dec.LateFor, hauntCompletion)
 	}
 }
 
 // hauntLaterLocked has a command that ends now answered, or its data transferred,
-// after some time.
+// after some time, unless its rule has gone by then. Of these the device remembers as
+// many as a ring has entries; there are no more.
 //
 // +checklocks:d.mu
-func (d *Device) hauntLaterLocked(rec *record, after time.Duration, transfer bool) {
-	if d.closed {
+func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Duration, kind hauntKind) {
+	if d.closed || !d.isInForce(f) || len(d.hauntings) >= len(rec.queue.records) {
 		return
 	}
-	q, c, unit := rec.queue, rec.cmd, rec.hold.unit
 	if after == 0 {
 		after = lateDefault
 	}
-	d.clock.AfterFunc(after, func() { d.haunt(q, &c, unit, transfer) })
+	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, by: f, kind: kind}
+	d.hauntings[h] = struct{}{}
+	h.stop = d.clock.AfterFunc(after, func() { d.haunt(h) })
+}
+
+// endHauntingsLocked ends those that match before they come.
+//
+// +checklocks:d.mu
+func (d *Device) endHauntingsLocked(match func(*haunting) bool) {
+	for h := range d.hauntings {
+		if match(h) {
+			h.stop()
+			delete(d.hauntings, h)
+		}
+	}
 }
 
 // haunt answers a command that was ended long ago, or transfers its data.
-func (d *Device) haunt(q *queue, c *Command, u fault.Unit, transfer bool) {
+func (d *Device) haunt(h *haunting) {
 	d.mu.Lock()
-	if d.closed {
+	if _, ok := d.hauntings[h]; !ok {
 		d.mu.Unlock()
 		return
 	}
+	delete(d.hauntings, h)
 	d.goroutines.Add(1) // until Close may go on; the count is not zero before
 	defer d.goroutines.Done()
 	raise := uint64(0)
-	if !transfer && q.gate.Load()&gateDead == 0 {
+	if h.kind == hauntCompletion && h.queue.gate.Load()&gateDead == 0 {
 		var out Completion
-		out.set(c.Tag, CodeExecuted)
-		out.DataBytes = c.DataBytes
-		raise = q.postSurplus(&out)
+		out.set(h.command.Tag, CodeExecuted)
+		out.DataBytes = h.command.DataBytes
+		raise = h.queue.postSurplus(&out)
 	}
 	d.mu.Unlock()
 	d.interruptLater(raise)
-	if transfer {
-		d.transferLate(c, u)
+	if h.kind != hauntCompletion {
+		d.transferLate(&h.command, h.unit)
 	}
 }
 

@@ -35,6 +35,7 @@ func (d *Device) closeQueueLocked(q *queue) {
 	for rec := taken.pop(); rec != nil; rec = taken.pop() {
 		d.releaseLocked(rec)
 	}
+	d.endHauntingsLocked(func(h *haunting) bool { return h.queue == q && h.kind != hauntTransfer })
 	d.endParkedLocked(func(rec *record) bool { return rec.queue == q }, CodeAborted) // which is not posted
 	kept := d.controls[:0]
 	for _, c := range d.controls {
