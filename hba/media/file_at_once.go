@@ -18,7 +18,8 @@ import (
 //
 //   - is alone: while any other call writes to the file or syncs it, writes are refused.
 //     One that waits for a flush or a stuck write is a worker's;
-//   - is short and of whole pages, for which nothing is read;
+//   - is short and of whole pages, for which nothing is read. It is all of a command:
+//     the target tries none whose data lie in several buffers;
 //   - is watched. What it takes beyond lateTime and lateByte is late. It has to be paid
 //     for by lateShare times as much time without such writes, but for what is lent,
 //     lateCredit. After one of 200 ms writes are refused for 1.6 s.

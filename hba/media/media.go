@@ -31,7 +31,8 @@ type NonBlockingReader interface {
 type NonBlockingWriter interface {
 	// TryWriteAt writes as WriteAt does if that needs no waiting. If it does,
 	// TryWriteAt reports false; a part of p may then be written already, and
-	// the caller writes all of p again by WriteAt.
+	// the caller writes all of p again by WriteAt. Media that bound what they take so
+	// bound a call, so whoever is to do one thing without waiting makes one call.
 	TryWriteAt(p []byte, off int64) (done bool, err error)
 }
 

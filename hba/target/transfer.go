@@ -149,9 +149,10 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 			_, err = u.can.FUA.WriteAtFUA(p, x.off)
 		case mayBlock || u.neverBlocks:
 			_, err = u.medium.WriteAt(p, x.off)
-		case u.can.TryWrite != nil:
+		// Only whole commands are tried: what the medium takes without waiting is for it
+		// to say of all of one, and nothing of one that it refuses has been done.
+		case u.can.TryWrite != nil && len(p) == x.length:
 			if done, err = u.can.TryWrite.TryWriteAt(p, x.off); !done {
-				t.TransferredBytes = 0
 				return false
 			}
 		default:

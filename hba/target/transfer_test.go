@@ -218,6 +218,29 @@ func TestRead_ErrorAfterSomeBlocks(t *testing.T) {
 	})
 }
 
+// A write whose data lie in several buffers is not tried, a piece at a time: the medium
+// would have to say of each whether it may wait, and those before one that may would be
+// written twice.
+func TestWrite_PiecesAreNotTried(t *testing.T) {
+	u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	for _, ready := range []int{1, 2} {
+		m.ready = ready
+		task := newTask(write16(4, 2), target.DataOut, make([]byte, blockBytes), make([]byte, blockBytes))
+		if u.Execute(task, false) {
+			t.Fatalf("%v: done without waiting", task)
+		}
+		if n := m.count("write"); n != 0 || task.TransferredBytes != 0 {
+			t.Errorf("%d writes of %d bytes have been made, want none", n, task.TransferredBytes)
+		}
+		// What is behind the command does not count.
+		task = newTask(write16(4, 1), target.DataOut, make([]byte, blockBytes), make([]byte, blockBytes))
+		if !u.Execute(task, false) || m.count("write") != 1 {
+			t.Errorf("%v: not done at once", task)
+		}
+		m.calls = nil
+	}
+}
+
 // TestExecute_WouldBlock lists what waits for a worker on a medium that may
 // block, and what does not.
 func TestExecute_WouldBlock(t *testing.T) {
