@@ -87,7 +87,7 @@ func (c *Cache) leaveOnce() (more bool) {
 	if n == 0 {
 		return false
 	}
-	if err := c.writeOut(false); err != nil {
+	if err := c.writeOut(nil); err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.writing = false
@@ -156,7 +156,7 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	}
 	c.mu.Unlock()
 	c.newestOut()
-	if err := c.writeOut(false); err != nil {
+	if err := c.writeOut(nil); err != nil {
 		return err
 	}
 	c.left(n)
@@ -178,7 +178,7 @@ func (c *Cache) endLeaving() {
 	c.mu.Unlock()
 	c.pickLeaving(true)
 	c.ending = true
-	_ = c.writeOut(false)
+	_ = c.writeOut(nil)
 	c.ending = false
 	c.mu.Lock()
 	c.leaving = c.leaving[:0]

@@ -315,7 +315,7 @@ func (c *Cache) emptyOut() error {
 	c.mu.Lock()
 	c.pickBeforeLocked(c.store.nextID)
 	c.mu.Unlock()
-	if err := c.writeOut(false); err != nil {
+	if err := c.writeOut(nil); err != nil {
 		return fmt.Errorf("cache: close %s: %d bytes of pending writes are lost: %w", c.config.Name, c.Stats().PendingBytes, err)
 	}
 	return nil

@@ -24,6 +24,29 @@ func (c *Cache) ShrinkLedger(entries, sectors uint64) {
 	c.ledger.room, c.ledger.sumRoom = entries, sectors
 }
 
+// WriteFUAAfter is WriteAtFUA of whole sectors that there is room for, with something
+// done between its becoming pending and durable.
+func (c *Cache) WriteFUAAfter(p []byte, off int64, fn func()) error {
+	x := &change{kind: KindWrite, p: p, off: off, n: int64(len(p)), fua: true, losses: c.losses.Load()}
+	life, _, err := c.insert(x)
+	if err != nil {
+		return err
+	}
+	fn()
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	return c.forceOut(x, life)
+}
+
+// WriteOut writes all that is pending to the durable medium, and does not flush that.
+func (c *Cache) WriteOut() {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if err := c.emptyOut(); err != nil {
+		panic(err)
+	}
+}
+
 // The rest is what a cache does that is wrong.
 
 // EvictDropping evicts the oldest write, and does not write it out.
@@ -60,7 +83,7 @@ func (c *Cache) FlushSkipping(sector int64) error {
 	c.picked = slices.DeleteFunc(c.picked, func(p pick) bool { return p.sector >= sector })
 	c.settleLocked()
 	c.mu.Unlock()
-	if err := c.writeOut(false); err != nil {
+	if err := c.writeOut(nil); err != nil {
 		return err
 	}
 	if err := c.endFlush(&f, c.syncAll(&f)); err != nil {

@@ -73,11 +73,17 @@ func (c *Cache) lostLocked(err error) {
 	c.losses.Add(1)
 }
 
-// syncFor flushes the durable medium as a part of a call that is not Flush. What it
-// tells of need not be of the call: the next Flush fails as well.
-func (c *Cache) syncFor() error {
+// syncFor flushes the durable medium as a part of x, which is not Flush. What it
+// tells of need not be of x: the next Flush fails as well.
+//
+// Nor need x be the one that was told: if another call has been since x came, what is
+// lost may be of x, which fails, too. The medium would not tell again.
+func (c *Cache) syncFor(x *change) error {
 	c.syncMu.Lock()
 	defer c.syncMu.Unlock()
+	if c.losses.Load() != x.losses {
+		return c.lastLoss
+	}
 	c.syncsBegun.Add(1)
 	err := c.inner.Flush()
 	if err != nil {
@@ -130,7 +136,7 @@ func (c *Cache) flushOut(f *flush) error {
 	}
 	c.pickBeforeLocked(f.before)
 	c.mu.Unlock()
-	return c.writeOut(false)
+	return c.writeOut(nil)
 }
 
 // pickBeforeLocked picks what write before finds pending.

@@ -1,6 +1,7 @@
 package cache_test
 
 import (
+	"bytes"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -119,5 +120,95 @@ func TestCache_RefusedTryIsNotEntered(t *testing.T) {
 	put(t, c, 1<<19, 2, 512)
 	if n := c.LedgerEntries() - before; n != 1 {
 		t.Errorf("%d entries of one write", n)
+	}
+}
+
+// A told medium says when something is written at an offset.
+type told struct {
+	*slowToTell
+	off   int64
+	once  sync.Once
+	wrote chan struct{}
+}
+
+func (m *told) WriteAt(p []byte, off int64) (int, error) {
+	n, err := m.slowToTell.WriteAt(p, off)
+	if off == m.off {
+		m.once.Do(func() { close(m.wrote) })
+	}
+	return n, err
+}
+
+// TestCache_LossIsToldToFUAUnderWay: a write with FUA that the medium has taken while it
+// was being flushed fails if that flush tells of lost writes: it may be one, and the
+// write's own flush is not told again.
+func TestCache_LossIsToldToFUAUnderWay(t *testing.T) {
+	sector := bytes.Repeat([]byte{2}, 512)
+	for _, tt := range []struct {
+		name   string
+		length int
+	}{{"write", 512}, {"part of a sector", 100}, {"write that goes through", 2 * cache.MinSizeBytes}} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := &told{
+				slowToTell: &slowToTell{Media: memory(t, 1<<20), come: make(chan struct{}), leave: make(chan struct{})},
+				off:        1 << 19, wrote: make(chan struct{}),
+			}
+			c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes})
+			put(t, c, 0, 1, 512)
+			var group sync.WaitGroup
+			var flushed, forced error
+			group.Go(func() { flushed = c.Flush() })
+			<-m.come
+			group.Go(func() { _, forced = c.WriteAtFUA(bytes.Repeat(sector, tt.length/512+1)[:tt.length], m.off) })
+			<-m.wrote
+			close(m.leave)
+			group.Wait()
+			if !errors.Is(flushed, media.ErrMedium) || !errors.Is(forced, media.ErrMedium) {
+				t.Errorf("flush %v, write with FUA %v: either may be lost", flushed, forced)
+			}
+			if _, err := c.WriteAtFUA(sector, 4096); err != nil {
+				t.Errorf("a write with FUA after them: %v", err)
+			}
+		})
+	}
+}
+
+// A forcing medium has FUA.
+type forcing struct{ *forgetful }
+
+func (f forcing) WriteAtFUA(p []byte, off int64) (int, error) { return f.WriteAt(p, off) }
+
+// TestCache_LossIsToldToFUAThatAFlushTook: what a flush has written out of a write with
+// FUA is as good as that flush, also on a medium that has FUA. What the write is told of
+// itself the next flush is told, too, and still is when another write has failed.
+func TestCache_LossIsToldToFUAThatAFlushTook(t *testing.T) {
+	for _, lost := range []error{nil, media.ErrMedium} {
+		m := forcing{&forgetful{Media: memory(t, 1<<20), lost: lost}}
+		c := open(t, m, cache.Config{})
+		err := c.WriteFUAAfter(bytes.Repeat([]byte{2}, 512), 0, func() {
+			if err := c.Flush(); !errors.Is(err, lost) {
+				t.Errorf("flush: %v, want %v", err, lost)
+			}
+		})
+		if !errors.Is(err, lost) {
+			t.Errorf("the flush that took the write failed by %v, the write by %v", lost, err)
+		}
+	}
+	m := forcing{&forgetful{Media: memory(t, 1<<20)}}
+	c := open(t, m, cache.Config{})
+	write := func(then func()) error {
+		return c.WriteFUAAfter(bytes.Repeat([]byte{2}, 512), 0, then)
+	}
+	err := write(func() {
+		m.lost = media.ErrMedium
+		if err := write(c.WriteOut); !errors.Is(err, media.ErrMedium) {
+			t.Errorf("the write that was told: %v", err)
+		}
+	})
+	if !errors.Is(err, media.ErrMedium) {
+		t.Errorf("the write that was there when another was told: %v", err)
+	}
+	if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+		t.Errorf("flush: %v, but a write that it covers may be lost", err)
 	}
 }

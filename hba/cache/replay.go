@@ -194,7 +194,7 @@ func (r *Replay) durable(s *Step) error {
 	if err := r.pickOut(s); err != nil {
 		return err
 	}
-	return c.writeOut(false)
+	return c.writeOut(nil)
 }
 
 // leave chooses a write to become durable.
@@ -242,7 +242,7 @@ func (r *Replay) through(s *Step) error {
 	c := r.c
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	if err := c.store1(x.kind, x.p, x.off, x.n, false); err != nil {
+	if err := c.store1(x.kind, x.p, x.off, x.n, nil); err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -20,6 +20,8 @@ type change struct {
 	fua  bool
 	// lie: FUA is ignored. It is set once, for all that a call does.
 	lie bool
+	// losses is how many the medium had told of when it came: see syncFor.
+	losses uint64
 	// id is its number, once it has one; of several parts, the last one's.
 	id uint64
 }
@@ -91,6 +93,7 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	if !ok {
 		return false, nil
 	}
+	x.losses = c.losses.Load()
 	ticket := c.arrives(x.kind, x.p, x.off, x.n)
 	done, err = c.change(x, mayBlock)
 	c.told(room, x, err != nil)
@@ -201,7 +204,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 	if durable && !mayBlock {
 		return false, nil
 	}
-	life, id, v, err := c.insert(x)
+	life, v, err := c.insert(x)
 	if err != nil || x.n == 0 || v == verdictInserted && !durable {
 		return true, err
 	}
@@ -222,7 +225,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 		if err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
 		}
-		if now, id, v, err = c.insert(x); err != nil {
+		if now, v, err = c.insert(x); err != nil {
 			return true, err
 		}
 		if now != life {
@@ -232,7 +235,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 	if !durable {
 		return true, nil
 	}
-	return true, c.outcome(x.op(), x.off, x.n, c.forceOut(id, life, x.n>>c.shift))
+	return true, c.outcome(x.op(), x.off, x.n, c.forceOut(x, life))
 }
 
 // outcome turns the error of writing out into that of a call.
@@ -263,22 +266,23 @@ func (c *Cache) hasRoomLocked(x *change) bool {
 }
 
 // insert makes x pending if it can.
-func (c *Cache) insert(x *change) (life, id uint64, v verdict, err error) {
+func (c *Cache) insert(x *change) (life uint64, v verdict, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.refuseLocked(x.op(), x.off, x.n); err != nil || x.n == 0 {
-		return c.life, 0, verdictInserted, err
+		return c.life, verdictInserted, err
 	}
 	need := x.n >> c.shift
 	switch {
 	case !c.fits(x.kind, need):
-		return c.life, 0, verdictThrough, nil
+		return c.life, verdictThrough, nil
 	case c.hasRoomLocked(x):
-		return c.life, c.insertLocked(x).id, verdictInserted, nil
+		c.insertLocked(x)
+		return c.life, verdictInserted, nil
 	case c.config.Eviction == EvictNone:
-		return c.life, 0, verdictThrough, nil
+		return c.life, verdictThrough, nil
 	}
-	return c.life, 0, verdictEvict, nil
+	return c.life, verdictEvict, nil
 }
 
 // fits reports whether need sectors may become pending at all. Zeros hold no
@@ -343,7 +347,7 @@ func (c *Cache) changePart(x *change) error {
 func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	mask := int64(1)<<c.shift - 1
 	from, to := y.off&^mask, (y.off+y.n+mask)&^mask
-	x := &change{kind: KindWrite, p: make([]byte, to-from), off: from, n: to - from, fua: y.fua, lie: y.lie}
+	x := &change{kind: KindWrite, p: make([]byte, to-from), off: from, n: to - from, fua: y.fua, lie: y.lie, losses: y.losses}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	life, err := c.makeRoomOut(op, y.off, y.n, int(x.n>>c.shift))
@@ -365,7 +369,7 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	case v == verdictUnchanged:
 		return nil
 	}
-	return c.outcome(op, y.off, y.n, c.forceOut(id, life, x.n>>c.shift))
+	return c.outcome(op, y.off, y.n, c.forceOut(x, life))
 }
 
 // makeRoomOut evicts until n sectors fit, if anything is left to evict.

@@ -35,10 +35,13 @@ func (c *Cache) pickLocked(w *write, before uint64) {
 // lets them and all older ones of their sectors go. It gives up with errNoPower
 // when the power is about to be cut; what it has done by then is done.
 //
+// They go through whatever caches the durable medium has if they are of a change, by,
+// that is to be durable; nil: they need not.
+//
 // No version goes while outMu is held but here and in Cut, so picks stay valid.
 //
 // +checklocks:c.outMu
-func (c *Cache) writeOut(through bool) error {
+func (c *Cache) writeOut(by *change) error {
 	slices.SortFunc(c.picked, func(a, b pick) int { return cmp.Compare(a.sector, b.sector) })
 	if c.buffer == nil {
 		c.buffer = make([]byte, bufferBytes)
@@ -52,7 +55,7 @@ func (c *Cache) writeOut(through bool) error {
 			(run+1)<<c.shift <= bufferBytes {
 			run++
 		}
-		if err := c.writeRun(rest[:run], through); err != nil {
+		if err := c.writeRun(rest[:run], by); err != nil {
 			return err
 		}
 		rest = rest[run:]
@@ -63,7 +66,7 @@ func (c *Cache) writeOut(through bool) error {
 // writeRun makes picks of one kind durable whose sectors follow each other.
 //
 // +checklocks:c.outMu
-func (c *Cache) writeRun(run []pick, through bool) error {
+func (c *Cache) writeRun(run []pick, by *change) error {
 	off, n := run[0].sector<<c.shift, int64(len(run))<<c.shift
 	p := c.buffer[:n]
 	if run[0].kind == KindWrite {
@@ -74,7 +77,7 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 		c.mu.Unlock()
 	}
 	c.pace()
-	if err := c.store1(run[0].kind, p, off, n, through); err != nil {
+	if err := c.store1(run[0].kind, p, off, n, by); err != nil {
 		c.recordStep(Step{Kind: StepUnsure, OffsetBytes: off, LengthBytes: n})
 		return err
 	}
@@ -89,15 +92,15 @@ func (c *Cache) writeRun(run []pick, through bool) error {
 	return nil
 }
 
-// store1 changes the durable medium once.
+// store1 changes the durable medium once, by as in writeOut.
 //
 // +checklocks:c.outMu
-func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
+func (c *Cache) store1(kind Kind, p []byte, off, n int64, by *change) error {
 	c.remember(off, n)
 	var err error
 	switch kind {
 	case KindWrite:
-		if through && c.can.FUA != nil {
+		if by != nil && c.can.FUA != nil {
 			_, err = c.can.FUA.WriteAtFUA(p, off)
 			return err
 		}
@@ -107,8 +110,8 @@ func (c *Cache) store1(kind Kind, p []byte, off, n int64, through bool) error {
 	case KindZero, KindAllocate:
 		err = c.can.Zero.Zero(off, n, kind == KindAllocate)
 	}
-	if err == nil && through {
-		err = c.syncFor()
+	if err == nil && by != nil {
+		err = c.syncFor(by)
 	}
 	return err
 }
@@ -143,11 +146,11 @@ func (c *Cache) newestOut() {
 	c.picked = slices.CompactFunc(c.picked, func(a, b pick) bool { return a.sector == b.sector })
 }
 
-// forceOut makes write id of so many sectors durable, through whatever caches the
+// forceOut makes x, which has become pending, durable, through whatever caches the
 // durable medium has.
 //
 // +checklocks:c.outMu
-func (c *Cache) forceOut(id, life uint64, sectors int64) error {
+func (c *Cache) forceOut(x *change, life uint64) error {
 	c.mu.Lock()
 	if c.life != life {
 		c.mu.Unlock()
@@ -155,18 +158,18 @@ func (c *Cache) forceOut(id, life uint64, sectors int64) error {
 	}
 	c.picked = c.picked[:0]
 	// It is one of the newest.
-	for w := c.store.last; w != nil && w.id >= id; w = w.before {
-		if w.id == id {
+	for w := c.store.last; w != nil && w.id >= x.id; w = w.before {
+		if w.id == x.id {
 			c.pickAllLocked(w)
 		}
 	}
 	c.mu.Unlock()
-	gone := int64(len(c.picked)) < sectors
-	if err := c.writeOut(true); err != nil {
+	gone := int64(len(c.picked)) < x.n>>c.shift
+	if err := c.writeOut(x); err != nil {
 		return err
 	}
 	if gone { // somebody else wrote a part of it out, not through those caches
-		return c.syncFor()
+		return c.syncFor(x)
 	}
 	return nil
 }
@@ -192,6 +195,10 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 //
 // +checklocks:c.outMu
 func (c *Cache) storeThrough(x *change, id uint64) error {
+	var by *change
+	if x.durable() {
+		by = x
+	}
 	for done := int64(0); done < x.n; {
 		if c.cutting.Load() != 0 {
 			return c.powerLost(x.op(), x.off+done, x.n-done)
@@ -202,7 +209,7 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 			part.p = x.p[done : done+part.n]
 		}
 		c.pace()
-		if err := c.store1(part.kind, part.p, part.off, part.n, x.durable()); err != nil {
+		if err := c.store1(part.kind, part.p, part.off, part.n, by); err != nil {
 			c.recordStep(Step{Kind: StepUnsure, OffsetBytes: part.off, LengthBytes: part.n})
 			return err
 		}
