@@ -5,6 +5,7 @@ import (
 
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -15,7 +16,11 @@ import (
 
 // promiserAt is the unit's medium if it keeps account of promises, or nil.
 func (d *Device) promiserAt(u fault.Unit) media.Promiser {
-	unit := d.unitAt(u)
+	return promiserOf(d.unitAt(u))
+}
+
+// promiserOf is the same of a unit, which may be nil.
+func promiserOf(unit *target.Unit) media.Promiser {
 	if unit == nil {
 		return nil
 	}
@@ -47,13 +52,13 @@ func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
 // answers nothing so.
 func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
-	unit := d.unitAt(h.unit)
+	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
 	if unit != nil && unit.IsOff() {
 		out.setNoPower(c.Tag, h.unit)
 		return
 	}
 	out.DataBytes = c.DataBytes
-	m := d.promiserAt(h.unit)
+	m := promiserOf(unit)
 	if m == nil {
 		return
 	}
