@@ -204,7 +204,7 @@ type Adapter struct {
 	controlSRB *SRB
 }
 
-// unitTable is the adapter's units; it is replaced as a whole.
+// unitTable is the adapter's units; it is replaced as a whole, under the adapter's mu.
 type unitTable struct {
 	list []*LogicalUnit // by address
 	// left are units that are gone, until the last of their SRBs has come back.

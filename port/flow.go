@@ -179,8 +179,8 @@ func (a *Adapter) endHold(p *Processor, turn uint64) {
 		return // another reset followed, with a hold time of its own
 	}
 	if p.verify {
-		for _, lu := range a.units.Load().list {
-			if n := a.heldByMiniport(scopeOf(lu, ResetUnit)); n != 0 {
+		for _, lu := range a.units.Load().all {
+			if n := lu.heldByMiniport(); n != 0 {
 				p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s: %d SRBs from before a reset at the end of its hold time", lu, n))
 			}
 		}

@@ -49,9 +49,10 @@ func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
 	return held, len(stuck)
 }
 
-// A unit that is removed cannot be reset any more: no SRB goes to it, and a reset of its
-// target or bus would end what the others do. What has not come back of it is timed on
-// and then abandoned.
+// A unit that is removed is not reset for its own sake any more: no SRB goes to it, and a
+// reset of its target or bus would end what the others do. What has not come back of it is
+// timed on and then abandoned. Once the adapter has failed there are no others, and it
+// goes down the reset road like all.
 
 // timeLeaver is a second of a unit that is removed.
 //
@@ -66,8 +67,10 @@ func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
 	lu.mu.Unlock()
 	switch {
 	case idle:
+		yieldLock("timeLeaver", &a.mu)
 		a.mu.Lock()
 		if t := a.units.Load(); slices.Contains(t.left, lu) {
+			yieldPoint("timeLeaver: take it out")
 			a.units.Store(newUnitTable(t.list, slices.DeleteFunc(slices.Clone(t.left), func(u *LogicalUnit) bool { return u == lu })))
 		}
 		a.mu.Unlock()

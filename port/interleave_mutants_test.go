@@ -282,6 +282,17 @@ func TestInterleaveMutants(t *testing.T) {
 			Old:  `		return unit & gateRecovering`,
 		},
 		{
+			Name: "the table is emptied while another replaces it",
+			Test: "TestInterleave_LeaverWhileRemoved",
+			File: "removal.go",
+			Old: `	yieldLock("removeUnits: empty the table", &a.mu)
+	a.mu.Lock()
+	a.units.Store(&unitTable{})
+	a.mu.Unlock()`,
+			New: `	yieldPoint("removeUnits: empty the table")
+	a.units.Store(&unitTable{})`,
+		},
+		{
 			Name: "a deeper queue is told to nobody",
 			Test: "TestInterleave_Depth",
 			File: "flow.go",

@@ -186,6 +186,26 @@ func TestInterleave_RemovedWhilePaused(t *testing.T) {
 	})
 }
 
+// A unit that left is taken out of the table while the adapter is removed: no unit is in
+// it afterwards.
+func TestInterleave_LeaverWhileRemoved(t *testing.T) {
+	explore(t, interleave.Search{Preemptions: 3, Seeds: 500}, limits(4, 4, 4), func(m *machine) {
+		lu := m.a.unitAt(0, 0, 0)
+		m.a.unitAt(0, 0, 1)
+		p := m.processor("before")
+		m.a.detach(p, lu)
+		m.a.forget(lu)
+		m.task("timer", func(p *Processor) { m.a.timeLeaver(p, lu) })
+		m.task("remover", m.a.removeUnits)
+		m.Check(func() error {
+			if t := m.a.units.Load(); len(t.all) != 0 {
+				return fmt.Errorf("the adapter is removed and has %v", t.all)
+			}
+			return nil
+		})
+	})
+}
+
 // After QUEUE FULL the SRB goes down again, once enough others have completed.
 func TestInterleave_QueueFull(t *testing.T) {
 	explore(t, interleave.Search{Preemptions: 2, Seeds: 1000}, limits(4, 4, 4), func(m *machine) {

@@ -87,8 +87,8 @@ func scopeOf(lu *LogicalUnit, level ResetLevel) scope { return scope{level, lu.p
 // has reports whether u is reset, too.
 func (s scope) has(u *LogicalUnit) bool {
 	switch s.level {
-	case ResetUnit:
-		return u == s.lu
+	case ResetUnit: // by address: who left that is the same to the miniport
+		return u.path == s.path && u.target == s.lu.target && u.lun == s.lu.lun
 	case ResetTarget:
 		return u.path == s.path && u.target == s.lu.target
 	case ResetBus, ResetLevels:
@@ -105,14 +105,16 @@ func (s scope) String() string {
 
 // reset does one step with everything in its scope held back, so that what
 // the miniport still has afterwards it had before. It reports success and how
-// many SRBs of the scope the miniport still holds.
+// many SRBs of the scope the miniport still holds. Units that left are in the scope
+// like others: the miniport tells addresses apart, not whether their units are in
+// service.
 func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	if a.halted || a.isGone() {
 		return false, a.heldByMiniport(s) // a reset would start what was stopped
 	}
 	a.resets[s.level].Add(1)
 	var closed []*LogicalUnit
-	for _, u := range a.units.Load().list {
+	for _, u := range a.units.Load().all {
 		if !s.has(u) {
 			continue
 		}
@@ -132,8 +134,11 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s succeeded with %d SRBs still at the miniport", s, left))
 	}
 	for _, u := range closed {
-		a.reopen(p, u, ok && left == 0)
+		u.mu.Lock()
+		u.endResetLocked(ok && left == 0) // its timer goes on: that others are reset gives it no more time
+		u.mu.Unlock()
 	}
+	a.kick(p)
 	if s.level == ResetBus {
 		a.noteBusReset(s.path, ok)
 	}
@@ -261,32 +266,45 @@ func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
 // holds, reset SRBs aside.
 func (a *Adapter) heldByMiniport(s scope) int {
 	n := 0
-	for _, u := range a.units.Load().list {
-		if !s.has(u) {
-			continue
+	for _, u := range a.units.Load().all {
+		if s.has(u) {
+			n += u.heldByMiniport()
 		}
-		u.mu.Lock()
-		for srb := u.pendingHead; srb != nil; srb = srb.pendNext {
-			if owner := srb.owner.Load(); !srb.recovery && !srb.taskManagement() && (owner == ownerMiniport || owner == ownerKept) {
-				n++
-			}
-		}
-		u.mu.Unlock()
 	}
 	return n
 }
 
-// reopen ends a reset for a unit; if it helped, a unit that was given up works
-// again.
+// heldByMiniport is the unit's part of that.
+func (lu *LogicalUnit) heldByMiniport() int {
+	n := 0
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	for srb := lu.pendingHead; srb != nil; srb = srb.pendNext {
+		if owner := srb.owner.Load(); !srb.recovery && !srb.taskManagement() && (owner == ownerMiniport || owner == ownerKept) {
+			n++
+		}
+	}
+	return n
+}
+
+// reopen ends the resets on a unit's account: its timer starts anew.
 func (a *Adapter) reopen(p *Processor, lu *LogicalUnit, helped bool) {
 	lu.mu.Lock()
+	lu.endResetLocked(helped)
+	lu.rearmLocked()
+	lu.mu.Unlock()
+	a.kick(p)
+}
+
+// endResetLocked ends a reset for a unit; if it helped, a unit that was given up works
+// again.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) endResetLocked(helped bool) {
 	lu.openGateLocked(gateRecovering)
 	if helped {
 		lu.reviveLocked()
 	}
-	lu.rearmLocked()
-	lu.mu.Unlock()
-	a.kick(p)
 }
 
 // ResetNow takes a unit down the reset road from level on as if it had timed

@@ -180,11 +180,15 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 
 // removeUnits ends all units and what waits in their queues.
 func (a *Adapter) removeUnits(p *Processor) {
+	yieldLock("removeUnits: close the gate", &a.mu)
 	a.mu.Lock()
-	a.closeGateLocked(gateGone)
+	a.closeGateLocked(gateGone) // no unit comes any more
 	a.mu.Unlock()
 	a.failUnits(p)
-	a.units.Store(&unitTable{}) // gateGone keeps everybody else from storing
+	yieldLock("removeUnits: empty the table", &a.mu)
+	a.mu.Lock()
+	a.units.Store(&unitTable{})
+	a.mu.Unlock()
 }
 
 // failUnits fails what the units' queues hold, and whatever comes.
