@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -45,20 +47,37 @@ and policy, without the daemon and without the load that led to it.`,
 	return cmd
 }
 
+// An openedTrace is one that is being read.
+type openedTrace struct {
+	*trace.Reader
+	file  fs.FileInfo // nil if it comes from no file
+	close func() error
+}
+
 // openTrace opens a trace; "-" is standard input.
-func openTrace(cmd *cobra.Command, path string) (r *trace.Reader, closing func() error, err error) {
+func openTrace(cmd *cobra.Command, path string) (t openedTrace, err error) {
 	if path == "-" {
-		r, err = trace.NewReader(cmd.InOrStdin())
-		return r, func() error { return nil }, err
+		if f, ok := cmd.InOrStdin().(*os.File); ok {
+			if t.file, err = f.Stat(); err != nil {
+				return t, err
+			}
+		}
+		t.close = func() error { return nil }
+		t.Reader, err = trace.NewReader(cmd.InOrStdin())
+		return t, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, err
+		return t, err
 	}
-	if r, err = trace.NewReader(f); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	t.close = f.Close
+	if t.file, err = f.Stat(); err == nil {
+		t.Reader, err = trace.NewReader(f)
 	}
-	return r, f.Close, nil
+	if err != nil {
+		return t, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
+	return t, nil
 }
 
 func newTraceShow() *cobra.Command {
@@ -85,13 +104,13 @@ TRACE may be - for standard input.
   vhbad trace show db.trace --json | jq 'select(.kind == "cut")'`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			r, closing, err := openTrace(cmd, args[0])
+			t, err := openTrace(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, closing()) }()
+			defer func() { err = errors.Join(err, t.close()) }()
 			out := bufio.NewWriter(cmd.OutOrStdout())
-			err = showTrace(out, cmd.ErrOrStderr(), r, asJSON)
+			err = showTrace(out, cmd.ErrOrStderr(), t.Reader, asJSON)
 			return errors.Join(err, out.Flush())
 		},
 	}
@@ -348,92 +367,148 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	if err != nil {
 		return usage(err)
 	}
-	r, closing, err := openTrace(cmd, path)
+	t, err := openTrace(cmd, path)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closing()) }()
-	m, err := o.open(r.Header())
+	defer func() { err = errors.Join(err, t.close()) }()
+	m, err := o.open(&t)
 	if err != nil {
 		return err
 	}
-	result, err := trace.Replay(r, m, how)
+	result, err := trace.Replay(t.Reader, m, how)
+	if err != nil { // it is no image of anything, and still ours
+		err = errors.Join(err, os.Remove(o.image))
+	}
 	if err = errors.Join(err, m.Close()); err != nil {
-		return errors.Join(err, os.Remove(o.image)) // it is no image of anything
+		return err
 	}
-	return o.print(cmd, r.Header(), result)
+	return o.print(cmd, t.Header(), result)
 }
 
-// open makes the image that the replay begins with.
-func (o *traceReplay) open(h trace.Header) (m media.Media, err error) {
+// open makes the image that the replay begins with. It is locked, as a disk's is.
+func (o *traceReplay) open(t *openedTrace) (m media.Media, err error) {
+	h := t.Header()
+	base, err := o.openBase(h.DiskBytes)
+	if err != nil {
+		return nil, err
+	}
+	if base != nil {
+		defer func() { err = errors.Join(err, base.Close()) }()
+	}
+	f, err := o.take(t, base)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	// The lock goes from this descriptor to the medium's.
+	if err = f.Truncate(0); err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	}
+	if err == nil {
+		m, err = media.OpenFile(media.FileConfig{Path: o.image, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
+	}
+	if err != nil {
+		if lock(f) == nil { // nobody else has taken it meanwhile
+			err = errors.Join(err, os.Remove(o.image))
+		}
+		return nil, err
+	}
+	if base != nil {
+		if err := copyBase(m, base); err != nil {
+			return nil, errors.Join(err, os.Remove(o.image), m.Close())
+		}
+	}
+	return m, nil
+}
+
+// take opens the file that the image goes to, and locks it. What it holds is whole
+// yet, and is nobody's who would miss it.
+func (o *traceReplay) take(t *openedTrace, base *os.File) (f *os.File, err error) {
 	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
 	if o.force {
-		same, err := sameFile(o.image, o.base)
-		if err != nil {
-			return nil, err
-		}
-		if same {
-			return nil, usage(fmt.Errorf("--image %s: is the base, too: want another file", o.image))
-		}
-		// What is no file must not be cut, and never be removed.
+		// To open what is no file can have effects.
 		if info, err := os.Stat(o.image); err == nil && !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
 		}
-		flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC
+		flags = os.O_RDWR | os.O_CREATE | unix.O_NONBLOCK
 	}
-	f, err := os.OpenFile(o.image, flags, 0o600)
+	f, err = os.OpenFile(o.image, flags, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("%w: --force writes over it", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err = o.copyBase(f, h.DiskBytes); err == nil {
-		err = f.Truncate(h.DiskBytes)
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		m, err = media.OpenFile(media.FileConfig{Path: o.image, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
+	if err = o.mayWrite(f, t, base); err == nil {
+		err = lock(f)
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(o.image))
+		return nil, errors.Join(err, f.Close())
 	}
-	return m, nil
+	return f, nil
 }
 
-// sameFile reports whether there is a file that has both names.
-func sameFile(a, b string) (bool, error) {
-	if a == "" || b == "" {
-		return false, nil
-	}
-	one, err := os.Stat(a)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	other, err := os.Stat(b)
-	return err == nil && os.SameFile(one, other), err
-}
-
-// copyBase copies the base, but for its zeros.
-func (o *traceReplay) copyBase(to *os.File, sizeBytes int64) (err error) {
-	if o.base == "" {
-		return nil
-	}
-	from, err := os.Open(o.base)
+// mayWrite refuses files that the image must not go to.
+func (o *traceReplay) mayWrite(f *os.File, t *openedTrace, base *os.File) error {
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, from.Close()) }()
-	if size, err := from.Seek(0, io.SeekEnd); err != nil || size != sizeBytes {
-		return errors.Join(err, fmt.Errorf("--base %s: %d bytes: the disk of the trace had %d", o.base, size, sizeBytes))
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
 	}
+	if info.Mode().Perm()&0o222 == 0 { // which does not keep root from it
+		return fmt.Errorf("--image %s: is write-protected (mode %#o)", o.image, info.Mode().Perm())
+	}
+	if t.file != nil && os.SameFile(info, t.file) {
+		return usage(fmt.Errorf("--image %s: is the trace, too: want another file", o.image))
+	}
+	if base == nil {
+		return nil
+	}
+	other, err := base.Stat()
+	if err == nil && os.SameFile(info, other) {
+		err = usage(fmt.Errorf("--image %s: is the base, too: want another file", o.image))
+	}
+	return err
+}
+
+// lock takes the lock of a disk's image.
+func lock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("--image %s: is in use: a disk or process holds its lock: want another file", f.Name())
+	}
+	return err
+}
+
+// openBase opens the base, nil if there is none.
+func (o *traceReplay) openBase(sizeBytes int64) (*os.File, error) {
+	if o.base == "" {
+		return nil, nil
+	}
+	f, err := os.Open(o.base)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && size != sizeBytes {
+		err = fmt.Errorf("--base %s: %d bytes: the disk of the trace had %d", o.base, size, sizeBytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// copyBase copies the base to a blank medium of its size, but for its zeros.
+func copyBase(to media.Media, base *os.File) error {
 	p := make([]byte, 64<<10)
-	for off := int64(0); off < sizeBytes; off += int64(len(p)) {
-		piece := p[:min(int64(len(p)), sizeBytes-off)]
-		if _, err := from.ReadAt(piece, off); err != nil {
-			return fmt.Errorf("--base %s: %w", o.base, err)
+	for off, size := int64(0), to.Size(); off < size; off += int64(len(p)) {
+		piece := p[:min(int64(len(p)), size-off)]
+		if _, err := base.ReadAt(piece, off); err != nil {
+			return fmt.Errorf("--base %s: %w", base.Name(), err)
 		}
 		if len(bytes.Trim(piece, "\x00")) == 0 {
 			continue
