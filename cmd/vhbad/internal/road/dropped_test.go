@@ -2,6 +2,7 @@ package road
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba/cache"
@@ -16,13 +17,13 @@ import (
 // gateAfterBuild is a miniport that calls built after each BuildIo of a write.
 type gateAfterBuild struct {
 	*miniport.Driver
-	built func(p *port.Processor)
+	built atomic.Pointer[func(p *port.Processor)]
 }
 
 func (g *gateAfterBuild) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	ok := g.Driver.BuildIo(p, srb)
-	if g.built != nil && scsi.Opcode(srb.CDB[0]) == scsi.OpWrite16 {
-		g.built(p)
+	if built := g.built.Load(); built != nil && scsi.Opcode(srb.CDB[0]) == scsi.OpWrite16 {
+		(*built)(p)
 	}
 	return ok
 }
@@ -60,7 +61,7 @@ func TestPowerCut_DroppedWaits(t *testing.T) {
 			defer p.Close()
 			pause := func(p *port.Processor) { w.adapter.PauseDevice(p, 0, 0, 0, 3600) }
 			if tt.built {
-				g.built = pause
+				g.built.Store(&pause)
 			} else {
 				pause(p)
 			}
