@@ -1,5 +1,7 @@
 package cache
 
+import "slices"
+
 // Background write-out. Which writes become durable early is decided when a write
 // becomes pending that the high-water mark, or chance, has decide: by what has come
 // until then, in its order, and the seed, and never by how far the durable medium has
@@ -107,6 +109,7 @@ func (c *Cache) leaveOnce() (more bool) {
 func (c *Cache) pickLeaving(cut bool) (n int) {
 	c.mu.Lock()
 	c.picked = c.picked[:0]
+	c.trimLeavingLocked()
 	n = len(c.leaving)
 	if !cut && (n == 0 || c.closed || c.off || c.cutting.Load() != 0) {
 		c.writing = false
@@ -114,13 +117,20 @@ func (c *Cache) pickLeaving(cut bool) (n int) {
 		return 0
 	}
 	for _, l := range c.leaving {
-		if l.w.id == l.id {
-			c.pickAllLocked(l.w)
-		}
+		c.pickAllLocked(l.w)
 	}
 	c.mu.Unlock()
 	c.newestOut()
 	return n
+}
+
+// trimLeavingLocked forgets those that have left without a call of left: by a flush, or
+// when something else that was picked with them has failed. It is not for when what
+// leaves has been counted for left.
+//
+// +checklocks:c.mu
+func (c *Cache) trimLeavingLocked() {
+	c.leaving = slices.DeleteFunc(c.leaving, func(l leaver) bool { return l.w.id != l.id })
 }
 
 // left forgets the first n that were to leave.
@@ -141,6 +151,7 @@ func (c *Cache) roomOut(life uint64, need int) error {
 		return errNoPower
 	}
 	c.chooseLocked(need)
+	c.trimLeavingLocked()
 	n := len(c.leaving)
 	c.picked = c.picked[:0]
 	s := &c.store

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/hbatest"
@@ -224,5 +225,44 @@ func TestBackground_EarlyPersist(t *testing.T) {
 	}
 	if len(images) != 8 {
 		t.Errorf("%d images by 8 seeds", len(images))
+	}
+}
+
+// TestBackground_RemembersWhatIsPending: while a sector cannot be written, writes that
+// leave with it and have left are forgotten, and so they are by a replay, which leaves
+// nothing by itself.
+func TestBackground_RemembersWhatIsPending(t *testing.T) {
+	const room = cache.MinSizeBytes / 512
+	n := &notebook{}
+	m := &scratched{Media: memory(t, 1<<20), unwrite: map[int64]bool{1<<20 - 512: true}}
+	c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Recorder: n})
+	put(t, c, 1<<20-512, 1, 512)
+	most := 0
+	for i := range int64(20 * room) {
+		put(t, c, i%(4*room)*512, 2, 512)
+		c.Settle()
+		most = max(most, c.Leaving())
+	}
+	s := c.Stats()
+	if s.FailedWriteOuts == 0 || s.Evictions[cache.EvictionRoom] < 10*room {
+		t.Fatalf("stats: %+v, want many writes that left while one did not", s)
+	}
+	if most > room {
+		t.Errorf("%d writes were remembered in a cache of %d sectors", most, room)
+	}
+	m.unwrite = nil
+	r, err := cache.NewReplay(memory(t, 1<<20), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	most = 0
+	for _, s := range n.all() {
+		if err := r.Do(&s, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, r.Leaving())
+	}
+	if most == 0 || most > 4*room {
+		t.Errorf("a replay remembered %d writes of a cache of %d sectors", most, room)
 	}
 }

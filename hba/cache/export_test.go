@@ -115,5 +115,15 @@ func (c *Cache) LedgerEntries() uint64 {
 	return c.ledger.next
 }
 
+// Leaving is how many writes are remembered as to leave.
+func (c *Cache) Leaving() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.leaving)
+}
+
+// Leaving is that of the cache that it fills.
+func (r *Replay) Leaving() int { return r.c.Leaving() }
+
 // Settle waits until all that was chosen is durable.
 func (c *Cache) Settle() { c.group.Wait() }

@@ -197,6 +197,10 @@ func (r *Replay) durable(s *Step) error {
 	return c.writeOut(nil)
 }
 
+// maxLeft is how many writes that have left are remembered, besides as many as are
+// pending.
+const maxLeft = 64
+
 // leave chooses a write to become durable.
 func (r *Replay) leave(s *Step) error {
 	c := r.c
@@ -204,6 +208,9 @@ func (r *Replay) leave(s *Step) error {
 	defer c.mu.Unlock()
 	for w := c.store.first; w != nil; w = w.after {
 		if w.id == s.Write {
+			if len(c.leaving) > 2*c.store.writes+maxLeft {
+				c.trimLeavingLocked()
+			}
 			c.chooseOneLocked(w, EvictionRoom)
 			return nil
 		}
