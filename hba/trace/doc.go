@@ -62,11 +62,15 @@
 //
 // # Room
 //
-// What is recorded and not yet in the file takes Config.BufferBytes at the most, and
-// what Record was called with beyond admission: a megabyte and some steps. Who writes
-// to the disk waits when there is no room: a slow file is a slow disk. A file that
-// fails, or is full, ends the trace at the last whole record, with the reason; the
-// disk goes on.
+// Who writes to the disk waits until what is recorded and not yet in the file leaves
+// room in Config.BufferBytes, or is nothing for a write that is longer: a slow file is a
+// slow disk. Some steps cannot wait: what a cache chooses to become durable, what it
+// has done by then, marks, and what rules do to commands. They may take 28 bytes for each
+// sector of the cache more, which is one step for each write that it can hold, and 4
+// MiB. Beyond that the trace ends. The buffers grow by doubling.
+//
+// A file that fails, or is full, ends the trace too, at the last whole record. The
+// trace has the reason, if there is room for that; the disk goes on.
 //
 // # Concurrency
 //

@@ -17,16 +17,24 @@ import (
 // DefaultBufferBytes is Config.BufferBytes unless said otherwise.
 const DefaultBufferBytes = 8 << 20
 
+// excessBytes is how much of what nobody is admitted for may wait for the file, and
+// leaveBytes the record of a write that is chosen to become durable: a cache may choose
+// all that it holds at once.
+const (
+	excessBytes = 4 << 20
+	leaveBytes  = recordHeadBytes + 8 + sumBytes
+)
+
 // Config describes a Recorder.
 type Config struct {
 	Header
-	// BufferBytes bounds what is recorded and not yet in the file; DefaultBufferBytes if
-	// zero.
+	// BufferBytes bounds what is admitted and not yet in the file; DefaultBufferBytes if
+	// zero. See the package comment for what comes without admission.
 	BufferBytes int
 	// Now is the clock; time.Now if nil.
 	Now func() time.Time
-	// OnFail is told once when the file fails, from a goroutine of the recorder; nil:
-	// nobody is.
+	// OnFail is told once when the recording fails, from a goroutine of the recorder;
+	// nil: nobody is. Close waits for it.
 	OnFail func(error)
 }
 
@@ -52,10 +60,12 @@ type Stats struct {
 type Recorder struct {
 	file   File
 	limit  int64
+	excess int64 // what may wait for the file beyond what is admitted
 	start  time.Time
 	now    func() time.Time
 	onFail func(error)
 	done   chan struct{} // closed when the file is written no more
+	tells  sync.WaitGroup
 
 	// offset and kept are where the next batch goes, and the sum before it. They are
 	// the writing goroutine's.
@@ -76,6 +86,10 @@ type Recorder struct {
 	// admitted is what was admitted and not given back.
 	// +checklocks:mu
 	admitted int64
+	// ceiling bounds what was admitted and is not in the file: the limit, or who is
+	// longer and was admitted alone.
+	// +checklocks:mu
+	ceiling int64
 	// turn and turns are those of who waits to be admitted: in order, so that long
 	// writes have theirs.
 	// +checklocks:mu
@@ -128,7 +142,7 @@ func create(path string) (*os.File, error) {
 	return f, nil
 }
 
-// mayWrite makes f empty if nothing but a trace is lost by that.
+// mayWrite makes f empty, and its owner's alone, if nothing but a trace is lost by that.
 func mayWrite(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -140,12 +154,14 @@ func mayWrite(f *os.File) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("somebody else records there: %w", err)
 	}
-	if info.Size() == 0 {
-		return nil
+	if info.Size() != 0 {
+		begin := make([]byte, len(magic))
+		if _, err := f.ReadAt(begin, 0); err != nil && !errors.Is(err, io.EOF) || string(begin) != magic {
+			return errors.Join(errors.New("is there, and no trace: it is not written over"), err)
+		}
 	}
-	begin := make([]byte, len(magic))
-	if _, err := f.ReadAt(begin, 0); err != nil && !errors.Is(err, io.EOF) || string(begin) != magic {
-		return errors.Join(errors.New("is there, and no trace: it is not written over"), err)
+	if err := f.Chmod(0o600); err != nil { // it may have been there with another mode
+		return fmt.Errorf("make it its owner's alone: %w", err)
 	}
 	return f.Truncate(0)
 }
@@ -165,7 +181,10 @@ func New(file File, c Config) (*Recorder, error) {
 	if limit == 0 {
 		limit = DefaultBufferBytes
 	}
-	r := &Recorder{file: file, limit: limit, start: c.Start, now: c.Now, onFail: c.OnFail, done: make(chan struct{})}
+	r := &Recorder{
+		file: file, limit: limit, excess: excessBytes + c.CacheBytes/int64(c.SectorBytes)*leaveBytes,
+		start: c.Start, now: c.Now, onFail: c.OnFail, done: make(chan struct{}),
+	}
 	r.work.L, r.room.L = &r.mu, &r.mu
 	b, sum := c.appendTo(nil)
 	if _, err := file.WriteAt(b, 0); err != nil {
@@ -173,7 +192,7 @@ func New(file File, c Config) (*Recorder, error) {
 	}
 	r.offset, r.kept = int64(len(b)), sum
 	r.mu.Lock()
-	r.sum, r.stats.Bytes = sum, uint64(len(b))
+	r.sum, r.stats.Bytes, r.ceiling = sum, uint64(len(b)), limit
 	r.mu.Unlock()
 	go r.write()
 	return r, nil
@@ -206,6 +225,7 @@ func (r *Recorder) Admit(n int64, wait bool) bool {
 		r.room.Broadcast()
 	}
 	r.admitted += n
+	r.ceiling = max(r.limit, n)
 	return true
 }
 
@@ -241,20 +261,30 @@ func (r *Recorder) Pace() {
 	}
 }
 
-// Record implements cache.Recorder.
+// Record implements cache.Recorder. It never waits: when too much is recorded by those
+// whom nobody has admitted, the trace ends.
 func (r *Recorder) Record(s cache.Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.endedLocked() {
 		return
 	}
-	if len(s.Data) > MaxBodyBytes-rangeBytes {
-		s = cache.Step{Kind: kindEnd, Failed: true, Text: fmt.Sprintf("a write of %d bytes is longer than any record", len(s.Data))}
+	switch waiting := r.backlogLocked(); {
+	case len(s.Data) > MaxBodyBytes-rangeBytes:
+		r.giveUpLocked(fmt.Sprintf("a write of %d bytes is longer than any record", len(s.Data)))
+	case waiting > r.ceiling+r.excess:
+		r.giveUpLocked(fmt.Sprintf("the file is too slow: %d bytes wait for it, and who records now cannot", waiting))
+	default:
 		r.recordLocked(&s)
-		r.failLocked(errors.New(s.Text))
-		return
 	}
-	r.recordLocked(&s)
+}
+
+// giveUpLocked ends the trace behind what is recorded.
+//
+// +checklocks:r.mu
+func (r *Recorder) giveUpLocked(why string) {
+	r.recordLocked(&cache.Step{Kind: kindEnd, Failed: true, Text: why})
+	r.failLocked(errors.New(why))
 }
 
 // Mark records what somebody has said.
@@ -309,6 +339,7 @@ func (r *Recorder) Close() error {
 	r.room.Broadcast()
 	r.mu.Unlock()
 	<-r.done
+	r.tells.Wait()
 	err := r.Stats().Err
 	if err == nil {
 		err = r.file.Sync()
@@ -319,11 +350,6 @@ func (r *Recorder) Close() error {
 // write writes batches until the trace ends.
 func (r *Recorder) write() {
 	defer close(r.done)
-	defer func() {
-		if err := r.Stats().Err; err != nil && r.onFail != nil {
-			r.onFail(err)
-		}
-	}()
 	for {
 		batch := r.next()
 		if batch == nil {
@@ -379,6 +405,9 @@ func (r *Recorder) wrote(batch []byte, err error) {
 func (r *Recorder) failLocked(err error) {
 	if r.stats.Err == nil {
 		r.stats.Err = err
+		if r.onFail != nil {
+			r.tells.Go(func() { r.onFail(err) })
+		}
 	}
 	r.work.Signal()
 	r.room.Broadcast()

@@ -419,11 +419,23 @@ func TestCreate(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v; want mode 0600: it has the disk's bytes", info.Mode(), err)
 	}
-	if w, err = trace.Create(path, c); err != nil {
-		t.Fatalf("over a trace: %v", err)
-	}
-	if err := w.Close(); err != nil {
+	empty := filepath.Join(dir, "empty.trace")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
+	}
+	for _, there := range []string{empty, path} {
+		if err := os.Chmod(there, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if w, err = trace.Create(there, c); err != nil {
+			t.Fatalf("over a trace: %v", err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(there); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600 whatever it was", there, info.Mode(), err)
+		}
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -437,8 +449,14 @@ func TestCreate(t *testing.T) {
 		if err := os.WriteFile(other, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.Chmod(other, 0o640); err != nil {
+			t.Fatal(err)
+		}
 		if _, err := trace.Create(other, c); err == nil || !strings.Contains(err.Error(), "not written over") {
 			t.Errorf("%s: %v", name, err)
+		}
+		if info, err := os.Stat(other); err != nil || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s has mode %v now, %v", name, info.Mode(), err)
 		}
 		if b, err := os.ReadFile(other); err != nil || string(b) != content {
 			t.Errorf("%s is %q now, %v", name, b, err)

@@ -130,7 +130,7 @@ var (
 	traceRecords   = desc("trace_records_total", "Records of the disk's trace.", "export")
 	traceBytes     = desc("trace_file_bytes", "Length of the file of the disk's trace.", "export")
 	traceWaits     = desc("trace_waits_total", "Commands that had to wait for the file of the disk's trace.", "export")
-	traceFailed    = desc("trace_failed", "1 if the disk's trace has ended because its file failed, or is full.", "export")
+	traceFailed    = desc("trace_failed", "1 if the disk's trace has ended because its file failed, is full or too slow.", "export")
 	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
 
 	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule. The last "+strconv.Itoa(fault.MaxPast)+" series of rules that have gone stay, and go on if such a rule comes again. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
@@ -324,11 +324,7 @@ func (s sink) trace(name string, t *trace.Stats) {
 	s.counter(traceRecords, t.Records, name)
 	s.gauge(traceBytes, float64(t.Bytes), name)
 	s.counter(traceWaits, t.Waits, name)
-	failed := 0.0
-	if t.Err != nil {
-		failed = 1
-	}
-	s.gauge(traceFailed, failed, name)
+	s.flag(traceFailed, t.Err != nil, name)
 }
 
 // Why the queue of a unit is held back, and those of all.
