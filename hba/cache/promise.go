@@ -21,11 +21,10 @@ func (c *Cache) PromisedRange(off, n int64) {
 	defer c.mu.Unlock()
 	c.recordStep(Step{Kind: StepLie, OffsetBytes: off, LengthBytes: n})
 	c.record.broke(ActIgnoredFUA)
-	for sector, end := off>>c.shift, (off+n)>>c.shift; sector < end; sector++ {
-		if i, ok := c.store.newest(sector); ok {
-			if w := c.store.versions[i].write; w.promised == promiseNone {
-				w.promised = promiseFUA
-			}
+	for _, sector := range c.store.between(off>>c.shift, (off+n)>>c.shift) { // a range may be a whole disk
+		i, _ := c.store.newest(sector)
+		if w := c.store.versions[i].write; w.promised == promiseNone {
+			w.promised = promiseFUA
 		}
 	}
 }

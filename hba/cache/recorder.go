@@ -34,7 +34,8 @@ const (
 	// StepUnsure: the durable medium failed to write the range, and holds who knows
 	// what there [range].
 	StepUnsure
-	// StepAnswer: the write is answered [Write, Op, Failed].
+	// StepAnswer: the write is answered, as if with FUA if that is a lie [Write, Op,
+	// Failed, Lie].
 	StepAnswer
 	// StepFlush: a flush comes, which covers what was answered of the writes before
 	// Write [Write, Lie].
@@ -100,16 +101,25 @@ func (c *Cache) admit(kind Kind, n int64, wait bool) (bytes int64, ok bool) {
 	return bytes, c.config.Recorder.Admit(bytes, wait)
 }
 
-// told gives back what admit has taken, when the caller has its answer.
-func (c *Cache) told(bytes int64, x *change, failed bool) {
-	r := c.config.Recorder
-	if r == nil {
-		return
+// told records what the caller is told of its change, and gives back what admit has
+// taken. It reports whether that is a lie about FUA, of which there is one however many
+// parts the change had. That counts with its step, for the same power cut as in a replay.
+func (c *Cache) told(bytes int64, x *change, failed bool) (lied bool) {
+	lied = x.fua && x.lie && x.id != 0 && !failed
+	s := Step{Kind: StepAnswer, Write: x.id, Op: x.kind, Failed: failed, Lie: lied}
+	switch {
+	case lied:
+		c.mu.Lock()
+		c.recordStep(s)
+		c.record.broke(ActIgnoredFUA)
+		c.mu.Unlock()
+	case x.id != 0:
+		c.recordStep(s)
 	}
-	if x.id != 0 {
-		r.Record(Step{Kind: StepAnswer, Write: x.id, Op: x.kind, Failed: failed})
+	if r := c.config.Recorder; r != nil {
+		r.Release(bytes)
 	}
-	r.Release(bytes)
+	return lied
 }
 
 // recordWrite records that x is pending, or on the durable medium.

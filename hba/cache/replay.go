@@ -18,7 +18,6 @@ type Replay struct {
 	c    *Cache
 	now  time.Time
 	seen uint64 // the latest write that was pending
-	lied uint64 // the latest that went through as if without FUA
 	// cut is the report of a StepCut whose StepImage has not come, last that of the
 	// latest cut.
 	cut     *Report
@@ -105,7 +104,11 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 			return fmt.Errorf("the disk became %d bytes long, and this medium cannot", s.LengthBytes)
 		}
 		return r.c.Resize(s.LengthBytes)
-	case StepAnswer, StepFlush, StepMark, stepKinds:
+	case StepAnswer:
+		if s.Lie {
+			r.c.broke(ActIgnoredFUA)
+		}
+	case StepFlush, StepMark, stepKinds:
 	}
 	return nil
 }
@@ -173,9 +176,6 @@ func (r *Replay) write(s *Step) error {
 	if need := s.LengthBytes >> c.shift; need > int64(c.room-c.store.used) {
 		return fmt.Errorf("write %d of %d bytes is pending in a cache of %d that has room for %d",
 			s.Write, s.LengthBytes, c.config.SizeBytes, int64(c.room-c.store.used)<<c.shift)
-	}
-	if s.Lie {
-		c.record.broke(ActIgnoredFUA)
 	}
 	r.seen = s.Write
 	c.store.nextID = s.Write
@@ -254,10 +254,6 @@ func (r *Replay) through(s *Step) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.Lie && s.Write != r.lied { // of which there are several parts
-		r.lied = s.Write
-		c.record.broke(ActIgnoredFUA)
-	}
 	c.tookLocked(x, s.Write)
 	return nil
 }

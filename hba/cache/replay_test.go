@@ -218,6 +218,12 @@ func TestReplay_Lies(t *testing.T) {
 	put(t, c, 8192, 1, 512)
 	c.PromisedAll()
 	c.Broke("misdirected")
+	c.IgnoreFUA(true)
+	for _, n := range []int{1024, 2 * cache.MinSizeBytes} { // pending, and through; in three parts
+		if _, err := c.WriteAtFUA(make([]byte, n), 16384+100); err != nil {
+			t.Fatal(err)
+		}
+	}
 	live := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
 	r, err := cache.NewReplay(memory(t, 1<<20), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
 	if err != nil {
@@ -240,6 +246,36 @@ func TestReplay_Lies(t *testing.T) {
 	}
 	if acts := fmt.Sprint(report.Verdict.Acts); acts != "map[ignored-fua:1 lying-flush:2]" {
 		t.Errorf("acts %s", acts)
+	}
+}
+
+// An endless medium has the bytes of a shorter one, and says that it is long.
+type endless struct{ media.Media }
+
+func (endless) Size() int64 { return 1 << 60 }
+
+// TestReplay_LongLie: a promise of all of a large disk takes as long as what is
+// pending there. If it took as long as the disk, this would not end.
+func TestReplay_LongLie(t *testing.T) {
+	r, err := cache.NewReplay(endless{memory(t, 1<<20)}, cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []cache.Step{
+		{Kind: cache.StepWrite, Write: 1, OffsetBytes: 4096, LengthBytes: 512, Data: bytes.Repeat([]byte{1}, 512)},
+		{Kind: cache.StepAnswer, Write: 1},
+		{Kind: cache.StepLie, LengthBytes: 1 << 60},
+	} {
+		if err := r.Do(&s, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := r.Cut(cache.CutOptions{Policy: cache.PolicyNone}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if acts := fmt.Sprint(report.Verdict.Acts); acts != "map[ignored-fua:1]" {
+		t.Errorf("the promise of what was pending: acts %s", acts)
 	}
 }
 

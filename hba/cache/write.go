@@ -96,12 +96,8 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	x.losses = c.losses.Load()
 	ticket := c.arrives(x.kind, x.p, x.off, x.n)
 	done, err = c.change(x, mayBlock)
-	c.told(room, x, err != nil)
-	lied := x.fua && x.lie && done && err == nil
+	lied := c.told(room, x, err != nil)
 	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: lied})
-	if lied {
-		c.broke(ActIgnoredFUA)
-	}
 	return done, err
 }
 
