@@ -48,12 +48,8 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 		open = k.unsure()
 		err = fmt.Errorf("cache: power cut of %s, seed %d: %w", c.config.Name, o.Seed, err)
 		k.report.Error = err.Error()
-		c.recordStep(Step{Kind: StepImage, Failed: true, Text: err.Error()})
-	} else {
-		c.recordStep(Step{Kind: StepImage, Text: k.report.ImageSHA256})
 	}
 	c.ledger.reopen(k.account, open, err == nil)
-	k.report.settle()
 	c.endCut(k)
 	return k.report, err
 }
@@ -76,7 +72,7 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	c.plain.Store(false) // everybody has to look
 	k.report = &Report{
 		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage, LoseFlushed: o.LoseFlushed,
-		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{}, Hostile: c.brokenLocked(),
+		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{},
 	}
 	for i := max(c.record.flushes, recentFlushes) - recentFlushes + 1; i <= c.record.flushes; i++ {
 		k.report.Flushes = append(k.report.Flushes, c.record.recent[i%recentFlushes])
@@ -84,7 +80,8 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	return k, nil
 }
 
-// endCut gives the power back, to an empty cache. What came meanwhile has failed.
+// endCut gives the power back, to an empty cache. What came meanwhile has failed; what
+// was told meanwhile, of commands that had been executed, goes into this report.
 //
 // +checklocks:c.outMu
 func (c *Cache) endCut(k *cut) {
@@ -96,6 +93,12 @@ func (c *Cache) endCut(k *cut) {
 	c.syncMu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	image := Step{Kind: StepImage, Text: k.report.ImageSHA256}
+	if k.report.Error != "" {
+		image.Failed, image.Text = true, k.report.Error
+	}
+	c.recordStep(image)
+	c.takeActsLocked(k.report)
 	c.record.stats.Cuts++
 	if k.report.Error == "" {
 		for i := range k.fates {

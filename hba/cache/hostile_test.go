@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/hbatest"
 )
 
 // TestCut_NamesWhatWasDoneToWrites: a write that was answered and never done, or done
@@ -137,5 +140,63 @@ func TestCut_LiesThatDidNotShow(t *testing.T) {
 	want := map[cache.Act]uint64{cache.ActLyingFlush: 2, cache.ActIgnoredFUA: 2}
 	if r.Verdict.Class != cache.ClassLegal || r.Class != cache.ClassHostile || !maps.Equal(r.Hostile, want) {
 		t.Errorf("image %v, class %v, acts %v, want %v", r.Verdict.Class, r.Class, r.Hostile, want)
+	}
+}
+
+// TestCut_LiesToldMeanwhile: what is told of while the power is being cut, of commands
+// that had been executed, is of that cut, also in a replay, and not of the next.
+func TestCut_LiesToldMeanwhile(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		tell func(c *cache.Cache)
+		act  cache.Act
+	}{
+		{"a write", func(c *cache.Cache) { c.PromisedRange(0, 512) }, cache.ActIgnoredFUA},
+		{"a flush", func(c *cache.Cache) { c.PromisedAll() }, cache.ActLyingFlush},
+		{"an act", func(c *cache.Cache) { c.Broke("flip") }, "flip"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := &notebook{}
+			slow := hbatest.NewMedia(memory(t, 1<<20), hbatest.MediaConfig{})
+			c := open(t, slow, cache.Config{SizeBytes: cache.MinSizeBytes, Recorder: n})
+			put(t, c, 0, 1, 512)
+			tt.tell(c)
+			slow.Hold()
+			var group sync.WaitGroup
+			var first *cache.Report
+			group.Go(func() { first = cut(t, c, cache.CutOptions{Policy: cache.PolicyAll}) })
+			slow.WaitHeld(1) // the cut, with what was pending
+			tt.tell(c)
+			slow.Release()
+			group.Wait()
+			next := cut(t, c, cache.CutOptions{})
+			want := map[cache.Act]uint64{tt.act: 2}
+			if first.Class != cache.ClassHostile || !maps.Equal(first.Hostile, want) {
+				t.Errorf("class %v of %v, want hostile for %v", first.Class, first.Hostile, want)
+			}
+			if next.Class != cache.ClassLegal || next.Hostile != nil {
+				t.Errorf("the next cut: class %v of %v", next.Class, next.Hostile)
+			}
+			r, err := cache.NewReplay(memory(t, 1<<20), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			live := []*cache.Report{first, next}
+			for _, s := range n.all() {
+				if err := r.Do(&s, time.Time{}); err != nil {
+					t.Fatal(err)
+				}
+				if s.Kind != cache.StepImage {
+					continue
+				}
+				if got := r.Report(); got.Class != live[0].Class || !maps.Equal(got.Hostile, live[0].Hostile) {
+					t.Errorf("replayed: class %v of %v, want %v of %v", got.Class, got.Hostile, live[0].Class, live[0].Hostile)
+				}
+				live = live[1:]
+			}
+			if len(live) > 0 {
+				t.Errorf("%d cuts were not replayed", len(live))
+			}
+		})
 	}
 }

@@ -1,5 +1,9 @@
 package cache
 
+// What is told here may be told while the power is being cut: the command had been
+// executed. Then it is in the report of that cut, where nothing of the command is
+// pending any more, and in a recording before the StepImage of that cut; see endCut.
+
 // PromisedAll implements media.Promiser: a flush was answered that never came here.
 func (c *Cache) PromisedAll() {
 	c.ledger.liedAll()
@@ -58,8 +62,10 @@ func (c *Cache) Misdirected(off, meant, n int64, ignored bool) {
 // Broke implements media.Promiser: it is what counts acts that the cache did not do
 // itself.
 func (c *Cache) Broke(act string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.recordStep(Step{Kind: StepBroke, Text: act})
-	c.broke(Act(act))
+	c.record.broke(Act(act))
 }
 
 func (c *Cache) broke(act Act) {
@@ -90,13 +96,20 @@ func (c *Cache) BrokenSinceCut() bool {
 	return len(c.record.acts) > 0
 }
 
-// brokenLocked is what has happened since the last cut, which begins anew.
+// takeActsLocked adds what has happened since acts were taken last to the report of a
+// power cut, and finds its class.
 //
 // +checklocks:c.mu
-func (c *Cache) brokenLocked() map[Act]uint64 {
-	acts := c.record.acts
+func (c *Cache) takeActsLocked(r *Report) {
+	if r.Hostile == nil {
+		r.Hostile = c.record.acts
+	} else {
+		for act, n := range c.record.acts {
+			r.Hostile[act] += n
+		}
+	}
 	c.record.acts = nil
-	return acts
+	r.settle()
 }
 
 // coveredLocked is how many pending writes a flush now would cover.

@@ -63,7 +63,7 @@ func (r *Replay) UnreadableSectors() int64 { return r.c.Stats().UnreadableSector
 // began with; or the medium fails.
 func (r *Replay) Do(s *Step, at time.Time) error {
 	r.now = at
-	if r.cut != nil && s.Kind != StepImage && s.Kind != StepAnswer && s.Kind != StepFlushed && s.Kind != StepMark && s.Kind != StepBroke {
+	if r.cut != nil && !s.Kind.duringCut() {
 		return fmt.Errorf("%s in the middle of a power cut", s.Kind)
 	}
 	switch s.Kind {
@@ -272,10 +272,26 @@ func (r *Replay) flushed(s *Step) {
 	c.answeredLocked(&flush{before: s.Write, life: c.life, covered: s.Covered, lie: s.Lie})
 }
 
+// duringCut reports whether a step can come between those that a power cut is: calls
+// that were in progress end, or are told of.
+func (k StepKind) duringCut() bool {
+	switch k {
+	case StepImage, StepAnswer, StepFlushed, StepLie, StepMark, StepBroke:
+		return true
+	case StepWrite, StepDurable, StepThrough, StepUnsure, StepFlush, StepCut, StepResize, StepLeave, stepKinds:
+	}
+	return false
+}
+
 // image holds a cut against what it has left the first time.
 func (r *Replay) image(s *Step) error {
 	report := r.cut
 	r.cut = nil
+	if report != nil {
+		r.c.mu.Lock()
+		r.c.takeActsLocked(report) // what was told during the cut
+		r.c.mu.Unlock()
+	}
 	switch {
 	case report == nil:
 		return fmt.Errorf("the outcome of a power cut, without one")

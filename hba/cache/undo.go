@@ -103,11 +103,6 @@ func (c *Cache) loseFlushed(k *cut) error {
 	for range lost {
 		c.record.broke(ActLostFlushed)
 	}
-	if k.report.Hostile == nil {
-		k.report.Hostile = make(map[Act]uint64)
-	}
-	k.report.Hostile[ActLostFlushed] = uint64(len(lost))
-	delete(c.record.acts, ActLostFlushed) // it is of the life that has ended
 	return nil
 }
 
