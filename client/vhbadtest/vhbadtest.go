@@ -3,6 +3,8 @@ package vhbadtest
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -25,7 +27,8 @@ const Variable = "VHBAD"
 // Writeback is a Disk.Cache: a volatile write cache, whose power can be cut.
 const Writeback = "writeback"
 
-// patience bounds how long a daemon may take to start, and to end.
+// patience bounds how long a daemon may take to start, to end, and to have an event
+// that is waited for.
 const patience = 60 * time.Second
 
 // A Disk is one to be served.
@@ -115,6 +118,7 @@ type Daemon struct {
 	admin  *client.Client
 	logs   *logs
 	ended  chan error
+	wait   time.Duration // for an event
 }
 
 // An Export is a disk of a daemon.
@@ -140,7 +144,7 @@ func StartWith(t testing.TB, o Options) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{t: t, folder: folder, logs: &logs{}, ended: make(chan error, 1)}
+	d := &Daemon{t: t, folder: folder, logs: &logs{}, ended: make(chan error, 1), wait: patience}
 	t.Cleanup(d.stop)
 	disks := append([]Disk(nil), o.Disks...)
 	if len(disks) == 0 {
@@ -368,24 +372,37 @@ func (d *Daemon) Events(types ...client.EventType) (events []client.Event) {
 }
 
 // WaitEvent waits for the first event of a type since the daemon started, or the first
-// after another event.
+// after another event. The test fails if there is none for a minute.
 func (d *Daemon) WaitEvent(kind client.EventType, after client.Event) client.Event {
 	d.t.Helper()
-	stream, err := d.admin.Events(d.t.Context(), client.EventFilter{Since: &after.Seq, Types: []client.EventType{kind}})
+	ctx, cancel := context.WithTimeout(d.t.Context(), d.wait)
+	defer cancel()
+	e, err := d.event(ctx, kind, after)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("there has been no event %s after number %d for %v", kind, after.Seq, d.wait)
+	}
 	if err != nil {
 		d.t.Fatal(err)
+	}
+	return e
+}
+
+// event is the first event of a type after another one.
+func (d *Daemon) event(ctx context.Context, kind client.EventType, after client.Event) (client.Event, error) {
+	stream, err := d.admin.Events(ctx, client.EventFilter{Since: &after.Seq, Types: []client.EventType{kind}})
+	if err != nil {
+		return client.Event{}, err
 	}
 	defer func() { _ = stream.Close() }()
 	for e, err := range stream.All() {
 		if err != nil {
-			d.t.Fatal(err)
+			return client.Event{}, err
 		}
 		if e.Type == kind {
-			return e
+			return e, nil
 		}
 	}
-	d.t.Fatalf("vhbad has ended before there was a %s", kind)
-	return client.Event{}
+	return client.Event{}, fmt.Errorf("vhbad has ended before there was an event %s after number %d", kind, after.Seq)
 }
 
 // URI is the NBD URI of the disk.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/client/vhbadtest"
@@ -241,6 +242,25 @@ func TestStop(t *testing.T) {
 		if said := d.said.String(); strings.Contains(said, "vhbad said") != fails || d.failed != fails {
 			t.Errorf("the test fails: %v; it says\n%s", fails, said)
 		}
+	}
+}
+
+// TestWaitEvent_None: an event that does not come is no reason to wait for ever; the
+// test is told which, and has the daemon's log.
+func TestWaitEvent_None(t *testing.T) {
+	t.Parallel()
+	d := doubled(t, func(t testing.TB) {
+		d := vhbadtest.Start(t)
+		d.SetWait(time.Millisecond)
+		d.WaitEvent(client.EventPowerCut, client.Event{Seq: 1})
+		t.Errorf("it has come")
+	})
+	said := d.said.String()
+	if want := "there has been no event power.cut after number 1 for 1ms"; !d.failed || !strings.Contains(said, want) {
+		t.Errorf("%s\nwant %q", said, want)
+	}
+	if strings.Contains(said, "it has come") || !strings.Contains(said, "vhbad said") {
+		t.Errorf("%s", said)
 	}
 }
 

@@ -91,15 +91,21 @@ one whose daemon still runs, or was killed, says at its end that it has none.
 TRACE may be - for standard input.
 
   write    is pending from now on: number, kind, offset and length in bytes
+  leave    a pending write is chosen to become durable soon
   durable  so much of that write is on the medium
   through  did not fit into the cache and is on the medium
   answer   the client is told that it is done
-  flush    came, and covers the writes before that number; flushed: is answered
-  cut      the power went; image: what it left, by the digest of vhbad power cut
+  flush    came, and covers the writes before that number
+  flushed  it is answered
+  cut      the power went
+  image    what that left, by the digest of vhbad power cut
   unsure   the medium failed to write, and holds who knows what there
   lie      a rule answered a write as if with FUA
   broke    a rule did something to a command that no correct drive does
-  resize, mark`,
+  resize, mark
+
+The end is no line; that there is none, or why the recording failed, goes to standard
+error.`,
 		Example: `  vhbad trace show db.trace
   vhbad trace show db.trace --json | jq 'select(.kind == "cut")'`,
 		Args: usageArgs(cobra.ExactArgs(1)),
@@ -152,6 +158,8 @@ type traceCut struct {
 	Policy string `json:"policy"`
 	Tear   string `json:"tear"`
 	Damage string `json:"damage"`
+	// LoseFlushed is how many flushed sectors were to be lost.
+	LoseFlushed int `json:"lose_flushed,omitempty"`
 }
 
 func newTraceLine(h *trace.Header, r *trace.Record) *traceLine {
@@ -172,7 +180,7 @@ func newTraceLine(h *trace.Header, r *trace.Record) *traceLine {
 	case cache.StepFlushed:
 		l.Write, l.Covered = &r.Write, &r.Covered
 	case cache.StepCut:
-		l.Cut = &traceCut{r.Cut.Seed, r.Cut.Policy.String(), tearName(r.Cut.TearBytes), r.Cut.Damage.String()}
+		l.Cut = &traceCut{r.Cut.Seed, r.Cut.Policy.String(), tearName(r.Cut.TearBytes), r.Cut.Damage.String(), r.Cut.LoseFlushed}
 	case cache.StepImage:
 		if !r.Failed {
 			l.SHA256, l.Text = r.Text, ""
@@ -216,6 +224,9 @@ func (l *traceLine) String() string {
 	}
 	if c := l.Cut; c != nil {
 		fmt.Fprintf(&b, " seed %d, policy %s, tear %s, damage %s", c.Seed, c.Policy, c.Tear, c.Damage)
+		if c.LoseFlushed > 0 {
+			fmt.Fprintf(&b, ", lose flushed %d", c.LoseFlushed)
+		}
 	}
 	for _, flag := range []struct {
 		on   bool

@@ -1,0 +1,6 @@
+package vhbadtest
+
+import "time"
+
+// SetWait sets how long WaitEvent waits.
+func (d *Daemon) SetWait(wait time.Duration) { d.wait = wait }
