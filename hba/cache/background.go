@@ -2,12 +2,12 @@ package cache
 
 import "slices"
 
-// Background write-out. Which writes become durable early is decided when a write
-// becomes pending that the high-water mark, or chance, has decide: by what has come
-// until then, in its order, and the seed, and never by how far the durable medium has
-// come. What is chosen leaves: it counts as pending no more where something is decided.
-// A goroutine, there while it has work, carries that out behind everybody's back, in
-// order of the sectors. Reads see it until it is durable; a flush covers it; a power cut
+// Background write-out. Which writes become durable early is decided when a write comes
+// that the high-water mark, or chance, has decide, or a comparison that it may follow: by
+// what has come until then, in its order, and the seed, and never by how far the durable
+// medium has come. What is chosen leaves: it counts as pending no more where something is
+// decided. A goroutine, there while it has work, carries that out behind everybody's back,
+// in order of the sectors. Reads see it until it is durable; a flush covers it; a power cut
 // first ends it, as if it had been done at once.
 //
 // What leaves takes room until it has left. Whoever needs the room helps and waits.

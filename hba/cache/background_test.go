@@ -14,13 +14,16 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 )
 
-// A dawdler is a medium that takes no write while it is held.
+// A dawdler is a medium that takes no write while it is held, and fails those that come
+// while it refuses.
 type dawdler struct {
 	media.Media
 	mu   sync.Mutex
 	free sync.Cond
 	// +checklocks:mu
 	held bool
+	// +checklocks:mu
+	refuses bool
 }
 
 func newDawdler(m media.Media) *dawdler {
@@ -36,12 +39,22 @@ func (d *dawdler) hold(on bool) {
 	d.free.Broadcast()
 }
 
+func (d *dawdler) refuse(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuses = on
+}
+
 func (d *dawdler) WriteAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()
 	for d.held {
 		d.free.Wait()
 	}
+	refuses := d.refuses
 	d.mu.Unlock()
+	if refuses {
+		return 0, media.ErrMedium
+	}
 	return d.Media.WriteAt(p, off)
 }
 
@@ -60,15 +73,24 @@ func TestBackground_DecidesByWhatComes(t *testing.T) {
 						n := 1 + random.IntN(16)
 						off := int64(random.IntN(2048-n)) * 512
 						kind := random.IntN(60)
-						// A flush waits for the medium, and so does who needs the room.
+						// A flush waits for the medium, and so does who needs the room, and a
+						// comparison: which finds, if that has failed, all that was to leave.
 						room := c.Stats().PendingBytes+int64(n)*512 <= cache.MinSizeBytes
-						m.hold(lazy && room && kind > 1 && pace.IntN(4) > 0)
+						m.refuse(lazy && kind > 1 && kind < 8)
+						m.hold(lazy && room && kind > 7 && pace.IntN(4) > 0)
 						switch kind {
 						case 0:
 							flush(t, c)
 						case 1:
 							if _, err := c.WriteAtFUA(bytes.Repeat([]byte{byte(i)}, n*512), off); err != nil {
 								t.Fatal(err)
+							}
+						case 2, 3, 4, 5, 6, 7:
+							c.Settle()
+							m.refuse(false)
+							other := append([]byte{1}, make([]byte, n*512-1)...) // than any sector here
+							if at, err := c.CompareAndWriteAt(other, other, off); err != nil || at < 0 {
+								t.Fatalf("compare and write: %d, %v, want a mismatch", at, err)
 							}
 						default:
 							put(t, c, off, byte(i), n*512)

@@ -368,14 +368,19 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	return c.outcome(op, y.off, y.n, c.forceOut(x, life))
 }
 
-// makeRoomOut evicts until n sectors fit, if anything is left to evict.
+// makeRoomOut evicts until n sectors fit, if anything is left to evict. It chooses what
+// becomes durable for them first, whatever the room, which is a matter of how far the
+// durable medium has come: they may then not come, after a comparison.
 //
 // +checklocks:c.outMu
 func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, err error) {
-	for {
+	for chosen := false; ; chosen = true {
 		c.mu.Lock()
 		err = c.refuseLocked(op, off, n)
 		life = c.life
+		if err == nil && !chosen {
+			c.chooseLocked(sectors)
+		}
 		enough := c.store.used+sectors <= c.room || c.config.Eviction == EvictNone || c.store.first == nil
 		c.mu.Unlock()
 		if err != nil || enough {
