@@ -154,6 +154,9 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if f := dec.Lost; f != nil && d.isInForce(f) {
 		return raise | d.holdLocked(rec, f, forever)
 	}
+	if f := dec.DMAAfter; f != nil { // before the answer, so that who has that finds it to come
+		d.hauntLaterLocked(rec, f, dec.DMAAfterFor, hauntTransferAnswered)
+	}
 	one := [1]Completion{h.out}
 	if !q.postForOthers(one[:]) {
 		d.failLocked("the completion ring is not mapped", q.index)
@@ -165,9 +168,6 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	}
 	if dec.Duplicate {
 		raise |= q.postSurplus(&h.out)
-	}
-	if f := dec.DMAAfter; f != nil {
-		d.hauntLaterLocked(rec, f, dec.DMAAfterFor, hauntTransferAnswered)
 	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {
