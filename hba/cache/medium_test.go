@@ -291,6 +291,7 @@ func TestCache_EvictsInBatches(t *testing.T) {
 			for i := range int64(4 << 20 >> 9) {
 				put(t, c, 4<<20-(i+1)<<9, 1, 512)
 			}
+			c.Settle()
 			// Each batch is of 128 sectors, and goes backwards once at its begin. By
 			// chance there is one write in eight besides.
 			short := m.bytes >> 9 >> 3

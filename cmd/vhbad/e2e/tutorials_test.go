@@ -40,8 +40,11 @@ func steps(t *testing.T, path string) (commands []string, printed map[string]str
 	return commands, printed
 }
 
-// shell runs a script, with vhbad and the tools in its PATH and files in dir where
-// the page has them in /tmp.
+// root is the repository.
+const root = "../../.."
+
+// shell runs a script at the top of the repository, with vhbad and the tools in its PATH
+// and files in dir where the page has them in /tmp.
 func shell(t *testing.T, dir, script string) string {
 	t.Helper()
 	if _, err := os.Lstat(filepath.Join(dir, "vhbad")); err != nil {
@@ -50,6 +53,7 @@ func shell(t *testing.T, dir, script string) string {
 		}
 	}
 	cmd := exec.Command("bash", "-c", "set -eo pipefail\n"+strings.ReplaceAll(script, "/tmp/", dir+"/"))
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "PATH="+dir+":"+strings.Join(toolFolders, ":")+":"+os.Getenv("PATH"), "LC_ALL=C")
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
@@ -85,7 +89,7 @@ func find(t *testing.T, commands []string, prefix string) string {
 
 // TestTutorialFirstDisk: what needs no root; the rest is what TestKernel/persist does.
 func TestTutorialFirstDisk(t *testing.T) {
-	commands, printed := steps(t, "../../../docs/tutorial-first-disk.md")
+	commands, printed := steps(t, root+"/docs/tutorial-first-disk.md")
 	serve := find(t, commands, "vhbad serve")
 	out := shell(t, t.TempDir(), served(serve, "ls -ls /tmp/first.img\n"+find(t, commands, "nbdinfo ")+"\n"+find(t, commands, "vhbad status")+`
 cat /tmp/server.out`))
@@ -109,7 +113,7 @@ func TestTutorialWatch(t *testing.T) {
 	for _, name := range []string{"fio", "curl", "jq"} {
 		tool(t, name)
 	}
-	commands, _ := steps(t, "../../../docs/tutorial-watch.md")
+	commands, _ := steps(t, root+"/docs/tutorial-watch.md")
 	var client string
 	for _, c := range commands {
 		switch {
@@ -150,15 +154,11 @@ func TestTutorialWatch(t *testing.T) {
 // TestTutorialStorport: the transcript as it is in the tree, the table of ways to
 // start, and the driver broken by the page's own command, in a copy.
 func TestTutorialStorport(t *testing.T) {
-	const page = "../../../docs/tutorial-storport.md"
+	const page = root + "/docs/tutorial-storport.md"
 	commands, printed := steps(t, page)
-	root, err := filepath.Abs("../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	show := find(t, commands, "sed -n")
-	if got := shell(t, dir, "cd "+root+"\n"+show); got != printed[show] {
+	if got := shell(t, dir, show); got != printed[show] {
 		t.Errorf("%s prints\n%s\nand the page shows\n%s", show, got, printed[show])
 	}
 
@@ -190,10 +190,14 @@ func TestTutorialStorport(t *testing.T) {
 	})
 
 	t.Run("broken", func(t *testing.T) {
-		source := filepath.Join(root, "miniport/dpc.go")
+		const broken = "miniport/dpc.go"
+		source, err := filepath.Abs(filepath.Join(root, broken))
+		if err != nil {
+			t.Fatal(err)
+		}
 		edit := find(t, commands, "sed -i")
 		copied := filepath.Join(dir, "dpc.go")
-		shell(t, dir, "cp "+source+" /tmp/dpc.go\n"+strings.Replace(edit, "miniport/dpc.go", "/tmp/dpc.go", 1))
+		shell(t, dir, "cp "+broken+" /tmp/dpc.go\n"+strings.Replace(edit, broken, "/tmp/dpc.go", 1))
 		overlay, err := json.Marshal(map[string]map[string]string{"Replace": {source: copied}})
 		if err != nil {
 			t.Fatal(err)
@@ -202,7 +206,7 @@ func TestTutorialStorport(t *testing.T) {
 			t.Fatal(err)
 		}
 		build := strings.Replace(find(t, commands, "go build"), "go build", "go build -overlay /tmp/overlay.json", 1)
-		shell(t, dir, "cd "+root+"\n"+build)
+		shell(t, dir, build)
 		serve := strings.Replace(find(t, commands, "/tmp/broken serve"), " --http none", "", 1)
 		events := strings.Replace(find(t, commands, "bin/vhbad events"), "bin/", "", 1)
 		out := shell(t, dir, served(serve, events))
