@@ -224,7 +224,7 @@ const (
 	droppedLook = 10 * time.Millisecond // how often that is looked at
 	// droppedPatience is how long commands are in the miniport's hands, with nothing of
 	// theirs before it, until the HBA must have fetched them.
-	droppedPatience = 100 * time.Millisecond
+	droppedPatience = time.Second
 )
 
 // endDropped ends what dropped connections have waiting, or waits for its end, or for
