@@ -404,17 +404,7 @@ func TestGiveUp_ReportLUNs(t *testing.T) {
 // What the miniport holds of a unit that has left the table is not reset, but whoever
 // waits for it waits no longer than its time-out.
 func TestGiveUp_UnitGone(t *testing.T) {
-	for name, remove := range map[string]func(b *bench, r *recorder) error{
-		"enumeration": func(b *bench, r *recorder) error {
-			r.has(0)
-			return b.a.Enumerate(b.p)
-		},
-		"marked failed": func(b *bench, _ *recorder) error {
-			b.a.MarkDeviceFailed(b.p, 0, 0, 1, "smoke")
-			synctest.Wait()
-			return nil
-		},
-	} {
+	for name, remove := range ways {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := &recorder{driver: driver{model: FullDuplex}, keep: true}
