@@ -78,6 +78,7 @@ func (o *AdapterOptions) setDefaults() {
 const (
 	adapterStarting uint32 = iota
 	adapterRunning
+	adapterStopping // a Stop waits for what is outstanding
 	adapterStopped
 	adapterFailed   // the miniport or its hardware is beyond recovery
 	adapterRemoving // hardware gone, SRBs on their way back
@@ -173,6 +174,9 @@ type Adapter struct {
 	// idle is closed when nothing is outstanding while Stop waits.
 	// +checklocks:mu
 	idle chan struct{}
+	// stopEnd is closed at the end of the stop that was begun last.
+	// +checklocks:mu
+	stopEnd chan struct{}
 	// +checklocks:mu
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
@@ -464,12 +468,10 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
 	defer cancel()
-	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
+	if !a.beginStop() {
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
-	a.mu.Lock()
-	a.closeGateLocked(gateStopped)
-	a.mu.Unlock()
+	defer a.endStop()
 	idle := a.whenIdle()
 	select {
 	case <-idle:
@@ -480,7 +482,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 			return a.stopTooLate(ctx, p)
 		}
 	}
-	if a.state.Load() != adapterStopped {
+	if a.state.Load() != adapterStopping {
 		return fmt.Errorf("%s: stop: %w: it was removed meanwhile", a.options.Name, ErrAdapterStopped)
 	}
 	if a.config.CachesData {
@@ -501,6 +503,41 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
 	return nil
+}
+
+// beginStop closes the gate of an adapter that runs; false: it does not.
+func (a *Adapter) beginStop() bool {
+	yieldLock("stop", &a.mu)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.state.CompareAndSwap(adapterRunning, adapterStopping) {
+		return false
+	}
+	a.stopEnd = make(chan struct{})
+	a.closeGateLocked(gateStopped)
+	return true
+}
+
+// endStop lets those go on who wait for the stop to end, in whatever way: until
+// then no Restart opens the gate under it, and no Remove takes the memory.
+func (a *Adapter) endStop() {
+	a.state.CompareAndSwap(adapterStopping, adapterStopped)
+	a.mu.Lock()
+	close(a.stopEnd)
+	a.mu.Unlock()
+}
+
+// waitStop waits for the end of a stop that is under way; false: ctx ended first.
+func (a *Adapter) waitStop(ctx context.Context) bool {
+	a.mu.Lock()
+	end := a.stopEnd
+	a.mu.Unlock()
+	select {
+	case <-end:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // stopTooLate ends a stop whose time is up: it takes the adapter away.
@@ -542,19 +579,31 @@ func (a *Adapter) Restart(p *Processor) error {
 	if err := p.mayWait(a, routineRestart); err != nil {
 		return err
 	}
-	if a.state.Load() != adapterStopped {
+	if !a.state.CompareAndSwap(adapterStopped, adapterStarting) {
 		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
 	}
 	if a.controlInTurn(ControlRestartAdapter) != ControlSuccess {
 		a.fail("the miniport could not restart the adapter")
 		return fmt.Errorf("%s: the miniport could not restart the adapter", a.options.Name)
 	}
-	a.state.Store(adapterRunning)
-	a.mu.Lock()
-	a.openGateLocked(gateStopped)
-	a.mu.Unlock()
+	if !a.endRestart() {
+		return fmt.Errorf("%s: restart: %w: it failed or was removed meanwhile", a.options.Name, ErrAdapterStopped)
+	}
 	a.kick(p)
 	return nil
+}
+
+// endRestart opens the gate of an adapter that was started again; false: it has
+// failed or been taken away.
+func (a *Adapter) endRestart() bool {
+	yieldLock("restart", &a.mu)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.state.CompareAndSwap(adapterStarting, adapterRunning) {
+		return false
+	}
+	a.openGateLocked(gateStopped)
+	return true
 }
 
 // controlInTurn calls AdapterControl on the recovery service, so that no reset of

@@ -256,7 +256,7 @@ func (m *modelPlay) settle() {
 			m.b.a.DeviceReady(m.b.p, 0, 0, u)
 			if lu := m.b.a.unit(0, 0, u); lu != nil {
 				m.queue(lu, FunctionReleaseQueue)
-				for lu.gate.Load()&gateLocked != 0 {
+				for i := 0; i < 8 && lu.gate.Load()&gateLocked != 0; i++ { // it may wait for a stop to end
 					m.queue(lu, FunctionUnlockQueue)
 				}
 			}

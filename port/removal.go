@@ -54,21 +54,26 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 		return err
 	}
 	var err error
-	switch a.state.Load() {
-	case adapterRemoved:
-		return nil
-	case adapterFailed:
-		return a.takeAway(p, false, a.options.ResetTimeout)
-	case adapterRunning:
-		err = a.stop(ctx, p, FunctionFlush, FunctionShutdown)
-		if a.isGone() {
+	for {
+		switch a.state.Load() {
+		case adapterRemoving, adapterRemoved:
+			return err
+		case adapterFailed:
+			return a.takeAway(p, false, a.options.ResetTimeout)
+		case adapterRunning:
+			err = a.stop(ctx, p, FunctionFlush, FunctionShutdown)
+		case adapterStopping: // by another's Stop
+			err = nil
+			if !a.waitStop(ctx) {
+				return a.stopTooLate(ctx, p)
+			}
+		default:
+			a.removeUnits(p)
+			a.shutDown(true)
+			a.release()
 			return err
 		}
 	}
-	a.removeUnits(p)
-	a.shutDown(true)
-	a.release()
-	return err
 }
 
 // SurpriseRemove takes away an adapter whose hardware is gone already: SRBs that
