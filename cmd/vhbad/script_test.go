@@ -44,6 +44,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("XDG_RUNTIME_DIR", e.WorkDir)
+			e.Setenv("GORACE", os.Getenv("GORACE"))
 			e.Values[scriptClient] = new(*nbdtest.Client)
 			return nil
 		},
