@@ -78,7 +78,6 @@ func (o *AdapterOptions) setDefaults() {
 const (
 	adapterStarting uint32 = iota
 	adapterRunning
-	adapterStopping // a Stop waits for what is outstanding
 	adapterStopped
 	adapterFailed   // the miniport or its hardware is beyond recovery
 	adapterRemoving // hardware gone, SRBs on their way back
@@ -156,6 +155,9 @@ type Adapter struct {
 	gone chan struct{}
 	// halted: the miniport has stopped the adapter. The recovery service's own.
 	halted bool
+	// life has room for one: who stops, restarts or removes the adapter. Whoever takes
+	// its memory is that one.
+	life chan struct{}
 
 	mu sync.Mutex
 	// held says how long the gate was closed.
@@ -174,9 +176,6 @@ type Adapter struct {
 	// idle is closed when nothing is outstanding while Stop waits.
 	// +checklocks:mu
 	idle chan struct{}
-	// stopEnd is closed at the end of the stop that was begun last.
-	// +checklocks:mu
-	stopEnd chan struct{}
 	// +checklocks:mu
 	onUnits func(added, removed []*LogicalUnit)
 	// +checklocks:mu
@@ -227,7 +226,7 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 // device or the memory has to say.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
-	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{})}
+	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), life: make(chan struct{}, 1)}
 	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)
@@ -457,33 +456,55 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
-	return a.stop(ctx, p, FunctionFlush)
-}
-
-// stop is StopContext with what is sent last to each unit of a miniport that
-// caches data.
-func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) error {
 	if err := p.mayWait(a, routineStop); err != nil {
 		return err
 	}
+	if !a.tryLife() {
+		return fmt.Errorf("%s: stop: %w", a.options.Name, errBusyLife)
+	}
+	defer a.endLife()
+	return a.stop(ctx, p, FunctionFlush)
+}
+
+// errBusyLife is what Stop and Restart say while another of them, or Remove, is at work.
+var errBusyLife = fmt.Errorf("%w: it is being stopped, restarted or removed", ErrAdapterStopped)
+
+// tryLife makes the caller the one in life; false: there is another.
+func (a *Adapter) tryLife() bool {
+	select {
+	case a.life <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (a *Adapter) endLife() { <-a.life }
+
+// stop is StopContext with what is sent last to each unit of a miniport that
+// caches data. The caller is in life.
+func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) error {
 	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
 	defer cancel()
-	if !a.beginStop() {
+	if !a.state.CompareAndSwap(adapterRunning, adapterStopped) {
 		return fmt.Errorf("%s: stop: %w", a.options.Name, ErrAdapterStopped)
 	}
-	defer a.endStop()
+	a.mu.Lock()
+	a.closeGateLocked(gateStopped)
+	a.mu.Unlock()
 	idle := a.whenIdle()
 	select {
 	case <-idle:
+	case <-a.gone:
 	case <-ctx.Done():
 		select {
 		case <-idle: // just in time
 		default:
-			return a.stopTooLate(ctx, p)
+			return a.stopTooLate(ctx, p, true)
 		}
 	}
-	if a.state.Load() != adapterStopping {
-		return fmt.Errorf("%s: stop: %w: it was removed meanwhile", a.options.Name, ErrAdapterStopped)
+	if err := a.stillStopped(); err != nil {
+		return err
 	}
 	if a.config.CachesData {
 		for _, lu := range a.units.Load().list {
@@ -502,50 +523,23 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	if a.controlInTurn(ControlStopAdapter) != ControlSuccess {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
+	return a.stillStopped()
+}
+
+func (a *Adapter) stillStopped() error {
+	if a.state.Load() != adapterStopped {
+		return fmt.Errorf("%s: stop: %w: it failed or was removed meanwhile", a.options.Name, ErrAdapterStopped)
+	}
 	return nil
 }
 
-// beginStop closes the gate of an adapter that runs; false: it does not.
-func (a *Adapter) beginStop() bool {
-	yieldLock("stop", &a.mu)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.state.CompareAndSwap(adapterRunning, adapterStopping) {
-		return false
-	}
-	a.stopEnd = make(chan struct{})
-	a.closeGateLocked(gateStopped)
-	return true
-}
-
-// endStop lets those go on who wait for the stop to end, in whatever way: until
-// then no Restart opens the gate under it, and no Remove takes the memory.
-func (a *Adapter) endStop() {
-	a.state.CompareAndSwap(adapterStopping, adapterStopped)
-	a.mu.Lock()
-	close(a.stopEnd)
-	a.mu.Unlock()
-}
-
-// waitStop waits for the end of a stop that is under way; false: ctx ended first.
-func (a *Adapter) waitStop(ctx context.Context) bool {
-	a.mu.Lock()
-	end := a.stopEnd
-	a.mu.Unlock()
-	select {
-	case <-end:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// stopTooLate ends a stop whose time is up: it takes the adapter away.
-func (a *Adapter) stopTooLate(ctx context.Context, p *Processor) error {
+// stopTooLate ends a stop whose time is up: it takes the adapter away. inLife: the
+// caller is in life.
+func (a *Adapter) stopTooLate(ctx context.Context, p *Processor, inLife bool) error {
 	stuck := a.Outstanding()
 	a.sys.log.Error("the adapter did not become idle, taking it away", "adapter", a.options.Name, "stuck", stuck)
 	err := fmt.Errorf("%s: stop: %w: stuck: %s", a.options.Name, ctx.Err(), strings.Join(stuck, "; "))
-	if taken := a.takeAway(p, false, takeAwayTime); taken != nil {
+	if taken := a.takeAway(p, inLife, false, takeAwayTime); taken != nil {
 		return fmt.Errorf("%w: %w", err, taken)
 	}
 	return err
@@ -579,31 +573,25 @@ func (a *Adapter) Restart(p *Processor) error {
 	if err := p.mayWait(a, routineRestart); err != nil {
 		return err
 	}
-	if !a.state.CompareAndSwap(adapterStopped, adapterStarting) {
+	if !a.tryLife() {
+		return fmt.Errorf("%s: restart: %w", a.options.Name, errBusyLife)
+	}
+	defer a.endLife()
+	if a.state.Load() != adapterStopped {
 		return fmt.Errorf("%s: restart: the adapter is not stopped", a.options.Name)
 	}
 	if a.controlInTurn(ControlRestartAdapter) != ControlSuccess {
 		a.fail("the miniport could not restart the adapter")
 		return fmt.Errorf("%s: the miniport could not restart the adapter", a.options.Name)
 	}
-	if !a.endRestart() {
+	if !a.state.CompareAndSwap(adapterStopped, adapterRunning) {
 		return fmt.Errorf("%s: restart: %w: it failed or was removed meanwhile", a.options.Name, ErrAdapterStopped)
 	}
+	a.mu.Lock()
+	a.openGateLocked(gateStopped)
+	a.mu.Unlock()
 	a.kick(p)
 	return nil
-}
-
-// endRestart opens the gate of an adapter that was started again; false: it has
-// failed or been taken away.
-func (a *Adapter) endRestart() bool {
-	yieldLock("restart", &a.mu)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.state.CompareAndSwap(adapterStarting, adapterRunning) {
-		return false
-	}
-	a.openGateLocked(gateStopped)
-	return true
 }
 
 // controlInTurn calls AdapterControl on the recovery service, so that no reset of

@@ -381,3 +381,27 @@ func TestPauseDevice_UnitReplaced(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// One that is between BuildIo and StartIo when the adapter fails does not wait for a
+// gate of the adapter: who waits for it hears that the device is gone.
+func TestBuilt_AdapterFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}, keep: true}
+		b, lu := staged(t, r)
+		s := b.srb(&finished{})
+		w := &patient{}
+		s.Completer, s.TimeoutSecs = w, 20
+		r.onceBuilt(s, func() {
+			b.a.Pause(b.p, 36000)
+			b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "smoke")
+			synctest.Wait()
+		})
+		lu.Submit(b.p, []*SRB{s})
+		synctest.Wait()
+		if heard := w.list(); len(heard) != 1 || s.Status != StatusNoDevice {
+			t.Errorf("heard %v, status %s; want a completion with StatusNoDevice", heard, s.Status)
+		}
+		b.a.FreeSRB(s)
+		b.a.Remove(b.p)
+	})
+}

@@ -60,7 +60,8 @@
 // Outermost first; never take a lock while holding one listed under it, nor two
 // of a kind but upwards. The verifier checks it at run time.
 //
-//	Adapter.enumMu             held across I/O, so above everything
+//	Adapter.life               a place for one: Stop, Restart, Remove; held across I/O
+//	 Adapter.enumMu            held across I/O, so above all that follows
 //	  Adapter.startIoLock      StartIo, timer, ResetBus
 //	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all
 //	      Dpc.lock             DpcLock

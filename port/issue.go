@@ -314,7 +314,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 			s.reached(p, StageQueue)
 		}
 	}
-	gone := lu.a.gate.Load()&gateGone != 0
+	gone := lu.a.gate.Load()&gateGone != 0 || lu.removed() && lu.a.state.Load() == adapterFailed
 	if lu.busyLeft > 0 && lu.outstanding == 0 {
 		lu.busyLeft = 0 // no completion is left to end it
 		lu.openGateLocked(gateBusy)
@@ -327,7 +327,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	lu.stats.Parked += uint64(n)
 	lu.stats.Started -= uint64(n)
 	if gone {
-		lu.failAllLocked(p) // removeUnits has been here and found nothing
+		lu.failAllLocked(p) // failUnits has been here and found nothing
 	}
 	lu.mu.Unlock()
 	lu.a.unreserve(p, n)

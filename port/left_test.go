@@ -240,3 +240,52 @@ func TestLeft_ResetDetected(t *testing.T) {
 		b.a.FreeSRB(s)
 	})
 }
+
+// A unit that comes while its target is reset, or its address, is no part of that
+// reset: what the miniport has of it afterwards does not count against it.
+func TestReset_UnitComesMeanwhile(t *testing.T) {
+	for _, level := range []ResetLevel{ResetUnit, ResetTarget} {
+		t.Run(level.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}, keep: true}
+				b, _ := staged(t, r)
+				reports := make(chan ResetReport, 1)
+				b.a.OnReset(func(r ResetReport) { reports <- r })
+				var reset *SRB
+				r.deaf = func(srb *SRB) bool {
+					if srb.recovery {
+						reset = srb
+					}
+					return srb.recovery
+				}
+				done := make(chan error, 1)
+				first, p := b.a.LogicalUnits()[0], b.processor("operator")
+				go func() { done <- b.a.ResetNow(p, first, level) }()
+				synctest.Wait()
+				comes := uint8(2)
+				if level == ResetUnit {
+					b.a.MarkDeviceFailed(b.p, 0, 0, 0, "smoke")
+					synctest.Wait()
+					comes = 0
+				}
+				s := b.srb(&finished{})
+				b.a.unitAt(0, 0, comes).Submit(b.p, []*SRB{s})
+				if held := r.take(); len(held) != 1 || held[0] != s {
+					t.Fatalf("the miniport has %v, want the new unit's SRB", held)
+				}
+				r.complete(b.p, reset)
+				if err := <-done; err != nil {
+					t.Errorf("ResetNow: %v", err)
+				}
+				if got := <-reports; !got.OK || got.Outstanding != 0 {
+					t.Errorf("reported %+v, want a reset that worked", got)
+				}
+				r.deaf = nil
+				r.complete(b.p, s)
+				b.a.FreeSRB(s)
+				b.a.Remove(b.p)
+				b.wantNoViolations()
+			})
+		})
+	}
+}

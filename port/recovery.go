@@ -103,21 +103,24 @@ func (s scope) String() string {
 	return fmt.Sprintf("bus %d: reset", s.path)
 }
 
-// reset does one step with everything in its scope held back, so that what
-// the miniport still has afterwards it had before. It reports success and how
-// many SRBs of the scope the miniport still holds. Units that left are in the scope
-// like others: the miniport tells addresses apart, not whether their units are in
-// service.
+// reset does one step with everything in its scope held back. It reports success and
+// how many SRBs of the scope the miniport still holds, of those that it had before:
+// units that come meanwhile are not held back, and do not count. Units that left are in
+// the scope like others: the miniport tells addresses apart, not whether their units
+// are in service.
 func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
+	var units []*LogicalUnit
+	for _, u := range a.units.Load().all {
+		if s.has(u) {
+			units = append(units, u)
+		}
+	}
 	if a.halted || a.isGone() {
-		return false, a.heldByMiniport(s) // a reset would start what was stopped
+		return false, heldByMiniport(units) // a reset would start what was stopped
 	}
 	a.resets[s.level].Add(1)
 	var closed []*LogicalUnit
-	for _, u := range a.units.Load().all {
-		if !s.has(u) {
-			continue
-		}
+	for _, u := range units {
 		u.mu.Lock()
 		if u.gate.Load()&gateRecovering == 0 {
 			u.closeGateLocked(gateRecovering)
@@ -129,7 +132,7 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	old := a.acquireExclusive(p, true)
 	a.releaseExclusive(p, true, old)
 	ok = a.callReset(p, s)
-	left = a.heldByMiniport(s)
+	left = heldByMiniport(units)
 	if ok && left != 0 && p.verify {
 		p.violate(CheckResetOutstanding, nil, fmt.Sprintf("%s succeeded with %d SRBs still at the miniport", s, left))
 	}
@@ -218,12 +221,15 @@ func (a *Adapter) callReset(p *Processor, s scope) bool {
 }
 
 // sendReset sends a reset SRB and waits for it, ResetTimeout at most and not after
-// ctx. An SRB
-// that did not come back stays the miniport's; until it does, its level counts
-// as failed.
+// ctx. An SRB that did not come back stays the miniport's; until it does, its level
+// counts as failed.
 func (a *Adapter) sendReset(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
-	if srb.owner.Load() != ownerClass {
-		return false
+	if c, out := srb.Completer.(resetCompleter); out {
+		select {
+		case <-c: // late
+		default:
+			return false
+		}
 	}
 	done := make(chan Status, 1)
 	srb.Function = f
@@ -236,6 +242,7 @@ func (a *Adapter) sendReset(ctx context.Context, p *Processor, lu *LogicalUnit, 
 	defer timer.Stop()
 	select {
 	case status := <-done:
+		srb.Completer = nil
 		return status.Code() == StatusSuccess
 	case <-timer.C:
 		return false
@@ -256,20 +263,18 @@ func (a *Adapter) isGone() bool {
 	}
 }
 
-// resetCompleter passes on the status of a reset SRB.
+// resetCompleter passes on the status of a reset SRB, which has it while it is out.
 type resetCompleter chan Status
 
 // CompleteSRB implements Completer.
 func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
 
-// heldByMiniport counts the SRBs of a reset's scope that the miniport still
-// holds, reset SRBs aside.
-func (a *Adapter) heldByMiniport(s scope) int {
+// heldByMiniport counts the SRBs of units that the miniport still holds, reset SRBs
+// aside.
+func heldByMiniport(units []*LogicalUnit) int {
 	n := 0
-	for _, u := range a.units.Load().all {
-		if s.has(u) {
-			n += u.heldByMiniport()
-		}
+	for _, u := range units {
+		n += u.heldByMiniport()
 	}
 	return n
 }

@@ -47,27 +47,47 @@ func (a *Adapter) Remove(p *Processor) {
 // reset, bus by bus, so that its miniport hands back what it holds; so is one that
 // is still not idle when ctx ends, see StopContext.
 //
-// Level: Passive, once. Errors: those of StopContext and SurpriseRemove. The
-// adapter is gone in any case but ErrWrongPlace.
+// It waits for a Stop or a Restart that is under way; when ctx ends first, the adapter
+// is taken away under it.
+//
+// Level: Passive. Errors: those of StopContext and SurpriseRemove. The adapter is gone
+// in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
+// ErrAdapterStopped.
 func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err
 	}
+	select {
+	case a.life <- struct{}{}:
+		defer a.endLife()
+	case <-ctx.Done():
+		if !a.tryLife() {
+			return a.stopTooLate(ctx, p, false)
+		}
+		defer a.endLife()
+	}
 	var err error
 	for {
-		switch a.state.Load() {
-		case adapterRemoving, adapterRemoved:
+		state := a.state.Load()
+		switch state {
+		case adapterRemoving:
+			if err == nil {
+				err = fmt.Errorf("%s: remove: %w: another takes it away", a.options.Name, ErrAdapterStopped)
+			}
+			return err
+		case adapterRemoved:
+			if n := a.outstanding.Load(); err == nil && n != 0 {
+				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
+			}
 			return err
 		case adapterFailed:
-			return a.takeAway(p, false, a.options.ResetTimeout)
+			return a.takeAway(p, true, false, a.options.ResetTimeout)
 		case adapterRunning:
 			err = a.stop(ctx, p, FunctionFlush, FunctionShutdown)
-		case adapterStopping: // by another's Stop
-			err = nil
-			if !a.waitStop(ctx) {
-				return a.stopTooLate(ctx, p)
-			}
 		default:
+			if !a.state.CompareAndSwap(state, adapterRemoving) {
+				continue
+			}
 			a.removeUnits(p)
 			a.shutDown(true)
 			a.release()
@@ -92,13 +112,19 @@ func (a *Adapter) SurpriseRemove(p *Processor) error {
 		return err
 	}
 	a.sys.log.Warn("adapter removed by surprise", "adapter", a.options.Name)
-	return a.takeAway(p, a.controls[ControlSurpriseRemoval], a.options.ResetTimeout)
+	inLife := a.tryLife()
+	if inLife {
+		defer a.endLife()
+	}
+	return a.takeAway(p, inLife, a.controls[ControlSurpriseRemoval], a.options.ResetTimeout)
 }
 
 // takeAway removes an adapter with SRBs outstanding. tell: the hardware is gone,
 // and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise. What
-// the miniport has not handed back by then has patience more.
-func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) error {
+// the miniport has not handed back by then has patience more. inLife: the caller is in
+// life; otherwise who is there ends soon once the adapter is gone, and is waited for
+// before anything is taken that it may use.
+func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Duration) error {
 	for {
 		state := a.state.Load()
 		if state == adapterRemoving || state == adapterRemoved {
@@ -129,6 +155,10 @@ func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) erro
 	if err != nil {
 		a.abandonUnits(p, a.units.Load().all...)
 	}
+	if !inLife {
+		a.life <- struct{}{}
+		defer a.endLife()
+	}
 	a.removeUnits(p)
 	a.shutDown(err == nil)
 	if err != nil {
@@ -138,8 +168,14 @@ func (a *Adapter) takeAway(p *Processor, tell bool, patience time.Duration) erro
 	return nil
 }
 
-// resetAll calls ResetBus for every bus.
+// resetAll calls ResetBus for every bus of an adapter that the miniport has not
+// stopped: that one holds nothing, and a reset would start it.
+//
+// Level: Passive, on the recovery service.
 func (a *Adapter) resetAll(p *Processor) {
+	if a.halted {
+		return
+	}
 	for path := range a.config.NumberOfBuses {
 		a.callResetBus(p, uint8(path))
 	}
