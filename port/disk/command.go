@@ -34,8 +34,8 @@ type command struct {
 	steps     int // that have been done
 	errno     nbd.Errno
 
-	// lossesBefore is Disk.losses as stepSync was begun, writesBefore what the gate
-	// had let in.
+	// lossesBefore is Disk.losses as it was begun, writesBefore what the gate had let in
+	// as stepSync was.
 	lossesBefore uint64
 	writesBefore writesSeen
 
@@ -74,6 +74,7 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	g := c.s.d.geometry.Load()
 	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
 	c.failedAtKnown, c.status, c.steps = false, statusAnswer{}, 0
+	c.lossesBefore = c.s.d.losses.Load()
 	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
 	mask := g.blockBytes - 1
 	if r.Op == nbd.OpTrim {
@@ -263,7 +264,6 @@ func (c *command) data(flags port.Flags, b []byte) {
 
 func (c *command) sync() {
 	c.stepBytes = 0
-	c.lossesBefore = c.s.d.losses.Load()
 	c.writesBefore = c.s.d.gate.writes()
 	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
 	c.srb.TimeoutSecs = c.s.d.options.flushTimeoutSecs()
@@ -461,20 +461,36 @@ func (c *command) passBounce(p *port.Processor) {
 	}
 }
 
-// settleFlush tells each connection once of a flush that failed. A unit tells of
-// writes that it lost once, and they may be anybody's: a flush of another
-// connection may work after that and would promise what is not so.
-func (c *command) settleFlush() {
+// settle keeps what is answered true of writes that were lost. A unit tells of those
+// once, and they may be anybody's: a flush of another connection may work after that
+// and would promise what is not so. So each connection is told, once, by a flush. A
+// write has left the gate.
+func (c *command) settle(isWrite bool) {
 	d := c.s.d
 	switch {
-	case c.step != stepSync:
 	case c.errno != nbd.OK:
-		c.s.told.Store(d.flushFailed(c.lossesBefore, c.writesBefore))
+		if c.step == stepSync {
+			c.tell(d.flushFailed(c.lossesBefore, c.writesBefore))
+		}
 	case c.req.Op == nbd.OpFlush:
 		if n := d.losses.Load(); c.s.told.Load() != n {
-			c.s.told.Store(n)
+			c.tell(n)
 			c.errno = nbd.EIO
 		}
+	case !isWrite || d.losses.Load() == c.lossesBefore:
+	case c.step == stepSync:
+		c.errno = nbd.EIO // lost before it was synced, maybe
+	case !c.req.FUA:
+		d.LostWrites() // this one, maybe; a flush that came before it has told of others
+	}
+}
+
+// tell notes that the client hears of loss n by c's failure. It does not if a write was
+// answered between c and the loss, which c does not cover: the next flush will, and
+// would promise it.
+func (c *command) tell(n uint64) {
+	if c.lossesBefore == n || c.writesBefore.quiet && c.writesBefore == c.s.d.gate.writes() {
+		c.s.told.Store(n)
 	}
 }
 
@@ -488,10 +504,11 @@ func (c *command) finish(p *port.Processor) {
 	if c.status.large {
 		c.s.releaseLarge()
 	}
-	if c.hold != holdNone {
+	isWrite := c.hold != holdNone
+	if isWrite {
 		c.startGranted(p, c.s.d.gate.leave(c))
 	}
-	c.settleFlush()
+	c.settle(isWrite)
 	s, r, errno := c.s, c.req, c.errno
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil

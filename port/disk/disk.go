@@ -204,8 +204,9 @@ func (d *Disk) Flush(p *port.Processor) error {
 // LostWrites tells the disk that its unit has lost writes that were acknowledged
 // and not flushed, as when its power was cut. Every connection that is open now
 // gets an error for its next flush, once, although that flush may work: the writes
-// that it is for may be gone. Whoever takes the unit's power away calls it before
-// giving it back.
+// that it is for may be gone. So may those be that are answered while it is under way,
+// if it is now: then the one after it fails, too. Whoever takes the unit's power away
+// calls it before giving it back.
 //
 // Concurrency: any goroutine.
 func (d *Disk) LostWrites() {

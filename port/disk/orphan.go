@@ -25,11 +25,12 @@ func (c *command) AbandonSRB(p *port.Processor, _ *port.SRB) {
 	if c.ownsBounce {
 		c.passBounce(p)
 	}
-	if c.hold != holdNone {
+	isWrite := c.hold != holdNone
+	if isWrite {
 		c.startGranted(p, s.d.gate.leave(c))
 	}
 	c.errno = nbd.ESHUTDOWN // as of what comes from now on
-	c.settleFlush()
+	c.settle(isWrite)
 	r := c.req
 	c.req = nil
 	r.Blame(nbd.BlameAborted)

@@ -38,6 +38,25 @@ func (m *byHand) Flush() error {
 	return <-end
 }
 
+// newHandRoad is a road to a medium by hand.
+func newHandRoad(t *testing.T) (w *road, m *byHand) {
+	w = newRoad(t, shape{queues: 2, workers: 16, sizeBytes: 1 << 20, medium: func(memory *media.Memory) media.Media {
+		m = &byHand{memory, make(chan chan error), make(chan chan error)}
+		return m
+	}})
+	return w, m
+}
+
+// errByHand is a medium that has lost writes.
+var errByHand = &media.Error{Op: "flush", Name: "by hand", Kind: media.ErrMedium}
+
+// begin sends a command; what comes is its end.
+func begin(t *testing.T, client *nbdtest.Client, x nbdtest.Command) <-chan nbd.Errno {
+	done := make(chan nbd.Errno, 1)
+	go func() { done <- do(t, client, x).Errno }()
+	return done
+}
+
 // TestFlush_LossAfterLoss: two flushes are under way and both fail. The second may tell
 // of the same loss, or of a write that came after the first had failed, of whichever
 // connection: a flush covers those of all. Who was told of the first is told again,
@@ -57,18 +76,10 @@ func TestFlush_LossAfterLoss(t *testing.T) {
 		{"nobody", -1, false, nbd.OK},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var m *byHand
-			w := newRoad(t, shape{queues: 2, workers: 16, sizeBytes: 1 << 20, medium: func(memory *media.Memory) media.Media {
-				m = &byHand{memory, make(chan chan error), make(chan chan error)}
-				return m
-			}})
-			loss := &media.Error{Op: "flush", Name: "by hand", Kind: media.ErrMedium}
+			w, m := newHandRoad(t)
+			loss := errByHand
 			clients := []*nbdtest.Client{w.client(), w.client(), w.client()}
-			begin := func(client int, x nbdtest.Command) <-chan nbd.Errno {
-				done := make(chan nbd.Errno, 1)
-				go func() { done <- do(t, clients[client], x).Errno }()
-				return done
-			}
+			begin := func(client int, x nbdtest.Command) <-chan nbd.Errno { return begin(t, clients[client], x) }
 			flush := nbdtest.Command{Type: nbdtest.CmdFlush}
 			write := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)}
 			writer, writes := max(tt.writer, 0), tt.writer >= 0
@@ -105,6 +116,104 @@ func TestFlush_LossAfterLoss(t *testing.T) {
 				(<-m.flushes) <- nil
 				if errno := <-again; errno != want {
 					t.Errorf("flush %d of who was told first: %v, want %v", i+1, errno, want)
+				}
+			}
+		})
+	}
+}
+
+// TestFlush_WriteMeanwhile: what is answered while a flush is under way that tells of a
+// loss is not what that flush was for. If it may be lost, the next flush, which is for
+// it, tells as well.
+func TestFlush_WriteMeanwhile(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		writes    bool
+		lostPower bool  // the loss is that of a power cut; if not, the flush is told of it
+		end       error // of the flush
+		want      nbd.Errno
+	}{
+		{"told by the medium", true, false, errByHand, nbd.EIO},
+		{"told by the medium, nobody writes", false, false, errByHand, nbd.OK},
+		{"power lost, the flush fails", true, true, errByHand, nbd.EIO},
+		{"power lost, the flush works", true, true, nil, nbd.EIO},
+		{"power lost, nobody writes", false, true, nil, nbd.OK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, m := newHandRoad(t)
+			client, another := w.client(), w.client()
+			flush := nbdtest.Command{Type: nbdtest.CmdFlush}
+			first := begin(t, client, flush)
+			endFirst := <-m.flushes
+			if tt.writes {
+				written := begin(t, another, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)})
+				(<-m.writes) <- nil
+				if errno := <-written; errno != nbd.OK {
+					t.Errorf("write: %v", errno)
+				}
+			}
+			if tt.lostPower {
+				w.disk.LostWrites()
+			}
+			endFirst <- tt.end
+			if errno := <-first; errno != nbd.EIO {
+				t.Errorf("the flush under way: %v, want EIO", errno)
+			}
+			for i, want := range []nbd.Errno{tt.want, nbd.OK} {
+				again := begin(t, client, flush)
+				(<-m.flushes) <- nil
+				if errno := <-again; errno != want {
+					t.Errorf("flush %d after that: %v, want %v", i+1, errno, want)
+				}
+			}
+		})
+	}
+}
+
+// TestFlush_WriteUnderWayAtLoss: a write that the medium may have had when it lost what
+// it had, and that is answered when a flush has told of that, is told of by the next.
+func TestFlush_WriteUnderWayAtLoss(t *testing.T) {
+	w, m := newHandRoad(t)
+	client, another := w.client(), w.client()
+	written := begin(t, another, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)})
+	endWrite := <-m.writes
+	w.disk.LostWrites()
+	for i, want := range []nbd.Errno{nbd.EIO, nbd.OK, nbd.EIO, nbd.OK} {
+		if i == 2 {
+			endWrite <- nil
+			if errno := <-written; errno != nbd.OK {
+				t.Errorf("write: %v", errno)
+			}
+		}
+		again := begin(t, client, nbdtest.Command{Type: nbdtest.CmdFlush})
+		(<-m.flushes) <- nil
+		if errno := <-again; errno != want {
+			t.Errorf("flush %d: %v, want %v", i+1, errno, want)
+		}
+	}
+}
+
+// TestFUA_Loss: zeroes are written, and then synced. What is lost in between is not
+// promised; and that the sync fails says nothing of other writes.
+func TestFUA_Loss(t *testing.T) {
+	for name, end := range map[string]error{"the sync works": nil, "the sync fails": errByHand} {
+		t.Run(name, func(t *testing.T) {
+			w, m := newHandRoad(t)
+			client := w.client()
+			zeroes := begin(t, client, nbdtest.Command{Type: nbdtest.CmdWriteZeroes, Flags: nbdtest.FlagFUA, Length: 4096})
+			endSync := <-m.flushes
+			if end == nil {
+				w.disk.LostWrites()
+			}
+			endSync <- end
+			if errno := <-zeroes; errno != nbd.EIO {
+				t.Errorf("zeroes with FUA that are lost: %v, want EIO", errno)
+			}
+			for i, want := range []nbd.Errno{nbd.EIO, nbd.OK} {
+				again := begin(t, client, nbdtest.Command{Type: nbdtest.CmdFlush})
+				(<-m.flushes) <- nil
+				if errno := <-again; errno != want {
+					t.Errorf("flush %d: %v, want %v", i+1, errno, want)
 				}
 			}
 		})
