@@ -10,13 +10,14 @@ import (
 type controlKind uint8
 
 const (
-	controlAbort controlKind = iota // one command, by tag
-	controlReset                    // all of a unit or target
-	controlDrain                    // none: it only waits
+	controlAbort  controlKind = iota // one command, by tag
+	controlReset                     // all of a unit or target
+	controlDrain                     // none: it only waits
+	controlSettle                    // none: it only waits for what is being executed
 )
 
 // A control waits until certain commands touch host memory no more, and then
-// completes: an OpAbort, OpResetLun or OpResetTarget, or RemoveUnit. It is made
+// completes: an OpAbort, OpResetLun or OpResetTarget, RemoveUnit or Settle. It is made
 // on a cold path and may be allocated. Guarded by Device.mu.
 type control struct {
 	kind   controlKind
@@ -24,7 +25,7 @@ type control struct {
 	lun    uint8
 	allLun bool // every unit of the target
 
-	// queue and tag are where it completes; drains close done instead.
+	// queue and tag are where it completes; who only waits closes done instead.
 	queue *queue
 	tag   uint32
 	done  chan struct{}
@@ -217,7 +218,7 @@ func (d *Device) advanceLocked() (raise uint64) {
 			continue
 		}
 		switch c.kind {
-		case controlDrain:
+		case controlDrain, controlSettle:
 			close(c.done)
 			continue
 		case controlReset:
@@ -252,7 +253,9 @@ func (d *Device) isOverLocked(c *control) bool {
 			return false
 		}
 		for i := range q.records {
-			if rec := &q.records[i]; rec.state != recordFree && c.means(q, rec.position, &rec.cmd) {
+			rec := &q.records[i]
+			ends := rec.state == recordFree || c.kind == controlSettle && rec.state != recordRunning
+			if !ends && c.means(q, rec.position, &rec.cmd) {
 				return false
 			}
 		}
@@ -284,14 +287,32 @@ func (d *Device) resetUnits(c *control) {
 
 // drain waits until no command that has been fetched runs on a unit.
 func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
-	c := &control{kind: controlDrain, target: targetID, lun: lun, done: make(chan struct{})}
+	return d.wait(ctx, &control{kind: controlDrain, target: targetID, lun: lun})
+}
+
+// Settle waits until no command that the device has fetched is being executed on a unit.
+// Those that wait for a worker, or that a rule holds, have not begun, or are done but for
+// the answer. Who has taken the unit's power away calls it before giving it back: then
+// nothing that found the power on is still on its way to the medium.
+//
+// Concurrency: any goroutine. Errors: the context's.
+func (d *Device) Settle(ctx context.Context, targetID, lun uint8) error {
+	return d.wait(ctx, &control{kind: controlSettle, target: targetID, lun: lun})
+}
+
+// wait waits for what c means of all that has been fetched.
+func (d *Device) wait(ctx context.Context, c *control) error {
+	c.done = make(chan struct{})
+	raise := uint64(0)
 	d.mu.Lock()
 	c.marks = d.marksLocked((*queue).fetched)
 	d.controls = append(d.controls, c)
 	d.updateGatesLocked()
-	// What faults hold would not end by itself; see holdLocked for what they would
-	// hold from here on.
-	raise := d.endParkedLocked(func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }, CodeNoDevice)
+	if c.kind == controlDrain {
+		// What faults hold would not end by itself; see holdLocked for what they would
+		// hold from here on.
+		raise = d.endParkedLocked(func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }, CodeNoDevice)
+	}
 	raise |= d.advanceLocked()
 	d.mu.Unlock()
 	d.interruptLater(raise)

@@ -151,8 +151,8 @@ type Device struct {
 	// busy counts the workers that run a command of a line.
 	// +checklocks:mu
 	busy [lineCount]int
-	// controls are the aborts, resets and removals that wait for commands to
-	// end. Each but a removal holds a place in a completion ring.
+	// controls are the aborts, resets and others that wait for commands to
+	// end. Each of the former two holds a place in a completion ring.
 	// +checklocks:mu
 	controls []*control
 	// resetStuck: a reset of the device has been asked for, and is not done.

@@ -1,6 +1,8 @@
 package hba_test
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -136,5 +138,84 @@ func TestPower_NothingIsDoneWithout(t *testing.T) {
 	wantNoPower(t, w.do(t, disk0.Write(1, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))[0], 1)
 	wantNoPower(t, w.do(t, disk0.Flush(2))[0], 2)
 	w.dev.UnitAt(0, 0).PowerOn()
+	w.wantIdle(t)
+}
+
+// TestSettle: what is being executed on a unit is waited for, by a worker or an engine;
+// what waits for one, or is held by a rule, is not, nor what another unit does.
+func TestSettle(t *testing.T) {
+	for name, inline := range map[string]bool{"worker": false, "engine": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+			slow := hbatest.Address{Lun: 1}
+			m := w.attachSlow(t, slow, hbatest.MediaConfig{Inline: inline})
+			s := w.set(t, fault.Rule{Name: "hold", Disk: "disk0", Action: fault.Action{Kind: fault.KindHang}})
+			q := w.driver.Queues[0]
+			w.submit(t, disk0.Write(1, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))
+			w.awaitHeld(1)
+			settled := func(a hbatest.Address) bool {
+				t.Helper()
+				over, cancel := context.WithCancel(t.Context())
+				cancel()
+				for range 32 { // both have come in the end: either may be found
+					if err := w.dev.Settle(over, a.Target, a.Lun); err == nil {
+						return true
+					} else if !errors.Is(err, context.Canceled) {
+						t.Error(err)
+					}
+				}
+				return false
+			}
+			if !settled(disk0) || !settled(slow) {
+				t.Error("what a rule holds is waited for")
+			}
+			m.Hold()
+			if n := q.Submit(slow.Write(2, 8, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)), slow.Flush(3)); n != 2 {
+				t.Fatalf("submitted %d, want 2", n)
+			}
+			go q.Ring(runner) // in which the engine may run
+			m.WaitHeld(1)
+			if settled(slow) {
+				t.Error("a write that is being executed is not waited for")
+			}
+			if !inline && !settled(disk0) {
+				t.Error("another unit's write is waited for")
+			}
+			m.ReleaseOne()
+			m.WaitHeld(1)
+			if settled(slow) {
+				t.Error("a flush that is being executed is not waited for")
+			}
+			done := make(chan error)
+			go func() { done <- w.dev.Settle(t.Context(), slow.Target, slow.Lun) }()
+			m.Release()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			w.reap(q, 2)
+			w.dev.ReleaseHeld(s.Fault("hold"), 0)
+			w.reap(q, 1)
+			w.wantIdle(t)
+		})
+	}
+}
+
+// TestPower_WhatComesWithoutIsForgotten: a command that comes while the power is off and
+// that a rule holds until it is back is not executed then.
+func TestPower_WhatComesWithoutIsForgotten(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	b.Bytes[0] = 1
+	s := w.set(t, fault.Rule{Name: "hold", Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindHang}})
+	u := w.dev.UnitAt(0, 0)
+	u.PowerOff()
+	w.submit(t, disk0.Write(1, 0, 1, b))
+	w.awaitHeld(1)
+	u.PowerOn()
+	w.dev.ReleaseHeld(s.Fault("hold"), 0)
+	wantNoPower(t, w.reap(w.driver.Queues[0], 1)[0], 1)
+	if _, err := w.memory.ReadAt(b.Bytes, 0); err != nil || b.Bytes[0] != 0 {
+		t.Errorf("it has been executed: %d, %v", b.Bytes[0], err)
+	}
 	w.wantIdle(t)
 }

@@ -151,7 +151,9 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 	rec.powerCycle = 0
 	if int(c.Target) < len(d.targets) {
 		if u := d.unitAt(fault.Unit{Target: c.Target, Lun: c.Lun}); u != nil {
-			rec.powerCycle = u.PowerCycle()
+			if rec.powerCycle = u.PowerCycle(); u.IsOff() {
+				rec.powerCycle-- // what comes without power is not done when that is back
+			}
 		}
 	}
 	return rec

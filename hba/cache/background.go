@@ -111,7 +111,7 @@ func (c *Cache) pickLeaving(cut bool) (n int) {
 	c.picked = c.picked[:0]
 	c.trimLeavingLocked()
 	n = len(c.leaving)
-	if !cut && (n == 0 || c.closed || c.off || c.cutting.Load() != 0) {
+	if !cut && (n == 0 || c.closed || c.off || c.cutting.Load()) {
 		c.writing = false
 		c.mu.Unlock()
 		return 0
@@ -146,7 +146,7 @@ func (c *Cache) left(n int) {
 // +checklocks:c.outMu
 func (c *Cache) roomOut(life uint64, need int) error {
 	c.mu.Lock()
-	if c.life != life || c.cutting.Load() != 0 {
+	if c.life != life || c.cutting.Load() {
 		c.mu.Unlock()
 		return errNoPower
 	}
@@ -174,8 +174,8 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	return nil
 }
 
-// endLeaving carries out what was chosen before the power goes. From here on every call
-// fails. What the durable medium does not take is pending like the rest.
+// endLeaving carries out what was chosen before the power went. From here on every call
+// fails, if it does not already. What the durable medium does not take is pending like the rest.
 //
 // +checklocks:c.outMu
 func (c *Cache) endLeaving() {

@@ -110,8 +110,8 @@ type Cache struct {
 	// plain: nothing is pending and no sector is damaged, so that reads need not
 	// look here. It is stored under mu.
 	plain atomic.Bool
-	// cutting counts the cuts that wait for outMu; who writes out gives up.
-	cutting atomic.Int32
+	// cutting: the power goes, or has gone; who writes out gives up.
+	cutting atomic.Bool
 
 	// losses counts what the durable medium has told of: lost writes. syncsBegun
 	// counts its flushes.
@@ -142,7 +142,7 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
-	// ending: a cut carries out what was chosen.
+	// ending: who writes out does so though the power goes.
 	// +checklocks:outMu
 	ending bool
 	// undo is nil without Config.CanLoseFlushed.
@@ -152,7 +152,7 @@ type Cache struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	closed bool
-	// off: the power is being cut. Every call fails.
+	// off: there is no power. Every call fails.
 	// +checklocks:mu
 	off bool
 	// life counts power cuts: a call that began in an earlier one has failed.
@@ -315,6 +315,7 @@ func (c *Cache) emptyOut() error {
 	c.mu.Lock()
 	c.pickBeforeLocked(c.store.nextID)
 	c.mu.Unlock()
+	c.ending = true
 	if err := c.writeOut(nil); err != nil {
 		return fmt.Errorf("cache: close %s: %d bytes of pending writes are lost: %w", c.config.Name, c.Stats().PendingBytes, err)
 	}

@@ -272,6 +272,44 @@ func TestCut_EndsWhatIsInProgress(t *testing.T) {
 	}
 }
 
+// TestPowerOff: without power every call fails, before and after it is decided what is
+// lost, and nothing reaches the medium; what was pending is a part of the decision. A
+// cache that is closed then has not lost anything.
+func TestPowerOff(t *testing.T) {
+	m := memory(t, 1<<20)
+	c := open(t, m, cache.Config{})
+	put(t, c, 0, 1, 512)
+	wantOff := func() {
+		t.Helper()
+		p := make([]byte, 512)
+		p[0] = 9
+		_, write := c.WriteAt(p, 4096)
+		_, fua := c.WriteAtFUA(p, 8192)
+		_, read := c.ReadAt(p, 0)
+		for what, err := range map[string]error{"write": write, "FUA": fua, "read": read, "flush": c.Flush(), "trim": c.Discard(0, 512)} {
+			if !errors.Is(err, media.ErrPowerLost) {
+				t.Errorf("%s: %v, want ErrPowerLost", what, err)
+			}
+		}
+	}
+	c.PowerOff()
+	wantOff()
+	r, err := c.Lose(cache.CutOptions{Policy: cache.PolicyAll})
+	if err != nil || r.Sectors.Pending != 1 || r.Sectors.Kept != 1 {
+		t.Errorf("report: %+v, %v", r, err)
+	}
+	wantOff()
+	c.PowerOn()
+	if at(t, c, 0) != 1 || at(t, c, 4096) != 0 || at(t, c, 8192) != 0 {
+		t.Error("something has been done without power")
+	}
+	put(t, c, 512, 2, 512)
+	c.PowerOff()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCache_FarApart: sectors that are pending here and there are found, and nothing
 // else is, by reads and looks for extents; so it is after trims that go through and
 // after a new end.

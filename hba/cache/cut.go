@@ -13,26 +13,63 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 )
 
-// Cut cuts the power: what is in progress or comes meanwhile fails, what is
-// pending survives or not as o says, and the cache is empty. It returns when the
-// durable medium holds the outcome and has been checked.
+// PowerOff takes the power away: calls fail from now on until PowerOn, those in progress
+// as soon as they can, and what is pending stays as it is for Lose.
+//
+// Concurrency: any goroutine.
+func (c *Cache) PowerOff() {
+	c.cutting.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.off = true
+		c.plain.Store(false) // everybody has to look
+	}
+}
+
+// PowerOn gives the power back.
+//
+// Concurrency: any goroutine.
+func (c *Cache) PowerOn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.off = false
+	c.cutting.Store(false)
+	c.settleLocked()
+}
+
+// Cut is PowerOff, Lose and PowerOn.
+//
+// Concurrency: as for Lose.
+func (c *Cache) Cut(o CutOptions) (*Report, error) {
+	defer c.PowerOn()
+	return c.Lose(o)
+}
+
+// Lose has what is pending survive or not, as o says, and empties the cache, whose power
+// is off from now on if it was not. It returns when the durable medium holds the outcome
+// and has been checked. Until PowerOn nothing is written there.
+//
+// A call that was made before, and has not got here, goes on when the power is back; what
+// PromisedAll and the like tell, of a command from before, counts for the next cut. Who
+// wants neither calls PowerOff, waits until there are no such, and then calls Lose.
 //
 // Errors: options that cannot be, or an error of the durable medium; then the
 // cache is empty all the same, and what the medium holds is legal but not what
-// the seed decided. The report says so, too, and what had been pending.
+// the seed decided. The report says so, too, and what had been pending. Without a report
+// nothing is lost.
 //
 // Concurrency: any goroutine, but not from inside of a call of the durable medium.
-func (c *Cache) Cut(o CutOptions) (*Report, error) {
+func (c *Cache) Lose(o CutOptions) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	if err := c.checkLoss(&o); err != nil {
 		return nil, err
 	}
-	c.cutting.Add(1)
+	c.cutting.Store(true)
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	c.cutting.Add(-1)
 	c.endLeaving()
 	k, err := c.beginCut(o)
 	if err != nil {
@@ -54,7 +91,7 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	return k.report, err
 }
 
-// beginCut takes the power away and what is pending with it.
+// beginCut takes what is pending.
 //
 // +checklocks:c.outMu
 func (c *Cache) beginCut(o CutOptions) (*cut, error) {
@@ -66,10 +103,8 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	k := &cut{o: o, store: c.store, image: sha256.New(), found: make(map[int64]struct{})}
 	c.store = store{nextID: k.store.nextID}
 	c.store.init(c.config.SectorBytes)
-	c.off = true
 	c.life++
 	c.recordStep(Step{Kind: StepCut, Cut: o})
-	c.plain.Store(false) // everybody has to look
 	k.report = &Report{
 		Time: c.config.Now(), Seed: o.Seed, Policy: o.Policy, TearBytes: o.TearBytes, Damage: o.Damage, LoseFlushed: o.LoseFlushed,
 		SectorBytes: c.config.SectorBytes, Flushes: []FlushRecord{}, Writes: []WriteReport{},
@@ -80,8 +115,8 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	return k, nil
 }
 
-// endCut gives the power back, to an empty cache. What came meanwhile has failed; what
-// was told meanwhile, of commands that had been executed, goes into this report.
+// endCut ends the report, into which what was told meanwhile goes, of commands that had
+// been executed.
 //
 // +checklocks:c.outMu
 func (c *Cache) endCut(k *cut) {
@@ -106,8 +141,6 @@ func (c *Cache) endCut(k *cut) {
 		}
 	}
 	c.store.slabs = k.store.slabs
-	c.off = false
-	c.settleLocked()
 }
 
 // A cut is one power cut on its way. It belongs to the goroutine that cuts, so

@@ -57,8 +57,8 @@
 //
 // # Concurrency
 //
-// Any goroutine. Calls that are in progress when the power is cut or come before
-// Cut returns fail with media.ErrPowerLost.
+// Any goroutine. Calls that are in progress when the power goes or come before it is back
+// fail with media.ErrPowerLost.
 //
 // TryReadAt and TryWriteAt never wait for the durable medium, whatever others do
 // meanwhile.

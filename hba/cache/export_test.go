@@ -3,7 +3,7 @@ package cache
 import "slices"
 
 // Cutting reports whether a cut waits for what is in progress.
-func (c *Cache) Cutting() bool { return c.cutting.Load() != 0 }
+func (c *Cache) Cutting() bool { return c.cutting.Load() }
 
 // Life counts power cuts.
 func (c *Cache) Life() uint64 {

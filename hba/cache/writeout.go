@@ -47,7 +47,7 @@ func (c *Cache) writeOut(by *change) error {
 		c.buffer = make([]byte, bufferBytes)
 	}
 	for rest := c.picked; len(rest) > 0; {
-		if c.cutting.Load() != 0 && !c.ending {
+		if c.cutting.Load() && !c.ending {
 			return errNoPower
 		}
 		run := 1
@@ -200,7 +200,7 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 		by = x
 	}
 	for done := int64(0); done < x.n; {
-		if c.cutting.Load() != 0 {
+		if c.cutting.Load() {
 			return c.powerLost(x.op(), x.off+done, x.n-done)
 		}
 		part := change{kind: x.kind, off: x.off + done, n: x.n - done, fua: x.fua, lie: x.lie}

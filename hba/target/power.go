@@ -18,7 +18,7 @@ func (u *Unit) PowerOff() {
 // Concurrency: any goroutine.
 func (u *Unit) IsOff() bool { return u.conditions.Load()&conditionOff != 0 }
 
-// PowerCycle changes with each PowerOff and is never zero. Who has a command wait
+// PowerCycle is one more with each PowerOff, and two at the least. Who has a command wait
 // remembers it; see Task.PowerCycle.
 //
 // Concurrency: any goroutine.

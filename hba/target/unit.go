@@ -94,7 +94,7 @@ type Unit struct {
 	conditions atomic.Uint32
 	// writeThrough: writes have to be made durable. It is the opposite of WCE.
 	writeThrough atomic.Bool
-	// powerCycles counts PowerOff, from one.
+	// powerCycles counts PowerOff, from two.
 	powerCycles atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
 	// sizeMu.
@@ -135,7 +135,7 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 	u.provisioned = u.thin || u.can.Extents != nil
 	u.anchor = u.thin && u.can.Zero != nil && u.can.ZeroIsFast
 	u.writeThrough.Store(!c.WriteCache)
-	u.powerCycles.Store(1)
+	u.powerCycles.Store(2)
 	u.identification = scsi.Identification{
 		Vendor: c.Vendor, Unique: c.Product + " " + c.Serial, NAA: naaLocal(c.Vendor, c.Product, c.Serial),
 	}

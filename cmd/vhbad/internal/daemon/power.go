@@ -162,7 +162,9 @@ func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 //
 // The order matters. The unit goes first, so that nothing is done and answered
 // between the cut and the moment when clients know of it. They know, by their
-// connection's end or by Disk.LostWrites, before the unit is there again.
+// connection's end or by Disk.LostWrites, before the unit is there again. What is lost
+// is decided when no command is on its way any more that found the power on: what those
+// have done, and what rules told of them, is of this cut.
 func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule string) (client.PowerReport, error) {
 	options, off, err := cutOptions(&o)
 	if err != nil {
@@ -186,10 +188,13 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	defer m.cuts.end()
 	started := time.Now()
 	p.unit.PowerOff()
+	p.cache.PowerOff()
 	e.LostWrites()
-	report, err := p.cache.Cut(options)
+	_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or the daemon stops
+	report, err := p.cache.Lose(options)
 	p.trace.settle()   // who has the report can replay it
-	if report == nil { // nothing was cut
+	if report == nil { // nothing is lost
+		p.cache.PowerOn()
 		p.unit.PowerOn()
 		p.switchOn()
 		return client.PowerReport{}, err
@@ -202,6 +207,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
 	m.endDropped(e, dropped)
+	p.cache.PowerOn()
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
 	out := PowerReport(report)

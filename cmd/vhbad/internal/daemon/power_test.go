@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
 	"github.com/vhbad/vhbad/port"
 )
 
@@ -226,6 +228,79 @@ func TestCutPower_Failed(t *testing.T) {
 	p, err := d.Power("db")
 	if err != nil || !p.On || p.Cuts != 1 || len(p.Reports) != 1 || p.Reports[0].Error == "" || p.Reports[0].Class != "failed" || p.Reports[0].Sectors.Pending != 1 {
 		t.Errorf("power: %+v, %v", p, err)
+	}
+}
+
+// A sizeHeld medium holds the next call of Size, which a write makes on its way into the
+// cache when it has passed the unit and holds no lock.
+type sizeHeld struct {
+	media.Media
+	armed       atomic.Bool
+	came, leave chan struct{}
+}
+
+func (h *sizeHeld) Size() int64 {
+	if h.armed.Swap(false) {
+		close(h.came)
+		<-h.leave
+	}
+	return h.Media.Size()
+}
+
+// isIn reports whether a goroutine is in a function.
+func isIn(function string) bool {
+	stacks := make([]byte, 1<<22)
+	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(function))
+}
+
+// TestCutPower_OnItsWayToTheCache: a write that the unit has let pass, and that has not
+// come to the cache when the power is cut, is done before what is lost is decided, or
+// never: it does not reach the medium afterwards, though it has FUA.
+func TestCutPower_OnItsWayToTheCache(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	md := &sizeHeld{came: make(chan struct{}), leave: make(chan struct{})}
+	o := s.options(t)
+	o.OpenMedium = func(c *config.Disk) (m media.Media, err error) {
+		md.Media, err = openMedium(c, nil)
+		return md, err
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopper(t, d))
+	c := s.speak(t, "db", formats[0])
+	md.armed.Store(true)
+	if err := c.Send(nbdtest.Command{
+		Type: nbdtest.CmdWrite, Flags: nbdtest.FlagFUA, Length: 512, Payload: bytes.Repeat([]byte{7}, 512),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	<-md.came
+	cut := make(chan error, 1)
+	go func() {
+		_, err := d.CutPower("db", client.PowerCutOptions{Policy: "none", DropConnections: true})
+		cut <- err
+	}()
+	eventually(t, func() string {
+		select {
+		case err := <-cut:
+			close(md.leave)
+			t.Fatalf("the power is back while a write is on its way from before, %v", err)
+		default:
+		}
+		if !isIn("hba.(*Device).Settle") {
+			return "the cut does not wait for the write"
+		}
+		return ""
+	})
+	close(md.leave)
+	if err := <-cut; err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 512)
+	if _, err := md.ReadAt(got, 0); err != nil || got[0] != 0 {
+		t.Errorf("on the medium: %d, %v", got[0], err)
 	}
 }
 
