@@ -80,10 +80,10 @@ type Config struct {
 // Outermost first. None is held while an interrupt is delivered, a command
 // executes or a register write returns.
 //
-//	Device.mu          queues coming and going, workers' commands, resets
-//	  queue.postMu     the completion ring
 //	Device.undoMu      faults of units that will end
-//	  Device.unitMu    which units are attached
+//	  Device.mu        queues coming and going, workers' commands, resets
+//	    queue.postMu   the completion ring
+//	    Device.unitMu  which units are attached
 //	interrupts.mu
 //	  interrupts.lineMu
 //

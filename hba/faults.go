@@ -22,10 +22,17 @@ type faultTable struct {
 	plans [MaxTargets]*[target.MaxUnits]*fault.Plan
 }
 
-func newFaultTable(s *fault.Set) *faultTable {
+// newFaultTable leaves out what is about an address without a unit: who removed that
+// has taken its rules from the table before, and a unit that comes is another one.
+func (d *Device) newFaultTable(s *fault.Set) *faultTable {
+	d.unitMu.Lock()
+	defer d.unitMu.Unlock()
 	t := &faultTable{set: s}
 	for _, p := range s.Plans() {
 		u := p.Unit()
+		if d.unitAt(u) == nil && d.unplugged[address{u.Target, u.Lun}] == nil {
+			continue
+		}
 		if t.plans[u.Target] == nil {
 			t.plans[u.Target] = new([target.MaxUnits]*fault.Plan)
 		}
@@ -302,8 +309,8 @@ func (d *Device) resetFailsLocked() bool {
 	return table.set.Bus().Decide(&fault.Command{Op: fault.OpResetBus}, d.clock.Now(), &dec) && dec.ResetFails != nil
 }
 
-// SetFaults puts rules into force, in place of those before; nil means none. What
-// rules that are gone have held goes on, also in a ring; what was lost is answered,
+// SetFaults puts rules into force, in place of those before; nil means none. Of units
+// only those meet them that are attached, or unplugged. What rules that are gone have held goes on, also in a ring; what was lost is answered,
 // and interrupts that were are raised.
 //
 // Concurrency: any goroutine.
@@ -312,7 +319,7 @@ func (d *Device) SetFaults(s *fault.Set) {
 	if s == nil || len(s.Faults()) == 0 {
 		d.faults.Store(nil)
 	} else {
-		d.faults.Store(newFaultTable(s))
+		d.faults.Store(d.newFaultTable(s))
 	}
 	d.resetStuck = false
 	emptied := d.emptyRingsLocked()

@@ -1023,6 +1023,45 @@ func TestFaults_Unplug(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// Rules are about the units that are there. One that has been removed meets none that
+// come afterwards, nor does the next one at its address meet those meant for it; one that
+// is unplugged does.
+func TestFaults_UnitsComeAndGo(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	away := fault.Rule{Name: "away", Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindUnplug}}
+	marked := fault.Rule{Name: "marked", Match: fault.Match{Op: fault.Ops{"mark"}, AtMark: "now"}, Action: fault.Action{Kind: fault.KindDisconnect}, Budget: 9}
+	read := func() hba.Completion { return w.do(t, disk0.Read(1, 0, 1, in))[0] }
+	fires := func(when string, want uint64) {
+		t.Helper()
+		w.dev.Mark("now")
+		if got := w.dev.Faults().Fault("marked").Stats().Fired; got != want {
+			t.Errorf("%s: a rule has fired %d times, want %d", when, got, want)
+		}
+	}
+	w.set(t, away)
+	wantCode(t, read(), 1, hba.CodeNoDevice)
+	w.set(t, away, marked)
+	fires("it is unplugged", 1)
+	w.set(t, marked)
+	fires("it is back", 2)
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+		t.Fatal(err)
+	}
+	fires("it has been removed", 2)
+	w.set(t, marked, fault.Rule{Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindErrno, Errno: "EPERM"}})
+	fires("it has been removed, and there are other rules", 2)
+	w.attach(t, disk0, w.memory)
+	read() // POWER ON OCCURRED
+	if c := read(); c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
+		t.Errorf("the next unit meets a rule that came before it: %+v", c)
+	}
+	fires("the next unit has come", 2)
+	w.set(t, marked)
+	fires("there are rules for the next unit", 3)
+	w.wantIdle(t)
+}
+
 func TestFaults_Capacity(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
 )
 
 // A countingClock stands still, and counts what it was asked to call.
@@ -59,8 +61,26 @@ func newTimedWorld(t *testing.T) *timedWorld {
 	w := &timedWorld{clock: &countingClock{}, units: []fault.Unit{{Disk: "d", BlockBytes: 512, Blocks: 1 << 12, PowerSwitch: true}}}
 	w.d = &Device{clock: w.clock, ruleTimers: make(map[ruleUnit]*ruleTimer)}
 	w.d.intr.init(1)
+	w.attach(t)
 	t.Cleanup(w.d.goroutines.Wait)
 	return w
+}
+
+// attach adds the last of w.units to the device.
+func (w *timedWorld) attach(t *testing.T) {
+	t.Helper()
+	u := w.units[len(w.units)-1]
+	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: int64(u.Blocks) * int64(u.BlockBytes)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit, err := target.NewUnit(m, target.Config{Serial: u.Disk, BlockBytes: u.BlockBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.d.AddUnit(u.Target, u.Lun, unit); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *timedWorld) set(t *testing.T, rules ...fault.Rule) *fault.Set {
@@ -137,6 +157,7 @@ func TestTimers_Once(t *testing.T) {
 	}
 	// A disk that comes later is asked when it comes.
 	w.units = append(w.units, fault.Unit{Disk: "e", Lun: 1, BlockBytes: 512, Blocks: 1 << 12, PowerSwitch: true})
+	w.attach(t)
 	w.set(t, never)
 	w.clock.advance(3 * time.Second)
 	if got := f.Stats().Matched; got != 2 || w.timers() != 2 {

@@ -166,6 +166,7 @@ func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI 
 	if err != nil {
 		return nil, errors.Join(err, d.takeBack(m, e))
 	}
+	d.meetFaults(e)
 	return e, nil
 }
 

@@ -22,6 +22,10 @@ type faults struct {
 	// ended: the daemon stops, and nothing misbehaves any more.
 	// +checklocks:mu
 	ended bool
+	// coming are disks that are not in the machine's list yet, and meet the rules
+	// as soon as they are.
+	// +checklocks:mu
+	coming []*export
 }
 
 // errNoMachine is the answer before the disks are there and once they go.
@@ -54,11 +58,24 @@ func (d *Daemon) endFaults() {
 	_ = d.setFaultsLocked(nil)
 }
 
-// refreshFaults compiles the rules anew for the disks that there are now. Rules of
-// a disk that is gone end, and those that come after them.
+// meetFaults has a disk meet the rules from before it is on offer. At the end of the
+// change it has to be in the machine's list, or it was taken back; and rules that do not
+// fit it end then.
+func (d *Daemon) meetFaults(e *export) {
+	d.faults.mu.Lock()
+	defer d.faults.mu.Unlock()
+	d.faults.coming = append(d.faults.coming, e)
+	if !d.faults.ended && len(d.faults.rules) != 0 {
+		_ = d.setFaultsLocked(slices.Clone(d.faults.rules))
+	}
+}
+
+// refreshFaults compiles the rules anew for the disks that there are now, at the end of
+// a change. Rules of a disk that is gone end, and those that come after them.
 func (d *Daemon) refreshFaults() {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
+	d.faults.coming = nil
 	if d.faults.ended || len(d.faults.rules) == 0 {
 		return
 	}
@@ -98,7 +115,7 @@ func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 	err := d.withMachine(func(m *machine) (err error) {
 		was = m.device.Faults()
 		s, err = fault.NewSet(fault.Config{
-			Rules: rules, Units: m.faultUnits(), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: was, OnFire: d.faultFired,
+			Rules: rules, Units: faultUnits(m, d.faults.coming), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: was, OnFire: d.faultFired,
 		})
 		if err != nil {
 			return err
@@ -140,10 +157,17 @@ func comers(was, is *fault.Set) (out []*fault.Fault) {
 	return out
 }
 
-// faultUnits are the units of the disks, as rules see them.
-func (m *machine) faultUnits() []fault.Unit {
+// faultUnits are the units of the disks, as rules see them, with those that are coming
+// or have come. The device knows which of them it has.
+func faultUnits(m *machine, coming []*export) []fault.Unit {
+	disks := slices.Clone(m.list())
+	for _, e := range coming {
+		if !slices.Contains(disks, e) {
+			disks = append(disks, e)
+		}
+	}
 	var out []fault.Unit
-	for _, e := range m.list() {
+	for _, e := range disks {
 		c := e.config()
 		out = append(out, fault.Unit{
 			Disk: c.Name, Target: e.targetID, Lun: e.lun, BlockBytes: uint32(c.BlockSize), PowerSwitch: e.power.cache != nil,

@@ -5,10 +5,12 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
 )
 
@@ -156,6 +158,72 @@ func TestUnplug_Remove(t *testing.T) {
 	if got, err := c.do(cmdRead, 0, 512, nil); err != nil || got[0] != 3 {
 		t.Errorf("the new disk: %v, %v", got[:min(1, len(got))], err)
 	}
+	noViolations(t, machineOf(d))
+}
+
+// TestFaults_WhileDisksComeAndGo: whatever is done to rules while a disk comes, it meets
+// them from the first client on; and one that has left meets none, though it is still in
+// the list.
+func TestFaults_WhileDisksComeAndGo(t *testing.T) {
+	s := newSettings(t, "other=memory:1MiB")
+	d, _ := s.mustStart(t)
+	put := func(name string, m fault.Match, a fault.Action) {
+		t.Helper()
+		if _, err := d.PutFault(client.FaultRule{Name: name, Match: m, Action: a}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	harmless := fault.Match{Op: fault.Ops{"write"}, Skip: 1 << 40}
+	put("all", fault.Match{Op: fault.Ops{"read"}}, fault.Action{Kind: fault.KindErrno, Errno: "EPERM"})
+	change := func(fn func(m *machine)) {
+		t.Helper()
+		_, m, end, err := d.beginChange(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer end()
+		fn(m)
+	}
+	var e *export
+	change(func(m *machine) {
+		alone, err := d.Config().WithDisks([]config.Disk{diskConfig("db", &client.DiskSpec{MemoryBytes: 1 << 20, Cache: "writeback"})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err = d.bring(t.Context(), m, &alone.Disks[0], true); err != nil {
+			t.Fatal(err)
+		}
+		put("early", harmless, fault.Action{Kind: fault.KindBusy})
+		if err := m.publish(append(slices.Clone(m.list()), e)); err != nil {
+			t.Fatal(err)
+		}
+		c := open(t, s.socket(), "db")
+		if _, err := c.do(cmdRead, 0, 512, nil); err == nil || err.Error() != "errno 1" {
+			t.Errorf("the first read of a disk that has just come: %v, want EPERM", err)
+		}
+		put("late", harmless, fault.Action{Kind: fault.KindBusy})
+		if _, err := c.do(cmdRead, 0, 512, nil); err == nil {
+			t.Error("a rule that was set meanwhile has taken the others away")
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	change(func(m *machine) {
+		if _, err := d.vacate(t.Context(), m, e, patience, patience); err != nil {
+			t.Fatal(err)
+		}
+		put("cut", fault.Match{Op: fault.Ops{"mark"}, AtMark: "now"}, fault.Action{Kind: fault.KindPowerCut})
+		if n, err := d.SetMark("now"); n != 1 || err != nil {
+			t.Fatalf("%d rules wait for the mark, %v", n, err)
+		}
+		if got, err := d.Fault("cut"); err != nil || got.Fired != 0 {
+			t.Errorf("a rule that came when its disk had left fires %d times (%v), want 0", got.Fired, err)
+		}
+		if err := m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })); err != nil {
+			t.Fatal(err)
+		}
+	})
 	noViolations(t, machineOf(d))
 }
 
