@@ -117,17 +117,14 @@ func takeDown(t port.SyncToken, d *Driver) bool {
 }
 
 // stopDMA resets the device and waits until it says that it touches no memory.
-// False: it still does; the wait may be repeated.
+// False: it still does; that may be repeated, and asks again a device that was deaf.
 //
 // Level: any.
 func (d *Driver) stopDMA(p *port.Processor) bool {
-	control := d.read(p, hba.RegControl)
-	if control == math.MaxUint64 {
+	if d.read(p, hba.RegControl) == math.MaxUint64 {
 		return true // nothing is there any more
 	}
-	if control&hba.ControlReset == 0 {
-		d.write(p, hba.RegControl, hba.ControlReset)
-	}
+	d.write(p, hba.RegControl, hba.ControlReset) // which is ignored while a reset goes on
 	if d.poll(p, hba.RegControl, hba.ControlReset, 0) {
 		return true
 	}

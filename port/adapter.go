@@ -185,11 +185,14 @@ type Adapter struct {
 	// +checklocks:mu
 	hardwareResetQueued bool
 	// busBroken is set for a bus while the latest ResetBus of it has failed, and
-	// resetAgainQueued while a timer runs that will try them again.
+	// resetAgainQueued while a timer runs that will try them again; resetAgainIn is
+	// the time of the latest.
 	// +checklocks:mu
 	busBroken [256]bool
 	// +checklocks:mu
 	resetAgainQueued bool
+	// +checklocks:mu
+	resetAgainIn time.Duration
 	// stateChange is the highest change not looked at yet; zero: none.
 	// +checklocks:mu
 	stateChange StateChange

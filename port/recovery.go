@@ -154,14 +154,16 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	return ok, left
 }
 
-// noteBusReset has a bus whose reset has failed reset once more, after the time that
-// a request may take, unless another reset of that bus has helped by then. A miniport
-// whose ResetBus has failed may turn away everything until one succeeds, so that no
-// request is left to run out of time and ask for it. However many resets fail, one
-// timer runs.
+// noteBusReset has a bus whose reset has failed reset once more, unless another reset of
+// that bus has helped by then. A miniport whose ResetBus has failed may turn away
+// everything until one succeeds, so that no request is left to run out of time and ask
+// for it. However many resets fail, one timer runs.
 func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	a.mu.Lock()
 	a.busBroken[path] = !ok
+	if ok {
+		a.resetAgainIn = 0
+	}
 	start := !ok && !a.resetAgainQueued
 	a.resetAgainQueued = a.resetAgainQueued || start
 	a.mu.Unlock()
@@ -170,9 +172,19 @@ func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	}
 }
 
-// resetLater starts the timer of noteBusReset.
+// firstResetAgain is when a bus is reset again whose reset has failed: before what was
+// turned away as BUSY meanwhile has been tried for the last time.
+const firstResetAgain = time.Second
+
+// resetLater starts the timer of noteBusReset. Its time doubles until a reset works, up
+// to that which a reset, or a request, may take.
 func (a *Adapter) resetLater() {
-	a.after(time.Duration(a.options.DefaultTimeoutSecs)*time.Second, func(*Processor) { a.recovery.post(a.resetAgain) })
+	most := min(a.options.ResetTimeout, time.Duration(a.options.DefaultTimeoutSecs)*time.Second)
+	a.mu.Lock()
+	in := min(max(2*a.resetAgainIn, firstResetAgain), most)
+	a.resetAgainIn = in
+	a.mu.Unlock()
+	a.after(in, func(*Processor) { a.recovery.post(a.resetAgain) })
 }
 
 // resetAgain resets each bus whose reset has failed. If the adapter is stopped, that

@@ -124,6 +124,36 @@ func TestFaults_ResetRoad(t *testing.T) {
 	}
 }
 
+// A reset of the bus that fails once stops the whole adapter, until the port tries again.
+// That is soon: what comes meanwhile waits, and is done without an error, long before a
+// request could run out of time.
+func TestFaults_BusResetFailsOnce(t *testing.T) {
+	t.Parallel()
+	w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, options: miniport.Options{ResetTimeout: 20 * time.Millisecond}})
+	c := w.client()
+	s := w.faults(fault.Rule{Budget: 1, Match: fault.Match{Op: fault.Ops{"reset-bus"}}, Action: fault.Action{Kind: fault.KindResetFails}})
+	p, err := w.system.NewProcessor("reset")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := w.adapter.ResetNow(p, w.adapter.LogicalUnits()[0], port.ResetBus); err == nil {
+		t.Error("the reset of the bus succeeds")
+	}
+	for _, cmd := range []nbdtest.Command{{Type: nbdtest.CmdWrite, Length: 512, Payload: make([]byte, 512)}, {Type: nbdtest.CmdRead, Length: 512}} {
+		if r := do(t, c, cmd); r.Errno != nbd.OK {
+			t.Errorf("command %d after a reset of the bus that failed: %v, want it done", cmd.Type, r.Errno)
+		}
+	}
+	if got := s.Faults()[0].Stats().Fired; got != 1 {
+		t.Errorf("the rule has fired %d times, want once", got)
+	}
+	// One that failed, and one that worked.
+	if got := w.resets(); got != [port.ResetLevels]uint64{port.ResetBus: 2} {
+		t.Errorf("resets by level: %v, want two of the bus", got)
+	}
+}
+
 // Whatever completions a broken device makes, the driver takes each request's
 // answer once, from its own tag, and the data are right.
 func TestFaults_BrokenCompletions(t *testing.T) {
