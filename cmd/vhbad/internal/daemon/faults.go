@@ -112,10 +112,11 @@ func (d *Daemon) refreshFaults() {
 // +checklocks:d.faults.mu
 func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 	var was, s *fault.Set
+	coming := d.faults.coming
 	err := d.withMachine(func(m *machine) (err error) {
 		was = m.device.Faults()
 		s, err = fault.NewSet(fault.Config{
-			Rules: rules, Units: faultUnits(m, d.faults.coming), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: was, OnFire: d.faultFired,
+			Rules: rules, Units: faultUnits(m, coming), Hostile: d.o.Config.Hostile, Now: m.device.Now(), Old: was, OnFire: d.faultFired,
 		})
 		if err != nil {
 			return err
