@@ -21,9 +21,12 @@ type Fault struct {
 	// Hostile is whether a correct drive would never do what the rule does.
 	Hostile bool `json:"hostile"`
 	// Matched counts commands that matched, before skip, every and probability;
-	// Fired those that met the fault; Held those that it holds now.
+	// Fired those that met the fault; Held those that it holds now. LeftOut counts
+	// late, second and mistagged completions and late transfers for which the device
+	// had no room.
 	Matched uint64 `json:"matched"`
 	Fired   uint64 `json:"fired"`
+	LeftOut uint64 `json:"left_out"`
 	Held    int64  `json:"held"`
 }
 

@@ -629,13 +629,16 @@ func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {
 			if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
 				t.Fatal(err)
 			}
-			w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: long}})
+			s := w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: long}})
 			b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
 			for i := range 3 * entries {
 				wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeExecuted)
 				if got, want := w.clock.Pending(), min(i+1, entries); got != want {
 					t.Fatalf("%d transfers are to come after %d reads, want %d", got, i+1, want)
 				}
+			}
+			if got := s.Faults()[0].Stats().LeftOut; got != 2*entries {
+				t.Errorf("%d transfers were left out, want %d", got, 2*entries)
 			}
 			clear(b.Bytes)
 			tt.end(t, w)
@@ -653,6 +656,53 @@ func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {
 			wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeExecuted)
 			if w.clock.Pending() != 1 {
 				t.Error("no transfer is to come")
+			}
+		})
+	}
+}
+
+// Completions that answer no command come as far as the ring has room for them. Those
+// that do not are counted, by rule: no more and no less.
+func TestFaults_LeftOut(t *testing.T) {
+	const entries, commands = 64, 40
+	for kind, end := range map[fault.Kind]func(t *testing.T, w *faultyWorld){
+		fault.KindDuplicate: func(*testing.T, *faultyWorld) {},
+		fault.KindMistagged: func(t *testing.T, w *faultyWorld) {
+			w.awaitHeld(commands)
+			w.set(t) // and their own tags are answered
+		},
+		fault.KindLateCompletion: func(t *testing.T, w *faultyWorld) {
+			w.submit(t, disk0.Reset(1000, false))
+			w.clock.Advance(time.Second)
+		},
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: entries})
+			in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			var tally fault.Tally
+			s := w.set(t, fault.Rule{Action: fault.Action{Kind: kind}})
+			for i := range uint32(commands) {
+				w.submit(t, disk0.Read(i, 0, 1, in))
+			}
+			want := commands
+			if end(t, w); kind == fault.KindLateCompletion {
+				want++ // the reset
+			}
+			w.reap(w.driver.Queues[0], want)
+			for w.dev.Stats().Queues[0].InFlight != 0 {
+				runtime.Gosched()
+			}
+			surplus := 0
+			for out := make([]hba.Completion, 1); w.driver.Queues[0].Consume(out) != 0; {
+				surplus++
+			}
+			got := s.Faults()[0].Stats()
+			if got.LeftOut == 0 || got.LeftOut != uint64(commands-surplus) {
+				t.Errorf("%d completions left out, with %d that came for %d commands", got.LeftOut, surplus, commands)
+			}
+			injected := tally.Injections(func() *fault.Set { return s })
+			if i := slices.IndexFunc(injected, func(n fault.Injection) bool { return n.Disk == "d" }); injected[i].LeftOut != got.LeftOut {
+				t.Errorf("counted as %+v, want %d left out", injected[i], got.LeftOut)
 			}
 		})
 	}

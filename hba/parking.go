@@ -149,7 +149,7 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 		dec.Lost = f
 		wrong := h.out
 		wrong.Tag ^= wrongTag
-		raise = q.postSurplus(&wrong)
+		raise = q.postSurplus(&wrong, dec, f)
 	}
 	if f := dec.Lost; f != nil && d.isInForce(f) {
 		return raise | d.holdLocked(rec, f, forever)
@@ -166,8 +166,8 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	} else {
 		raise |= 1 << q.index
 	}
-	if dec.Duplicate {
-		raise |= q.postSurplus(&h.out)
+	if f := dec.Duplicate; f != nil {
+		raise |= q.postSurplus(&h.out, dec, f)
 	}
 	d.releaseLocked(rec)
 	if len(d.controls) != 0 {
@@ -197,9 +197,10 @@ func (d *Device) checkPowerLocked(rec *record) {
 // the highest bit, which drivers use last, or for generations.
 const wrongTag = 1 << 31
 
-// postSurplus posts a completion that answers no command, if the ring has room
-// beyond what it owes to commands. It returns the queue's bit, or zero.
-func (q *queue) postSurplus(c *Completion) (raise uint64) {
+// postSurplus posts a completion that answers no command, as f has it, if the ring has
+// room beyond what it owes to commands; otherwise it has the decision count that. It
+// returns the queue's bit, or zero.
+func (q *queue) postSurplus(c *Completion, dec *fault.Decision, f *fault.Fault) (raise uint64) {
 	// Counted first: an engine that has not seen it yet fetches one batch at the
 	// most, for which there is room too.
 	surplus := q.surplus.Add(1)
@@ -208,6 +209,7 @@ func (q *queue) postSurplus(c *Completion) (raise uint64) {
 		if q.tail.Load() != q.head.Load() {
 			q.runLater() // an engine may have stopped for want of the room that this took
 		}
+		dec.LeaveOut(f)
 		return 0
 	}
 	one := [1]Completion{*c}
@@ -368,12 +370,13 @@ const lateDefault = 10 * time.Millisecond
 // A haunting is a late completion or transfer that is to come. Guarded by Device.mu,
 // but for what does not change.
 type haunting struct {
-	queue   *queue
-	command Command
-	unit    fault.Unit
-	by      *fault.Fault
-	kind    hauntKind
-	stop    func() bool
+	queue    *queue
+	command  Command
+	unit     fault.Unit
+	decision fault.Decision
+	by       *fault.Fault
+	kind     hauntKind
+	stop     func() bool
 }
 
 // A hauntKind is what a haunting does.
@@ -402,17 +405,22 @@ func (d *Device) comeBackLocked(rec *record) {
 
 // hauntLaterLocked has a command that ends now answered, or its data transferred,
 // after some time, unless its rule has gone by then. Of these the device remembers as
-// many as a ring has entries; there are no more.
+// many as a ring has entries, and counts those that it leaves out.
 //
 // +checklocks:d.mu
 func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Duration, kind hauntKind) {
-	if d.closed || !d.isInForce(f) || len(d.hauntings) >= len(rec.queue.records) {
+	if d.closed || !d.isInForce(f) {
+		return
+	}
+	dec := &rec.hold.decision
+	if len(d.hauntings) >= len(rec.queue.records) {
+		dec.LeaveOut(f)
 		return
 	}
 	if after == 0 {
 		after = lateDefault
 	}
-	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, by: f, kind: kind}
+	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, decision: *dec, by: f, kind: kind}
 	d.hauntings[h] = struct{}{}
 	h.stop = d.clock.AfterFunc(after, func() { d.haunt(h) })
 }
@@ -444,7 +452,7 @@ func (d *Device) haunt(h *haunting) {
 		var out Completion
 		out.set(h.command.Tag, CodeExecuted)
 		out.DataBytes = h.command.DataBytes
-		raise = h.queue.postSurplus(&out)
+		raise = h.queue.postSurplus(&out, &h.decision, h.by)
 	}
 	d.mu.Unlock()
 	d.interruptLater(raise)

@@ -1,6 +1,10 @@
 package hba
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/fault"
+)
 
 // TestQueue_Fetchable: there is never room for less than nothing, whatever
 // completions that answer no command have been counted.
@@ -39,14 +43,14 @@ func TestQueue_SurplusWithoutRoom(t *testing.T) {
 	q := &queue{dev: d, completionEntries: 64}
 	q.head.Store(60)
 	q.tail.Store(60)
-	if raise := q.postSurplus(&Completion{}); raise != 0 || q.surplus.Load() != 0 {
+	if raise := q.postSurplus(&Completion{}, &fault.Decision{}, nil); raise != 0 || q.surplus.Load() != 0 {
 		t.Fatalf("a completion has found room that there is not")
 	}
 	if d.runOwed.Load() != 0 {
 		t.Error("an engine is told of room that it has no use for")
 	}
 	q.tail.Store(61)
-	q.postSurplus(&Completion{})
+	q.postSurplus(&Completion{}, &fault.Decision{}, nil)
 	if d.runOwed.Load() != 1 {
 		t.Error("an engine that found no room is not told of it")
 	}

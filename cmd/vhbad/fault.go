@@ -226,7 +226,11 @@ func newFaultShow() *cobra.Command {
 			if f.Hostile {
 				class = "hostile"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s# %s, %s: %d matched, %d fired, %d held\n", text, f.State, class, f.Matched, f.Fired, f.Held)
+			leftOut := ""
+			if f.LeftOut != 0 {
+				leftOut = fmt.Sprintf(", %d left out", f.LeftOut)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s# %s, %s: %d matched, %d fired, %d held%s\n", text, f.State, class, f.Matched, f.Fired, f.Held, leftOut)
 			return err
 		})
 }

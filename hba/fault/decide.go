@@ -81,8 +81,9 @@ const maxFired = 8
 // unusual.
 type Decision struct {
 	// Fired are the faults that the command met.
-	fired [maxFired]*Fault
-	n     int
+	fired  [maxFired]*Fault
+	counts [maxFired]*counts
+	n      int
 
 	// Before it is executed: wait for Delay; then be held by HoldBefore, at most
 	// for HoldBeforeFor if that is not zero.
@@ -133,7 +134,7 @@ type Decision struct {
 	DMAAfter    *Fault
 	DMAAfterFor time.Duration
 	// Duplicate is answered twice.
-	Duplicate bool
+	Duplicate *Fault
 	// NoInterrupt is answered without an interrupt.
 	NoInterrupt *Fault
 
@@ -154,6 +155,17 @@ const maxTriggers = 2
 
 // Fired are the faults that the command met.
 func (d *Decision) Fired() []*Fault { return d.fired[:d.n] }
+
+// LeaveOut counts that f, one of those that the command met, has no room for what it
+// was to do.
+func (d *Decision) LeaveOut(f *Fault) {
+	for i, fired := range d.Fired() {
+		if fired == f {
+			f.leftOut.Add(1)
+			d.counts[i].leftOut.Add(1)
+		}
+	}
+}
 
 // Decide says what is to become of a command that arrives at now. False: nothing
 // unusual, and d is of no meaning.
@@ -177,9 +189,9 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		if !fires {
 			continue
 		}
-		d.fired[d.n] = e.fault
+		d.fired[d.n], d.counts[d.n] = e.fault, e.counts
 		d.n++
-		e.fired.Add(1)
+		e.counts.fired.Add(1)
 		p.add(d, e, c, chance, now)
 		p.tell(e.fault, c, now)
 	}
@@ -326,7 +338,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			d.RingFull, d.RingFullFor = f, time.Duration(a.For)
 		}
 	case KindDuplicate:
-		d.Duplicate = true
+		d.Duplicate = f
 	case KindLostInterrupt:
 		d.NoInterrupt = f
 	}

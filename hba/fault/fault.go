@@ -29,9 +29,10 @@ type Fault struct {
 	// armed is when it came into force, on the device's clock.
 	armed atomic.Int64
 	// matched numbers the commands that match; fired counts those that met the
-	// fault, held those that it holds now.
-	matched, fired atomic.Uint64
-	held           atomic.Int64
+	// fault, leftOut those of them that had no room for it, held those that it holds
+	// now.
+	matched, fired, leftOut atomic.Uint64
+	held                    atomic.Int64
 	// told is when its firing was told last, and untold how often it has fired
 	// since.
 	told   atomic.Int64
@@ -182,12 +183,13 @@ const (
 type Stats struct {
 	Matched uint64 // commands, before skip, every and probability
 	Fired   uint64 // commands that met the fault
+	LeftOut uint64 // of what it was to do for them, for want of room
 	Held    int64  // commands that it holds now
 }
 
 // Stats returns the counters.
 func (f *Fault) Stats() Stats {
-	return Stats{Matched: f.matched.Load(), Fired: f.fired.Load(), Held: f.held.Load()}
+	return Stats{Matched: f.matched.Load(), Fired: f.fired.Load(), LeftOut: f.leftOut.Load(), Held: f.held.Load()}
 }
 
 // State tells what the rule waits for, if anything.

@@ -76,8 +76,11 @@ type entry struct {
 	in       span
 	bad      *badBlocks // nil: all that the rule is about
 	versions *Versions
-	fired    *atomic.Uint64 // on this unit
+	counts   *counts
 }
+
+// counts are what an entry counts, on its unit.
+type counts struct{ fired, leftOut atomic.Uint64 }
 
 // NewSet compiles rules. It changes them as Check does.
 //
@@ -222,7 +225,7 @@ func (e *entry) watches() bool {
 
 // newEntry prepares what a fault keeps for a unit.
 func newEntry(u Unit, f *Fault) (entry, error) {
-	e := entry{fault: f, in: span{0, ^uint64(0)}, fired: new(atomic.Uint64)}
+	e := entry{fault: f, in: span{0, ^uint64(0)}, counts: new(counts)}
 	m := &f.rule.Match
 	if m.hasRange() {
 		var err error

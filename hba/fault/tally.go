@@ -3,7 +3,6 @@ package fault
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 )
 
 // MaxPast is how many counts of rules that have gone a Tally keeps.
@@ -16,6 +15,8 @@ type Injection struct {
 	Kind       Kind
 	Class      string
 	Times      uint64
+	// LeftOut is how much of what they were to do there was no room for.
+	LeftOut uint64
 }
 
 // A series is what an Injection counts.
@@ -47,15 +48,22 @@ type Tally struct {
 // A past is what rules that have gone have counted. The last of them may still be
 // asked about a command that was on its way.
 type past struct {
-	before uint64
-	last   *atomic.Uint64
+	times, leftOut uint64 // before the last
+	last           *counts
 }
 
-func (p past) times() uint64 {
+// sum is what all of them have counted, the last included.
+func (p past) sum() (times, leftOut uint64) {
 	if p.last == nil {
-		return p.before
+		return p.times, p.leftOut
 	}
-	return p.before + p.last.Load()
+	return p.times + p.last.fired.Load(), p.leftOut + p.last.leftOut.Load()
+}
+
+// isIdle reports whether they have counted nothing.
+func (p past) isIdle() bool {
+	times, _ := p.sum()
+	return times == 0
 }
 
 // Replace has install put a Set into force in place of another, and keeps what the
@@ -64,20 +72,20 @@ func (t *Tally) Replace(old, s *Set, install func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	install()
-	going, inForce := make(map[*atomic.Uint64]bool), make(map[series]bool)
+	going, inForce := make(map[*counts]bool), make(map[series]bool)
 	for _, c := range s.counted() {
-		going[c.fired], inForce[c.key] = true, true
+		going[c.counts], inForce[c.key] = true, true
 	}
 	for _, key := range t.idle {
-		if t.past[key].times() != 0 {
-			t.order = append(t.order, key)
-		} else {
+		if t.past[key].isIdle() {
 			delete(t.past, key)
+		} else {
+			t.order = append(t.order, key)
 		}
 	}
 	t.idle = t.idle[:0]
 	for _, c := range old.counted() {
-		if going[c.fired] {
+		if going[c.counts] {
 			continue
 		}
 		key := c.key
@@ -87,11 +95,12 @@ func (t *Tally) Replace(old, s *Set, install func()) {
 		if t.past == nil {
 			t.past = make(map[series]past)
 		}
-		t.past[key] = past{t.past[key].times(), c.fired}
-		if t.past[key].times() != 0 {
-			t.order = append(t.order, key)
-		} else {
+		times, leftOut := t.past[key].sum()
+		t.past[key] = past{times, leftOut, c.counts}
+		if t.past[key].isIdle() {
 			t.idle = append(t.idle, key)
+		} else {
+			t.order = append(t.order, key)
 		}
 	}
 	excess, kept := len(t.order)-MaxPast, t.order[:0]
@@ -116,20 +125,25 @@ func (t *Tally) Injections(current func() *Set) []Injection {
 	for _, c := range current().counted() {
 		key := c.key
 		seen[key] = true
-		out = append(out, Injection{key.disk, key.rule, key.kind, key.class, t.past[key].times() + c.fired.Load()})
+		times, leftOut := t.past[key].sum()
+		out = append(out, key.injection(times+c.counts.fired.Load(), leftOut+c.counts.leftOut.Load()))
 	}
 	for _, key := range append(slices.Clip(t.order), t.idle...) {
-		if n := t.past[key].times(); n != 0 && !seen[key] {
-			out = append(out, Injection{key.disk, key.rule, key.kind, key.class, n})
+		if times, leftOut := t.past[key].sum(); times != 0 && !seen[key] {
+			out = append(out, key.injection(times, leftOut))
 		}
 	}
 	return out
 }
 
-// A counted is what an entry of a Set counts, and its counter.
+func (s series) injection(times, leftOut uint64) Injection {
+	return Injection{s.disk, s.rule, s.kind, s.class, times, leftOut}
+}
+
+// A counted is what an entry of a Set counts, and its counters.
 type counted struct {
-	key   series
-	fired *atomic.Uint64
+	key    series
+	counts *counts
 }
 
 // counted are all that the set counts. The set may be nil.
@@ -141,7 +155,7 @@ func (s *Set) counted() (out []counted) {
 		for i := range p.entries {
 			e := &p.entries[i]
 			r := &e.fault.rule
-			out = append(out, counted{series{p.unit.Disk, r.Name, r.Action.Kind, e.fault.Class()}, e.fired})
+			out = append(out, counted{series{p.unit.Disk, r.Name, r.Action.Kind, e.fault.Class()}, e.counts})
 		}
 	}
 	return out

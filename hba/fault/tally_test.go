@@ -50,18 +50,26 @@ func TestTally(t *testing.T) {
 	w := &tallied{t: t}
 	rule := Rule{Name: "r", Disk: "a", Match: Match{Op: Ops{"read"}}, Action: busy}
 	other := Rule{Name: "all", Match: Match{Op: Ops{"read"}}, Action: Action{Kind: KindFlip}, Hostile: true}
+	out := make(map[string]uint64) // by disk, rule and kind
 	n := func(disk, name string, times uint64) Injection {
 		i := Injection{Disk: disk, Rule: name, Kind: KindBusy, Class: "legal", Times: times}
 		if name == "all" {
 			i.Kind, i.Class = KindFlip, "hostile"
 		}
+		i.LeftOut = out[disk+name+string(i.Kind)]
 		return i
 	}
 	ask := func(plan, times int) {
-		for range times {
+		for i := range times {
 			var d Decision
 			c := read(0, 1)
-			w.set.Plans()[plan].Decide(&c, 0, &d)
+			p := w.set.Plans()[plan]
+			p.Decide(&c, 0, &d)
+			if i == 0 { // there is no room for one of them
+				d.LeaveOut(d.Fired()[0])
+				r := d.Fired()[0].Rule()
+				out[p.Unit().Disk+r.Name+string(r.Action.Kind)]++
+			}
 		}
 	}
 	w.want()
@@ -85,7 +93,7 @@ func TestTally(t *testing.T) {
 	rule.Action = Action{Kind: KindTaskSetFull}
 	w.put(units, rule)
 	ask(0, 1)
-	full := Injection{Disk: "a", Rule: "r", Kind: KindTaskSetFull, Class: "legal", Times: 1}
+	full := Injection{Disk: "a", Rule: "r", Kind: KindTaskSetFull, Class: "legal", Times: 1, LeftOut: 1}
 	w.want(n("a", "all", 4), n("a", "r", 5), full, n("b", "all", 2))
 	w.put(units[1:]) // the disk goes
 	w.want(n("a", "all", 4), n("a", "r", 5), full, n("b", "all", 2))

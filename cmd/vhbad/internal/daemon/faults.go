@@ -221,7 +221,7 @@ func faultStatus(m *machine, s *fault.Set, f *fault.Fault) client.Fault {
 	n := f.Stats()
 	return client.Fault{
 		Rule: *f.Rule(), State: string(s.State(f, m.device.Now())), Hostile: f.Hostile(),
-		Matched: n.Matched, Fired: n.Fired, Held: n.Held,
+		Matched: n.Matched, Fired: n.Fired, LeftOut: n.LeftOut, Held: n.Held,
 	}
 }
 

@@ -134,6 +134,7 @@ var (
 	hbaHeld        = desc("hba_held_commands", "Commands that faults hold.")
 
 	faultInjections = desc("fault_injections_total", "Commands that met a fault, by rule. The last "+strconv.Itoa(fault.MaxPast)+" series of rules that have gone stay, and go on if such a rule comes again. No export means the adapter; class is legal for what a correct drive may do, or hostile.", "export", "rule", "kind", "class")
+	faultLeftOut    = desc("fault_left_out_total", "Completions and transfers that a hostile rule was to make, and the device had no room for.", "export", "rule", "kind", "class")
 	faultHeld       = desc("fault_held_commands", "Commands that a rule holds.", "rule")
 	faultRules      = desc("fault_rules", "Fault rules in force.", "state", "class")
 	hostileRules    = desc("hostile_rules_allowed", "1 if fault rules may break what a correct drive promises.")
@@ -440,6 +441,9 @@ func (s sink) faults(snap *Snapshot) {
 	for i := range snap.Injected {
 		n := &snap.Injected[i]
 		s.counter(faultInjections, n.Times, n.Disk, n.Rule, string(n.Kind), n.Class)
+		if n.Class == "hostile" { // a correct drive answers once
+			s.counter(faultLeftOut, n.LeftOut, n.Disk, n.Rule, string(n.Kind), n.Class)
+		}
 	}
 	for _, state := range fault.States() {
 		for _, class := range []string{"legal", "hostile"} {

@@ -72,6 +72,7 @@ func full() *source {
 		Injected: []fault.Injection{
 			{Disk: "disk0", Rule: "slow", Kind: fault.KindLatency, Class: "legal", Times: 9},
 			{Disk: "idle", Rule: "slow", Kind: fault.KindLatency, Class: "legal"},
+			{Disk: "disk0", Rule: "twice", Kind: fault.KindDuplicate, Class: "hostile", Times: 8, LeftOut: 7},
 		},
 		Hostile: true,
 
@@ -165,6 +166,9 @@ vhbad_requests_total{export="disk0",op="write_zeroes",result="aborted"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="error"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="injected"} 0
 vhbad_requests_total{export="disk0",op="write_zeroes",result="ok"} 0
+# HELP vhbad_fault_left_out_total Completions and transfers that a hostile rule was to make, and the device had no room for.
+# TYPE vhbad_fault_left_out_total counter
+vhbad_fault_left_out_total{class="hostile",export="disk0",kind="duplicate",rule="twice"} 7
 # HELP vhbad_port_busy_total Commands that the adapter turned away, to be sent again.
 # TYPE vhbad_port_busy_total counter
 vhbad_port_busy_total{export="disk0",reason="busy"} 2
@@ -178,7 +182,7 @@ vhbad_port_resets_total{level="unit"} 0
 	src := full()
 	src.s.Disks = src.s.Disks[:1]
 	err := testutil.CollectAndCompare(&Collector{source: src}, strings.NewReader(want),
-		"vhbad_requests_total", "vhbad_port_busy_total", "vhbad_port_resets_total")
+		"vhbad_requests_total", "vhbad_fault_left_out_total", "vhbad_port_busy_total", "vhbad_port_resets_total")
 	if err != nil {
 		t.Error(err)
 	}
