@@ -58,7 +58,10 @@ func (g *gatherer) pause(s yielder) bool {
 	}
 	g.paused = true
 	began := now()
-	if !s.yield() || now()-began < int64(gatherPause) {
+	if s.yield() {
+		s.stepAside() // clients may have no processor, either
+	}
+	if now()-began < int64(gatherPause) {
 		exactPause()
 	}
 	return true
@@ -68,6 +71,8 @@ func (g *gatherer) pause(s yielder) bool {
 type yielder interface {
 	// yield is false if nobody is in want of a turn.
 	yield() bool
+	// stepAside lets other processes have one.
+	stepAside()
 }
 
 // exactPause sleeps for gatherPause. If that took much longer, the thread may not

@@ -6,6 +6,7 @@ import "testing"
 type alone struct{}
 
 func (alone) yield() bool { return false }
+func (alone) stepAside()  {}
 
 // tries returns before which of n reads there is a pause, if each pause brings
 // paid requests of dataBytes each, and any other read one.
@@ -55,5 +56,31 @@ func TestGatherer_Long(t *testing.T) {
 	var g gatherer
 	if got := g.tries(30, 16, gatherMaxBytes+1); len(got) != 1 {
 		t.Errorf("pauses before reads %v of long requests: want the first only", got)
+	}
+}
+
+// among is a connection that may have others beside it.
+type among struct {
+	others  bool
+	stepped int
+}
+
+func (a *among) yield() bool { return a.others }
+func (a *among) stepAside()  { a.stepped++ }
+
+// Other processes have a turn if connections have all processors, and only before a
+// read that waits for more requests.
+func TestGatherer_StepsAside(t *testing.T) {
+	for _, tt := range []struct{ on, others, want bool }{
+		{on: true, others: true, want: true},
+		{on: true, others: false},
+		{on: false, others: true},
+	} {
+		g := gatherer{on: tt.on, rest: 1}
+		a := &among{others: tt.others}
+		g.pause(a)
+		if (a.stepped == 1) != tt.want {
+			t.Errorf("%+v: %d turns", tt, a.stepped)
+		}
 	}
 }

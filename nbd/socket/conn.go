@@ -286,6 +286,9 @@ func (c *Conn) receive(first, second []byte, wait bool) (int, error) {
 		n, errno = v.tryReceive(c.fd)
 	}
 	for i := 0; wait && errno == syscall.EAGAIN && i < yields && c.yield(); i++ {
+		if i == yields-1 && polling.oneEach() {
+			polling.stepAside()
+		}
 		n, errno = v.tryReceive(c.fd)
 	}
 	for wait && errno == syscall.EAGAIN {
@@ -341,6 +344,10 @@ func (c *Conn) Yield() bool {
 	defer c.release()
 	return c.yield()
 }
+
+// StepAside lets other processes have the processor, clients of this machine for the
+// most part: they send more meanwhile, and one read takes it all.
+func (c *Conn) StepAside() { polling.stepAside() }
 
 func (c *Conn) yield() bool {
 	if !polling.crowded() {

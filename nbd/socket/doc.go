@@ -22,7 +22,8 @@
 //
 // When connections have all processors, neither the scheduler's idle threads nor that
 // goroutine look for events. The connections do it themselves then, whenever they let
-// others have a turn: before they wait, and in Yield.
+// others have a turn: before they wait, and in Yield. And they step aside for other
+// processes, as clients of the same machine have no processor then, either.
 //
 // The system calls that do not wait are not announced to the scheduler; see
 // calls_unsafe.go. A send call may wait after all, for memory, if the machine has

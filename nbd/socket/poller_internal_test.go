@@ -3,6 +3,7 @@ package socket
 import (
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestClaim: one processor is left, and with one alone only one connection takes
@@ -97,4 +98,24 @@ func TestBlock_GivenUp(t *testing.T) {
 		t.Error("nobody waits, and it may not")
 	}
 	polling.giveUp()
+}
+
+// TestStepAside: a long turn of others is followed by four times as long without.
+func TestStepAside(t *testing.T) {
+	var p poller
+	const from = 5 * time.Millisecond
+	for _, tt := range []struct{ took, until time.Duration }{
+		{0, 0},
+		{time.Millisecond, 0},
+		{2 * time.Millisecond, from + 10*time.Millisecond},
+	} {
+		p.stayUntilNs.Store(0)
+		p.stepped(from, from+tt.took)
+		if got := time.Duration(p.stayUntilNs.Load()); got != tt.until {
+			t.Errorf("after %v nobody steps aside until %v, want %v", tt.took, got, tt.until)
+		}
+	}
+	if p.mayStepAside(from+10*time.Millisecond-1) || !p.mayStepAside(from+10*time.Millisecond) {
+		t.Error("somebody steps aside too early or too late")
+	}
 }
