@@ -177,23 +177,29 @@ func (d *Device) take(q *queue, position uint32, c *Command, fill func(*hold)) t
 func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally) {
 	h := rec.hold
 	dec := &h.decision
-	c := rec.cmd
-	out.set(c.Tag, CodeExecuted)
+	out.set(rec.cmd.Tag, CodeExecuted)
 	switch dec.End {
+	case fault.EndNoDevice:
+		out.Code, out.Flags = CodeNoDevice, CompletionInjected
+	case fault.EndDone:
+		x.neverDone(d, rec, out)
+	case fault.EndNot:
+		x.executeOtherwise(d, rec, out, t)
 	case fault.EndStatus:
+	}
+	if dec.Status != scsi.StatusGood && out.Code == CodeExecuted && out.ScsiStatus == 0 {
 		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
 			out.putSense(h.unit, &dec.Sense)
 		}
-		return
-	case fault.EndNoDevice:
-		out.Code, out.Flags = CodeNoDevice, CompletionInjected
-		return
-	case fault.EndDone:
-		x.neverDone(d, rec, out)
-		return
-	case fault.EndNot:
 	}
+}
+
+// executeOtherwise executes a command in the way that its decision says.
+func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *tally) {
+	h := rec.hold
+	dec := &h.decision
+	c := rec.cmd
 	if dec.Versions != nil {
 		d.keepVersions(h)
 	}

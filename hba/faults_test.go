@@ -170,6 +170,56 @@ func TestFaults_Status(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// CONDITION MET and RECOVERED ERROR say that a command is done: it is, and if it has
+// failed it says that. What does not do it says the same.
+func TestFaults_StatusOfDone(t *testing.T) {
+	met := fault.Action{Kind: fault.KindStatus, Status: "condition-met"}
+	recovered := &fault.Sense{Key: "recovered-error", ASC: 0x17, LBA: true}
+	lost := fault.Rule{Name: "lost", Hostile: true, Action: fault.Action{Kind: fault.KindLostWrite}}
+	busy := fault.Rule{Name: "busy", Action: fault.Action{Kind: fault.KindBusy}}
+	rule := func(a fault.Action) fault.Rule { return fault.Rule{Name: "r", Action: a} }
+	const full = 8 * blockBytes
+	for _, tt := range []struct {
+		name   string
+		rules  []fault.Rule
+		lba    uint64
+		status scsi.Status
+		key    scsi.SenseKey
+		flags  uint8
+		bytes  uint32
+		done   bool
+	}{
+		{"condition met", []fault.Rule{rule(met)}, 8, scsi.StatusConditionMet, 0, hba.CompletionInjected, full, true},
+		{"recovered", []fault.Rule{rule(fault.Action{Kind: fault.KindStatus, Sense: recovered})}, 8, scsi.StatusCheckCondition, scsi.KeyRecoveredError, hba.CompletionInjected, full, true},
+		{"not ready", []fault.Rule{rule(fault.Action{Kind: fault.KindNotReady, Sense: recovered})}, 8, scsi.StatusCheckCondition, scsi.KeyRecoveredError, hba.CompletionInjected, full, true},
+		{"unit attention", []fault.Rule{rule(fault.Action{Kind: fault.KindUnitAttention, Sense: recovered})}, 8, scsi.StatusCheckCondition, scsi.KeyRecoveredError, hba.CompletionInjected, full, true},
+		{"then busy", []fault.Rule{rule(met), busy}, 8, scsi.StatusConditionMet, 0, hba.CompletionInjected, full, true},
+		{"busy", []fault.Rule{busy, rule(met)}, 8, scsi.StatusBusy, 0, hba.CompletionInjected, 0, false},
+		{"then lost", []fault.Rule{rule(met), lost}, 8, scsi.StatusConditionMet, 0, hba.CompletionInjected, full, false},
+		{"lost", []fault.Rule{lost, rule(met)}, 8, scsi.StatusConditionMet, 0, hba.CompletionInjected, full, false},
+		{"out of range", []fault.Rule{rule(met)}, 1 << 40, scsi.StatusCheckCondition, scsi.KeyIllegalRequest, 0, 0, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+			out := w.driver.MappedBuffer(t, full, dma.Read)
+			out.Bytes[0] = 1
+			w.set(t, tt.rules...)
+			c := w.do(t, disk0.Write(1, tt.lba, 8, out))[0]
+			wantCode(t, c, 1, hba.CodeExecuted)
+			sense, _ := scsi.ParseSense(c.Sense[:c.SenseBytes])
+			if scsi.Status(c.ScsiStatus) != tt.status || sense.Key != tt.key || c.Flags != tt.flags || c.DataBytes != tt.bytes {
+				t.Errorf("%v with %+v, flags %#x, %d bytes; want %v with %v, flags %#x, %d bytes",
+					scsi.Status(c.ScsiStatus), sense, c.Flags, c.DataBytes, tt.status, tt.key, tt.flags, tt.bytes)
+			}
+			if e, err := w.memory.ExtentAt(8 * blockBytes); err != nil || e.Data != tt.done {
+				t.Errorf("done is %t, %v; want %t", e.Data, err, tt.done)
+			}
+			w.wantOthers(t)
+			w.wantIdle(t)
+		})
+	}
+}
+
 // A command whose reply is to break off is done, and says so, whatever else it meets;
 // those behind it say nothing of the kind.
 func TestFaults_CutReply(t *testing.T) {

@@ -59,7 +59,7 @@ func (d *Driver) outcome(srb *port.SRB, c *hba.Completion) port.Status {
 func executed(srb *port.SRB, c *hba.Completion) port.Status {
 	srb.ScsiStatus = scsi.Status(c.ScsiStatus)
 	switch srb.ScsiStatus {
-	case scsi.StatusGood:
+	case scsi.StatusGood, scsi.StatusConditionMet:
 		if c.DataBytes == srb.DataTransferBytes {
 			return port.StatusSuccess
 		}
@@ -70,8 +70,6 @@ func executed(srb *port.SRB, c *hba.Completion) port.Status {
 		if isReadOrWrite(srb) {
 			return port.StatusDataOverrun
 		}
-		return port.StatusSuccess
-	case scsi.StatusConditionMet:
 		return port.StatusSuccess
 	case scsi.StatusCheckCondition:
 		srb.DataTransferBytes = min(srb.DataTransferBytes, c.DataBytes)

@@ -91,7 +91,8 @@ type Decision struct {
 	HoldBefore    *Fault
 	HoldBeforeFor time.Duration
 
-	// Instead of executing it.
+	// End is instead of executing it. Status and Sense are those of EndStatus; if they
+	// are not zero with another, they take the place of GOOD.
 	End    End
 	Status scsi.Status
 	Sense  scsi.Sense
@@ -354,10 +355,13 @@ func hold(by **Fault, span *time.Duration, f *Fault, most Duration) {
 // end has the command end as the fault says.
 func (p *Plan) end(d *Decision, e *entry, c *Command) {
 	f := e.fault
-	if d.End != EndNot && d.End != EndDone {
+	if d.End != EndNot && d.End != EndDone || d.Status != scsi.StatusGood {
 		return
 	}
-	d.End, d.Status, d.Sense = f.end, f.status, f.sense
+	if f.end != EndNot {
+		d.End = f.end
+	}
+	d.Status, d.Sense = f.status, f.sense
 	a := &f.rule.Action
 	if a.Kind == KindMediumError {
 		if c.Op&opsWriting != 0 {

@@ -20,7 +20,8 @@ type Fault struct {
 	info kindInfo
 	ops  Op
 	seed uint64
-	// end, status and sense are how it ends commands, if it does.
+	// end, status and sense are how it ends commands, if it does; with EndNot those
+	// that have worked.
 	end    End
 	status scsi.Status
 	sense  scsi.Sense
@@ -92,6 +93,9 @@ func (f *Fault) compileEnd() {
 	}
 	if a.Sense != nil {
 		f.sense, _ = a.Sense.parse()
+	}
+	if f.status == scsi.StatusConditionMet || f.status == scsi.StatusCheckCondition && f.sense.Key == scsi.KeyRecoveredError {
+		f.end = EndNot // these say that it is done
 	}
 }
 

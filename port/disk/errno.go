@@ -25,10 +25,7 @@ const (
 func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	switch srb.Status.Code() {
 	case port.StatusSuccess:
-		if srb.DataTransferBytes != want {
-			return verdictFail, nbd.EIO // a short transfer; NBD has none
-		}
-		return verdictDone, nbd.OK
+		return judgeDone(srb, want)
 	case port.StatusError:
 		return judgeScsi(srb, want)
 	case port.StatusBusy, port.StatusThrottledRequest, port.StatusInsufficientResources,
@@ -43,6 +40,14 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	default:
 		return verdictFail, nbd.EIO
 	}
+}
+
+// judgeDone maps the outcome of what the unit says is done.
+func judgeDone(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
+	if srb.DataTransferBytes != want {
+		return verdictFail, nbd.EIO // a short transfer; NBD has none
+	}
+	return verdictDone, nbd.OK
 }
 
 // blame says what is behind an SRB's failure: a fault that was asked for, an end
@@ -77,7 +82,7 @@ func judgeScsi(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	case scsi.StatusReservationConflict:
 		return verdictFail, nbd.EPERM
 	case scsi.StatusConditionMet:
-		return verdictDone, nbd.OK
+		return judgeDone(srb, want)
 	default:
 	}
 	if srb.Status&port.StatusAutosenseValid == 0 {
@@ -89,10 +94,7 @@ func judgeScsi(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	}
 	switch sense.Key {
 	case scsi.KeyRecoveredError:
-		if srb.DataTransferBytes != want {
-			return verdictFail, nbd.EIO
-		}
-		return verdictDone, nbd.OK
+		return judgeDone(srb, want)
 	case scsi.KeyUnitAttention, scsi.KeyAbortedCommand:
 		return verdictRetry, nbd.EIO
 	case scsi.KeyNotReady:

@@ -17,6 +17,8 @@ func TestJudge(t *testing.T) {
 	}
 	status := func(s port.Status) *port.SRB { return &port.SRB{Status: s, DataTransferBytes: ok} }
 	scsiStatus := func(s scsi.Status) *port.SRB { return &port.SRB{Status: port.StatusError, ScsiStatus: s} }
+	met := scsiStatus(scsi.StatusConditionMet)
+	met.DataTransferBytes = ok
 	recovered := sense(0, scsi.KeyRecoveredError, 0)
 	recovered.DataTransferBytes = ok
 	zeroes := sense(0, scsi.KeyIllegalRequest, scsi.LBAOutOfRange)
@@ -44,7 +46,8 @@ func TestJudge(t *testing.T) {
 		{"error without sense", scsiStatus(scsi.StatusCheckCondition), verdictFail, nbd.EIO},
 		{"scsi busy", scsiStatus(scsi.StatusBusy), verdictRetry, nbd.EIO},
 		{"task set full", scsiStatus(scsi.StatusTaskSetFull), verdictRetry, nbd.EIO},
-		{"condition met", scsiStatus(scsi.StatusConditionMet), verdictDone, nbd.OK},
+		{"condition met", met, verdictDone, nbd.OK},
+		{"condition met in part", scsiStatus(scsi.StatusConditionMet), verdictFail, nbd.EIO},
 		{"reservation conflict", scsiStatus(scsi.StatusReservationConflict), verdictFail, nbd.EPERM},
 		{"recovered", recovered, verdictDone, nbd.OK},
 		{"recovered in part", sense(0, scsi.KeyRecoveredError, 0), verdictFail, nbd.EIO},

@@ -12,6 +12,8 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
 // unplug puts a rule into force that unplugs a disk at its next write, until the
@@ -225,6 +227,37 @@ func TestFaults_WhileDisksComeAndGo(t *testing.T) {
 		}
 	})
 	noViolations(t, machineOf(d))
+}
+
+// What a rule that is not hostile has answered as done is done: writes are there, and
+// flushes have made them durable.
+func TestFaults_StatusOfDone(t *testing.T) {
+	recovered := &fault.Sense{Key: "recovered-error"}
+	for _, a := range []fault.Action{
+		{Kind: fault.KindStatus, Status: "condition-met"},
+		{Kind: fault.KindStatus, Sense: recovered},
+		{Kind: fault.KindNotReady, Sense: recovered},
+		{Kind: fault.KindUnitAttention, Sense: recovered},
+	} {
+		t.Run(string(a.Kind)+" "+a.Status, func(t *testing.T) {
+			f := startFaulty(t, nil, "db=memory:1MiB,cache=writeback")
+			f.put(t, client.FaultRule{Name: "r", Disk: "db", Action: a})
+			c := f.dial(t, "db")
+			for _, cmd := range []nbdtest.Command{writeCmd(0, 8, 5), flushCmd, writeCmd(0, 1, 6)} {
+				wantErrno(t, c, cmd, nbd.OK)
+			}
+			report, err := f.api.CutPower(t.Context(), "db", client.PowerCutOptions{Policy: "none"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report.Class != "legal" || report.Sectors.Pending != 1 {
+				t.Errorf("class %s, %d sectors pending, want legal and one", report.Class, report.Sectors.Pending)
+			}
+			if r, err := c.Do(readCmd(0, 1)); err != nil || r.Errno != nbd.OK || r.Data[0] != 5 {
+				t.Errorf("read: %v, %v, %d, want what was flushed", r.Errno, err, r.Data[0])
+			}
+		})
+	}
 }
 
 // What a rule has injected stays in the metrics when the rule and its disk have gone,
