@@ -21,7 +21,7 @@ import (
 var sickness = map[fault.Kind]string{
 	fault.KindStatus:             "action: {kind: status, sense: {key: hardware-error}}, match: {every: 2}",
 	fault.KindErrno:              "action: {kind: errno, errno: EIO}, match: {every: 2}",
-	fault.KindMediumError:        "action: {kind: medium-error}, match: {offset: 0, length: 32KiB}",
+	fault.KindMediumError:        "action: {kind: medium-error}, match: {offset: 0}",
 	fault.KindBusy:               "action: {kind: busy}, budget: 3",
 	fault.KindTaskSetFull:        "action: {kind: task-set-full}, budget: 3",
 	fault.KindNotReady:           "action: {kind: not-ready}, match: {every: 2}",
