@@ -48,13 +48,17 @@ func newConfigCheck() *cobra.Command {
 		Short: "Check a configuration file",
 		Long: `Check reads a configuration file as serve would, and says what it means or
 what is wrong with it and in which line. It touches no image, certificate,
-address or running daemon. Exit code 2 means that the file is wrong.`,
+address or running daemon: of faults it cannot tell whether they fit an image whose
+size is not in the file. Exit code 2 means that the file is wrong.`,
 		Example: "  vhbad config check /etc/vhbad.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := resolveFile(args)
 			if err != nil {
 				return err
+			}
+			if err := c.CheckFaults(); err != nil {
+				return usage(fmt.Errorf("%s: %w", args[0], err))
 			}
 			out := configCheck{File: args[0], Listen: c.Listen, HTTP: c.HTTP, Admin: c.Admin, TLS: c.TLS.Mode}
 			for i := range c.Disks {

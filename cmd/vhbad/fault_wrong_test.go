@@ -52,6 +52,8 @@ var wrongRules = []struct{ rule, words, want string }{
 	{`action: {kind: medium-error, share: 2}, match: {lba: 0}`, `medium-error share=2 lba=0`, `action.share 2: want more than 0 and at most 1`},
 	// Times.
 	{`action: {kind: latency, latency: {distribution: gauss}}`, `latency distribution=gauss`, `action.latency.distribution "gauss": want fixed, normal, lognormal, bimodal, table`},
+	{`action: {kind: latency, latency: {distribution: table, table: [{at: 0, latency: 0s}, {at: 0.5}]}}`, `latency|distribution=table|table=[{at: 0, latency: 0s}, {at: 0.5}]`, `action.latency.table[1].latency`},
+	{`action: {kind: latency, latency: {distribution: table, table: [{latency: 1ms}]}}`, `latency|distribution=table|table=[{latency: 1ms}]`, `action.latency.table[0].at`},
 	{`action: {kind: latency, latency: {mean: 1ms, sigma: 2}}`, `latency mean=1ms sigma=2`, `action.latency.sigma: distribution fixed takes mean, and no more or less`},
 	{`action: {kind: latency, latency: {mean: 25h}}`, `latency mean=25h`, `latency of 25h0m0s: want at most 24h0m0s`},
 	{`action: {kind: latency, at: never, latency: {mean: 1s}}`, `latency at=never mean=1s`, `action.at "never": want before or after`},
@@ -111,6 +113,9 @@ func TestFault_Wrong(t *testing.T) {
 			serve := exec.Command("vhbad", "serve", "--config", path, "--admin", "none", "--http", "none", "--listen", "unix://"+filepath.Join(t.TempDir(), "n"))
 			out, err := serve.CombinedOutput()
 			hears("configuration", string(out), err != nil)
+			var checked strings.Builder
+			code := run(t.Context(), []string{"config", "check", path}, io.Discard, &checked)
+			hears("config check", checked.String(), code == exitUsage)
 
 			body := map[string]any{}
 			if err := yaml.Unmarshal([]byte("{"+tt.rule+"}"), &body); err != nil {
@@ -144,7 +149,7 @@ func TestFault_Wrong(t *testing.T) {
 				words = strings.Fields(tt.words)
 			}
 			var stdout, stderr strings.Builder
-			code := run(t.Context(), append([]string{"fault", "add", "--admin", adminPath, "x"}, words...), &stdout, &stderr)
+			code = run(t.Context(), append([]string{"fault", "add", "--admin", adminPath, "x"}, words...), &stdout, &stderr)
 			hears("command line", stderr.String(), code == exitUsage || code == exitConflict)
 		})
 	}

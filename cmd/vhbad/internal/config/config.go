@@ -193,6 +193,34 @@ func (c *Config) WithDisks(disks []Disk) (*Config, error) {
 	return &with, with.resolveTLS()
 }
 
+// CheckFaults holds the rules against the disks, as far as the configuration has their
+// sizes: those of images that have no size in it are not known.
+func (c *Config) CheckFaults() error {
+	var units []fault.Unit
+	unknown := make(map[string]bool)
+	for i := range c.Disks {
+		d := &c.Disks[i]
+		if d.Memory == 0 && d.Size == 0 {
+			unknown[d.Name], unknown[""] = true, true // as may be a rule for every disk
+			continue
+		}
+		units = append(units, fault.Unit{
+			Disk: d.Name, BlockBytes: uint32(d.BlockSize), Blocks: uint64(d.Memory+d.Size) / uint64(d.BlockSize), PowerSwitch: d.Cache == CacheWriteback,
+		})
+	}
+	var rules []fault.Rule
+	for _, r := range c.Faults {
+		if !unknown[r.Disk] {
+			r.Match.AfterRule, r.Match.AfterCount = "", 0 // which may be one of the others
+			rules = append(rules, r)
+		}
+	}
+	if _, err := fault.NewSet(fault.Config{Rules: rules, Units: units, Hostile: c.Hostile}); err != nil {
+		return fmt.Errorf("faults: %w", err)
+	}
+	return nil
+}
+
 // Resolve fills in defaults and checks everything that can be checked without
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.

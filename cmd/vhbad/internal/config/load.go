@@ -107,6 +107,9 @@ func checkValues(name string, root *yaml.Node) error {
 // checkValue checks a scalar that is to become a t. isText: t reads text by itself, and
 // its errors say what the text was to be.
 func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
+	if n.Kind == 0 {
+		return false, errors.New("is missing")
+	}
 	if n.Kind != yaml.ScalarNode {
 		return false, nil
 	}
@@ -156,7 +159,8 @@ func ParseRule(text []byte) (r fault.Rule, err error) {
 }
 
 // walk calls fn for every scalar of n together with the type it will have and where it
-// is, as in faults[0].match.op.
+// is, as in faults[0].match.op. Where one is missing that has no default, it has nothing
+// but a line.
 func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect.Type, string) error) error {
 	if n.Kind == yaml.AliasNode {
 		return nil // its anchor is walked where it stands
@@ -172,6 +176,13 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 			}
 		}
 	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode:
+		if t == reflect.TypeFor[fault.Quantile]() {
+			for f := range t.Fields() {
+				if key := keyOf(f); !hasKey(n, key) {
+					return fn(&yaml.Node{Line: n.Line}, f.Type, path+"."+key)
+				}
+			}
+		}
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			field, ok := fieldOf(t, n.Content[i].Value)
 			if !ok {
@@ -189,6 +200,16 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 		return fn(n, t, path)
 	}
 	return nil
+}
+
+// hasKey reports whether a mapping has a key.
+func hasKey(n *yaml.Node, key string) bool {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
 }
 
 func keyOf(f reflect.StructField) string {
