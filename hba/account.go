@@ -29,8 +29,13 @@ func promiserOf(unit *target.Unit) media.Promiser {
 }
 
 // tellBroken tells the medium which hostile rules a command has met. Of those that
-// are about writes and flushes it hears when the command is answered.
+// are about writes and flushes it hears when the command is answered. A unit without
+// power does nothing that they could spoil.
 func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
+	unit := d.unitAt(u)
+	if unit == nil || unit.IsOff() {
+		return
+	}
 	for _, f := range dec.Fired() {
 		if !f.Hostile() {
 			continue
@@ -42,18 +47,18 @@ func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
 		case fault.KindLostWrite, fault.KindMisdirected, fault.KindIgnoreFUA, fault.KindLieAboutFlush:
 			continue
 		}
-		if m := d.promiserAt(u); m != nil {
+		if m := promiserOf(unit); m != nil {
 			m.Broke(string(kind))
 		}
 	}
 }
 
 // neverDone answers a command as done that is not executed. A unit without power
-// answers nothing so.
+// answers nothing so, nor what is from before it lost it.
 func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
 	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
-	if unit != nil && unit.IsOff() {
+	if unit != nil && (unit.IsOff() || rec.isForgotten(unit)) {
 		out.setNoPower(c.Tag, h.unit)
 		return
 	}

@@ -185,8 +185,7 @@ func (d *Device) checkPowerLocked(rec *record) {
 	if rec.cmd.Opcode != OpExecute || h.out.Code != CodeExecuted {
 		return
 	}
-	u := d.unitAt(h.unit)
-	if u == nil || rec.powerCycle == 0 || u.PowerCycle() == rec.powerCycle {
+	if u := d.unitAt(h.unit); u == nil || !rec.isForgotten(u) {
 		return
 	}
 	h.out.setNoPower(rec.cmd.Tag, h.unit)

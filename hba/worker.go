@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -36,6 +37,11 @@ type record struct {
 	arrival    uint64 // when it was put in line, in records
 	// next links free records and those in line.
 	next *record
+}
+
+// isForgotten reports whether its unit has lost its power since it came.
+func (rec *record) isForgotten(unit *target.Unit) bool {
+	return rec.powerCycle != 0 && rec.powerCycle != unit.PowerCycle()
 }
 
 // A line is one of those in which commands wait for a worker. What may take long

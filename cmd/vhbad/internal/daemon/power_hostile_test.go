@@ -11,6 +11,8 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
 // TestCutPower_NamesHostileRules: whatever a hostile rule has done to a disk's commands
@@ -101,6 +103,81 @@ func TestCutPower_NamesHostileRules(t *testing.T) {
 				t.Errorf("the next cut: %s, %v, %v", r.Class, r.Hostile, err)
 			}
 		})
+	}
+}
+
+// TestCutPower_LiesThatAreHeld: what a rule would lie about is no lie if the power is cut
+// before it is told, however long another rule holds the command: no report has it.
+func TestCutPower_LiesThatAreHeld(t *testing.T) {
+	for _, tt := range []struct {
+		action  fault.Action
+		command nbdtest.Command
+	}{
+		{fault.Action{Kind: fault.KindLieAboutFlush}, nbdtest.Command{Type: nbdtest.CmdFlush}},
+		{fault.Action{Kind: fault.KindLostWrite}, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: make([]byte, 512)}},
+		{fault.Action{Kind: fault.KindIgnoreFUA}, nbdtest.Command{Type: nbdtest.CmdWrite, Flags: nbdtest.FlagFUA, Length: 512, Payload: make([]byte, 512)}},
+		{fault.Action{Kind: fault.KindMisdirected, ShiftBlocks: 8}, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: make([]byte, 512)}},
+	} {
+		t.Run(string(tt.action.Kind), func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			s.Hostile = true
+			d, _ := s.mustStart(t)
+			for _, r := range []client.FaultRule{
+				{Name: "lie", Disk: "db", Hostile: true, Budget: 1, Action: tt.action},
+				{Name: "hold", Disk: "db", Budget: 1, Match: fault.Match{Op: fault.Ops{"write", "flush"}}, Action: fault.Action{Kind: fault.KindGate}},
+			} {
+				if _, err := d.PutFault(r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := s.speak(t, "db", formats[0])
+			if err := c.Send(tt.command); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, func() string {
+				if n := machineOf(d).device.Stats().HeldByFaults; n != 1 {
+					return fmt.Sprintf("%d commands are held, want 1", n)
+				}
+				return ""
+			})
+			for i := range 2 {
+				r, err := d.CutPower("db", client.PowerCutOptions{})
+				if err != nil || r.Class != "legal" || r.Hostile != nil {
+					t.Errorf("cut %d: class %s, hostile %v, %v", i+1, r.Class, r.Hostile, err)
+				}
+				if i == 0 {
+					if _, err := d.ReleaseFault("hold", 0); err != nil {
+						t.Fatal(err)
+					}
+					if reply, err := c.Receive(); err != nil || reply.Errno != nbd.EIO {
+						t.Errorf("the command: %+v, %v", reply, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestCutPower_NothingIsSpoiledWithout: a hostile rule that a command meets while the
+// power is off has done nothing to it: the disk has done nothing that it could spoil.
+func TestCutPower_NothingIsSpoiledWithout(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	s.Hostile = true
+	d, _ := s.mustStart(t)
+	if _, err := d.PutFault(client.FaultRule{Name: "flip", Disk: "db", Hostile: true, Action: fault.Action{Kind: fault.KindFlip}}); err != nil {
+		t.Fatal(err)
+	}
+	c, unit := s.speak(t, "db", formats[0]), machineOf(d).find("db").unit
+	read := nbdtest.Command{Type: nbdtest.CmdRead, Length: 512}
+	unit.PowerOff()
+	ask(t, c, read, nbd.EIO)
+	unit.PowerOn()
+	if r, err := d.CutPower("db", client.PowerCutOptions{}); err != nil || r.Class != "legal" || r.Hostile != nil {
+		t.Errorf("class %s, hostile %v, %v", r.Class, r.Hostile, err)
+	}
+	ask(t, c, read, nbd.OK)
+	if r, err := d.CutPower("db", client.PowerCutOptions{}); err != nil || r.Class != "hostile" || r.Hostile["flip"] == 0 {
+		t.Errorf("with power: class %s, hostile %v, %v", r.Class, r.Hostile, err)
 	}
 }
 
