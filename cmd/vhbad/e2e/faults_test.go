@@ -48,11 +48,13 @@ def many(n):
     assert all(b.to_bytearray() == bytearray(b"\x01") * 512 for b in bufs)
 `
 
+type faultRow struct{ kind, fields, script, effects string }
+
 // faultRows has each kind of fault with what a client sees of it, and with what
 // else the metrics say: which of faultEffects grow, as all others stay as they are.
 // The disk is filled with ones when a snippet begins; the rule comes into force where
 // it says rule().
-var faultRows = []struct{ kind, fields, script, effects string }{
+var faultRows = []faultRow{
 	{"status", "action.sense.key=medium-error asc=0x11 op=read", `rule(); fails(read, "EIO")`, "injected"},
 	{"errno", "errno=ENOSPC op=write", `rule(); fails(lambda: write(2), "ENOSPC"); assert is_all(1)`, "injected"},
 	{"medium-error", "offset=8KiB length=4KiB", `rule(); assert is_all(1); fails(lambda: read(8192), "EIO"); write(2, 8192); assert is_all(2, 8192)`, "injected"},
@@ -175,94 +177,136 @@ var faultEffects = []struct{ name, metric, labels string }{
 	{"power-cut", "vhbad_power_cuts_total", `trigger="rule"`},
 }
 
-// TestFaults_EachKind shows a client of libnbd's every kind of fault there is: it sees
-// what it should, it is counted, each metric that tells it from others moves and no
-// other does, and the other disk is as it was.
-func TestFaults_EachKind(t *testing.T) {
+// timesOut reports whether commands of a row are to run out of time.
+func (row *faultRow) timesOut() bool { return slices.Contains(strings.Fields(row.effects), "timeout") }
+
+// A faultyServer is a daemon that is to misbehave.
+type faultyServer struct {
+	*daemon
+	admin, metrics string
+}
+
+func startFaulty(t *testing.T, flags ...string) *faultyServer {
+	t.Helper()
 	limits := filepath.Join(t.TempDir(), "vhbad.yaml")
 	// A client may fill a ring, which has 1024 entries.
 	if err := os.WriteFile(limits, []byte("limits: {requests: 4096}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config, command := serve(t, "memory:1MiB", "--disk", "other=memory:1MiB", "--disk", "cached=memory:1MiB,cache=writeback",
-		"--hostile", "--srb-timeout", "3s", "--reset-timeout", "3s", "--config", limits)
-	d := start(t, config, command)
-	admin := filepath.Join(config.folder, "admin.sock")
-	metrics := "http://" + httpOf(t, admin) + "/metrics"
-	effects := func() []float64 {
-		out := make([]float64, len(faultEffects))
-		text := scrape(t, metrics)
-		for i, e := range faultEffects {
-			out[i] = sumOf(t, text, e.metric, e.labels)
-		}
-		return out
+	config, command := serve(t, "memory:1MiB", append([]string{
+		"--disk", "other=memory:1MiB", "--disk", "cached=memory:1MiB,cache=writeback", "--hostile", "--config", limits,
+	}, flags...)...)
+	f := &faultyServer{daemon: start(t, config, command), admin: filepath.Join(config.folder, "admin.sock")}
+	f.metrics = "http://" + httpOf(t, f.admin) + "/metrics"
+	return f
+}
+
+// effects are what faultEffects have come to.
+func (f *faultyServer) effects(t *testing.T) []float64 {
+	t.Helper()
+	out := make([]float64, len(faultEffects))
+	text := scrape(t, f.metrics)
+	for i, e := range faultEffects {
+		out[i] = sumOf(t, text, e.metric, e.labels)
 	}
+	return out
+}
+
+// show shows a kind of fault to a client.
+func (f *faultyServer) show(t *testing.T, row *faultRow, hostile bool) {
+	t.Helper()
+	disk := "d"
+	if row.kind == "power-cut" {
+		disk = "cached"
+	}
+	rule := append([]string{"f-" + row.kind, row.kind, "disk=" + disk}, strings.Fields(row.fields)...)
+	if hostile {
+		rule = append(rule, "hostile=true")
+	}
+	words, err := json.Marshal(rule)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("VHBAD, ADMIN, METRICS, RULE = %q, %q, %q, %s\n", vhbadBinary, f.admin, f.metrics, words) +
+		faultPrelude + "for i in range(16): write(1, i * B)\n" + row.script + "\n"
+	before := f.effects(t)
+	in := sumOf(t, scrape(t, f.metrics), "vhbad_hba_dma_bytes_total", `direction="in"`)
+	run(t, "nbdsh", "-u", f.uri(disk), "-c", script)
+	if n := counter(t, f.metrics, "vhbad_fault_injections_total", `export="`+disk+`".*rule="f-`+row.kind+`"`); n < 1 {
+		t.Errorf("the metrics count %v injections, want one at least", n)
+	}
+	wanted := strings.Fields(row.effects)
+	for i, e := range faultEffects {
+		want := slices.Contains(wanted, e.name)
+		now := f.effects(t)
+		for want && now[i] == before[i] { // what comes late
+			now = f.effects(t)
+		}
+		if grown := now[i] - before[i]; (grown > 0) != want {
+			t.Errorf("%s{%s} has grown by %v: is it to? %v", e.metric, e.labels, grown, want)
+		}
+	}
+	// The snippets of kinds that have the client wait for a time-out read one
+	// block: once, unless the device had executed it for nothing.
+	in = sumOf(t, scrape(t, f.metrics), "vhbad_hba_dma_bytes_total", `direction="in"`) - in
+	if again := slices.Contains(wanted, "executed-again"); row.timesOut() && (in >= 8192) != again {
+		t.Errorf("the device has moved %v bytes for a read of 4096: has it executed it twice? want %v", in, again)
+	}
+	vhbadDo(t, "fault", "remove", "--all", "--admin", f.admin)
+	if n := sumOf(t, scrape(t, f.metrics), "vhbad_fault_injections_total", `kind="`+row.kind+`",rule="f-`+row.kind+`"`); n < 1 {
+		t.Errorf("the metrics have forgotten rule f-%s, which has gone", row.kind)
+	}
+	run(t, "nbdsh", "-u", f.uri("other"), "-c", "assert h.pread(1 << 20, 0) == bytearray(1 << 20)")
+}
+
+// TestFaults_EachKind shows a client of libnbd's every kind of fault there is: it sees
+// what it should, it is counted, each metric that tells it from others moves and no
+// other does, and the other disk is as it was. No command runs out of the minute that it
+// has; TestFaults_EachTimeout has those that are to.
+func TestFaults_EachKind(t *testing.T) {
+	f := startFaulty(t)
 	kinds := faultKinds(t)
-	for _, row := range faultRows {
+	for i := range faultRows {
+		row := &faultRows[i]
 		hostile, ok := kinds[row.kind]
 		if !ok {
 			t.Errorf("a row for kind %q, which there is not, or a second one", row.kind)
 			continue
 		}
 		delete(kinds, row.kind)
-		t.Run(row.kind, func(t *testing.T) {
-			disk := "d"
-			if row.kind == "power-cut" {
-				disk = "cached"
-			}
-			rule := append([]string{"f-" + row.kind, row.kind, "disk=" + disk}, strings.Fields(row.fields)...)
-			if hostile {
-				rule = append(rule, "hostile=true")
-			}
-			words, err := json.Marshal(rule)
-			if err != nil {
-				t.Fatal(err)
-			}
-			script := fmt.Sprintf("VHBAD, ADMIN, METRICS, RULE = %q, %q, %q, %s\n", vhbadBinary, admin, metrics, words) +
-				faultPrelude + "for i in range(16): write(1, i * B)\n" + row.script + "\n"
-			before := effects()
-			in := sumOf(t, scrape(t, metrics), "vhbad_hba_dma_bytes_total", `direction="in"`)
-			run(t, "nbdsh", "-u", d.uri(disk), "-c", script)
-			if n := counter(t, metrics, "vhbad_fault_injections_total", `export="`+disk+`".*rule="f-`+row.kind+`"`); n < 1 {
-				t.Errorf("the metrics count %v injections, want one at least", n)
-			}
-			wanted := strings.Fields(row.effects)
-			for i, e := range faultEffects {
-				want := slices.Contains(wanted, e.name)
-				now := effects()
-				for want && now[i] == before[i] { // what comes late
-					now = effects()
-				}
-				if grown := now[i] - before[i]; (grown > 0) != want {
-					t.Errorf("%s{%s} has grown by %v: is it to? %v", e.metric, e.labels, grown, want)
-				}
-			}
-			// The snippets of kinds that have the client wait for a time-out read one
-			// block: once, unless the device had executed it for nothing.
-			in = sumOf(t, scrape(t, metrics), "vhbad_hba_dma_bytes_total", `direction="in"`) - in
-			if again := slices.Contains(wanted, "executed-again"); slices.Contains(wanted, "timeout") && (in >= 8192) != again {
-				t.Errorf("the device has moved %v bytes for a read of 4096: has it executed it twice? want %v", in, again)
-			}
-			vhbadDo(t, "fault", "remove", "--all", "--admin", admin)
-			run(t, "nbdsh", "-u", d.uri("other"), "-c", "assert h.pread(1 << 20, 0) == bytearray(1 << 20)")
-		})
+		if !row.timesOut() {
+			t.Run(row.kind, func(t *testing.T) { f.show(t, row, hostile) })
+		}
 	}
 	for kind := range kinds {
 		t.Errorf("kind %s: want a row that shows it to a client", kind)
 	}
-	text := scrape(t, metrics)
-	for _, row := range faultRows {
-		if n := sumOf(t, text, "vhbad_fault_injections_total", `kind="`+row.kind+`",rule="f-`+row.kind+`"`); n < 1 {
-			t.Errorf("the metrics have forgotten rule f-%s, which has gone", row.kind)
-		}
-	}
 	// What fails a reset is told to who asked for it.
-	vhbadDo(t, "fault", "add", "r", "reset-fails", "op=reset-lun", "--admin", admin)
-	if out, err := exec.CommandContext(t.Context(), vhbadBinary, "reset", "d", "--admin", admin).CombinedOutput(); err == nil || !strings.Contains(string(out), "reset failed") {
+	vhbadDo(t, "fault", "add", "r", "reset-fails", "op=reset-lun", "--admin", f.admin)
+	if out, err := exec.CommandContext(t.Context(), vhbadBinary, "reset", "d", "--admin", f.admin).CombinedOutput(); err == nil || !strings.Contains(string(out), "reset failed") {
 		t.Errorf("a reset that fails: %v\n%s", err, out)
 	}
-	vhbadDo(t, "fault", "remove", "--all", "--admin", admin)
-	vhbadDo(t, "reset", "d", "--admin", admin)
+	vhbadDo(t, "fault", "remove", "--all", "--admin", f.admin)
+	vhbadDo(t, "reset", "d", "--admin", f.admin)
+}
+
+// TestFaults_EachTimeout is TestFaults_EachKind for those that have commands run out of
+// time: side by side, each with a daemon of its own, so that the time may be much longer
+// than a loaded machine takes for the command that is sent again.
+func TestFaults_EachTimeout(t *testing.T) {
+	t.Parallel()
+	kinds := faultKinds(t)
+	for i := range faultRows {
+		row := &faultRows[i]
+		if !row.timesOut() {
+			continue
+		}
+		t.Run(row.kind, func(t *testing.T) {
+			t.Parallel()
+			f := startFaulty(t, "--srb-timeout", "6s")
+			f.show(t, row, kinds[row.kind])
+		})
+	}
 }
 
 // TestFaults_EachErrno has every error that a rule may give seen by a client, for each
