@@ -217,3 +217,111 @@ func TestTutorialStorport(t *testing.T) {
 		}
 	})
 }
+
+// TestTutorialGoTest: the page's commands print what it says, and its Go code, put in the
+// place of the tree's, compiles, and finds the same.
+func TestTutorialGoTest(t *testing.T) {
+	const page, dir = root + "/docs/tutorial-go-test.md", root + "/client/vhbadtest/example"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	careless, printed := steps(t, page)
+	if len(careless) != 1 {
+		t.Fatalf("commands %q, want the one that finds the bug", careless)
+	}
+	careful := regexp.MustCompile("`(go test [^`]+)`").FindSubmatch(text)
+	if careful == nil {
+		t.Fatal("no command that passes with the bug mended")
+	}
+	out := shell(t, t.TempDir(), careless[0]+"\n"+string(careful[1]))
+	finds := func(out string) {
+		t.Helper()
+		for line := range strings.Lines(printed[careless[0]]) {
+			if !strings.Contains(out, line) {
+				t.Errorf("the test does not find %q:\n%s", line, out)
+			}
+		}
+	}
+	finds(out)
+
+	var code []string // by block
+	for _, m := range regexp.MustCompile("(?ms)^```go\n(.*?)^```$").FindAllSubmatch(text, -1) {
+		code = append(code, string(m[1]))
+	}
+	if len(code) != 4 {
+		t.Fatalf("%d blocks of Go, want the program's Add, the disk, the doomed one, and its cut", len(code))
+	}
+	source, err := os.ReadFile(filepath.Join(dir, "ledger.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := regexp.MustCompile(`(?ms)^func \(l \*Ledger\) Add\(.*?^}\n`)
+	if !add.Match(source) {
+		t.Fatal("ledger.go has no Add to be replaced")
+	}
+	test := `package example
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/client/vhbadtest"
+)
+
+` + code[2] + `
+func TestPage(t *testing.T) {
+` + code[1] + `
+	for n := 1; n <= 3; n++ {
+		for seed := range uint64(4) {
+			if _, err := disk.WriteAt(make([]byte, 4*blockBytes), 0); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Format(disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.disk = &doomed{
+				Conn: disk,
+				n:    n,
+` + strings.TrimSpace(code[3]) + `,
+			}
+			promised := 0
+			for _, text := range []string{"coffee", "tea", "milk"} {
+				if l.Add(text) == nil {
+					promised++
+				}
+			}
+			if promised >= n {
+				t.Errorf("%d entries are promised after a power cut at Sync %d", promised, n)
+			}
+			disk = d.Dial()
+			if _, err := Open(disk); err != nil {
+				t.Logf("power cut at Sync %d, seed %d: %v", n, seed, err)
+			}
+		}
+	}
+}
+`
+	replace := map[string]string{}
+	temporary := t.TempDir()
+	for name, content := range map[string]string{"ledger.go": add.ReplaceAllLiteralString(string(source), code[0]), "ledger_test.go": test} {
+		to := filepath.Join(temporary, name)
+		if err := os.WriteFile(to, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		from, err := filepath.Abs(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		replace[from] = to
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(temporary, "overlay.json"), overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	finds(shell(t, temporary, "VHBAD=/tmp/vhbad go test -overlay /tmp/overlay.json -v ./client/vhbadtest/example"))
+}
