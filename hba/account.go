@@ -58,7 +58,7 @@ func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
 func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
 	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
-	if unit != nil && (unit.IsOff() || rec.isForgotten(unit)) {
+	if unit != nil && (unit.IsOff() || rec.isForgotten(unit) || unit.HasLost(c.Nexus)) {
 		out.setNoPower(c.Tag, h.unit)
 		return
 	}

@@ -64,7 +64,9 @@ type Command struct {
 	DataBytes    uint32
 	SegmentCount uint16
 	CDBBytes     uint8
-	_            uint8
+	// Nexus is the number of the I_T nexus that the command is of. A unit that has lost
+	// that does not execute it; see target.Unit.LoseNexus. Zero: it is of none.
+	Nexus uint8
 	// CDB is the command descriptor block; for OpAbort the first four bytes
 	// are the victim's tag.
 	CDB      [16]byte

@@ -53,6 +53,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task := &x.task
 	task.CDB = c.CDB
 	task.CDBBytes = int(c.CDBBytes)
+	task.Nexus = c.Nexus
 	task.Direction = directionOf(c.Flags)
 	task.Segments = x.segments
 	task.DataBytes = int(c.DataBytes)

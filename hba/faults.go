@@ -81,7 +81,10 @@ const (
 // misbehave has the rules look at a command. The caller is the engine.
 func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	plan := d.planOf(c)
-	if plan == nil || !c.valid() || d.unitAt(plan.Unit()) == nil { // who has been unplugged fails in no other way
+	if plan == nil || !c.valid() {
+		return treatmentNone
+	}
+	if u := d.unitAt(plan.Unit()); u == nil || u.HasLost(c.Nexus) { // who is gone fails in no other way
 		return treatmentNone
 	}
 	cmd := fault.Describe(&c.CDB)

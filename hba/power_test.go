@@ -219,3 +219,37 @@ func TestPower_WhatComesWithoutIsForgotten(t *testing.T) {
 	}
 	w.wantIdle(t)
 }
+
+// TestPower_LostNexus: a command of an I_T nexus that has been lost is not executed, takes
+// no unit attention from those of the next one, and meets no rule.
+func TestPower_LostNexus(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	b.Bytes[0] = 1
+	of := func(nexus uint8, c hba.Command) hba.Command {
+		c.Nexus = nexus
+		return c
+	}
+	u := w.dev.UnitAt(0, 0)
+	wantCode(t, w.do(t, of(1, disk0.Write(1, 0, 1, b)))[0], 1, hba.CodeExecuted)
+	u.PowerOff()
+	u.LoseNexus(2)
+	u.PowerOn()
+	s := w.set(t, fault.Rule{Name: "lost", Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindLostWrite}})
+	wantNoPower(t, w.do(t, of(1, disk0.Write(2, 1, 1, b)))[0], 2)
+	if s.Fault("lost").Stats().Fired != 0 {
+		t.Error("a rule has met a command of a nexus that is lost")
+	}
+	if c := w.do(t, of(2, disk0.Flush(3)))[0]; scsi.Status(c.ScsiStatus) != scsi.StatusCheckCondition {
+		t.Errorf("status %#x, want the unit attention", c.ScsiStatus)
+	}
+	for tag, nexus := range []uint8{0, 2} {
+		if c := w.do(t, of(nexus, disk0.Flush(uint32(tag))))[0]; c.ScsiStatus != 0 {
+			t.Errorf("nexus %d: status %#x", nexus, c.ScsiStatus)
+		}
+	}
+	if _, err := w.memory.ReadAt(b.Bytes, blockBytes); err != nil || b.Bytes[0] != 0 {
+		t.Errorf("the write has been executed: %d, %v", b.Bytes[0], err)
+	}
+	w.wantIdle(t)
+}

@@ -73,6 +73,7 @@ func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) po
 	c.Opcode = hba.OpExecute
 	c.CDB = srb.CDB
 	c.CDBBytes = srb.CDBBytes
+	c.Nexus = srb.Nexus
 	if len(srb.SGL) == 0 {
 		if srb.DataTransferBytes != 0 {
 			return port.StatusInvalidRequest

@@ -143,6 +143,7 @@ type SRB struct {
 	Priority          Priority
 	CDBBytes          uint8
 	CDB               [16]byte
+	Nexus             uint8                  // the I_T nexus that it is of: a unit that has lost that refuses it; zero: of none. Ours
 	TimeoutSecs       uint32                 // TimeOutValue; zero means the unit's default
 	DataBuffers       [MaxDataBuffers][]byte // data in arena memory, in order; unused ones are nil
 	Completer         Completer

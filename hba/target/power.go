@@ -40,6 +40,22 @@ func (u *Unit) PowerOn() {
 	}
 }
 
+// LoseNexus tells the unit that all I_T nexuses have been lost, as when the machine goes
+// that the commands come from, and which number those have that follow: not zero. A
+// command of another number is not executed any more, whenever it comes, and ends with
+// NOT READY. Who takes the power away for that machine as well calls it before PowerOn.
+//
+// Concurrency: any goroutine.
+func (u *Unit) LoseNexus(next uint8) { u.nexus.Store(uint32(next)) }
+
+// HasLost reports whether the unit has lost the nexus of that number; zero is none.
+//
+// Concurrency: any goroutine.
+func (u *Unit) HasLost(nexus uint8) bool {
+	n := u.nexus.Load()
+	return nexus != 0 && n != 0 && uint32(nexus) != n
+}
+
 // checkPower ends t if the power went while it was executed.
 func (u *Unit) checkPower(t *Task, cycle uint32) {
 	if u.powerCycles.Load() != cycle {

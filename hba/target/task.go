@@ -33,6 +33,8 @@ type Task struct {
 	// PowerCycle is Unit.PowerCycle as it was when the command came, if it has waited
 	// since; zero if not.
 	PowerCycle uint32
+	// Nexus is the number of the I_T nexus that the command is of, or zero.
+	Nexus uint8
 
 	Status scsi.Status
 	// TransferredBytes is how much of the buffers was filled or read.

@@ -96,6 +96,8 @@ type Unit struct {
 	writeThrough atomic.Bool
 	// powerCycles counts PowerOff, from two.
 	powerCycles atomic.Uint32
+	// nexus is the number of the I_T nexus that there is, zero before the first loss.
+	nexus atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
 	// sizeMu.
 	blocks atomic.Uint64
@@ -283,7 +285,14 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 		u.notPowered(t) // a drive that has lost its power knows of no command from before
 		return true
 	}
-	if u.conditions.Load() != 0 && u.checkConditions(t, op) {
+	conditions := u.conditions.Load()
+	// Behind the conditions: who does not find the power off, and has it back, finds
+	// which nexus has been lost meanwhile.
+	if u.HasLost(t.Nexus) {
+		u.notPowered(t)
+		return true
+	}
+	if conditions != 0 && u.checkConditions(t, op) {
 		return true
 	}
 	done = u.execute(t, op, mayBlock)

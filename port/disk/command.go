@@ -81,7 +81,10 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 		c.pos, c.end = wholeBlocksOf(c.pos, c.end, mask)
 	}
 	c.until = c.end
-	if c.isSpare && c.unwanted(p) { // it may have waited for long
+	if n := c.s.d.options.Nexus; n != nil {
+		c.srb.Nexus = uint8(n.Load())
+	}
+	if c.unwanted(p) { // behind the nexus; see Options.Nexus
 		return false
 	}
 	switch r.Op {

@@ -48,6 +48,10 @@ type Options struct {
 	TimeoutSecs uint32
 	// Log may be nil.
 	Log *slog.Logger
+	// Nexus is what requests carry as SRB.Nexus, as it is when they begin. Whoever loses
+	// the nexus kills the connections first: a request that begins thereafter finds that
+	// its own is dead, or the next number. Nil: they carry none.
+	Nexus *atomic.Uint32
 }
 
 func (o *Options) flushTimeoutSecs() uint32 {

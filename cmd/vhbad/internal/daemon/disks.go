@@ -221,6 +221,7 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
 	}
 	e.power.unit = e.unit
+	e.power.nexus.Store(1)
 	return e, nil
 }
 
@@ -319,7 +320,7 @@ func (d *Daemon) attachDisks(m *machine) error {
 // attach asks a unit what it is, and makes it the export's if it says so.
 func (d *Daemon) attach(m *machine, e *export, lu *port.LogicalUnit) error {
 	return m.onProcessor("attach", func(p *port.Processor) error {
-		dk, err := disk.Attach(p, lu, disk.Options{Arena: m.arena, TimeoutSecs: seconds(d.o.Config.HBA.SRBTimeout), Log: d.log})
+		dk, err := disk.Attach(p, lu, disk.Options{Arena: m.arena, TimeoutSecs: seconds(d.o.Config.HBA.SRBTimeout), Log: d.log, Nexus: &e.power.nexus})
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", e.name(), err)
 		}

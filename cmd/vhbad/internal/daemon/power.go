@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vhbad/vhbad/client"
@@ -20,7 +21,6 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/nbd"
-	"github.com/vhbad/vhbad/port"
 )
 
 // maxReports is how many reports of power cuts a disk remembers.
@@ -43,6 +43,12 @@ type power struct {
 	cache *cache.Cache // nil if the disk has none
 	trace *recording   // nil if nothing is recorded
 	unit  *target.Unit
+	// nexus is the number of the I_T nexus; see loseNexus.
+	nexus atomic.Uint32
+	// stragglers and drops, which counts cuts that dropped connections, are whose who
+	// cuts the power.
+	stragglers []straggler
+	drops      uint64
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -202,11 +208,10 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	var dropped nbd.Dropped
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
-		m.endUnwanted(e)
+		p.loseNexus(m.cuts.ctx, dropped)
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
-	m.endDropped(e, dropped)
 	p.cache.PowerOn()
 	p.unit.PowerOn()
 	offSeconds := time.Since(started).Seconds()
@@ -222,42 +227,31 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	return out, err
 }
 
-// A machine that loses its power forgets what it has sent. So nothing that a dropped
-// connection has sent may reach the medium after the cut: the unit has power again only
-// when all that has ended, or has come to the HBA and is held there, as by a fault rule;
-// the unit knows by itself that this is from before.
-const (
-	droppedLook = 10 * time.Millisecond // how often that is looked at
-	// droppedPatience is how long commands are in the miniport's hands, with nothing of
-	// theirs before it, until the HBA must have fetched them.
-	droppedPatience = time.Second
-)
-
-// endDropped ends what dropped connections have waiting, or waits for its end, or for
-// that of the daemon.
-func (m *machine) endDropped(e *export, dropped nbd.Dropped) {
-	for since := time.Now(); m.cuts.ctx.Err() == nil; {
-		if m.endUnwanted(e) > 0 {
-			since = time.Now()
-		}
-		ctx, cancel := context.WithTimeout(m.cuts.ctx, droppedLook)
-		err := dropped.Wait(ctx)
-		cancel()
-		if err == nil || time.Since(since) > droppedPatience {
-			return
-		}
-	}
+// A straggler is a power cut whose dropped connections may still have commands under
+// way, by how many there had been before.
+type straggler struct {
+	nbd.Dropped
+	cut uint64
 }
 
-// endUnwanted is Disk.EndUnwanted.
-func (m *machine) endUnwanted(e *export) (left int) {
-	if err := m.onProcessor("power", func(p *port.Processor) error {
-		left = e.EndUnwanted(p)
-		return nil
-	}); err != nil {
-		return 1 // no processor is free: it is not known
-	}
-	return left
+// maxStraggle is how many power cuts a straggler may be behind. Nexuses have 255 numbers,
+// of which none must be that of a command that is under way from before.
+const maxStraggle = 128
+
+// loseNexus loses what dropped connections have under way. A machine that loses its power
+// forgets what it has sent: wherever that is, from the connection's goroutine to the HBA,
+// and however late it gets there, the unit does not execute it any more.
+func (p *power) loseNexus(ctx context.Context, dropped nbd.Dropped) {
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	p.stragglers = slices.DeleteFunc(p.stragglers, func(s straggler) bool {
+		return s.Wait(over) == nil || p.drops-s.cut >= maxStraggle && s.Wait(ctx) == nil
+	})
+	p.stragglers = append(p.stragglers, straggler{dropped, p.drops})
+	p.drops++
+	next := uint8(p.drops%255) + 1
+	p.nexus.Store(uint32(next))
+	p.unit.LoseNexus(next)
 }
 
 // tellCut publishes a cut, one that failed as well.

@@ -18,6 +18,8 @@ import (
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/hba/target"
+	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 	"github.com/vhbad/vhbad/port"
 )
@@ -136,9 +138,10 @@ func TestCutPower_DroppedWaits(t *testing.T) {
 			if _, err := d.CutPower("db", client.PowerCutOptions{Policy: "none", DropConnections: drop}); err != nil {
 				t.Fatal(err)
 			}
-			if n := e.LogicalUnit().Stats().Waiting; (n == 0) != drop {
-				t.Errorf("%d commands wait when the power is back", n)
+			if n := e.LogicalUnit().Stats().Waiting; n != 1 {
+				t.Errorf("%d commands wait when the power is back, want the one", n)
 			}
+			e.unit.Execute(&target.Task{CDBBytes: 6}, true) // TEST UNIT READY of who came first
 			onPort(func(p *port.Processor) bool { return m.adapter.ResumeDevice(p, 0, e.targetID, e.lun) })
 			want := payload
 			if drop {
@@ -151,6 +154,66 @@ func TestCutPower_DroppedWaits(t *testing.T) {
 				t.Errorf("on the medium: %v, %d …, want %d", err, got[0], want[0])
 			}
 		})
+	}
+}
+
+// TestCutPower_Stragglers: before a nexus has a number again that a dropped connection's
+// commands have, those have ended.
+func TestCutPower_Stragglers(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	m := machineOf(d)
+	e := m.find("db")
+	onPort := func(fn func(p *port.Processor)) {
+		t.Helper()
+		if err := m.onProcessor("test", func(p *port.Processor) error { fn(p); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	onPort(func(p *port.Processor) { m.adapter.PauseDevice(p, 0, e.targetID, e.lun, 3600) })
+	c := s.speak(t, "db", formats[0])
+	if err := c.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: bytes.Repeat([]byte{7}, 512)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if n := e.LogicalUnit().Stats().Waiting; n != 1 {
+			return fmt.Sprintf("%d commands wait, want 1", n)
+		}
+		return ""
+	})
+	if _, err := d.CutPower("db", client.PowerCutOptions{DropConnections: true}); err != nil {
+		t.Fatal(err)
+	}
+	numbers := map[uint32]int{1: 1}
+	lose := func() {
+		e.power.loseNexus(t.Context(), nbd.Dropped{})
+		numbers[e.power.nexus.Load()]++
+	}
+	for range maxStraggle - 1 {
+		lose()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 255 {
+			lose()
+		}
+	}()
+	eventually(t, func() string {
+		select {
+		case <-done:
+			t.Fatal("numbers are used again while a command of one is under way")
+		default:
+		}
+		if !isIn("nbd.Dropped.Wait") {
+			return "nobody waits for the command"
+		}
+		return ""
+	})
+	onPort(func(p *port.Processor) { m.adapter.ResumeDevice(p, 0, e.targetID, e.lun) })
+	<-done
+	if len(numbers) != 255 || numbers[0] != 0 {
+		t.Errorf("%d numbers of nexuses, want 1 to 255", len(numbers))
 	}
 }
 

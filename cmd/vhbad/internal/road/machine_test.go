@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,6 +52,7 @@ type road struct {
 	adapter *port.Adapter
 	memory  *media.Memory
 	server  *nbd.Server
+	nexus   atomic.Uint32 // 1
 	// faultsAllowed: DMA faults are what the test is about.
 	faultsAllowed bool
 }
@@ -100,7 +102,8 @@ func newRoad(t testing.TB, s shape) *road {
 	must(err)
 	w.hba, w.driver, w.adapter, w.memory = device, driver, adapter, memory
 	must(adapter.Enumerate(p))
-	d, err := disk.Attach(p, adapter.LogicalUnits()[0], disk.Options{Arena: w.arena})
+	w.nexus.Store(1)
+	d, err := disk.Attach(p, adapter.LogicalUnits()[0], disk.Options{Arena: w.arena, Nexus: &w.nexus})
 	must(err)
 	w.disk = d
 	var nd nbd.Device = d
