@@ -99,5 +99,24 @@ func power() Dashboard {
 				}},
 			},
 		}},
+		row{"Trace", []interface{ panel() Panel }{
+			number{
+				title: "Trace", description: "Whether a disk's trace goes on. It ends early when its file fails, is full or too slow; the disk goes on.", unit: unitCount,
+				queries: []query{{"max by (instance, export) (vhbad_trace_failed{<export>})", "{{instance}} {{export}}"}},
+				words:   map[string]Mapped{"0": {"recording", "green", 0}, "1": {"ended early", "red", 1}},
+			},
+			graph{
+				title: "Records", description: "Records of a disk's trace per second: writes, flushes, answers, what becomes durable.", unit: unitEventsPS,
+				queries: []query{{"sum by (instance, export) (rate(vhbad_trace_records_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "File", description: "Length of the file of a disk's trace.", unit: unitBytes,
+				queries: []query{{"sum by (instance, export) (vhbad_trace_file_bytes{<export>})", "{{instance}} {{export}}"}},
+			},
+			graph{
+				title: "Waits for the file", description: "Commands per second that had to wait for the file of their disk's trace. If there are many, it is the file that is measured.", unit: unitOpsPS,
+				queries: []query{{"sum by (instance, export) (rate(vhbad_trace_waits_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
+			},
+		}},
 	)
 }

@@ -51,7 +51,7 @@ func TestMonitoring_EveryExpressionHasData(t *testing.T) {
 	}
 	config := newServerConfig(t, "tcp", "memory:64MiB")
 	config.extra = []string{
-		"--disk", "quiet=memory:16MiB,cache=writeback",
+		"--disk", "quiet=memory:16MiB,cache=writeback,trace=" + filepath.Join(t.TempDir(), "quiet.trace"),
 		"--disk", "file=file:" + filepath.Join(t.TempDir(), "image") + ",size=16MiB,cache=writeback",
 		"--tls-certificates", folder, "--tls", "optional", "--verify",
 	}
