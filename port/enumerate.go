@@ -118,11 +118,14 @@ func (c *census) free() {
 }
 
 // target returns the units of one target. The one at LUN 0 is asked; if it has been
-// given up, the others that are known are, one after the other. If none answers, all
-// are there still.
+// given up, or is known and fails, the others that are known are, one after the other.
+// If none answers, all are there still.
 func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	first, known := c.a.unitAt(path, target, 0), c.a.unitsOf(path, target)
-	for _, lu := range append([]*LogicalUnit{first}, known...) {
+	for i, lu := range append([]*LogicalUnit{first}, known...) {
+		if i > 0 && lu == first {
+			continue
+		}
 		answered, err := c.reportLUNs(p, lu)
 		if err != nil {
 			return nil, err
@@ -138,7 +141,7 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 				return nil, nil // nobody there
 			}
 		default:
-			if lu == first {
+			if lu == first && !lu.answered() {
 				return nil, fmt.Errorf("REPORT LUNS: %s", c.srb)
 			}
 		}
@@ -183,7 +186,8 @@ func (c *census) list(p *Processor, path, target uint8) ([]*LogicalUnit, error) 
 	return units, nil
 }
 
-// isUnit asks a unit what it is, and reports whether it is anything.
+// isUnit asks a unit what it is, and reports whether it is anything. One that is known
+// is there until it says, or the adapter does, that it is not: it may be without power.
 func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	if err := c.make(); err != nil {
 		return false, err
@@ -193,9 +197,15 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.gate.Load()&gateGivenUp != 0 {
 		return lu.answered(), nil
 	}
-	code := srb.Status.Code()
+	switch srb.Status.Code() {
+	case StatusSuccess, StatusDataOverrun:
+	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+		return false, nil
+	default:
+		return lu.answered(), nil
+	}
 	q, ok := scsi.ParseInquiryData(c.buffer[:min(int(srb.DataTransferBytes), scsi.StandardInquiryBytes)])
-	if code != StatusSuccess && code != StatusDataOverrun || !ok || !q.Present() {
+	if !ok || !q.Present() {
 		return false, nil
 	}
 	copy(lu.inquiry[:], c.buffer)

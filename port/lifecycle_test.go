@@ -2,6 +2,7 @@ package port
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -474,4 +475,66 @@ func TestLifeCycle_NoResetWhileStopped(t *testing.T) {
 		t.Errorf("after the restart: %v", err)
 	}
 	b.wantNoViolations()
+}
+
+// A unit that is known and fails what an enumeration asks is there still, whichever it
+// is, unless it is said not to be; and the others of its target come and go.
+func TestLifeCycle_UnitFails(t *testing.T) {
+	for _, tt := range []struct {
+		status Status
+		there  bool
+	}{
+		{StatusError, true},
+		{StatusAborted, true},
+		{StatusTimeout, true},
+		{StatusNoDevice, false},
+		{StatusInvalidLun, false},
+		{StatusSelectionTimeout, false},
+	} {
+		for failing := range uint8(2) {
+			if failing == 0 && !tt.there {
+				continue // the same as no target
+			}
+			t.Run(fmt.Sprintf("%s %d", tt.status, failing), func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}}
+				r.has(0, 1, 2)
+				b := stage(t, r)
+				defer b.a.Remove(b.p)
+				enumerate := func(units ...uint8) {
+					t.Helper()
+					r.has(units...)
+					if err := b.a.Enumerate(b.p); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := func(want ...*LogicalUnit) {
+					t.Helper()
+					if got := b.a.LogicalUnits(); !slices.Equal(got, want) {
+						t.Errorf("units %v, want %v", got, want)
+					}
+				}
+				enumerate(0, 1, 2)
+				before := b.a.LogicalUnits()
+				kept := slices.Clone(before[:2])
+				if !tt.there {
+					kept = slices.Delete(kept, int(failing), int(failing)+1)
+				}
+				r.deaf = func(s *SRB) bool {
+					if s.Lun == failing || s.Lun == 5 {
+						s.Status = tt.status
+						r.a.Complete(b.p, s)
+						return true
+					}
+					return false
+				}
+				enumerate(0, 1, 5) // what has never said that it is one is none
+				want(kept...)
+				r.deaf = nil
+				enumerate(0, 1)
+				if now := b.a.LogicalUnits(); len(now) != 2 || tt.there && !slices.Equal(now, before[:2]) {
+					t.Errorf("units %v, want two, those of %v that were kept", now, before)
+				}
+			})
+		}
+	}
 }

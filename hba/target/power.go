@@ -2,10 +2,10 @@ package target
 
 import "github.com/vhbad/vhbad/internal/scsi"
 
-// PowerOff takes the unit's power away. Until PowerOn every command, INQUIRY too,
-// ends with NOT READY, CAUSE NOT REPORTABLE, and so does one that is in progress
-// when the power goes, whatever it has done, or that has waited since. What becomes of the medium's cache is
-// the medium's business.
+// PowerOff takes the unit's power away. Until PowerOn every command, INQUIRY too but
+// not REPORT LUNS, which the target answers, ends with NOT READY, CAUSE NOT REPORTABLE,
+// and so does one that is in progress when the power goes, whatever it has done, or that
+// has waited since. What becomes of the medium's cache is the medium's business.
 //
 // Concurrency: any goroutine; commands may be running.
 func (u *Unit) PowerOff() {

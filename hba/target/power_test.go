@@ -19,11 +19,11 @@ func TestUnit_Power(t *testing.T) {
 	buf := make([]byte, 512)
 	for _, p := range []put{
 		scsi.PutTestUnitReady, read16(0, 1), func(c *[16]byte) int { return scsi.PutInquiry(c, 36) },
-		func(c *[16]byte) int { return scsi.PutReportLUNs(c, 512) },
 		func(c *[16]byte) int { return scsi.PutRequestSense(c, false, 64) },
 	} {
 		wantSense(t, run(t, u, p, target.DataIn, buf), notPowered)
 	}
+	wantGood(t, u, func(c *[16]byte) int { return scsi.PutReportLUNs(c, 512) }, target.DataIn, buf)
 	u.PowerOn()
 	wantGood(t, u, func(c *[16]byte) int { return scsi.PutInquiry(c, 36) }, target.DataIn, buf)
 	wantSense(t, run(t, u, read16(0, 1), target.DataIn, buf),

@@ -369,6 +369,9 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 // pending or the unit is stopped and op is not one that goes through.
 func (u *Unit) checkConditions(t *Task, op scsi.Opcode) (ended bool) {
 	if u.conditions.Load()&conditionOff != 0 {
+		if op == scsi.OpReportLUNs {
+			return false // the target answers it
+		}
 		u.notPowered(t)
 		return true
 	}

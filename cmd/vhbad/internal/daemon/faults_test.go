@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -108,6 +109,41 @@ func TestUnplug(t *testing.T) {
 		t.Errorf("the disk that is back cannot grow: %v", err)
 	}
 	noViolations(t, machineOf(d))
+}
+
+// TestUnplug_WithoutPower: a disk that is plugged in while it has no power is found when
+// that is back.
+func TestUnplug_WithoutPower(t *testing.T) {
+	s := newSettings(t, "disk=memory:1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	unplug(t, d, open(t, s.socket(), "disk"), "disk")
+	m := machineOf(d)
+	p := m.find("disk").power
+	p.unit.PowerOff()
+	putFaults(t, d, client.FaultRule{Name: "asked", Disk: "disk", Match: fault.Match{Op: fault.Ops{"inquiry"}}, Action: fault.Action{
+		Kind: fault.KindLatency, Latency: &fault.Latency{Mean: fault.Duration(time.Nanosecond)},
+	}})
+	if err := d.RemoveFault("away"); err != nil {
+		t.Fatal(err)
+	}
+	// The port asks, and asks again, what has come; then it is the test's turn.
+	eventually(t, func() string {
+		if f, err := d.Fault("asked"); err != nil || f.Fired == 0 {
+			return "nobody asks"
+		}
+		return ""
+	})
+	if err := m.onProcessor("test", m.adapter.Enumerate); err != nil {
+		t.Fatal(err)
+	}
+	if st := d.diskNow("disk"); st.State != client.DiskUnplugged {
+		t.Errorf("without power the disk is %q, want unplugged", st.State)
+	}
+	m.powerOn(p)
+	if err := openAgain(t, s, "disk").tryWrite(0, make([]byte, 512)); err != nil {
+		t.Error(err)
+	}
+	noViolations(t, m)
 }
 
 // TestUnplug_Stop: the daemon stops with a disk unplugged, and what was written to it

@@ -21,6 +21,7 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
 )
 
 // maxReports is how many reports of power cuts a disk remembers.
@@ -200,8 +201,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	report, err := p.cache.Lose(options)
 	p.trace.settle()   // who has the report can replay it
 	if report == nil { // nothing is lost
-		p.cache.PowerOn()
-		p.unit.PowerOn()
+		m.powerOn(p)
 		p.switchOn()
 		return client.PowerReport{}, err
 	}
@@ -212,8 +212,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
-	p.cache.PowerOn()
-	p.unit.PowerOn()
+	m.powerOn(p)
 	offSeconds := time.Since(started).Seconds()
 	out := PowerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped.Count()
@@ -225,6 +224,21 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	// Who hears of it finds the report, and may cut the power again.
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	return out, err
+}
+
+// powerOn gives a disk its power back, and has the port look again: if the disk was
+// plugged in without power, it has not found out yet what that is.
+func (m *machine) powerOn(p *power) {
+	p.cache.PowerOn()
+	p.unit.PowerOn()
+	if m.cuts.ctx.Err() != nil {
+		return // the daemon stops
+	}
+	// If no processor is free, the disk is found with the next change.
+	_ = m.onProcessor("power", func(p *port.Processor) error {
+		m.adapter.BusChangeDetected(p)
+		return nil
+	})
 }
 
 // A straggler is a power cut whose dropped connections may still have commands under

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -459,6 +460,41 @@ func (c *nbdConn) trySend(cmd uint16) error {
 	}
 	_, err := c.tryRead(16)
 	return err
+}
+
+// TestCutPower_OthersComeAndGo: a disk that is without power while another comes and
+// goes stays what it is, with its connections, wherever on its target it is.
+func TestCutPower_OthersComeAndGo(t *testing.T) {
+	for _, disks := range [][]string{{"db"}, {"db", "other"}, {"other", "db"}} {
+		t.Run(strings.Join(disks, " "), func(t *testing.T) {
+			var specs []string
+			for _, name := range disks {
+				specs = append(specs, name+"=memory:1MiB,cache=writeback")
+			}
+			s := newSettings(t, specs...)
+			d, _ := s.mustStart(t)
+			c := open(t, s.socket(), "db")
+			m := machineOf(d)
+			p := m.find("db").power
+			p.unit.PowerOff()
+			if _, err := d.AddDisk(t.Context(), "third", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.RemoveDisk(t.Context(), "third", client.RemoveOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			m.powerOn(p)
+			if err := c.tryWrite(0, make([]byte, 512)); err != nil {
+				t.Errorf("the connection of before: %v", err)
+			}
+			for _, x := range d.Disks() {
+				if x.State != client.DiskServing {
+					t.Errorf("disk %s is %s", x.Name, x.State)
+				}
+			}
+			noViolations(t, m)
+		})
+	}
 }
 
 // TestCutPower_LieByRule: a flush that a rule answered in the device's place is
