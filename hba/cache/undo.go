@@ -54,6 +54,14 @@ func (c *Cache) checkLoss(o *CutOptions) error {
 	return nil
 }
 
+// A losable is a sector whose bytes were promised to be durable, and what it may hold
+// instead: what it held at the last cut, and zeros. Nil is what would be no loss, as it
+// was promised before and anything may be there since.
+type losable struct {
+	sector  int64
+	instead [2][]byte
+}
+
 // loseFlushed takes sectors back, drawn by the seed, that were promised to be durable:
 // by a coin each holds what it held at the last cut, or zeros. It ends with as many as
 // were asked for, or all that would show it.
@@ -63,26 +71,25 @@ func (c *Cache) loseFlushed(k *cut) error {
 	if k.o.LoseFlushed == 0 {
 		return nil
 	}
-	candidates := c.promisedOut(k)
+	candidates := c.losables(k)
 	random := rand.NewPCG(k.o.Seed, streamFlushed)
-	now, zeros := sectors{p: make([]byte, c.config.SectorBytes)}, make([]byte, c.config.SectorBytes)
+	now := sectors{p: make([]byte, c.config.SectorBytes)}
 	var lost []int64
 	for left := len(candidates); left > 0 && len(lost) < k.o.LoseFlushed; left-- {
 		at := below(random.Uint64(), left)
-		sector := candidates[at]
+		sector, instead := candidates[at].sector, candidates[at].instead
 		candidates[at] = candidates[left-1]
-		old := [2][]byte{c.undo[sector], zeros}
 		if random.Uint64()>>63 != 0 {
-			old[0], old[1] = old[1], old[0]
+			instead[0], instead[1] = instead[1], instead[0]
 		}
 		if err := c.readSectors(&now, sector, 1); err != nil {
 			return err
 		}
-		p := old[0]
-		if slices.Equal(p, now.p) {
-			p = old[1]
+		p := instead[0]
+		if p == nil || slices.Equal(p, now.p) {
+			p = instead[1]
 		}
-		if slices.Equal(p, now.p) {
+		if p == nil || slices.Equal(p, now.p) {
 			continue // it held nothing else, so nothing can be missing
 		}
 		if _, err := c.inner.WriteAt(p, sector<<c.shift); err != nil {
@@ -106,11 +113,12 @@ func (c *Cache) loseFlushed(k *cut) error {
 	return nil
 }
 
-// promisedOut lists the remembered sectors that nothing is pending for and whose
-// bytes a flush, or FUA, has promised, in ascending order.
+// losables lists the remembered sectors that nothing is pending for and whose bytes a
+// flush, or FUA, has promised, in ascending order.
 //
 // +checklocks:c.outMu
-func (c *Cache) promisedOut(k *cut) (out []int64) {
+func (c *Cache) losables(k *cut) (out []losable) {
+	zeros := make([]byte, c.config.SectorBytes)
 	var known []int64
 	for sector := range c.undo {
 		known = append(known, sector)
@@ -132,10 +140,18 @@ func (c *Cache) promisedOut(k *cut) (out []int64) {
 				break
 			}
 		}
-		pending := len(fates) > 0 && fates[0].Sector == sector
-		// What breaks if nothing is there is what was promised.
-		if r := k.account.rule(own, wide.at(sector), c.zeroSums[0], 0, false); r.act == ActLostFlushed && !pending {
-			out = append(out, sector)
+		if len(fates) > 0 && fates[0].Sector == sector {
+			continue // pending
+		}
+		can := losable{sector, [2][]byte{c.undo[sector], zeros}}
+		all := wide.at(sector)
+		for i, p := range can.instead {
+			if k.account.rule(own, all, c.zeroSums[0], sum(p), true).act != ActLostFlushed {
+				can.instead[i] = nil
+			}
+		}
+		if can.instead[0] != nil || can.instead[1] != nil {
+			out = append(out, can)
 		}
 	}
 	return out

@@ -117,6 +117,44 @@ func TestCut_LosesNoMoreThanThereIs(t *testing.T) {
 	}
 }
 
+// TestCut_LosesWhatWasPromised: of a sector that was promised, and written since without
+// a promise, any content from the promise on may be there. That it holds what was
+// promised, or zeros if that is what was, is no loss: it holds the other, or is left alone.
+func TestCut_LosesWhatWasPromised(t *testing.T) {
+	const n = 2 * cache.MinSizeBytes // goes through
+	for _, tt := range []struct {
+		name           string
+		promised, left byte // left: what the lost hold; the same as promised if none can be
+	}{
+		{"zeros", 0, 0},
+		{"data", 1, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for seed := range uint64(8) {
+				m := memory(t, 1<<20)
+				c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone, CanLoseFlushed: true})
+				put(t, c, 0, 3, n)
+				put(t, c, 0, tt.promised, n)
+				flush(t, c)
+				cut(t, c, cache.CutOptions{})
+				put(t, c, 0, 2, n)
+				r := cut(t, c, cache.CutOptions{Seed: seed, LoseFlushed: 3})
+				lost := 0
+				for off := int64(0); off < n; off += 512 {
+					if b := at(t, m, off); b == tt.left && b != tt.promised {
+						lost++
+					} else if b != 2 {
+						t.Errorf("seed %d: the sector at %d holds %d", seed, off, b)
+					}
+				}
+				if want := map[bool]int{true: 3}[tt.left != tt.promised]; lost != want || r.Sectors.LostFlushed != want || r.Verdict.Acts[cache.ActLostFlushed] != want {
+					t.Errorf("seed %d: %d are lost, the report has %d and finds %v; want %d", seed, lost, r.Sectors.LostFlushed, r.Verdict.Acts, want)
+				}
+			}
+		})
+	}
+}
+
 // TestReplay_OfWhatLostFlushed: a replay cannot know what had been promised, and says so.
 func TestReplay_OfWhatLostFlushed(t *testing.T) {
 	r, err := cache.NewReplay(memory(t, 1<<20), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
