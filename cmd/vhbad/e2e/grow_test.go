@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	vhbad "github.com/vhbad/vhbad/client"
 )
 
 // growScenario enlarges a disk under a mounted file system, once by asking attach to
@@ -21,7 +23,14 @@ func growScenario() scenario {
 	add := func(name string, run func(g *guest) error) { s.steps = append(s.steps, step{name, run}) }
 	grown := func(name string, mibs int, extra func(g *guest) error) {
 		add(name+"/disk_grow", func(g *guest) error {
-			return g.run(g.binary, "disk", "grow", exportName, strconv.Itoa(mibs)+"MiB", "--admin", "/run/admin.sock")
+			var d vhbad.Disk
+			if err := g.json(&d, "disk", "grow", exportName, strconv.Itoa(mibs)+"MiB", "--admin", "/run/admin.sock"); err != nil {
+				return err
+			}
+			if d.Name != exportName || d.State != vhbad.DiskServing || d.SizeBytes != uint64(mibs*mib) || d.Path != guestImage {
+				return fmt.Errorf("disk grow says %+v", d)
+			}
+			return nil
 		})
 		if extra != nil {
 			add(name+"/ask", extra)

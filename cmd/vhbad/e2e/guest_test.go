@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -154,6 +155,21 @@ func (g *guest) output(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
+// json runs vhbad with --json, and reads what it prints into what v points to, which has
+// each of its fields.
+func (g *guest) json(v any, args ...string) error {
+	out, err := g.output(g.binary, append(args, "--json")...)
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(strings.NewReader(out))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("%s --json: %w in\n%s", args[0], err, out)
+	}
+	return nil
+}
+
 func tail(out []byte) []byte {
 	const keepBytes = 2000
 	return out[max(0, len(out)-keepBytes):]
@@ -259,6 +275,17 @@ func (g *guest) killServer() error {
 	return nil
 }
 
+// attached is what attach --json prints.
+type attached struct {
+	Device      string `json:"device"`
+	Export      string `json:"export"`
+	SizeBytes   uint64 `json:"size_bytes"`
+	BlockBytes  uint32 `json:"block_bytes"`
+	ReadOnly    bool   `json:"read_only"`
+	Connections int    `json:"connections"`
+	BackendID   string `json:"backend_id"`
+}
+
 // A client attaches the device and detaches it.
 type client struct {
 	name   string
@@ -287,10 +314,30 @@ var (
 	vhbadClient = client{
 		name: "vhbad",
 		attach: func(g *guest, tr transport, connections int) error {
-			return g.run(g.binary, "attach", "--wait", guestCommandTimeout.String(), "--connections", strconv.Itoa(connections), tr.uri(), guestDevice)
+			var d attached
+			err := g.json(&d, "attach", "--wait", guestCommandTimeout.String(), "--connections", strconv.Itoa(connections), tr.uri(), guestDevice)
+			if err != nil {
+				return err
+			}
+			want := attached{
+				Device: guestDevice, Export: exportName, SizeBytes: d.SizeBytes, BlockBytes: d.BlockBytes, Connections: connections, BackendID: tr.uri(),
+			}
+			if d != want || d.SizeBytes == 0 || d.SizeBytes%512 != 0 || d.BlockBytes < 512 {
+				return fmt.Errorf("attach says %+v, want %+v", d, want)
+			}
+			return waitFor(guestDevice+" has the size that attach says", func() bool {
+				return sysfs("size") == strconv.FormatUint(d.SizeBytes/512, 10) && sysfs("queue/logical_block_size") == strconv.Itoa(int(d.BlockBytes))
+			})
 		},
 		detach: func(g *guest) error {
-			return g.run(g.binary, "detach", "--wait", guestCommandTimeout.String(), guestDevice)
+			var d struct{ Device string }
+			if err := g.json(&d, "detach", "--wait", guestCommandTimeout.String(), guestDevice); err != nil {
+				return err
+			}
+			if d.Device != guestDevice {
+				return fmt.Errorf("detach says %+v, want %s", d, guestDevice)
+			}
+			return nil
 		},
 	}
 )
