@@ -1123,6 +1123,39 @@ func TestFaults_Unplug(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// What was to end the absence of a disk that has been removed does not end that of
+// another, which has its address and is unplugged by another rule.
+func TestFaults_UnplugOfAnother(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Read|dma.Write)
+	absent := func(when string) {
+		t.Helper()
+		if w.dev.UnitAt(disk0.Target, disk0.Lun) != nil {
+			t.Errorf("%s the disk is there", when)
+		}
+	}
+	rules := []fault.Rule{
+		{Name: "old", Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindUnplug, For: fault.Duration(time.Second)}},
+		{Name: "new", Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindUnplug}},
+	}
+	w.set(t, rules...)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeNoDevice)
+	absent("unplugged,")
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, w.memory)
+	w.set(t, rules...) // which go on
+	wantCode(t, w.do(t, disk0.Write(1, 0, 1, b))[0], 1, hba.CodeNoDevice)
+	w.clock.Advance(time.Second)
+	absent("when the old one's time is over,")
+	w.set(t)
+	if w.dev.UnitAt(disk0.Target, disk0.Lun) == nil {
+		t.Error("its rule has gone, and the disk is not back")
+	}
+	w.wantIdle(t)
+}
+
 // Rules are about the units that are there. One that has been removed meets none that
 // come afterwards, nor does the next one at its address meet those meant for it; one that
 // is unplugged does.

@@ -65,8 +65,8 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 			d.onDisconnect(u.Target, u.Lun)
 		}
 	case fault.KindUnplug:
-		if d.unplug(u) {
-			d.undoLater(f, func() { d.plugIn(u) })
+		if unit := d.unplug(u); unit != nil {
+			d.undoLater(f, func() { d.plugIn(u, unit) })
 		}
 	case fault.KindCapacity:
 		if unit := d.unitAt(u); unit != nil {
@@ -76,9 +76,9 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 	}
 }
 
-// unplug pulls a unit out, as RemoveUnit does, but keeps it and its rules. It reports
-// whether the unit was there.
-func (d *Device) unplug(u fault.Unit) bool {
+// unplug pulls a unit out, as RemoveUnit does, but keeps it and its rules. It returns
+// the unit, or nil if there was none.
+func (d *Device) unplug(u fault.Unit) *target.Unit {
 	d.unitMu.Lock()
 	unit, err := d.detachLocked(u.Target, u.Lun)
 	if err == nil {
@@ -86,23 +86,23 @@ func (d *Device) unplug(u fault.Unit) bool {
 	}
 	d.unitMu.Unlock()
 	if err != nil {
-		return false
+		return nil
 	}
 	// What rules hold ends, what runs is waited for; Close ends the wait, too.
 	_ = d.drain(context.Background(), u.Target, u.Lun)
-	return true
+	return unit
 }
 
-// plugIn undoes unplug, unless the unit has been removed meanwhile.
-func (d *Device) plugIn(u fault.Unit) {
+// plugIn undoes unplug, unless the unit has been removed meanwhile: another may have its
+// address by now, and be unplugged, too.
+func (d *Device) plugIn(u fault.Unit, unit *target.Unit) {
 	if d.isClosed() {
 		return
 	}
 	d.unitMu.Lock()
 	defer d.unitMu.Unlock()
 	at := address{u.Target, u.Lun}
-	unit := d.unplugged[at]
-	if unit == nil {
+	if d.unplugged[at] != unit {
 		return
 	}
 	delete(d.unplugged, at)
