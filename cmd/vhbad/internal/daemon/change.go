@@ -326,20 +326,11 @@ func (d *Daemon) tellRemoved(m *machine, r *client.DiskRemoval, err error) {
 		slog.Int("connections_killed", r.ConnectionsKilled), slog.String("flush_error", r.FlushError))
 }
 
-// flushOne makes one disk durable, by its medium if its unit has been unplugged. It gives up when ctx ends; a medium that hangs
-// keeps the goroutine that waits for it.
+// flushOne makes one disk durable. It gives up when ctx ends; a medium that hangs keeps
+// the goroutine that waits for it.
 func (m *machine) flushOne(ctx context.Context, e *export) error {
-	if e.config().ReadOnly {
-		return nil
-	}
 	done := make(chan error, 1)
-	go func() {
-		if e.unplugged.Load() {
-			done <- e.medium.Flush()
-			return
-		}
-		done <- m.onProcessor("flush", e.Flush)
-	}()
+	go func() { done <- m.onProcessor("flush", e.flush) }()
 	select {
 	case err := <-done:
 		return err

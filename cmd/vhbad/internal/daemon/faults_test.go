@@ -13,6 +13,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
@@ -160,6 +161,18 @@ func TestUnplug_Stop(t *testing.T) {
 	s.mustStart(t)
 	if got, err := open(t, s.socket(), "db").do(cmdRead, 4096, 512, nil); err != nil || got[0] != 1 {
 		t.Errorf("read after the restart: %v, %v, want what was written", got[:min(1, len(got))], err)
+	}
+}
+
+// TestUnplug_StopFlushes: the medium of a disk that is unplugged is flushed when the
+// daemon stops, as any other.
+func TestUnplug_StopFlushes(t *testing.T) {
+	md := &slowMedium{}
+	s, d := startSlow(t, md)
+	unplug(t, d, open(t, s.socket(), "slow"), "slow")
+	md.flush = &media.Error{Op: "flush", Kind: media.ErrMedium}
+	if err := d.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), `disk "slow"`) {
+		t.Errorf("Stop: %v, want that of the flush", err)
 	}
 }
 

@@ -196,8 +196,7 @@ func interrupts(i config.Interrupts) miniport.Interrupts {
 	return miniport.PerMessage
 }
 
-// flush makes all disks durable, by SYNCHRONIZE CACHE through the whole stack. It
-// gives up when ctx ends; a medium that hangs keeps the goroutine that waits for
+// flush makes all disks durable. It gives up when ctx ends; a medium that hangs keeps the goroutine that waits for
 // it.
 func (m *machine) flush(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
@@ -213,14 +212,23 @@ func (m *machine) flush(ctx context.Context) error {
 	}
 }
 
+// flush makes the disk durable, by SYNCHRONIZE CACHE through the whole stack, or by its
+// medium if its unit has been unplugged.
+func (e *export) flush(p *port.Processor) error {
+	switch {
+	case e.config().ReadOnly:
+		return nil
+	case e.unplugged.Load():
+		return e.medium.Flush()
+	}
+	return e.Flush(p)
+}
+
 func (m *machine) flushAll() error {
 	return m.onProcessor("flush", func(p *port.Processor) error {
 		var errs []error
 		for _, e := range m.list() {
-			if e.config().ReadOnly || e.unplugged.Load() {
-				continue
-			}
-			if err := e.Flush(p); err != nil {
+			if err := e.flush(p); err != nil {
 				errs = append(errs, fmt.Errorf("disk %q: %w", e.name(), err))
 			}
 		}
