@@ -254,20 +254,21 @@ func (d *Device) keepVersions(h *hold) {
 	}
 }
 
-// Handshake has the rules of a unit look at a client that is about to get it, and
-// returns how long that is to wait.
+// Handshake has the rules of a unit look at a client that is about to get it. If that is
+// to wait, over is called when it has, unless stop is called before; otherwise there is
+// no stop, and over is not called.
 //
 // Concurrency: any goroutine.
-func (d *Device) Handshake(targetID, lun uint8) (delay time.Duration) {
+func (d *Device) Handshake(targetID, lun uint8, over func()) (stop func() bool) {
 	table := d.faults.Load()
 	if table == nil {
-		return 0
+		return nil
 	}
 	var dec fault.Decision
-	if p := table.plan(targetID, lun); p != nil && p.Decide(&fault.Command{Op: fault.OpHandshake}, d.clock.Now(), &dec) {
-		return dec.Delay
+	if p := table.plan(targetID, lun); p == nil || !p.Decide(&fault.Command{Op: fault.OpHandshake}, d.clock.Now(), &dec) || dec.Delay == 0 {
+		return nil
 	}
-	return 0
+	return d.clock.AfterFunc(dec.Delay, over)
 }
 
 // controlFails has the rules look at an abort or reset, and reports whether it

@@ -275,7 +275,18 @@ func TestFaults_BadCookie(t *testing.T) {
 // No command is about a handshake.
 func TestFaults_Handshake(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
-	if got := w.dev.Handshake(0, disk0.Lun); got != 0 {
+	// waits is how long a client does.
+	waits := func(lun uint8) time.Duration {
+		begin, end := w.clock.Now(), time.Duration(-1)
+		if w.dev.Handshake(0, lun, func() { end = w.clock.Now() }) == nil {
+			return 0
+		}
+		for range 120 {
+			w.clock.Advance(time.Second)
+		}
+		return end - begin
+	}
+	if got := waits(disk0.Lun); got != 0 {
 		t.Errorf("without rules a client waits %v", got)
 	}
 	s := w.set(t,
@@ -284,12 +295,20 @@ func TestFaults_Handshake(t *testing.T) {
 		fault.Rule{Match: fault.Match{Op: fault.Ops{"any"}}, Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}},
 	)
 	for i, want := range []time.Duration{time.Minute, time.Second, 0, time.Second} {
-		if got := w.dev.Handshake(0, disk0.Lun); got != want {
+		if got := waits(disk0.Lun); got != want {
 			t.Errorf("client %d waits %v, want %v", i, got, want)
 		}
-		if got := w.dev.Handshake(0, disk1.Lun); got != 0 {
+		if got := waits(disk1.Lun); got != 0 {
 			t.Errorf("client %d of another disk waits %v", i, got)
 		}
+	}
+	pending := w.clock.Pending()
+	if stop := w.dev.Handshake(0, disk0.Lun, func() { t.Error("a client has waited that does not any more") }); stop != nil {
+		t.Error("the fifth client waits")
+	}
+	stop := w.dev.Handshake(0, disk0.Lun, func() { t.Error("a client has waited that does not any more") })
+	if stop == nil || w.clock.Pending() != pending+1 || !stop() || w.clock.Pending() != pending {
+		t.Error("the sixth client does not wait, or its wait does not end when it goes")
 	}
 	if got := s.Fault("errno").Stats().Matched; got != 0 {
 		t.Errorf("%d handshakes were taken for commands", got)

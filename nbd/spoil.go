@@ -17,13 +17,14 @@ func (r *Request) BadCookie() {
 // A Greeter is a Device that may let clients wait.
 type Greeter interface {
 	Device
-	// Greet returns how long a client waits that has asked for the device, before
-	// Open is called. Its time for the handshake goes on meanwhile, and ends the wait;
-	// so does the end of the server. A client whose export goes meanwhile is told so
-	// when it has waited.
+	// Greet has over called, on a goroutine of its own, when a client has waited that
+	// has asked for the device, before Open is called. Its time for the handshake goes
+	// on meanwhile, and ends the wait; so does the end of the server. Then stop is called.
+	// A client whose export goes meanwhile is told so when it has waited. No stop: the
+	// client does not wait, and over is not called.
 	//
 	// Concurrency: any goroutine. It must not wait itself.
-	Greet() time.Duration
+	Greet(over func()) (stop func() bool)
 }
 
 // detain lets the client wait for as long as the device of e wants. No lock is held,
@@ -35,9 +36,7 @@ func (n *negotiation) detain(e Export) error {
 	if !ok {
 		return nil
 	}
-	if wait := min(g.Greet(), time.Until(n.deadline)); wait > 0 {
-		n.c.rest(wait)
-	}
+	n.c.rest(g, n.deadline)
 	if !time.Now().Before(n.deadline) {
 		return because(NegotiationTimeout)
 	}
@@ -47,17 +46,24 @@ func (n *negotiation) detain(e Export) error {
 	return nil
 }
 
-// rest waits, unless the connection is dead or to be drained.
+// rest waits for as long as g wants, unless the deadline comes, or the connection is dead
+// or to be drained.
 //
 // Concurrency: the goroutine that reads, in the handshake.
-func (c *Conn) rest(wait time.Duration) {
+func (c *Conn) rest(g Greeter, deadline time.Time) {
 	over := false
-	timer := time.AfterFunc(wait, func() {
+	end := func() {
 		c.mu.Lock()
 		over = true
 		c.cond.Signal()
 		c.mu.Unlock()
-	})
+	}
+	stop := g.Greet(end)
+	if stop == nil {
+		return
+	}
+	defer stop()
+	timer := time.AfterFunc(time.Until(deadline), end)
 	defer timer.Stop()
 	c.mu.Lock()
 	for !over && !c.dead.Load() && !c.draining() {

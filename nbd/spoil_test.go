@@ -63,11 +63,18 @@ func TestBadCookie(t *testing.T) {
 // slow is a device that lets clients wait.
 type slow struct {
 	*nbdtest.Memory
-	wait  time.Duration
-	asked atomic.Int32
+	wait           time.Duration
+	asked, stopped atomic.Int32
 }
 
-func (s *slow) Greet() time.Duration { s.asked.Add(1); return s.wait }
+func (s *slow) Greet(over func()) (stop func() bool) {
+	s.asked.Add(1)
+	timer := time.AfterFunc(s.wait, over)
+	return func() bool {
+		s.stopped.Add(1)
+		return timer.Stop()
+	}
+}
 
 // TestGreeter: a client waits as long as the device wants, but not longer than it may
 // take for the handshake, nor than the server is there; nobody waits for it meanwhile,
@@ -105,8 +112,11 @@ func TestGreeter(t *testing.T) {
 	t.Run("too long", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			at := time.Now()
-			s, _, h := begin(t, time.Hour)
+			s, d, h := begin(t, time.Hour)
 			expectEnd(t, h.nc)
+			if n := d.stopped.Load(); n != 1 {
+				t.Errorf("the device was told %d times that the wait is over, want once", n)
+			}
 			if took := time.Since(at); took != most {
 				t.Errorf("closed after %v, want %v", took, most)
 			}

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -74,7 +73,9 @@ func (e *export) Info() nbd.Info {
 }
 
 // Greet implements nbd.Greeter.
-func (e *export) Greet() time.Duration { return e.device.Handshake(e.targetID, e.lun) }
+func (e *export) Greet(over func()) (stop func() bool) {
+	return e.device.Handshake(e.targetID, e.lun, over)
+}
 
 // list is the disks in their order. The slice must not be changed.
 func (m *machine) list() []*export { return *m.disks.Load() }

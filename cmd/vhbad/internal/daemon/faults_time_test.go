@@ -2,12 +2,14 @@ package daemon
 
 import (
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
@@ -159,6 +161,37 @@ func note(p reflect.Value, seen map[string]bool) {
 	for i := range p.Elem().NumField() {
 		if !p.Elem().Field(i).IsZero() {
 			seen[p.Elem().Type().Field(i).Name] = true
+		}
+	}
+}
+
+// TestFaults_SlowHandshake: a client waits by the clock that all rules go by, and those
+// of another disk do not.
+func TestFaults_SlowHandshake(t *testing.T) {
+	f := startFaulty(t, func(s *settings) { s.Limits.HandshakeTimeout = config.Duration(24 * time.Hour) }, "db=memory:1MiB", "other=memory:1MiB")
+	f.put(t, client.FaultRule{Name: "slow", Disk: "db", Budget: 1, Action: fault.Action{Kind: fault.KindSlowHandshake, For: fault.Duration(time.Hour)}})
+	idle := f.clock.Pending()
+	connected := make(chan *nbdConn, 1)
+	go func() {
+		c, err := tryOpen(t, f.socket(), "db")
+		if err != nil {
+			t.Error(err)
+		}
+		connected <- c
+	}()
+	for f.clock.Pending() == idle {
+		runtime.Gosched()
+	}
+	wantErrno(t, f.dial(t, "other"), readCmd(0, 1), nbd.OK)
+	wantErrno(t, f.dial(t, "db"), readCmd(0, 1), nbd.OK) // the budget is used up
+	f.clock.Advance(time.Hour - 1)
+	if len(connected) != 0 || f.clock.Pending() != idle+1 {
+		t.Error("the client has not waited for its hour")
+	}
+	f.clock.Advance(1)
+	if c := <-connected; c != nil {
+		if _, err := c.do(cmdRead, 0, 512, nil); err != nil {
+			t.Error(err)
 		}
 	}
 }
