@@ -316,7 +316,9 @@ func (c *Cache) emptyOut() error {
 	c.pickBeforeLocked(c.store.nextID)
 	c.mu.Unlock()
 	c.ending = true
-	if err := c.writeOut(nil); err != nil {
+	err := c.writeOut(nil)
+	c.ending = false
+	if err != nil {
 		return fmt.Errorf("cache: close %s: %d bytes of pending writes are lost: %w", c.config.Name, c.Stats().PendingBytes, err)
 	}
 	return nil

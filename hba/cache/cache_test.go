@@ -241,34 +241,58 @@ func (f *failing) WriteAt(p []byte, off int64) (int, error) {
 
 func (f *failing) Flush() error { return errors.Join(f.flush, f.Media.Flush()) }
 
-// TestCut_EndsWhatIsInProgress cuts while a flush waits for the medium.
+// reluctant fails to be closed the first time.
+type reluctant struct {
+	*hbatest.Media
+	closed bool
+}
+
+func (r *reluctant) Close() error {
+	if !r.closed {
+		r.closed = true
+		return media.ErrMedium
+	}
+	return r.Media.Close()
+}
+
+// TestCut_EndsWhatIsInProgress cuts while a flush waits for the medium, of a cache that
+// could not be closed as well.
 func TestCut_EndsWhatIsInProgress(t *testing.T) {
-	slow := hbatest.NewMedia(memory(t, 8<<20), hbatest.MediaConfig{})
-	c := open(t, slow, cache.Config{SizeBytes: 4 << 20})
-	for i := range int64(3) {
-		put(t, c, i<<20, 1, 4096) // three runs, so three writes to the medium
-	}
-	slow.Hold()
-	var group sync.WaitGroup
-	var flushed error
-	group.Go(func() { flushed = c.Flush() })
-	slow.WaitHeld(1)
-	var report *cache.Report
-	var failed error
-	group.Go(func() { report, failed = c.Cut(cache.CutOptions{Policy: cache.PolicyNone}) })
-	for !c.Cutting() {
-		slow.WaitHeld(1) // the cut waits for the one write that has begun
-	}
-	slow.Release()
-	group.Wait()
-	if !errors.Is(flushed, media.ErrPowerLost) {
-		t.Errorf("flush: %v, want ErrPowerLost", flushed)
-	}
-	if failed != nil || report.Sectors.Pending != 16 || report.Sectors.Lost != 16 || report.Verdict.Class != cache.ClassLegal {
-		t.Errorf("cut: %+v, %v", report, failed)
-	}
-	if at(t, c, 0) != 1 || at(t, c, 1<<20) != 0 || at(t, c, 2<<20) != 0 {
-		t.Error("not just the first write is durable")
+	for name, closes := range map[string]bool{"new": false, "not closed": true} {
+		t.Run(name, func(t *testing.T) {
+			slow := hbatest.NewMedia(memory(t, 8<<20), hbatest.MediaConfig{})
+			c := open(t, &reluctant{slow, !closes}, cache.Config{SizeBytes: 4 << 20})
+			if closes {
+				if err := c.Close(); !errors.Is(err, media.ErrMedium) {
+					t.Fatalf("close: %v", err)
+				}
+			}
+			for i := range int64(3) {
+				put(t, c, i<<20, 1, 4096) // three runs, so three writes to the medium
+			}
+			slow.Hold()
+			var group sync.WaitGroup
+			var flushed error
+			group.Go(func() { flushed = c.Flush() })
+			slow.WaitHeld(1)
+			var report *cache.Report
+			var failed error
+			group.Go(func() { report, failed = c.Cut(cache.CutOptions{Policy: cache.PolicyNone}) })
+			for !c.Cutting() {
+				slow.WaitHeld(1) // the cut waits for the one write that has begun
+			}
+			slow.Release()
+			group.Wait()
+			if !errors.Is(flushed, media.ErrPowerLost) {
+				t.Errorf("flush: %v, want ErrPowerLost", flushed)
+			}
+			if failed != nil || report.Sectors.Pending != 16 || report.Sectors.Lost != 16 || report.Verdict.Class != cache.ClassLegal {
+				t.Errorf("cut: %+v, %v", report, failed)
+			}
+			if at(t, c, 0) != 1 || at(t, c, 1<<20) != 0 || at(t, c, 2<<20) != 0 {
+				t.Error("not just the first write is durable")
+			}
+		})
 	}
 }
 
