@@ -152,9 +152,10 @@ func (s *dropFirstSession) Submit(requests []*nbd.Request) {
 func TestPowerCut_DroppedBeforeItBegins(t *testing.T) {
 	var w *road
 	var dropped nbd.Dropped
-	gone := make(chan struct{})
+	built, gone := make(chan struct{}), make(chan struct{})
 	w = newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, device: func(d nbd.Device) nbd.Device {
 		return &dropFirst{Device: d, drop: func() {
+			<-built
 			w.unit.PowerOff()
 			dropped = w.server.Drop("disk0")
 			w.nexus.Store(2)
@@ -164,6 +165,7 @@ func TestPowerCut_DroppedBeforeItBegins(t *testing.T) {
 			close(gone)
 		}}
 	}})
+	close(built)
 	a := w.client()
 	if err := a.Send(nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: bytes.Repeat([]byte{7}, 512)}); err != nil {
 		t.Fatal(err)
