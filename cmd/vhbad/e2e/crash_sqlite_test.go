@@ -29,9 +29,9 @@ type sqliteLoad struct {
 
 	mu   sync.Mutex
 	cond sync.Cond // on mu: done has grown, or ended is set
-	// done is the last row that the shell said is committed.
-	done  int
-	ended bool
+	// done is the last row that the shell said is committed, before the power went.
+	done        int
+	late, ended bool
 }
 
 // sqlitePragmas make a commit durable. With a rollback journal FULL is not enough:
@@ -54,7 +54,7 @@ func (l *sqliteLoad) begin(g *guest, enough int) error {
 			return err
 		}
 	}
-	l.next, l.ended = l.committed+1, false
+	l.next, l.late, l.ended = l.committed+1, false, false
 	l.done = l.committed
 	l.shell = exec.Command("sqlite3", sqliteFile)
 	l.stderr.Reset()
@@ -99,7 +99,9 @@ func (l *sqliteLoad) work(stdout io.Reader) {
 		}
 		l.mu.Lock()
 		if found {
-			l.done = l.next
+			if !l.late {
+				l.done = l.next
+			}
 			l.next++
 		} else {
 			l.ended = true
@@ -112,8 +114,13 @@ func (l *sqliteLoad) work(stdout io.Reader) {
 	}
 }
 
-// cutting is no news: the shell ends at its first error.
-func (l *sqliteLoad) cutting() {}
+// cutting: what the kernel says from now on, and with it the shell, may be of a device
+// without power. See crashLoad.
+func (l *sqliteLoad) cutting() {
+	l.mu.Lock()
+	l.late = true
+	l.mu.Unlock()
+}
 
 func (l *sqliteLoad) end() error {
 	l.group.Wait() // it ends when the shell fails
