@@ -217,6 +217,9 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
 	}
 	x.run(d, &c, out, t, true)
+	if dec.Short && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+		out.Flags |= CompletionInjected
+	}
 	if h.command.Op == fault.OpWrite && (ignored || dec.Redirect) && out.Code == CodeExecuted && out.ScsiStatus == 0 {
 		d.doneOtherwise(h, &c, ignored)
 	}

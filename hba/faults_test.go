@@ -996,8 +996,8 @@ func TestFaults_Data(t *testing.T) {
 	t.Run("short", func(t *testing.T) {
 		reset(t)
 		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindShortTransfer, Keep: 2 * blockBytes}})
-		if c := write(t, 2); c.ScsiStatus != 0 || c.DataBytes != 2*blockBytes {
-			t.Errorf("%+v, want 2 blocks", c)
+		if c := write(t, 2); c.ScsiStatus != 0 || c.DataBytes != 2*blockBytes || c.Flags != hba.CompletionInjected {
+			t.Errorf("%+v, want 2 blocks, and the driver told that this is made up", c)
 		}
 		if want := append(full(2)[:2*blockBytes], full(1)[2*blockBytes:]...); !bytes.Equal(raw(t), want) {
 			t.Error("2 blocks claim to be written, and others are")

@@ -69,7 +69,7 @@ while metric("vhbad_miniport_queue_full_total") == before:
 	{"not-ready", "op=read", `rule(); fails(read, "EIO")`, "injected"},
 	{"unit-attention", "budget=1", `rule(); assert is_all(1)`, ""},
 	{"write-protect", "", `rule(); fails(lambda: write(2), "EPERM"); assert is_all(1)`, "injected"},
-	{"short-transfer", "keep=512 op=read", `rule(); fails(read, "EIO")`, ""},
+	{"short-transfer", "keep=512 op=read", `rule(); fails(read, "EIO")`, "injected"},
 	{"hang", "op=read", `
 def armed(): return metric('vhbad_fault_rules{class="legal",state="armed"}')
 assert metric("vhbad_fault_held_commands") == 0 == armed()
