@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -119,8 +120,8 @@ func TestUnplug_WithoutPower(t *testing.T) {
 	d, _ := s.mustStart(t)
 	unplug(t, d, open(t, s.socket(), "disk"), "disk")
 	m := machineOf(d)
-	p := m.find("disk").power
-	p.unit.PowerOff()
+	e := m.find("disk")
+	e.power.unit.PowerOff()
 	putFaults(t, d, client.FaultRule{Name: "asked", Disk: "disk", Match: fault.Match{Op: fault.Ops{"inquiry"}}, Action: fault.Action{
 		Kind: fault.KindLatency, Latency: &fault.Latency{Mean: fault.Duration(time.Nanosecond)},
 	}})
@@ -140,8 +141,14 @@ func TestUnplug_WithoutPower(t *testing.T) {
 	if st := d.diskNow("disk"); st.State != client.DiskUnplugged {
 		t.Errorf("without power the disk is %q, want unplugged", st.State)
 	}
-	m.powerOn(p)
-	if err := openAgain(t, s, "disk").tryWrite(0, make([]byte, 512)); err != nil {
+	m.powerOn(e)
+	eventually(t, func() string {
+		if st := d.diskNow("disk"); st.State != client.DiskServing {
+			return fmt.Sprintf("with power the disk is %q, want serving", st.State)
+		}
+		return ""
+	})
+	if err := open(t, s.socket(), "disk").tryWrite(0, make([]byte, 512)); err != nil {
 		t.Error(err)
 	}
 	noViolations(t, m)

@@ -201,7 +201,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	report, err := p.cache.Lose(options)
 	p.trace.settle()   // who has the report can replay it
 	if report == nil { // nothing is lost
-		m.powerOn(p)
+		m.powerOn(e)
 		p.switchOn()
 		return client.PowerReport{}, err
 	}
@@ -212,7 +212,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
-	m.powerOn(p)
+	m.powerOn(e)
 	offSeconds := time.Since(started).Seconds()
 	out := PowerReport(report)
 	out.Disk, out.Trigger, out.OffSeconds, out.DroppedConnections = name, joinTrigger(trigger, rule), offSeconds, dropped.Count()
@@ -226,13 +226,13 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	return out, err
 }
 
-// powerOn gives a disk its power back, and has the port look again: if the disk was
-// plugged in without power, it has not found out yet what that is.
-func (m *machine) powerOn(p *power) {
-	p.cache.PowerOn()
-	p.unit.PowerOn()
-	if m.cuts.ctx.Err() != nil {
-		return // the daemon stops
+// powerOn gives a disk its power back. If it was plugged in without, the port has not
+// found out yet what it is, and looks again.
+func (m *machine) powerOn(e *export) {
+	e.power.cache.PowerOn()
+	e.power.unit.PowerOn()
+	if m.units.at(e.targetID, e.lun) != nil || m.cuts.ctx.Err() != nil {
+		return // there it is, or the daemon stops
 	}
 	// If no processor is free, the disk is found with the next change.
 	_ = m.onProcessor("power", func(p *port.Processor) error {

@@ -475,15 +475,15 @@ func TestCutPower_OthersComeAndGo(t *testing.T) {
 			d, _ := s.mustStart(t)
 			c := open(t, s.socket(), "db")
 			m := machineOf(d)
-			p := m.find("db").power
-			p.unit.PowerOff()
+			e := m.find("db")
+			e.power.unit.PowerOff()
 			if _, err := d.AddDisk(t.Context(), "third", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := d.RemoveDisk(t.Context(), "third", client.RemoveOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			m.powerOn(p)
+			m.powerOn(e)
 			if err := c.tryWrite(0, make([]byte, 512)); err != nil {
 				t.Errorf("the connection of before: %v", err)
 			}
