@@ -58,7 +58,7 @@ func (g *gatherer) pause(s yielder) bool {
 	}
 	g.paused = true
 	began := now()
-	if s.yield() {
+	if s.yield() && g.on { // not to try: it may take longer than a pause
 		s.stepAside() // clients may have no processor, either
 	}
 	if now()-began < int64(gatherPause) {

@@ -68,18 +68,24 @@ type among struct {
 func (a *among) yield() bool { return a.others }
 func (a *among) stepAside()  { a.stepped++ }
 
-// Other processes have a turn if connections have all processors, and only before a
-// read that waits for more requests.
+// Other processes have a turn if connections have all processors and pauses are known
+// to pay.
 func TestGatherer_StepsAside(t *testing.T) {
-	for _, tt := range []struct{ on, others, want bool }{
-		{on: true, others: true, want: true},
+	for _, tt := range []struct {
+		on     bool
+		rest   int
+		others bool
+		want   int
+	}{
+		{on: true, others: true, want: 1},
 		{on: true, others: false},
-		{on: false, others: true},
+		{on: false, others: true}, // a try
+		{on: false, rest: 1, others: true},
 	} {
-		g := gatherer{on: tt.on, rest: 1}
+		g := gatherer{on: tt.on, rest: tt.rest}
 		a := &among{others: tt.others}
 		g.pause(a)
-		if (a.stepped == 1) != tt.want {
+		if a.stepped != tt.want {
 			t.Errorf("%+v: %d turns", tt, a.stepped)
 		}
 	}

@@ -105,8 +105,10 @@ func (p *poller) stepAside() {
 	}
 }
 
+// mayStepAside says whether others may have a turn now. With one processor nobody else is
+// served meanwhile, and a pause brings more.
 func (p *poller) mayStepAside(now time.Duration) bool {
-	return now >= time.Duration(p.stayUntilNs.Load())
+	return p.processors.Load() > 1 && now >= time.Duration(p.stayUntilNs.Load())
 }
 
 // stepped is told of a turn of other processes.
