@@ -34,10 +34,10 @@ type command struct {
 	steps     int // that have been done
 	errno     nbd.Errno
 
-	// lossesBefore is Disk.losses as it was begun, writesBefore what the gate had let in
-	// as stepSync was.
-	lossesBefore uint64
-	writesBefore writesSeen
+	// eventsBefore is Disk.lossEvents as it was begun, lossesBefore Disk.losses and
+	// writesBefore what the gate had let in as stepSync was.
+	eventsBefore, lossesBefore uint64
+	writesBefore               writesSeen
 
 	goOn port.WorkItem // continues a long command elsewhere
 
@@ -74,7 +74,7 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	g := c.s.d.geometry.Load()
 	c.req, c.errno, c.tries, c.step = r, nbd.OK, 0, stepNone
 	c.failedAtKnown, c.status, c.steps = false, statusAnswer{}, 0
-	c.lossesBefore = c.s.d.losses.Load()
+	c.eventsBefore = c.s.d.lossEvents.Load()
 	c.pos, c.end = r.OffsetBytes, r.OffsetBytes+r.LengthBytes
 	mask := g.blockBytes - 1
 	if r.Op == nbd.OpTrim {
@@ -267,6 +267,7 @@ func (c *command) data(flags port.Flags, b []byte) {
 
 func (c *command) sync() {
 	c.stepBytes = 0
+	c.lossesBefore = c.s.d.losses.Load()
 	c.writesBefore = c.s.d.gate.writes()
 	c.reset(stepSync, scsi.PutSynchronizeCache16(&c.srb.CDB, 0, 0, false))
 	c.srb.TimeoutSecs = c.s.d.options.flushTimeoutSecs()
@@ -480,11 +481,11 @@ func (c *command) settle(isWrite bool) {
 			c.tell(n)
 			c.errno = nbd.EIO
 		}
-	case !isWrite || d.losses.Load() == c.lossesBefore:
+	case !isWrite || d.lossEvents.Load() == c.eventsBefore:
 	case c.step == stepSync:
 		c.errno = nbd.EIO // lost before it was synced, maybe
 	case !c.req.FUA:
-		d.LostWrites() // this one, maybe; a flush that came before it has told of others
+		d.lostMore() // this one, maybe; a flush that came before it has told of others
 	}
 }
 

@@ -76,11 +76,13 @@ type Disk struct {
 	// learnMu lets one learn run at a time. It is held across I/O.
 	learnMu sync.Mutex
 	stats   stats
-	// losses counts what may have cost acknowledged writes: failed flushes, and
-	// LostWrites. A session that has not seen the latest fails its next flush.
-	// It is stored under lossMu.
-	losses atomic.Uint64
-	lossMu sync.Mutex
+	// lossEvents counts what may have cost acknowledged writes: failed flushes, and
+	// LostWrites. losses counts those, and again for each write that was under way then
+	// and is answered since. A session that has not seen the latest of losses fails its
+	// next flush. Both are stored under lossMu.
+	lossEvents atomic.Uint64
+	losses     atomic.Uint64
+	lossMu     sync.Mutex
 	// lossWrites is what of writes had been seen when the flush began that told of
 	// the latest, or when LostWrites did.
 	// +checklocks:lossMu
@@ -216,6 +218,16 @@ func (d *Disk) Flush(p *port.Processor) error {
 func (d *Disk) LostWrites() {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
+	d.lossEvents.Add(1)
+	d.lossWrites = d.gate.writes()
+	d.losses.Add(1)
+}
+
+// lostMore has every connection told again: a write that was under way at a loss has
+// been answered. It is no loss to writes that are under way now.
+func (d *Disk) lostMore() {
+	d.lossMu.Lock()
+	defer d.lossMu.Unlock()
 	d.lossWrites = d.gate.writes()
 	d.losses.Add(1)
 }
@@ -232,6 +244,7 @@ func (d *Disk) flushFailed(before uint64, writes writesSeen) uint64 {
 	if n != before && d.lossWrites.quiet && d.gate.writes() == d.lossWrites {
 		return n
 	}
+	d.lossEvents.Add(1)
 	d.lossWrites = writes
 	return d.losses.Add(1)
 }

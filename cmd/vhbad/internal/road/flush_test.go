@@ -193,6 +193,36 @@ func TestFlush_WriteUnderWayAtLoss(t *testing.T) {
 	}
 }
 
+// TestFlush_WritesFollowEachOther: with a write always under way, the flush after the
+// one that told of a loss works when those have ended that were under way at the loss.
+func TestFlush_WritesFollowEachOther(t *testing.T) {
+	w, m := newHandRoad(t)
+	client, writers := w.client(), []*nbdtest.Client{w.client(), w.client()}
+	write := func(block uint64) (written <-chan nbd.Errno, end chan<- error) {
+		written = begin(t, writers[block%2], nbdtest.Command{Type: nbdtest.CmdWrite, Offset: block * 4096, Length: 4096, Payload: make([]byte, 4096)})
+		return written, <-m.writes
+	}
+	written, end := write(0)
+	w.disk.LostWrites()
+	for i, want := range []nbd.Errno{nbd.EIO, nbd.OK, nbd.OK} {
+		nextWritten, nextEnd := write(uint64(i + 1))
+		end <- nil
+		if errno := <-written; errno != nbd.OK {
+			t.Errorf("write: %v", errno)
+		}
+		written, end = nextWritten, nextEnd
+		again := begin(t, client, nbdtest.Command{Type: nbdtest.CmdFlush})
+		(<-m.flushes) <- nil
+		if errno := <-again; errno != want {
+			t.Errorf("flush %d: %v, want %v", i+1, errno, want)
+		}
+	}
+	end <- nil
+	if errno := <-written; errno != nbd.OK {
+		t.Errorf("write: %v", errno)
+	}
+}
+
 // TestFUA_Loss: zeroes are written, and then synced. What is lost in between is not
 // promised; and that the sync fails says nothing of other writes.
 func TestFUA_Loss(t *testing.T) {
