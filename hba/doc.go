@@ -47,6 +47,13 @@
 // the last engine or worker that still executes such a command is done with it.
 // A command that hangs in its medium is waited for, as its DMA may still happen.
 //
+// # Power
+//
+// A unit whose power goes executes nothing that came before it is back: what waits has
+// the unit's power cycle in its record, and what is executed just then is waited for by
+// Settle. What the machine had sent that goes with it the unit knows by Command.Nexus,
+// however late it comes.
+//
 // # Faults
 //
 // SetFaults puts rules of package fault into force. The device carries out what

@@ -27,7 +27,8 @@
 //
 // # Power cuts
 //
-// Cut decides for each pending sector what the durable medium holds from then on
+// A cut is PowerOff, which has every call fail, Lose, and PowerOn, which ends that.
+// Lose decides for each pending sector what the durable medium holds from then on
 // (Decide, a pure function of trace and options), puts it there, and forgets
 // everything else. Then it proves what it did, from two sides. Each pending sector must
 // hold something that the promises about its versions allow (judge). And each sector
