@@ -155,7 +155,7 @@ type Adapter struct {
 	gone chan struct{}
 	// halted: the miniport has stopped the adapter. The recovery service's own.
 	halted bool
-	// life has room for one: who stops, restarts or removes the adapter. Whoever takes
+	// life has room for one: who stops, restarts or removes the adapter, by surprise too. Whoever takes
 	// its memory is that one.
 	life chan struct{}
 
@@ -522,6 +522,9 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 				p.violate(CheckStopOutstanding, nil, fmt.Sprintf("%s: stopped with %d SRBs outstanding", lu, n))
 			}
 		}
+	}
+	if err := a.stillStopped(); err != nil {
+		return err // what it has may be out still
 	}
 	if a.controlInTurn(ControlStopAdapter) != ControlSuccess {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)

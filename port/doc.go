@@ -58,9 +58,9 @@
 // # Lock order
 //
 // Outermost first; never take a lock while holding one listed under it, nor two
-// of a kind but upwards. The verifier checks it at run time.
+// of a kind but upwards. The verifier checks it at run time, from startIoLock on.
 //
-//	Adapter.life               a place for one: Stop, Restart, Remove; held across I/O
+//	Adapter.life               a place for one: Stop, Restart, Remove, SurpriseRemove; held across I/O
 //	 Adapter.enumMu            held across I/O, so above all that follows
 //	  Adapter.startIoLock      StartIo, timer, ResetBus
 //	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all

@@ -153,6 +153,53 @@ func TestRemove_FailedUnderStop(t *testing.T) {
 	})
 }
 
+// A stop whose adapter goes, or fails, while its FLUSH is out does not stop the miniport:
+// a reset brings the FLUSH back before the memory goes.
+func TestStop_EndsDuringFlush(t *testing.T) {
+	for name, end := range map[string]func(b *bench) error{
+		"gone": func(b *bench) error { return b.a.SurpriseRemove(b.p) },
+		"failed": func(b *bench) error {
+			b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "smoke")
+			time.Sleep(time.Minute) // the stop gives the FLUSH up
+			return b.a.RemoveContext(b.t.Context(), b.p)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
+				b := newBench(t, d, AdapterOptions{})
+				d.control = func(_ *Processor, c ControlType) {
+					if c == ControlStopAdapter {
+						t.Error("the miniport was stopped")
+					}
+				}
+				reset := false
+				d.resetBus = func(p *Processor, _ uint8) bool {
+					for _, srb := range d.take() {
+						reset = true
+						srb.Status = StatusBusReset
+						d.a.Complete(p, srb)
+					}
+					return true
+				}
+				stopped := make(chan error, 1)
+				p := b.processor("stop")
+				go func() { stopped <- b.a.Stop(p) }()
+				synctest.Wait() // FLUSH is at the miniport
+				if err := end(b); err != nil {
+					t.Error(err)
+				}
+				if err := <-stopped; !errors.Is(err, ErrAdapterStopped) {
+					t.Errorf("Stop: %v, want ErrAdapterStopped", err)
+				}
+				if n := b.sys.iommu.WindowsInUse(); n != 0 || !reset && name == "failed" {
+					t.Errorf("%d IOMMU windows left, reset %t", n, reset)
+				}
+			})
+		})
+	}
+}
+
 // Remove is as patient as its context, but never takes what a stop uses, nor starts
 // what that stop has stopped: it has no buses reset.
 func TestRemove_ShortOfTime(t *testing.T) {

@@ -465,10 +465,19 @@ func (c *command) passBounce(p *port.Processor) {
 	}
 }
 
+// leaveGate settles a command and lets others to its range. In this order: a flush that
+// begins meanwhile sees that a write is under way, which it need not cover.
+func (c *command) leaveGate(p *port.Processor) {
+	isWrite := c.hold != holdNone
+	c.settle(isWrite)
+	if isWrite {
+		c.startGranted(p, c.s.d.gate.leave(c))
+	}
+}
+
 // settle keeps what is answered true of writes that were lost. A unit tells of those
 // once, and they may be anybody's: a flush of another connection may work after that
-// and would promise what is not so. So each connection is told, once, by a flush. A
-// write has left the gate.
+// and would promise what is not so. So each connection is told, once, by a flush.
 func (c *command) settle(isWrite bool) {
 	d := c.s.d
 	switch {
@@ -508,11 +517,7 @@ func (c *command) finish(p *port.Processor) {
 	if c.status.large {
 		c.s.releaseLarge()
 	}
-	isWrite := c.hold != holdNone
-	if isWrite {
-		c.startGranted(p, c.s.d.gate.leave(c))
-	}
-	c.settle(isWrite)
+	c.leaveGate(p)
 	s, r, errno := c.s, c.req, c.errno
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil

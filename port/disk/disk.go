@@ -84,7 +84,7 @@ type Disk struct {
 	losses     atomic.Uint64
 	lossMu     sync.Mutex
 	// lossWrites is what of writes had been seen when the flush began that told of
-	// the latest, or when LostWrites did.
+	// the latest, or when LostWrites or lostMore did.
 	// +checklocks:lossMu
 	lossWrites writesSeen
 }

@@ -25,12 +25,8 @@ func (c *command) AbandonSRB(p *port.Processor, _ *port.SRB) {
 	if c.ownsBounce {
 		c.passBounce(p)
 	}
-	isWrite := c.hold != holdNone
-	if isWrite {
-		c.startGranted(p, s.d.gate.leave(c))
-	}
 	c.errno = nbd.ESHUTDOWN // as of what comes from now on
-	c.settle(isWrite)
+	c.leaveGate(p)
 	r := c.req
 	c.req = nil
 	r.Blame(nbd.BlameAborted)
