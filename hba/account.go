@@ -30,10 +30,10 @@ func promiserOf(unit *target.Unit) media.Promiser {
 
 // tellBroken tells the medium which hostile rules a command has met. Of those that
 // are about writes and flushes it hears when the command is answered. A unit without
-// power does nothing that they could spoil.
-func (d *Device) tellBroken(u fault.Unit, dec *fault.Decision) {
+// power does nothing that they could spoil, nor for who is gone, in this order.
+func (d *Device) tellBroken(u fault.Unit, nexus uint8, dec *fault.Decision) {
 	unit := d.unitAt(u)
-	if unit == nil || unit.IsOff() {
+	if unit == nil || unit.IsOff() || unit.HasLost(nexus) {
 		return
 	}
 	for _, f := range dec.Fired() {

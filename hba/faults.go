@@ -98,7 +98,7 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	if !plan.Decide(&cmd, d.clock.Now(), dec) {
 		return treatmentNone
 	}
-	d.tellBroken(plan.Unit(), dec)
+	d.tellBroken(plan.Unit(), c.Nexus, dec)
 	if dec.RingFull != nil {
 		d.fillRing(q, dec.RingFull, dec.RingFullFor)
 	}

@@ -376,6 +376,8 @@ type haunting struct {
 	by       *fault.Fault
 	kind     hauntKind
 	stop     func() bool
+	// powerCycle is the record's: what lost its power since transfers nothing.
+	powerCycle uint32
 }
 
 // A hauntKind is what a haunting does.
@@ -419,7 +421,7 @@ func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Durati
 	if after == 0 {
 		after = lateDefault
 	}
-	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, decision: *dec, by: f, kind: kind}
+	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, decision: *dec, by: f, kind: kind, powerCycle: rec.powerCycle}
 	d.hauntings[h] = struct{}{}
 	h.stop = d.clock.AfterFunc(after, func() { d.haunt(h) })
 }
@@ -456,23 +458,23 @@ func (d *Device) haunt(h *haunting) {
 	d.mu.Unlock()
 	d.interruptLater(raise)
 	if h.kind != hauntCompletion {
-		d.transferLate(&h.command, h.unit)
+		d.transferLate(h)
 	}
 }
 
 // transferLate writes to host memory what a READ would have, past all that a unit
 // checks. Memory that the driver has unmapped is not reached: that is a DMA fault.
-func (d *Device) transferLate(c *Command, u fault.Unit) {
-	unit := d.unitAt(u)
+func (d *Device) transferLate(h *haunting) {
+	c, unit := &h.command, d.unitAt(h.unit)
 	lba, _, ok := scsi.BlockRange(&c.CDB)
-	if unit == nil || !ok {
+	if unit == nil || !ok || h.powerCycle != 0 && h.powerCycle != unit.PowerCycle() {
 		return
 	}
 	var x executor
 	if x.gather(d.iommu, c, dma.Write) != CodeExecuted {
 		return // counted by the IOMMU; no command ends here
 	}
-	off := int64(lba) * int64(u.BlockBytes)
+	off := int64(lba) * int64(h.unit.BlockBytes)
 	for _, s := range x.segments {
 		if _, err := unit.Medium().ReadAt(s, off); err != nil {
 			return

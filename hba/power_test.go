@@ -3,12 +3,14 @@ package hba_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/hbatest"
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -252,4 +254,53 @@ func TestPower_LostNexus(t *testing.T) {
 		t.Errorf("the write has been executed: %d, %v", b.Bytes[0], err)
 	}
 	w.wantIdle(t)
+}
+
+// toldMedium counts hostile deeds.
+type toldMedium struct {
+	*media.Memory
+	media.Promiser
+	broke int
+}
+
+func (m *toldMedium) Broke(string) { m.broke++ }
+
+// TestPower_LateTransfer: of a READ that came without power nothing is transferred when
+// that is back, and it has met nothing hostile.
+func TestPower_LateTransfer(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		t.Run(fmt.Sprintf("off=%t", off), func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+			m := &toldMedium{Memory: w.memory}
+			if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+				t.Fatal(err)
+			}
+			w.attach(t, disk0, m)
+			if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
+				t.Fatal(err)
+			}
+			w.do(t, disk0.Flush(9))
+			w.set(t, fault.Rule{Budget: 1, Action: fault.Action{Kind: fault.KindDMAAfterReset}})
+			b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			u := w.dev.UnitAt(0, 0)
+			if off {
+				u.PowerOff()
+			}
+			w.submit(t, disk0.Read(1, 0, 1, b))
+			w.awaitHeld(1)
+			if off {
+				u.PowerOn()
+			}
+			w.submit(t, disk0.Reset(2, false))
+			wantCode(t, w.reap(w.driver.Queues[0], 2)[0], 1, hba.CodeAborted)
+			w.clock.Advance(time.Second)
+			want, deeds := byte(0x55), 1
+			if off {
+				want, deeds = 0, 0
+			}
+			if b.Bytes[0] != want || m.broke != deeds {
+				t.Errorf("memory of the aborted read %#x, %d hostile deeds; want %#x, %d", b.Bytes[0], m.broke, want, deeds)
+			}
+		})
+	}
 }

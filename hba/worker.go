@@ -155,7 +155,7 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 	q.free = rec.next
 	rec.cmd, rec.queue, rec.position, rec.aborted, rec.held = *c, q, position, false, false
 	rec.powerCycle = 0
-	if int(c.Target) < len(d.targets) {
+	if int(c.Target) < len(d.targets) && scsi.Opcode(c.CDB[0]) != scsi.OpReportLUNs { // which the target answers
 		if u := d.unitAt(fault.Unit{Target: c.Target, Lun: c.Lun}); u != nil {
 			if rec.powerCycle = u.PowerCycle(); u.IsOff() {
 				rec.powerCycle-- // what comes without power is not done when that is back

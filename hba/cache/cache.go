@@ -135,6 +135,8 @@ type Cache struct {
 	// +checklocks:syncMu
 	lastLoss error
 
+	// cutMu is held by Cut.
+	cutMu sync.Mutex
 	// outMu is held by whoever writes to the durable medium.
 	outMu sync.Mutex
 	// picked and buffer are scratch space of the holder of outMu.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba/cache"
@@ -331,6 +332,45 @@ func TestPowerOff(t *testing.T) {
 	c.PowerOff()
 	if err := c.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// probed tries a write whenever it is flushed, as it is while a cut decides.
+type probed struct {
+	media.Media
+	c    *cache.Cache
+	done atomic.Uint64
+}
+
+func (p *probed) Flush() error {
+	if _, err := p.c.WriteAt(make([]byte, 512), 4096); err == nil {
+		p.done.Add(1)
+	}
+	return p.Media.Flush()
+}
+
+// TestCut_OneAtATime: a cut that ends does not give the power back in the middle of
+// another, nor does one with options that cannot be.
+func TestCut_OneAtATime(t *testing.T) {
+	m := &probed{Media: memory(t, 1<<20)}
+	m.c = open(t, m, cache.Config{})
+	var g sync.WaitGroup
+	for i := range 3 {
+		g.Go(func() {
+			for range 300 {
+				o := cache.CutOptions{Policy: cache.PolicyNone, Seed: uint64(i)}
+				if i == 2 {
+					o.TearBytes = 7
+				}
+				if _, err := m.c.Cut(o); (err != nil) != (i == 2) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	g.Wait()
+	if n := m.done.Load(); n != 0 {
+		t.Errorf("%d cuts took a write while they decided", n)
 	}
 }
 

@@ -66,7 +66,7 @@
 //
 // # Lock order
 //
-// Cache.outMu, then Cache.syncMu, then Cache.mu, then whatever the durable medium takes. The ledger has a
+// Cache.cutMu, then Cache.outMu, then Cache.syncMu, then Cache.mu, then whatever the durable medium takes. The ledger has a
 // lock of its own, under which nothing else is taken. outMu is held
 // by whoever writes to the durable medium, the goroutine of background.go as well; mu guards the lists and is held for
 // memory copies, never across I/O. What only the holder of outMu changes it reads

@@ -292,7 +292,7 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 		u.notPowered(t)
 		return true
 	}
-	if conditions != 0 && u.checkConditions(t, op) {
+	if conditions != 0 && u.checkConditions(t, op, conditions) {
 		return true
 	}
 	done = u.execute(t, op, mayBlock)
@@ -365,10 +365,10 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 	return true
 }
 
-// checkConditions ends t if the unit has no power, or if a unit attention is
-// pending or the unit is stopped and op is not one that goes through.
-func (u *Unit) checkConditions(t *Task, op scsi.Opcode) (ended bool) {
-	if u.conditions.Load()&conditionOff != 0 {
+// checkConditions ends t if the unit had no power as conditions were loaded, or if a unit
+// attention is pending or the unit is stopped and op is not one that goes through.
+func (u *Unit) checkConditions(t *Task, op scsi.Opcode, conditions uint32) (ended bool) {
+	if conditions&conditionOff != 0 {
 		if op == scsi.OpReportLUNs {
 			return false // the target answers it
 		}

@@ -113,6 +113,48 @@ func TestUnplug(t *testing.T) {
 	noViolations(t, machineOf(d))
 }
 
+// TestUnplug_PowerGoesBeforeItIsServed: a disk is plugged in again, the port finds it, and
+// the power goes before the daemon has asked what it is. It is served when that is back.
+func TestUnplug_PowerGoesBeforeItIsServed(t *testing.T) {
+	s := newSettings(t, "disk=memory:1MiB,cache=writeback")
+	d, _ := s.mustStart(t)
+	unplug(t, d, open(t, s.socket(), "disk"), "disk")
+	m := machineOf(d)
+	e := m.find("disk")
+	eventually(t, func() string {
+		if m.units.at(e.targetID, e.lun) != nil {
+			return "the port has the unit still"
+		}
+		return ""
+	})
+	d.changing <- struct{}{} // nothing is served meanwhile
+	if err := d.RemoveFault("away"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if m.units.at(e.targetID, e.lun) == nil {
+			return "the port has not found the unit"
+		}
+		return ""
+	})
+	e.power.unit.PowerOff()
+	e.power.cache.PowerOff()
+	<-d.changing
+	eventually(t, func() string {
+		if d.matching.Load() || len(d.changing) != 0 {
+			return "the daemon asks for the disk"
+		}
+		return ""
+	})
+	m.powerOn(e)
+	eventually(t, func() string {
+		if x := d.Disks(); len(x) != 1 || x[0].State != client.DiskServing {
+			return fmt.Sprintf("disks: %+v", x)
+		}
+		return ""
+	})
+}
+
 // TestUnplug_WithoutPower: a disk that is plugged in while it has no power is found when
 // that is back.
 func TestUnplug_WithoutPower(t *testing.T) {

@@ -227,12 +227,16 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 }
 
 // powerOn gives a disk its power back. If it was plugged in without, the port has not
-// found out yet what it is, and looks again.
+// found out yet what it is, and looks again, or the daemon has not.
 func (m *machine) powerOn(e *export) {
 	e.power.cache.PowerOn()
 	e.power.unit.PowerOn()
-	if m.units.at(e.targetID, e.lun) != nil || m.cuts.ctx.Err() != nil {
-		return // there it is, or the daemon stops
+	if m.cuts.ctx.Err() != nil {
+		return // the daemon stops
+	}
+	if m.units.at(e.targetID, e.lun) != nil {
+		m.units.tell()
+		return
 	}
 	// If no processor is free, the disk is found with the next change.
 	_ = m.onProcessor("power", func(p *port.Processor) error {
