@@ -156,11 +156,11 @@ func TestRemove_FailedUnderStop(t *testing.T) {
 // A stop whose adapter goes, or fails, while its FLUSH is out does not stop the miniport:
 // a reset brings the FLUSH back before the memory goes.
 func TestStop_EndsDuringFlush(t *testing.T) {
-	for name, end := range map[string]func(b *bench) error{
-		"gone": func(b *bench) error { return b.a.SurpriseRemove(b.p) },
-		"failed": func(b *bench) error {
+	for name, end := range map[string]func(b *bench, stopped chan error) error{
+		"gone": func(b *bench, _ chan error) error { return b.a.SurpriseRemove(b.p) },
+		"failed": func(b *bench, stopped chan error) error {
 			b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "smoke")
-			time.Sleep(time.Minute) // the stop gives the FLUSH up
+			stopped <- <-stopped // it has given the FLUSH up
 			return b.a.RemoveContext(b.t.Context(), b.p)
 		},
 	} {
@@ -186,7 +186,7 @@ func TestStop_EndsDuringFlush(t *testing.T) {
 				p := b.processor("stop")
 				go func() { stopped <- b.a.Stop(p) }()
 				synctest.Wait() // FLUSH is at the miniport
-				if err := end(b); err != nil {
+				if err := end(b, stopped); err != nil {
 					t.Error(err)
 				}
 				if err := <-stopped; !errors.Is(err, ErrAdapterStopped) {
