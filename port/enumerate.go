@@ -1,6 +1,7 @@
 package port
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -344,8 +345,16 @@ func (a *Adapter) BusChangeDetected(*Processor) {
 		a.mu.Lock()
 		a.rescanQueued = false
 		a.mu.Unlock()
-		if err := a.Enumerate(p); err != nil {
-			a.sys.log.Error("enumeration after a bus change", "adapter", a.options.Name, "error", err)
-		}
+		_ = a.enumerateAfter(p, "a bus change") // it is logged
 	})
+}
+
+// enumerateAfter is Enumerate after something, and logs an error. That the adapter has
+// been stopped meanwhile is none.
+func (a *Adapter) enumerateAfter(p *Processor, what string) error {
+	err := a.Enumerate(p)
+	if err != nil && !errors.Is(err, ErrAdapterStopped) {
+		a.sys.log.Error("enumeration after "+what, "adapter", a.options.Name, "error", err)
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package port
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -289,4 +290,20 @@ func TestRemove_BesideAnotherEnd(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A bus change that comes to the worker when the adapter is being stopped is no error.
+func TestBusChange_Stopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b := newBenchIn(t, &driver{model: FullDuplex}, AdapterOptions{}, SystemConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err := b.a.Stop(b.p); err != nil {
+			t.Fatal(err)
+		}
+		b.a.BusChangeDetected(b.p)
+		synctest.Wait()
+		if log.Len() != 0 {
+			t.Errorf("logged: %s", &log)
+		}
+	})
 }

@@ -48,10 +48,7 @@ func (a *Adapter) lookAgain(p *Processor) {
 	change, done := a.stateChange, a.stateChangeDone
 	a.stateChange, a.stateChangeDone = 0, nil
 	a.mu.Unlock()
-	err := a.Enumerate(p)
-	if err != nil {
-		a.sys.log.Error("enumeration after a state change", "adapter", a.options.Name, "error", err)
-	}
+	err := a.enumerateAfter(p, "a state change")
 	if done == nil {
 		return
 	}
