@@ -23,6 +23,13 @@ func (d *Device) SetPositions(queueIndex int, position uint32) {
 	}
 }
 
+// Undos counts the faults of units that are to end.
+func (d *Device) Undos() int {
+	d.undoMu.Lock()
+	defer d.undoMu.Unlock()
+	return len(d.undos)
+}
+
 // Left describes what a device holds that it should not hold when idle, or "".
 func (d *Device) Left() string {
 	d.mu.Lock()

@@ -1111,6 +1111,9 @@ func TestFaults_Unplug(t *testing.T) {
 	if got := changes(); got != at+1 {
 		t.Errorf("the driver is told of %d changes, want one", got-at)
 	}
+	for w.dev.Undos() != 1 { // its second begins when it has been pulled out
+		runtime.Gosched()
+	}
 	w.clock.Advance(time.Second)
 	back(at + 2)
 	if got := s.Fault("unplug").Stats(); got.Fired != 1 {
