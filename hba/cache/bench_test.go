@@ -35,7 +35,7 @@ func round(b *testing.B, bytes int, fn func(off int64)) {
 // end of each round the cache is flushed, which counts.
 func BenchmarkTryWrite(b *testing.B) {
 	for _, bytes := range benchSizes {
-		b.Run(benchName(bytes), func(b *testing.B) {
+		b.Run("size="+benchName(bytes), func(b *testing.B) {
 			c := open(b, memory(b, benchBytes), cache.Config{})
 			p := make([]byte, bytes)
 			round(b, bytes, func(off int64) {
@@ -56,7 +56,7 @@ func BenchmarkTryWrite(b *testing.B) {
 // becomes free at each round by a power cut, which does not count.
 func BenchmarkTryWriteCached(b *testing.B) {
 	for _, bytes := range benchSizes {
-		b.Run(benchName(bytes), func(b *testing.B) {
+		b.Run("size="+benchName(bytes), func(b *testing.B) {
 			c := open(b, memory(b, benchBytes), cache.Config{})
 			p := make([]byte, bytes)
 			round(b, bytes, func(off int64) {
@@ -76,7 +76,7 @@ func BenchmarkTryWriteCached(b *testing.B) {
 // BenchmarkTryRead reads what is in the cache.
 func BenchmarkTryRead(b *testing.B) {
 	for _, bytes := range benchSizes {
-		b.Run(benchName(bytes), func(b *testing.B) {
+		b.Run("size="+benchName(bytes), func(b *testing.B) {
 			c := open(b, memory(b, benchBytes), cache.Config{})
 			p := make([]byte, bytes)
 			for off := int64(0); off < benchBytes; off += int64(bytes) {
@@ -94,7 +94,7 @@ func BenchmarkTryRead(b *testing.B) {
 // BenchmarkFlushAfterWrite writes one block and flushes it.
 func BenchmarkFlushAfterWrite(b *testing.B) {
 	for _, bytes := range benchSizes {
-		b.Run(benchName(bytes), func(b *testing.B) {
+		b.Run("size="+benchName(bytes), func(b *testing.B) {
 			c := open(b, memory(b, benchBytes), cache.Config{})
 			p := make([]byte, bytes)
 			round(b, bytes, func(off int64) {

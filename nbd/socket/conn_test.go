@@ -19,7 +19,7 @@ import (
 )
 
 // pair returns both ends of a connection over network, not yet taken.
-func pair(t *testing.T, network string) (a, b net.Conn) {
+func pair(t testing.TB, network string) (a, b net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
@@ -41,7 +41,7 @@ func pair(t *testing.T, network string) (a, b net.Conn) {
 }
 
 // take takes nc, and closes the Conn with the test.
-func take(t *testing.T, nc net.Conn) *socket.Conn {
+func take(t testing.TB, nc net.Conn) *socket.Conn {
 	t.Helper()
 	c, err := socket.Take(nc)
 	if err != nil {

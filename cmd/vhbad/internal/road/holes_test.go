@@ -391,7 +391,7 @@ func BenchmarkSparseRead(b *testing.B) {
 			options nbdtest.Options
 			flags   uint16
 		}{{"holes", nbdtest.Options{Structured: true}, 0}, {"DF", nbdtest.Options{Structured: true}, nbdtest.FlagDF}} {
-			b.Run(fmt.Sprintf("%dKiB/%s", length>>10, o.name), func(b *testing.B) {
+			b.Run(fmt.Sprintf("size=%dKiB/reads=%s", length>>10, o.name), func(b *testing.B) {
 				const size = 64 << 20
 				w := newRoad(b, shape{queues: 2, fast: true, sizeBytes: size})
 				c := w.clientOf(o.options)
