@@ -19,7 +19,8 @@ type Greeter interface {
 	Device
 	// Greet has over called, on a goroutine of its own, when a client has waited that
 	// has asked for the device, before Open is called. Its time for the handshake goes
-	// on meanwhile, and ends the wait; so does the end of the server. Then stop is called.
+	// on meanwhile, and ends the wait; so does the end of the server, or the client that
+	// closes its socket. Then stop is called.
 	// A client whose export goes meanwhile is told so when it has waited. No stop: the
 	// client does not wait, and over is not called.
 	//
@@ -30,27 +31,29 @@ type Greeter interface {
 // detain lets the client wait for as long as the device of e wants. No lock is held,
 // and the client has no place among the export's connections yet.
 //
-// Errors: a refusal, or that its time is up.
+// Errors: a refusal, or that its time is up, or that it has gone.
 func (n *negotiation) detain(e Export) error {
 	g, ok := e.Device.(Greeter)
 	if !ok {
 		return nil
 	}
-	n.c.rest(g, n.deadline)
-	if !time.Now().Before(n.deadline) {
+	gone := n.c.rest(g, n.deadline)
+	switch {
+	case gone:
+		return negotiationError{NegotiationBroken, "the client has closed while it had to wait for its export"}
+	case !time.Now().Before(n.deadline):
 		return because(NegotiationTimeout)
-	}
-	if n.c.draining() {
+	case n.c.draining():
 		return &refusal{repErrShutdown, NegotiationShutdown, "the server is shutting down"}
 	}
 	return nil
 }
 
-// rest waits for as long as g wants, unless the deadline comes, or the connection is dead
-// or to be drained.
+// rest waits for as long as g wants, unless the deadline comes, the client closes, or the
+// connection is dead or to be drained. It says whether the client has gone.
 //
 // Concurrency: the goroutine that reads, in the handshake.
-func (c *Conn) rest(g Greeter, deadline time.Time) {
+func (c *Conn) rest(g Greeter, deadline time.Time) (gone bool) {
 	over := false
 	end := func() {
 		c.mu.Lock()
@@ -60,14 +63,45 @@ func (c *Conn) rest(g Greeter, deadline time.Time) {
 	}
 	stop := g.Greet(end)
 	if stop == nil {
-		return
+		return false
 	}
 	defer stop()
 	timer := time.AfterFunc(time.Until(deadline), end)
 	defer timer.Stop()
+	leave := c.watch(end)
 	c.mu.Lock()
 	for !over && !c.dead.Load() && !c.draining() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
+	return leave(deadline)
+}
+
+// watch has gone called, on a goroutine of its own, when the client closes. leave ends the
+// watch, sets the deadline for reading, and says whether the client has closed. Only a socket
+// can tell: elsewhere the client is there until something is read or written.
+//
+// Concurrency: the goroutine that reads, which does not meanwhile.
+func (c *Conn) watch(gone func()) (leave func(deadline time.Time) bool) {
+	s, ok := c.nc.(interface{ AwaitHangup() error })
+	if !ok {
+		return func(time.Time) bool { return false }
+	}
+	closed := make(chan bool, 1)
+	go func() {
+		err := s.AwaitHangup()
+		if err == nil {
+			gone()
+		}
+		closed <- err == nil
+	}()
+	return func(deadline time.Time) bool {
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // as in poke
+		has := <-closed
+		_ = c.nc.SetReadDeadline(deadline)
+		if c.draining() {
+			_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // this may have undone the poke
+		}
+		return has
+	}
 }

@@ -176,3 +176,44 @@ func TestGreeter(t *testing.T) {
 		})
 	})
 }
+
+// TestGreeter_Leaves: a client that closes while it has to wait is given up at once, and its
+// place is another's. It makes no difference what it has sent before, which stays unread.
+func TestGreeter_Leaves(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, ahead := range []string{"", hxs("what belongs to the transmission")} {
+			t.Run(fmt.Sprintf("%s/%d bytes ahead", network, len(ahead)/2), func(t *testing.T) {
+				d := &slow{Memory: nbdtest.NewMemory(4096), wait: time.Hour}
+				s := newServer(t, d, nbd.Limits{HandshakeTimeout: time.Hour, MaxConnections: 2})
+				wait := func(waits int32) *haggler {
+					h := &haggler{t: t, nc: s.dial(network)}
+					expect(t, h.nc, hello)
+					h.write(hx(fixedNoZer))
+					h.write(option(goTo, infoData("disk0")))
+					s.waitStats("client that waits", func(nbd.Stats) bool { return d.asked.Load() == waits })
+					return h
+				}
+				stays, leaves := wait(1), wait(2)
+				leaves.write(hx(ahead))
+				_ = leaves.nc.Close()
+				s.waitStats("client given up", func(st nbd.Stats) bool {
+					return st.NegotiationFailures[nbd.NegotiationBroken] == 1 && d.stopped.Load() == 1
+				})
+				wait(3) // there is a place for it
+				if d.stopped.Load() != 1 {
+					t.Error("clients that are there do not wait any more")
+				}
+				stays.write(option(goTo, infoData("disk0"))) // no reason to end its wait, either
+				closed := make(chan struct{})
+				go func() {
+					defer close(closed)
+					s.close()
+				}()
+				if typ, data := readReply(t, stays.nc, goTo); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+					t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+				}
+				<-closed
+			})
+		}
+	}
+}

@@ -295,6 +295,46 @@ func TestMany(t *testing.T) {
 	}
 }
 
+// TestAwaitHangup: only that the peer has closed ends the wait, or that it is to end; what has
+// been sent before stays, and can be received then.
+func TestAwaitHangup(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		a, b := pair(t, network)
+		c := take(t, b)
+		if _, err := a.Write([]byte("sent")); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		for range 2 {
+			go func() { done <- c.AwaitHangup() }()
+			for range 100 {
+				runtime.Gosched()
+			}
+			if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: with the peer there, the wait ended with %v", network, err)
+			}
+			if err := c.SetReadDeadline(time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go func() { done <- c.AwaitHangup() }()
+		_ = a.Close()
+		if err := <-done; err != nil {
+			t.Errorf("%s: a peer that closed: %v", network, err)
+		}
+		if got, err := io.ReadAll(c); err != nil || string(got) != "sent" {
+			t.Errorf("%s: %q and %v afterwards", network, got, err)
+		}
+		_ = c.Close()
+		if err := c.AwaitHangup(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: closed: %v", network, err)
+		}
+	}
+}
+
 // pollers is how many goroutines wait for the epoll descriptor.
 func pollers() int {
 	stacks := make([]byte, 1<<20)
