@@ -49,7 +49,8 @@
 // # Formats
 //
 // A connection has one format for good (format.go): simple replies, structured
-// replies, or extended headers both ways. The device need not know. It tells of
+// replies, or extended headers both ways, of those that Server.Replies offers. The
+// device need not know. It tells of
 // the holes of a read by Request.AddHole, of allocation by AddExtent, which writes
 // the answer to BLOCK_STATUS in the form of the wire, and where something failed
 // by Fail; what the format can say of it becomes chunks (chunk.go). Headers go

@@ -250,6 +250,9 @@ func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
 		}
 		return haggle, n.turnAway(id, errTLSFirst)
 	}
+	if !n.c.server.Replies.offers(id) {
+		return haggle, n.unsupported(id)
+	}
 	switch id {
 	case optExportName:
 		return n.exportName(data)
@@ -270,7 +273,7 @@ func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
 	case optExtendedHeaders:
 		return haggle, n.extendedHeaders(data)
 	}
-	return haggle, n.refuse(id, repErrUnsup, fmt.Sprintf("option %d is not supported", id))
+	return haggle, n.unsupported(id)
 }
 
 // overlong throws away the data of an option that has too much of it, so that
@@ -286,6 +289,9 @@ func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, err
 	message := fmt.Sprintf("option %d with %d bytes of data: want at most %d", h.ID, h.Length, n.c.limits.MaxOptionBytes)
 	if n.needsTLS(h.ID) {
 		return haggle, n.turnAway(h.ID, errTLSFirst)
+	}
+	if !n.c.server.Replies.offers(h.ID) {
+		return haggle, n.unsupported(h.ID)
 	}
 	switch h.ID {
 	case optAbort:
@@ -319,6 +325,11 @@ func (n *negotiation) reply(id, typ uint32, parts ...[]byte) error {
 // refuse sends an error reply with a message for people.
 func (n *negotiation) refuse(id, typ uint32, message string) error {
 	return n.reply(id, typ, []byte(clip(message, maxMessageBytes)))
+}
+
+// unsupported refuses an option that the server does not have.
+func (n *negotiation) unsupported(id uint32) error {
+	return n.refuse(id, repErrUnsup, fmt.Sprintf("option %d is not supported", id))
 }
 
 // refuseData refuses an option that has data but should have none.

@@ -582,6 +582,7 @@ func TestServer_BadAccessLimits(t *testing.T) {
 	}{
 		{"MaxConnectionsPerPeer", func(s *nbd.Server) { s.Limits.MaxConnectionsPerPeer = -1 }},
 		{"IdleTimeout", func(s *nbd.Server) { s.Limits.IdleTimeout = -time.Second }},
+		{"Replies", func(s *nbd.Server) { s.Replies = nbd.RepliesSimple + 1 }},
 		{"TLSMode", func(s *nbd.Server) { s.TLSMode = nbd.TLSRequired + 1 }},
 		{"TLSConfig", func(s *nbd.Server) { s.TLSMode = nbd.TLSOptional }},
 	}

@@ -34,6 +34,9 @@ type Server struct {
 	Arena *dma.Arena
 	// Limits bound what clients can take.
 	Limits Limits
+	// Replies says which formats of replies clients can agree on. The zero value is
+	// RepliesExtended: all.
+	Replies Replies
 	// TLSMode says whether clients may or must use TLS. The zero value is TLSOff.
 	TLSMode TLSMode
 	// TLSConfig is asked for the configuration of each TLS handshake, so that
@@ -130,6 +133,8 @@ func (s *Server) setup() error {
 			s.setupErr = errors.New("nbd: server without Exports")
 		case s.Arena == nil:
 			s.setupErr = errors.New("nbd: server without Arena")
+		case s.Replies > RepliesSimple:
+			s.setupErr = fmt.Errorf("nbd: Replies is %d: want RepliesExtended, RepliesStructured or RepliesSimple", s.Replies)
 		case s.TLSMode > TLSRequired:
 			s.setupErr = fmt.Errorf("nbd: TLSMode is %d: want TLSOff, TLSOptional or TLSRequired", s.TLSMode)
 		case s.TLSMode != TLSOff && s.TLSConfig == nil:

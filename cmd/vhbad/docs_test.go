@@ -77,7 +77,7 @@ func allFlags(c *cobra.Command, into map[string]bool) {
 }
 
 // othersFlags are flags of other programs that pages name.
-var othersFlags = map[string]bool{"iodepth": true /* fio */, "flush": true /* nbdcopy */}
+var othersFlags = map[string]bool{"iodepth": true /* fio */, "flush": true /* nbdcopy */, "no-sr": true /* nbdkit */}
 
 // TestDocs_Commands: each command of vhbad that a page shows exists, and so does each
 // flag that it is shown with.

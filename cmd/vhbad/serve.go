@@ -131,6 +131,7 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine)),
 		"log-format": values("auto", "text", "json"),
 		"log-level":  values("debug", "info", "warn", "error"),
+		"replies":    values(string(config.RepliesExtended), string(config.RepliesStructured), string(config.RepliesSimple)),
 		"sandbox":    values(string(config.SandboxAuto), string(config.SandboxOff)),
 		"tls":        values(string(config.TLSOff), string(config.TLSOptional), string(config.TLSRequired)),
 		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
@@ -166,6 +167,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&v.TLS.Certificates, "tls-certificates", "", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem and perhaps ca-crl.pem")
 	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
 	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
+	f.StringVar((*string)(&v.Replies), "replies", "", "what clients may agree on: extended (all), structured (no extended headers) or simple (neither, and no block status) (default "+string(config.RepliesExtended)+")")
 	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
 	f.IntVar(&v.Limits.ConnectionRate, "connection-rate", 0, fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate))
 	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
@@ -204,6 +206,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		"hostile":              func() { file.Hostile = v.Hostile },
 		"srb-timeout":          func() { file.HBA.SRBTimeout = v.HBA.SRBTimeout },
 		"reset-timeout":        func() { file.HBA.ResetTimeout = v.HBA.ResetTimeout },
+		"replies":              func() { file.Replies = v.Replies },
 		"read-only":            func() { file.ReadOnly = v.ReadOnly },
 		"verify":               func() { file.HBA.Verify = v.HBA.Verify },
 		"queues":               func() { file.HBA.Queues = v.HBA.Queues },

@@ -132,7 +132,7 @@ func (b *bench) parts(match *regexp.Regexp) []part {
 	// What a server and a round of it cost besides the runs is from experience.
 	const start, gap = 2 * time.Second, 400 * time.Millisecond
 	rounds := time.Duration(b.rounds)
-	for _, row := range fioRows() {
+	for _, row := range slices.Concat(fioRows(), simpleRows()) {
 		if match.MatchString(row.name) {
 			servers := time.Duration(1 + len(row.peers))
 			out = append(out, part{row.name, servers * (start + rounds*(b.runTime+gap)), func(r *results) error {

@@ -32,7 +32,7 @@ func plotRows(path, title string, m metric, outcomes []outcome) error {
 			continue
 		}
 		names = append(names, o.row.name)
-		for _, k := range []kind{nbdkitMemory, nbdkitFile, qemuFile, bareLoop, bareSimple, goNBD} {
+		for _, k := range []kind{nbdkitMemory, nbdkitSimple, nbdkitFile, qemuFile, bareLoop, bareSimple, goNBD} {
 			v := 0.0
 			if slices.Contains(o.row.peers, k) {
 				v = median(o.ratios(target{peer: k, metric: m}))

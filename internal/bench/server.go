@@ -18,15 +18,18 @@ import (
 // A kind is a way to serve one disk.
 type kind string
 
-// The servers that are compared.
+// The servers that are compared. All but go-nbd and those that are called "simple"
+// agree on structured replies with clients that ask for them.
 const (
 	vhbadMemory   kind = "vhbad"
+	vhbadSimple   kind = "vhbad, simple"
 	vhbadVerify   kind = "vhbad --verify"
 	vhbadFile     kind = "vhbad file"
 	bareLoop      kind = "bare loop"
 	bareSimple    kind = "bare loop, simple"
 	goNBD         kind = "go-nbd"
 	nbdkitMemory  kind = "nbdkit memory"
+	nbdkitSimple  kind = "nbdkit memory, simple"
 	nbdkitFile    kind = "nbdkit file"
 	qemuFile      kind = "qemu-nbd file"
 	nbdServerFile kind = "nbd-server file"
@@ -81,6 +84,8 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 	switch k {
 	case vhbadMemory:
 		cmd = vhbad("disk=memory:" + size)
+	case vhbadSimple:
+		cmd = vhbad("disk=memory:"+size, "--replies", "simple")
 	case vhbadVerify:
 		cmd = vhbad("disk=memory:"+size, "--verify")
 	case vhbadFile:
@@ -89,6 +94,8 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 		cmd = self(string(k))
 	case nbdkitMemory:
 		cmd = exec.Command("nbdkit", "-f", "-U", socket, "memory", size)
+	case nbdkitSimple:
+		cmd = exec.Command("nbdkit", "-f", "--no-sr", "-U", socket, "memory", size)
 	case nbdkitFile:
 		cmd = exec.Command("nbdkit", "-f", "-U", socket, "file", image)
 	case qemuFile:

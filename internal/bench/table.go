@@ -74,7 +74,31 @@ const (
 const diskBytes = 512 * mib
 
 // allRows are the rows that have targets, in the order of the document.
-func allRows() []row { return slices.Concat(fioRows(), copyRows(), callRows(), guestRows()) }
+func allRows() []row {
+	return slices.Concat(fioRows(), simpleRows(), copyRows(), callRows(), guestRows())
+}
+
+// simpleRows are reads where nobody speaks structured replies: like with like, for
+// those servers that have none. Writes have simple replies either way.
+func simpleRows() []row {
+	return []row{
+		{
+			name: "read-4k-d32-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple, goNBD},
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
+			targets: []target{{nbdkitSimple, iops, 1.3}, {bareSimple, iops, 0.95}, {goNBD, iops, 2.2}},
+		},
+		{
+			name: "read-4k-4x16-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple},
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 16, connections: 4},
+			targets: []target{{nbdkitSimple, iops, 1.8}, {bareSimple, iops, 0.95}},
+		},
+		{
+			name: "read-4k-d1-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple},
+			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 1, connections: 1},
+			targets: []target{{nbdkitSimple, p50, 1.05}, {bareSimple, iops, 0.95}},
+		},
+	}
+}
 
 // fioRows are the rows that are fio jobs.
 func fioRows() []row {

@@ -29,7 +29,7 @@ const (
 
 // serve serves devices on a socket of the network until the end of the test, and
 // returns how to reach them.
-func serve(t *testing.T, network string, mode nbd.TLSMode, exports ...nbd.Export) conformance.Target {
+func serve(t *testing.T, replies nbd.Replies, network string, mode nbd.TLSMode, exports ...nbd.Export) conformance.Target {
 	t.Helper()
 	limits := nbd.Limits{MaxPayloadBytes: minDiskBytes}
 	if exports[0].Device.SizeBytes() > payloadBytes {
@@ -51,7 +51,7 @@ func serve(t *testing.T, network string, mode nbd.TLSMode, exports ...nbd.Export
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nbd.Server{Exports: set, Arena: arena, Limits: limits, TLSMode: mode}
+	s := &nbd.Server{Exports: set, Arena: arena, Limits: limits, Replies: replies, TLSMode: mode}
 	target := conformance.Target{Name: network, Export: exports[0].Name, Secure: mode == nbd.TLSRequired, Patience: patience}
 	if mode != nbd.TLSOff {
 		a := nbdtest.NewAuthority(t)
@@ -113,34 +113,40 @@ func TestConformance(t *testing.T) {
 		return two(d)
 	}
 	as := func(*nbdtest.Memory) {}
+	all, old := nbd.RepliesExtended, nbd.RepliesSimple
 	targets := []struct {
 		name, network string
+		replies       nbd.Replies
 		mode          nbd.TLSMode
 		exports       []nbd.Export
 	}{
-		{"Unix", "unix", nbd.TLSOff, with(diskBytes, as)},
-		{"TCP", "tcp", nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) {
+		{"Unix", "unix", all, nbd.TLSOff, with(diskBytes, as)},
+		{"TCP", "tcp", all, nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) {
 			d.Async, d.Seed = true, 4 // replies in any order
 			d.Description.CanFastZero = true
 		})},
 		// What STARTTLS forgets, and what it is not needed for.
-		{"OptionalTLS", "tcp", nbd.TLSOptional, append(with(minDiskBytes, as), nbd.Export{
+		{"OptionalTLS", "tcp", all, nbd.TLSOptional, append(with(minDiskBytes, as), nbd.Export{
 			Name: "secret", Device: nbdtest.NewMemory(minDiskBytes), TLSOnly: true,
 		})},
-		{"RequiredTLS", "unix", nbd.TLSRequired, with(minDiskBytes, as)},
-		{"ReadOnly", "unix", nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) {
+		{"RequiredTLS", "unix", all, nbd.TLSRequired, with(minDiskBytes, as)},
+		{"ReadOnly", "unix", all, nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) {
 			d.Fill([]byte("not to be changed"))
 			d.Description.ReadOnly = true
 		})},
 		// Blocks that are not bytes.
-		{"Blocks", "unix", nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) { d.Description.MinBlockBytes = 4096 })},
+		{"Blocks", "unix", all, nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) { d.Description.MinBlockBytes = 4096 })},
+		// No format of replies but the first, or but the last.
+		{"SimpleReplies", "unix", old, nbd.TLSOff, with(minDiskBytes, as)},
+		{"SimpleRepliesTLS", "tcp", old, nbd.TLSRequired, with(minDiskBytes, as)},
+		{"StructuredReplies", "unix", nbd.RepliesStructured, nbd.TLSOff, with(minDiskBytes, as)},
 		// No optional command.
-		{"Plain", "unix", nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) { d.Description = nbd.Info{SizeBytes: minDiskBytes} })},
+		{"Plain", "unix", all, nbd.TLSOff, with(minDiskBytes, func(d *nbdtest.Memory) { d.Description = nbd.Info{SizeBytes: minDiskBytes} })},
 	}
 	applied := map[string]bool{}
 	for _, tt := range targets {
 		t.Run(tt.name, func(t *testing.T) {
-			for _, name := range conformance.Run(t, serve(t, tt.network, tt.mode, tt.exports...)) {
+			for _, name := range conformance.Run(t, serve(t, tt.replies, tt.network, tt.mode, tt.exports...)) {
 				applied[name] = true
 			}
 		})

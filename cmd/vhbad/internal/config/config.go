@@ -74,11 +74,14 @@ type File struct {
 	// Admin is the path of the control socket, or "none". The default is VHBAD_ADMIN of
 	// the environment, or else vhbad.sock in XDG_RUNTIME_DIR, or else
 	// /run/vhbad.sock.
-	Admin  string `yaml:"admin"`
-	Log    Log    `yaml:"log"`
-	Limits Limits `yaml:"limits"`
-	TLS    TLS    `yaml:"tls"`
-	HBA    HBA    `yaml:"hba"`
+	Admin string `yaml:"admin"`
+	// Replies is the most that clients can agree on, "extended", "structured" or
+	// "simple"; see docs/operate.md.
+	Replies Replies `yaml:"replies"`
+	Log     Log     `yaml:"log"`
+	Limits  Limits  `yaml:"limits"`
+	TLS     TLS     `yaml:"tls"`
+	HBA     HBA     `yaml:"hba"`
 	// Sandbox says what the daemon keeps of its rights.
 	Sandbox Sandbox `yaml:"sandbox"`
 	// ReadOnly makes every disk read-only.
@@ -163,13 +166,24 @@ const (
 	InterruptsLine       Interrupts = "line"        // the interrupt line
 )
 
+// Replies says which formats of replies clients are offered.
+type Replies string
+
+// The values of Replies.
+const (
+	RepliesExtended   Replies = "extended"   // all, and extended headers
+	RepliesStructured Replies = "structured" // no extended headers
+	RepliesSimple     Replies = "simple"     // simple replies only, and no meta contexts
+)
+
 // Config is a File with its defaults, checked.
 type Config struct {
 	Listen []Address
 	Disks  []Disk
 	// HTTP and Admin are empty if switched off.
-	HTTP  string
-	Admin string
+	HTTP    string
+	Admin   string
+	Replies Replies
 	// LogFormat is "text", "json" or "auto".
 	LogFormat string
 	LogLevel  slog.Level
@@ -270,6 +284,12 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	}
 	if seen[Address{Network: "unix", Target: c.Admin}] {
 		return nil, fmt.Errorf("admin: %s is an address to listen on too: want two different paths", c.Admin)
+	}
+	c.Replies = cmp.Or(f.Replies, RepliesExtended)
+	switch c.Replies {
+	case RepliesExtended, RepliesStructured, RepliesSimple:
+	default:
+		return nil, fmt.Errorf("replies %q: want %s, %s or %s", string(f.Replies), RepliesExtended, RepliesStructured, RepliesSimple)
 	}
 	if err := c.Sandbox.resolve(); err != nil {
 		return nil, err

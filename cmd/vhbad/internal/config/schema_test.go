@@ -32,6 +32,7 @@ const (
 // enums are the values of strings that have few, by key.
 func enums() map[reflect.Type]map[string][]any {
 	return map[reflect.Type]map[string][]any{
+		reflect.TypeFor[File]():    {"replies": {"", string(RepliesExtended), string(RepliesStructured), string(RepliesSimple)}},
 		reflect.TypeFor[Log]():     {"format": {"", "auto", "text", "json"}, "level": {"", "debug", "info", "warn", "error"}},
 		reflect.TypeFor[TLS]():     {"mode": {"", string(TLSOff), string(TLSOptional), string(TLSRequired)}},
 		reflect.TypeFor[HBA]():     {"interrupts": {"", string(InterruptsPerMessage), string(InterruptsAll), string(InterruptsSingle), string(InterruptsLine)}},

@@ -18,12 +18,14 @@ func TestConformance(t *testing.T) {
 	for _, tt := range []struct {
 		name, listen, disk string
 		tls                config.TLSMode
+		replies            config.Replies
 		readOnly           bool
 	}{
 		{name: "unix", disk: "d=memory:8MiB,description=a disk"},
 		{name: "TCP", listen: "tcp://127.0.0.1:0", disk: "d=file:$DIR/i.img,size=8MiB"},
 		{name: "optional TLS", listen: "tcp://127.0.0.1:0", disk: "d=memory:8MiB,block-size=4096", tls: config.TLSOptional},
 		{name: "required TLS", listen: "tcp://127.0.0.1:0", disk: "d=memory:8MiB", tls: config.TLSRequired},
+		{name: "simple replies", disk: "d=memory:8MiB", replies: config.RepliesSimple},
 		{name: "read-only", disk: "d=memory:4MiB", readOnly: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -32,7 +34,7 @@ func TestConformance(t *testing.T) {
 				disks = append(disks, "secret=memory:4MiB,tls-only")
 			}
 			s := newSettings(t, disks...)
-			s.ReadOnly = tt.readOnly
+			s.ReadOnly, s.Replies = tt.readOnly, tt.replies
 			if tt.listen != "" {
 				a, err := config.ParseAddress(tt.listen)
 				if err != nil {

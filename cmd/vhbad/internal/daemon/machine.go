@@ -85,7 +85,8 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 			MaxOptions: l.Options, MaxOptionBytes: int(l.OptionBytes),
 			HandshakeTimeout: l.HandshakeTimeout.Std(), ReplyTimeout: l.ReplyTimeout.Std(), IdleTimeout: l.IdleTimeout.Std(),
 		},
-		Log: d.log, Opened: d.connectionOpened, Closed: d.connectionClosed,
+		Replies: replies(d.o.Config.Replies),
+		Log:     d.log, Opened: d.connectionOpened, Closed: d.connectionClosed,
 	}
 	if d.certificates != nil {
 		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
@@ -105,6 +106,17 @@ func (d *Daemon) setMachine(m *machine) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.machine = m
+}
+
+func replies(r config.Replies) nbd.Replies {
+	switch r {
+	case config.RepliesStructured:
+		return nbd.RepliesStructured
+	case config.RepliesSimple:
+		return nbd.RepliesSimple
+	case config.RepliesExtended:
+	}
+	return nbd.RepliesExtended
 }
 
 func tlsMode(m config.TLSMode) nbd.TLSMode {
