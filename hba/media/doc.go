@@ -32,6 +32,6 @@
 // # Lock order
 //
 // Within Memory: resizeMu, then lifeMu, then the stripes in ascending order, then
-// tableMu or pool.mu, which are leaves. Within File and Backend: lifeMu, the stripes in
-// ascending order, then the flush group's mu, a leaf.
+// pool.coolMu, then tableMu or pool.mu, which are leaves. Within File and Backend:
+// lifeMu, the stripes in ascending order, then the flush group's mu, a leaf.
 package media

@@ -41,6 +41,10 @@ type MemoryConfig struct {
 // them; what was never written takes nothing and reads as zeros. Its size may
 // exceed the machine's memory by far.
 //
+// Of what is given back, up to 64 MiB wait for 5 to 10 s to be taken again before
+// the operating system has them: a page that it must hand out anew costs more than
+// the write into it.
+//
 // It never blocks. A block of up to 4 KiB is never seen half written, as each
 // chunk is read and written under its stripe's lock. Calls on different chunks
 // run side by side, and so do reads of one chunk.
@@ -77,6 +81,9 @@ type leaf struct {
 type cell struct {
 	chunk atomic.Pointer[chunk] // nil: all zeros
 	pages atomic.Uint32         // a bit for each page written since it was last a hole
+	// stale has a bit for each page that is a hole, and reads as zeros whatever the
+	// chunk has there. Other pages that are holes are zeros.
+	stale uint32
 }
 
 var (
@@ -195,6 +202,9 @@ func (m *Memory) readChunkLocked(p []byte, i int64, at int) {
 	if c := m.cellAt(i); c != nil {
 		if ch := c.chunk.Load(); ch != nil {
 			copy(p, ch[at:])
+			if c.stale != 0 {
+				clearPages(p, c.stale, at)
+			}
 			return
 		}
 	}
@@ -249,6 +259,9 @@ func (m *Memory) writeChunkLocked(p []byte, i int64, at int) error {
 	if err != nil {
 		return err
 	}
+	if c.stale != 0 {
+		c.refresh(ch, at, len(p))
+	}
 	copy(ch[at:], p)
 	if written := c.pages.Load(); written|pagesTouched(at, len(p)) != written {
 		c.pages.Store(written | pagesTouched(at, len(p)))
@@ -264,13 +277,41 @@ func (m *Memory) chunkLocked(l *leaf, c *cell) (*chunk, error) {
 	if ch := c.chunk.Load(); ch != nil {
 		return ch, nil
 	}
-	ch, err := m.pool.take()
+	ch, warm, err := m.pool.take()
 	if err != nil {
 		return nil, err
+	}
+	c.stale = 0
+	if warm {
+		c.stale = pagesTouched(0, chunkBytes)
 	}
 	c.chunk.Store(ch)
 	l.used.Add(1)
 	return ch, nil
+}
+
+// refresh is called before n bytes are written at offset at of ch, the cell's chunk: what
+// else is on their pages becomes zeros if the chunk does not have them yet. The stripe
+// is held for exclusive use.
+func (c *cell) refresh(ch *chunk, at, n int) {
+	end := at + n
+	before, after := at&^(pageBytes-1), (end+pageBytes-1)&^(pageBytes-1)
+	clearPages(ch[before:at], c.stale, before)
+	clearPages(ch[end:after], c.stale, end)
+	c.stale &^= pagesTouched(at, n)
+}
+
+// clearPages zeroes those bytes of p that lie on pages of the set, p being at offset at
+// of a chunk.
+func clearPages(p []byte, pages uint32, at int) {
+	for len(p) > 0 {
+		k := min(len(p), pageBytes-at&(pageBytes-1))
+		if pages>>(at>>pageShift)&1 != 0 {
+			clear(p[:k])
+		}
+		p = p[k:]
+		at += k
+	}
 }
 
 // pagesTouched has the bits of the pages of a chunk that n bytes from at touch.

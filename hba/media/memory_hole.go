@@ -82,20 +82,10 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 	if err != nil {
 		return &Error{Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: int64(n), Kind: ErrNoSpace, Err: err}
 	}
-	clearPages(ch, c.pages.Load(), at, n)
+	clearPages(ch[at:at+n], c.pages.Load()|c.stale, at)
+	c.refresh(ch, at, n)
 	c.pages.Store(c.pages.Load() | pagesTouched(at, n))
 	return nil
-}
-
-// clearPages zeroes n bytes at offset at, those on written pages.
-func clearPages(ch *chunk, written uint32, at, n int) {
-	for end := at + n; at < end; {
-		k := min(end-at, pageBytes-at&(pageBytes-1))
-		if written>>(at>>pageShift)&1 != 0 {
-			clear(ch[at : at+k])
-		}
-		at += k
-	}
 }
 
 // hole zeroes n bytes from off, which the caller has checked, and releases the
@@ -142,9 +132,11 @@ func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseB
 	if end := at + n; end&(pageBytes-1) != 0 {
 		whole &^= 1 << (end >> pageShift)
 	}
-	left := c.pages.Load() &^ whole
+	written := c.pages.Load()
+	left := written &^ whole
 	if left != 0 {
-		clearPages(ch, c.pages.Load(), at, n)
+		clearPages(ch[at:at+n], left, at)
+		c.stale |= written & whole
 		c.pages.Store(left)
 		s.Unlock()
 		return

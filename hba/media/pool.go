@@ -3,25 +3,50 @@ package media
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// A chunk is a piece of a slab. Chunks in the pool are all zeros.
+const (
+	// maxWarmChunks bounds the memory that waits to be taken again: 64 MiB.
+	maxWarmChunks = 64 << 20 / chunkBytes
+	// coolTime is for how long chunks wait at least, and half of how long at most.
+	coolTime = 5 * time.Second
+)
+
+// A chunk is a piece of a slab.
 type chunk [chunkBytes]byte
 
 // A pool hands out chunks from slabs outside the Go heap, which it maps as they
 // are needed and keeps until it is closed. What a released chunk held goes back
-// to the operating system at once.
+// to the operating system: after some seconds, so that who discards and writes, as
+// who makes a file system does, has the same memory again; at once if much is released.
 //
-// Concurrency: any goroutine. mu is a leaf.
+// Concurrency: any goroutine. coolMu comes before mu, which is a leaf.
 type pool struct {
 	limit int64        // chunks; 0 means none; set before use
 	used  atomic.Int64 // chunks handed out; changes under mu
 
+	// coolMu is held while chunks of warm are given back, so that close unmaps none
+	// of them meanwhile.
+	coolMu sync.Mutex
+
 	mu sync.Mutex
+	// free are chunks of zeros.
 	// +checklocks:mu
 	free []*chunk
+	// warm are chunks as they were released, the oldest first. With those handed out
+	// they are within limit, as they are the first that are taken.
+	// +checklocks:mu
+	warm []*chunk
+	// unused is how many of warm nobody has wanted since they were last looked at.
+	// +checklocks:mu
+	unused int
+	// timer runs cool; nil if warm is empty.
+	// +checklocks:mu
+	timer *time.Timer
 	// +checklocks:mu
 	fresh []byte // the rest of the newest slab
 	// +checklocks:mu
@@ -33,32 +58,39 @@ var errLimit = errors.New("memory limit reached")
 // room reports whether n more chunks stay below the limit.
 func (p *pool) room(n int64) bool { return p.limit == 0 || p.used.Load()+n <= p.limit }
 
-// take returns a chunk of zeros.
-func (p *pool) take() (*chunk, error) {
+// take returns a chunk: of zeros, unless it is warm.
+func (p *pool) take() (c *chunk, warm bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.room(1) {
-		return nil, errLimit
+		return nil, false, errLimit
+	}
+	if n := len(p.warm); n > 0 {
+		c = p.warm[n-1]
+		p.warm = p.warm[:n-1]
+		p.unused = min(p.unused, n-1)
+		p.used.Add(1)
+		return c, true, nil
 	}
 	if n := len(p.free); n > 0 {
-		c := p.free[n-1]
+		c = p.free[n-1]
 		p.free[n-1] = nil
 		p.free = p.free[:n-1]
 		p.used.Add(1)
-		return c, nil
+		return c, false, nil
 	}
 	if len(p.fresh) == 0 {
 		slab, err := mapSlab()
 		if err != nil {
-			return nil, fmt.Errorf("map %d bytes: %w", slabBytes, err)
+			return nil, false, fmt.Errorf("map %d bytes: %w", slabBytes, err)
 		}
 		p.slabs = append(p.slabs, slab)
 		p.fresh = slab
 	}
-	c := (*chunk)(p.fresh)
+	c = (*chunk)(p.fresh)
 	p.fresh = p.fresh[chunkBytes:]
 	p.used.Add(1)
-	return c, nil
+	return c, false, nil
 }
 
 // A releaseBatch collects chunks on their way back, so that neighbours go back
@@ -82,6 +114,57 @@ func (p *pool) release(b *releaseBatch) {
 		return
 	}
 	chunks := b.chunks[:b.n]
+	p.mu.Lock()
+	n := min(len(chunks), maxWarmChunks-len(p.warm))
+	p.warm = append(p.warm, chunks[:n]...)
+	p.used.Add(-int64(n))
+	if p.timer == nil && n > 0 {
+		p.timer = time.AfterFunc(coolTime, p.cool)
+	}
+	p.mu.Unlock()
+	if chunks = chunks[n:]; len(chunks) > 0 {
+		p.empty(chunks)
+		p.used.Add(-int64(len(chunks)))
+	}
+	*b = releaseBatch{}
+}
+
+// cool gives back what has been warm for coolTime and nobody wanted.
+func (p *pool) cool() {
+	p.coolMu.Lock()
+	defer p.coolMu.Unlock()
+	for {
+		var b releaseBatch
+		p.mu.Lock()
+		b.n = copy(b.chunks[:], p.warm[:p.unused])
+		p.warm = slices.Delete(p.warm, 0, b.n)
+		p.unused -= b.n
+		if b.n == 0 {
+			p.restLocked()
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		p.empty(b.chunks[:b.n])
+	}
+}
+
+// restLocked has cool look again, if there is reason to.
+//
+// +checklocks:p.mu
+func (p *pool) restLocked() {
+	p.unused = len(p.warm)
+	switch {
+	case p.timer == nil: // closed
+	case p.unused == 0:
+		p.timer, p.warm = nil, nil
+	default:
+		p.timer.Reset(coolTime)
+	}
+}
+
+// empty gives the memory of chunks back to the operating system.
+func (p *pool) empty(chunks []*chunk) {
 	for i := 0; i < len(chunks); {
 		run := 1
 		for i+run < len(chunks) && adjacent(chunks[i+run-1], chunks[i+run]) {
@@ -92,20 +175,24 @@ func (p *pool) release(b *releaseBatch) {
 	}
 	p.mu.Lock()
 	p.free = append(p.free, chunks...)
-	p.used.Add(-int64(len(chunks)))
 	p.mu.Unlock()
-	*b = releaseBatch{}
 }
 
 // close unmaps every slab. No chunk may be in use any more.
 func (p *pool) close() error {
+	p.coolMu.Lock()
+	defer p.coolMu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.timer != nil {
+		p.timer.Stop() // if it has run already, it finds nothing
+		p.timer = nil
+	}
 	var errs []error
 	for _, s := range p.slabs {
 		errs = append(errs, unmapSlab(s))
 	}
-	p.slabs, p.free, p.fresh = nil, nil, nil
+	p.slabs, p.free, p.fresh, p.warm, p.unused = nil, nil, nil, nil, 0
 	p.used.Store(0)
 	return errors.Join(errs...)
 }

@@ -3,40 +3,109 @@
 package media
 
 import (
+	"bytes"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// TestPool_GivesMemoryBack looks at which pages are resident. With the race
-// detector slabs are on the Go heap.
-func TestPool_GivesMemoryBack(t *testing.T) {
-	m, err := NewMemory(MemoryConfig{SizeBytes: 8 << 20})
+// These tests look at which pages are resident. With the race detector slabs are on
+// the Go heap.
+
+// written is a medium with all of its memory written.
+func written(t *testing.T, sizeBytes int64) *Memory {
+	t.Helper()
+	m, err := NewMemory(MemoryConfig{SizeBytes: sizeBytes, LimitBytes: sizeBytes})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, 8<<20)
-	for i := range p {
-		p[i] = 1
-	}
-	if _, err := m.WriteAt(p, 0); err != nil {
+	if _, err := m.WriteAt(bytes.Repeat([]byte{1}, int(sizeBytes)), 0); err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// resident is how many MiB of the medium's memory are.
+func resident(t *testing.T, m *Memory) (mib int) {
+	t.Helper()
 	m.pool.mu.Lock()
-	slab := m.pool.slabs[0][:8<<20]
-	m.pool.mu.Unlock()
-	if got := residentPages(t, slab); got != 2048 {
-		t.Errorf("%d pages resident after writing 2048", got)
+	defer m.pool.mu.Unlock()
+	for _, s := range m.pool.slabs {
+		mib += residentPages(t, s)
 	}
-	if err := m.Discard(1<<20, 6<<20); err != nil {
-		t.Fatal(err)
-	}
-	if got := residentPages(t, slab); got != 512 {
-		t.Errorf("%d pages resident after discarding all but 512", got)
-	}
-	if err := m.Close(); err != nil {
-		t.Fatal(err)
-	}
+	return mib * unix.Getpagesize() >> 20
+}
+
+// TestPool_GivesMemoryBack: what is discarded and not written again is the operating
+// system's after 10 s, and only so much waits for that long.
+func TestPool_GivesMemoryBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib = 1 << 20
+		m := written(t, 80*mib)
+		if got := resident(t, m); got != 80 {
+			t.Errorf("%d MiB resident after writing 80", got)
+		}
+		if err := m.Discard(0, 70*mib); err != nil {
+			t.Fatal(err)
+		}
+		if got := resident(t, m); got != 74 {
+			t.Errorf("%d MiB resident after discarding all but 10: want 64 more", got)
+		}
+		time.Sleep(coolTime / 2)
+		if _, err := m.WriteAt(make([]byte, 4*mib), 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := resident(t, m); got != 74 {
+			t.Errorf("%d MiB resident after writing 4 of what was discarded: want no more", got)
+		}
+		time.Sleep(coolTime) // the first look was meanwhile
+		if got := resident(t, m); got != 74 {
+			t.Errorf("%d MiB resident when nothing has waited for long enough", got)
+		}
+		if _, err := m.WriteAt(make([]byte, 4*mib), 4*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(coolTime)
+		if got := resident(t, m); got != 18 {
+			t.Errorf("%d MiB resident after all have waited for long enough: want what is written, 18", got)
+		}
+		time.Sleep(coolTime)
+		m.pool.mu.Lock()
+		if m.pool.timer != nil {
+			t.Error("nothing is warm, and somebody looks after it")
+		}
+		m.pool.mu.Unlock()
+		if err := m.Discard(0, 80*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * coolTime / 2)
+		if got := resident(t, m); got != 0 {
+			t.Errorf("%d MiB resident after discarding all", got)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestPool_CloseWhileWarm: nobody gives back what close has unmapped.
+func TestPool_CloseWhileWarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, wait := range []time.Duration{0, coolTime, 3 * coolTime / 2} {
+			m := written(t, 1<<20)
+			if err := m.Discard(0, 1<<20); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(wait)
+			if err := m.Close(); err != nil {
+				t.Fatal(err)
+			}
+			m.pool.cool() // it had begun, and waited for close
+			time.Sleep(2 * coolTime)
+		}
+	})
 }
 
 func residentPages(t *testing.T, b []byte) (n int) {
@@ -70,5 +139,29 @@ func TestMemory_NoAllocs(t *testing.T) {
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// BenchmarkMemory_Rewrite discards 32 MiB and writes them again, 64 KiB at a time.
+func BenchmarkMemory_Rewrite(b *testing.B) {
+	const size = 32 << 20
+	m, err := NewMemory(MemoryConfig{SizeBytes: size})
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := bytes.Repeat([]byte{1}, chunkBytes)
+	b.SetBytes(size)
+	for b.Loop() {
+		if err := m.Discard(0, size); err != nil {
+			b.Fatal(err)
+		}
+		for off := int64(0); off < size; off += chunkBytes {
+			if _, err := m.WriteAt(p, off); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := m.Close(); err != nil {
+		b.Error(err)
 	}
 }

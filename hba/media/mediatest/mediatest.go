@@ -36,6 +36,7 @@ func Run(t *testing.T, o Options, open func(t *testing.T) media.Media) {
 		{"WritesThrough", writesThrough},
 		{"Discards", discards},
 		{"Zeroes", zeroes},
+		{"ForgetsWhatIsGone", forgets},
 		{"ListsExtents", listsExtents},
 		{"ComparesAndWrites", comparesAndWrites},
 		{"CountsByCompareAndWrite", counts},
@@ -268,6 +269,57 @@ func punch(t *testing.T, m media.Media, fn func(off, n int64) error) {
 		if !bytes.Equal(read(t, m, MinBytes, 0), model) {
 			t.Errorf("%d bytes at %d: not just these are zeros", h.n, h.off)
 		}
+	}
+}
+
+// forgets mixes all ways to change a medium, and compares it with a model: nothing of
+// what was discarded or zeroed comes back, by whatever is written beside it.
+func forgets(t *testing.T, m media.Media, a media.Abilities) {
+	t.Helper()
+	const seed = 5
+	model := make([]byte, MinBytes)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for step := range 400 {
+		most := 3000 // bytes: within a page or two
+		if r.IntN(4) == 0 {
+			most = MinBytes / 2
+		}
+		off := r.IntN(MinBytes)
+		n := min(1+r.IntN(most), MinBytes-off)
+		part := model[off : off+n]
+		var err error
+		switch kind := r.IntN(8); {
+		case kind == 0 && a.Discard != nil:
+			err = a.Discard.Discard(int64(off), int64(n))
+			clear(part)
+		case kind == 1 && a.Zero != nil:
+			err = a.Zero.Zero(int64(off), int64(n), r.IntN(2) == 0)
+			clear(part)
+		case kind == 2 && a.Discard != nil:
+			off, n = off&^(64<<10-1), 64<<10
+			err = a.Discard.Discard(int64(off), int64(n))
+			clear(model[off : off+n])
+		case kind == 3 && a.CompareAndWrite != nil:
+			p := fill(n, byte(1+r.IntN(255)))
+			if at, e := a.CompareAndWrite.CompareAndWriteAt(part, p, int64(off)); e != nil || at >= 0 {
+				t.Fatalf("seed %d, step %d: %d bytes at %d: byte %d is not what the model says, %v", seed, step, n, off, at, e)
+			}
+			copy(part, p)
+		case kind < 6:
+			p := fill(n, byte(1+r.IntN(255)))
+			write(t, m, p, int64(off))
+			copy(part, p)
+		default:
+			if got := read(t, m, n, int64(off)); !bytes.Equal(got, part) {
+				t.Fatalf("seed %d, step %d: %d bytes at %d are not what the model says", seed, step, n, off)
+			}
+		}
+		if err != nil {
+			t.Fatalf("seed %d, step %d: %d bytes at %d: %v", seed, step, n, off, err)
+		}
+	}
+	if !bytes.Equal(read(t, m, MinBytes, 0), model) {
+		t.Errorf("seed %d: not what the model says", seed)
 	}
 }
 
