@@ -214,7 +214,7 @@ func newMemory(t *testing.T) *memory {
 	}
 	m := &memory{iommu: dma.NewIOMMU(arena)}
 	ring := func(bytes int, access dma.Access) ([]byte, dma.Addr) {
-		w, err := m.iommu.NewWindow()
+		w, err := m.iommu.NewWindow(nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -62,7 +62,7 @@ func newLoopers(tb testing.TB, n, batch, sizeBytes int, write bool) []*looper {
 			tb.Fatal(err)
 		}
 		for j := range batch {
-			srb, err := a.NewSRB(1)
+			srb, err := a.NewSRB(l.p, 1)
 			if err != nil {
 				tb.Fatal(err)
 			}

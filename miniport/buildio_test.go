@@ -23,7 +23,7 @@ func TestBuildIo_NoWindow(t *testing.T) {
 	x := batch.Requests[0]
 	var taken []dma.Window
 	for {
-		w, err := m.IOMMU.NewWindow()
+		w, err := m.IOMMU.NewWindow(nil)
 		if errors.Is(err, dma.ErrNoWindow) {
 			break
 		} else if err != nil {

@@ -254,7 +254,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	for i := range a.resetSRBs {
-		srb, err := a.NewSRB(1)
+		srb, err := a.NewSRB(p, 1)
 		if err != nil {
 			a.Remove(p)
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -262,7 +262,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		srb.recovery = true
 		a.resetSRBs[i] = srb
 	}
-	srb, err := a.NewSRB(1)
+	srb, err := a.NewSRB(p, 1)
 	if err != nil {
 		a.Remove(p)
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -654,18 +654,20 @@ func (a *Adapter) freeUncached() {
 
 // NewSRB makes an SRB for this adapter that can carry up to buffers pieces of
 // data (1 to MaxDataBuffers). It belongs to the caller, who uses it again and again; making
-// one is for set-up, not for each request.
+// one is for set-up, not for each request. It lies in memory beside others made on p,
+// and apart from those of other processors: so p, which is the caller's, is best the one that
+// submits it. Any may. Nil stands for none in particular.
 //
 // Errors: no memory or no IOMMU window left.
-func (a *Adapter) NewSRB(buffers int) (*SRB, error) {
-	s := &SRB{}
-	if buffers < 1 || buffers > len(s.windows) {
-		return nil, fmt.Errorf("port: SRB with %d buffers: want 1 to %d", buffers, len(s.windows))
+func (a *Adapter) NewSRB(p *Processor, buffers int) (*SRB, error) {
+	if buffers < 1 || buffers > MaxDataBuffers {
+		return nil, fmt.Errorf("port: SRB with %d buffers: want 1 to %d", buffers, MaxDataBuffers)
 	}
+	s, windows := p.takeSRB()
 	s.adapter = a
 	s.Tag = a.nextTag.Add(1)
 	for i := range buffers {
-		w, err := a.sys.iommu.NewWindow()
+		w, err := a.sys.iommu.NewWindow(windows)
 		if err != nil {
 			a.FreeSRB(s)
 			return nil, err

@@ -94,11 +94,11 @@ type census struct {
 	buffer []byte
 }
 
-func (c *census) make() (err error) {
+func (c *census) make(p *Processor) (err error) {
 	if c.srb != nil {
 		return nil
 	}
-	srb, err := c.a.NewSRB(1)
+	srb, err := c.a.NewSRB(p, 1)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err e
 	if lu.gate.Load()&gateGivenUp != 0 {
 		return false, nil
 	}
-	if err := c.make(); err != nil {
+	if err := c.make(p); err != nil {
 		return false, err
 	}
 	c.srb.CDBBytes = uint8(scsi.PutReportLUNs(&c.srb.CDB, enumBufferBytes))
@@ -190,7 +190,7 @@ func (c *census) list(p *Processor, path, target uint8) ([]*LogicalUnit, error) 
 // isUnit asks a unit what it is, and reports whether it is anything. One that is known
 // is there until it says, or the adapter does, that it is not: it may be without power.
 func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
-	if err := c.make(); err != nil {
+	if err := c.make(p); err != nil {
 		return false, err
 	}
 	srb := c.srb

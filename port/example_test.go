@@ -177,7 +177,7 @@ func Example() {
 	defer adapter.Remove(p)
 	check(adapter.Enumerate(p))
 	unit := adapter.LogicalUnits()[0]
-	srb, err := adapter.NewSRB(1)
+	srb, err := adapter.NewSRB(p, 1)
 	check(err)
 	defer adapter.FreeSRB(srb)
 	block := arena.Alloc(porttest.RAMBlockBytes)

@@ -355,7 +355,7 @@ func TestMarkDeviceFailed(t *testing.T) {
 	}
 	old := b.a.LogicalUnits()[1]
 	done := make(signal, 2)
-	s, err := b.a.NewSRB(1)
+	s, err := b.a.NewSRB(nil, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, er
 		return nil, fmt.Errorf("port: DMA memory of %d bytes: want 1 to %d", sizeBytes, dma.MaxMapBytes)
 	}
 	iommu := a.sys.iommu
-	w, err := iommu.NewWindow()
+	w, err := iommu.NewWindow(nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoResources, err)
 	}
@@ -231,7 +231,7 @@ func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buf
 	case access == 0:
 		return errors.New("port: scatter/gather list without FlagDataIn or FlagDataOut")
 	}
-	w, err := a.sys.iommu.NewWindow()
+	w, err := a.sys.iommu.NewWindow(nil)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoResources, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/pci"
 )
 
@@ -41,6 +42,9 @@ type Processor struct {
 	inPassive             bool
 
 	samples sampler // of the SRBs that it submits
+
+	srbs    []SRB // the rest of a page; see takeSRB
+	windows dma.WindowGroup
 
 	// What the verifier keeps; see frame.
 	frames  []frame

@@ -172,7 +172,7 @@ func (a *Adapter) GetUncachedExtension(p *Processor, c *Config, sizeBytes int) [
 	if sizeBytes <= 0 || sizeBytes > dma.MaxMapBytes {
 		return nil
 	}
-	w, err := a.sys.iommu.NewWindow()
+	w, err := a.sys.iommu.NewWindow(nil)
 	if err != nil {
 		return nil
 	}
@@ -193,7 +193,7 @@ func (a *Adapter) GetUncachedExtension(p *Processor, c *Config, sizeBytes int) [
 //
 // Level: any.
 // Source: storport.h StorPortGetPhysicalAddress.
-func (a *Adapter) GetPhysicalAddress(_ *Processor, srb *SRB, b []byte) dma.Addr {
+func (a *Adapter) GetPhysicalAddress(p *Processor, srb *SRB, b []byte) dma.Addr {
 	if srb == nil {
 		off, ok := offsetIn(a.uncached, b)
 		if !ok {
@@ -207,7 +207,7 @@ func (a *Adapter) GetPhysicalAddress(_ *Processor, srb *SRB, b []byte) dma.Addr 
 	}
 	if srb.extAddr == 0 {
 		if srb.extWindow == 0 {
-			w, err := a.sys.iommu.NewWindow()
+			w, err := a.sys.iommu.NewWindow(&p.windows)
 			if err != nil {
 				return 0
 			}

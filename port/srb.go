@@ -242,6 +242,26 @@ const (
 	ownerMiniport        // the miniport's, from StartIo on
 )
 
+// srbsAtOnce is how many SRBs a processor takes from the heap together: as many as fill a
+// page of 4 KiB, for which the allocator has blocks that begin where pages do. What one
+// processor writes is so in no page that another one does, and processors do not fetch
+// ahead beyond the end of a page. See TestLayout_Pages.
+const srbsAtOnce = 9
+
+// takeSRB returns an SRB that is nobody's, and the group for its IOMMU windows. p may be
+// nil.
+func (p *Processor) takeSRB() (*SRB, *dma.WindowGroup) {
+	if p == nil {
+		return new(SRB), nil
+	}
+	if len(p.srbs) == 0 {
+		p.srbs = make([]SRB, srbsAtOnce)
+	}
+	s := &p.srbs[0]
+	p.srbs = p.srbs[1:]
+	return s, &p.windows
+}
+
 // request describes what was asked for: the part of an SRB that does not change
 // while it is outstanding, and so may be read by anybody who keeps it from
 // ending.

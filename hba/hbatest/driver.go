@@ -317,7 +317,7 @@ func (d *Driver) NewBuffer(n int) (*Buffer, error) {
 		return nil, fmt.Errorf("hbatest: no %d bytes left in the arena", n)
 	}
 	clear(b)
-	w, err := d.iommu.NewWindow()
+	w, err := d.iommu.NewWindow(nil)
 	if err != nil {
 		d.iommu.Arena().Free(b)
 		return nil, err

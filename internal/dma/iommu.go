@@ -3,6 +3,9 @@ package dma
 import (
 	"errors"
 	"fmt"
+	"math"
+	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -92,17 +95,36 @@ type IOMMU struct {
 	onFault atomic.Pointer[func(Fault)]
 
 	mu sync.Mutex
+	// reserved has one bit for each window: handed out. A word is a block of
+	// windows.
 	// +checklocks:mu
-	free []Window // returned windows, last in first out
+	reserved []uint64
 	// +checklocks:mu
-	nextFresh int // windows from here on were never used
+	inUse int
+	// common is for windows of no group.
 	// +checklocks:mu
-	reserved []uint64 // one bit for each window: handed out
+	common WindowGroup
+}
+
+// blockWindows is how many windows a group gets at a time: 1 KiB of the table. Few
+// groups fill one, so that hardly any two have neighbours.
+const blockWindows = 64
+
+// A WindowGroup is the windows that one processor uses: as far as there are enough of
+// them they lie together, and apart from those of other groups. Processors fetch memory
+// ahead, and what another one is writing to is slow to come and is missed there. The
+// zero value is a new group.
+//
+// Concurrency: one call of NewWindow at a time.
+type WindowGroup struct {
+	block int // the latest block, counted from 1; 0: none
 }
 
 // NewIOMMU returns an IOMMU over a without mappings.
 func NewIOMMU(a *Arena) *IOMMU {
-	return &IOMMU{arena: a, windows: make([]window, Windows), nextFresh: 1, reserved: make([]uint64, Windows/64)}
+	m := &IOMMU{arena: a, windows: make([]window, Windows), reserved: make([]uint64, Windows/blockWindows), common: WindowGroup{1}}
+	m.reserved[0] = 1 // window 0
+	return m
 }
 
 // Arena is the memory behind the IOMMU.
@@ -115,23 +137,41 @@ func (m *IOMMU) OnFault(fn func(Fault)) { m.onFault.Store(&fn) }
 // Faults is the number of faults so far.
 func (m *IOMMU) Faults() uint64 { return m.faults.Load() }
 
-// NewWindow reserves a window. It is meant for set-up, not for each request.
-func (m *IOMMU) NewWindow() (Window, error) {
+// NewWindow reserves a window of group g, or of none if g is nil. It is meant for
+// set-up, not for each request.
+//
+// Errors: ErrNoWindow.
+func (m *IOMMU) NewWindow(g *WindowGroup) (Window, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n := len(m.free); n > 0 {
-		w := m.free[n-1]
-		m.free = m.free[:n-1]
-		m.reserved[w/64] |= 1 << (w % 64)
-		return w, nil
+	if g == nil {
+		g = &m.common
 	}
-	if m.nextFresh >= Windows {
+	if !m.findLocked(g) {
 		return 0, ErrNoWindow
 	}
-	w := Window(m.nextFresh)
-	m.nextFresh++
-	m.reserved[w/64] |= 1 << (w % 64)
-	return w, nil
+	word := &m.reserved[g.block-1]
+	bit := bits.TrailingZeros64(^*word)
+	*word |= 1 << bit
+	m.inUse++
+	return Window((g.block-1)*blockWindows + bit), nil
+}
+
+// findLocked makes g's block one that has a free window: the one it is, an empty one,
+// or any.
+//
+// +checklocks:m.mu
+func (m *IOMMU) findLocked(g *WindowGroup) bool {
+	const full = math.MaxUint64
+	if g.block != 0 && m.reserved[g.block-1] != full {
+		return true
+	}
+	i := slices.Index(m.reserved, 0)
+	if i < 0 {
+		i = slices.IndexFunc(m.reserved, func(word uint64) bool { return word != full })
+	}
+	g.block = i + 1
+	return i >= 0
 }
 
 // FreeWindow returns an unmapped window. Its generation lives on, so that
@@ -142,18 +182,18 @@ func (m *IOMMU) FreeWindow(w Window) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.reserved[w/64]&(1<<(w%64)) == 0 {
+	if m.reserved[w/blockWindows]&(1<<(w%blockWindows)) == 0 {
 		panic(fmt.Sprintf("dma: window %d freed but not reserved", w))
 	}
-	m.reserved[w/64] &^= 1 << (w % 64)
-	m.free = append(m.free, w)
+	m.reserved[w/blockWindows] &^= 1 << (w % blockWindows)
+	m.inUse--
 }
 
 // WindowsInUse is the number of windows reserved.
 func (m *IOMMU) WindowsInUse() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.nextFresh - 1 - len(m.free)
+	return m.inUse
 }
 
 // Map makes b, memory of the arena, reachable through w with a new generation,

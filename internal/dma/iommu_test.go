@@ -15,7 +15,7 @@ func newIOMMU(tb testing.TB, sizeBytes int) (*dma.IOMMU, []byte, dma.Window) {
 	m := dma.NewIOMMU(a)
 	b := a.Alloc(sizeBytes)
 	tb.Cleanup(func() { a.Free(b) })
-	w, err := m.NewWindow()
+	w, err := m.NewWindow(nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestTranslate(t *testing.T) {
 
 func TestTranslate_Faults(t *testing.T) {
 	m, b, w := newIOMMU(t, 4*dma.MinBlockBytes)
-	other, err := m.NewWindow()
+	other, err := m.NewWindow(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestNewWindow_All(t *testing.T) {
 	m := dma.NewIOMMU(newArena(t, dma.MinBlockBytes))
 	seen := make([]bool, dma.Windows)
 	for range dma.Windows - 1 {
-		w, err := m.NewWindow()
+		w, err := m.NewWindow(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,14 +138,75 @@ func TestNewWindow_All(t *testing.T) {
 		}
 		seen[w] = true
 	}
-	if _, err := m.NewWindow(); !errors.Is(err, dma.ErrNoWindow) {
+	if _, err := m.NewWindow(nil); !errors.Is(err, dma.ErrNoWindow) {
 		t.Errorf("NewWindow: %v, want ErrNoWindow", err)
 	}
 	if got := m.WindowsInUse(); got != dma.Windows-1 {
 		t.Errorf("WindowsInUse = %d, want %d", got, dma.Windows-1)
 	}
 	m.FreeWindow(77)
-	if w, err := m.NewWindow(); err != nil || w != 77 {
+	if w, err := m.NewWindow(nil); err != nil || w != 77 {
+		t.Errorf("NewWindow = %d, %v, want the freed one", w, err)
+	}
+}
+
+// TestNewWindow_Groups: windows of different groups lie apart while there is room, and
+// none is withheld when there is not.
+func TestNewWindow_Groups(t *testing.T) {
+	const (
+		blockWindows = 64 // 1 KiB of the table
+		groups       = 10
+		each         = 100
+	)
+	m := dma.NewIOMMU(newArena(t, dma.MinBlockBytes))
+	owner := make(map[dma.Window]int) // by block
+	all := 0
+	take := func(g *dma.WindowGroup, number int) dma.Window {
+		w, err := m.NewWindow(g)
+		if err != nil {
+			t.Fatalf("with %d of %d taken: %v", all, dma.Windows-1, err)
+		}
+		all++
+		if other, ok := owner[w/blockWindows]; ok && other != number {
+			t.Fatalf("window %d of group %d is in a block of group %d", w, number, other)
+		}
+		owner[w/blockWindows] = number
+		return w
+	}
+	var some [groups]dma.WindowGroup
+	var last [groups]dma.Window
+	for range each {
+		take(nil, -1)
+		for i := range some {
+			last[i] = take(&some[i], i)
+		}
+	}
+	if want := (groups + 1) * (each + blockWindows - 1) / blockWindows; len(owner) > want+1 {
+		t.Errorf("%d blocks for %d windows of %d groups and of none, want at most %d", len(owner), all, groups, want+1)
+	}
+	for i := range last {
+		m.FreeWindow(last[i])
+		if w := take(&some[i], i); w/blockWindows != last[i]/blockWindows {
+			t.Errorf("group %d gets window %d, with window %d free", i, w, last[i])
+		}
+		all--
+	}
+	if got := m.WindowsInUse(); got != all {
+		t.Errorf("WindowsInUse = %d, want %d", got, all)
+	}
+	// From some group on there is no block left to have alone.
+	for ; all < dma.Windows-1; all++ {
+		if _, err := m.NewWindow(new(dma.WindowGroup)); err != nil {
+			t.Fatalf("with %d of %d taken: %v", all, dma.Windows-1, err)
+		}
+	}
+	for _, g := range []*dma.WindowGroup{nil, new(dma.WindowGroup), &some[0]} {
+		if _, err := m.NewWindow(g); !errors.Is(err, dma.ErrNoWindow) {
+			t.Errorf("NewWindow: %v, want ErrNoWindow", err)
+		}
+	}
+	m.FreeWindow(4711)
+	if w, err := m.NewWindow(&some[0]); err != nil || w != 4711 {
 		t.Errorf("NewWindow = %d, %v, want the freed one", w, err)
 	}
 }
@@ -212,7 +273,7 @@ func FuzzTranslate(f *testing.F) {
 	}
 	b := a.Alloc(16 * dma.MinBlockBytes)
 	m := dma.NewIOMMU(a)
-	w, err := m.NewWindow()
+	w, err := m.NewWindow(nil)
 	if err != nil {
 		f.Fatal(err)
 	}

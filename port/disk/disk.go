@@ -288,7 +288,7 @@ const talkerBytes = 4096
 var errGivenUp = errors.New("no reset makes the unit answer")
 
 func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
-	srb, err := d.adapter.NewSRB(1)
+	srb, err := d.adapter.NewSRB(p, 1)
 	if err != nil {
 		return nil, err
 	}

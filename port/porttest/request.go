@@ -37,7 +37,7 @@ func (m *Machine) NewBatch(t testing.TB, a *port.Adapter, n, bufferBytes int) *B
 	t.Helper()
 	b := &Batch{done: make(chan struct{}, 1)}
 	for range n {
-		srb, err := a.NewSRB(1)
+		srb, err := a.NewSRB(nil, 1)
 		if err != nil {
 			t.Fatalf("new SRB: %v", err)
 		}

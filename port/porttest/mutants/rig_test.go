@@ -190,7 +190,7 @@ func (r *rig) failed(o oracle) bool {
 
 // read makes a read of one block that is expected to succeed.
 func (r *rig) read(lun int, lba uint64) *request {
-	srb, err := r.a.NewSRB(1)
+	srb, err := r.a.NewSRB(nil, 1)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ const (
 func modePage(t *testing.T, m *machine, e *export, list []byte) (wce bool, err error) {
 	t.Helper()
 	err = m.onProcessor("mode", func(p *port.Processor) error {
-		srb, err := m.adapter.NewSRB(1)
+		srb, err := m.adapter.NewSRB(p, 1)
 		if err != nil {
 			return err
 		}
