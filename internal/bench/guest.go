@@ -39,8 +39,7 @@ const (
 	envGuest = "VHBAD_BENCH_GUEST"
 
 	guestUntar = "guest-untar"
-	// untarShare is how many times as many rounds that row has: one is short, and
-	// what the kernel writes back when differs.
+	// untarShare is how many times as many rounds that row has: one is short.
 	untarShare = 2
 )
 
@@ -145,7 +144,7 @@ func (b *bench) runGuest(order *guestOrder, outcomes []outcome) (err error) {
 	few := guest.RaiseMapCount() // matters if something else goes wrong
 	console := new(bytes.Buffer)
 	m, err := guest.Boot(guest.Config{
-		Kernel: kernel, Init: self, Memory: guestMemory, Folder: b.shop.dir, Console: console,
+		Kernel: kernel, Init: self, Memory: guestMemory, Folder: b.shop.dir, Console: console, Pinned: true,
 		Environment: []string{envGuest + "=" + orders},
 	})
 	if err != nil {
