@@ -256,7 +256,7 @@ func (m *Memory) writeChunkLocked(p []byte, i int64, at int) error {
 	l := m.leafOf(i)
 	c := &l.cells[i%chunksPerLeaf]
 	ch, err := m.chunkLocked(l, c)
-	if err != nil {
+	if ch == nil { // not err != nil: the compiler would look at the chunk's first byte to see that
 		return err
 	}
 	if c.stale != 0 {
