@@ -100,6 +100,21 @@ func TestRoundTrip_NoAllocs(t *testing.T) {
 	}
 }
 
+// TestRoundTrip_TagsComeBack: a processor whose commands complete before the next ones
+// come has their tags again without asking for them, and so takes all interrupt locks
+// only before the first batch.
+func TestRoundTrip_TagsComeBack(t *testing.T) {
+	l := newLoopers(t, 1, 32, 4096, false)[0]
+	before := l.lu.Adapter().Stats(l.p).SynchronizeAccess
+	const runs = 200
+	for range runs {
+		l.submit()
+	}
+	if n := l.lu.Adapter().Stats(l.p).SynchronizeAccess - before; n > 1 {
+		t.Errorf("%d calls of SynchronizeAccess for %d batches, want 1", n, runs)
+	}
+}
+
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, op := range []string{"read", "write"} {
 		for _, size := range []int{4 << 10, 64 << 10} {

@@ -13,7 +13,8 @@
 //	Interrupt  interrupt lock, or that of one message. Drains the completion
 //	           ring, gives tags back, puts the SRBs on the reaped list, tells the
 //	           device how far it came, issues the DPC.
-//	DPC        no lock. Takes the list and completes the SRBs.
+//	DPC        no lock. Takes the list, and tags for the SRBs to come, under that
+//	           of the message for a moment, and completes the SRBs.
 //
 // # Synchronized access inside an unsynchronized routine
 //
@@ -24,7 +25,9 @@
 // BuildIo calls can never get the same tag.
 //
 // The synchronized part is kept short and rare: each processor has a magazine
-// of tags that only it touches, and goes to the pool for thirty at a time.
+// of tags that only it touches. The DPC fills it while it has the lock that it
+// needs anyway, so that BuildIo goes to the pool only where other processors
+// complete what this one sends, or where batches are larger than a magazine.
 //
 // # Tags
 //

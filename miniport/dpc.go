@@ -57,7 +57,9 @@ func receiveGuests(t port.SyncToken, q *queue) bool {
 }
 
 // takeReaped moves the reaped list and the visitors into the DPC's hands. It
-// does not touch the device: see receiveGuests.
+// does not touch the device: see receiveGuests. The handler has given the tags
+// back, and they are as many as the processor may be about to need: while the
+// lock is held, its magazine is filled.
 //
 // Level: Device, with the lock of q's message.
 func takeReaped(t port.SyncToken, q *queue) bool {
@@ -65,6 +67,9 @@ func takeReaped(t port.SyncToken, q *queue) bool {
 	q.completing.Store(true)
 	q.spare, s.reaped = s.reaped, q.spare
 	q.visitors, s.visitors = s.visitors, nil
+	if m := q.d.magazine(t.Processor(), q); m != nil {
+		m.fill(&s.pool)
+	}
 	return true
 }
 

@@ -16,15 +16,15 @@ import (
 //	tags = ring entries + magazineTags × magazineProcessors
 //
 // So a full ring, not a lack of tags, is what turns a request away, whatever
-// other processors have put by. With 4096 entries that is 65536: tagIndexBits.
+// other processors have put by. With 4096 entries that is 131072: tagIndexBits.
 const (
-	tagIndexBits  = 16
+	tagIndexBits  = 17
 	tagIndexMask  = 1<<tagIndexBits - 1
 	tagGeneration = 1 << tagIndexBits
 
-	// magazineTags is about what one reading of a socket brings, so that a batch goes to the
-	// pool once.
-	magazineTags = 30
+	// magazineTags is more than one reading of a socket mostly brings, so that a processor
+	// whose commands complete before the next ones come has those tags again.
+	magazineTags = 62
 	// magazineProcessors is how many processors have magazines at the most. Those
 	// numbered from here on go to the pool for each request.
 	magazineProcessors = port.DefaultMaxProcessors / 2
@@ -83,7 +83,7 @@ func nextGeneration(tag uint32) uint32 {
 
 // A magazine is a processor's own supply of one queue's tags.
 //
-// Concurrency: used in BuildIo and StartIo on its processor only, never in an
+// Concurrency: used in BuildIo, StartIo and DPCs on its processor only, never in an
 // interrupt handler, so that it needs no lock.
 type magazine struct {
 	n    uint32
@@ -101,16 +101,21 @@ type refill struct {
 //
 // Level: Device, every interrupt lock.
 func refillMagazine(t port.SyncToken, r refill) bool {
-	pool := &r.q.shared.Open(t).pool
-	for r.m.n < magazineTags {
+	r.m.fill(&r.q.shared.Open(t).pool)
+	return r.m.n > 0
+}
+
+// fill takes as many tags as there is room for. Those that were given back last come
+// first: their entries are in the processor's cache.
+func (m *magazine) fill(pool *tagPool) {
+	for m.n < magazineTags {
 		tag := pool.get()
 		if tag == 0 {
-			break
+			return
 		}
-		r.m.tags[r.m.n] = tag
-		r.m.n++
+		m.tags[m.n] = tag
+		m.n++
 	}
-	return r.m.n > 0
 }
 
 // A single asks for one tag, into an SRB's extension, for a processor without a

@@ -1,6 +1,7 @@
 package miniport
 
 import (
+	"math"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -53,12 +54,12 @@ func TestTagPool_Model(t *testing.T) {
 
 func TestNextGeneration_SkipsZero(t *testing.T) {
 	const index = 7
-	tag := uint32(0xffff<<tagIndexBits | index)
+	tag := uint32(math.MaxUint32&^tagIndexMask | index)
 	if got, want := nextGeneration(tag), uint32(tagGeneration|index); got != want {
 		t.Errorf("after %#x: %#x, want %#x", tag, got, want)
 	}
 	seen := map[uint32]bool{}
-	for range 0xffff {
+	for range math.MaxUint32 >> tagIndexBits {
 		if seen[tag] || tag == index {
 			t.Fatalf("tag %#x came twice, or is no tag", tag)
 		}
