@@ -182,6 +182,12 @@ type Adapter struct {
 	onReset func(ResetReport)
 	// +checklocks:mu
 	rescanQueued bool
+	// enumAgainQueued is set while a timer runs that will enumerate again; enumAgainIn is
+	// the time of the latest, zero once an enumeration has missed nothing.
+	// +checklocks:mu
+	enumAgainQueued bool
+	// +checklocks:mu
+	enumAgainIn time.Duration
 	// +checklocks:mu
 	hardwareResetQueued bool
 	// busBroken is set for a bus while the latest ResetBus of it has failed, and

@@ -20,7 +20,9 @@ const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 
 // Enumerate looks for logical units, and tells OnUnitsChanged what came and
 // went. New units are ready for SRBs when it returns; those that are gone
-// complete what they get with StatusNoDevice.
+// complete what they get with StatusNoDevice. If some address has not said what is
+// there, or the adapter is stopped, the port looks again by itself: after 1 s, then after
+// twice the time each, up to ResetTimeout or the SRBs' time-out, whichever is less.
 //
 // Level: Passive; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
@@ -29,12 +31,30 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	}
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
-	if a.state.Load() != adapterRunning {
+	if state := a.state.Load(); state != adapterRunning {
+		if state == adapterStopped {
+			a.enumerateAgain()
+		}
 		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
 	}
 	c := &census{a: a}
 	defer c.free()
+	if err := a.takeCensus(p, c); err != nil {
+		a.enumerateAgain()
+		return fmt.Errorf("%s: enumerate: %w", a.options.Name, err)
+	}
+	if !c.missed {
+		a.mu.Lock()
+		a.enumAgainIn = 0
+		a.mu.Unlock()
+	} else if first := a.enumerateAgain(); first {
+		a.sys.log.Warn("not every unit says what it is: they are asked again", "adapter", a.options.Name)
+	}
+	return nil
+}
 
+// takeCensus makes the table what c finds, and tells who is to know.
+func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	before := a.units.Load().list
 	var now, added []*LogicalUnit
 	for path := range a.config.NumberOfBuses {
@@ -42,7 +62,7 @@ func (a *Adapter) Enumerate(p *Processor) error {
 			found, err := c.target(p, uint8(path), uint8(target))
 			if err != nil {
 				a.dropUnits(p, before)
-				return fmt.Errorf("%s: enumerate target %d:%d: %w", a.options.Name, path, target, err)
+				return fmt.Errorf("target %d:%d: %w", path, target, err)
 			}
 			now = append(now, found...)
 		}
@@ -59,7 +79,7 @@ func (a *Adapter) Enumerate(p *Processor) error {
 		}
 	}
 	if !a.dropUnits(p, now) {
-		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
+		return ErrAdapterStopped
 	}
 	controller, _ := a.miniport.(UnitController)
 	for _, lu := range removed {
@@ -92,6 +112,7 @@ type census struct {
 	a      *Adapter
 	srb    *SRB
 	buffer []byte
+	missed bool // there may be a unit that has not been found
 }
 
 func (c *census) make(p *Processor) (err error) {
@@ -119,8 +140,9 @@ func (c *census) free() {
 }
 
 // target returns the units of one target. The one at LUN 0 is asked; if it has been
-// given up, or is known and fails, the others that are known are, one after the other.
-// If none answers, all are there still.
+// given up, or is known and fails, the others that are known are, one after the other, and
+// at last an address without a unit, where REPORT LUNS works, too, if the target is well
+// (SPC-4 4.5.2). If none answers, all are there still.
 func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	first, known := c.a.unitAt(path, target, 0), c.a.unitsOf(path, target)
 	for i, lu := range append([]*LogicalUnit{first}, known...) {
@@ -147,6 +169,15 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 			}
 		}
 	}
+	if lu := c.a.absentAt(path, target); lu != nil {
+		switch answered, err := c.reportLUNs(p, lu); {
+		case err != nil:
+			return nil, err
+		case answered && (c.srb.Status.Code() == StatusSuccess || c.srb.Status.Code() == StatusDataOverrun):
+			return c.list(p, path, target)
+		}
+	}
+	c.missed = true
 	return known, nil
 }
 
@@ -196,14 +227,14 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	srb := c.srb
 	srb.CDBBytes = uint8(scsi.PutInquiry(&srb.CDB, scsi.StandardInquiryBytes))
 	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.gate.Load()&gateGivenUp != 0 {
-		return lu.answered(), nil
+		return c.isStill(lu), nil
 	}
 	switch srb.Status.Code() {
 	case StatusSuccess, StatusDataOverrun:
 	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
 		return false, nil
 	default:
-		return lu.answered(), nil
+		return c.isStill(lu), nil
 	}
 	q, ok := scsi.ParseInquiryData(c.buffer[:min(int(srb.DataTransferBytes), scsi.StandardInquiryBytes)])
 	if !ok || !q.Present() {
@@ -211,6 +242,12 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	}
 	copy(lu.inquiry[:], c.buffer)
 	return true, nil
+}
+
+// isStill is isUnit for one that does not say what it is now.
+func (c *census) isStill(lu *LogicalUnit) bool {
+	c.missed = c.missed || !lu.answered()
+	return lu.answered()
 }
 
 // answered reports whether the unit has ever said what it is.
@@ -224,6 +261,17 @@ func (a *Adapter) unitsOf(path, target uint8) (units []*LogicalUnit) {
 		}
 	}
 	return units
+}
+
+// absentAt returns a new unit at an address of the target where none is known, nil if
+// there is none such.
+func (a *Adapter) absentAt(path, target uint8) *LogicalUnit {
+	for lun := a.config.MaximumNumberOfLogicalUnits - 1; lun >= 0; lun-- {
+		if lu := a.unit(path, target, uint8(lun)); lu == nil || lu.gate.Load()&gateRemoved != 0 {
+			return a.unitAt(path, target, uint8(lun))
+		}
+	}
+	return nil
 }
 
 // unitAt returns the unit at an address, or a new one if there is none in
@@ -347,6 +395,30 @@ func (a *Adapter) BusChangeDetected(*Processor) {
 		a.mu.Unlock()
 		_ = a.enumerateAfter(p, "a bus change") // it is logged
 	})
+}
+
+// enumerateAgain has the port enumerate again some time after an enumeration that has not
+// found out about all, and thus wait for an adapter that is stopped. However many there
+// are, one timer runs. It reports whether there was none, nor had one run out.
+func (a *Adapter) enumerateAgain() (first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.enumAgainQueued {
+		return false
+	}
+	first = a.enumAgainIn == 0
+	a.enumAgainQueued = true
+	a.enumAgainIn = a.backOff(a.enumAgainIn)
+	a.after(a.enumAgainIn, func(p *Processor) {
+		a.mu.Lock()
+		a.enumAgainQueued = false
+		missed := a.enumAgainIn > 0
+		a.mu.Unlock()
+		if missed {
+			a.BusChangeDetected(p)
+		}
+	})
+	return first
 }
 
 // enumerateAfter is Enumerate after something, and logs an error. That the adapter has

@@ -172,16 +172,22 @@ func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	}
 }
 
-// firstResetAgain is when a bus is reset again whose reset has failed: before what was
+// firstAgain is when a bus is reset again whose reset has failed: before what was
 // turned away as BUSY meanwhile has been tried for the last time.
-const firstResetAgain = time.Second
+const firstAgain = time.Second
 
-// resetLater starts the timer of noteBusReset. Its time doubles until a reset works, up
-// to that which a reset, or a request, may take.
-func (a *Adapter) resetLater() {
+// backOff is how long to wait before what has failed is tried again, if it was last that
+// last was waited for: twice as long each time, up to that which a reset, or a request,
+// may take.
+func (a *Adapter) backOff(last time.Duration) time.Duration {
 	most := min(a.options.ResetTimeout, time.Duration(a.options.DefaultTimeoutSecs)*time.Second)
+	return min(max(2*last, firstAgain), most)
+}
+
+// resetLater starts the timer of noteBusReset.
+func (a *Adapter) resetLater() {
 	a.mu.Lock()
-	in := min(max(2*a.resetAgainIn, firstResetAgain), most)
+	in := a.backOff(a.resetAgainIn)
 	a.resetAgainIn = in
 	a.mu.Unlock()
 	a.after(in, func(*Processor) { a.recovery.post(a.resetAgain) })

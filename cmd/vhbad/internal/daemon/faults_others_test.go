@@ -206,3 +206,46 @@ func hangUp(c *nbdtest.Client) {
 		_ = c.Conn.Close() // of a server that may have done so
 	}
 }
+
+// TestFaults_OthersAreFound: a disk of which every command fails, those by which the port
+// looks for units among them, hides no other; and plugged in again it is found once it
+// says what it is.
+func TestFaults_OthersAreFound(t *testing.T) {
+	s := newSettings(t, "dead=memory:1MiB")
+	d, _ := s.mustStart(t)
+	dead := client.FaultRule{Name: "dead", Disk: "dead", Match: fault.Match{Op: fault.Ops{"any"}}, Action: fault.Action{Kind: fault.KindNotReady}}
+	putFaults(t, d, dead)
+	if _, err := s.control(t).AddDisk(t.Context(), "new", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, s.socket(), "new")
+	if _, err := c.do(cmdRead, 0, 512, nil); err != nil {
+		t.Error(err)
+	}
+	if err := d.RemoveFault("dead"); err != nil {
+		t.Fatal(err)
+	}
+	unplug(t, d, open(t, s.socket(), "dead"), "dead")
+	dead.Budget = 5 // all that one enumeration asks
+	dead.Match.Op = fault.Ops{"inquiry"}
+	putFaults(t, d, dead)
+	if err := d.RemoveFault("away"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if st, f := d.diskNow("dead"), faultNow(t, d, "dead"); st.State != client.DiskServing || f.Fired != 5 {
+			return fmt.Sprintf("the disk is %q after %d failures", st.State, f.Fired)
+		}
+		return ""
+	})
+	noViolations(t, machineOf(d))
+}
+
+func faultNow(t *testing.T, d *Daemon, name string) client.Fault {
+	t.Helper()
+	f, err := d.Fault(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
