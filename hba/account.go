@@ -161,5 +161,6 @@ func (c *Completion) putSense(u fault.Unit, s *scsi.Sense) {
 // setNoPower makes c the completion of a command of a unit that has lost its power.
 func (c *Completion) setNoPower(tag uint32, u fault.Unit) {
 	c.set(tag, CodeExecuted)
+	c.Flags = CompletionInjected
 	c.putSense(u, &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable})
 }

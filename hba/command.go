@@ -100,7 +100,7 @@ const (
 // Completion flags, for those who test what is above the device. No real one has
 // them.
 const (
-	// CompletionInjected: a fault rule made the outcome up.
+	// CompletionInjected: a fault rule made the outcome up, or it failed for a power cut.
 	CompletionInjected uint8 = 1 << iota
 	// CompletionCutReply: the reply that the command is for is to break off after
 	// ReplyBytes.

@@ -67,6 +67,9 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 		return true
 	}
 	out.ScsiStatus = uint8(task.Status)
+	if task.NoPower {
+		out.Flags = CompletionInjected
+	}
 	out.DataBytes = uint32(task.TransferredBytes)
 	if task.SenseBytes != 0 {
 		out.SenseBytes = uint8(copy(out.Sense[:], task.Sense[:task.SenseBytes]))

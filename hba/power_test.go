@@ -23,6 +23,9 @@ func wantNoPower(t *testing.T, c hba.Completion, tag uint32) {
 	if scsi.Status(c.ScsiStatus) != scsi.StatusCheckCondition || sense.Key != scsi.KeyNotReady || sense.Additional != scsi.NotReadyCauseNotReportable {
 		t.Errorf("status %#x, sense %+v, want that it has lost its power", c.ScsiStatus, sense)
 	}
+	if c.Flags&hba.CompletionInjected == 0 {
+		t.Errorf("flags %#x do not say that somebody has asked for it", c.Flags)
+	}
 }
 
 // powerCycle takes disk0's power away and gives it back, and takes the unit
@@ -125,7 +128,7 @@ func TestPower_RepliesAreSpoiledAllTheSame(t *testing.T) {
 	w.dev.ReleaseHeld(s.Fault("hold"), 0)
 	c := w.reap(w.driver.Queues[0], 1)[0]
 	wantNoPower(t, c, 1)
-	if want := hba.CompletionCutReply | hba.CompletionBadCookie; c.Flags != want || c.ReplyBytes != 7 {
+	if want := hba.CompletionInjected | hba.CompletionCutReply | hba.CompletionBadCookie; c.Flags != want || c.ReplyBytes != 7 {
 		t.Errorf("flags %#x, reply of %d bytes, want %#x and 7", c.Flags, c.ReplyBytes, want)
 	}
 	w.wantIdle(t)

@@ -64,7 +64,7 @@ func (u *Unit) checkPower(t *Task, cycle uint32) {
 }
 
 func (u *Unit) notPowered(t *Task) {
-	t.TransferredBytes = 0
+	t.TransferredBytes, t.NoPower = 0, true
 	u.failCode(t, scsi.KeyNotReady, scsi.NotReadyCauseNotReportable)
 }
 

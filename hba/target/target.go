@@ -103,7 +103,7 @@ func (t *Target) Execute(lun uint8, task *Task, mayBlock bool) (done bool) {
 // executeAbsent is the device server of addresses without a unit: SPC-4 4.5.2
 // wants INQUIRY, REPORT LUNS and REQUEST SENSE to work there.
 func (t *Target) executeAbsent(task *Task) {
-	task.Status, task.TransferredBytes, task.SenseBytes = scsi.StatusGood, 0, 0
+	task.Status, task.TransferredBytes, task.SenseBytes, task.NoPower = scsi.StatusGood, 0, 0, false
 	notSupported := scsi.Sense{Key: scsi.KeyIllegalRequest, Additional: scsi.LogicalUnitNotSupported}
 	op := scsi.Opcode(task.CDB[0])
 	n, _ := scsi.AllocationBytes(&task.CDB)

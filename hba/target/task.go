@@ -42,6 +42,8 @@ type Task struct {
 	// SenseBytes of Sense are sense data if the status is CHECK CONDITION.
 	SenseBytes int
 	Sense      [SenseMaxBytes]byte
+	// NoPower: it has failed because somebody has taken the unit's power away, or its nexus.
+	NoPower bool
 }
 
 // String tells the command and what has become of it.

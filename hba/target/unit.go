@@ -276,7 +276,7 @@ func (u *Unit) setBlocks(blocks uint64) {
 //
 // Concurrency: any number of calls, each with its own task.
 func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
-	t.Status, t.TransferredBytes, t.SenseBytes = scsi.StatusGood, 0, 0
+	t.Status, t.TransferredBytes, t.SenseBytes, t.NoPower = scsi.StatusGood, 0, 0, false
 	op := scsi.Opcode(t.CDB[0])
 	// Before the conditions: PowerOff sets them first, so that a command which does
 	// not find the power off finds another count in the end.

@@ -369,6 +369,34 @@ func TestCutPower_OnItsWayToTheCache(t *testing.T) {
 }
 
 // TestConfig_KnowsTheCache: what a configuration may say is what the cache takes.
+// TestPowerOff_Counted: what fails for want of power counts as injected, and nothing else
+// does: neither what is refused as beyond an end that a rule has made up.
+func TestPowerOff_Counted(t *testing.T) {
+	f := startFaulty(t, nil, "db=memory:1MiB,cache=writeback")
+	m := machineOf(f.d)
+	c, e := f.dial(t, "db"), m.find("db")
+	want := func(what string, errors, injected uint64) {
+		t.Helper()
+		eventually(t, func() string { // they are counted once they are answered
+			got := m.server.Snapshot().Exports[0].Ops[nbd.OpRead]
+			if got.Errors != errors || got.Injected != injected {
+				return fmt.Sprintf("%s: %d errors, %d of them injected, want %d and %d", what, got.Errors, got.Injected, errors, injected)
+			}
+			return ""
+		})
+	}
+	wantErrno(t, c, readCmd(0, 1), nbd.OK)
+	e.power.unit.PowerOff()
+	wantErrno(t, c, readCmd(0, 1), nbd.EIO)
+	want("without power", 1, 1)
+	e.power.unit.PowerOn()
+	wantErrno(t, c, readCmd(0, 1), nbd.OK)
+	want("with power", 1, 1)
+	e.power.unit.Limit(512)
+	wantErrno(t, c, readCmd(1, 1), nbd.EINVAL)
+	want("beyond the end", 2, 1)
+}
+
 func TestConfig_KnowsTheCache(t *testing.T) {
 	for i, name := range config.CacheEvictions {
 		if e, err := cache.ParseEviction(name); err != nil || int(e) != i {
