@@ -19,9 +19,6 @@ const (
 	minReadBytes = 4 << 10
 	// readsPerTurn is how many reads of a connection go by before others have a turn.
 	readsPerTurn = 32
-	// nextHeaderBytes is the room behind a long payload: enough for what follows
-	// it, little enough that not much of the next payload must be copied.
-	nextHeaderBytes = 4 << 10
 )
 
 // A receiver is the reading half of a Conn.
@@ -488,7 +485,9 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	soon := c.filling != nil // a payload follows its header
 	if c.filling != nil {
 		first = c.filling.Data[c.filled:]
-		second = c.rx.mem[c.end:min(len(c.rx.mem), c.end+nextHeaderBytes)]
+		// All that follows, too: to copy some of it to the next payload's block costs less
+		// than to leave it in the socket, for whose room the client waits.
+		second = c.rx.mem[c.end:]
 	} else {
 		first = c.rx.mem[c.end:]
 	}
@@ -530,11 +529,10 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	if c.filling != nil {
 		k := min(n, len(first))
 		c.filled += k
-		c.end += n - k
-		return 0, false
+		n -= k
 	}
 	c.end += n
-	if n == len(first) && n >= len(c.rx.mem)/2 {
+	if c.end == len(c.rx.mem) && n >= len(c.rx.mem)/2 {
 		c.rxBytes = min(2*c.rxBytes, maxBlockBytes) // more was waiting, probably
 	}
 	return 0, false
@@ -548,8 +546,14 @@ func (c *Conn) makeRoom() bool {
 	if alone && c.start == c.end {
 		c.start, c.end = 0, 0
 	}
-	if c.filling != nil {
-		return true // any room will do, even none
+	if c.filling != nil { // any room will do, even none
+		if alone && c.start == c.end && len(c.rx.mem) < c.rxBytes {
+			if b := c.allocate(c.rxBytes); b != nil {
+				c.drop(c.rx)
+				c.rx = b
+			}
+		}
+		return true
 	}
 	tail := c.end - c.start
 	need := max(c.needBytes, tail+1)
