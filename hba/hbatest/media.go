@@ -82,10 +82,10 @@ func (m *Media) ReleaseOne() {
 	m.mu.Unlock()
 }
 
-// WaitHeld waits until n calls at least are waiting.
+// WaitHeld waits until n calls at least are waiting that ReleaseOne has let none of go.
 func (m *Media) WaitHeld(n int) {
 	m.mu.Lock()
-	for m.holding < n {
+	for m.holding-m.permits < n {
 		m.changed.Wait()
 	}
 	m.mu.Unlock()
