@@ -19,7 +19,8 @@ const (
 	CodeTooLarge Code = "too_large"
 	// CodeInternal is a failure of the daemon or of the machine: 500.
 	CodeInternal Code = "internal"
-	// CodeUnavailable is a daemon that starts or stops: 503.
+	// CodeUnavailable is a daemon that starts or stops, or what has to wait for a medium that
+	// hangs: 503.
 	CodeUnavailable Code = "unavailable"
 )
 

@@ -3,7 +3,10 @@ package hba
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"slices"
+
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 // A controlKind says what a control does to the commands that it waits for.
@@ -253,14 +256,39 @@ func (d *Device) isOverLocked(c *control) bool {
 			return false
 		}
 		for i := range q.records {
-			rec := &q.records[i]
-			ends := rec.state == recordFree || c.kind == controlSettle && rec.state != recordRunning
-			if !ends && c.means(q, rec.position, &rec.cmd) {
+			if c.waitsFor(&q.records[i]) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// waitsFor reports whether c waits for the command of a record. Device.mu is held.
+func (c *control) waitsFor(rec *record) bool {
+	ends := rec.state == recordFree || c.kind == controlSettle && rec.state != recordRunning
+	return !ends && c.means(rec.queue, rec.position, &rec.cmd)
+}
+
+// notOverLocked is why c, which only waits, was given up: err, and a command that it
+// waited for, if that has a record.
+//
+// +checklocks:d.mu
+func (d *Device) notOverLocked(c *control, err error) error {
+	for _, m := range c.marks {
+		for i := range m.queue.records {
+			rec := &m.queue.records[i]
+			if !c.waitsFor(rec) {
+				continue
+			}
+			what := fault.Describe(&rec.cmd.CDB)
+			if !what.Ranged {
+				return fmt.Errorf("a %v, tag %#x: %w", what.Op, rec.cmd.Tag, err)
+			}
+			return fmt.Errorf("a %v of %d blocks at LBA %d, tag %#x: %w", what.Op, what.Blocks, what.LBA, rec.cmd.Tag, err)
+		}
+	}
+	return err
 }
 
 // resetUnits tells the units that they have been reset.
@@ -295,7 +323,8 @@ func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
 // the answer. Who has taken the unit's power away calls it before giving it back: then
 // nothing that found the power on is still on its way to the medium.
 //
-// Concurrency: any goroutine. Errors: the context's.
+// Concurrency: any goroutine. Errors: the context's cause, with a command that has not
+// ended.
 func (d *Device) Settle(ctx context.Context, targetID, lun uint8) error {
 	return d.wait(ctx, &control{kind: controlSettle, target: targetID, lun: lun})
 }
@@ -322,8 +351,13 @@ func (d *Device) wait(ctx context.Context, c *control) error {
 	case <-ctx.Done():
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-c.done: // just in time
+		return nil
+	default:
+	}
 	d.controls = slices.DeleteFunc(d.controls, func(other *control) bool { return other == c })
 	d.updateGatesLocked()
-	d.mu.Unlock()
-	return ctx.Err()
+	return d.notOverLocked(c, context.Cause(ctx))
 }

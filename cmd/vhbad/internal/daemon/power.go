@@ -138,9 +138,32 @@ func cutOptions(o *client.PowerCutOptions) (c cache.CutOptions, off time.Duratio
 	return c, time.Duration(o.OffForSeconds * float64(time.Second)), nil
 }
 
+// cutPatience is how long who asks for a power cut waits for what hangs in the medium.
+const cutPatience = 30 * time.Second
+
 // CutPower implements admin.Power.
 func (d *Daemon) CutPower(name string, o client.PowerCutOptions) (client.PowerReport, error) {
-	return d.cutPower(name, o, triggerCommand, "")
+	return d.cutPowerWithin(name, o, cutPatience)
+}
+
+// cutPowerWithin is CutPower with the time after which the answer is that the cut waits. It
+// is made all the same, whoever has asked for it is there or not.
+func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience time.Duration) (client.PowerReport, error) {
+	type outcome struct {
+		report client.PowerReport
+		err    error
+	}
+	done, waits := make(chan outcome, 1), make(chan outcome, 1)
+	go func() {
+		r, err := d.cutPower(name, o, triggerCommand, "", patience, func(err error) { waits <- outcome{err: err} })
+		done <- outcome{r, err}
+	}()
+	var x outcome
+	select {
+	case x = <-done:
+	case x = <-waits:
+	}
+	return x.report, x.err
 }
 
 // onPowerCut is the switch of fault rules.
@@ -159,20 +182,22 @@ func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 			o.Seed = &how.Seed
 		}
 	}
-	if _, err := d.cutPower(e.name(), o, triggerRule, rule); err != nil {
-		d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err)
+	tell := func(err error) { d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err) }
+	if _, err := d.cutPower(e.name(), o, triggerRule, rule, cutPatience, tell); err != nil {
+		tell(err)
 	}
 }
 
 // cutPower cuts the power of a disk and gives it back after the time asked for,
-// or when the daemon stops.
+// or when the daemon stops. If it has to wait for longer than patience, waits is called,
+// once, with what for.
 //
 // The order matters. The unit goes first, so that nothing is done and answered
 // between the cut and the moment when clients know of it. They know, by their
 // connection's end or by Disk.LostWrites, before the unit is there again. What is lost
 // is decided when no command is on its way any more that found the power on: what those
 // have done, and what rules told of them, is of this cut.
-func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule string) (client.PowerReport, error) {
+func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule string, patience time.Duration, waits func(error)) (client.PowerReport, error) {
 	options, off, err := cutOptions(&o)
 	if err != nil {
 		return client.PowerReport{}, err
@@ -197,8 +222,10 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	p.unit.PowerOff()
 	p.cache.PowerOff()
 	e.LostWrites()
-	_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or the daemon stops
-	report, err := p.cache.Lose(options)
+	report, err := m.lose(e, options, patience, func(err error) {
+		waits(admin.Unavailable("disk %q: its power is off, and the cut waits for its medium: %v; it is made, with seed %d, when that has ended: see vhbad power status %s",
+			name, err, options.Seed, name))
+	})
 	p.trace.settle()   // who has the report can replay it
 	if report == nil { // nothing is lost
 		m.powerOn(e)
@@ -224,6 +251,22 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	// Who hears of it finds the report, and may cut the power again.
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	return out, err
+}
+
+// lose has a disk without power lose what is pending, once nothing is being executed on it.
+// If either takes longer than patience, waits is called, once.
+func (m *machine) lose(e *export, o cache.CutOptions, patience time.Duration, waits func(error)) (*cache.Report, error) {
+	late := fmt.Errorf("it has not ended within %v", patience)
+	ctx, cancel := context.WithTimeoutCause(m.cuts.ctx, patience, late)
+	defer cancel()
+	if err := m.device.Settle(ctx, e.targetID, e.lun); err != nil && m.cuts.ctx.Err() == nil {
+		waits(err)
+		_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or the daemon stops
+		return e.power.cache.Lose(o)
+	}
+	timer := time.AfterFunc(patience, func() { waits(fmt.Errorf("what the cache has begun to write or to read there: %w", late)) })
+	defer timer.Stop()
+	return e.power.cache.Lose(o)
 }
 
 // powerOn gives a disk its power back. If it was plugged in without, the port has not
@@ -373,14 +416,24 @@ func (c *cuts) wait(d time.Duration) {
 	}
 }
 
-// stop gives every disk its power back and lets no more be cut.
-func (c *cuts) stop(context.Context) error {
+// stop gives every disk its power back and lets no more be cut. Errors: the context's; then
+// a medium hangs.
+func (c *cuts) stop(ctx context.Context) error {
 	c.mu.Lock()
 	c.stopped = true
 	c.mu.Unlock()
 	c.cancel()
-	c.group.Wait()
-	return nil
+	over := make(chan struct{})
+	go func() {
+		c.group.Wait()
+		close(over)
+	}()
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("a power cut waits for its medium: %w", ctx.Err())
+	}
 }
 
 // Power implements admin.Power.

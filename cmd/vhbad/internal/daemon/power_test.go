@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -368,7 +369,87 @@ func TestCutPower_OnItsWayToTheCache(t *testing.T) {
 	}
 }
 
-// TestConfig_KnowsTheCache: what a configuration may say is what the cache takes.
+// A stuckWriter hangs in writes, too.
+type stuckWriter struct{ *stuckMedium }
+
+func (w stuckWriter) WriteAt(p []byte, off int64) (int, error) {
+	w.entered <- struct{}{}
+	<-w.release
+	return w.Media.WriteAt(p, off)
+}
+
+// TestCutPower_MediumHangs: who asks for a cut that has to wait for a command in the medium
+// is told so, and which; the disk stays off, and the cut is made once that has ended. A
+// daemon that is to stop meanwhile stops.
+func TestCutPower_MediumHangs(t *testing.T) {
+	payload := bytes.Repeat([]byte{7}, 512)
+	write := nbdtest.Command{Type: nbdtest.CmdWrite, Flags: nbdtest.FlagFUA, Offset: 512, Length: 512, Payload: payload}
+	for _, tt := range []struct {
+		hangs nbdtest.Command // the cut itself does, if it is none
+		what  string          // if the engine is slow to say that it is idle, nothing is known of the cut itself
+		ends  bool
+	}{
+		{flushCmd, "a flush, tag ", true},
+		{flushCmd, "a flush, tag ", false},
+		{write, "a write of 1 blocks at LBA 1, tag ", true},
+		{write, "a write of 1 blocks at LBA 1, tag ", false},
+		{nbdtest.Command{}, "", true},
+		{nbdtest.Command{}, "", false},
+	} {
+		t.Run(fmt.Sprintf("%v ends=%v", tt.hangs.Type, tt.ends), func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			md := stuckWriter{&stuckMedium{entered: make(chan struct{}, 8), release: make(chan struct{})}}
+			release := sync.OnceFunc(func() { close(md.release) })
+			t.Cleanup(release)
+			o := s.options(t)
+			o.OpenMedium = func(c *config.Disk) (m media.Media, err error) {
+				md.Media, err = openMedium(c, nil)
+				return md, err
+			}
+			d, err := Start(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stop := stopper(t, d)
+			c := s.speak(t, "db", formats[0])
+			wantErrno(t, c, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 512, Payload: payload}, nbd.OK)
+			if tt.hangs.Type != nbdtest.CmdRead {
+				if err := c.Send(tt.hangs); err != nil {
+					t.Fatal(err)
+				}
+				<-md.entered
+			}
+			seed := uint64(7)
+			options := client.PowerCutOptions{Policy: "all", Seed: &seed}
+			_, err = d.cutPowerWithin("db", options, time.Millisecond)
+			wantError(t, err, client.ErrUnavailable, `disk "db": its power is off, and the cut waits for its medium: `+tt.what)
+			wantError(t, err, client.ErrUnavailable, "not ended within 1ms; it is made, with seed 7,")
+			if p, err := d.Power("db"); err != nil || p.On || p.Cuts != 0 {
+				t.Errorf("while the cut waits: %+v, %v", p, err)
+			}
+			_, err = d.CutPower("db", options)
+			wantError(t, err, client.ErrConflict, "has no power already")
+			if !tt.ends {
+				ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+				defer cancel()
+				if err := d.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("Stop: %v", err)
+				}
+				release()
+				return
+			}
+			release()
+			eventually(t, func() string {
+				if p, err := d.Power("db"); err != nil || !p.On || len(p.Reports) != 1 || p.Reports[0].Seed != 7 {
+					return fmt.Sprintf("after that: %+v, %v", p, err)
+				}
+				return ""
+			})
+			stop()
+		})
+	}
+}
+
 // TestPowerOff_Counted: what fails for want of power counts as injected, and nothing else
 // does: neither what is refused as beyond an end that a rule has made up.
 func TestPowerOff_Counted(t *testing.T) {
@@ -397,6 +478,7 @@ func TestPowerOff_Counted(t *testing.T) {
 	want("beyond the end", 2, 1)
 }
 
+// TestConfig_KnowsTheCache: what a configuration may say is what the cache takes.
 func TestConfig_KnowsTheCache(t *testing.T) {
 	for i, name := range config.CacheEvictions {
 		if e, err := cache.ParseEviction(name); err != nil || int(e) != i {
