@@ -27,7 +27,8 @@ func BenchmarkBegin(b *testing.B) {
 				if !c.begin(nil, r) || c.srb.DataTransferBytes != size {
 					b.Fatalf("%d bytes, errno %v", c.srb.DataTransferBytes, c.errno)
 				}
-				c.leaveGate(nil)
+				_, wrote := c.leaveGate()
+				s.answered(wrote)
 			}
 		})
 	}

@@ -101,11 +101,11 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	case nbd.OpWrite:
 		c.lockFrom, c.lockTo = c.pos&^mask, (c.end+mask)&^mask
 		if (c.pos|c.end)&mask != 0 {
-			c.startGranted(p, c.s.d.gate.enterSlow(c, holdExclusive))
+			startGranted(p, c.s.d.gate.enterSlow(c, holdExclusive))
 			return false
 		}
 		if r.LengthBytes >= longRangeBytes && r.Op != nbd.OpWrite || !c.s.d.gate.enterFast(&c.s.fast) {
-			c.startGranted(p, c.s.d.gate.enterSlow(c, holdShared))
+			startGranted(p, c.s.d.gate.enterSlow(c, holdShared))
 			return false
 		}
 		c.hold = holdFast
@@ -138,7 +138,7 @@ func wholeBlocksOf(from, to, mask uint64) (uint64, uint64) {
 const longRangeBytes = 1 << 20
 
 // startGranted runs commands, of any session, that the gate let in.
-func (c *command) startGranted(p *port.Processor, granted *command) {
+func startGranted(p *port.Processor, granted *command) {
 	for x := granted; x != nil; {
 		next := x.nextGranted // x may be done, and in such a list again, when advance returns
 		x.nextGranted = nil
@@ -465,13 +465,21 @@ func (c *command) passBounce(p *port.Processor) {
 	}
 }
 
-// leaveGate settles a command and lets others to its range. In this order: a flush that
-// begins meanwhile sees that a write is under way, which it need not cover.
-func (c *command) leaveGate(p *port.Processor) {
-	isWrite := c.hold != holdNone
-	c.settle(isWrite)
-	if isWrite {
-		c.startGranted(p, c.s.d.gate.leave(c))
+// leaveGate lets others to a command's range, which it returns, and settles the command.
+// In this order: who loses writes and this one too late for it to see that, and whoever
+// flushes after that, see that it is being answered. wrote: it is, until
+// session.answered is called.
+func (c *command) leaveGate() (granted *command, wrote bool) {
+	wrote = c.hold != holdNone
+	granted = c.s.d.gate.leave(c)
+	c.settle(wrote)
+	return granted, wrote
+}
+
+// answered is called when a command that left the gate has been answered.
+func (s *session) answered(wrote bool) {
+	if wrote {
+		s.fast.Add(-writeAnswered)
 	}
 }
 
@@ -494,15 +502,15 @@ func (c *command) settle(isWrite bool) {
 	case c.step == stepSync:
 		c.errno = nbd.EIO // lost before it was synced, maybe
 	case !c.req.FUA:
-		d.lostMore() // this one, maybe; a flush that came before it has told of others
+		d.TellAgain() // of this one, maybe; a flush that came before it has told of others
 	}
 }
 
 // tell notes that the client hears of loss n by c's failure. It does not if a write was
 // answered between c and the loss, which c does not cover: the next flush will, and
-// would promise it.
+// would promise it. Nor if one was being answered when c began, too late to see the loss.
 func (c *command) tell(n uint64) {
-	if c.lossesBefore == n || c.writesBefore.quiet && c.writesBefore == c.s.d.gate.writes() {
+	if c.lossesBefore == n && !c.writesBefore.answering || c.writesBefore.quiet && c.writesBefore == c.s.d.gate.writes() {
 		c.s.told.Store(n)
 	}
 }
@@ -517,7 +525,7 @@ func (c *command) finish(p *port.Processor) {
 	if c.status.large {
 		c.s.releaseLarge()
 	}
-	c.leaveGate(p)
+	granted, wrote := c.leaveGate()
 	s, r, errno := c.s, c.req, c.errno
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil
@@ -535,9 +543,11 @@ func (c *command) finish(p *port.Processor) {
 	} else {
 		owed = r.Complete(errno)
 	}
+	s.answered(wrote)
 	if owed {
 		p.Defer(s)
 	}
+	startGranted(p, granted)
 	if next != nil && c.begin(p, next) {
 		s.d.lu.Submit(p, c.one[:])
 	}

@@ -84,9 +84,13 @@ type Disk struct {
 	losses     atomic.Uint64
 	lossMu     sync.Mutex
 	// lossWrites is what of writes had been seen when the flush began that told of
-	// the latest, or when LostWrites or lostMore did.
+	// the latest, or when LostWrites or TellAgain did.
 	// +checklocks:lossMu
 	lossWrites writesSeen
+	// lossesAnswered is the latest of losses since which there was a time when no write
+	// was being answered, as far as it has been looked at.
+	// +checklocks:lossMu
+	lossesAnswered uint64
 }
 
 var _ nbd.Device = (*Disk)(nil)
@@ -223,13 +227,33 @@ func (d *Disk) LostWrites() {
 	d.losses.Add(1)
 }
 
-// lostMore has every connection told again: a write that was under way at a loss has
-// been answered. It is no loss to writes that are under way now.
-func (d *Disk) lostMore() {
+// TellAgain has every connection that is open told again: a write that was under way at
+// a loss may have been answered since. It is no loss to writes that are under way now.
+//
+// The disk calls it itself for each write that it knows to be one; not for those whose
+// replies have been on their way to the client since before LostWrites. Whoever gives the
+// power back calls it just before, for the connections that have not been dropped.
+//
+// Concurrency: any goroutine.
+func (d *Disk) TellAgain() {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
 	d.lossWrites = d.gate.writes()
 	d.losses.Add(1)
+}
+
+// lossesOfOthers is what a session that opens need not be told of: losses of writes
+// that have been answered before. The latest may be one of a write that is being
+// answered, too late to see the loss.
+func (d *Disk) lossesOfOthers() uint64 {
+	d.lossMu.Lock()
+	defer d.lossMu.Unlock()
+	n := d.losses.Load()
+	if d.lossesAnswered != n && d.gate.writes().answering {
+		return n - 1
+	}
+	d.lossesAnswered = n
+	return n
 }
 
 // flushFailed counts what a flush has told of that failed, and returns how many

@@ -62,5 +62,6 @@
 // # Locks
 //
 // rangeGate.mu and session.mu are leaves, but for the arena's; neither is held
-// across Submit. Disk.learnMu is outermost, and held across commands.
+// across Submit. Disk.lossMu comes before rangeGate.mu, which is taken to see what
+// writes there are. Disk.learnMu is outermost, and held across commands.
 package disk

@@ -1,30 +1,105 @@
 package disk
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/port"
 )
 
-// A write that was under way at a loss is settled while it holds its range: whoever
-// begins to flush by then has not seen it end.
-func TestLeaveGate_SettlesFirst(t *testing.T) {
-	d := &Disk{}
+// lossSession is a session of d's, as Open leaves it.
+func lossSession(d *Disk) *session {
 	s := &session{d: d}
 	d.gate.register(&s.fast)
-	w := &command{s: s, req: &nbd.Request{Op: nbd.OpWrite}, hold: holdFast}
-	d.gate.enterFast(&s.fast)
+	s.told.Store(d.lossesOfOthers())
+	return s
+}
+
+// enterGate makes a write, let in by the way that leads to h.
+func enterGate(t *testing.T, s *session, h hold) *command {
+	t.Helper()
+	w := &command{s: s, req: &nbd.Request{Op: nbd.OpWrite}, eventsBefore: s.d.lossEvents.Load(), hold: h}
+	if h == holdFast && !s.d.gate.enterFast(&s.fast) || h != holdFast && s.d.gate.enterSlow(w, h) != w {
+		t.Fatal("the write is not let in")
+	}
+	return w
+}
+
+// flushes is what a flush by each of the sessions answers, one after the other, if the
+// unit's works.
+func flushes(sessions ...*session) (out []nbd.Errno) {
+	for _, s := range sessions {
+		c := &command{s: s, srb: &port.SRB{}, req: &nbd.Request{Op: nbd.OpFlush}}
+		c.sync()
+		c.leaveGate()
+		out = append(out, c.errno)
+	}
+	return out
+}
+
+// A write that was under way at a loss is settled when whoever begins to flush sees that
+// it is being answered.
+func TestLeaveGate_SettlesLast(t *testing.T) {
+	d := &Disk{}
+	w := enterGate(t, lossSession(d), holdFast)
 	d.LostWrites()
-	w.leaveGate(nil)
+	_, wrote := w.leaveGate()
 	if n := d.losses.Load(); n != 2 {
 		t.Errorf("%d losses, want the write to count as one more", n)
 	}
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
-	if d.lossWrites.quiet {
-		t.Error("it was settled when it had left")
+	if !d.lossWrites.answering {
+		t.Error("it was settled before it had left")
 	}
-	if !d.gate.writes().quiet {
+	if w.s.answered(wrote); !d.gate.writes().quiet {
 		t.Error("it has not left")
 	}
+}
+
+// A write that is lost when it has looked for losses, and not been answered, is told of
+// by the first flush that began when it had: to who was told of that loss before, and to
+// who came in between.
+func TestFlush_LossBeforeAnswer(t *testing.T) {
+	for name, h := range map[string]hold{"fast": holdFast, "shared": holdShared, "exclusive": holdExclusive} {
+		t.Run(name, func(t *testing.T) {
+			d := &Disk{}
+			told := lossSession(d)
+			w := enterGate(t, lossSession(d), h)
+			_, wrote := w.leaveGate()
+			d.LostWrites()
+			came := lossSession(d)
+			want := func(when string, want ...nbd.Errno) {
+				t.Helper()
+				if got := flushes(told, came); !slices.Equal(got, want) {
+					t.Errorf("the write is %s: flushes %v, want %v", when, got, want)
+				}
+			}
+			want("being answered", nbd.EIO, nbd.EIO)
+			w.s.answered(wrote)
+			want("answered", nbd.EIO, nbd.EIO)
+			want("told of", nbd.OK, nbd.OK)
+			if got := flushes(lossSession(d)); got[0] != nbd.OK {
+				t.Errorf("flush of who comes then: %v", got)
+			}
+		})
+	}
+}
+
+// A write is being answered until it is answered: the request here is of no connection,
+// which ends finish where it would be.
+func TestFinish_IsAnsweringUntilAnswered(t *testing.T) {
+	d := &Disk{}
+	w := enterGate(t, lossSession(d), holdFast)
+	w.srb = &port.SRB{}
+	defer func() {
+		if recover() == nil {
+			t.Error("a request of no connection was answered")
+		}
+		if n := w.s.fast.Load(); n != fastBegun+writeAnswered {
+			t.Errorf("counter %#x, want one begun and being answered", n)
+		}
+	}()
+	w.finish(nil)
 }

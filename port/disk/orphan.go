@@ -26,7 +26,7 @@ func (c *command) AbandonSRB(p *port.Processor, _ *port.SRB) {
 		c.passBounce(p)
 	}
 	c.errno = nbd.ESHUTDOWN // as of what comes from now on
-	c.leaveGate(p)
+	granted, wrote := c.leaveGate()
 	r := c.req
 	c.req = nil
 	r.Blame(nbd.BlameAborted)
@@ -37,9 +37,11 @@ func (c *command) AbandonSRB(p *port.Processor, _ *port.SRB) {
 		r.Blame(nbd.BlameAborted)
 		owed = r.Complete(nbd.ESHUTDOWN) || owed
 	}
+	s.answered(wrote)
 	if owed {
 		p.Defer(s)
 	}
+	startGranted(p, granted)
 }
 
 // orphan parts c from its session, and returns the requests that waited for it.

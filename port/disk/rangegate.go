@@ -22,7 +22,7 @@ type rangeGate struct {
 	_         [60]byte
 
 	mu sync.Mutex
-	// sessions holds the counters of fast writes.
+	// sessions holds their counters.
 	// +checklocks:mu
 	sessions []*atomic.Int64
 	// begun counts the writes of the slow way, and the fast ones of sessions that
@@ -44,18 +44,24 @@ const (
 	holdExclusive
 )
 
-// A session's counter of fast writes has in its low bits how many are under way, and
-// in those from fastBegun on how many have begun.
+// A session's counter has in its low bits how many fast writes are under way, in those
+// from writeAnswered on how many writes of either way are being answered, and from
+// fastBegun on how many fast ones have begun. A session has fewer requests than either
+// of the lower two can count.
 const (
-	fastBegun    = 1 << 32
-	fastUnderWay = fastBegun - 1
+	writeAnswered = 1 << 16
+	fastBegun     = 1 << 32
+
+	fastUnderWay = writeAnswered - 1
+	answering    = fastBegun - writeAnswered
 )
 
 // A writesSeen is what a gate has let in by some time. If two are equal, and quiet, no
-// write was under way at any time between them.
+// write was under way or being answered at any time between them.
 type writesSeen struct {
-	begun int64
-	quiet bool // none was under way
+	begun     int64
+	answering bool // a write had left and was not answered
+	quiet     bool // nor was one under way
 }
 
 // writes is what the gate has let in by now.
@@ -66,12 +72,13 @@ func (g *rangeGate) writes() writesSeen {
 	for _, fast := range g.sessions {
 		n := fast.Load()
 		w.begun += n / fastBegun
-		w.quiet = w.quiet && n&fastUnderWay == 0
+		w.answering = w.answering || n&answering != 0
+		w.quiet = w.quiet && n&(fastUnderWay|answering) == 0
 	}
 	return w
 }
 
-// register adds a session's counter of fast writes.
+// register adds a session's counter.
 func (g *rangeGate) register(n *atomic.Int64) {
 	g.mu.Lock()
 	g.sessions = append(g.sessions, n)
@@ -114,7 +121,8 @@ func (g *rangeGate) enterSlow(c *command, h hold) *command {
 	return g.grantLocked()
 }
 
-// leave ends c's hold and returns the commands that may run now.
+// leave ends c's hold and returns the commands that may run now. From now on c counts
+// as being answered, until its session's counter has writeAnswered less.
 func (g *rangeGate) leave(c *command) *command {
 	h := c.hold
 	switch h {
@@ -122,7 +130,7 @@ func (g *rangeGate) leave(c *command) *command {
 		return nil
 	case holdFast:
 		c.hold = holdNone
-		c.s.fast.Add(-1)
+		c.s.fast.Add(writeAnswered - 1)
 		if g.exclusive.Load() == 0 {
 			return nil
 		}
@@ -131,6 +139,7 @@ func (g *rangeGate) leave(c *command) *command {
 		return g.grantLocked()
 	case holdShared, holdExclusive:
 	}
+	c.s.fast.Add(writeAnswered)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i := range g.running {

@@ -28,7 +28,8 @@ type session struct {
 	params   []byte // memory for commands' param, handed out in turn
 	blocks   [][]byte
 
-	// fast counts writes of whole blocks, begun and under way; see rangeGate.
+	// fast counts writes of whole blocks, begun and under way, and all that are being
+	// answered; see rangeGate.
 	_    [64]byte
 	fast atomic.Int64
 	_    [56]byte
@@ -79,7 +80,6 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 		return nil, err
 	}
 	s := &session{d: d, conn: c, p: p}
-	s.told.Store(d.losses.Load())
 	for i := range s.bounces {
 		if s.bounces[i].mem = d.options.Arena.Alloc(dma.MinBlockBytes); s.bounces[i].mem == nil {
 			err = fmt.Errorf("no memory for a block buffer of %d bytes", dma.MinBlockBytes)
@@ -102,6 +102,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 	s.group = d.groups.take()
 	c.SetNumber(s.group)
 	d.gate.register(&s.fast)
+	s.told.Store(d.lossesOfOthers())
 	return s, nil
 }
 

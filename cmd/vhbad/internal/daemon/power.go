@@ -239,6 +239,9 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
 	m.cuts.wait(off)
+	if !o.DropConnections {
+		e.TellAgain() // of what the unit had done and clients have got since
+	}
 	m.powerOn(e)
 	offSeconds := time.Since(started).Seconds()
 	out := PowerReport(report)

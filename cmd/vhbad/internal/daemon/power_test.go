@@ -251,6 +251,43 @@ func TestCutPower_Off(t *testing.T) {
 	}
 }
 
+// TestCutPower_ToldWhenItIsBack: a connection that stays gets one error for the next
+// flush after the power is back, whatever it was told meanwhile: the reply to a write that
+// was lost may have come after that. One that came when all others had been dropped
+// gets none.
+func TestCutPower_ToldWhenItIsBack(t *testing.T) {
+	for name, drop := range map[string]bool{"stays": false, "came": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSettings(t, "db=memory:1MiB,cache=writeback")
+			d, _ := s.mustStart(t)
+			m := machineOf(d)
+			c := open(t, s.socket(), "db")
+			off := s.follow(t, client.EventPowerCut)
+			var group sync.WaitGroup
+			group.Go(func() {
+				if _, err := d.CutPower("db", client.PowerCutOptions{OffForSeconds: 3600, DropConnections: drop}); err != nil {
+					t.Error(err)
+				}
+			})
+			off.want(client.EventPowerCut, "db")
+			if drop {
+				c = open(t, s.socket(), "db")
+			}
+			flush := func(when string, want bool) {
+				t.Helper()
+				if _, err := c.do(cmdFlush, 0, 0, nil); (err == nil) != want {
+					t.Errorf("flush %s: %v", when, err)
+				}
+			}
+			flush("without power", false)
+			m.cuts.cancel() // it is over
+			group.Wait()
+			flush("with power", drop)
+			flush("after that", true)
+		})
+	}
+}
+
 // unwritable is a medium that fails writes while it is told to.
 type unwritable struct {
 	media.Media
