@@ -1,6 +1,7 @@
 package port
 
 import (
+	"math/bits"
 	"sync"
 
 	"github.com/vhbad/vhbad/internal/dma"
@@ -65,7 +66,14 @@ func (x *extensionPool) growLocked(class int) bool {
 	}
 	memory = memory[:cap(memory)]
 	block := &extensionBlock{memory: memory, pieces: len(memory) / class}
-	for i := range block.pieces {
+	// In an order without steps of one length: a processor that sees two or three of those
+	// fetches further ones ahead, which are another's.
+	width := bits.Len(uint(block.pieces - 1))
+	for n := range uint64(1) << width {
+		i := int(bits.Reverse64(n) >> (64 - width))
+		if i >= block.pieces {
+			continue
+		}
 		piece := memory[i*class : (i+1)*class : (i+1)*class]
 		x.free[class] = append(x.free[class], piece)
 		x.blocks[&piece[0]] = block
