@@ -143,6 +143,45 @@ func TestCut_LiesThatDidNotShow(t *testing.T) {
 	}
 }
 
+// TestCut_LieAboutOneOfTwo: a lie about a write is no promise of another that has come
+// there before the lie was told, pending still or not. What was lied about is promised.
+func TestCut_LieAboutOneOfTwo(t *testing.T) {
+	seen := make(map[string]int)
+	for seed := range uint64(16) {
+		for _, pending := range []bool{true, false} {
+			m := memory(t, 1<<20)
+			c := open(t, m, cache.Config{})
+			put(t, c, 0, 1, 1024)
+			put(t, c, 512, 2, 1024)
+			c.PromisedRange(0, 1024) // of the first
+			if !pending {            // the cache has nothing, and does not know what became of it
+				for c.Stats().PendingBytes > 0 {
+					c.EvictDropping()
+				}
+				if seed&1 != 0 {
+					put(t, m, 0, 1, 1024)
+				}
+				if seed&2 != 0 {
+					put(t, m, 512, 2, 1024)
+				}
+			}
+			r := cut(t, c, cache.CutOptions{Policy: cache.PolicySubset, Seed: seed})
+			want := cache.ClassHostile
+			if at(t, m, 0) == 1 && at(t, m, 512) != 0 {
+				want = cache.ClassLegal
+			}
+			if r.Verdict.Class != want || r.Class != cache.ClassHostile {
+				t.Errorf("pending=%v, with %d and %d there: image %v for %v, disk %v; want the image %v and the disk hostile",
+					pending, at(t, m, 0), at(t, m, 512), r.Verdict.Class, r.Verdict.Acts, r.Class, want)
+			}
+			seen[fmt.Sprint(pending, at(t, m, 0), at(t, m, 512))]++
+		}
+	}
+	if len(seen) != 8 {
+		t.Errorf("seen %v, want all that may become of two writes, twice", seen)
+	}
+}
+
 // TestCut_LiesToldMeanwhile: what is told of while the power is being cut, of commands
 // that had been executed, is of that cut, also in a replay, and not of the next.
 func TestCut_LiesToldMeanwhile(t *testing.T) {

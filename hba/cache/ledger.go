@@ -273,10 +273,19 @@ func (l *ledger) liedAll() {
 	l.lie = l.now
 }
 
-// liedRange enters that what was written to sectors is answered as if with FUA.
+// liedRange enters that the latest write of count sectors from first on is answered as if
+// with FUA. If it is not known any more, all that was written there is.
 func (l *ledger) liedRange(first, count int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for number := l.next; number > l.first; number-- {
+		e := at(l.entries, number-1)
+		if e.first == first && e.count == count && (e.kind == entrySums || e.kind == entryUnknown) &&
+			e.astray == astrayNot && e.answered != 0 && !e.failed && !e.durable && !e.lied {
+			e.lied = true
+			return
+		}
+	}
 	l.now++
 	l.addLocked(&entry{kind: entryLie, first: first, count: count, arrived: l.now, answered: l.now}, nil)
 }

@@ -18,7 +18,8 @@ func (c *Cache) PromisedAll() {
 }
 
 // PromisedRange implements media.Promiser: a write was answered as durable that
-// came here without FUA.
+// came here without FUA. It is known by its range: of two of the same, under way together,
+// it may be the wrong one.
 func (c *Cache) PromisedRange(off, n int64) {
 	c.ledger.liedRange(off>>c.shift, n>>c.shift)
 	c.mu.Lock()
@@ -27,8 +28,15 @@ func (c *Cache) PromisedRange(off, n int64) {
 	c.record.broke(ActIgnoredFUA)
 	for _, sector := range c.store.between(off>>c.shift, (off+n)>>c.shift) { // a range may be a whole disk
 		i, _ := c.store.newest(sector)
-		if w := c.store.versions[i].write; w.promised == promiseNone {
-			w.promised = promiseFUA
+		for ; i != none; i = c.store.versions[i].older {
+			w := c.store.versions[i].write
+			if w.off != off || w.n != n || w.promised == promiseFUA {
+				continue
+			}
+			if w.promised == promiseNone {
+				w.promised = promiseFUA
+			}
+			return
 		}
 	}
 }

@@ -254,8 +254,9 @@ type endless struct{ media.Media }
 
 func (endless) Size() int64 { return 1 << 60 }
 
-// TestReplay_LongLie: a promise of all of a large disk takes as long as what is
-// pending there. If it took as long as the disk, this would not end.
+// TestReplay_LongLie: a promise of a write of all of a large disk takes as long as what is
+// pending there. If it took as long as the disk, this would not end. It is not about a
+// shorter write.
 func TestReplay_LongLie(t *testing.T) {
 	r, err := cache.NewReplay(endless{memory(t, 1<<20)}, cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
 	if err != nil {
@@ -264,7 +265,10 @@ func TestReplay_LongLie(t *testing.T) {
 	for _, s := range []cache.Step{
 		{Kind: cache.StepWrite, Write: 1, OffsetBytes: 4096, LengthBytes: 512, Data: bytes.Repeat([]byte{1}, 512)},
 		{Kind: cache.StepAnswer, Write: 1},
+		{Kind: cache.StepWrite, Write: 2, OffsetBytes: 8192, LengthBytes: 512, Data: bytes.Repeat([]byte{1}, 512)},
+		{Kind: cache.StepAnswer, Write: 2},
 		{Kind: cache.StepLie, LengthBytes: 1 << 60},
+		{Kind: cache.StepLie, OffsetBytes: 4096, LengthBytes: 512},
 	} {
 		if err := r.Do(&s, time.Time{}); err != nil {
 			t.Fatal(err)

@@ -128,7 +128,8 @@ type ComparerWriter interface {
 type Promiser interface {
 	// PromisedAll: a flush was answered that covers all writes done so far.
 	PromisedAll()
-	// PromisedRange: a write of n bytes at off with FUA, which is done, was answered.
+	// PromisedRange: a write of n bytes at off with FUA, which is done, was answered: the
+	// latest such.
 	PromisedRange(off, n int64)
 	// LostWrite: a write of n bytes at off is answered that never came, as durable or
 	// not. data are its bytes; without, they are zeros. It does not keep them. Broke
