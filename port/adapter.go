@@ -522,15 +522,15 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 			}
 		}
 	}
+	if err := a.stillStopped(); err != nil {
+		return err // what it has may be out still
+	}
 	if p.verify {
 		for _, lu := range a.units.Load().list {
 			if n := lu.Stats().Outstanding; n != 0 {
 				p.violate(CheckStopOutstanding, nil, fmt.Sprintf("%s: stopped with %d SRBs outstanding", lu, n))
 			}
 		}
-	}
-	if err := a.stillStopped(); err != nil {
-		return err // what it has may be out still
 	}
 	if a.controlInTurn(ControlStopAdapter) != ControlSuccess {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)

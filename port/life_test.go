@@ -196,6 +196,7 @@ func TestStop_EndsDuringFlush(t *testing.T) {
 				if n := b.sys.iommu.WindowsInUse(); n != 0 || !reset && name == "failed" {
 					t.Errorf("%d IOMMU windows left, reset %t", n, reset)
 				}
+				b.wantNoViolations()
 			})
 		})
 	}
