@@ -1161,7 +1161,14 @@ func TestFaults_UnplugOfAnother(t *testing.T) {
 		{Name: "new", Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindUnplug}},
 	}
 	w.set(t, rules...)
+	begun := func(undos int) {
+		t.Helper()
+		for w.dev.Undos() != undos { // who unplugs it answers before
+			runtime.Gosched()
+		}
+	}
 	wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeNoDevice)
+	begun(1)
 	absent("unplugged,")
 	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
 		t.Fatal(err)
@@ -1169,11 +1176,12 @@ func TestFaults_UnplugOfAnother(t *testing.T) {
 	w.attach(t, disk0, w.memory)
 	w.set(t, rules...) // which go on
 	wantCode(t, w.do(t, disk0.Write(1, 0, 1, b))[0], 1, hba.CodeNoDevice)
+	begun(2)
 	w.clock.Advance(time.Second)
 	absent("when the old one's time is over,")
 	w.set(t)
-	for w.dev.UnitAt(disk0.Target, disk0.Lun) == nil { // who unplugs it may not have ended
-		runtime.Gosched()
+	if w.dev.UnitAt(disk0.Target, disk0.Lun) == nil {
+		t.Error("the disk is not there when no rule is")
 	}
 	w.wantIdle(t)
 }
