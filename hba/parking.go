@@ -467,7 +467,7 @@ func (d *Device) haunt(h *haunting) {
 func (d *Device) transferLate(h *haunting) {
 	c, unit := &h.command, d.unitAt(h.unit)
 	lba, _, ok := scsi.BlockRange(&c.CDB)
-	if unit == nil || !ok || h.powerCycle != 0 && h.powerCycle != unit.PowerCycle() {
+	if unit == nil || !ok || isForgotten(h.powerCycle, unit) {
 		return
 	}
 	var x executor

@@ -41,7 +41,12 @@ type record struct {
 
 // isForgotten reports whether its unit has lost its power since it came.
 func (rec *record) isForgotten(unit *target.Unit) bool {
-	return rec.powerCycle != 0 && rec.powerCycle != unit.PowerCycle()
+	return isForgotten(rec.powerCycle, unit)
+}
+
+// isForgotten is record.isForgotten for what came in a power cycle of its unit, or in 0.
+func isForgotten(powerCycle uint32, unit *target.Unit) bool {
+	return powerCycle != 0 && powerCycle != unit.PowerCycle()
 }
 
 // A line is one of those in which commands wait for a worker. What may take long

@@ -44,19 +44,8 @@ func (c *Cache) PowerOn() {
 func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	c.cutMu.Lock()
 	defer c.cutMu.Unlock()
-	if err := c.checkCut(&o); err != nil {
-		return nil, err
-	}
 	defer c.PowerOn()
 	return c.Lose(o)
-}
-
-// checkCut refuses options that cannot be.
-func (c *Cache) checkCut(o *CutOptions) error {
-	if err := o.Check(); err != nil {
-		return err
-	}
-	return c.checkLoss(o)
 }
 
 // Lose has what is pending survive or not, as o says, and empties the cache, whose power
@@ -74,7 +63,10 @@ func (c *Cache) checkCut(o *CutOptions) error {
 //
 // Concurrency: any goroutine, but not from inside of a call of the durable medium.
 func (c *Cache) Lose(o CutOptions) (*Report, error) {
-	if err := c.checkCut(&o); err != nil {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	if err := c.checkLoss(&o); err != nil {
 		return nil, err
 	}
 	c.cutting.Store(true)
