@@ -139,6 +139,12 @@ func TestUnplug_PowerGoesBeforeItIsServed(t *testing.T) {
 	})
 	e.power.unit.PowerOff()
 	e.power.cache.PowerOff()
+	eventually(t, func() string {
+		if !d.matching.Load() {
+			return "the daemon has not heard of the unit"
+		}
+		return ""
+	})
 	<-d.changing
 	eventually(t, func() string {
 		if d.matching.Load() || len(d.changing) != 0 {
