@@ -308,8 +308,12 @@ func (a *Adapter) publish(lu, old *LogicalUnit) {
 //
 // +checklocks:a.mu
 func (a *Adapter) replaceUnitsLocked(list []*LogicalUnit) (dropped []*LogicalUnit) {
+	kept := make(map[*LogicalUnit]bool, len(list))
+	for _, lu := range list {
+		kept[lu] = true
+	}
 	for _, lu := range a.units.Load().all {
-		if !slices.Contains(list, lu) {
+		if !kept[lu] {
 			dropped = append(dropped, lu)
 		}
 	}

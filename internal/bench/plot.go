@@ -43,7 +43,7 @@ func plotRows(path, title string, m metric, outcomes []outcome) error {
 	if len(names) == 0 {
 		return nil
 	}
-	width := vg.Points(9)
+	width := vg.Points(6)
 	for i, k := range slices.Sorted(maps.Keys(byPeer)) {
 		bars, err := plotter.NewBarChart(byPeer[k], width)
 		if err != nil {

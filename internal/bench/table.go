@@ -85,17 +85,17 @@ func simpleRows() []row {
 		{
 			name: "read-4k-d32-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple, goNBD},
 			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 32, connections: 1},
-			targets: []target{{nbdkitSimple, iops, 1.3}, {bareSimple, iops, 0.95}, {goNBD, iops, 2.2}},
+			targets: []target{{nbdkitSimple, iops, 1.3}, {nbdkitSimple, cpu, 0.75}, {bareSimple, iops, 0.95}, {goNBD, iops, 2.2}},
 		},
 		{
 			name: "read-4k-4x16-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple},
 			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 16, connections: 4},
-			targets: []target{{nbdkitSimple, iops, 1.8}, {bareSimple, iops, 0.95}},
+			targets: []target{{nbdkitSimple, iops, 1.8}, {nbdkitSimple, cpu, 0.45}, {bareSimple, iops, 0.95}},
 		},
 		{
 			name: "read-4k-d1-simple", ours: vhbadSimple, peers: []kind{nbdkitSimple, bareSimple},
 			load:    load{rw: "randread", blockBytes: 4 * kib, depth: 1, connections: 1},
-			targets: []target{{nbdkitSimple, p50, 1.05}, {bareSimple, iops, 0.95}},
+			targets: []target{{nbdkitSimple, p50, 1.05}, {nbdkitSimple, p99, 1.5}, {nbdkitSimple, cpu, 1.3}, {bareSimple, iops, 0.95}},
 		},
 	}
 }

@@ -102,9 +102,9 @@ func Boot(c Config) (*Machine, error) {
 // this process may use.
 func startPinned(command *exec.Cmd) (err error) {
 	runtime.LockOSThread() // a child has the affinity of the thread that starts it
-	defer runtime.UnlockOSThread()
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		runtime.UnlockOSThread()
 		return os.NewSyscallError("sched_getaffinity", err)
 	}
 	for i, left := 0, all.Count(); left > 0; i++ {
@@ -118,7 +118,11 @@ func startPinned(command *exec.Cmd) (err error) {
 		return os.NewSyscallError("sched_setaffinity", err)
 	}
 	defer func() {
-		err = errors.Join(err, os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &all)))
+		if undo := unix.SchedSetaffinity(0, &all); undo != nil {
+			err = errors.Join(err, os.NewSyscallError("sched_setaffinity", undo))
+			return // the thread ends with its goroutine, and the command with the thread
+		}
+		runtime.UnlockOSThread()
 	}()
 	return command.Start()
 }
