@@ -1,6 +1,7 @@
 package port
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -457,11 +458,12 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 //
 // If the miniport caches data, each unit gets FunctionFlush first.
 //
-// If something is outstanding still when ctx ends or AdapterOptions.StopTimeout
-// is over, the adapter is taken away for good, as one that has failed: what
-// waits completes with StatusNoDevice, each bus is reset so that the miniport
-// hands back what it holds, and the error tells of the SRBs that were stuck. It is
-// ErrOutstanding if some still are: their memory stays mapped.
+// If something is outstanding still when ctx ends or AdapterOptions.StopTimeout is
+// over, or FunctionFlush is after AdapterOptions.ResetTimeout, the adapter is taken
+// away for good, as one that has failed: what waits completes with StatusNoDevice,
+// each bus is reset so that the miniport hands back what it holds, and the error
+// tells of the SRBs that were stuck. It is ErrOutstanding if some still are: their
+// memory stays mapped.
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
@@ -509,7 +511,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 		select {
 		case <-idle: // just in time
 		default:
-			return a.stopTooLate(ctx, p, true)
+			return a.stopTooLate(ctx.Err(), p, true)
 		}
 	}
 	if err := a.stillStopped(); err != nil {
@@ -524,6 +526,9 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	}
 	if err := a.stillStopped(); err != nil {
 		return err // what it has may be out still
+	}
+	if a.controlIsOut() {
+		return a.stopTooLate(cmp.Or(ctx.Err(), errNoFlush), p, true)
 	}
 	if p.verify {
 		for _, lu := range a.units.Load().list {
@@ -545,12 +550,15 @@ func (a *Adapter) stillStopped() error {
 	return nil
 }
 
-// stopTooLate ends a stop whose time is up: it takes the adapter away. inLife: the
-// caller is in life.
-func (a *Adapter) stopTooLate(ctx context.Context, p *Processor, inLife bool) error {
+// errNoFlush is why a stop that has time left takes the adapter away.
+var errNoFlush = errors.New("the miniport does not answer what it gets last")
+
+// stopTooLate ends a stop that why tells has waited long enough: it takes the adapter
+// away. inLife: the caller is in life.
+func (a *Adapter) stopTooLate(why error, p *Processor, inLife bool) error {
 	stuck := a.Outstanding()
 	a.sys.log.Error("the adapter did not become idle, taking it away", "adapter", a.options.Name, "stuck", stuck)
-	err := fmt.Errorf("%s: stop: %w: stuck: %s", a.options.Name, ctx.Err(), strings.Join(stuck, "; "))
+	err := fmt.Errorf("%s: stop: %w: stuck: %s", a.options.Name, why, strings.Join(stuck, "; "))
 	if taken := a.takeAway(p, inLife, false, takeAwayTime); taken != nil {
 		return fmt.Errorf("%w: %w", err, taken)
 	}

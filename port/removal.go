@@ -62,7 +62,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 		defer a.endLife()
 	case <-ctx.Done():
 		if !a.tryLife() {
-			return a.stopTooLate(ctx, p, false)
+			return a.stopTooLate(ctx.Err(), p, false)
 		}
 		defer a.endLife()
 	}
@@ -78,6 +78,8 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 		case adapterRemoved:
 			if n := a.outstanding.Load(); err == nil && n != 0 {
 				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
+			} else if err == nil && a.controlIsOut() {
+				err = fmt.Errorf("%s: remove: %w: %s", a.options.Name, ErrOutstanding, a.controlSRB.Function)
 			}
 			return err
 		case adapterFailed:
@@ -149,15 +151,18 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 		a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
 	}
 	err := a.waitIdle(patience)
-	if err != nil && p.verify {
-		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
-	}
 	if err != nil {
 		a.abandonUnits(p, a.units.Load().all...)
 	}
 	if !inLife {
 		a.life <- struct{}{}
 		defer a.endLife()
+	}
+	if err == nil {
+		err = a.waitControl(patience)
+	}
+	if err != nil && p.verify {
+		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
 	}
 	a.removeUnits(p)
 	a.shutDown(err == nil)
@@ -217,6 +222,35 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 	case <-timer.C:
 		return fmt.Errorf("%s: %w: %d after %s", a.options.Name, ErrOutstanding, a.outstanding.Load(), limit)
 	}
+}
+
+// controlIsOut reports whether the miniport has what a stop sent last: it counts among
+// nothing that whenIdle knows of.
+func (a *Adapter) controlIsOut() bool { return a.waitControl(0) != nil }
+
+// waitControl waits until what a stop sent last is back, but not for longer than limit.
+// The caller is in life.
+func (a *Adapter) waitControl(limit time.Duration) error {
+	if a.controlSRB == nil { // all is back
+		return nil
+	}
+	done, out := a.controlSRB.Completer.(resetCompleter)
+	if !out {
+		return nil
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		select {
+		case <-done: // just in time
+		default:
+			return fmt.Errorf("%s: %w: %s after %s", a.options.Name, ErrOutstanding, a.controlSRB.Function, limit)
+		}
+	}
+	a.controlSRB.Completer = nil
+	return nil
 }
 
 // removeUnits ends all units and what waits in their queues.

@@ -98,7 +98,8 @@ func TestStop_Stuck(t *testing.T) {
 	}
 }
 
-// A unit that does not answer FLUSH does not hold up a stop beyond its time.
+// A unit that does not answer FLUSH does not hold up a stop beyond its time. What a bus
+// reset does not bring back either keeps its memory.
 func TestStopContext_Flush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
@@ -106,14 +107,25 @@ func TestStopContext_Flush(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		start := time.Now()
-		if err := b.a.StopContext(ctx, b.p); err != nil {
-			t.Error(err)
+		err := b.a.StopContext(ctx, b.p)
+		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrOutstanding) {
+			t.Errorf("StopContext: %v, want context.DeadlineExceeded and ErrOutstanding", err)
 		}
-		if d := time.Since(start); d != 2*time.Second {
-			t.Errorf("it took %s, want 2s", d)
+		if d := time.Since(start); d != 2*time.Second+takeAwayTime {
+			t.Errorf("it took %s, want 2s and %s", d, takeAwayTime)
+		}
+		if err := b.a.RemoveContext(t.Context(), b.p); !errors.Is(err, ErrOutstanding) {
+			t.Errorf("RemoveContext: %v, want ErrOutstanding", err)
 		}
 		if n := b.sys.Verifier().Count(CheckStopOutstanding); n != 1 {
 			t.Errorf("%d violations of V14, want 1", n)
 		}
+		for _, srb := range d.take() {
+			d.complete(b.p, srb)
+		}
+		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+			t.Errorf("RemoveContext when all is back: %v", err)
+		}
+		b.a.release()
 	})
 }
