@@ -183,10 +183,13 @@ type Adapter struct {
 	onReset func(ResetReport)
 	// +checklocks:mu
 	rescanQueued bool
-	// enumAgainQueued is set while a timer runs that will enumerate again; enumAgainIn is
+	// enumAtRestart is set if the adapter was to enumerate while it was stopped.
+	// +checklocks:mu
+	enumAtRestart bool
+	// enumAgain is the timer that will enumerate again, nil if none runs; enumAgainIn is
 	// the time of the latest, zero once an enumeration has missed nothing.
 	// +checklocks:mu
-	enumAgainQueued bool
+	enumAgain *time.Timer
 	// +checklocks:mu
 	enumAgainIn time.Duration
 	// +checklocks:mu
@@ -586,7 +589,7 @@ func (a *Adapter) Outstanding() []string {
 }
 
 // Restart starts a stopped adapter again (ScsiRestartAdapter) and lets waiting
-// SRBs go.
+// SRBs go. If it was to enumerate meanwhile, it does so now.
 //
 // Level: Passive.
 func (a *Adapter) Restart(p *Processor) error {
@@ -609,8 +612,13 @@ func (a *Adapter) Restart(p *Processor) error {
 	}
 	a.mu.Lock()
 	a.openGateLocked(gateStopped)
+	look := a.enumAtRestart
+	a.enumAtRestart = false
 	a.mu.Unlock()
 	a.kick(p)
+	if look {
+		a.BusChangeDetected(p)
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package port
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,8 +22,10 @@ const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 // Enumerate looks for logical units, and tells OnUnitsChanged what came and
 // went. New units are ready for SRBs when it returns; those that are gone
 // complete what they get with StatusNoDevice. If some address has not said what is
-// there, or the adapter is stopped, the port looks again by itself: after 1 s, then after
-// twice the time each, up to ResetTimeout or the SRBs' time-out, whichever is less.
+// there, the port looks again by itself: after 1 s, then after twice the time each, up to
+// ResetTimeout or the SRBs' time-out, whichever is less. If the adapter is stopped, it looks
+// once that is restarted. An error is the first of a target; the others are looked at
+// nevertheless.
 //
 // Level: Passive; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
@@ -31,38 +34,39 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	}
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
-	if state := a.state.Load(); state != adapterRunning {
-		if state == adapterStopped {
-			a.enumerateAgain()
-		}
+	a.mu.Lock()
+	state := a.state.Load()
+	a.enumAtRestart = a.enumAtRestart || state == adapterStopped
+	a.mu.Unlock()
+	if state != adapterRunning {
 		return fmt.Errorf("%s: enumerate: %w", a.options.Name, ErrAdapterStopped)
 	}
 	c := &census{a: a}
 	defer c.free()
-	if err := a.takeCensus(p, c); err != nil {
-		a.enumerateAgain()
-		return fmt.Errorf("%s: enumerate: %w", a.options.Name, err)
+	err := a.takeCensus(p, c)
+	if missed := cmp.Or(err, c.missed); missed == nil {
+		a.enumerateNoMore()
+	} else if !errors.Is(missed, ErrAdapterStopped) && a.enumerateAgain() {
+		a.sys.log.Warn("not every unit has been found out about: they are asked again", "adapter", a.options.Name, "error", missed)
 	}
-	if !c.missed {
-		a.mu.Lock()
-		a.enumAgainIn = 0
-		a.mu.Unlock()
-	} else if first := a.enumerateAgain(); first {
-		a.sys.log.Warn("not every unit says what it is: they are asked again", "adapter", a.options.Name)
+	if err != nil {
+		return fmt.Errorf("%s: enumerate: %w", a.options.Name, err)
 	}
 	return nil
 }
 
-// takeCensus makes the table what c finds, and tells who is to know.
+// takeCensus makes the table what c finds, and tells who is to know. Of a target that
+// cannot be asked, all are there still that are known.
 func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	before := a.units.Load().list
 	var now, added []*LogicalUnit
+	var failed error
 	for path := range a.config.NumberOfBuses {
 		for target := range a.config.MaximumNumberOfTargets {
 			found, err := c.target(p, uint8(path), uint8(target))
 			if err != nil {
-				a.dropUnits(p, before)
-				return fmt.Errorf("target %d:%d: %w", path, target, err)
+				found = a.unitsOf(uint8(path), uint8(target))
+				failed = cmp.Or(failed, fmt.Errorf("target %d:%d: %w", path, target, err))
 			}
 			now = append(now, found...)
 		}
@@ -94,7 +98,7 @@ func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	if tell != nil && (len(added) > 0 || len(removed) > 0) {
 		tell(added, removed)
 	}
-	return nil
+	return failed
 }
 
 func (a *Adapter) unitControl(p *Processor, c UnitController, t UnitControlType, lu *LogicalUnit) {
@@ -112,7 +116,7 @@ type census struct {
 	a      *Adapter
 	srb    *SRB
 	buffer []byte
-	missed bool // there may be a unit that has not been found
+	missed error // why there may be a unit that has not been found
 }
 
 func (c *census) make(p *Processor) (err error) {
@@ -140,11 +144,12 @@ func (c *census) free() {
 }
 
 // target returns the units of one target. The one at LUN 0 is asked; if it has been
-// given up, or is known and fails, the others that are known are, one after the other, and
-// at last an address without a unit, where REPORT LUNS works, too, if the target is well
-// (SPC-4 4.5.2). If none answers, all are there still.
+// given up, or fails, the others that are known are, one after the other, and at last an
+// address without a unit, where REPORT LUNS works, too, if the target is well (SPC-4
+// 4.5.2). If none answers, all are there still; if none is known, that is an error.
 func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	first, known := c.a.unitAt(path, target, 0), c.a.unitsOf(path, target)
+	var failed error
 	for i, lu := range append([]*LogicalUnit{first}, known...) {
 		if i > 0 && lu == first {
 			continue
@@ -164,9 +169,7 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 				return nil, nil // nobody there
 			}
 		default:
-			if lu == first && !lu.answered() {
-				return nil, fmt.Errorf("REPORT LUNS: %s", c.srb)
-			}
+			failed = fmt.Errorf("REPORT LUNS: %s", c.srb)
 		}
 	}
 	if lu := c.a.absentAt(path, target); lu != nil {
@@ -177,7 +180,9 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 			return c.list(p, path, target)
 		}
 	}
-	c.missed = true
+	if c.missed = fmt.Errorf("target %d:%d does not say which units it has", path, target); len(known) == 0 {
+		return nil, failed
+	}
 	return known, nil
 }
 
@@ -246,7 +251,9 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 
 // isStill is isUnit for one that does not say what it is now.
 func (c *census) isStill(lu *LogicalUnit) bool {
-	c.missed = c.missed || !lu.answered()
+	if !lu.answered() {
+		c.missed = fmt.Errorf("%s does not say what it is", lu)
+	}
 	return lu.answered()
 }
 
@@ -397,40 +404,36 @@ func (a *Adapter) BusChangeDetected(*Processor) {
 		a.mu.Lock()
 		a.rescanQueued = false
 		a.mu.Unlock()
-		_ = a.enumerateAfter(p, "a bus change") // it is logged
+		_ = a.Enumerate(p) // it is logged
 	})
 }
 
 // enumerateAgain has the port enumerate again some time after an enumeration that has not
-// found out about all, and thus wait for an adapter that is stopped. However many there
-// are, one timer runs. It reports whether there was none, nor had one run out.
+// found out about all. However many there are, one timer runs. It reports whether the one
+// before had found out.
 func (a *Adapter) enumerateAgain() (first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.enumAgainQueued {
+	if a.enumAgain != nil {
 		return false
 	}
 	first = a.enumAgainIn == 0
-	a.enumAgainQueued = true
 	a.enumAgainIn = a.backOff(a.enumAgainIn)
-	a.after(a.enumAgainIn, func(p *Processor) {
+	a.enumAgain = a.after(a.enumAgainIn, func(p *Processor) {
 		a.mu.Lock()
-		a.enumAgainQueued = false
-		missed := a.enumAgainIn > 0
+		a.enumAgain = nil
 		a.mu.Unlock()
-		if missed {
-			a.BusChangeDetected(p)
-		}
+		a.BusChangeDetected(p)
 	})
 	return first
 }
 
-// enumerateAfter is Enumerate after something, and logs an error. That the adapter has
-// been stopped meanwhile is none.
-func (a *Adapter) enumerateAfter(p *Processor, what string) error {
-	err := a.Enumerate(p)
-	if err != nil && !errors.Is(err, ErrAdapterStopped) {
-		a.sys.log.Error("enumeration after "+what, "adapter", a.options.Name, "error", err)
+// enumerateNoMore ends what enumerateAgain has begun.
+func (a *Adapter) enumerateNoMore() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.enumAgain != nil {
+		a.enumAgain.Stop() // too late: it looks once more
 	}
-	return err
+	a.enumAgain, a.enumAgainIn = nil, 0
 }

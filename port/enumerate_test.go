@@ -1,9 +1,13 @@
 package port
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,9 +15,12 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// A failing miniport fails a command for some LUNs.
+// A failing miniport fails a command for some LUNs of target 0.
 type failing struct {
 	*recorder
+	targets int         // with the same units each
+	blank   atomic.Bool // it works, without an answer
+
 	mu     sync.Mutex
 	op     scsi.Opcode
 	luns   []uint8
@@ -28,6 +35,12 @@ func (f *failing) fail(op scsi.Opcode, luns ...uint8) {
 	f.op, f.luns, f.since, f.rounds = op, luns, time.Now(), nil
 }
 
+func (f *failing) FindAdapter(p *Processor, a *Adapter, c *Config) FindResult {
+	r := f.recorder.FindAdapter(p, a, c)
+	c.MaximumNumberOfTargets = f.targets
+	return r
+}
+
 func (f *failing) met() []time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -36,7 +49,7 @@ func (f *failing) met() []time.Duration {
 
 func (f *failing) StartIo(p *Processor, srb *SRB) bool {
 	f.mu.Lock()
-	fails := srb.Function == FunctionExecuteScsi && scsi.Opcode(srb.CDB[0]) == f.op && slices.Contains(f.luns, srb.Lun)
+	fails := srb.Function == FunctionExecuteScsi && scsi.Opcode(srb.CDB[0]) == f.op && srb.TargetID == 0 && slices.Contains(f.luns, srb.Lun)
 	if at := time.Since(f.since); fails && !slices.Contains(f.rounds, at) {
 		f.rounds = append(f.rounds, at)
 	}
@@ -44,14 +57,21 @@ func (f *failing) StartIo(p *Processor, srb *SRB) bool {
 	if !fails {
 		return f.recorder.StartIo(p, srb)
 	}
-	srb.Status = StatusError
+	if srb.Status = StatusError; f.blank.Load() {
+		srb.Status, srb.DataTransferBytes = StatusSuccess, 0
+	}
 	f.a.Complete(p, srb)
 	return true
 }
 
 func stageFailing(t *testing.T) (*bench, *failing) {
 	t.Helper()
-	f := &failing{recorder: &recorder{driver: driver{model: FullDuplex}}}
+	return stageTargets(t, 1)
+}
+
+func stageTargets(t *testing.T, targets int) (*bench, *failing) {
+	t.Helper()
+	f := &failing{recorder: &recorder{driver: driver{model: FullDuplex}}, targets: targets}
 	return stageMiniport(t, f.recorder, f), f
 }
 
@@ -87,8 +107,117 @@ func TestEnumerate_NoUnitListsOthers(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// A unit at LUN 0 that has never said what it is, and does not list units either, hides
+// none: neither those that are known nor one that is new.
+func TestEnumerate_NewUnitListsNone(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		known, now []uint8
+		fail       []uint8
+		want       []uint8
+	}{
+		{"a known one lists them", []uint8{1}, []uint8{0, 1, 2}, []uint8{0}, []uint8{0, 1, 2}},
+		{"an address without a unit lists them", []uint8{1}, []uint8{0, 1, 2}, []uint8{0, 1}, []uint8{0, 1, 2}},
+		{"an address without a unit lists them, none is known", nil, []uint8{0, 1}, []uint8{0, 1}, []uint8{0, 1}},
+		{"nobody lists them", []uint8{1}, []uint8{0, 1, 2}, []uint8{0, 1, 2, 3}, []uint8{1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, r := stageFailing(t)
+			defer b.a.Remove(b.p)
+			r.has(tt.known...)
+			if err := b.a.Enumerate(b.p); err != nil {
+				t.Fatal(err)
+			}
+			r.has(tt.now...)
+			r.fail(scsi.OpReportLUNs, tt.fail...)
+			if err := b.a.Enumerate(b.p); err != nil {
+				t.Fatal(err)
+			}
+			var got []uint8
+			for _, lu := range b.a.LogicalUnits() {
+				got = append(got, lu.Lun())
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("LUNs %v, want %v", got, tt.want)
+			}
+			b.wantNoViolations()
+		})
+	}
+}
+
+// A target that cannot be asked hides no other, and loses no unit.
+func TestEnumerate_OtherTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := stageTargets(t, 2)
+		defer b.a.Remove(b.p)
+		want := func(when string, targets ...uint8) {
+			t.Helper()
+			var got []uint8
+			for _, lu := range b.a.LogicalUnits() {
+				got = append(got, lu.target)
+			}
+			if !slices.Equal(got, targets) {
+				t.Errorf("%s: units of targets %v, want %v", when, got, targets)
+			}
+		}
+		r.has(1)
+		r.fail(scsi.OpReportLUNs, 0, 1, 2, 3)
+		if err := b.a.Enumerate(b.p); err == nil || !strings.Contains(err.Error(), "target 0:0: REPORT LUNS") {
+			t.Errorf("an enumeration with a target that cannot be asked: %v", err)
+		}
+		want("target 0 fails", 1)
+		r.fail(scsi.OpReportLUNs)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		want("all is well", 0, 1)
+		r.has(1, 2)
+		r.fail(scsi.OpReportLUNs, 0, 1, 2, 3)
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Error(err)
+		}
+		want("target 0 fails again", 0, 1, 1)
+		r.blank.Store(true)
+		r.has(1, 3)
+		if err := b.a.Enumerate(b.p); err == nil || !strings.Contains(err.Error(), "target 0:0: REPORT LUNS: 0 bytes") {
+			t.Errorf("an enumeration with a target without a list: %v", err)
+		}
+		want("target 0 has no list", 0, 1, 1)
+		b.wantNoViolations()
+	})
+}
+
+// What is missed after what was missed before has been found is asked for 1 s later, too,
+// although the time to ask for the other had not come.
+func TestEnumerate_MissedAnew(t *testing.T) {
+	const quarter = time.Second / 4
+	synctest.Test(t, func(t *testing.T) {
+		b, r := stageFailing(t)
+		defer b.a.Remove(b.p)
+		for _, step := range []struct{ has, fail []uint8 }{{[]uint8{0, 1}, []uint8{1}}, {[]uint8{0, 1}, nil}, {[]uint8{0, 1, 2}, []uint8{2}}} {
+			time.Sleep(quarter)
+			r.has(step.has...)
+			r.fail(scsi.OpInquiry, step.fail...)
+			if err := b.a.Enumerate(b.p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second + quarter)
+		synctest.Wait()
+		if want := []time.Duration{0, time.Second}; !slices.Equal(r.met(), want) {
+			t.Errorf("the new one is asked after %v, want %v", r.met(), want)
+		}
+		r.fail(scsi.OpInquiry)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if units := b.a.LogicalUnits(); len(units) != 3 {
+			t.Errorf("units %v, want three", units)
+		}
+		b.wantNoViolations()
+	})
+}
+
 // What an enumeration has not found out it asks again, after 1 s, then after twice the time
-// each up to the time for a reset, until it knows; and no longer.
+// each up to the time for a reset, until it knows; and no longer. It says so once.
 func TestEnumerate_Again(t *testing.T) {
 	const s = time.Second
 	for _, tt := range []struct {
@@ -99,12 +228,14 @@ func TestEnumerate_Again(t *testing.T) {
 	}{
 		{"a new unit does not say what it is", scsi.OpInquiry, []uint8{1}, false},
 		{"nobody lists units", scsi.OpReportLUNs, []uint8{0, 1, 2, 3}, false},
-		{"an unknown target does not list units", scsi.OpReportLUNs, []uint8{0}, true},
+		{"an unknown target does not list units", scsi.OpReportLUNs, []uint8{0, 1, 2, 3}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b, r := stageFailing(t)
 				defer b.a.Remove(b.p)
+				var log bytes.Buffer
+				b.sys.log = slog.New(slog.NewTextHandler(&log, nil))
 				known := 0
 				if !tt.empty {
 					r.has(0)
@@ -128,6 +259,10 @@ func TestEnumerate_Again(t *testing.T) {
 					if n := len(b.a.LogicalUnits()); n != known {
 						t.Errorf("%d units, want %d", n, known)
 					}
+					if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "they are asked again") {
+						t.Errorf("logged: %s", text)
+					}
+					log.Reset()
 					r.fail(tt.op)
 					time.Sleep(5 * s)
 					synctest.Wait()
@@ -150,7 +285,8 @@ func TestEnumerate_Again(t *testing.T) {
 	}
 }
 
-// What changes while the adapter is stopped is found once it runs.
+// What changes while the adapter is stopped is found as soon as it runs, with no timer
+// until then.
 func TestEnumerate_Stopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := stageFailing(t)
@@ -162,11 +298,15 @@ func TestEnumerate_Stopped(t *testing.T) {
 		if err := b.a.Enumerate(b.p); !errors.Is(err, ErrAdapterStopped) {
 			t.Errorf("stopped: %v", err)
 		}
+		b.a.mu.Lock()
+		if b.a.enumAgain != nil {
+			t.Error("a timer runs for a stopped adapter")
+		}
+		b.a.mu.Unlock()
 		time.Sleep(time.Minute)
 		if err := b.a.Restart(b.p); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if units := b.a.LogicalUnits(); len(units) != 1 {
 			t.Errorf("units %v, want one", units)

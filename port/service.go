@@ -156,8 +156,8 @@ func (a *Adapter) stopServices(idle bool) {
 }
 
 // after has fn called on the timer service once d has passed.
-func (a *Adapter) after(d time.Duration, fn func(p *Processor)) {
-	time.AfterFunc(d, func() { a.service.post(fn) })
+func (a *Adapter) after(d time.Duration, fn func(p *Processor)) *time.Timer {
+	return time.AfterFunc(d, func() { a.service.post(fn) })
 }
 
 // tick counts down the units' timers, once a second. While the link is down

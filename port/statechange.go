@@ -48,7 +48,7 @@ func (a *Adapter) lookAgain(p *Processor) {
 	change, done := a.stateChange, a.stateChangeDone
 	a.stateChange, a.stateChangeDone = 0, nil
 	a.mu.Unlock()
-	err := a.enumerateAfter(p, "a state change")
+	err := a.Enumerate(p) // it is logged
 	if done == nil {
 		return
 	}

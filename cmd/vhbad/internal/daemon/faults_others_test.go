@@ -208,8 +208,8 @@ func hangUp(c *nbdtest.Client) {
 }
 
 // TestFaults_OthersAreFound: a disk of which every command fails, those by which the port
-// looks for units among them, hides no other; and plugged in again it is found once it
-// says what it is.
+// looks for units among them, hides no other, not even if it is plugged in like that and
+// no other lists units either; and plugged in again it is found once it says what it is.
 func TestFaults_OthersAreFound(t *testing.T) {
 	s := newSettings(t, "dead=memory:1MiB")
 	d, _ := s.mustStart(t)
@@ -226,12 +226,17 @@ func TestFaults_OthersAreFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	unplug(t, d, open(t, s.socket(), "dead"), "dead")
-	dead.Budget = 5 // all that one enumeration asks
-	dead.Match.Op = fault.Ops{"inquiry"}
-	putFaults(t, d, dead)
+	mute := client.FaultRule{Name: "mute", Disk: "new", Match: dead.Match, Action: dead.Action}
+	putFaults(t, d, dead, mute)
 	if err := d.RemoveFault("away"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := s.control(t).AddDisk(t.Context(), "newer", client.DiskSpec{MemoryBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	dead.Budget = 5 // all that one enumeration asks
+	dead.Match.Op = fault.Ops{"inquiry"}
+	putFaults(t, d, dead)
 	eventually(t, func() string {
 		if st, f := d.diskNow("dead"), faultNow(t, d, "dead"); st.State != client.DiskServing || f.Fired != 5 {
 			return fmt.Sprintf("the disk is %q after %d failures", st.State, f.Fired)
