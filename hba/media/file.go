@@ -260,6 +260,8 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.leaveChange(s)
+	f.atOnce.syncs.Add(1)
+	defer f.atOnce.syncs.Add(-1)
 	done := 0
 	for done < len(p) && !f.noDSync.Load() {
 		n, errno := pwriteFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
@@ -311,6 +313,8 @@ func (f *File) flushShared() error {
 	}
 	f.atOnce.changes.Add(1)
 	defer f.atOnce.changes.Add(-1)
+	f.atOnce.syncs.Add(1)
+	defer f.atOnce.syncs.Add(-1)
 	if err := f.flushes.do(); err != nil {
 		return f.fail("flush", 0, f.size.Load(), err)
 	}

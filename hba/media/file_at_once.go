@@ -1,6 +1,7 @@
 package media
 
 import (
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,8 @@ type atOnce struct {
 	able bool
 	// changes counts calls in progress that write to the file or sync it.
 	changes atomic.Int32
+	// syncs counts those among them that sync it, which take long.
+	syncs atomic.Int32
 	// paid is when, by now, all lateness will have been paid for, in ns.
 	paid atomic.Int64
 	// now is the time since some moment. Set before use.
@@ -39,11 +42,15 @@ type atOnce struct {
 }
 
 const (
-	maxAtOnceBytes = 64 << 10
-	lateTime       = 100 * time.Microsecond
-	lateByte       = time.Nanosecond
-	lateShare      = 8
-	lateCredit     = 4 * time.Millisecond
+	maxAtOnceBytes = 256 << 10
+	// atOnceTurns is how often others on the processor have a turn before a write that
+	// meets another is refused.
+	atOnceTurns = 3
+
+	lateTime   = 100 * time.Microsecond
+	lateByte   = time.Nanosecond
+	lateShare  = 8
+	lateCredit = 4 * time.Millisecond
 	// lateMost is the most that one write has to be paid for.
 	lateMost = time.Minute
 )
@@ -51,7 +58,7 @@ const (
 // begin reports whether n bytes at off may be written at once, and the time. If so,
 // end ends it.
 func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
-	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 || !a.changes.CompareAndSwap(0, 1) {
+	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 || !a.enter() {
 		return 0, false
 	}
 	began = a.now()
@@ -60,6 +67,18 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 		return 0, false
 	}
 	return began, true
+}
+
+// enter begins a change that is alone. If there is a write, others have the processor for
+// some turns first: most writes are over by then, and to hand one over takes longer.
+func (a *atOnce) enter() bool {
+	for turn := 0; !a.changes.CompareAndSwap(0, 1); turn++ {
+		if turn == atOnceTurns || a.syncs.Load() > 0 {
+			return false
+		}
+		runtime.Gosched()
+	}
+	return true
 }
 
 // end ends a write of n bytes.

@@ -3,6 +3,8 @@ package media
 import (
 	"bytes"
 	"path/filepath"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,6 +177,41 @@ func TestAtOnce_Alone(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestAtOnce_Turns: a write that meets another lets others have their turns, and so the
+// other end, but does not wait for one that does not.
+//
+// It has the only processor, so the turns are in order.
+func TestAtOnce_Turns(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f, _ := newAtOnce(t)
+	f.atOnce.changes.Add(1)
+	wantTry(t, f, false, "during one that does not end")
+	go f.atOnce.changes.Add(-1)
+	wantTry(t, f, true, "during one that ends soon")
+
+	// A sync is not waited for. The scheduler may give others a turn all the same, but
+	// not each time.
+	given := 0
+	const tries = 10
+	f.flushes.sync = func() error {
+		var others atomic.Bool
+		go others.Store(true)
+		wantTry(t, f, false, "during a flush")
+		if others.Load() {
+			given++
+		}
+		return nil
+	}
+	for range tries {
+		if err := f.Flush(); err != nil {
+			t.Error(err)
+		}
+	}
+	if given == tries {
+		t.Error("during a flush others have turns, which are in vain")
 	}
 }
 
