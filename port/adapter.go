@@ -735,6 +735,9 @@ func (a *Adapter) FreeSRB(s *SRB) {
 		a.sys.extensions.release(s.Extension)
 		s.Extension = nil
 	}
+	// The SRBs that lie in its page may be needed for long.
+	s.adapter, s.lu, s.Completer, s.VictimSRB, s.SGL, s.sglStore = nil, nil, nil, nil, nil, nil
+	clear(s.DataBuffers[:])
 }
 
 // OnUnitsChanged sets a function that is told which units came and went, at

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"testing"
 	"unsafe"
+	"weak"
 
 	"github.com/vhbad/vhbad/internal/dma"
 )
@@ -62,4 +63,21 @@ func TestLayout_Pages(t *testing.T) {
 		p.Close()
 	}
 	runtime.KeepAlive(all)
+}
+
+// TestFreeSRB_KeepsNothing: a freed SRB, whose memory stays as long as another of its page
+// is used, holds on to nothing else.
+func TestFreeSRB_KeepsNothing(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	freed := b.srb(nil)
+	completer := &finished{}
+	freed.Completer, freed.DataBuffers[0] = completer, make([]byte, 1<<10)
+	owner, buffer := weak.Make(completer), weak.Make(&freed.DataBuffers[0][0])
+	completer = nil
+	b.a.FreeSRB(freed)
+	runtime.GC()
+	if owner.Value() != nil || buffer.Value() != nil {
+		t.Error("the completer or a buffer of a freed SRB is alive")
+	}
+	runtime.KeepAlive(freed)
 }

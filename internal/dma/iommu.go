@@ -111,11 +111,11 @@ type IOMMU struct {
 const blockWindows = 64
 
 // A WindowGroup is the windows that one processor uses: as far as there are enough of
-// them they lie together, and apart from those of other groups. Processors fetch memory
-// ahead, and what another one is writing to is slow to come and is missed there. The
-// zero value is a new group.
+// them they lie together, and apart from those of other groups as long as it has one.
+// Processors fetch memory ahead, and what another one is writing to is slow to come and
+// is missed there. The zero value is a new group.
 //
-// Concurrency: one call of NewWindow at a time.
+// Concurrency: any goroutine; the IOMMU guards it.
 type WindowGroup struct {
 	block int // the latest block, counted from 1; 0: none
 }

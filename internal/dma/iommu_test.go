@@ -181,8 +181,8 @@ func TestNewWindow_Groups(t *testing.T) {
 			last[i] = take(&some[i], i)
 		}
 	}
-	if want := (groups + 1) * (each + blockWindows - 1) / blockWindows; len(owner) > want+1 {
-		t.Errorf("%d blocks for %d windows of %d groups and of none, want at most %d", len(owner), all, groups, want+1)
+	if want := (groups + 1) * ((each + blockWindows - 1) / blockWindows); len(owner) != want {
+		t.Errorf("%d blocks for %d windows of %d groups and of none, want %d", len(owner), all, groups, want)
 	}
 	for i := range last {
 		m.FreeWindow(last[i])
