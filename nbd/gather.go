@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,10 @@ type gatherer struct {
 	rest, penalty int
 
 	paused bool // before the last read
+
+	// sole says that there is one processor. The end of a pause would take it from the
+	// client before that has sent all it may, so a turn of others takes a pause's place.
+	sole bool // immutable
 }
 
 const (
@@ -48,7 +53,9 @@ const (
 )
 
 // newGatherer begins with a rest: many connections are short.
-func newGatherer() gatherer { return gatherer{rest: minGatherPenalty} }
+func newGatherer() gatherer {
+	return gatherer{rest: minGatherPenalty, sole: runtime.GOMAXPROCS(0) == 1}
+}
 
 // pause is called before a read that is to bring new requests. It waits if that
 // is likely to pay: for others, or else for the time to pass.
@@ -58,8 +65,9 @@ func (g *gatherer) pause(s yielder) bool {
 	}
 	g.paused = true
 	began := now()
-	if s.yield() && g.on { // not to try: it may take longer than a pause
-		s.stepAside() // clients may have no processor, either
+	// Clients may have no processor, either. Not to try: it may take longer than a pause.
+	if s.yield() && (g.on || g.sole) && s.stepAside() && g.sole {
+		return true
 	}
 	if now()-began < int64(gatherPause) {
 		exactPause()
@@ -71,8 +79,9 @@ func (g *gatherer) pause(s yielder) bool {
 type yielder interface {
 	// yield is false if nobody is in want of a turn.
 	yield() bool
-	// stepAside lets other processes have one.
-	stepAside()
+	// stepAside lets other processes have one. It is false if they had too long a turn
+	// not long ago.
+	stepAside() bool
 }
 
 // exactPause sleeps for gatherPause. If that took much longer, the thread may not

@@ -5,8 +5,8 @@ import "testing"
 // alone is a connection that has nobody beside it.
 type alone struct{}
 
-func (alone) yield() bool { return false }
-func (alone) stepAside()  {}
+func (alone) yield() bool     { return false }
+func (alone) stepAside() bool { return false }
 
 // tries returns before which of n reads there is a pause, if each pause brings
 // paid requests of dataBytes each, and any other read one.
@@ -66,23 +66,31 @@ type among struct {
 }
 
 func (a *among) yield() bool { return a.others }
-func (a *among) stepAside()  { a.stepped++ }
+
+func (a *among) stepAside() bool {
+	a.stepped++
+	return true
+}
 
 // Other processes have a turn if connections have all processors and pauses are known
-// to pay.
+// to pay; if there is but one processor, to find out, too.
 func TestGatherer_StepsAside(t *testing.T) {
 	for _, tt := range []struct {
 		on     bool
 		rest   int
 		others bool
+		sole   bool
 		want   int
 	}{
 		{on: true, others: true, want: 1},
 		{on: true, others: false},
 		{on: false, others: true}, // a try
+		{on: false, others: true, sole: true, want: 1},
+		{on: true, others: true, sole: true, want: 1},
+		{on: false, rest: 1, others: true, sole: true},
 		{on: false, rest: 1, others: true},
 	} {
-		g := gatherer{on: tt.on, rest: tt.rest}
+		g := gatherer{on: tt.on, rest: tt.rest, sole: tt.sole}
 		a := &among{others: tt.others}
 		g.pause(a)
 		if a.stepped != tt.want {

@@ -71,8 +71,8 @@ func (s *socketStream) read(first, second []byte, soon bool) (int, error) {
 	return s.conn.Receive(first, second)
 }
 
-func (s *socketStream) yield() bool { return s.conn.Yield() }
-func (s *socketStream) stepAside()  { s.conn.StepAside() }
+func (s *socketStream) yield() bool     { return s.conn.Yield() }
+func (s *socketStream) stepAside() bool { return s.conn.StepAside() }
 
 func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.conn.TrySend(bufs) }
 func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.conn.Send(bufs) }
@@ -99,8 +99,8 @@ func (s *connStream) read(first, _ []byte, _ bool) (int, error) {
 	return 0, err
 }
 
-func (s *connStream) yield() bool { return false }
-func (s *connStream) stepAside()  {}
+func (s *connStream) yield() bool     { return false }
+func (s *connStream) stepAside() bool { return false }
 
 func (s *connStream) tryWrite([][]byte) (int, error) { return 0, nil }
 

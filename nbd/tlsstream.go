@@ -153,8 +153,8 @@ func (s *tlsStream) read(first, second []byte, _ bool) (n int, err error) {
 	return n, nil // whatever the error was, it will be met again
 }
 
-func (s *tlsStream) yield() bool { return s.socket.yield() }
-func (s *tlsStream) stepAside()  { s.socket.stepAside() }
+func (s *tlsStream) yield() bool     { return s.socket.yield() }
+func (s *tlsStream) stepAside() bool { return s.socket.stepAside() }
 
 func (s *tlsStream) tryWrite(bufs [][]byte) (int, error) { return s.writeWith(bufs, false) }
 func (s *tlsStream) write(bufs [][]byte) (int, error)    { return s.writeWith(bufs, true) }

@@ -347,7 +347,7 @@ func (c *Conn) Yield() bool {
 
 // StepAside lets other processes have the processor, clients of this machine for the
 // most part: they send more meanwhile, and one read takes it all.
-func (c *Conn) StepAside() { polling.stepAside() }
+func (c *Conn) StepAside() bool { return polling.stepAside() }
 
 func (c *Conn) yield() bool {
 	if !polling.crowded() {

@@ -96,19 +96,21 @@ func (p *poller) crowded() bool { return p.open.Load()-p.waiting.Load() >= p.pro
 func (p *poller) oneEach() bool { return p.open.Load() <= p.processors.Load() }
 
 // stepAside has other processes use the processor. A long turn of theirs is paid for by
-// several times as long without: somebody has it then who takes all there is.
-func (p *poller) stepAside() {
+// several times as long without: somebody has it then who takes all there is. It is
+// false while that is so.
+func (p *poller) stepAside() bool {
 	began := time.Since(epoch)
-	if p.mayStepAside(began) {
-		schedYield()
-		p.stepped(began, time.Since(epoch))
+	if !p.mayStepAside(began) {
+		return false
 	}
+	schedYield()
+	p.stepped(began, time.Since(epoch))
+	return true
 }
 
-// mayStepAside says whether others may have a turn now. With one processor nobody else is
-// served meanwhile, and a pause brings more.
+// mayStepAside says whether others may have a turn now.
 func (p *poller) mayStepAside(now time.Duration) bool {
-	return p.processors.Load() > 1 && now >= time.Duration(p.stayUntilNs.Load())
+	return now >= time.Duration(p.stayUntilNs.Load())
 }
 
 // stepped is told of a turn of other processes.
