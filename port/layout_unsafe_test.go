@@ -73,7 +73,6 @@ func TestFreeSRB_KeepsNothing(t *testing.T) {
 	completer := &finished{}
 	freed.Completer, freed.DataBuffers[0] = completer, make([]byte, 1<<10)
 	owner, buffer := weak.Make(completer), weak.Make(&freed.DataBuffers[0][0])
-	completer = nil
 	b.a.FreeSRB(freed)
 	runtime.GC()
 	if owner.Value() != nil || buffer.Value() != nil {
