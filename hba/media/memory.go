@@ -43,7 +43,8 @@ type MemoryConfig struct {
 //
 // Of what is given back, up to 64 MiB wait for 5 to 10 s to be taken again before
 // the operating system has them: a page that it must hand out anew costs more than
-// the write into it.
+// the write into it. A chunk that waited is taken whole, with all the memory that it
+// had; of any other, only pages that are written take memory.
 //
 // It never blocks. A block of up to 4 KiB is never seen half written, as each
 // chunk is read and written under its stripe's lock. Calls on different chunks
@@ -80,9 +81,9 @@ type leaf struct {
 // lock; atomics let scans pass over cells without taking it.
 type cell struct {
 	chunk atomic.Pointer[chunk] // nil: all zeros
-	pages atomic.Uint32         // a bit for each page written since it was last a hole
-	// stale has a bit for each page that is a hole, and reads as zeros whatever the
-	// chunk has there. Other pages that are holes are zeros.
+	pages atomic.Uint32         // a bit for each page written or allocated since it was last a hole
+	// stale has a bit for each page that reads as zeros whatever the chunk has there,
+	// be it a hole or allocated. Other pages that are holes are zeros.
 	stale uint32
 }
 

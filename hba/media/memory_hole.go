@@ -41,7 +41,7 @@ func (m *Memory) Zero(off, n int64, allocate bool) error {
 }
 
 // ZeroIsFast implements FastZeroer: a chunk that is there is cleared where it was
-// written, others are taken as they come, which is zero.
+// written, others are taken as they come, whose pages are only marked.
 func (m *Memory) ZeroIsFast() bool { return true }
 
 // missingChunks is how many chunks of the range are not there.
@@ -79,12 +79,13 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 	l := m.leafOf(i)
 	c := &l.cells[i%chunksPerLeaf]
 	ch, err := m.chunkLocked(l, c)
-	if err != nil {
+	if ch == nil { // as in writeChunkLocked
 		return &Error{Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: int64(n), Kind: ErrNoSpace, Err: err}
 	}
-	clearPages(ch[at:at+n], c.pages.Load()|c.stale, at)
-	c.refresh(ch, at, n)
-	c.pages.Store(c.pages.Load() | pagesTouched(at, n))
+	// What is stale stays so, and its memory untouched.
+	written := c.pages.Load()
+	clearPages(ch[at:at+n], written&^c.stale, at)
+	c.pages.Store(written | pagesTouched(at, n))
 	return nil
 }
 

@@ -106,6 +106,66 @@ func TestMemory_ReleasesWhatIsEmpty(t *testing.T) {
 	}
 }
 
+// TestMemory_AllocatedAgain: pages that were discarded and are allocated read as zeros,
+// and what is written to them has zeros around it.
+func TestMemory_AllocatedAgain(t *testing.T) {
+	const page = 4096
+	for _, gone := range []int{chunk, chunk - page} { // the chunk goes, or stays for its last page
+		m := newMemory(t, media.MemoryConfig{SizeBytes: chunk})
+		mustWrite(t, m, chunk, 1, 0)
+		if err := m.Discard(0, int64(gone)); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Zero(10, int64(gone-20), true); err != nil { // touches the first and the last page of it
+			t.Fatal(err)
+		}
+		mustBe(t, m, gone, 0, 0)
+		if e, err := m.ExtentAt(0); err != nil || e != (media.Extent{LengthBytes: chunk, Data: true}) {
+			t.Errorf("extent of what is allocated: %+v, %v", e, err)
+		}
+		around := func(how string, p int64) {
+			t.Helper()
+			off := p * page
+			t.Logf("%d bytes discarded, then %s on page %d", gone, how, p)
+			mustBe(t, m, 100, 0, off)
+			mustBe(t, m, 50, 2, off+100)
+			mustBe(t, m, page-150, 0, off+150)
+			mustBe(t, m, page, 0, off+page)
+		}
+
+		mustWrite(t, m, 50, 2, 100)
+		around("written", 0)
+
+		if i, err := m.CompareAndWriteAt(make([]byte, 50), bytes.Repeat([]byte{2}, 50), 3*page+100); err != nil || i >= 0 {
+			t.Fatalf("compare zeros and write: byte %d, %v", i, err)
+		}
+		around("compared and written", 3)
+
+		mustWrite(t, m, 60, 2, 6*page+100)
+		if err := m.Zero(6*page+150, 10, true); err != nil {
+			t.Fatal(err)
+		}
+		around("zeroed after a write", 6)
+
+		if err := m.Discard(9*page+90, 20); err != nil {
+			t.Fatal(err)
+		}
+		mustBe(t, m, page, 0, 9*page)
+		mustWrite(t, m, 50, 2, 9*page+100)
+		around("discarded in part and written", 9)
+
+		if err := m.Discard(12*page, page); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := m.ExtentAt(12 * page); err != nil || e != (media.Extent{OffsetBytes: 12 * page, LengthBytes: page}) {
+			t.Errorf("extent of a page that is a hole again: %+v, %v", e, err)
+		}
+		mustWrite(t, m, 50, 2, 12*page+100)
+		around("discarded again and written", 12)
+		mustBe(t, m, chunk-gone, 1, int64(gone))
+	}
+}
+
 func TestMemory_Limit(t *testing.T) {
 	m := newMemory(t, media.MemoryConfig{Name: "disk7", SizeBytes: 1 << 30, LimitBytes: 3*chunk + 5})
 	n, err := m.WriteAt(make([]byte, 5*chunk), 10)

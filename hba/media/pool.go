@@ -38,7 +38,9 @@ type pool struct {
 	// +checklocks:mu
 	free []*chunk
 	// warm are chunks as they were released, the oldest first. With those handed out
-	// they are within limit, as they are the first that are taken.
+	// they are within limit, as they are the first that are taken. The up to 64 that cool
+	// is emptying are neither: by those, 4 MiB, more than limit may be resident while
+	// the operating system takes them back.
 	// +checklocks:mu
 	warm []*chunk
 	// unused is how many of warm nobody has wanted since they were last looked at.
@@ -123,8 +125,7 @@ func (p *pool) release(b *releaseBatch) {
 	}
 	p.mu.Unlock()
 	if chunks = chunks[n:]; len(chunks) > 0 {
-		p.empty(chunks)
-		p.used.Add(-int64(len(chunks)))
+		p.empty(chunks, int64(len(chunks)))
 	}
 	*b = releaseBatch{}
 }
@@ -145,7 +146,7 @@ func (p *pool) cool() {
 			return
 		}
 		p.mu.Unlock()
-		p.empty(b.chunks[:b.n])
+		p.empty(b.chunks[:b.n], 0)
 	}
 }
 
@@ -163,8 +164,9 @@ func (p *pool) restLocked() {
 	}
 }
 
-// empty gives the memory of chunks back to the operating system.
-func (p *pool) empty(chunks []*chunk) {
+// empty gives the memory of chunks, of which used still count as handed out, back to
+// the operating system.
+func (p *pool) empty(chunks []*chunk, used int64) {
 	for i := 0; i < len(chunks); {
 		run := 1
 		for i+run < len(chunks) && adjacent(chunks[i+run-1], chunks[i+run]) {
@@ -175,6 +177,7 @@ func (p *pool) empty(chunks []*chunk) {
 	}
 	p.mu.Lock()
 	p.free = append(p.free, chunks...)
+	p.used.Add(-used)
 	p.mu.Unlock()
 }
 

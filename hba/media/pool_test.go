@@ -108,6 +108,69 @@ func TestPool_CloseWhileWarm(t *testing.T) {
 	})
 }
 
+// TestMemory_AllocatingZeros: no memory is touched to allocate zeros where zeros are.
+func TestMemory_AllocatingZeros(t *testing.T) {
+	const size = 64 << 20
+	for name, prepare := range map[string]func(t *testing.T) *Memory{
+		"fresh": func(t *testing.T) *Memory {
+			t.Helper()
+			m, err := NewMemory(MemoryConfig{SizeBytes: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		},
+		"discarded": func(t *testing.T) *Memory {
+			t.Helper()
+			m := written(t, size)
+			if err := m.Discard(0, size); err != nil {
+				t.Fatal(err)
+			}
+			return m
+		},
+		"discarded in part": func(t *testing.T) *Memory {
+			t.Helper()
+			m := written(t, size)
+			for off := int64(0); off < size; off += chunkBytes {
+				if err := m.Discard(off, chunkBytes-pageBytes); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return m
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := prepare(t)
+			m.pool.mu.Lock()
+			for _, s := range m.pool.slabs { // so that what is touched from here on shows
+				if err := unix.Madvise(s, unix.MADV_DONTNEED); err != nil {
+					t.Error(err)
+				}
+			}
+			m.pool.mu.Unlock()
+			for off := int64(0); off < size; off += chunkBytes {
+				// All but the last page, and not the whole of the one before.
+				if err := m.Zero(off, chunkBytes-pageBytes-100, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := m.AllocatedBytes(); got != size {
+				t.Errorf("%d bytes allocated, want %d", got, size)
+			}
+			m.pool.mu.Lock()
+			for _, s := range m.pool.slabs {
+				if got := residentPages(t, s); got != 0 {
+					t.Errorf("%d pages resident, want none", got)
+				}
+			}
+			m.pool.mu.Unlock()
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func residentPages(t *testing.T, b []byte) (n int) {
 	t.Helper()
 	state := make([]byte, len(b)/unix.Getpagesize())
