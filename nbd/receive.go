@@ -547,7 +547,7 @@ func (c *Conn) makeRoom() bool {
 		c.start, c.end = 0, 0
 	}
 	if c.filling != nil { // any room will do, even none
-		if alone && c.start == c.end && len(c.rx.mem) < c.rxBytes {
+		if alone && len(c.rx.mem) < c.rxBytes && !c.arena.Scarce() { // and empty: the payload has taken all
 			if b := c.allocate(c.rxBytes); b != nil {
 				c.drop(c.rx)
 				c.rx = b

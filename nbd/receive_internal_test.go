@@ -108,3 +108,37 @@ func TestReceive_LongWrites(t *testing.T) {
 		}
 	}
 }
+
+// TestMakeRoom_Scarce: while a payload is received the receive block grows, unless memory
+// is scarce.
+func TestMakeRoom_Scarce(t *testing.T) {
+	arena, err := dma.NewArena(8 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newBareConn(arena)
+	c.rxBytes = maxBlockBytes
+	c.rx = c.allocate(minBlockBytes)
+	c.filling = &Request{Op: OpWrite}
+	var taken [][]byte
+	for !arena.Scarce() {
+		b := arena.Alloc(minBlockBytes)
+		if b == nil {
+			t.Fatal("there is no memory, and it is not scarce")
+		}
+		taken = append(taken, b)
+	}
+	if !c.makeRoom() || len(c.rx.mem) != minBlockBytes {
+		t.Errorf("a receive block of %d bytes, want %d while memory is scarce", len(c.rx.mem), minBlockBytes)
+	}
+	for _, b := range taken {
+		arena.Free(b)
+	}
+	if !c.makeRoom() || len(c.rx.mem) != maxBlockBytes {
+		t.Errorf("a receive block of %d bytes, want %d", len(c.rx.mem), maxBlockBytes)
+	}
+	c.drop(c.rx)
+	if err := arena.Close(); err != nil {
+		t.Error(err)
+	}
+}
