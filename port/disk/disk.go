@@ -88,7 +88,7 @@ type Disk struct {
 	// +checklocks:lossMu
 	lossWrites writesSeen
 	// lossesAnswered is the latest of losses since which there was a time when no write
-	// was being answered, as far as it has been looked at.
+	// was being answered, as far as is known: whoever tells of a loss knows, too.
 	// +checklocks:lossMu
 	lossesAnswered uint64
 }
@@ -223,8 +223,7 @@ func (d *Disk) LostWrites() {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
 	d.lossEvents.Add(1)
-	d.lossWrites = d.gate.writes()
-	d.losses.Add(1)
+	d.loseLocked()
 }
 
 // TellAgain has every connection that is open told again: a write that was under way at
@@ -238,8 +237,25 @@ func (d *Disk) LostWrites() {
 func (d *Disk) TellAgain() {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
+	d.loseLocked()
+}
+
+// loseLocked counts a loss, of what has been answered by now at the least.
+//
+// +checklocks:d.lossMu
+func (d *Disk) loseLocked() {
 	d.lossWrites = d.gate.writes()
-	d.losses.Add(1)
+	n := d.losses.Add(1)
+	if !d.lossWrites.answering {
+		d.lossesAnswered = n
+	}
+}
+
+// lossAnswered notes that since loss n no write was being answered for a moment.
+func (d *Disk) lossAnswered(n uint64) {
+	d.lossMu.Lock()
+	defer d.lossMu.Unlock()
+	d.lossesAnswered = max(d.lossesAnswered, n)
 }
 
 // lossesOfOthers is what a session that opens need not be told of: losses of writes

@@ -87,6 +87,51 @@ func TestFlush_LossBeforeAnswer(t *testing.T) {
 	}
 }
 
+// A loss that has been told of, or that found no write being answered, is none to who
+// comes when one is.
+func TestFlush_LossOfOthers(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, s *session){
+		"power": func(_ *testing.T, s *session) { s.d.LostWrites() },
+		"told again": func(t *testing.T, s *session) {
+			loseBeforeAnswer(t, s)
+			s.d.TellAgain()
+		},
+		"told by a flush": func(t *testing.T, s *session) {
+			loseBeforeAnswer(t, s)
+			if got, want := flushes(s, s), []nbd.Errno{nbd.EIO, nbd.OK}; !slices.Equal(got, want) {
+				t.Errorf("flushes %v, want %v", got, want)
+			}
+		},
+		"told by the flush that failed": func(_ *testing.T, s *session) {
+			c := &command{s: s, srb: &port.SRB{}, req: &nbd.Request{Op: nbd.OpFlush}}
+			c.sync()
+			c.errno = nbd.EIO
+			c.leaveGate()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &Disk{}
+			s := lossSession(d)
+			lose(t, s)
+			_, wrote := enterGate(t, s, holdFast).leaveGate()
+			if !wrote {
+				t.Fatal("no write is being answered")
+			}
+			if got := flushes(lossSession(d), lossSession(d)); got[0] != nbd.OK || got[1] != nbd.OK {
+				t.Errorf("flushes of two that come then: %v", got)
+			}
+		})
+	}
+}
+
+// loseBeforeAnswer loses a write of s that is being answered.
+func loseBeforeAnswer(t *testing.T, s *session) {
+	t.Helper()
+	_, wrote := enterGate(t, s, holdFast).leaveGate()
+	s.d.LostWrites()
+	s.answered(wrote)
+}
+
 // A write is being answered until it is answered: the request here is of no connection,
 // which ends finish where it would be.
 func TestFinish_IsAnsweringUntilAnswered(t *testing.T) {
