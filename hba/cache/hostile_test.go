@@ -182,6 +182,24 @@ func TestCut_LieAboutOneOfTwo(t *testing.T) {
 	}
 }
 
+// TestCut_LieBesideFUAUnderWay: a lie about a write is not one about a newer write with
+// FUA to the same range that is not done yet.
+func TestCut_LieBesideFUAUnderWay(t *testing.T) {
+	c := open(t, memory(t, 1<<20), cache.Config{})
+	put(t, c, 0, 1, 512)
+	var r *cache.Report
+	err := c.WriteFUAAfter(bytes.Repeat([]byte{2}, 512), 0, func() {
+		c.PromisedRange(0, 512)
+		r = cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+	})
+	if err == nil {
+		t.Error("the write with FUA is answered as done")
+	}
+	if len(r.Writes) != 2 || !r.Writes[0].Promised || r.Writes[1].Promised {
+		t.Errorf("writes %+v, want two, of which the first is promised", r.Writes)
+	}
+}
+
 // TestCut_LiesToldMeanwhile: what is told of while the power is being cut, of commands
 // that had been executed, is of that cut, also in a replay, and not of the next.
 func TestCut_LiesToldMeanwhile(t *testing.T) {

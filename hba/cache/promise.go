@@ -19,7 +19,7 @@ func (c *Cache) PromisedAll() {
 
 // PromisedRange implements media.Promiser: a write was answered as durable that
 // came here without FUA. It is known by its range: of two of the same, under way together,
-// it may be the wrong one.
+// it may be the wrong one. One that is not done yet is none of them.
 func (c *Cache) PromisedRange(off, n int64) {
 	c.ledger.liedRange(off>>c.shift, n>>c.shift)
 	c.mu.Lock()
@@ -30,7 +30,7 @@ func (c *Cache) PromisedRange(off, n int64) {
 		i, _ := c.store.newest(sector)
 		for ; i != none; i = c.store.versions[i].older {
 			w := c.store.versions[i].write
-			if w.off != off || w.n != n || w.promised == promiseFUA {
+			if w.off != off || w.n != n || w.promised == promiseFUA || !w.acknowledged {
 				continue
 			}
 			if w.promised == promiseNone {
