@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/scsi"
 )
@@ -419,12 +420,19 @@ func (a *Adapter) enumerateAgain() (first bool) {
 	}
 	first = a.enumAgainIn == 0
 	a.enumAgainIn = a.backOff(a.enumAgainIn)
-	a.enumAgain = a.after(a.enumAgainIn, func(p *Processor) {
+	var timer *time.Timer
+	timer = a.after(a.enumAgainIn, func(p *Processor) {
 		a.mu.Lock()
-		a.enumAgain = nil
+		latest := a.enumAgain == timer
+		if latest {
+			a.enumAgain = nil
+		}
 		a.mu.Unlock()
-		a.BusChangeDetected(p)
+		if latest {
+			a.BusChangeDetected(p)
+		}
 	})
+	a.enumAgain = timer
 	return first
 }
 
@@ -433,7 +441,7 @@ func (a *Adapter) enumerateNoMore() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.enumAgain != nil {
-		a.enumAgain.Stop() // too late: it looks once more
+		a.enumAgain.Stop() // too late: it sees that it is not the latest
 	}
 	a.enumAgain, a.enumAgainIn = nil, 0
 }

@@ -216,6 +216,39 @@ func TestEnumerate_MissedAnew(t *testing.T) {
 	})
 }
 
+// A timer that has fired, and comes to its turn when another has taken its place, asks
+// nobody and starts no third.
+func TestEnumerate_OldTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := stageFailing(t)
+		defer b.a.Remove(b.p)
+		enumerate := func(has, fail []uint8) {
+			t.Helper()
+			r.has(has...)
+			r.fail(scsi.OpInquiry, fail...)
+			if err := b.a.Enumerate(b.p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		enumerate([]uint8{0, 1}, []uint8{1})
+		busy := make(chan struct{})
+		b.a.service.post(func(*Processor) { <-busy })
+		time.Sleep(time.Second)
+		synctest.Wait() // the timer has fired, and waits for its turn
+		enumerate([]uint8{0, 1}, nil)
+		enumerate([]uint8{0, 1, 2}, []uint8{2})
+		time.Sleep(time.Second / 2)
+		close(busy)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if want := []time.Duration{0, time.Second, 3 * time.Second}; !slices.Equal(r.met(), want) {
+			t.Errorf("the new one is asked after %v, want %v", r.met(), want)
+		}
+		r.fail(scsi.OpInquiry)
+		b.wantNoViolations()
+	})
+}
+
 // What an enumeration has not found out it asks again, after 1 s, then after twice the time
 // each up to the time for a reset, until it knows; and no longer. It says so once.
 func TestEnumerate_Again(t *testing.T) {
