@@ -214,7 +214,8 @@ type Adapter struct {
 
 	// enumMu makes enumerations take turns. It is held across I/O.
 	enumMu sync.Mutex
-	// resetSRBs are for the reset road: one for each level that uses an SRB.
+	// resetSRBs are for the reset road: one for each level that uses an SRB. They are the
+	// recovery service's, and once that has stopped of who is in life.
 	resetSRBs [2]*SRB
 	// controlSRB is for FLUSH and SHUTDOWN; used by Stop and Remove only.
 	controlSRB *SRB
@@ -462,11 +463,11 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 // If the miniport caches data, each unit gets FunctionFlush first.
 //
 // If something is outstanding still when ctx ends or AdapterOptions.StopTimeout is
-// over, or FunctionFlush is after AdapterOptions.ResetTimeout, the adapter is taken
-// away for good, as one that has failed: what waits completes with StatusNoDevice,
-// each bus is reset so that the miniport hands back what it holds, and the error
-// tells of the SRBs that were stuck. It is ErrOutstanding if some still are: their
-// memory stays mapped.
+// over, or FunctionFlush or a reset of the port's is after AdapterOptions.ResetTimeout,
+// the adapter is taken away for good, as one that has failed: what waits completes with
+// StatusNoDevice, each bus is reset so that the miniport hands back what it holds, and
+// the error tells of the SRBs that were stuck. It is ErrOutstanding if some still are:
+// their memory stays mapped.
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
@@ -530,20 +531,23 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	if err := a.stillStopped(); err != nil {
 		return err // what it has may be out still
 	}
-	if a.controlIsOut() {
-		return a.stopTooLate(cmp.Or(ctx.Err(), errNoFlush), p, true)
-	}
-	if p.verify {
-		for _, lu := range a.units.Load().list {
-			if n := lu.Stats().Outstanding; n != 0 {
-				p.violate(CheckStopOutstanding, nil, fmt.Sprintf("%s: stopped with %d SRBs outstanding", lu, n))
-			}
+	var out error
+	result := ControlUnsuccessful
+	a.inTurn(func(p *Processor) {
+		// No reset is under way: one that is out has been given up.
+		if out = a.waitOwn(0); out == nil {
+			result = a.controlHere(p, ControlStopAdapter)
 		}
-	}
-	if a.controlInTurn(ControlStopAdapter) != ControlSuccess {
+	})
+	switch err := a.stillStopped(); {
+	case err != nil:
+		return err
+	case out != nil:
+		return a.stopTooLate(cmp.Or(ctx.Err(), errNoAnswer), p, true)
+	case result != ControlSuccess:
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
-	return a.stillStopped()
+	return nil
 }
 
 func (a *Adapter) stillStopped() error {
@@ -553,8 +557,8 @@ func (a *Adapter) stillStopped() error {
 	return nil
 }
 
-// errNoFlush is why a stop that has time left takes the adapter away.
-var errNoFlush = errors.New("the miniport does not answer what it gets last")
+// errNoAnswer is why a stop that has time left takes the adapter away.
+var errNoAnswer = errors.New("the miniport does not answer what the port itself has sent it")
 
 // stopTooLate ends a stop that why tells has waited long enough: it takes the adapter
 // away. inLife: the caller is in life.
@@ -626,12 +630,16 @@ func (a *Adapter) Restart(p *Processor) error {
 // the port's runs beside it.
 func (a *Adapter) controlInTurn(t ControlType) ControlResult {
 	r := ControlUnsuccessful
-	a.inTurn(func(p *Processor) {
-		r = a.control(p, t)
-		if r == ControlSuccess {
-			a.halted = t != ControlRestartAdapter
-		}
-	})
+	a.inTurn(func(p *Processor) { r = a.controlHere(p, t) })
+	return r
+}
+
+// controlHere is controlInTurn on the recovery service.
+func (a *Adapter) controlHere(p *Processor, t ControlType) ControlResult {
+	r := a.control(p, t)
+	if r == ControlSuccess {
+		a.halted = t != ControlRestartAdapter
+	}
 	return r
 }
 

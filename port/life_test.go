@@ -166,8 +166,8 @@ func TestStop_EndsDuringFlush(t *testing.T) {
 		},
 		"hangs": func(b *bench, stopped chan error) error {
 			err := <-stopped // it has been taken away
-			if !errors.Is(err, errNoFlush) || !strings.Contains(err.Error(), "FLUSH") {
-				b.t.Errorf("Stop: %v, want errNoFlush, and the FLUSH named", err)
+			if !errors.Is(err, errNoAnswer) || !strings.Contains(err.Error(), "FLUSH") {
+				b.t.Errorf("Stop: %v, want errNoAnswer, and the FLUSH named", err)
 			}
 			stopped <- ErrAdapterStopped
 			return b.a.RemoveContext(b.t.Context(), b.p)

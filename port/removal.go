@@ -2,6 +2,7 @@ package port
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -78,8 +79,8 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 		case adapterRemoved:
 			if n := a.outstanding.Load(); err == nil && n != 0 {
 				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
-			} else if err == nil && a.controlIsOut() {
-				err = fmt.Errorf("%s: remove: %w: %s", a.options.Name, ErrOutstanding, a.controlSRB.Function)
+			} else if err == nil {
+				err = a.waitOwn(0)
 			}
 			return err
 		case adapterFailed:
@@ -92,6 +93,9 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 			}
 			a.removeUnits(p)
 			a.shutDown(true)
+			if out := a.waitOwn(0); out != nil { // it could not be stopped, and has been reset since
+				return errors.Join(err, out)
+			}
 			a.release()
 			return err
 		}
@@ -159,7 +163,7 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 		defer a.endLife()
 	}
 	if err == nil {
-		err = a.waitControl(patience)
+		a.inTurn(func(*Processor) { err = a.waitOwn(patience) })
 	}
 	if err != nil && p.verify {
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
@@ -224,32 +228,33 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 	}
 }
 
-// controlIsOut reports whether the miniport has what a stop sent last: it counts among
-// nothing that whenIdle knows of.
-func (a *Adapter) controlIsOut() bool { return a.waitControl(0) != nil }
-
-// waitControl waits until what a stop sent last is back, but not for longer than limit.
-// The caller is in life.
-func (a *Adapter) waitControl(limit time.Duration) error {
-	if a.controlSRB == nil { // all is back
-		return nil
-	}
-	done, out := a.controlSRB.Completer.(resetCompleter)
-	if !out {
-		return nil
-	}
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-		select {
-		case <-done: // just in time
-		default:
-			return fmt.Errorf("%s: %w: %s after %s", a.options.Name, ErrOutstanding, a.controlSRB.Function, limit)
+// waitOwn waits until the miniport has handed back the port's own SRBs, resets and what a
+// stop sent last, but not for longer than limit: they count among nothing that whenIdle
+// knows of.
+//
+// The caller is in life, and on the recovery service unless that has stopped.
+func (a *Adapter) waitOwn(limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for _, srb := range [...]*SRB{a.resetSRBs[0], a.resetSRBs[1], a.controlSRB} {
+		if srb == nil { // it is back, and freed
+			continue
 		}
+		done, out := srb.Completer.(resetCompleter)
+		if !out {
+			continue
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			select {
+			case <-done: // just in time
+			default:
+				return fmt.Errorf("%s: %w: %s", a.options.Name, ErrOutstanding, srb.Function)
+			}
+		}
+		srb.Completer = nil
 	}
-	a.controlSRB.Completer = nil
 	return nil
 }
 

@@ -3,6 +3,7 @@ package port
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -127,5 +128,135 @@ func TestStopContext_Flush(t *testing.T) {
 			t.Errorf("RemoveContext when all is back: %v", err)
 		}
 		b.a.release()
+	})
+}
+
+// A reset that the miniport has kept, and the port has given up, is outstanding as any
+// SRB: the miniport is not stopped with it, and its memory stays until it is back.
+func TestStop_KeptReset(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(a *Adapter, p *Processor) error
+		why  error // also if ResetBus has brought it back
+	}{
+		{"stop", (*Adapter).Stop, errNoAnswer},
+		{"remove", func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) }, errNoAnswer},
+		{"surprise", (*Adapter).SurpriseRemove, nil},
+	} {
+		for _, back := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s back=%t", tt.name, back), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					d := &driver{model: FullDuplex}
+					handBack := func(p *Processor) {
+						for _, srb := range d.take() {
+							srb.Status = StatusBusReset
+							d.a.Complete(p, srb)
+						}
+					}
+					d.resetBus = func(p *Processor, _ uint8) bool {
+						if back {
+							handBack(p)
+						}
+						return true
+					}
+					d.control = func(_ *Processor, c ControlType) {
+						if c == ControlStopAdapter {
+							t.Error("the miniport was stopped")
+						}
+					}
+					b := newBench(t, d, AdapterOptions{})
+					for level := range ResetBus {
+						if err := b.a.ResetNow(b.p, b.lu, level); err == nil {
+							t.Errorf("%s reset that nobody answers: no error", level)
+						}
+					}
+					err := tt.end(b.a, b.p)
+					if errors.Is(err, ErrOutstanding) == back || tt.why != nil && !errors.Is(err, tt.why) {
+						t.Errorf("%s: %v", tt.name, err)
+					}
+					if tt.why != nil && !strings.Contains(fmt.Sprint(err), FunctionResetLogicalUnit.String()) {
+						t.Errorf("%s: %v, want the reset named", tt.name, err)
+					}
+					violations := uint64(0)
+					if !back {
+						violations = 1
+						if err := b.a.RemoveContext(t.Context(), b.p); !errors.Is(err, ErrOutstanding) {
+							t.Errorf("RemoveContext: %v, want ErrOutstanding", err)
+						}
+					}
+					if n := b.sys.Verifier().Count(CheckStopOutstanding); n != violations {
+						t.Errorf("%d violations of V14, want %d", n, violations)
+					}
+					if handBack(b.p); !back {
+						b.a.release()
+					}
+					if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+						t.Errorf("RemoveContext when all is back: %v", err)
+					}
+					if n := b.sys.iommu.WindowsInUse(); n != 0 {
+						t.Errorf("%d IOMMU windows left", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A reset that is under way when the adapter is stopped is waited for.
+func TestStop_BesideReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		reset, stopped := make(chan error, 1), make(chan error, 1)
+		p, q := b.processor("reset"), b.processor("stop")
+		go func() { reset <- b.a.ResetNow(p, b.lu, ResetUnit) }()
+		synctest.Wait()
+		go func() { stopped <- b.a.Stop(q) }()
+		time.Sleep(time.Second)
+		if len(stopped) != 0 {
+			t.Error("stopped with a reset under way")
+		}
+		d.complete(b.p, d.take()[0])
+		if err := <-reset; err != nil {
+			t.Errorf("ResetNow: %v", err)
+		}
+		if err := <-stopped; err != nil {
+			t.Errorf("Stop: %v", err)
+		}
+		b.wantNoViolations()
+	})
+}
+
+// An unstoppable miniport does not take ControlStopAdapter.
+type unstoppable struct{ recorder }
+
+func (u *unstoppable) AdapterControl(p *Processor, c ControlType) ControlResult {
+	if c == ControlStopAdapter {
+		return ControlUnsuccessful
+	}
+	return u.recorder.AdapterControl(p, c)
+}
+
+// A reset that is given up when the stop has failed keeps its memory, too.
+func TestRemove_KeptResetAfterStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &unstoppable{recorder{driver: driver{model: FullDuplex}, keep: true}}
+		b := stageMiniport(t, &u.recorder, u)
+		lu := b.a.unitAt(0, 0, 0)
+		if err := b.a.Stop(b.p); err == nil {
+			t.Error("Stop of a miniport that cannot: no error")
+		}
+		if err := b.a.ResetNow(b.p, lu, ResetUnit); err == nil {
+			t.Error("a reset that nobody answers: no error")
+		}
+		if err := b.a.RemoveContext(t.Context(), b.p); !errors.Is(err, ErrOutstanding) {
+			t.Errorf("RemoveContext: %v, want ErrOutstanding", err)
+		}
+		u.complete(b.p, u.take()[0])
+		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+			t.Errorf("RemoveContext when all is back: %v", err)
+		}
+		b.a.release()
+		b.wantNoViolations()
 	})
 }

@@ -514,18 +514,20 @@ func TestVerifier_BuildIoFalseOverdue(t *testing.T) {
 	})
 }
 
-// V14: an adapter is stopped although its miniport still has an SRB: here a
-// reset's, which MaxNumberOfIO does not count.
+// V14: an adapter ends although its miniport still has an SRB, which ResetBus did not
+// bring back either: here a reset's, which MaxNumberOfIO does not count.
 func TestVerifier_StopOutstanding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 		if err := b.a.ResetNow(b.p, b.lu, ResetUnit); err == nil {
 			t.Error("a reset that nobody answered succeeded")
 		}
-		if err := b.a.Stop(b.p); err != nil {
-			t.Error(err)
+		if err := b.a.Stop(b.p); !errors.Is(err, ErrOutstanding) {
+			t.Errorf("Stop: %v, want ErrOutstanding", err)
 		}
-		b.wantOnly(CheckStopOutstanding, "1 SRBs outstanding")
+		b.wantOnly(CheckStopOutstanding, "still holds SRBs: "+FunctionResetLogicalUnit.String())
+		b.d.complete(b.p, b.d.take()[0])
+		b.a.release()
 	})
 }
 
