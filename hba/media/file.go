@@ -256,12 +256,12 @@ func noSuchFlag(errno unix.Errno) bool {
 // not to be had.
 func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	s := stripesOf(off, int64(len(p)))
+	f.atOnce.long.Add(1)
+	defer f.atOnce.long.Add(-1)
 	if err := f.enterChange("write", off, int64(len(p)), s); err != nil {
 		return 0, err
 	}
 	defer f.leaveChange(s)
-	f.atOnce.syncs.Add(1)
-	defer f.atOnce.syncs.Add(-1)
 	done := 0
 	for done < len(p) && !f.noDSync.Load() {
 		n, errno := pwriteFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
@@ -311,10 +311,10 @@ func (f *File) flushShared() error {
 	if f.readOnly {
 		return nil
 	}
+	f.atOnce.long.Add(1)
+	defer f.atOnce.long.Add(-1)
 	f.atOnce.changes.Add(1)
 	defer f.atOnce.changes.Add(-1)
-	f.atOnce.syncs.Add(1)
-	defer f.atOnce.syncs.Add(-1)
 	if err := f.flushes.do(); err != nil {
 		return f.fail("flush", 0, f.size.Load(), err)
 	}

@@ -17,8 +17,9 @@ import (
 // to be read, for the journal, for dirty pages to be written back. So a write made
 // at once
 //
-//   - is alone: while any other call writes to the file or syncs it, writes are refused.
-//     One that waits for a flush or a stuck write is a worker's;
+//   - is alone: while any other call writes to the file or syncs it, writes are refused,
+//     at once or after some turns of others; see begin. One that would wait for a flush
+//     or a stuck write is a worker's;
 //   - is short and of whole pages, for which nothing is read. It is all of a command:
 //     the target tries none whose data lie in several buffers;
 //   - is watched. What it takes beyond lateTime and lateByte is late. It has to be paid
@@ -33,8 +34,11 @@ type atOnce struct {
 	able bool
 	// changes counts calls in progress that write to the file or sync it.
 	changes atomic.Int32
-	// syncs counts those among them that sync it, which take long.
-	syncs atomic.Int32
+	// long counts those among them that may take long: they sync, zero or trim. It is
+	// raised before changes, so that nobody takes one of them for a short write.
+	long atomic.Int32
+	// inVain: the latest turns were, and the file has not been found free since.
+	inVain atomic.Bool
 	// paid is when, by now, all lateness will have been paid for, in ns.
 	paid atomic.Int64
 	// now is the time since some moment. Set before use.
@@ -44,7 +48,7 @@ type atOnce struct {
 const (
 	maxAtOnceBytes = 256 << 10
 	// atOnceTurns is how often others on the processor have a turn before a write that
-	// meets another is refused.
+	// meets a short one is refused.
 	atOnceTurns = 3
 
 	lateTime   = 100 * time.Microsecond
@@ -57,28 +61,35 @@ const (
 
 // begin reports whether n bytes at off may be written at once, and the time. If so,
 // end ends it.
+//
+// If there is another write, others on the processor have some turns first: most writes
+// are over by then, and to hand one over takes longer. But all that is behind this one on
+// its queue waits meanwhile, whoever it is from. So there are no turns for what takes
+// long, and after some in vain none until the file has been free.
 func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
-	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 || !a.enter() {
+	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 {
 		return 0, false
 	}
-	began = a.now()
-	if time.Duration(a.paid.Load())-began > lateShare*lateCredit {
-		a.changes.Add(-1)
-		return 0, false
-	}
-	return began, true
-}
-
-// enter begins a change that is alone. If there is a write, others have the processor for
-// some turns first: most writes are over by then, and to hand one over takes longer.
-func (a *atOnce) enter() bool {
-	for turn := 0; !a.changes.CompareAndSwap(0, 1); turn++ {
-		if turn == atOnceTurns || a.syncs.Load() > 0 {
-			return false
+	for turn := 0; ; turn++ {
+		began = a.now()
+		if time.Duration(a.paid.Load())-began > lateShare*lateCredit {
+			return 0, false
+		}
+		if a.changes.CompareAndSwap(0, 1) {
+			if a.inVain.Load() {
+				a.inVain.Store(false)
+			}
+			return began, true
+		}
+		if a.inVain.Load() || a.long.Load() > 0 {
+			return 0, false
+		}
+		if turn == atOnceTurns {
+			a.inVain.Store(true)
+			return 0, false
 		}
 		runtime.Gosched()
 	}
-	return true
 }
 
 // end ends a write of n bytes.

@@ -31,8 +31,8 @@ func newAtOnce(t *testing.T) (*File, *handClock) {
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
-		if n := f.atOnce.changes.Load(); n != 0 {
-			t.Errorf("%d changes in progress in the end", n)
+		if n, long := f.atOnce.changes.Load(), f.atOnce.long.Load(); n != 0 || long != 0 {
+			t.Errorf("%d changes in progress in the end, %d long ones", n, long)
 		}
 	})
 	var c handClock
@@ -118,16 +118,15 @@ func TestAtOnce_Alone(t *testing.T) {
 	if syncs != 2 {
 		t.Errorf("%d syncs, want 2", syncs)
 	}
-	inside := false
+	looks := 0
 	f.atOnce.now = func() time.Duration {
-		if !inside {
-			inside = true
+		if looks++; looks == 2 { // before it ends
 			wantTry(t, f, false, "during another one")
 		}
 		return 0
 	}
 	wantTry(t, f, true, "after those")
-	if !inside {
+	if looks < 2 {
 		t.Error("it did not look at the clock")
 	}
 
@@ -180,38 +179,98 @@ func TestAtOnce_Alone(t *testing.T) {
 	}
 }
 
+// noTurns checks that writes that are refused let nobody else have the processor, of
+// which there is one, whether or not others had turns in vain before. The scheduler may
+// do so all the same, but not each time.
+func noTurns(t *testing.T, f *File, inVain bool, why string) {
+	t.Helper()
+	given := 0
+	const tries = 10
+	for range tries {
+		f.atOnce.inVain.Store(inVain)
+		var others atomic.Bool
+		go others.Store(true)
+		wantTry(t, f, false, why)
+		if others.Load() {
+			given++
+		}
+	}
+	if given == tries {
+		t.Errorf("%s: others have turns, which are in vain", why)
+	}
+}
+
 // TestAtOnce_Turns: a write that meets another lets others have their turns, and so the
-// other end, but does not wait for one that does not.
+// other end, but does not wait for one that does not. After turns in vain there are none
+// until the file has been free.
 //
 // It has the only processor, so the turns are in order.
 func TestAtOnce_Turns(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	f, _ := newAtOnce(t)
+	endsSoon := func(why string) {
+		t.Helper()
+		f.atOnce.changes.Add(1)
+		go f.atOnce.changes.Add(-1)
+		wantTry(t, f, true, why)
+	}
+	endsSoon("during one that ends soon")
 	f.atOnce.changes.Add(1)
 	wantTry(t, f, false, "during one that does not end")
-	go f.atOnce.changes.Add(-1)
-	wantTry(t, f, true, "during one that ends soon")
+	noTurns(t, f, f.atOnce.inVain.Load(), "after turns in vain")
+	f.atOnce.changes.Add(-1)
+	wantTry(t, f, true, "after that one")
+	endsSoon("when the file has been free")
+}
 
-	// A sync is not waited for. The scheduler may give others a turn all the same, but
-	// not each time.
-	given := 0
-	const tries = 10
+// TestAtOnce_NoTurns: nobody waits for what takes long, nor in debt.
+func TestAtOnce_NoTurns(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f, _ := newAtOnce(t)
 	f.flushes.sync = func() error {
-		var others atomic.Bool
-		go others.Store(true)
-		wantTry(t, f, false, "during a flush")
-		if others.Load() {
-			given++
-		}
+		noTurns(t, f, false, "during a flush")
 		return nil
 	}
-	for range tries {
-		if err := f.Flush(); err != nil {
-			t.Error(err)
-		}
+	if err := f.Flush(); err != nil {
+		t.Error(err)
 	}
-	if given == tries {
-		t.Error("during a flush others have turns, which are in vain")
+	f.flushes.sync = func() error { return nil }
+
+	f.atOnce.changes.Add(1)
+	f.atOnce.paid.Store(int64(time.Hour))
+	noTurns(t, f, false, "in debt")
+	f.atOnce.paid.Store(0)
+	f.atOnce.changes.Add(-1)
+
+	const off, n = 512 << 10, pageBytes
+	for _, tt := range []struct {
+		what string
+		call func() error
+	}{
+		{"write with FUA", func() error { _, err := f.WriteAtFUA(zeros[:n], off); return err }},
+		{"zero", func() error { return f.Zero(off, n, true) }},
+		{"discard", func() error { return f.Discard(off, n) }},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			s := stripesOf(off, n)
+			f.ranges.lock(s) // it gets no further for now
+			ended := make(chan error, 1)
+			go func() { ended <- tt.call() }()
+			for i := 0; f.atOnce.long.Load() == 0; i++ {
+				if i == 1e6 {
+					t.Error("it does not say that it takes long before it has begun")
+					break
+				}
+				runtime.Gosched()
+			}
+			f.atOnce.changes.Add(1)
+			noTurns(t, f, false, "during one")
+			f.atOnce.changes.Add(-1)
+			f.ranges.unlock(s)
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -20,6 +20,8 @@ func (f *File) Discard(off, n int64) error { return f.Zero(off, n, false) }
 // Where the file system can do neither it writes zeros.
 func (f *File) Zero(off, n int64, allocate bool) error {
 	s := stripesOf(off, n)
+	f.atOnce.long.Add(1)
+	defer f.atOnce.long.Add(-1)
 	if err := f.enterChange("zero", off, n, s); err != nil {
 		return err
 	}
