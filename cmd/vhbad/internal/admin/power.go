@@ -10,7 +10,8 @@ import (
 //
 // Concurrency: any goroutine.
 type Power interface {
-	// CutPower returns when the disk has power again.
+	// CutPower returns when the disk has power again, or with an error before that if the
+	// cut has to wait for the disk's medium for too long.
 	CutPower(disk string, o client.PowerCutOptions) (client.PowerReport, error)
 	Power(disk string) (client.Power, error)
 }
@@ -21,8 +22,9 @@ func powerRoutes(p Power) []Route {
 			Method: http.MethodPost, Path: "/v1/disks/{name}/power-cut", ID: "cutPower",
 			Summary: "Cut the power of a disk",
 			Detail: "The disk stops at once, each pending write survives or not as the policy and the seed decide, and after the time asked for " +
-				"the disk has power again: the answer comes then. If a command hangs in the disk's medium for 30 s, the answer is 503 and says " +
-				"which; the cut is made once that has ended, and the disk's power has its report. Disks without a write cache have nothing to lose and are refused.",
+				"the disk has power again: the answer comes then. If the cut waits for a command in the disk's medium, or itself takes, longer " +
+				"than 30 s, the answer is 503 and says so; the cut is made all the same, and the disk's power has its report. Disks without a " +
+				"write cache have nothing to lose and are refused.",
 			Problems: []int{http.StatusBadRequest, http.StatusNotFound, http.StatusConflict},
 			Endpoint: call(func(r *http.Request, o client.PowerCutOptions) (client.PowerReport, error) {
 				return p.CutPower(r.PathValue("name"), o)

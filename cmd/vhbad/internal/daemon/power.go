@@ -138,7 +138,7 @@ func cutOptions(o *client.PowerCutOptions) (c cache.CutOptions, off time.Duratio
 	return c, time.Duration(o.OffForSeconds * float64(time.Second)), nil
 }
 
-// cutPatience is how long who asks for a power cut waits for what hangs in the medium.
+// cutPatience is how long who asks for a power cut waits for the medium.
 const cutPatience = 30 * time.Second
 
 // CutPower implements admin.Power.
@@ -162,6 +162,11 @@ func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience 
 	select {
 	case x = <-done:
 	case x = <-waits:
+		go func() { // nobody else hears why there is no report
+			if late := <-done; late.err != nil && late.report.Number == 0 {
+				d.log.Error("power cut", "disk", name, "trigger", triggerCommand, "error", late.err)
+			}
+		}()
 	}
 	return x.report, x.err
 }
@@ -189,8 +194,8 @@ func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 }
 
 // cutPower cuts the power of a disk and gives it back after the time asked for,
-// or when the daemon stops. If it has to wait for longer than patience, waits is called,
-// once, with what for.
+// or when the daemon stops. If nothing is lost yet after patience, waits is called, once,
+// with what for.
 //
 // The order matters. The unit goes first, so that nothing is done and answered
 // between the cut and the moment when clients know of it. They know, by their
@@ -257,17 +262,18 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 }
 
 // lose has a disk without power lose what is pending, once nothing is being executed on it.
-// If either takes longer than patience, waits is called, once.
+// If both together take longer than patience, waits is called, once.
 func (m *machine) lose(e *export, o cache.CutOptions, patience time.Duration, waits func(error)) (*cache.Report, error) {
 	late := fmt.Errorf("it has not ended within %v", patience)
-	ctx, cancel := context.WithTimeoutCause(m.cuts.ctx, patience, late)
+	deadline := time.Now().Add(patience)
+	ctx, cancel := context.WithDeadlineCause(m.cuts.ctx, deadline, late)
 	defer cancel()
 	if err := m.device.Settle(ctx, e.targetID, e.lun); err != nil && m.cuts.ctx.Err() == nil {
 		waits(err)
 		_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or the daemon stops
 		return e.power.cache.Lose(o)
 	}
-	timer := time.AfterFunc(patience, func() { waits(fmt.Errorf("what the cache has begun to write or to read there: %w", late)) })
+	timer := time.AfterFunc(time.Until(deadline), func() { waits(fmt.Errorf("what the cache has begun to write or to read there: %w", late)) })
 	defer timer.Stop()
 	return e.power.cache.Lose(o)
 }

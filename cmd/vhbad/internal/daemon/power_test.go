@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -485,6 +486,45 @@ func TestCutPower_MediumHangs(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// TestCutPower_FailsLate: if a cut is not made after all, and who has asked for it has been
+// told that it waits, the log says why.
+func TestCutPower_FailsLate(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	md := &sizeHeld{came: make(chan struct{}), leave: make(chan struct{})}
+	log := &lines{}
+	o := s.options(t)
+	o.Log = slog.New(log)
+	o.OpenMedium = func(c *config.Disk) (m media.Media, err error) {
+		md.Media, err = openMedium(c, nil)
+		return md, err
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Stop(context.Background()) }) // it finds the cache closed
+	c := s.speak(t, "db", formats[0])
+	md.armed.Store(true)
+	write := writeCmd(0, 1, 7)
+	write.Flags = nbdtest.FlagFUA
+	if err := c.Send(write); err != nil {
+		t.Fatal(err)
+	}
+	<-md.came
+	_, err = d.cutPowerWithin("db", client.PowerCutOptions{}, time.Millisecond)
+	wantError(t, err, client.ErrUnavailable, "the cut waits for its medium")
+	if err := machineOf(d).find("db").power.cache.Close(); err != nil {
+		t.Error(err)
+	}
+	close(md.leave)
+	eventually(t, func() string {
+		if got := log.with("power cut ", "disk=db"); len(got) != 1 || !strings.Contains(got[0], "error=") || !strings.Contains(got[0], "closed") {
+			return fmt.Sprintf("logged %q, want why the cut has failed", got)
+		}
+		return ""
+	})
 }
 
 // TestPowerOff_Counted: what fails for want of power counts as injected, and nothing else
