@@ -149,7 +149,7 @@ while True:
         assert is_all(1) # the write was not durable
         break
     except nbd.Error as e:
-        assert e.errno == "EIO", e`, "power-cut"},
+        assert e.errno == "EIO", e`, "injected power-cut"},
 	{"disconnect", "op=read", `rule(); fails(read, "ENOTCONN", "ESHUTDOWN", "EIO", "EINVAL"); assert not h.aio_is_ready()`, ""},
 	{"flip", "", `rule(); assert not is_all(1)`, ""},
 	{"rot", "offset=0 length=4KiB", `rule(); a = read(); assert a != bytes([1]) * B and a == read(); write(2); assert is_all(2)`, ""},
