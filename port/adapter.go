@@ -467,7 +467,7 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 // the adapter is taken away for good, as one that has failed: what waits completes with
 // StatusNoDevice, each bus is reset so that the miniport hands back what it holds, and
 // the error tells of the SRBs that were stuck. It is ErrOutstanding if some still are:
-// their memory stays mapped.
+// their memory stays mapped; see RemoveContext.
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
@@ -531,20 +531,53 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	if err := a.stillStopped(); err != nil {
 		return err // what it has may be out still
 	}
-	var out error
-	result := ControlUnsuccessful
-	a.inTurn(func(p *Processor) {
-		// No reset is under way: one that is out has been given up.
-		if out = a.waitOwn(0); out == nil {
-			result = a.controlHere(p, ControlStopAdapter)
+	done := a.stopInTurn()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		select {
+		case err = <-done: // soon, unless a reset is under way
+		case <-time.After(takeAwayTime):
+			err = errNoAnswer
 		}
-	})
-	switch err := a.stillStopped(); {
-	case err != nil:
+	}
+	if errors.Is(err, errNoAnswer) {
+		return a.stopTooLate(cmp.Or(ctx.Err(), err), p, true)
+	}
+	return err
+}
+
+// stopInTurn stops the miniport once no reset is under way: one that is out still has been
+// given up. The channel has what has come of it.
+func (a *Adapter) stopInTurn() <-chan error {
+	done := make(chan error, 1)
+	if !a.recovery.post(func(p *Processor) { done <- a.stopHere(p) }) {
+		done <- a.stillStopped() // it is not: the service ends when it is taken away
+	}
+	return done
+}
+
+// stopHere is stopInTurn on the recovery service.
+func (a *Adapter) stopHere(p *Processor) error {
+	if err := a.stillStopped(); err != nil {
 		return err
-	case out != nil:
-		return a.stopTooLate(cmp.Or(ctx.Err(), errNoAnswer), p, true)
-	case result != ControlSuccess:
+	}
+	if a.waitOwn(0) != nil {
+		return errNoAnswer
+	}
+	if p.verify { // task management of class drivers is not waited for
+		for _, lu := range a.units.Load().all {
+			if n := lu.Stats().Outstanding; n != 0 {
+				p.violate(CheckStopOutstanding, nil, fmt.Sprintf("%s: stopped with %d SRBs outstanding", lu, n))
+			}
+		}
+	}
+	result := a.controlHere(p, ControlStopAdapter)
+	if err := a.stillStopped(); err != nil {
+		return err
+	}
+	if result != ControlSuccess {
 		return fmt.Errorf("%s: the miniport could not stop the adapter", a.options.Name)
 	}
 	return nil

@@ -51,6 +51,9 @@ func (a *Adapter) Remove(p *Processor) {
 // It waits for a Stop or a Restart that is under way; when ctx ends first, the adapter
 // is taken away under it.
 //
+// If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
+// called again and finds that all SRBs are back.
+//
 // Level: Passive. Errors: those of StopContext and SurpriseRemove. The adapter is gone
 // in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
 // ErrAdapterStopped.
@@ -80,7 +83,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 			if n := a.outstanding.Load(); err == nil && n != 0 {
 				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
 			} else if err == nil {
-				err = a.waitOwn(0)
+				err = a.releaseLate()
 			}
 			return err
 		case adapterFailed:
@@ -154,6 +157,7 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 	} else if a.controlInTurn(ControlSurpriseRemoval) != ControlSuccess {
 		a.sys.log.Error("the miniport did not take the surprise removal", "adapter", a.options.Name)
 	}
+	deadline := time.Now().Add(patience)
 	err := a.waitIdle(patience)
 	if err != nil {
 		a.abandonUnits(p, a.units.Load().all...)
@@ -163,7 +167,7 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 		defer a.endLife()
 	}
 	if err == nil {
-		a.inTurn(func(*Processor) { err = a.waitOwn(patience) })
+		a.inTurn(func(*Processor) { err = a.waitOwn(time.Until(deadline)) })
 	}
 	if err != nil && p.verify {
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
@@ -313,7 +317,20 @@ func (a *Adapter) shutDown(idle bool) {
 	a.disconnect()
 }
 
-// release gives back the adapter's memory. Nothing is outstanding.
+// releaseLate is release for an adapter that was taken away with SRBs outstanding, unless
+// some of the port's own still are. The caller is in life.
+func (a *Adapter) releaseLate() error {
+	if err := a.waitOwn(0); err != nil {
+		return err
+	}
+	a.enumMu.Lock()   // an enumeration that has waited for one of them ends
+	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
+	a.worker.stop()   // and so does a work item
+	a.release()
+	return nil
+}
+
+// release gives back the adapter's memory, once. Nothing is outstanding.
 func (a *Adapter) release() {
 	for i, srb := range a.resetSRBs {
 		a.freeIfOurs(srb)

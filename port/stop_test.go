@@ -127,7 +127,9 @@ func TestStopContext_Flush(t *testing.T) {
 		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
 			t.Errorf("RemoveContext when all is back: %v", err)
 		}
-		b.a.release()
+		if n := b.sys.iommu.WindowsInUse(); n != 0 {
+			t.Errorf("%d IOMMU windows left", n)
+		}
 	})
 }
 
@@ -187,9 +189,7 @@ func TestStop_KeptReset(t *testing.T) {
 					if n := b.sys.Verifier().Count(CheckStopOutstanding); n != violations {
 						t.Errorf("%d violations of V14, want %d", n, violations)
 					}
-					if handBack(b.p); !back {
-						b.a.release()
-					}
+					handBack(b.p)
 					if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
 						t.Errorf("RemoveContext when all is back: %v", err)
 					}
@@ -227,6 +227,92 @@ func TestStop_BesideReset(t *testing.T) {
 	})
 }
 
+// A reset that is under way takes no more time from a stop than the end of one may take.
+func TestStopContext_BesideReset(t *testing.T) {
+	for name, stop := range map[string]func(*Adapter, context.Context, *Processor) error{
+		"stop": (*Adapter).StopContext, "remove": (*Adapter).RemoveContext,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				d.resetBus = func(p *Processor, _ uint8) bool {
+					for _, srb := range d.take() {
+						srb.Status = StatusBusReset
+						d.a.Complete(p, srb)
+					}
+					return true
+				}
+				b := newBench(t, d, AdapterOptions{})
+				reset := make(chan error, 1)
+				p, q := b.processor("reset"), b.processor("stop")
+				go func() { reset <- b.a.ResetNow(p, b.lu, ResetUnit) }()
+				synctest.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				start := time.Now()
+				if err := stop(b.a, ctx, q); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrOutstanding) {
+					t.Errorf("%v, want context.DeadlineExceeded and nothing outstanding", err)
+				}
+				if d := time.Since(start); d != 2*time.Second+takeAwayTime {
+					t.Errorf("it took %s, want 2s and %s", d, takeAwayTime)
+				}
+				if err := <-reset; err == nil {
+					t.Error("ResetNow of an adapter that is gone: no error")
+				}
+				if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+					t.Errorf("RemoveContext: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Who has no time left may stop an idle adapter in order all the same.
+func TestStopContext_Ended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stops := 0
+		d := &driver{model: FullDuplex, control: func(_ *Processor, c ControlType) {
+			if c == ControlStopAdapter {
+				stops++
+			}
+		}}
+		b := newBench(t, d, AdapterOptions{})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.a.StopContext(ctx, b.p); err != nil || stops != 1 {
+			t.Errorf("StopContext: %v; the miniport was stopped %d times, want once", err, stops)
+		}
+		if err := b.a.RemoveContext(ctx, b.p); err != nil {
+			t.Errorf("RemoveContext: %v", err)
+		}
+		b.wantNoViolations()
+	})
+}
+
+// A class driver's reset is waited for by nobody, but the verifier tells of it.
+func TestStop_TaskManagement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		srb, err := b.a.NewSRB(b.p, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srb.Function = FunctionResetLogicalUnit
+		srb.Flags, srb.QueueAction = FlagNoQueueFreeze|FlagQueueActionEnable, HeadOfQueueTag
+		done := make(chan Status, 1)
+		srb.Completer = resetCompleter(done)
+		b.lu.Submit(b.p, []*SRB{srb})
+		if err := b.a.Stop(b.p); err != nil {
+			t.Errorf("Stop: %v", err)
+		}
+		b.wantOnly(CheckStopOutstanding, "stopped with 1 SRBs outstanding")
+		d.complete(b.p, d.take()[0])
+		<-done
+		b.a.FreeSRB(srb)
+	})
+}
+
 // An unstoppable miniport does not take ControlStopAdapter.
 type unstoppable struct{ recorder }
 
@@ -256,7 +342,9 @@ func TestRemove_KeptResetAfterStop(t *testing.T) {
 		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
 			t.Errorf("RemoveContext when all is back: %v", err)
 		}
-		b.a.release()
+		if n := b.sys.iommu.WindowsInUse(); n != 0 {
+			t.Errorf("%d IOMMU windows left", n)
+		}
 		b.wantNoViolations()
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // faultPrelude is what the snippets of faultRows have at hand.
@@ -250,8 +251,8 @@ func (f *faultyServer) show(t *testing.T, row *faultRow, hostile bool) {
 	for i, e := range faultEffects {
 		want := slices.Contains(wanted, e.name)
 		now := f.effects(t)
-		for want && now[i] == before[i] { // what comes late
-			now = f.effects(t)
+		for late := time.Now().Add(time.Minute); want && now[i] == before[i] && time.Now().Before(late); {
+			now = f.effects(t) // what comes late
 		}
 		if grown := now[i] - before[i]; (grown > 0) != want {
 			t.Errorf("%s{%s} has grown by %v: is it to? %v", e.metric, e.labels, grown, want)
