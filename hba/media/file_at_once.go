@@ -72,10 +72,14 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 	}
 	for turn := 0; ; turn++ {
 		began = a.now()
-		if time.Duration(a.paid.Load())-began > lateShare*lateCredit {
+		if a.inDebt(began) {
 			return 0, false
 		}
 		if a.changes.CompareAndSwap(0, 1) {
+			if a.inDebt(began) { // the last one's, which has just ended
+				a.changes.Add(-1)
+				return 0, false
+			}
 			if a.inVain.Load() {
 				a.inVain.Store(false)
 			}
@@ -90,6 +94,11 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 		}
 		runtime.Gosched()
 	}
+}
+
+// inDebt reports whether lateness has to be paid for first, beyond what is lent.
+func (a *atOnce) inDebt(now time.Duration) bool {
+	return time.Duration(a.paid.Load())-now > lateShare*lateCredit
 }
 
 // end ends a write of n bytes.

@@ -97,6 +97,31 @@ func TestAtOnce_Late(t *testing.T) {
 	wantTry(t, f, true, "after the longest time")
 }
 
+// TestAtOnce_LateMeanwhile: a write that finds the file free finds out, too, that the one
+// before has been late.
+func TestAtOnce_LateMeanwhile(t *testing.T) {
+	a := atOnce{able: true, now: func() time.Duration { return 0 }}
+	for range 20_000 {
+		a.paid.Store(0)
+		a.changes.Store(1)
+		ended := make(chan struct{})
+		go func() {
+			a.end(-time.Second, pageBytes)
+			close(ended)
+		}()
+		for a.paid.Load() == 0 {
+			if _, ok := a.begin(0, pageBytes); ok {
+				t.Fatal("a write began after one that was a second late")
+			}
+			a.inVain.Store(true) // no turns
+		}
+		<-ended
+		if n := a.changes.Load(); n != 0 {
+			t.Fatalf("%d writes under way after all have ended", n)
+		}
+	}
+}
+
 // TestAtOnce_Alone: nothing is written at once while something else writes or
 // syncs.
 func TestAtOnce_Alone(t *testing.T) {

@@ -82,9 +82,11 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 	if ch == nil { // as in writeChunkLocked
 		return &Error{Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: int64(n), Kind: ErrNoSpace, Err: err}
 	}
-	// What is stale stays so, and its memory untouched.
+	// What is stale stays so, and so becomes what was not written: their memory is
+	// untouched.
 	written := c.pages.Load()
 	clearPages(ch[at:at+n], written&^c.stale, at)
+	c.stale |= pagesTouched(at, n) &^ written
 	c.pages.Store(written | pagesTouched(at, n))
 	return nil
 }
@@ -136,7 +138,7 @@ func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseB
 	written := c.pages.Load()
 	left := written &^ whole
 	if left != 0 {
-		clearPages(ch[at:at+n], left, at)
+		clearPages(ch[at:at+n], left&^c.stale, at)
 		c.stale |= written & whole
 		c.pages.Store(left)
 		s.Unlock()
