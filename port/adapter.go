@@ -777,7 +777,7 @@ func (a *Adapter) FreeSRB(s *SRB) {
 		s.Extension = nil
 	}
 	// The SRBs that lie in its page may be needed for long.
-	s.adapter, s.lu, s.Completer, s.VictimSRB, s.SGL, s.sglStore = nil, nil, nil, nil, nil, nil
+	s.adapter, s.lu, s.next, s.Completer, s.VictimSRB, s.SGL, s.sglStore = nil, nil, nil, nil, nil, nil, nil
 	clear(s.DataBuffers[:])
 }
 

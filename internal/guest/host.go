@@ -115,6 +115,7 @@ func startPinned(command *exec.Cmd) (err error) {
 		}
 	}
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		runtime.UnlockOSThread()
 		return os.NewSyscallError("sched_setaffinity", err)
 	}
 	defer func() {
