@@ -188,7 +188,8 @@ type PowerTrace struct {
 // Errors: ErrNotFound; ErrConflict if the disk has no write cache, or no power;
 // ErrInvalid for options that cannot be; ErrUnavailable if the disk has not lost what it
 // is to lose within 30 s, because a command hangs in the medium or the cut itself takes
-// longer: it is made all the same, and Power has the report.
+// longer: it is made all the same, and Power has the report; if it fails without one,
+// the daemon's log says why.
 func (c *Client) CutPower(ctx context.Context, disk string, o PowerCutOptions) (*PowerReport, error) {
 	r := &PowerReport{}
 	if err := c.call(ctx, http.MethodPost, "/v1/disks/"+segment(disk)+"/power-cut", o, r); err != nil {

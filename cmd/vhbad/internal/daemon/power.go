@@ -162,6 +162,11 @@ func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience 
 	select {
 	case x = <-done:
 	case x = <-waits:
+		select {
+		case x = <-done: // at the same moment
+			return x.report, x.err
+		default:
+		}
 		go func() { // nobody else hears why there is no report
 			if late := <-done; late.err != nil && late.report.Number == 0 {
 				d.log.Error("power cut", "disk", name, "trigger", triggerCommand, "error", late.err)
