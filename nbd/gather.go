@@ -1,7 +1,10 @@
 package nbd
 
 import (
+	"os"
 	"runtime"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +31,8 @@ type gatherer struct {
 
 	paused bool // before the last read
 
-	// sole says that there is one processor. The end of a pause would take it from the
-	// client before that has sent all it may, so a turn of others takes a pause's place.
+	// sole says that the machine has one processor. The end of a pause would take it from
+	// the client before that has sent all it may, so a turn of others takes a pause's place.
 	sole bool // immutable
 }
 
@@ -54,7 +57,7 @@ const (
 
 // newGatherer begins with a rest: many connections are short.
 func newGatherer() gatherer {
-	return gatherer{rest: minGatherPenalty, sole: runtime.GOMAXPROCS(0) == 1}
+	return gatherer{rest: minGatherPenalty, sole: soleProcessor()}
 }
 
 // pause is called before a read that is to bring new requests. It waits if that
@@ -65,15 +68,30 @@ func (g *gatherer) pause(s yielder) bool {
 	}
 	g.paused = true
 	began := now()
-	// Clients may have no processor, either. Not to try: it may take longer than a pause.
-	if s.yield() && (g.on || g.sole) && s.stepAside() && g.sole {
-		return true
-	}
-	if now()-began < int64(gatherPause) {
+	if !g.turn(s) && now()-began < int64(gatherPause) {
 		exactPause()
 	}
 	return true
 }
+
+// turn lets others have one, and reports whether that takes the pause's place.
+func (g *gatherer) turn(s yielder) bool {
+	// Clients may have no processor, either. Not to try: it may take longer than a pause.
+	return s.yield() && (g.on || g.sole) && s.stepAside() && g.sole
+}
+
+// soleProcessor reports whether clients of this machine have no other processor. One that
+// only the daemon is bound to is no such: NumCPU would say so.
+var soleProcessor = sync.OnceValue(func() bool {
+	if runtime.GOMAXPROCS(0) > 1 {
+		return false
+	}
+	online, err := os.ReadFile("/sys/devices/system/cpu/online")
+	return err != nil || !severalProcessors(string(online))
+})
+
+// severalProcessors reads the kernel's list of processors, such as 0-3,8.
+func severalProcessors(list string) bool { return strings.ContainsAny(list, "-,") }
 
 // A yielder lets other connections have a turn, if there are some that have none.
 type yielder interface {

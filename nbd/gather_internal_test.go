@@ -62,39 +62,59 @@ func TestGatherer_Long(t *testing.T) {
 // among is a connection that may have others beside it.
 type among struct {
 	others  bool
+	debt    bool // others had too long a turn not long ago
 	stepped int
 }
 
 func (a *among) yield() bool { return a.others }
 
 func (a *among) stepAside() bool {
+	if a.debt {
+		return false
+	}
 	a.stepped++
 	return true
 }
 
 // Other processes have a turn if connections have all processors and pauses are known
-// to pay; if there is but one processor, to find out, too.
+// to pay. If there is but one processor, they have one to find out, too, and instead of
+// the pause.
 func TestGatherer_StepsAside(t *testing.T) {
 	for _, tt := range []struct {
-		on     bool
-		rest   int
-		others bool
-		sole   bool
-		want   int
+		on, others, debt, sole bool
+		turns                  int
+		instead                bool
 	}{
-		{on: true, others: true, want: 1},
+		{on: true, others: true, turns: 1},
 		{on: true, others: false},
 		{on: false, others: true}, // a try
-		{on: false, others: true, sole: true, want: 1},
-		{on: true, others: true, sole: true, want: 1},
-		{on: false, rest: 1, others: true, sole: true},
-		{on: false, rest: 1, others: true},
+		{on: true, others: true, debt: true},
+		{on: false, others: true, sole: true, turns: 1, instead: true},
+		{on: true, others: true, sole: true, turns: 1, instead: true},
+		{on: true, others: true, sole: true, debt: true},
+		{on: true, others: false, sole: true},
 	} {
-		g := gatherer{on: tt.on, rest: tt.rest, sole: tt.sole}
-		a := &among{others: tt.others}
-		g.pause(a)
-		if a.stepped != tt.want {
-			t.Errorf("%+v: %d turns", tt, a.stepped)
+		g := gatherer{on: tt.on, sole: tt.sole}
+		a := &among{others: tt.others, debt: tt.debt}
+		if got := g.turn(a); got != tt.instead || a.stepped != tt.turns {
+			t.Errorf("%+v: %d turns, instead of the pause: %t", tt, a.stepped, got)
+		}
+	}
+}
+
+// Who rests steps aside for nobody.
+func TestGatherer_Rests(t *testing.T) {
+	g := gatherer{rest: 1, sole: true}
+	a := &among{others: true}
+	if g.pause(a) || a.stepped != 0 {
+		t.Errorf("%d turns", a.stepped)
+	}
+}
+
+func TestSeveralProcessors(t *testing.T) {
+	for list, want := range map[string]bool{"0\n": false, "3\n": false, "0-1\n": true, "0,2\n": true, "0-3,8\n": true} {
+		if got := severalProcessors(list); got != want {
+			t.Errorf("%q: %t", list, got)
 		}
 	}
 }
