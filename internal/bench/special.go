@@ -61,11 +61,9 @@ func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
 			if err != nil {
 				return err
 			}
-			out, err := nbdcopy(p.uri, sink)
+			out, in, err := copyBoth(p, image, source, sink)
 			if err == nil {
 				down.results[k] = append(down.results[k], result{Seconds: out.Seconds()})
-				var in time.Duration
-				in, err = nbdcopy(source, p.uri)
 				up.results[k] = append(up.results[k], result{Seconds: in.Seconds()})
 			}
 			if err = errors.Join(err, p.stop(), os.Remove(image)); err != nil {
@@ -74,6 +72,36 @@ func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
 			b.work.at(float64(round*len(kinds)+i+1) / float64(b.rounds*len(kinds)))
 		}
 		b.work.note("copies: round %d of %d", round+1, b.rounds)
+	}
+	return nil
+}
+
+// copyBoth copies what p serves, which is image, to sink, and source to p.
+func copyBoth(p *process, image, source, sink string) (out, in time.Duration, err error) {
+	if err := settle(image, sink); err != nil {
+		return 0, 0, err
+	}
+	if out, err = nbdcopy(p.uri, sink); err != nil {
+		return 0, 0, err
+	}
+	if err := settle(source, sink, image); err != nil {
+		return 0, 0, err
+	}
+	in, err = nbdcopy(source, p.uri)
+	return out, in, err
+}
+
+// settle has files wholly in the page cache, and nothing of them to be written back.
+func settle(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, f)
+		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
