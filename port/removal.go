@@ -52,7 +52,7 @@ func (a *Adapter) Remove(p *Processor) {
 // is taken away under it.
 //
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
-// called again and finds that all SRBs are back.
+// called again, finds that all SRBs are back, and no work item runs when ctx ends.
 //
 // Level: Passive. Errors: those of StopContext and SurpriseRemove. The adapter is gone
 // in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
@@ -83,7 +83,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 			if n := a.outstanding.Load(); err == nil && n != 0 {
 				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
 			} else if err == nil {
-				err = a.releaseLate()
+				err = a.releaseLate(ctx)
 			}
 			return err
 		case adapterFailed:
@@ -319,13 +319,22 @@ func (a *Adapter) shutDown(idle bool) {
 
 // releaseLate is release for an adapter that was taken away with SRBs outstanding, unless
 // some of the port's own still are. The caller is in life.
-func (a *Adapter) releaseLate() error {
+func (a *Adapter) releaseLate(ctx context.Context) error {
 	if err := a.waitOwn(0); err != nil {
 		return err
 	}
-	a.enumMu.Lock()   // an enumeration that has waited for one of them ends
+	// A work item that has waited for one of them ends now.
+	select {
+	case <-a.worker.done:
+	case <-ctx.Done():
+		select {
+		case <-a.worker.done:
+		default:
+			return fmt.Errorf("%s: remove: a work item runs still: %w", a.options.Name, ctx.Err())
+		}
+	}
+	a.enumMu.Lock()   // and so does an enumeration
 	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
-	a.worker.stop()   // and so does a work item
 	a.release()
 	return nil
 }

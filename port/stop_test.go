@@ -92,8 +92,12 @@ func TestStop_Stuck(t *testing.T) {
 					t.Errorf("%d violations of V14, want 1", n)
 				}
 				d.complete(b.p, held[0]) // better late than never: the worker ends
-				synctest.Wait()
-				b.a.release()
+				if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+					t.Errorf("RemoveContext when all is back: %v", err)
+				}
+				if n := b.sys.iommu.WindowsInUse(); n != 0 {
+					t.Errorf("%d IOMMU windows left", n)
+				}
 			})
 		})
 	}
@@ -265,6 +269,40 @@ func TestStopContext_BesideReset(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a work item may still use is not taken from it, and ctx bounds the wait for its end.
+func TestRemove_WorkItemAfterReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		leave := make(chan struct{})
+		b.a.worker.post(func(*Processor) { <-leave })
+		if err := b.a.ResetNow(b.p, b.lu, ResetUnit); err == nil {
+			t.Error("a reset that nobody answers: no error")
+		}
+		if err := b.a.RemoveContext(t.Context(), b.p); !errors.Is(err, ErrOutstanding) {
+			t.Errorf("RemoveContext: %v, want ErrOutstanding", err)
+		}
+		for _, srb := range d.take() {
+			d.complete(b.p, srb)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.a.RemoveContext(ctx, b.p); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("RemoveContext beside a work item: %v, want context.DeadlineExceeded", err)
+		}
+		if b.sys.iommu.WindowsInUse() == 0 {
+			t.Error("the memory is gone, and a work item runs")
+		}
+		close(leave)
+		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+			t.Errorf("RemoveContext when all is over: %v", err)
+		}
+		if n := b.sys.iommu.WindowsInUse(); n != 0 {
+			t.Errorf("%d IOMMU windows left", n)
+		}
+	})
 }
 
 // Who has no time left may stop an idle adapter in order all the same.
