@@ -91,15 +91,23 @@ func copyBoth(p *process, image, source, sink string) (out, in time.Duration, er
 	return out, in, err
 }
 
-// settle has files wholly in the page cache, and nothing of them to be written back.
-func settle(paths ...string) error {
-	for _, path := range paths {
+// settle has a file to be read wholly in the page cache, and nothing of those to be
+// written to wait for the disk.
+func settle(from string, to ...string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, path := range to {
 		f, err := os.Open(path)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(io.Discard, f)
-		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
 			return err
 		}
 	}
