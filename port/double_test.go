@@ -264,6 +264,18 @@ func (b *bench) wantNoViolations() {
 	}
 }
 
+// wantRemoved fails the test unless RemoveContext finds that all SRBs are back, and leaves
+// no memory mapped.
+func (b *bench) wantRemoved() {
+	b.t.Helper()
+	if err := b.a.RemoveContext(b.t.Context(), b.p); err != nil {
+		b.t.Errorf("RemoveContext when all is back: %v", err)
+	}
+	if n := b.sys.iommu.WindowsInUse(); n != 0 {
+		b.t.Errorf("%d IOMMU windows left", n)
+	}
+}
+
 // finished collects completions.
 type finished struct {
 	mu   sync.Mutex

@@ -92,12 +92,7 @@ func TestStop_Stuck(t *testing.T) {
 					t.Errorf("%d violations of V14, want 1", n)
 				}
 				d.complete(b.p, held[0]) // better late than never: the worker ends
-				if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
-					t.Errorf("RemoveContext when all is back: %v", err)
-				}
-				if n := b.sys.iommu.WindowsInUse(); n != 0 {
-					t.Errorf("%d IOMMU windows left", n)
-				}
+				b.wantRemoved()
 			})
 		})
 	}
@@ -128,12 +123,7 @@ func TestStopContext_Flush(t *testing.T) {
 		for _, srb := range d.take() {
 			d.complete(b.p, srb)
 		}
-		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
-			t.Errorf("RemoveContext when all is back: %v", err)
-		}
-		if n := b.sys.iommu.WindowsInUse(); n != 0 {
-			t.Errorf("%d IOMMU windows left", n)
-		}
+		b.wantRemoved()
 	})
 }
 
@@ -194,12 +184,7 @@ func TestStop_KeptReset(t *testing.T) {
 						t.Errorf("%d violations of V14, want %d", n, violations)
 					}
 					handBack(b.p)
-					if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
-						t.Errorf("RemoveContext when all is back: %v", err)
-					}
-					if n := b.sys.iommu.WindowsInUse(); n != 0 {
-						t.Errorf("%d IOMMU windows left", n)
-					}
+					b.wantRemoved()
 				})
 			})
 		}
@@ -296,12 +281,7 @@ func TestRemove_WorkItemAfterReset(t *testing.T) {
 			t.Error("the memory is gone, and a work item runs")
 		}
 		close(leave)
-		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
-			t.Errorf("RemoveContext when all is over: %v", err)
-		}
-		if n := b.sys.iommu.WindowsInUse(); n != 0 {
-			t.Errorf("%d IOMMU windows left", n)
-		}
+		b.wantRemoved()
 	})
 }
 
@@ -377,12 +357,7 @@ func TestRemove_KeptResetAfterStop(t *testing.T) {
 			t.Errorf("RemoveContext: %v, want ErrOutstanding", err)
 		}
 		u.complete(b.p, u.take()[0])
-		if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
-			t.Errorf("RemoveContext when all is back: %v", err)
-		}
-		if n := b.sys.iommu.WindowsInUse(); n != 0 {
-			t.Errorf("%d IOMMU windows left", n)
-		}
+		b.wantRemoved()
 		b.wantNoViolations()
 	})
 }
