@@ -553,7 +553,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 func (a *Adapter) stopInTurn() <-chan error {
 	done := make(chan error, 1)
 	if !a.recovery.post(func(p *Processor) { done <- a.stopHere(p) }) {
-		done <- a.stillStopped() // the service ends when it is taken away
+		done <- fmt.Errorf("%s: stop: %w: it was taken away meanwhile", a.options.Name, ErrAdapterStopped)
 	}
 	return done
 }

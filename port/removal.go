@@ -30,8 +30,8 @@ func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
 	return nil
 }
 
-// takeAwayTime is how long the end of a stop that came too late may wait for what
-// ResetBus left: completions that are on their way on other processors.
+// takeAwayTime is how long a stop that came too late may wait for its turn behind a reset,
+// and its end for what ResetBus left: completions that are on their way on other processors.
 const takeAwayTime = time.Second
 
 // Remove is RemoveContext with no other bound than AdapterOptions.StopTimeout;
@@ -52,7 +52,8 @@ func (a *Adapter) Remove(p *Processor) {
 // is taken away under it.
 //
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
-// called again, finds that all SRBs are back, and no work item runs when ctx ends.
+// called again and finds that all SRBs are back, and no work item runs when ctx ends or
+// StopTimeout is over.
 //
 // Level: Passive. Errors: those of StopContext and SurpriseRemove. The adapter is gone
 // in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
@@ -323,14 +324,16 @@ func (a *Adapter) releaseLate(ctx context.Context) error {
 	if err := a.waitOwn(0); err != nil {
 		return err
 	}
-	// A work item that has waited for one of them ends now.
+	// A work item that has waited for one of them ends now. It may be the caller's own.
+	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
+	defer cancel()
 	select {
 	case <-a.worker.done:
 	case <-ctx.Done():
 		select {
 		case <-a.worker.done:
 		default:
-			return fmt.Errorf("%s: remove: a work item runs still: %w", a.options.Name, ctx.Err())
+			return fmt.Errorf("%s: remove: %w: or a work item that waited for them does not end: %w", a.options.Name, ErrOutstanding, ctx.Err())
 		}
 	}
 	a.enumMu.Lock()   // and so does an enumeration

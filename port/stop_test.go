@@ -274,8 +274,12 @@ func TestRemove_WorkItemAfterReset(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := b.a.RemoveContext(ctx, b.p); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("RemoveContext beside a work item: %v, want context.DeadlineExceeded", err)
+		if err := b.a.RemoveContext(ctx, b.p); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrOutstanding) {
+			t.Errorf("RemoveContext beside a work item: %v, want context.DeadlineExceeded and ErrOutstanding", err)
+		}
+		start := time.Now()
+		if err := b.a.RemoveContext(context.Background(), b.p); err == nil || time.Since(start) != b.a.options.StopTimeout {
+			t.Errorf("RemoveContext beside a work item: %v after %s, want an error after StopTimeout", err, time.Since(start))
 		}
 		if b.sys.iommu.WindowsInUse() == 0 {
 			t.Error("the memory is gone, and a work item runs")
