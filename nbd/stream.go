@@ -64,9 +64,7 @@ func newSocketStream(conn *socket.Conn) *socketStream {
 
 func (s *socketStream) read(first, second []byte, soon bool) (int, error) {
 	if soon {
-		if n, err := s.conn.TryReceive(first, second); n > 0 || err != nil {
-			return n, err
-		}
+		return s.conn.ReceiveSoon(first, second)
 	}
 	return s.conn.Receive(first, second)
 }

@@ -43,13 +43,15 @@ type atOnce struct {
 	paid atomic.Int64
 	// now is the time since some moment. Set before use.
 	now func() time.Duration
+	// stepAside lets other processes have a turn: aside.Step. Set before use.
+	stepAside func() bool
 }
 
 const (
 	maxAtOnceBytes = 256 << 10
-	// atOnceTurns is how often others on the processor have a turn before a write that
-	// meets a short one is refused.
-	atOnceTurns = 3
+	// turnsTime is how long others have turns before a write that meets a short one is
+	// refused: three of 256 KiB are over by then.
+	turnsTime = 400 * time.Microsecond
 
 	lateTime   = 100 * time.Microsecond
 	lateByte   = time.Nanosecond
@@ -62,14 +64,18 @@ const (
 // begin reports whether n bytes at off may be written at once, and the time. If so,
 // end ends it.
 //
-// If there is another write, others on the processor have some turns first: most writes
-// are over by then, and to hand one over takes longer. But all that is behind this one on
-// its queue waits meanwhile, whoever it is from. So there are no turns for what takes
-// long, and after some in vain none until the file has been free.
+// If there is another write, others on the processor, of this process and then of others,
+// have turns first: most writes are over by then. A worker would wait for the same file,
+// and the scheduler's monitor takes processors from all who write then, one after the
+// other. But all that is behind this one on its queue waits meanwhile, whoever it is from.
+// So there are no turns for what takes long, no more after one that was long itself, and
+// after some in vain none until the file has been free.
 func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 {
 		return 0, false
 	}
+	var until time.Duration
+	more := true
 	for turn := 0; ; turn++ {
 		began = a.now()
 		if a.inDebt(began) {
@@ -88,11 +94,15 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 		if a.inVain.Load() || a.long.Load() > 0 {
 			return 0, false
 		}
-		if turn == atOnceTurns {
+		if turn == 0 {
+			until = began + turnsTime
+		}
+		if !more || began >= until {
 			a.inVain.Store(true)
 			return 0, false
 		}
 		runtime.Gosched()
+		more = a.stepAside()
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/aside"
 	"golang.org/x/sys/unix"
 )
 
@@ -100,7 +101,7 @@ func TestAtOnce_Late(t *testing.T) {
 // TestAtOnce_LateMeanwhile: a write that finds the file free finds out, too, that the one
 // before has been late.
 func TestAtOnce_LateMeanwhile(t *testing.T) {
-	a := atOnce{able: true, now: func() time.Duration { return 0 }}
+	a := atOnce{able: true, now: func() time.Duration { return 0 }, stepAside: aside.Step}
 	for range 20_000 {
 		a.paid.Store(0)
 		a.changes.Store(1)
@@ -151,7 +152,7 @@ func TestAtOnce_Alone(t *testing.T) {
 		if looks++; looks == 2 { // before it ends
 			wantTry(t, f, false, "during another one")
 		}
-		return 0
+		return time.Duration(looks) * turnsTime
 	}
 	wantTry(t, f, true, "after those")
 	if looks < 2 {
@@ -228,14 +229,15 @@ func noTurns(t *testing.T, f *File, inVain bool, why string) {
 	}
 }
 
-// TestAtOnce_Turns: a write that meets another lets others have their turns, and so the
-// other end, but does not wait for one that does not. After turns in vain there are none
+// TestAtOnce_Turns: a write that meets another lets other goroutines have their turns, and
+// so the other end, but does not wait for one that does not. After turns in vain there are none
 // until the file has been free.
 //
 // It has the only processor, so the turns are in order.
 func TestAtOnce_Turns(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f, _ := newAtOnce(t)
+	f, c := newAtOnce(t)
+	c.step = turnsTime / 4
 	endsSoon := func(why string) {
 		t.Helper()
 		f.atOnce.changes.Add(1)
@@ -249,6 +251,53 @@ func TestAtOnce_Turns(t *testing.T) {
 	f.atOnce.changes.Add(-1)
 	wantTry(t, f, true, "after that one")
 	endsSoon("when the file has been free")
+}
+
+// TestAtOnce_StepsAside: other processes have turns, too, until the other write ends, for
+// as long as turns are worth it, or until nobody may step aside.
+func TestAtOnce_StepsAside(t *testing.T) {
+	const step = turnsTime / 4
+	for _, tt := range []struct {
+		what       string
+		endsAfter  int // turns; zero is never
+		allowed    int // turns before none may be given
+		want       bool
+		turns      int
+		wantInVain bool
+	}{
+		{"one that ends soon", 2, 100, true, 2, false},
+		{"one that ends in the last turn", 4, 100, true, 4, false},
+		{"one that does not end", 0, 100, false, 4, true},
+		{"one that does not end, and a turn that was long", 0, 2, false, 2, true},
+		{"one that ends in a turn that is refused", 1, 0, true, 0, false},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			f, c := newAtOnce(t)
+			c.step = step
+			turns, asked := 0, 0
+			f.atOnce.changes.Add(1)
+			f.atOnce.stepAside = func() bool {
+				if asked++; asked == tt.endsAfter {
+					f.atOnce.changes.Add(-1)
+				}
+				if turns == tt.allowed {
+					return false
+				}
+				turns++
+				return true
+			}
+			wantTry(t, f, tt.want, "during "+tt.what)
+			if turns != tt.turns {
+				t.Errorf("%d turns, want %d", turns, tt.turns)
+			}
+			if got := f.atOnce.inVain.Load(); got != tt.wantInVain {
+				t.Errorf("in vain: %t, want %t", got, tt.wantInVain)
+			}
+			if !tt.want {
+				f.atOnce.changes.Add(-1)
+			}
+		})
+	}
 }
 
 // TestAtOnce_NoTurns: nobody waits for what takes long, nor in debt.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/aside"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +55,7 @@ func OpenFile(c FileConfig) (*File, error) {
 	f.flushes.sync = func() error { return ignoringEINTR(func() error { return unix.Fdatasync(fd) }) }
 	opened := time.Now()
 	f.atOnce.now = func() time.Duration { return time.Since(opened) }
+	f.atOnce.stepAside = aside.Step
 	if err := f.setUp(c, created); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}

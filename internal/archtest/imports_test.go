@@ -36,6 +36,11 @@ var layers = []layer{
 		reason: "a test of the repository needs nothing of it",
 	},
 	{
+		folder: "internal/aside",
+		allow:  []string{sys},
+		reason: "a turn of other processes is a leaf: whoever waits for microseconds may give one",
+	},
+	{
 		folder: "internal/dma",
 		allow:  []string{sys, module + "internal/pci"},
 		reason: "host memory is a leaf: every layer stands on it",
@@ -103,7 +108,7 @@ var layers = []layer{
 	},
 	{
 		folder: "hba/media",
-		allow:  []string{module + "internal/dma", "github.com/pojntfx/go-nbd/pkg/backend", sys},
+		allow:  []string{module + "internal/aside", module + "internal/dma", "github.com/pojntfx/go-nbd/pkg/backend", sys},
 		reason: "bytes at rest know no commands",
 	},
 	{
@@ -119,7 +124,7 @@ var layers = []layer{
 	},
 	{
 		folder: "nbd/socket",
-		allow:  []string{sys},
+		allow:  []string{module + "internal/aside", sys},
 		tests:  []string{"golang.org/x/net/nettest"},
 		reason: "waiting for sockets is a leaf: any protocol does",
 	},

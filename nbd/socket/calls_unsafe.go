@@ -88,7 +88,3 @@ func (v *vector) header() unsafe.Pointer {
 	v.hdr = syscall.Msghdr{Iov: unsafe.SliceData(v.iov), Iovlen: uint64(len(v.iov))}
 	return unsafe.Pointer(&v.hdr)
 }
-
-// schedYield is sched_yield(2). The scheduler is not told: it would start another thread
-// for the same processor, and nothing would be left to those who are to have it.
-func schedYield() { _, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vhbad/vhbad/internal/aside"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,7 @@ const yields = 4
 
 // A Conn is a stream socket.
 //
-// Concurrency: Receive and TryReceive belong to one goroutine at a time, Send and
+// Concurrency: Receive, ReceiveSoon and TryReceive belong to one goroutine at a time, Send and
 // TrySend to another, and who uses them does not use Read or Write meanwhile.
 // Everything else may be called by any.
 type Conn struct {
@@ -254,15 +255,33 @@ func (c *Conn) Write(b []byte) (int, error) {
 //
 // Errors: io.EOF; net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno, among them
 // ENOSPC if the user may not watch any more sockets.
-func (c *Conn) Receive(first, second []byte) (int, error) { return c.receive(first, second, true) }
+func (c *Conn) Receive(first, second []byte) (int, error) {
+	return c.receive(first, second, waitsLong)
+}
+
+// ReceiveSoon is Receive for what is on its way, such as the rest of a payload. It does
+// not wait in a system call while connections have all processors: the scheduler's
+// monitor would take this one's away, and look for more of those every 20 us.
+func (c *Conn) ReceiveSoon(first, second []byte) (int, error) {
+	return c.receive(first, second, waitsSoon)
+}
 
 // TryReceive is Receive without waiting: zero bytes without an error mean that there
 // are none.
 func (c *Conn) TryReceive(first, second []byte) (int, error) {
-	return c.receive(first, second, false)
+	return c.receive(first, second, waitsNot)
 }
 
-func (c *Conn) receive(first, second []byte, wait bool) (int, error) {
+// A patience says how a receiver waits.
+type patience uint8
+
+const (
+	waitsNot patience = iota
+	waitsSoon
+	waitsLong
+)
+
+func (c *Conn) receive(first, second []byte, p patience) (int, error) {
 	if !c.use() {
 		return 0, net.ErrClosed
 	}
@@ -278,16 +297,19 @@ func (c *Conn) receive(first, second []byte, wait bool) (int, error) {
 		return 0, err
 	}
 	defer v.clear()
-	var n int
-	var errno syscall.Errno
-	if wait && c.block() {
-		n, errno = c.receiveBlocking()
-	} else {
+	n, errno := 0, syscall.EAGAIN
+	block := p == waitsLong && c.block()
+	if !block {
 		n, errno = v.tryReceive(c.fd)
+		block = errno == syscall.EAGAIN && p == waitsSoon && !polling.crowded() && c.block()
 	}
+	if block {
+		n, errno = c.receiveBlocking()
+	}
+	wait := p != waitsNot
 	for i := 0; wait && errno == syscall.EAGAIN && i < yields && c.yield(); i++ {
 		if i == yields-1 && polling.oneEach() {
-			polling.stepAside()
+			aside.Step()
 		}
 		n, errno = v.tryReceive(c.fd)
 	}
@@ -347,7 +369,7 @@ func (c *Conn) Yield() bool {
 
 // StepAside lets other processes have the processor, clients of this machine for the
 // most part: they send more meanwhile, and one read takes it all.
-func (c *Conn) StepAside() bool { return polling.stepAside() }
+func (c *Conn) StepAside() bool { return aside.Step() }
 
 func (c *Conn) yield() bool {
 	if !polling.crowded() {

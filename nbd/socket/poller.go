@@ -12,13 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// asideTooLong is a turn of other processes that has to be paid for.
-	asideTooLong = time.Millisecond
-	// asidePrice is how many times as long nobody steps aside then.
-	asidePrice = 4
-)
-
 // A poller waits for events of many sockets, and says who may wait without it.
 type poller struct {
 	// processors is GOMAXPROCS when the last connection came; asking takes a lock.
@@ -29,8 +22,6 @@ type poller struct {
 	// blocking counts those that have the right to wait in a system call. They keep
 	// it while they are busy, so that a request does not touch it.
 	blocking atomic.Int32
-	// stayUntilNs is when connections may step aside again, since epoch.
-	stayUntilNs atomic.Int64
 
 	// lookMu is held while somebody tells of events; before mu and any Conn.mu.
 	lookMu sync.Mutex
@@ -94,31 +85,6 @@ func (p *poller) crowded() bool { return p.open.Load()-p.waiting.Load() >= p.pro
 
 // oneEach says whether no connection waits for the processor of another.
 func (p *poller) oneEach() bool { return p.open.Load() <= p.processors.Load() }
-
-// stepAside has other processes use the processor. A long turn of theirs is paid for by
-// several times as long without: somebody has it then who takes all there is. It is
-// false while that is so.
-func (p *poller) stepAside() bool {
-	began := time.Since(epoch)
-	if !p.mayStepAside(began) {
-		return false
-	}
-	schedYield()
-	p.stepped(began, time.Since(epoch))
-	return true
-}
-
-// mayStepAside says whether others may have a turn now.
-func (p *poller) mayStepAside(now time.Duration) bool {
-	return now >= time.Duration(p.stayUntilNs.Load())
-}
-
-// stepped is told of a turn of other processes.
-func (p *poller) stepped(from, to time.Duration) {
-	if took := to - from; took > asideTooLong {
-		p.stayUntilNs.Store(int64(to + asidePrice*took))
-	}
-}
 
 // enter counts c, with which the goroutine begins if it is the first, and gives it
 // its id.

@@ -1,9 +1,14 @@
 package socket
 
 import (
+	"net"
+	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestClaim: one processor is left, and with one alone only one connection takes
@@ -100,22 +105,56 @@ func TestBlock_GivenUp(t *testing.T) {
 	polling.giveUp()
 }
 
-// TestStepAside: a long turn of others is followed by four times as long without.
-func TestStepAside(t *testing.T) {
-	var p poller
-	const from = 5 * time.Millisecond
-	for _, tt := range []struct{ took, until time.Duration }{
-		{0, 0},
-		{time.Millisecond, 0},
-		{2 * time.Millisecond, from + 10*time.Millisecond},
-	} {
-		p.stayUntilNs.Store(0)
-		p.stepped(from, from+tt.took)
-		if got := time.Duration(p.stayUntilNs.Load()); got != tt.until {
-			t.Errorf("after %v nobody steps aside until %v, want %v", tt.took, got, tt.until)
-		}
+// TestReceiveSoon: who waits for what is on its way does so in a system call only while
+// some connection leaves its processor to others.
+func TestReceiveSoon(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if p.mayStepAside(from+10*time.Millisecond-1) || !p.mayStepAside(from+10*time.Millisecond) {
-		t.Error("somebody steps aside too early or too late")
+	peer := fds[1]
+	defer func() { _ = unix.Close(peer) }()
+	file := os.NewFile(uintptr(fds[0]), "socket")
+	nc, err := net.FileConn(file)
+	_ = file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Take(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	defer polling.processors.Store(polling.processors.Load())
+
+	for _, tt := range []struct {
+		processors int32
+		keeps      bool
+	}{{1, true}, {64, false}} {
+		polling.processors.Store(tt.processors)
+		if !c.block() {
+			t.Fatal("the only connection has no right to wait in a system call")
+		}
+		received := make(chan error, 1)
+		go func() {
+			_, err := c.ReceiveSoon(make([]byte, 1), nil)
+			received <- err
+		}()
+		// Either way the poller has it wait in the end. A wait in a system call has cost it
+		// the right to another.
+		for end := time.Now().Add(time.Minute); polling.waiting.Load() == 0; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatal("after a minute it does not wait for the poller")
+			}
+		}
+		if c.mayBlock != tt.keeps {
+			t.Errorf("%d processors: it has waited in a system call: %t, want %t", tt.processors, !c.mayBlock, !tt.keeps)
+		}
+		if _, err := unix.Write(peer, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-received; err != nil {
+			t.Error(err)
+		}
 	}
 }
