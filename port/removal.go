@@ -333,7 +333,7 @@ func (a *Adapter) releaseLate(ctx context.Context) error {
 		select {
 		case <-a.worker.done:
 		default:
-			return fmt.Errorf("%s: remove: %w: or a work item that waited for them does not end: %w", a.options.Name, ErrOutstanding, ctx.Err())
+			return fmt.Errorf("%s: remove: a work item does not end, and may still wait for an SRB: %w: %w", a.options.Name, ErrOutstanding, ctx.Err())
 		}
 	}
 	a.enumMu.Lock()   // and so does an enumeration
