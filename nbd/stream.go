@@ -17,7 +17,7 @@ type stream interface {
 
 	// read waits for at least one byte and fills first, then second if the
 	// transport can. At the end it returns io.EOF. soon says that there probably is
-	// something already.
+	// something already, or will be in a moment.
 	read(first, second []byte, soon bool) (int, error)
 
 	// tryWrite writes what it can of bufs without waiting. Zero bytes without

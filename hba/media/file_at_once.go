@@ -37,21 +37,28 @@ type atOnce struct {
 	// long counts those among them that may take long: they sync, zero or trim. It is
 	// raised before changes, so that nobody takes one of them for a short write.
 	long atomic.Int32
-	// inVain: the latest turns were, and the file has not been found free since.
-	inVain atomic.Bool
+	// turning counts writes that others have turns for.
+	turning atomic.Int32
+	// noTurns is until when there are none, by now, in ns, if the file is not found free
+	// before: the latest were in vain.
+	noTurns atomic.Int64
 	// paid is when, by now, all lateness will have been paid for, in ns.
 	paid atomic.Int64
 	// now is the time since some moment. Set before use.
 	now func() time.Duration
-	// stepAside lets other processes have a turn: aside.Step. Set before use.
+	// stepAside lets other processes have a turn: aside.Step, which is false if a turn
+	// was long not long ago, anybody's. Set before use.
 	stepAside func() bool
 }
 
 const (
 	maxAtOnceBytes = 256 << 10
-	// turnsTime is how long others have turns before a write that meets a short one is
-	// refused: three of 256 KiB are over by then.
-	turnsTime = 400 * time.Microsecond
+	// turnsTime is how long new turns begin, before a write that meets a short one is
+	// refused: three of 256 KiB are over by then, so that no more have turns at a time.
+	turnsTime  = 400 * time.Microsecond
+	maxTurning = 3
+	// blindTurns is how many turns there are if other processes have none.
+	blindTurns = 3
 
 	lateTime   = 100 * time.Microsecond
 	lateByte   = time.Nanosecond
@@ -63,47 +70,66 @@ const (
 
 // begin reports whether n bytes at off may be written at once, and the time. If so,
 // end ends it.
-//
-// If there is another write, others on the processor, of this process and then of others,
-// have turns first: most writes are over by then. A worker would wait for the same file,
-// and the scheduler's monitor takes processors from all who write then, one after the
-// other. But all that is behind this one on its queue waits meanwhile, whoever it is from.
-// So there are no turns for what takes long, no more after one that was long itself, and
-// after some in vain none until the file has been free.
 func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 	if !a.able || n > maxAtOnceBytes || (off|n)%pageBytes != 0 {
 		return 0, false
 	}
-	var until time.Duration
-	more := true
-	for turn := 0; ; turn++ {
-		began = a.now()
-		if a.inDebt(began) {
-			return 0, false
-		}
-		if a.changes.CompareAndSwap(0, 1) {
-			if a.inDebt(began) { // the last one's, which has just ended
-				a.changes.Add(-1)
-				return 0, false
-			}
-			if a.inVain.Load() {
-				a.inVain.Store(false)
-			}
-			return began, true
-		}
-		if a.inVain.Load() || a.long.Load() > 0 {
-			return 0, false
-		}
-		if turn == 0 {
-			until = began + turnsTime
-		}
-		if !more || began >= until {
-			a.inVain.Store(true)
-			return 0, false
-		}
-		runtime.Gosched()
-		more = a.stepAside()
+	began = a.now()
+	if a.inDebt(began) {
+		return 0, false
 	}
+	if a.changes.CompareAndSwap(0, 1) {
+		if a.noTurns.Load() != 0 {
+			a.noTurns.Store(0)
+		}
+		return began, a.stay(began)
+	}
+	if began < time.Duration(a.noTurns.Load()) || a.long.Load() > 0 {
+		return 0, false
+	}
+	if a.turning.Add(1) <= maxTurning {
+		began, ok = a.turns(began)
+	}
+	a.turning.Add(-1)
+	return began, ok
+}
+
+// stay is for who has found the file free: whether it writes, or leaves again, as the one
+// before, which has just ended, was late.
+func (a *atOnce) stay(began time.Duration) bool {
+	if !a.inDebt(began) {
+		return true
+	}
+	a.changes.Add(-1)
+	return false
+}
+
+// turns is begin for a write that has met another. Other goroutines, then other
+// processes, have turns until that is over: most writes soon are. A worker would wait for
+// the same file, and the scheduler's monitor takes processors from all who write then,
+// one after the other.
+//
+// But all that is behind this write on its queue waits meanwhile, whoever it is from. So
+// there are no more turns once something is under way that takes long, nor after turns in
+// vain until the file has been found free, or they have been paid for by lateShare times as
+// long.
+func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
+	began = from
+	for blind := 0; !ok && blind < blindTurns && began-from < turnsTime; {
+		runtime.Gosched()
+		if !a.stepAside() {
+			blind++
+		}
+		began = a.now()
+		if a.inDebt(began) || a.long.Load() > 0 {
+			return 0, false
+		}
+		ok = a.changes.CompareAndSwap(0, 1) && a.stay(began)
+	}
+	if !ok {
+		a.noTurns.Store(int64(began + lateShare*(began-from)))
+	}
+	return began, ok
 }
 
 // inDebt reports whether lateness has to be paid for first, beyond what is lent.

@@ -8,11 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vhbad/vhbad/internal/aside"
 	"golang.org/x/sys/unix"
 )
 
-// A handClock is moved by hand; each look at it moves it on by step.
+// A handClock is moved by hand; each look at it moves it on by step. It belongs to one
+// goroutine.
 type handClock struct{ at, step time.Duration }
 
 func (c *handClock) now() time.Duration {
@@ -21,7 +21,7 @@ func (c *handClock) now() time.Duration {
 }
 
 // newAtOnce makes a file that writes at once as if its file system were ext4, by
-// the clock.
+// the clock, by which no write is late, and turns take turnsTime/4.
 func newAtOnce(t *testing.T) (*File, *handClock) {
 	t.Helper()
 	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
@@ -36,10 +36,11 @@ func newAtOnce(t *testing.T) (*File, *handClock) {
 			t.Errorf("%d changes in progress in the end, %d long ones", n, long)
 		}
 	})
-	var c handClock
+	c := handClock{step: min(lateTime, turnsTime/4)}
 	f.noTryWrite.Store(true)
 	f.atOnce.able = true
 	f.atOnce.now = c.now
+	f.atOnce.stepAside = func() bool { return true }
 	return f, &c
 }
 
@@ -101,8 +102,9 @@ func TestAtOnce_Late(t *testing.T) {
 // TestAtOnce_LateMeanwhile: a write that finds the file free finds out, too, that the one
 // before has been late.
 func TestAtOnce_LateMeanwhile(t *testing.T) {
-	a := atOnce{able: true, now: func() time.Duration { return 0 }, stepAside: aside.Step}
+	a := atOnce{able: true, now: func() time.Duration { return 0 }}
 	for range 20_000 {
+		a.noTurns.Store(int64(time.Hour))
 		a.paid.Store(0)
 		a.changes.Store(1)
 		ended := make(chan struct{})
@@ -117,7 +119,6 @@ func TestAtOnce_LateMeanwhile(t *testing.T) {
 			if _, ok := a.begin(0, pageBytes); ok {
 				t.Fatal("a write began after one that was a second late")
 			}
-			a.inVain.Store(true) // no turns
 		}
 		<-ended
 		if n := a.changes.Load(); n != 0 {
@@ -129,7 +130,7 @@ func TestAtOnce_LateMeanwhile(t *testing.T) {
 // TestAtOnce_Alone: nothing is written at once while something else writes or
 // syncs.
 func TestAtOnce_Alone(t *testing.T) {
-	f, _ := newAtOnce(t)
+	f, c := newAtOnce(t)
 	wantTry(t, f, true, "alone")
 	syncs := 0
 	f.flushes.sync = func() error {
@@ -152,12 +153,13 @@ func TestAtOnce_Alone(t *testing.T) {
 		if looks++; looks == 2 { // before it ends
 			wantTry(t, f, false, "during another one")
 		}
-		return time.Duration(looks) * turnsTime
+		return c.now()
 	}
 	wantTry(t, f, true, "after those")
 	if looks < 2 {
 		t.Error("it did not look at the clock")
 	}
+	f.atOnce.now = c.now
 
 	for _, tt := range []struct {
 		what string
@@ -189,10 +191,13 @@ func TestAtOnce_Alone(t *testing.T) {
 				}
 			}()
 			// One of them is met in the end.
+			late := time.After(time.Minute)
 			for done := true; done; {
 				select {
 				case err := <-ended:
 					t.Fatal(err)
+				case <-late:
+					t.Fatal("none is met in a minute")
 				default:
 				}
 				var err error
@@ -209,14 +214,12 @@ func TestAtOnce_Alone(t *testing.T) {
 }
 
 // noTurns checks that writes that are refused let nobody else have the processor, of
-// which there is one, whether or not others had turns in vain before. The scheduler may
-// do so all the same, but not each time.
-func noTurns(t *testing.T, f *File, inVain bool, why string) {
+// which there is one. The scheduler may do so all the same, but not each time.
+func noTurns(t *testing.T, f *File, why string) {
 	t.Helper()
 	given := 0
 	const tries = 10
 	for range tries {
-		f.atOnce.inVain.Store(inVain)
 		var others atomic.Bool
 		go others.Store(true)
 		wantTry(t, f, false, why)
@@ -230,14 +233,13 @@ func noTurns(t *testing.T, f *File, inVain bool, why string) {
 }
 
 // TestAtOnce_Turns: a write that meets another lets other goroutines have their turns, and
-// so the other end, but does not wait for one that does not. After turns in vain there are none
-// until the file has been free.
+// so the other end, but does not wait for one that does not. After turns in vain there are
+// none for eight times as long, or until the file has been found free.
 //
 // It has the only processor, so the turns are in order.
 func TestAtOnce_Turns(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	f, c := newAtOnce(t)
-	c.step = turnsTime / 4
 	endsSoon := func(why string) {
 		t.Helper()
 		f.atOnce.changes.Add(1)
@@ -245,57 +247,88 @@ func TestAtOnce_Turns(t *testing.T) {
 		wantTry(t, f, true, why)
 	}
 	endsSoon("during one that ends soon")
+
 	f.atOnce.changes.Add(1)
 	wantTry(t, f, false, "during one that does not end")
-	noTurns(t, f, f.atOnce.inVain.Load(), "after turns in vain")
+	step, paid := c.step, c.at+lateShare*turnsTime
+	c.step = 0
+	noTurns(t, f, "after turns in vain")
+	c.at = paid - 1
+	noTurns(t, f, "until they are paid for")
+	f.atOnce.changes.Add(-1)
+	c.at = paid
+	endsSoon("when they are paid for")
+
+	f.atOnce.changes.Add(1)
+	c.step = step
+	wantTry(t, f, false, "during one more that does not end")
 	f.atOnce.changes.Add(-1)
 	wantTry(t, f, true, "after that one")
-	endsSoon("when the file has been free")
+	endsSoon("when the file has been found free")
 }
 
 // TestAtOnce_StepsAside: other processes have turns, too, until the other write ends, for
-// as long as turns are worth it, or until nobody may step aside.
+// as long as turns are worth it.
 func TestAtOnce_StepsAside(t *testing.T) {
-	const step = turnsTime / 4
+	const step, never = turnsTime / 4, 1000
 	for _, tt := range []struct {
-		what       string
-		endsAfter  int // turns; zero is never
-		allowed    int // turns before none may be given
-		want       bool
-		turns      int
-		wantInVain bool
+		what    string
+		ends    int           // in which turn the other write does
+		blind   bool          // other processes have no turns
+		took    time.Duration // the first turn, besides step
+		others  int32         // that have turns already
+		during  func(a *atOnce)
+		want    bool
+		turns   int
+		without time.Duration // for which there are none afterwards
 	}{
-		{"one that ends soon", 2, 100, true, 2, false},
-		{"one that ends in the last turn", 4, 100, true, 4, false},
-		{"one that does not end", 0, 100, false, 4, true},
-		{"one that does not end, and a turn that was long", 0, 2, false, 2, true},
-		{"one that ends in a turn that is refused", 1, 0, true, 0, false},
+		{what: "it ends soon", ends: 2, want: true, turns: 2},
+		{what: "it ends in the last turn", ends: 4, want: true, turns: 4},
+		{what: "it does not end", ends: never, turns: 4, without: lateShare * turnsTime},
+		{what: "only goroutines have turns", ends: 3, blind: true, want: true, turns: 3},
+		{what: "only goroutines have turns, and it does not end", ends: never, blind: true, turns: blindTurns, without: lateShare * blindTurns * step},
+		{what: "a turn is long, and it ends", ends: 1, took: time.Second, want: true, turns: 1},
+		{what: "a turn is long, and it does not end", ends: never, took: time.Second, turns: 1, without: lateShare * (time.Second + step)},
+		{what: "two others have turns", ends: 1, others: 2, want: true, turns: 1},
+		{what: "three others have turns", ends: never, others: 3},
+		{what: "something long begins", ends: never, during: func(a *atOnce) { a.long.Store(1) }, turns: 1},
+		{what: "one was late", ends: never, during: func(a *atOnce) { a.paid.Store(int64(time.Hour)) }, turns: 1},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			f, c := newAtOnce(t)
 			c.step = step
-			turns, asked := 0, 0
-			f.atOnce.changes.Add(1)
-			f.atOnce.stepAside = func() bool {
-				if asked++; asked == tt.endsAfter {
-					f.atOnce.changes.Add(-1)
+			a := &f.atOnce
+			a.changes.Add(1)
+			a.turning.Add(tt.others)
+			turns := 0
+			a.stepAside = func() bool {
+				if turns++; turns == 1 {
+					c.at += tt.took
+					if tt.during != nil {
+						tt.during(a)
+					}
 				}
-				if turns == tt.allowed {
-					return false
+				if turns == tt.ends {
+					a.changes.Add(-1)
 				}
-				turns++
-				return true
+				return !tt.blind
 			}
-			wantTry(t, f, tt.want, "during "+tt.what)
-			if turns != tt.turns {
-				t.Errorf("%d turns, want %d", turns, tt.turns)
+			began, ok := a.begin(0, pageBytes)
+			if ok != tt.want || turns != tt.turns {
+				t.Errorf("begins: %t after %d turns, want %t after %d", ok, turns, tt.want, tt.turns)
 			}
-			if got := f.atOnce.inVain.Load(); got != tt.wantInVain {
-				t.Errorf("in vain: %t, want %t", got, tt.wantInVain)
+			if got := max(time.Duration(a.noTurns.Load())-c.at, 0); got != tt.without {
+				t.Errorf("no turns for %v, want %v", got, tt.without)
 			}
-			if !tt.want {
-				f.atOnce.changes.Add(-1)
+			if n := a.turning.Load(); n != tt.others {
+				t.Errorf("%d have turns in the end, want %d", n, tt.others)
 			}
+			if ok && began != c.at {
+				t.Errorf("it began at %v, want now, at %v: it was not late before", began, c.at)
+			}
+			// Either is a change under way: this one, or the other.
+			a.changes.Add(-1)
+			a.long.Store(0)
 		})
 	}
 }
@@ -305,7 +338,7 @@ func TestAtOnce_NoTurns(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	f, _ := newAtOnce(t)
 	f.flushes.sync = func() error {
-		noTurns(t, f, false, "during a flush")
+		noTurns(t, f, "during a flush")
 		return nil
 	}
 	if err := f.Flush(); err != nil {
@@ -315,7 +348,7 @@ func TestAtOnce_NoTurns(t *testing.T) {
 
 	f.atOnce.changes.Add(1)
 	f.atOnce.paid.Store(int64(time.Hour))
-	noTurns(t, f, false, "in debt")
+	noTurns(t, f, "in debt")
 	f.atOnce.paid.Store(0)
 	f.atOnce.changes.Add(-1)
 
@@ -341,7 +374,7 @@ func TestAtOnce_NoTurns(t *testing.T) {
 				runtime.Gosched()
 			}
 			f.atOnce.changes.Add(1)
-			noTurns(t, f, false, "during one")
+			noTurns(t, f, "during one")
 			f.atOnce.changes.Add(-1)
 			f.ranges.unlock(s)
 			if err := <-ended; err != nil {

@@ -126,7 +126,7 @@ var layers = []layer{
 		folder: "nbd/socket",
 		allow:  []string{module + "internal/aside", sys},
 		tests:  []string{"golang.org/x/net/nettest"},
-		reason: "waiting for sockets is a leaf: any protocol does",
+		reason: "waiting for sockets knows no protocol: any does",
 	},
 	{
 		folder: "nbd",

@@ -2,7 +2,6 @@ package aside
 
 import (
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,41 +14,47 @@ const (
 	price = 4
 )
 
-// A debt is what turns of others that were long have to be paid for.
-type debt struct {
-	untilNs atomic.Int64 // since epoch
+// A stepper gives turns, and keeps account of them.
+type stepper struct {
+	paidNs atomic.Int64 // when turns will have been paid for, by now
+	now    func() time.Duration
+	yield  func()
 }
 
 // epoch is what times are counted from.
 var epoch = time.Now()
 
-// owed is the process's debt.
-var owed debt
-
-// Step lets other processes have the processor, for a turn. It does nothing and is false
-// while a turn of more than a millisecond is paid for by four times as long without:
-// somebody has it then who takes all there is.
-//
-// The scheduler is not told. It would start another thread for the same processor, and
-// nothing would be left to those who are to have it.
-//
-// Concurrency: any goroutine.
-func Step() bool {
-	began := time.Since(epoch)
-	if !owed.paid(began) {
-		return false
-	}
-	_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it never fails: sched_yield(2)
-	owed.add(began, time.Since(epoch))
-	return true
+// process is the stepper of this process.
+var process = stepper{
+	now:   func() time.Duration { return time.Since(epoch) },
+	yield: func() { _, _ = unix.RawSyscallNoError(unix.SYS_SCHED_YIELD, 0, 0, 0) },
 }
 
-// paid reports whether others may have a turn now.
-func (d *debt) paid(now time.Duration) bool { return now >= time.Duration(d.untilNs.Load()) }
+// Step lets other threads of the machine have the processor, for a turn. It does nothing
+// and is false while a turn of more than a millisecond, whoever gave it, is paid for by
+// four times as long without: somebody has it then who takes all there is.
+//
+// The scheduler of goroutines is not told. It would start another thread for the same
+// processor, and nothing would be left to those who are to have it.
+//
+// Concurrency: any goroutine.
+func Step() bool { return process.step() }
 
-// add is told of a turn of others.
-func (d *debt) add(from, to time.Duration) {
-	if took := to - from; took > tooLong {
-		d.untilNs.Store(int64(to + price*took))
+func (s *stepper) step() bool {
+	began := s.now()
+	if began < time.Duration(s.paidNs.Load()) {
+		return false
+	}
+	s.yield()
+	ended := s.now()
+	took := ended - began
+	if took <= tooLong {
+		return true
+	}
+	for until := int64(ended + price*took); ; {
+		paid := s.paidNs.Load()
+		if paid >= until || s.paidNs.CompareAndSwap(paid, until) {
+			return true
+		}
 	}
 }

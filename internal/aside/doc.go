@@ -1,8 +1,8 @@
-// Package aside lets other processes have the processor for a turn.
+// Package aside lets others have the processor for a turn.
 //
-// A goroutine that would wait for something a few microseconds long, and that what it
-// waits for may lack a processor for, gives up its own: clients of this machine, or
-// another of our threads. Who gives up a processor gives up a whole time slice, though,
-// and a process that computes without end takes it. So turns that were long are paid for
-// by time without any; see Step.
+// A goroutine that waits for something a few microseconds long gives up its processor, as
+// what it waits for may have none: a client on this machine, or another of our threads.
+// Who gives up a processor gives up a whole time slice, though, and a process that
+// computes without end takes it. So turns that were long are paid for by time without
+// any; see Step.
 package aside

@@ -259,9 +259,10 @@ func (c *Conn) Receive(first, second []byte) (int, error) {
 	return c.receive(first, second, waitsLong)
 }
 
-// ReceiveSoon is Receive for what is on its way, such as the rest of a payload. It does
-// not wait in a system call while connections have all processors: the scheduler's
-// monitor would take this one's away, and look for more of those every 20 us.
+// ReceiveSoon is Receive for what is on its way, such as the rest of a payload or what a
+// pause was for. It looks first, and does not wait in a system call while connections have
+// all processors: the scheduler's monitor would take this one's away, and look for more of
+// those every 20 us.
 func (c *Conn) ReceiveSoon(first, second []byte) (int, error) {
 	return c.receive(first, second, waitsSoon)
 }
@@ -298,10 +299,10 @@ func (c *Conn) receive(first, second []byte, p patience) (int, error) {
 	}
 	defer v.clear()
 	n, errno := 0, syscall.EAGAIN
-	block := p == waitsLong && c.block()
+	block := c.blocks(p, false)
 	if !block {
 		n, errno = v.tryReceive(c.fd)
-		block = errno == syscall.EAGAIN && p == waitsSoon && !polling.crowded() && c.block()
+		block = errno == syscall.EAGAIN && c.blocks(p, true)
 	}
 	if block {
 		n, errno = c.receiveBlocking()
@@ -312,6 +313,9 @@ func (c *Conn) receive(first, second []byte, p patience) (int, error) {
 			aside.Step()
 		}
 		n, errno = v.tryReceive(c.fd)
+	}
+	if wait && errno == syscall.EAGAIN {
+		c.noBlock() // somebody else may have more use for the right
 	}
 	for wait && errno == syscall.EAGAIN {
 		if err := c.await(&c.in, unix.EPOLLIN|unix.EPOLLRDHUP); err != nil {
@@ -332,11 +336,23 @@ func (c *Conn) receive(first, second []byte, p patience) (int, error) {
 	return 0, errno
 }
 
+// blocks says whether the receiver waits in a system call now, and takes the right to.
+// It is asked first, and again when the receiver has looked in vain.
+func (c *Conn) blocks(p patience, looked bool) bool {
+	switch p {
+	case waitsLong:
+		return !looked && c.block()
+	case waitsSoon:
+		return looked && !polling.crowded() && c.block()
+	case waitsNot:
+	}
+	return false
+}
+
 // block says whether the receiver may wait in a system call.
 func (c *Conn) block() bool {
 	if c.mayBlock && polling.tooMany() {
-		c.mayBlock = false
-		polling.giveUp()
+		c.noBlock()
 	}
 	if !c.mayBlock {
 		c.mayBlock = polling.claim()
@@ -350,10 +366,17 @@ func (c *Conn) receiveBlocking() (n int, errno syscall.Errno) {
 	began := time.Since(epoch)
 	n, errno = c.in.v.receive(c.fd)
 	if time.Since(epoch)-began > blockTooLong {
+		c.noBlock()
+	}
+	return n, errno
+}
+
+// noBlock gives up the right to wait in a system call.
+func (c *Conn) noBlock() {
+	if c.mayBlock {
 		c.mayBlock = false
 		polling.giveUp()
 	}
-	return n, errno
 }
 
 // Yield lets others have a turn, if connections have all processors. It is for a
@@ -368,7 +391,8 @@ func (c *Conn) Yield() bool {
 }
 
 // StepAside lets other processes have the processor, clients of this machine for the
-// most part: they send more meanwhile, and one read takes it all.
+// most part: they send more meanwhile, and one read takes it all. It is false if nobody
+// may have a turn; see package aside.
 func (c *Conn) StepAside() bool { return aside.Step() }
 
 func (c *Conn) yield() bool {

@@ -87,6 +87,7 @@ func TestCrowded(t *testing.T) {
 
 // TestBlock_GivenUp: a connection that may block no more does not.
 func TestBlock_GivenUp(t *testing.T) {
+	alone(t)
 	c := &Conn{mayBlock: true}
 	old := polling.processors.Load()
 	defer polling.processors.Store(old)
@@ -102,18 +103,93 @@ func TestBlock_GivenUp(t *testing.T) {
 	if !c.block() {
 		t.Error("nobody waits, and it may not")
 	}
-	polling.giveUp()
+	c.noBlock()
 }
 
-// TestReceiveSoon: who waits for what is on its way does so in a system call only while
+// TestBlocks: who waits for what may take long does so in a system call, without a look
+// before; who waits for what is on its way looks first, and then does so only while
 // some connection leaves its processor to others.
-func TestReceiveSoon(t *testing.T) {
+func TestBlocks(t *testing.T) {
+	c := connect(t)
+	for _, tt := range []struct {
+		p          patience
+		looked     bool
+		processors int32
+		want       bool
+	}{
+		{waitsLong, false, 1, true},
+		{waitsLong, false, 64, true},
+		{waitsLong, true, 64, false},
+		{waitsSoon, false, 64, false},
+		{waitsSoon, true, 64, true},
+		{waitsSoon, true, 1, false},
+		{waitsNot, false, 64, false},
+		{waitsNot, true, 64, false},
+	} {
+		polling.processors.Store(tt.processors)
+		if got := c.blocks(tt.p, tt.looked); got != tt.want {
+			t.Errorf("%+v: %t", tt, got)
+		}
+		if c.mayBlock != tt.want {
+			t.Errorf("%+v: has the right to block: %t", tt, c.mayBlock)
+		}
+		c.noBlock()
+	}
+	if n := polling.blocking.Load(); n != 0 {
+		t.Errorf("%d rights are out, want none", n)
+	}
+}
+
+// TestReceive_LeavesRight: who waits for the poller keeps nobody from waiting in a system
+// call, however it came to wait.
+func TestReceive_LeavesRight(t *testing.T) {
+	c := connect(t)
+	for _, tt := range []struct {
+		what       string
+		receive    func(first, second []byte) (int, error)
+		processors int32
+	}{
+		{"soon, and connections have all processors", c.ReceiveSoon, 1},
+		{"soon", c.ReceiveSoon, 64},
+		{"long", c.Receive, 64},
+	} {
+		polling.processors.Store(tt.processors)
+		if !c.block() {
+			t.Fatal("the only connection has no right to wait in a system call")
+		}
+		received := make(chan error, 1)
+		go func() {
+			_, err := tt.receive(make([]byte, 1), nil)
+			received <- err
+		}()
+		until(t, tt.what+": it waits for the poller", func() bool { return polling.waiting.Load() > 0 })
+		if n := polling.blocking.Load(); n != 0 {
+			t.Errorf("%s: it waits for the poller and keeps the right to wait in a system call", tt.what)
+		}
+		if _, err := unix.Write(c.peer, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-received; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A connected Conn has its other end with it.
+type connected struct {
+	*Conn
+	peer int
+}
+
+// connect makes the only connection that there is.
+func connect(t *testing.T) connected {
+	t.Helper()
+	alone(t)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := fds[1]
-	defer func() { _ = unix.Close(peer) }()
+	t.Cleanup(func() { _ = unix.Close(fds[1]) })
 	file := os.NewFile(uintptr(fds[0]), "socket")
 	nc, err := net.FileConn(file)
 	_ = file.Close()
@@ -124,37 +200,26 @@ func TestReceiveSoon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = c.Close() }()
-	defer polling.processors.Store(polling.processors.Load())
+	old := polling.processors.Load()
+	t.Cleanup(func() {
+		_ = c.Close()
+		polling.processors.Store(old)
+	})
+	return connected{c, fds[1]}
+}
 
-	for _, tt := range []struct {
-		processors int32
-		keeps      bool
-	}{{1, true}, {64, false}} {
-		polling.processors.Store(tt.processors)
-		if !c.block() {
-			t.Fatal("the only connection has no right to wait in a system call")
-		}
-		received := make(chan error, 1)
-		go func() {
-			_, err := c.ReceiveSoon(make([]byte, 1), nil)
-			received <- err
-		}()
-		// Either way the poller has it wait in the end. A wait in a system call has cost it
-		// the right to another.
-		for end := time.Now().Add(time.Minute); polling.waiting.Load() == 0; runtime.Gosched() {
-			if time.Now().After(end) {
-				t.Fatal("after a minute it does not wait for the poller")
-			}
-		}
-		if c.mayBlock != tt.keeps {
-			t.Errorf("%d processors: it has waited in a system call: %t, want %t", tt.processors, !c.mayBlock, !tt.keeps)
-		}
-		if _, err := unix.Write(peer, []byte{1}); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-received; err != nil {
-			t.Error(err)
+// alone waits until the connections that other tests have left are closed.
+func alone(t *testing.T) {
+	t.Helper()
+	until(t, "no connection is open", func() bool { return polling.open.Load() == 0 })
+}
+
+// until waits for something to be so, a minute at most.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !is(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("not so after a minute: %s", what)
 		}
 	}
 }
