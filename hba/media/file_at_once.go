@@ -17,9 +17,9 @@ import (
 // to be read, for the journal, for dirty pages to be written back. So a write made
 // at once
 //
-//   - is alone: while any other call writes to the file or syncs it, writes are refused,
-//     at once or after some turns of others; see begin. One that would wait for a flush
-//     or a stuck write is a worker's;
+//   - is alone: one that meets a call that writes to the file or syncs it waits for that
+//     for some turns of others at the most; see turns. One that would wait for a flush or a
+//     stuck write is a worker's;
 //   - is short and of whole pages, for which nothing is read. It is all of a command:
 //     the target tries none whose data lie in several buffers;
 //   - is watched. What it takes beyond lateTime and lateByte is late. It has to be paid
@@ -39,8 +39,8 @@ type atOnce struct {
 	long atomic.Int32
 	// turning counts writes that others have turns for.
 	turning atomic.Int32
-	// noTurns is until when there are none, by now, in ns, if the file is not found free
-	// before: the latest were in vain.
+	// noTurns is when, by now, turns may begin again after some in vain, in ns. It is 0 once
+	// the file has been found free.
 	noTurns atomic.Int64
 	// paid is when, by now, all lateness will have been paid for, in ns.
 	paid atomic.Int64
@@ -54,7 +54,7 @@ type atOnce struct {
 const (
 	maxAtOnceBytes = 256 << 10
 	// turnsTime is how long new turns begin, before a write that meets a short one is
-	// refused: three of 256 KiB are over by then, so that no more have turns at a time.
+	// refused: three of 256 KiB are over by then, as a rule; hence maxTurning.
 	turnsTime  = 400 * time.Microsecond
 	maxTurning = 3
 	// blindTurns is how many turns there are if other processes have none.
@@ -79,9 +79,6 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 		return 0, false
 	}
 	if a.changes.CompareAndSwap(0, 1) {
-		if a.noTurns.Load() != 0 {
-			a.noTurns.Store(0)
-		}
 		return began, a.stay(began)
 	}
 	if began < time.Duration(a.noTurns.Load()) || a.long.Load() > 0 {
@@ -94,9 +91,12 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 	return began, ok
 }
 
-// stay is for who has found the file free: whether it writes, or leaves again, as the one
-// before, which has just ended, was late.
+// stay reports whether a write that has found the file free is made. If the one before,
+// which has just ended, was late, it leaves again.
 func (a *atOnce) stay(began time.Duration) bool {
+	if a.noTurns.Load() != 0 {
+		a.noTurns.Store(0)
+	}
 	if !a.inDebt(began) {
 		return true
 	}
@@ -127,7 +127,7 @@ func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
 		ok = a.changes.CompareAndSwap(0, 1) && a.stay(began)
 	}
 	if !ok {
-		a.noTurns.Store(int64(began + lateShare*(began-from)))
+		a.noTurns.Store(int64(began + lateShare*min(began-from, lateMost)))
 	}
 	return began, ok
 }

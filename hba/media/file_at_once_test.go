@@ -32,15 +32,18 @@ func newAtOnce(t *testing.T) (*File, *handClock) {
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
-		if n, long := f.atOnce.changes.Load(), f.atOnce.long.Load(); n != 0 || long != 0 {
-			t.Errorf("%d changes in progress in the end, %d long ones", n, long)
+		if n, long, turning := f.atOnce.changes.Load(), f.atOnce.long.Load(), f.atOnce.turning.Load(); n != 0 || long != 0 || turning != 0 {
+			t.Errorf("%d changes in progress in the end, %d long ones, and %d wait", n, long, turning)
 		}
 	})
 	c := handClock{step: min(lateTime, turnsTime/4)}
 	f.noTryWrite.Store(true)
 	f.atOnce.able = true
 	f.atOnce.now = c.now
-	f.atOnce.stepAside = func() bool { return true }
+	if f.atOnce.stepAside == nil {
+		t.Fatal("other processes have no turns")
+	}
+	f.atOnce.stepAside = func() bool { return c.step > 0 } // turns end, though the clock may stand
 	return f, &c
 }
 
@@ -102,9 +105,12 @@ func TestAtOnce_Late(t *testing.T) {
 // TestAtOnce_LateMeanwhile: a write that finds the file free finds out, too, that the one
 // before has been late.
 func TestAtOnce_LateMeanwhile(t *testing.T) {
-	a := atOnce{able: true, now: func() time.Duration { return 0 }}
-	for range 20_000 {
-		a.noTurns.Store(int64(time.Hour))
+	a := atOnce{able: true, now: func() time.Duration { return 0 }, stepAside: func() bool { return false }}
+	for i := range 20_000 {
+		a.noTurns.Store(0)
+		if i%2 == 0 {
+			a.noTurns.Store(int64(time.Hour))
+		}
 		a.paid.Store(0)
 		a.changes.Store(1)
 		ended := make(chan struct{})
@@ -291,6 +297,7 @@ func TestAtOnce_StepsAside(t *testing.T) {
 		{what: "a turn is long, and it does not end", ends: never, took: time.Second, turns: 1, without: lateShare * (time.Second + step)},
 		{what: "two others have turns", ends: 1, others: 2, want: true, turns: 1},
 		{what: "three others have turns", ends: never, others: 3},
+		{what: "others' are in vain, and it ends", ends: 2, during: func(a *atOnce) { a.noTurns.Store(int64(time.Hour)) }, want: true, turns: 2},
 		{what: "something long begins", ends: never, during: func(a *atOnce) { a.long.Store(1) }, turns: 1},
 		{what: "one was late", ends: never, during: func(a *atOnce) { a.paid.Store(int64(time.Hour)) }, turns: 1},
 	} {
@@ -320,8 +327,8 @@ func TestAtOnce_StepsAside(t *testing.T) {
 			if got := max(time.Duration(a.noTurns.Load())-c.at, 0); got != tt.without {
 				t.Errorf("no turns for %v, want %v", got, tt.without)
 			}
-			if n := a.turning.Load(); n != tt.others {
-				t.Errorf("%d have turns in the end, want %d", n, tt.others)
+			if n := a.turning.Add(-tt.others); n != 0 {
+				t.Errorf("%d more have turns in the end", n)
 			}
 			if ok && began != c.at {
 				t.Errorf("it began at %v, want now, at %v: it was not late before", began, c.at)

@@ -126,7 +126,7 @@ var layers = []layer{
 		folder: "nbd/socket",
 		allow:  []string{module + "internal/aside", sys},
 		tests:  []string{"golang.org/x/net/nettest"},
-		reason: "waiting for sockets knows no protocol: any does",
+		reason: "it waits for sockets, whatever is spoken over them",
 	},
 	{
 		folder: "nbd",

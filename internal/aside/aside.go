@@ -12,6 +12,8 @@ const (
 	tooLong = time.Millisecond
 	// price is how many times as long nobody steps aside then.
 	price = 4
+	// longest is the most that has to be paid for: the process may have been stopped.
+	longest = time.Second
 )
 
 // A stepper gives turns, and keeps account of them.
@@ -32,7 +34,7 @@ var process = stepper{
 
 // Step lets other threads of the machine have the processor, for a turn. It does nothing
 // and is false while a turn of more than a millisecond, whoever gave it, is paid for by
-// four times as long without: somebody has it then who takes all there is.
+// four times as long without: somebody has the processor then who takes all there is.
 //
 // The scheduler of goroutines is not told. It would start another thread for the same
 // processor, and nothing would be left to those who are to have it.
@@ -51,7 +53,7 @@ func (s *stepper) step() bool {
 	if took <= tooLong {
 		return true
 	}
-	for until := int64(ended + price*took); ; {
+	for until := int64(ended + price*min(took, longest)); ; {
 		paid := s.paidNs.Load()
 		if paid >= until || s.paidNs.CompareAndSwap(paid, until) {
 			return true

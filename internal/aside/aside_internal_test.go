@@ -12,6 +12,7 @@ func TestStep(t *testing.T) {
 		{0, 0},
 		{time.Millisecond, 0},
 		{2 * time.Millisecond, from + 10*time.Millisecond},
+		{time.Hour, from + time.Hour + 4*time.Second},
 	} {
 		now, turns := from, 0
 		s := stepper{now: func() time.Duration { return now }}
@@ -50,7 +51,7 @@ func TestStep_Most(t *testing.T) {
 	}
 }
 
-// TestStep_Process: the process's turns are real, and take time.
+// TestStep_Process: the process's clock goes on, and its debts count.
 func TestStep_Process(t *testing.T) {
 	defer process.paidNs.Store(0)
 	before := process.now()

@@ -1,6 +1,6 @@
 // Package aside lets others have the processor for a turn.
 //
-// A goroutine that waits for something a few microseconds long gives up its processor, as
+// A goroutine that waits for something that takes microseconds gives up its processor, as
 // what it waits for may have none: a client on this machine, or another of our threads.
 // Who gives up a processor gives up a whole time slice, though, and a process that
 // computes without end takes it. So turns that were long are paid for by time without

@@ -314,9 +314,6 @@ func (c *Conn) receive(first, second []byte, p patience) (int, error) {
 		}
 		n, errno = v.tryReceive(c.fd)
 	}
-	if wait && errno == syscall.EAGAIN {
-		c.noBlock() // somebody else may have more use for the right
-	}
 	for wait && errno == syscall.EAGAIN {
 		if err := c.await(&c.in, unix.EPOLLIN|unix.EPOLLRDHUP); err != nil {
 			return 0, err
@@ -472,6 +469,7 @@ func (c *Conn) await(s *side, events uint32) error {
 		return err
 	}
 	if s == &c.in {
+		c.noBlock() // somebody else may have more use for the right
 		polling.waiting.Add(1)
 		defer polling.waiting.Add(-1)
 	}

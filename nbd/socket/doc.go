@@ -15,7 +15,8 @@
 //     one request in flight is served by two system calls a request. The thread is
 //     occupied meanwhile, and for a while so is a processor of the scheduler, so there
 //     are fewer that may wait so than processors, and only while it is not for long. The
-//     right stays with a connection as long as it is busy.
+//     right stays with a connection until it waits in the other way. Who waits for what is
+//     on its way does so in the call only while some connection leaves its processor.
 //   - With an epoll descriptor of the package's, for one event each time. The runtime
 //     waits for that descriptor on behalf of a goroutine, which is there as long as
 //     there are connections.

@@ -141,17 +141,24 @@ func TestBlocks(t *testing.T) {
 }
 
 // TestReceive_LeavesRight: who waits for the poller keeps nobody from waiting in a system
-// call, however it came to wait.
+// call, whether or not it has tried to wait there itself.
 func TestReceive_LeavesRight(t *testing.T) {
 	c := connect(t)
 	for _, tt := range []struct {
 		what       string
 		receive    func(first, second []byte) (int, error)
 		processors int32
+		last       bool // the peer closes
 	}{
-		{"soon, and connections have all processors", c.ReceiveSoon, 1},
-		{"soon", c.ReceiveSoon, 64},
-		{"long", c.Receive, 64},
+		{"soon, and connections have all processors", c.ReceiveSoon, 1, false},
+		{"soon", c.ReceiveSoon, 64, false},
+		{"long", c.Receive, 64, false},
+		{"for the peer to close", func(first, _ []byte) (int, error) {
+			if err := c.AwaitHangup(); err != nil {
+				return 0, err
+			}
+			return c.Receive(first, nil)
+		}, 64, true},
 	} {
 		polling.processors.Store(tt.processors)
 		if !c.block() {
@@ -168,6 +175,11 @@ func TestReceive_LeavesRight(t *testing.T) {
 		}
 		if _, err := unix.Write(c.peer, []byte{1}); err != nil {
 			t.Fatal(err)
+		}
+		if tt.last {
+			if err := unix.Shutdown(c.peer, unix.SHUT_WR); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := <-received; err != nil {
 			t.Error(err)
