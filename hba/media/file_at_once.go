@@ -64,7 +64,7 @@ const (
 	lateByte   = time.Nanosecond
 	lateShare  = 8
 	lateCredit = 4 * time.Millisecond
-	// lateMost is the most that one write has to be paid for.
+	// lateMost is the most that one write, or its turns, have to be paid for.
 	lateMost = time.Minute
 )
 
@@ -115,7 +115,7 @@ func (a *atOnce) stay(began time.Duration) bool {
 // long.
 func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
 	began = from
-	for blind := 0; !ok && blind < blindTurns && began-from < turnsTime; {
+	for blind := 0; blind < blindTurns && began-from < turnsTime; {
 		runtime.Gosched()
 		if !a.stepAside() {
 			blind++
@@ -124,12 +124,12 @@ func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
 		if a.inDebt(began) || a.long.Load() > 0 {
 			return 0, false
 		}
-		ok = a.changes.CompareAndSwap(0, 1) && a.stay(began)
+		if a.changes.CompareAndSwap(0, 1) {
+			return began, a.stay(began)
+		}
 	}
-	if !ok {
-		a.noTurns.Store(int64(began + lateShare*min(began-from, lateMost)))
-	}
-	return began, ok
+	a.noTurns.Store(int64(began + lateShare*min(began-from, lateMost)))
+	return 0, false
 }
 
 // inDebt reports whether lateness has to be paid for first, beyond what is lent.

@@ -133,6 +133,27 @@ func TestAtOnce_LateMeanwhile(t *testing.T) {
 	}
 }
 
+// TestAtOnce_Stay: who has found the file free forgives turns in vain, and leaves again if
+// lateness has to be paid for.
+func TestAtOnce_Stay(t *testing.T) {
+	for _, paid := range []time.Duration{0, time.Hour} {
+		var a atOnce
+		a.changes.Store(1)
+		a.noTurns.Store(int64(time.Hour))
+		a.paid.Store(int64(paid))
+		want := paid == 0
+		if got := a.stay(0); got != want {
+			t.Errorf("paid for after %v: it stays: %t, want %t", paid, got, want)
+		}
+		if n := a.changes.Load(); (n == 1) != want || n < 0 {
+			t.Errorf("paid for after %v: %d writes are under way", paid, n)
+		}
+		if n := a.noTurns.Load(); n != 0 {
+			t.Errorf("paid for after %v: no turns until %v", paid, time.Duration(n))
+		}
+	}
+}
+
 // TestAtOnce_Alone: nothing is written at once while something else writes or
 // syncs.
 func TestAtOnce_Alone(t *testing.T) {
@@ -295,6 +316,7 @@ func TestAtOnce_StepsAside(t *testing.T) {
 		{what: "only goroutines have turns, and it does not end", ends: never, blind: true, turns: blindTurns, without: lateShare * blindTurns * step},
 		{what: "a turn is long, and it ends", ends: 1, took: time.Second, want: true, turns: 1},
 		{what: "a turn is long, and it does not end", ends: never, took: time.Second, turns: 1, without: lateShare * (time.Second + step)},
+		{what: "a turn takes an hour, and it does not end", ends: never, took: time.Hour, turns: 1, without: lateShare * lateMost},
 		{what: "two others have turns", ends: 1, others: 2, want: true, turns: 1},
 		{what: "three others have turns", ends: never, others: 3},
 		{what: "others' are in vain, and it ends", ends: 2, during: func(a *atOnce) { a.noTurns.Store(int64(time.Hour)) }, want: true, turns: 2},

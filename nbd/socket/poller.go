@@ -20,7 +20,7 @@ type poller struct {
 	open    atomic.Int32
 	waiting atomic.Int32
 	// blocking counts those that have the right to wait in a system call. They keep
-	// it until they wait for the poller, so that a request does not touch it.
+	// it until they wait for the poller, so that a request that is there does not touch it.
 	blocking atomic.Int32
 
 	// lookMu is held while somebody tells of events; before mu and any Conn.mu.
