@@ -30,6 +30,13 @@ func (d *Device) Undos() int {
 	return len(d.undos)
 }
 
+// Controls counts the aborts, resets and removals that wait for commands.
+func (d *Device) Controls() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.controls)
+}
+
 // Left describes what a device holds that it should not hold when idle, or "".
 func (d *Device) Left() string {
 	d.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/hbatest"
@@ -290,6 +291,7 @@ func TestResetLun_WaitsForEngine(t *testing.T) {
 	q0, q1 := w.driver.Queues[0], w.driver.Queues[1]
 	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
 	m.Hold()
+	defer m.Release()
 	q1.Submit(inline.Read(1, 0, 1, b))
 	rung, removed := make(chan bool), make(chan error)
 	go func() {
@@ -301,13 +303,16 @@ func TestResetLun_WaitsForEngine(t *testing.T) {
 	q0.Ring(runner)
 	wantCode(t, w.reap(q0, 1)[0], 3, hba.CodeExecuted)
 	go func() { removed <- w.dev.RemoveUnit(t.Context(), inline.Target, inline.Lun) }()
-	for range 1000 {
-		runtime.Gosched()
-	}
-	select {
-	case err := <-removed:
-		t.Errorf("RemoveUnit returned %v while an engine executes", err)
-	default:
+	// Both wait before the engine may go on: who comes later completes what he finds.
+	for deadline := time.Now().Add(time.Minute); w.dev.Controls() != 2; runtime.Gosched() {
+		select {
+		case err := <-removed:
+			t.Fatalf("RemoveUnit returned %v while an engine executes", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d controls wait, want the reset and RemoveUnit", w.dev.Controls())
+		}
 	}
 	if n := q0.Consume(make([]hba.Completion, 1)); n != 0 {
 		t.Error("the reset completed while an engine executes")
