@@ -116,7 +116,7 @@ type expired struct {
 
 func (expired) yield() bool { return false }
 
-func (e expired) read(_, _ []byte, _ bool) (int, error) {
+func (e expired) read([][]byte, bool) (int, error) {
 	if e.c != nil {
 		e.c.orders.quietNs = now()
 	}

@@ -11,6 +11,7 @@
 //	  negotiation the handshake of one connection, see below
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
+//	      ahead   memory for the payload that is expected next (ahead.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
 //	    lastOrders  what a draining connection still takes (drain.go)
 //	    gatherer  when to wait for more requests (gather.go)
@@ -28,7 +29,8 @@
 //  2. Data is memory of the arena, so that a device can reach it by DMA. The
 //     payload of a write stays where the socket put it, in the receive block; a
 //     long one that has not arrived whole gets a block of its own, read into
-//     directly. The destination of a read is carved from a reply block, right
+//     directly; one that is expected, because the one before it is as long, has its
+//     block before it arrives. The destination of a read is carved from a reply block, right
 //     behind room for its reply header.
 //  3. Session.Submit takes the batch.
 //  4. Request.Complete, on any goroutine, queues the reply.

@@ -57,6 +57,9 @@ type receiver struct {
 	// bytes of it so far.
 	filling *Request
 	filled  int
+	ahead   ahead
+	// parts are what the read that is under way may fill.
+	parts [4][]byte
 
 	// skipBytes of payload are to be thrown away, then skipFor is answered.
 	skipBytes int
@@ -174,6 +177,9 @@ func (c *Conn) parse() step {
 		if h.typ == cmdDisc {
 			return stepDisc // offset and length are not looked at
 		}
+		if c.ahead.block != nil && !c.foreseen(&h) {
+			c.fold()
+		}
 		r := c.slot()
 		if r == nil {
 			return stepSlot
@@ -264,10 +270,19 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 }
 
 // parseWrite gives a write its payload: in place if it is there, else awaited
-// in place if it is short, else in its own block.
+// in place if it is short, else in its own block, where it may be already.
 func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	header := c.format.requestBytes()
 	at := c.start + header
+	if b := c.ahead.block; b != nil {
+		r.block = b
+		r.Data = b.mem[:length:length]
+		c.filled = c.ahead.filled
+		c.ahead = ahead{}
+		c.start = at
+		c.filling = r
+		return 0, true
+	}
 	if c.end-at >= length {
 		r.Data = c.rx.mem[at : at+length : at+length]
 		r.block = c.rx
@@ -481,15 +496,13 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		}
 		return CloseKilled, true
 	}
-	var first, second []byte
 	soon := c.filling != nil // a payload follows its header
+	room := c.rx.mem[c.end:]
+	parts := append(c.parts[:0], room)
 	if c.filling != nil {
-		first = c.filling.Data[c.filled:]
 		// All that follows, too: to copy some of it to the next payload's block costs less
 		// than to leave it in the socket, for whose room the client waits.
-		second = c.rx.mem[c.end:]
-	} else {
-		first = c.rx.mem[c.end:]
+		parts = c.lookAhead(append(c.parts[:0], c.filling.Data[c.filled:]), room)
 	}
 	c.park()
 	if c.untilYield--; c.untilYield <= 0 {
@@ -504,12 +517,13 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		// The clock starts here: what went before may have waited for memory.
 		c.requestSince.Store(now())
 	}
-	n, err := c.stream.read(first, second, soon)
+	n, err := c.stream.read(parts, soon)
 	c.requestSince.Store(0)
 	c.unpark()
 	c.readNs = now()
 	c.reads.Add(1)
 	if err != nil {
+		c.dropAhead()
 		switch {
 		case isTimeout(err) && c.quiet():
 			return CloseShutdown, true // that was all
@@ -527,12 +541,15 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	}
 	c.receivedBytes.Add(uint64(n))
 	if c.filling != nil {
-		k := min(n, len(first))
+		k := min(n, len(parts[0]))
 		c.filled += k
 		n -= k
 	}
 	c.end += n
-	if c.end == len(c.rx.mem) && n >= len(c.rx.mem)/2 {
+	if c.ahead.block != nil {
+		c.tookAhead(n)
+	}
+	if n == len(room) && n >= len(c.rx.mem)/2 {
 		c.rxBytes = min(2*c.rxBytes, maxBlockBytes) // more was waiting, probably
 	}
 	return 0, false
@@ -624,6 +641,7 @@ func (c *Conn) abandon() {
 		}
 	}
 	c.filling, c.skipFor = nil, nil
+	c.dropAhead()
 	c.drop(c.rx)
 	c.drop(c.tx)
 	c.rx, c.tx = nil, nil

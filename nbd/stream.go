@@ -15,10 +15,10 @@ import (
 type stream interface {
 	yielder
 
-	// read waits for at least one byte and fills first, then second if the
-	// transport can. At the end it returns io.EOF. soon says that there probably is
-	// something already, or will be in a moment.
-	read(first, second []byte, soon bool) (int, error)
+	// read waits for at least one byte and fills bufs in their order, those after the
+	// first if the transport can. The first is not empty. At the end it returns io.EOF.
+	// soon says that there probably is something already, or will be in a moment.
+	read(bufs [][]byte, soon bool) (int, error)
 
 	// tryWrite writes what it can of bufs without waiting. Zero bytes without
 	// an error means that the socket is full, or that the transport cannot tell.
@@ -62,11 +62,11 @@ func newSocketStream(conn *socket.Conn) *socketStream {
 	return &socketStream{conn: conn}
 }
 
-func (s *socketStream) read(first, second []byte, soon bool) (int, error) {
+func (s *socketStream) read(bufs [][]byte, soon bool) (int, error) {
 	if soon {
-		return s.conn.ReceiveSoon(first, second)
+		return s.conn.ReceiveSoon(bufs)
 	}
-	return s.conn.Receive(first, second)
+	return s.conn.Receive(bufs)
 }
 
 func (s *socketStream) yield() bool     { return s.conn.Yield() }
@@ -89,8 +89,8 @@ const (
 	writeStepBytes = 256 << 10
 )
 
-func (s *connStream) read(first, _ []byte, _ bool) (int, error) {
-	n, err := s.nc.Read(first)
+func (s *connStream) read(bufs [][]byte, _ bool) (int, error) {
+	n, err := s.nc.Read(bufs[0])
 	if n > 0 {
 		return n, nil
 	}

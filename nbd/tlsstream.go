@@ -34,8 +34,8 @@ type recordConn struct {
 	socket *socketStream
 
 	// The reader's.
-	in          []byte // received and not yet taken by TLS, of inBuf
-	inBuf       []byte
+	in          []byte // received and not yet taken by TLS, of inBuf[0]
+	inBuf       [1][]byte
 	more        bool // the last read filled inBuf
 	mustNotWait bool
 
@@ -63,22 +63,22 @@ func (rc *recordConn) Read(p []byte) (int, error) {
 		if rc.mustNotWait && !rc.more {
 			return 0, errWouldBlock
 		}
-		if rc.inBuf == nil {
-			rc.inBuf = make([]byte, recordReadBytes)
+		if rc.inBuf[0] == nil {
+			rc.inBuf[0] = make([]byte, recordReadBytes)
 		}
 		receive := rc.socket.conn.Receive
 		if rc.mustNotWait {
 			receive = rc.socket.conn.TryReceive
 		}
-		n, err := receive(rc.inBuf, nil)
-		rc.more = n == len(rc.inBuf)
+		n, err := receive(rc.inBuf[:])
+		rc.more = n == len(rc.inBuf[0])
 		if err != nil {
 			return 0, err
 		}
 		if n == 0 {
 			return 0, errWouldBlock
 		}
-		rc.in = rc.inBuf[:n]
+		rc.in = rc.inBuf[0][:n]
 	}
 	n := copy(p, rc.in)
 	rc.in = rc.in[n:]
@@ -131,23 +131,20 @@ func newTLSStream(t *tls.Conn, records *recordConn, socket *socketStream) *tlsSt
 func (s *tlsStream) begin() { s.records.socket = s.socket }
 
 // read implements stream. It takes every record that has arrived and has room.
-func (s *tlsStream) read(first, second []byte, _ bool) (n int, err error) {
-	n, err = s.tls.Read(first)
+func (s *tlsStream) read(bufs [][]byte, _ bool) (n int, err error) {
+	for _, to := range bufs {
+		for len(to) > 0 && err == nil {
+			var k int
+			k, err = s.tls.Read(to)
+			if k > 0 {
+				s.records.mustNotWait = true
+			}
+			n += k
+			to = to[k:]
+		}
+	}
 	if n == 0 {
 		return 0, err
-	}
-	s.records.mustNotWait = true
-	for err == nil {
-		to := first[min(n, len(first)):]
-		if len(to) == 0 {
-			to = second[n-len(first):]
-		}
-		if len(to) == 0 {
-			break
-		}
-		var k int
-		k, err = s.tls.Read(to)
-		n += k
 	}
 	s.records.mustNotWait = false
 	return n, nil // whatever the error was, it will be met again

@@ -25,7 +25,7 @@ func BenchmarkConn(b *testing.B) {
 						b.Fatalf("sent %d of %d: %v", sent, len(in), err)
 					}
 					for got := 0; got < len(in); {
-						k, err := receiver.Receive(in[got:], nil)
+						k, err := receiver.Receive([][]byte{in[got:]})
 						if err != nil {
 							b.Fatal(err)
 						}

@@ -88,7 +88,6 @@ func Take(nc net.Conn) (*Conn, error) {
 	}
 	c := &Conn{fd: fd, local: nc.LocalAddr(), remote: nc.RemoteAddr()}
 	c.in.ready, c.out.ready = make(chan struct{}, 1), make(chan struct{}, 1)
-	c.in.v.iov = make([]syscall.Iovec, 0, 2)
 	if err := polling.enter(c); err != nil {
 		_ = unix.SetNonblock(fd, true)
 		_ = unix.Close(fd)
@@ -233,7 +232,7 @@ func (c *Conn) setDeadline(s *side, t time.Time) error {
 func (c *Conn) Read(b []byte) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	return c.Receive(b, nil)
+	return c.Receive([][]byte{b})
 }
 
 // Write implements net.Conn.
@@ -251,26 +250,26 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Receive waits for at least one byte and fills first, then second.
+// Receive waits for at least one byte and fills bufs in their order.
 //
 // Errors: io.EOF; net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno, among them
 // ENOSPC if the user may not watch any more sockets.
-func (c *Conn) Receive(first, second []byte) (int, error) {
-	return c.receive(first, second, waitsLong)
+func (c *Conn) Receive(bufs [][]byte) (int, error) {
+	return c.receive(bufs, waitsLong)
 }
 
 // ReceiveSoon is Receive for what is on its way, such as the rest of a payload or what a
 // pause was for. It looks first, and does not wait in a system call while connections have
 // all processors: the scheduler's monitor would take this one's away, and look for more of
 // those every 20 us.
-func (c *Conn) ReceiveSoon(first, second []byte) (int, error) {
-	return c.receive(first, second, waitsSoon)
+func (c *Conn) ReceiveSoon(bufs [][]byte) (int, error) {
+	return c.receive(bufs, waitsSoon)
 }
 
 // TryReceive is Receive without waiting: zero bytes without an error mean that there
 // are none.
-func (c *Conn) TryReceive(first, second []byte) (int, error) {
-	return c.receive(first, second, waitsNot)
+func (c *Conn) TryReceive(bufs [][]byte) (int, error) {
+	return c.receive(bufs, waitsNot)
 }
 
 // A patience says how a receiver waits.
@@ -282,15 +281,13 @@ const (
 	waitsLong
 )
 
-func (c *Conn) receive(first, second []byte, p patience) (int, error) {
+func (c *Conn) receive(bufs [][]byte, p patience) (int, error) {
 	if !c.use() {
 		return 0, net.ErrClosed
 	}
 	defer c.release()
 	v := &c.in.v
-	v.iov = v.iov[:0]
-	v.add(first)
-	v.add(second)
+	v.set(bufs)
 	if len(v.iov) == 0 {
 		return 0, nil
 	}

@@ -119,38 +119,41 @@ func TestTake_Addresses(t *testing.T) {
 	}
 }
 
-// TestReceive_TwoBuffers: the second is filled behind the first, and an empty one
+// TestReceive_SeveralBuffers: each is filled behind the one before it, and empty ones are
 // left out.
-func TestReceive_TwoBuffers(t *testing.T) {
+func TestReceive_SeveralBuffers(t *testing.T) {
 	a, b := pair(t, "unix")
 	c := take(t, b)
-	if n, err := c.TryReceive(make([]byte, 1), nil); n != 0 || err != nil {
+	if n, err := c.TryReceive([][]byte{make([]byte, 1)}); n != 0 || err != nil {
 		t.Fatalf("there is nothing: %d and %v", n, err)
 	}
-	for _, tt := range []struct{ first, second int }{{3, 5}, {8, 0}, {0, 8}, {3, 2}} {
+	for _, lengths := range [][]int{{3, 5}, {8, 0}, {0, 8}, {3, 2}, {2, 3, 1, 4}, {1, 0, 0, 9}} {
 		if _, err := a.Write([]byte("abcdefgh")); err != nil {
 			t.Fatal(err)
 		}
 		var got []byte
 		for len(got) < 8 {
-			first, second := make([]byte, tt.first), make([]byte, tt.second)
+			var bufs [][]byte
+			for _, n := range lengths {
+				bufs = append(bufs, make([]byte, n))
+			}
 			receive := c.Receive
 			if len(got) > 0 {
 				receive = c.ReceiveSoon
 			}
-			n, err := receive(first, second)
+			n, err := receive(bufs)
 			if err != nil || n == 0 {
-				t.Fatalf("%+v: %d and %v", tt, n, err)
+				t.Fatalf("%v: %d and %v", lengths, n, err)
 			}
-			got = append(got, append(first, second...)[:n]...)
+			got = append(got, bytes.Join(bufs, nil)[:n]...)
 		}
 		if string(got) != "abcdefgh" {
-			t.Errorf("%+v: %q", tt, got)
+			t.Errorf("%v: %q", lengths, got)
 		}
 	}
 	_ = a.Close()
-	for _, receive := range []func(first, second []byte) (int, error){c.Receive, c.ReceiveSoon, c.Receive} {
-		if n, err := receive(make([]byte, 1), nil); n != 0 || !errors.Is(err, io.EOF) {
+	for _, receive := range []func([][]byte) (int, error){c.Receive, c.ReceiveSoon, c.Receive} {
+		if n, err := receive([][]byte{make([]byte, 1)}); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("at the end: %d and %v", n, err)
 		}
 	}
@@ -207,7 +210,7 @@ func TestClose_Wakes(t *testing.T) {
 			k, _ = c.TrySend([][]byte{make([]byte, 64<<10)})
 		}
 		go func() {
-			_, err := c.Receive(make([]byte, 1), nil)
+			_, err := c.Receive([][]byte{make([]byte, 1)})
 			errs <- err
 		}()
 		go func() {
@@ -241,7 +244,7 @@ func TestSetReadDeadline_Wakes(t *testing.T) {
 	for range 3 {
 		done := make(chan error, 1)
 		go func() {
-			_, err := c.Receive(make([]byte, 1), nil)
+			_, err := c.Receive([][]byte{make([]byte, 1)})
 			done <- err
 		}()
 		if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
@@ -256,7 +259,7 @@ func TestSetReadDeadline_Wakes(t *testing.T) {
 		if _, err := a.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := c.Receive(make([]byte, 1), nil); n != 1 || err != nil {
+		if n, err := c.Receive([][]byte{make([]byte, 1)}); n != 1 || err != nil {
 			t.Fatalf("%d and %v after the deadline was lifted", n, err)
 		}
 	}
@@ -274,7 +277,7 @@ func TestMany(t *testing.T) {
 		go func() {
 			buf := make([]byte, 64)
 			for {
-				n, err := c.Receive(buf, nil)
+				n, err := c.Receive([][]byte{buf})
 				if err != nil {
 					return
 				}
@@ -361,7 +364,7 @@ func TestPoller_Ends(t *testing.T) {
 			}
 		}
 		for _, c := range conns {
-			go func() { _, _ = c.Receive(make([]byte, 1), nil) }()
+			go func() { _, _ = c.Receive([][]byte{make([]byte, 1)}) }()
 		}
 		for _, c := range conns {
 			if err := c.Close(); err != nil {
@@ -388,7 +391,7 @@ func TestPoller_ComeAndGo(t *testing.T) {
 			received.Go(func() {
 				buf := make([]byte, 8)
 				for {
-					if _, err := c.Receive(buf, nil); err != nil {
+					if _, err := c.Receive([][]byte{buf}); err != nil {
 						return
 					}
 				}
@@ -417,10 +420,10 @@ func TestNoAllocs(t *testing.T) {
 		if _, err := peer.TrySend(out); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := c.Receive(in[:20], in[20:]); n != 32 || err != nil {
+		if n, err := c.Receive([][]byte{in[:20], in[20:]}); n != 32 || err != nil {
 			t.Fatal(n, err)
 		}
-		if _, err := c.TryReceive(in, nil); err != nil {
+		if _, err := c.TryReceive([][]byte{in}); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {

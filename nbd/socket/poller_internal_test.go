@@ -146,18 +146,18 @@ func TestReceive_LeavesRight(t *testing.T) {
 	c := connect(t)
 	for _, tt := range []struct {
 		what       string
-		receive    func(first, second []byte) (int, error)
+		receive    func([][]byte) (int, error)
 		processors int32
 		last       bool // the peer closes
 	}{
 		{"soon, and connections have all processors", c.ReceiveSoon, 1, false},
 		{"soon", c.ReceiveSoon, 64, false},
 		{"long", c.Receive, 64, false},
-		{"for the peer to close", func(first, _ []byte) (int, error) {
+		{"for the peer to close", func(bufs [][]byte) (int, error) {
 			if err := c.AwaitHangup(); err != nil {
 				return 0, err
 			}
-			return c.Receive(first, nil)
+			return c.Receive(bufs)
 		}, 64, true},
 	} {
 		polling.processors.Store(tt.processors)
@@ -166,7 +166,7 @@ func TestReceive_LeavesRight(t *testing.T) {
 		}
 		received := make(chan error, 1)
 		go func() {
-			_, err := tt.receive(make([]byte, 1), nil)
+			_, err := tt.receive([][]byte{make([]byte, 1)})
 			received <- err
 		}()
 		until(t, tt.what+": it waits for the poller", func() bool { return polling.waiting.Load() > 0 })
