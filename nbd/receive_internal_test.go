@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/vhbad/vhbad/internal/dma"
@@ -90,6 +91,37 @@ func TestReceive_LongWrites(t *testing.T) {
 			t.Errorf("%d bytes each: %d reads, want the %d that it takes, or a few more", size, s.reads, least)
 		}
 	}
+}
+
+// TestFill_Soon: only a payload is awaited as what is on its way: who has sent a part of a
+// header may take its time, as may who has sent nothing.
+func TestFill_Soon(t *testing.T) {
+	const size = 256 << 10
+	d := &disk{mem: make([]byte, size)}
+	request := appendRequest(nil, formatSimple, requestHeader{typ: cmdWrite, length: size}, make([]byte, size))
+	disc := appendRequest(nil, formatSimple, requestHeader{typ: cmdDisc}, nil)
+	s := &hastySocket{parts: [][]byte{request[:10], request[10:1000], request[1000 : size/2], request[size/2:], disc[:1], disc[1:]}}
+	c := newReader(t, formatSimple, s, d)
+	c.gather = newGatherer()
+	if reason := c.receive(); reason != CloseDisconnect {
+		t.Fatal(reason)
+	}
+	if want := []bool{false, false, true, true, false, false}; !slices.Equal(s.soon, want) {
+		t.Errorf("what was on its way: %v, want %v", s.soon, want)
+	}
+}
+
+// hastySocket brings one part with each read.
+type hastySocket struct {
+	kernelSocket
+	parts [][]byte
+	soon  []bool // what the reads were told
+}
+
+func (s *hastySocket) read(bufs [][]byte, soon bool) (int, error) {
+	s.soon = append(s.soon, soon)
+	s.input, s.holds, s.parts = s.parts[0], len(s.parts[0]), s.parts[1:]
+	return s.kernelSocket.read(bufs, soon)
 }
 
 // TestMakeRoom_Scarce: while a payload is received the receive block grows, unless memory
