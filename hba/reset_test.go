@@ -293,7 +293,7 @@ func TestResetLun_WaitsForEngine(t *testing.T) {
 	m.Hold()
 	defer m.Release()
 	q1.Submit(inline.Read(1, 0, 1, b))
-	rung, removed := make(chan bool), make(chan error)
+	rung, removed := make(chan bool), make(chan error, 1)
 	go func() {
 		q1.Ring(hbatest.Runner("engine"))
 		close(rung)

@@ -289,17 +289,27 @@ func TestAhead_NoMemory(t *testing.T) {
 		{"much that is to come first", 512 << 10, maxBlockBytes + 1, minBlockBytes, 2},
 		{"little room", 256 << 10, 1, requestBytes + minReadBytes - 1, 2},
 		{"no room", 256 << 10, 1, 0, 2},
+		{"a payload that has no block of its own", ownBlockBytes, 1, minBlockBytes, 2},
 	} {
 		if n := parts(tt.length, tt.missing, tt.room); n != tt.want {
 			t.Errorf("%s: %d parts, want %d", tt.what, n, tt.want)
 		}
 	}
+	c.limits.MaxBytesInFlight = minBlockBytes + 256<<10 // nothing is in flight
+	if n := parts(256<<10, 1, minBlockBytes); n != 4 {
+		t.Errorf("%d parts within the budget", n)
+	}
+	c.limits.MaxBytesInFlight--
+	if n := parts(256<<10, 1, minBlockBytes); n != 2 {
+		t.Errorf("%d parts beyond the budget", n)
+	}
+	c.limits.MaxBytesInFlight = 1 << 30
 	var taken [][]byte
-	for !c.arena.Scarce() {
+	for c.arena.Plenty() {
 		taken = append(taken, c.arena.Alloc(minBlockBytes))
 	}
 	if n := parts(256<<10, 1, minBlockBytes); n != 2 {
-		t.Errorf("%d parts while memory is scarce", n)
+		t.Errorf("%d parts while half of the memory is taken", n)
 	}
 	for _, b := range taken {
 		c.arena.Free(b)

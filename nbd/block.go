@@ -112,6 +112,12 @@ func (c *Conn) overBudgetLocked(size int) bool {
 	return int(c.heldBytes.Load())+size > budget && c.inFlightLocked() > 0
 }
 
+// plenty says whether there is so much memory and budget that sizeBytes of it may be taken
+// which may not be needed.
+func (c *Conn) plenty(sizeBytes int) bool {
+	return c.arena.Plenty() && int(c.heldBytes.Load())+dma.BlockBytes(sizeBytes) <= c.limits.MaxBytesInFlight
+}
+
 // giveBack returns a block's shell and its budget.
 func (c *Conn) giveBack(b *block, size int) {
 	c.mu.Lock()

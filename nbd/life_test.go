@@ -379,6 +379,43 @@ func TestStalledClient(t *testing.T) {
 	})
 }
 
+// TestStalledWriters: clients that do not go on with their writes do not take the memory
+// that others need, neither for what they have begun nor for what they may send next.
+func TestStalledWriters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const stalled, block = 9, 256 << 10
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+		var clients []*nbdtest.Client
+		for range stalled {
+			c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			clients = append(clients, c)
+			b := nbdtest.Command{Type: nbdtest.CmdWrite, Length: 200_000, Payload: make([]byte, 200_000)}.Append(nil)
+			if _, err := c.Conn.Write(b[:len(b)-1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := arena.Stats().InUseBytes; n < (stalled+1)*block {
+			t.Fatalf("%d stalled clients hold %d bytes, want more than their payloads: the test does not test", stalled, n)
+		}
+		other, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		must(t, other, nbdtest.Command{Type: nbdtest.CmdWrite, Length: 100_000, Payload: make([]byte, 100_000)}, nbd.OK)
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("the other client waited %v", d)
+		}
+		for _, c := range append(clients, other) {
+			_ = c.Conn.Close()
+		}
+	})
+}
+
 // TestIdle: a connection that was busy gives its memory back when it rests.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -24,8 +24,9 @@ type Limits struct {
 	// MaxRequests is how many requests of one connection are in flight at most,
 	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
 	MaxRequests int
-	// MaxBytesInFlight bounds the arena memory of one connection. A single
-	// request may exceed it when nothing else is in flight. Default 68 MiB, or a
+	// MaxBytesInFlight bounds the arena memory of one connection, of requests and of
+	// what is ready for the next ones. A single request may exceed it when nothing else
+	// is in flight. Default 68 MiB, or a
 	// quarter of the arena if that is less: one client that takes no replies must
 	// leave memory for others.
 	MaxBytesInFlight int

@@ -159,6 +159,10 @@ func (a *Arena) Alloc(n int) []byte {
 // those who could do with less.
 func (a *Arena) Scarce() bool { return a.available.Load() < int64(a.reserveBytes) }
 
+// Plenty says whether more than half is free. It is for those who take what they may not
+// need.
+func (a *Arena) Plenty() bool { return a.available.Load() > int64(len(a.mem)/2) }
+
 // AllocWait is Alloc, but waits in line for memory: first come, first served,
 // among those for small blocks and among those for large ones.
 //

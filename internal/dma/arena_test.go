@@ -345,6 +345,9 @@ func TestArena_Reserve(t *testing.T) {
 			break
 		}
 		blocks = append(blocks, b)
+		if n := len(blocks) * most; a.Plenty() != (n < size/2) {
+			t.Errorf("plenty with %d of %d bytes taken: %t", n, size, a.Plenty())
+		}
 	}
 	if n := len(blocks) * most; n != size/8*7 {
 		t.Errorf("large blocks took %d of %d bytes: want seven eighths", n, size)
