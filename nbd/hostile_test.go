@@ -334,7 +334,7 @@ func TestHostile(t *testing.T) {
 			})
 			conns, err := a.run(s.victim(authority))
 			// Those that came before go on, and a newcomer gets in.
-			fresh := newBystander(s.client("unix"), seed+1)
+			fresh := newBystander(s.newcomer(), seed+1)
 			close(stop)
 			wg.Wait()
 			if err := errors.Join(err, during, old.steps(20)); err != nil {
@@ -364,6 +364,21 @@ func TestHostile(t *testing.T) {
 				t.Errorf("%d bytes of memory not given back", n)
 			}
 		})
+	}
+}
+
+// newcomer is let in once there are fewer than MaxConnections: those that have hung up
+// count until the server has seen it.
+func (s *testServer) newcomer() *nbdtest.Client {
+	s.t.Helper()
+	for end := time.Now().Add(deadline); ; {
+		c, err := nbdtest.NewClient(s.dial("unix"), "disk0")
+		if err == nil {
+			return c
+		}
+		if !ended(err) || time.Now().After(end) {
+			s.t.Fatal(err)
+		}
 	}
 }
 
