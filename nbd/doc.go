@@ -14,7 +14,8 @@
 //	      ahead   memory for the payload that is expected next (ahead.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go)
 //	    lastOrders  what a draining connection still takes (drain.go)
-//	    gatherer  when to wait for more requests (gather.go)
+//	    gatherer  when to wait for more requests (gather.go), and whether that pays
+//	              on this machine (trial.go)
 //	    stream    sockets (stream.go), TLS over them (tlsstream.go), or any
 //	              net.Conn
 //	socket        how sockets are waited for, in a package of its own

@@ -19,7 +19,8 @@ import (
 // share. A pause of a few requests' time puts an end to that, and costs a client
 // nothing that has more in flight than arrive in a pause. Which client is one of
 // those is found out by trying: a pause that brings few requests is followed by
-// many reads without one, twice as many each time.
+// many reads without one, twice as many each time. Whether pauses pay on this machine
+// is for a trial to say.
 //
 // Concurrency: the reader's.
 type gatherer struct {
@@ -30,6 +31,13 @@ type gatherer struct {
 	rest, penalty int
 
 	paused bool // before the last read
+
+	trial *trial // the server's
+	// deep says that a pause has paid, of the last two: what such a connection gets done
+	// counts in the trial.
+	deep bool
+	// done are requests that the trial does not know of yet.
+	done int
 
 	// sole says that the machine has one processor. The end of a pause would take it from
 	// the client before that has sent all it may, so a turn of others takes a pause's place.
@@ -56,14 +64,14 @@ const (
 )
 
 // newGatherer begins with a rest: many connections are short.
-func newGatherer() gatherer {
-	return gatherer{rest: minGatherPenalty, sole: soleProcessor()}
+func newGatherer(t *trial) gatherer {
+	return gatherer{rest: minGatherPenalty, sole: soleProcessor(), trial: t}
 }
 
 // pause is called before a read that is to bring new requests. It waits if that
 // is likely to pay: for others, or else for the time to pass.
 func (g *gatherer) pause(s yielder) bool {
-	if !g.on && g.rest > 0 {
+	if !g.on && g.rest > 0 || g.on && g.trial.without.Load() {
 		return false
 	}
 	g.paused = true
@@ -117,10 +125,18 @@ func exactPause() {
 // took is called when all that the last read brought is under way or done: so
 // many requests, with dataBytes of data to read or write.
 func (g *gatherer) took(requests, dataBytes int) {
+	if g.deep {
+		if g.done += requests; g.done >= trialStep {
+			g.trial.add(g.done, now())
+			g.done = 0
+		}
+	}
 	switch {
 	case g.paused:
 		g.paused = false
+		was := g.on
 		g.on = requests >= gatherLeast && dataBytes <= requests*gatherMaxBytes
+		g.deep = g.on || was
 		if g.on {
 			g.penalty = 0
 			break

@@ -1,6 +1,9 @@
 package nbd
 
-import "testing"
+import (
+	"math"
+	"testing"
+)
 
 // alone is a connection that has nobody beside it.
 type alone struct{}
@@ -25,7 +28,7 @@ func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
 
 // A client with one request in flight is waited for less and less often.
 func TestGatherer_Shallow(t *testing.T) {
-	g := newGatherer()
+	g := newGatherer(decided())
 	got := g.tries(1200, 1, 4096)
 	want := []int{32, 65, 130, 259, 516, 1029}
 	if len(got) != len(want) {
@@ -40,7 +43,7 @@ func TestGatherer_Shallow(t *testing.T) {
 
 // One with many is waited for always, until it has no more.
 func TestGatherer_Deep(t *testing.T) {
-	var g gatherer
+	g := gatherer{trial: decided()}
 	g.tries(500, 1, 4096)
 	g.rest = 0
 	if got := g.tries(100, gatherLeast, 4096); len(got) != 100 {
@@ -53,9 +56,65 @@ func TestGatherer_Deep(t *testing.T) {
 
 // Long requests are never waited for but to find out.
 func TestGatherer_Long(t *testing.T) {
-	var g gatherer
+	g := gatherer{trial: decided()}
 	if got := g.tries(30, 16, gatherMaxBytes+1); len(got) != 1 {
 		t.Errorf("pauses before reads %v of long requests: want the first only", got)
+	}
+}
+
+// decided is a trial whose verdict, that pauses pay, holds for ever.
+func decided() *trial {
+	var t trial
+	t.endNs.Store(math.MaxInt64)
+	return &t
+}
+
+// While pauses do not pay on this machine there are none, and those that paid are not
+// forgotten.
+func TestGatherer_Without(t *testing.T) {
+	tr := decided()
+	g := newGatherer(tr)
+	g.rest = 0
+	tr.without.Store(true)
+	if got := g.tries(1, gatherLeast, 4096); len(got) != 1 {
+		t.Error("without a pause it cannot find out how deep its client is")
+	}
+	if got := g.tries(100, gatherLeast, 4096); len(got) != 0 {
+		t.Errorf("pauses before reads %v", got)
+	}
+	tr.without.Store(false)
+	if got := g.tries(100, gatherLeast, 4096); len(got) != 100 {
+		t.Errorf("%d pauses before 100 reads of a deep client", len(got))
+	}
+}
+
+// What deep clients get done counts, whether or not the last pause paid; of others nothing
+// does.
+func TestGatherer_Counts(t *testing.T) {
+	tr := decided()
+	g := newGatherer(tr)
+	for _, tt := range []struct {
+		what  string
+		reads int
+		paid  int // by a pause
+		want  bool
+	}{
+		{"shallow", 1000, 1, false},
+		{"deep", 2000, gatherLeast, true},
+		{"deep, but for one pause", 1, 1, true},
+		{"deep, and rests", minGatherPenalty - 2, 1, true},
+		{"not deep any more", 1000, 1, false},
+	} {
+		g.tries(tt.reads, tt.paid, 4096)
+		if g.deep != tt.want {
+			t.Errorf("%s: deep is %t", tt.what, g.deep)
+		}
+		n := tr.requests.Load()
+		g.took(trialStep, 0)
+		// It may have kept back some before.
+		if got := tr.requests.Load() - n; (got != 0) != tt.want || got >= 2*trialStep {
+			t.Errorf("%s: of %d requests %d count", tt.what, trialStep, got)
+		}
 	}
 }
 
@@ -94,7 +153,7 @@ func TestGatherer_StepsAside(t *testing.T) {
 		{on: true, others: true, sole: true, debt: true},
 		{on: true, others: false, sole: true},
 	} {
-		g := gatherer{on: tt.on, sole: tt.sole}
+		g := gatherer{on: tt.on, sole: tt.sole, trial: decided()}
 		a := &among{others: tt.others, debt: tt.debt}
 		if got := g.turn(a); got != tt.instead || a.stepped != tt.turns {
 			t.Errorf("%+v: %d turns, instead of the pause: %t", tt, a.stepped, got)

@@ -225,7 +225,7 @@ func (n *negotiation) open(e Export) error {
 	c.rules = newRules(&c.info, c.info.MaxPayloadBytes)
 	c.granted = mem
 	c.rxBytes, c.txBytes = minBlockBytes, minReplyBlockBytes
-	c.gather = newGatherer()
+	c.gather = newGatherer(&c.server.pauses)
 	c.rx = c.allocate(minBlockBytes)
 	c.mu.Lock()
 	c.readerAwake = true

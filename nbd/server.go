@@ -78,7 +78,8 @@ type Server struct {
 	nextID uint64
 	// +checklocks:mu
 	failures [NegotiationFailureCount]uint64
-	// replyTimes need no lock.
+	// pauses need no lock, and neither do replyTimes.
+	pauses     trial
 	replyTimes [OpCount]latency.Histogram
 	// +checklocks:mu
 	closes [CloseReasonCount]uint64

@@ -1,0 +1,112 @@
+package nbd
+
+import (
+	"sync"
+	"testing"
+	"time"
+)
+
+// A clientele makes so many requests a second, with pauses and without.
+type clientele struct{ with, without float64 }
+
+// run has it make them from fromNs for so long. It returns the time.
+func (t *trial) run(c clientele, fromNs int64, long time.Duration) (atNs int64) {
+	for atNs = fromNs; atNs < fromNs+int64(long); {
+		perSecond := c.with
+		if t.without.Load() {
+			perSecond = c.without
+		}
+		atNs += int64(trialStep / perSecond * 1e9)
+		t.add(trialStep, atNs)
+	}
+	return atNs
+}
+
+// untilVerdict is longer than a trial, and shorter than the term of its verdict.
+const untilVerdict = 2 * trialWindows * trialWindow
+
+// TestTrial: pauses end where more gets done without, by so much that it is worth the
+// processor time, and come back where it does not.
+func TestTrial(t *testing.T) {
+	for _, tt := range []struct {
+		c    clientele
+		want bool // to do without
+	}{
+		{clientele{160_000, 200_000}, true},
+		{clientele{160_000, 171_000}, true},
+		{clientele{160_000, 169_000}, false},
+		{clientele{160_000, 80_000}, false},
+		{clientele{20_000, 30_000}, true},
+		{clientele{30_000, 20_000}, false},
+	} {
+		var tr trial
+		at := tr.run(tt.c, 1e9, untilVerdict)
+		if tr.without.Load() != tt.want {
+			t.Errorf("%+v: does without: %t", tt.c, !tt.want)
+		}
+		// It holds, whatever happens, for its time.
+		other := clientele{tt.c.without, tt.c.with}
+		at = tr.run(other, at, trialTerm-2*untilVerdict)
+		if tr.without.Load() != tt.want {
+			t.Errorf("%+v: does without: %t, before the term is over", tt.c, !tt.want)
+		}
+		tr.run(other, at, 4*untilVerdict)
+		if got, want := tr.without.Load(), other.without > other.with*(1+trialGain); got != want {
+			t.Errorf("%+v, then %+v: does without: %t", tt.c, other, got)
+		}
+	}
+}
+
+// TestTrial_Gaps: that a clientele made no requests for a while says nothing.
+func TestTrial_Gaps(t *testing.T) {
+	for _, c := range []clientele{{160_000, 200_000}, {200_000, 160_000}} {
+		var tr trial
+		at := int64(1e9)
+		for i := range 40 {
+			at = tr.run(c, at, trialWindow)
+			if i%3 == 0 || tr.without.Load() == (c.without > c.with) { // the better one has more
+				at += int64(trialWindow * time.Duration(i%7))
+			}
+		}
+		if got, want := tr.without.Load(), c.without > c.with; got != want {
+			t.Errorf("%+v: does without: %t", c, got)
+		}
+	}
+}
+
+// TestTrial_Slow: whose requests are few is not asked.
+func TestTrial_Slow(t *testing.T) {
+	var tr trial
+	for at := int64(1e9); at < 1e12; at = tr.run(clientele{500, 1000}, at, time.Minute) {
+		if tr.without.Load() {
+			t.Fatal("it does without")
+		}
+	}
+}
+
+// TestTrial_Many: connections count at the same time, and all of it counts.
+func TestTrial_Many(t *testing.T) {
+	tr := trial{left: 2, beganNs: 1}
+	tr.endNs.Store(int64(trialWindow))
+	const each = 1000
+	var connections sync.WaitGroup
+	for range 4 {
+		connections.Go(func() {
+			for range each {
+				tr.add(trialStep, 2)
+			}
+		})
+	}
+	connections.Wait()
+	if n := tr.requests.Load(); n != 4*each*trialStep {
+		t.Errorf("%d requests, want %d", n, 4*each*trialStep)
+	}
+	var turns sync.WaitGroup
+	for range 4 {
+		turns.Go(func() { tr.add(trialStep, int64(trialWindow)+1) })
+	}
+	turns.Wait()
+	if tr.left != 1 || !tr.without.Load() {
+		t.Errorf("%d windows are left, without pauses: %t; want one turn", tr.left, tr.without.Load())
+	}
+}
