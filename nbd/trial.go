@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,19 +28,28 @@ type trial struct {
 	// beganNs is when the window began, since epoch.
 	// +checklocks:mu
 	beganNs int64
-	// left counts the windows to come; zero between trials.
+	// window counts those of the trial that are over. trialWindows of them end it.
 	// +checklocks:mu
-	left int
-	// best is the most requests a second of a window with pauses, and without.
+	window int
+	// rates are the requests a second of a pair of windows, with pauses and without.
 	// +checklocks:mu
-	best [2]float64
+	rates [2]float64
+	// ratios are those of the pairs: without to with.
+	// +checklocks:mu
+	ratios [trialPairs]float64
+	// ratio is their median, and half of it that of the trials before; zero before the
+	// first.
+	// +checklocks:mu
+	ratio float64
 }
 
 const (
 	// trialWindow is long enough for a thousand requests of one client, and for the
 	// machine's ticks to be the same in all.
-	trialWindow  = 32 * time.Millisecond
-	trialWindows = 8 // with and without in turns
+	trialWindow = 24 * time.Millisecond
+	// trialPairs of windows, one with and one without, make a trial.
+	trialPairs   = 5
+	trialWindows = 2 * trialPairs
 	// trialTerm is how long a verdict holds.
 	trialTerm = 8 * time.Second
 	// trialStep is how many requests a connection counts by itself.
@@ -66,23 +76,34 @@ func (t *trial) add(requests int, atNs int64) {
 //
 // +checklocks:t.mu
 func (t *trial) turnLocked(atNs int64) {
-	term := trialWindow
-	switch took := atNs - t.beganNs; {
-	case t.left == 0: // the verdict's term, or nothing, is over
-		t.left = trialWindows
-		t.best = [2]float64{}
+	took := atNs - t.beganNs
+	switch {
+	case t.window == trialWindows: // the term is over
+		t.window = 0
 	case took <= int64(2*trialWindow): // else there was a time when nobody came: once more
-		i := t.left % 2
-		t.best[i] = max(t.best[i], float64(t.requests.Load())/float64(took))
-		t.left--
+		t.rates[t.mode()] = float64(t.requests.Load()) / float64(took)
+		if t.window%2 == 1 {
+			t.ratios[t.window/2] = t.rates[1] / t.rates[0]
+		}
+		t.window++
 	}
-	without := t.left%2 == 1
-	if t.left == 0 {
-		without = t.best[1] > t.best[0]*(1+trialGain)
-		term = trialTerm
+	term, without := trialWindow, t.mode() == 1
+	if t.window == trialWindows {
+		slices.Sort(t.ratios[:])
+		median := t.ratios[trialPairs/2]
+		if t.ratio != 0 {
+			median = (t.ratio + median) / 2
+		}
+		t.ratio = median
+		term, without = trialTerm, t.ratio > 1+trialGain
 	}
 	t.without.Store(without)
 	t.requests.Store(0)
 	t.beganNs = atNs
 	t.endNs.Store(atNs + int64(term))
 }
+
+// mode is 1 in a window without pauses. Which one of a pair comes first changes.
+//
+// +checklocks:t.mu
+func (t *trial) mode() int { return (t.window + t.window/2) % 2 }
