@@ -46,6 +46,7 @@ func newReader(t *testing.T, f format, s stream, d *disk) *Conn {
 	c.rules = newRules(&Info{SizeBytes: d.SizeBytes(), CanFlush: true}, maxPayloadLimit)
 	c.rules.agree(&agreement{extended: f == formatExtended})
 	c.rxBytes, c.txBytes = minBlockBytes, minReplyBlockBytes
+	c.gather.trial = decided()
 	c.rx = c.allocate(minBlockBytes)
 	c.unpark()
 	t.Cleanup(func() {

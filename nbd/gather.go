@@ -33,9 +33,6 @@ type gatherer struct {
 	paused bool // before the last read
 
 	trial *trial // the server's
-	// deep says that a pause has paid, of the last two: what such a connection gets done
-	// counts in the trial.
-	deep bool
 	// done are requests that the trial does not know of yet.
 	done int
 
@@ -71,7 +68,11 @@ func newGatherer(t *trial) gatherer {
 // pause is called before a read that is to bring new requests. It waits if that
 // is likely to pay: for others, or else for the time to pass.
 func (g *gatherer) pause(s yielder) bool {
-	if !g.on && g.rest > 0 || g.on && g.trial.without.Load() {
+	if !g.on && g.rest > 0 {
+		return false
+	}
+	// While connections have all processors, a pause is others' turn, too.
+	if g.on && g.trial.without.Load() && !s.crowded() {
 		return false
 	}
 	g.paused = true
@@ -103,6 +104,8 @@ func severalProcessors(list string) bool { return strings.ContainsAny(list, "-,"
 
 // A yielder lets other connections have a turn, if there are some that have none.
 type yielder interface {
+	// crowded says whether some connection may be in want of a turn.
+	crowded() bool
 	// yield is false if nobody is in want of a turn.
 	yield() bool
 	// stepAside lets other processes have one. It is false if they had too long a turn
@@ -125,18 +128,14 @@ func exactPause() {
 // took is called when all that the last read brought is under way or done: so
 // many requests, with dataBytes of data to read or write.
 func (g *gatherer) took(requests, dataBytes int) {
-	if g.deep {
-		if g.done += requests; g.done >= trialStep {
-			g.trial.add(g.done, now())
-			g.done = 0
-		}
+	if g.done += requests; g.done >= trialStep {
+		g.trial.add(g.done, now())
+		g.done = 0
 	}
 	switch {
 	case g.paused:
 		g.paused = false
-		was := g.on
 		g.on = requests >= gatherLeast && dataBytes <= requests*gatherMaxBytes
-		g.deep = g.on || was
 		if g.on {
 			g.penalty = 0
 			break

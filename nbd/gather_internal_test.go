@@ -8,6 +8,7 @@ import (
 // alone is a connection that has nobody beside it.
 type alone struct{}
 
+func (alone) crowded() bool   { return false }
 func (alone) yield() bool     { return false }
 func (alone) stepAside() bool { return false }
 
@@ -82,38 +83,25 @@ func TestGatherer_Without(t *testing.T) {
 	if got := g.tries(100, gatherLeast, 4096); len(got) != 0 {
 		t.Errorf("pauses before reads %v", got)
 	}
+	if !g.pause(&among{others: true}) {
+		t.Error("no pause where others want a turn")
+	}
+	g.took(gatherLeast, 0)
 	tr.without.Store(false)
 	if got := g.tries(100, gatherLeast, 4096); len(got) != 100 {
 		t.Errorf("%d pauses before 100 reads of a deep client", len(got))
 	}
 }
 
-// What deep clients get done counts, whether or not the last pause paid; of others nothing
-// does.
+// All requests count, a step at a time.
 func TestGatherer_Counts(t *testing.T) {
 	tr := decided()
 	g := newGatherer(tr)
-	for _, tt := range []struct {
-		what  string
-		reads int
-		paid  int // by a pause
-		want  bool
-	}{
-		{"shallow", 1000, 1, false},
-		{"deep", 2000, gatherLeast, true},
-		{"deep, but for one pause", 1, 1, true},
-		{"deep, and rests", minGatherPenalty - 2, 1, true},
-		{"not deep any more", 1000, 1, false},
-	} {
-		g.tries(tt.reads, tt.paid, 4096)
-		if g.deep != tt.want {
-			t.Errorf("%s: deep is %t", tt.what, g.deep)
-		}
-		n := tr.requests.Load()
-		g.took(trialStep, 0)
-		// It may have kept back some before.
-		if got := tr.requests.Load() - n; (got != 0) != tt.want || got >= 2*trialStep {
-			t.Errorf("%s: of %d requests %d count", tt.what, trialStep, got)
+	for all, n := 0, 1; all < 10_000; n = n%40 + 1 {
+		g.took(n, 0)
+		all += n
+		if known := int(tr.requests.Load()); known+g.done != all || g.done >= trialStep {
+			t.Fatalf("of %d requests the trial knows %d, and the connection %d", all, known, g.done)
 		}
 	}
 }
@@ -125,7 +113,8 @@ type among struct {
 	stepped int
 }
 
-func (a *among) yield() bool { return a.others }
+func (a *among) crowded() bool { return a.others }
+func (a *among) yield() bool   { return a.others }
 
 func (a *among) stepAside() bool {
 	if a.debt {

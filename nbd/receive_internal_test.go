@@ -102,7 +102,7 @@ func TestFill_Soon(t *testing.T) {
 	disc := appendRequest(nil, formatSimple, requestHeader{typ: cmdDisc}, nil)
 	s := &hastySocket{parts: [][]byte{request[:10], request[10:1000], request[1000 : size/2], request[size/2:], disc[:1], disc[1:]}}
 	c := newReader(t, formatSimple, s, d)
-	c.gather = newGatherer(&trial{})
+	c.gather = newGatherer(decided())
 	if reason := c.receive(); reason != CloseDisconnect {
 		t.Fatal(reason)
 	}

@@ -69,6 +69,7 @@ func (s *socketStream) read(bufs [][]byte, soon bool) (int, error) {
 	return s.conn.Receive(bufs)
 }
 
+func (s *socketStream) crowded() bool   { return s.conn.Crowded() }
 func (s *socketStream) yield() bool     { return s.conn.Yield() }
 func (s *socketStream) stepAside() bool { return s.conn.StepAside() }
 
@@ -97,6 +98,7 @@ func (s *connStream) read(bufs [][]byte, _ bool) (int, error) {
 	return 0, err
 }
 
+func (s *connStream) crowded() bool   { return false }
 func (s *connStream) yield() bool     { return false }
 func (s *connStream) stepAside() bool { return false }
 

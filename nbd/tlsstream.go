@@ -150,6 +150,7 @@ func (s *tlsStream) read(bufs [][]byte, _ bool) (n int, err error) {
 	return n, nil // whatever the error was, it will be met again
 }
 
+func (s *tlsStream) crowded() bool   { return s.socket.crowded() }
 func (s *tlsStream) yield() bool     { return s.socket.yield() }
 func (s *tlsStream) stepAside() bool { return s.socket.stepAside() }
 

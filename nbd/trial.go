@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// A trial finds out whether pauses pay, by what all connections of a server that are
-// deep enough for them get done with and without, in turns. It depends on the machine:
-// where it is dear to wake somebody up, pauses make half as many requests again, and
-// where it is cheap they cost a fifth. All connections do the same at a time: to one
-// alone it always pays to go on while others pause.
+// A trial finds out whether pauses pay, by what all connections of a server get done with
+// and without, in turns. It depends on the machine: where it is dear to wake somebody up,
+// pauses make half as many requests again, and where it is cheap they cost a fifth. All
+// connections do the same at a time: to one alone it always pays to go on while others
+// pause.
 //
 // Concurrency: any goroutine; a connection comes by once for every trialStep requests.
 type trial struct {
@@ -54,8 +54,12 @@ const (
 	trialTerm = 8 * time.Second
 	// trialStep is how many requests a connection counts by itself.
 	trialStep = 64
+	// trialLeast is how many a window needs to say anything.
+	trialLeast = 8 * trialStep
 	// trialGain is what must be won by not pausing: pauses save processor time.
 	trialGain = 1.0 / 16
+	// trialMost is a ratio that is not believed.
+	trialMost = 1.5
 )
 
 // add counts requests, at atNs since epoch.
@@ -76,18 +80,20 @@ func (t *trial) add(requests int, atNs int64) {
 //
 // +checklocks:t.mu
 func (t *trial) turnLocked(atNs int64) {
-	took := atNs - t.beganNs
+	took, requests := atNs-t.beganNs, t.requests.Swap(0)
 	switch {
 	case t.window == trialWindows: // the term is over
 		t.window = 0
-	case took <= int64(2*trialWindow): // else there was a time when nobody came: once more
-		t.rates[t.mode()] = float64(t.requests.Load()) / float64(took)
+	case took > int64(2*trialWindow) || requests < trialLeast:
+		t.window -= t.window % 2 // there was hardly anybody: the pair once more, from pauses on
+	default:
+		t.rates[t.window%2] = float64(requests) / float64(took)
 		if t.window%2 == 1 {
-			t.ratios[t.window/2] = t.rates[1] / t.rates[0]
+			t.ratios[t.window/2] = min(max(t.rates[1]/t.rates[0], 1/trialMost), trialMost)
 		}
 		t.window++
 	}
-	term, without := trialWindow, t.mode() == 1
+	term, without := trialWindow, t.window%2 == 1
 	if t.window == trialWindows {
 		slices.Sort(t.ratios[:])
 		median := t.ratios[trialPairs/2]
@@ -98,12 +104,6 @@ func (t *trial) turnLocked(atNs int64) {
 		term, without = trialTerm, t.ratio > 1+trialGain
 	}
 	t.without.Store(without)
-	t.requests.Store(0)
 	t.beganNs = atNs
 	t.endNs.Store(atNs + int64(term))
 }
-
-// mode is 1 in a window without pauses. Which one of a pair comes first changes.
-//
-// +checklocks:t.mu
-func (t *trial) mode() int { return (t.window + t.window/2) % 2 }

@@ -373,6 +373,9 @@ func (c *Conn) noBlock() {
 	}
 }
 
+// Crowded says whether connections have all processors, at work or in a system call.
+func (c *Conn) Crowded() bool { return polling.crowded() }
+
 // Yield lets others have a turn, if connections have all processors. It is for a
 // connection that has gone on for a while without waiting. It is false if there
 // was no need.
