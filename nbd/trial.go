@@ -15,7 +15,8 @@ import (
 //
 // Concurrency: any goroutine; a connection comes by once for every trialStep requests.
 type trial struct {
-	// without says that nobody pauses.
+	// without says that connections whose pauses bring requests do without, unless
+	// connections have all processors.
 	without atomic.Bool
 	// endNs is when the window or the verdict's term ends, since epoch.
 	endNs atomic.Int64
@@ -54,7 +55,7 @@ const (
 	trialTerm = 8 * time.Second
 	// trialStep is how many requests a connection counts by itself.
 	trialStep = 64
-	// trialLeast is how many a window needs to say anything.
+	// trialLeast is how many a window with pauses needs to say anything.
 	trialLeast = 8 * trialStep
 	// trialGain is what must be won by not pausing: pauses save processor time.
 	trialGain = 1.0 / 16
@@ -84,8 +85,10 @@ func (t *trial) turnLocked(atNs int64) {
 	switch {
 	case t.window == trialWindows: // the term is over
 		t.window = 0
-	case took > int64(2*trialWindow) || requests < trialLeast:
-		t.window -= t.window % 2 // there was hardly anybody: the pair once more, from pauses on
+	case took > int64(2*trialWindow) || t.window%2 == 0 && requests < trialLeast:
+		// There was hardly anybody: the pair once more, from pauses on. A window without may
+		// bring little: that it is worse is an answer, too.
+		t.window -= t.window % 2
 	default:
 		t.rates[t.window%2] = float64(requests) / float64(took)
 		if t.window%2 == 1 {

@@ -124,6 +124,26 @@ func TestTrial_Slow(t *testing.T) {
 	}
 }
 
+// TestTrial_Few: a trial comes to its end, or pauses go on, also where the requests are just
+// enough with pauses and too few without.
+func TestTrial_Few(t *testing.T) {
+	for _, c := range []clientele{{19_000, 18_000}, {20_000, 16_000}, {22_000, 17_500}, {24_000, 18_000}, {24_000, 8000}} {
+		var tr trial
+		const long = 10 * trialTerm
+		at, without := int64(1e9), time.Duration(0)
+		for end := at + int64(long); at < end; {
+			before, was := at, tr.without.Load()
+			at = tr.run(c, at, time.Millisecond)
+			if was {
+				without += time.Duration(at - before)
+			}
+		}
+		if without > long/20 {
+			t.Errorf("%+v: %v of %v without", c, without, long)
+		}
+	}
+}
+
 // TestTrial_Mad: one trial that is not to be believed is outweighed by the next two.
 func TestTrial_Mad(t *testing.T) {
 	var tr trial
