@@ -35,6 +35,8 @@ type gatherer struct {
 	trial *trial // the server's
 	// done are requests that the trial does not know of yet.
 	done int
+	// spared are pauses that the trial has had it do without, since the last.
+	spared int
 
 	// sole says that the machine has one processor. The end of a pause would take it from
 	// the client before that has sent all it may, so a turn of others takes a pause's place.
@@ -58,6 +60,11 @@ const (
 
 	minGatherPenalty = 32
 	maxGatherPenalty = 1 << 14
+	// shallowPenalty is that of a client that has not much in flight, for sure.
+	shallowPenalty = 8 * minGatherPenalty
+	// maxSpared is how many pauses go by before one finds out what the client has in
+	// flight by now.
+	maxSpared = 1 << 10
 )
 
 // newGatherer begins with a rest: many connections are short.
@@ -65,17 +72,18 @@ func newGatherer(t *trial) gatherer {
 	return gatherer{rest: minGatherPenalty, sole: soleProcessor(), trial: t}
 }
 
-// pause is called before a read that is to bring new requests. It waits if that
-// is likely to pay: for others, or else for the time to pass.
-func (g *gatherer) pause(s yielder) bool {
-	if !g.on && g.rest > 0 {
+// pause is called before a read that is to bring new requests, atNs since epoch, or a
+// little later. It waits if that is likely to pay: for others, or else for the time to
+// pass.
+func (g *gatherer) pause(s yielder, atNs int64) bool {
+	switch {
+	case !g.on && g.rest > 0:
+		return false
+	case g.on && !g.sole && g.spared < maxSpared && g.trial.spares(s, atNs):
+		g.spared++
 		return false
 	}
-	// While connections have all processors, a pause is others' turn, too.
-	if g.on && g.trial.without.Load() && !s.crowded() {
-		return false
-	}
-	g.paused = true
+	g.paused, g.spared = true, 0
 	began := now()
 	if !g.turn(s) && now()-began < int64(gatherPause) {
 		exactPause()
@@ -125,9 +133,12 @@ func exactPause() {
 	}
 }
 
-// took is called when all that the last read brought is under way or done: so
-// many requests, with dataBytes of data to read or write.
-func (g *gatherer) took(requests, dataBytes int) {
+// took is called when all that the last read brought, atNs since epoch, is under way or
+// done: so many requests, with dataBytes of data to read or write.
+func (g *gatherer) took(requests, dataBytes int, atNs int64) {
+	if requests > 0 && g.penalty >= shallowPenalty {
+		g.trial.askLittle(atNs)
+	}
 	if g.done += requests; g.done >= trialStep {
 		g.trial.add(g.done, now())
 		g.done = 0

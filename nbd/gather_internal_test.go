@@ -2,7 +2,9 @@ package nbd
 
 import (
 	"math"
+	"slices"
 	"testing"
+	"time"
 )
 
 // alone is a connection that has nobody beside it.
@@ -16,13 +18,13 @@ func (alone) stepAside() bool { return false }
 // paid requests of dataBytes each, and any other read one.
 func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
 	for i := range n {
-		g.pause(alone{})
+		g.pause(alone{}, 0)
 		if !g.paused {
-			g.took(1, dataBytes)
+			g.took(1, dataBytes, 0)
 			continue
 		}
 		pauses = append(pauses, i)
-		g.took(paid, paid*dataBytes)
+		g.took(paid, paid*dataBytes, 0)
 	}
 	return pauses
 }
@@ -70,8 +72,8 @@ func decided() *trial {
 	return &t
 }
 
-// While pauses do not pay on this machine there are none, and those that paid are not
-// forgotten.
+// While pauses do not pay on this machine there is one now and then, to find out what is
+// in flight, and those that paid are not forgotten.
 func TestGatherer_Without(t *testing.T) {
 	tr := decided()
 	g := newGatherer(tr)
@@ -80,16 +82,51 @@ func TestGatherer_Without(t *testing.T) {
 	if got := g.tries(1, gatherLeast, 4096); len(got) != 1 {
 		t.Error("without a pause it cannot find out how deep its client is")
 	}
-	if got := g.tries(100, gatherLeast, 4096); len(got) != 0 {
+	if got := g.tries(2*maxSpared+2, gatherLeast, 4096); !slices.Equal(got, []int{maxSpared, 2*maxSpared + 1}) {
 		t.Errorf("pauses before reads %v", got)
 	}
-	if !g.pause(&among{others: true}) {
-		t.Error("no pause where others want a turn")
-	}
-	g.took(gatherLeast, 0)
 	tr.without.Store(false)
 	if got := g.tries(100, gatherLeast, 4096); len(got) != 100 {
 		t.Errorf("%d pauses before 100 reads of a deep client", len(got))
+	}
+}
+
+// TestGatherer_Others: whether pauses pay or not, there is one while connections have all
+// processors and one that asks for little wants its turn, or had one not long ago.
+func TestGatherer_Others(t *testing.T) {
+	const at = int64(time.Minute)
+	for _, tt := range []struct {
+		name    string
+		crowded bool
+		reads   int // of the other one
+		agoNs   int64
+		sole    bool
+		want    bool
+	}{
+		{name: "one beside", crowded: true, reads: 1000, want: true},
+		{name: "there is room", reads: 1000},
+		{name: "not long ago", crowded: true, reads: 1000, agoNs: int64(shallowTerm) - 1, want: true},
+		{name: "long ago", crowded: true, reads: 1000, agoNs: int64(shallowTerm)},
+		{name: "nobody", crowded: true},
+		{name: "one that may be deep", crowded: true, reads: 2 * minGatherPenalty},
+		{name: "one processor", crowded: true, sole: true, want: true},
+	} {
+		tr := decided()
+		tr.without.Store(true)
+		other := newGatherer(tr)
+		for range tt.reads {
+			other.pause(alone{}, 0)
+			other.took(1, 4096, at-tt.agoNs)
+		}
+		other.pause(alone{}, 0)
+		other.took(0, 0, at) // of no requests
+		g := gatherer{on: true, sole: tt.sole, trial: tr}
+		if got := g.pause(&among{others: tt.crowded}, at); got != tt.want {
+			t.Errorf("%s: pauses: %t", tt.name, got)
+		}
+		if held := tt.want && !tt.sole; tr.held.Load() != held || tr.spared.Load() == tt.want {
+			t.Errorf("%s: the trial knows of one held back: %t, and of one spared: %t", tt.name, tr.held.Load(), tr.spared.Load())
+		}
 	}
 }
 
@@ -98,7 +135,7 @@ func TestGatherer_Counts(t *testing.T) {
 	tr := decided()
 	g := newGatherer(tr)
 	for all, n := 0, 1; all < 10_000; n = n%40 + 1 {
-		g.took(n, 0)
+		g.took(n, 0, 0)
 		all += n
 		if known := int(tr.requests.Load()); known+g.done != all || g.done >= trialStep {
 			t.Fatalf("of %d requests the trial knows %d, and the connection %d", all, known, g.done)
@@ -154,7 +191,7 @@ func TestGatherer_StepsAside(t *testing.T) {
 func TestGatherer_Rests(t *testing.T) {
 	g := gatherer{rest: 1, sole: true}
 	a := &among{others: true}
-	if g.pause(a) || a.stepped != 0 {
+	if g.pause(a, 0) || a.stepped != 0 {
 		t.Errorf("%d turns", a.stepped)
 	}
 }

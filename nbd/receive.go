@@ -509,10 +509,10 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		c.untilYield = readsPerTurn
 		c.stream.yield()
 	}
-	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes)
+	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes, c.readNs)
 	c.takenBefore, c.dataBytes = c.taken, 0
 	if c.filling == nil && c.skipFor == nil && c.start == c.end {
-		soon = c.gather.pause(c.stream)
+		soon = c.gather.pause(c.stream, c.readNs)
 	} else {
 		// The clock starts here: what went before may have waited for memory.
 		c.requestSince.Store(now())

@@ -15,12 +15,18 @@ import (
 //
 // Concurrency: any goroutine; a connection comes by once for every trialStep requests.
 type trial struct {
-	// without says that connections whose pauses bring requests do without, unless
-	// connections have all processors.
+	// without says that connections whose pauses bring requests do without, unless that
+	// takes the turn of one that asks for little.
 	without atomic.Bool
+	// spared says that one has done without in the present window, and held that one has
+	// paused all the same.
+	spared, held atomic.Bool
 	// endNs is when the window or the verdict's term ends, since epoch.
 	endNs atomic.Int64
-	_     [48]byte // what is read often, and what is written
+	// shallowNs is when a connection whose pauses bring little has last read requests, by
+	// and large, since epoch.
+	shallowNs atomic.Int64
+	_         [32]byte // what is read often, and what is written
 
 	// requests are those of the present window so far.
 	requests atomic.Int64
@@ -35,9 +41,11 @@ type trial struct {
 	// rates are the requests a second of a pair of windows, with pauses and without.
 	// +checklocks:mu
 	rates [2]float64
-	// ratios are those of the pairs: without to with.
+	// ratios are those of the pairs that say something, found so many: without to with.
 	// +checklocks:mu
 	ratios [trialPairs]float64
+	// +checklocks:mu
+	found int
 	// ratio is their median, and half of it that of the trials before; zero before the
 	// first.
 	// +checklocks:mu
@@ -61,7 +69,36 @@ const (
 	trialGain = 1.0 / 16
 	// trialMost is a ratio that is not believed.
 	trialMost = 1.5
+
+	// shallowTerm is how long one that asks for little is minded after it has.
+	shallowTerm = 100 * time.Millisecond
+	// shallowStep is how exactly the time is known.
+	shallowStep = time.Millisecond
 )
+
+// askLittle is called by a connection whose pauses bring little, when it has read
+// requests, at atNs since epoch.
+func (t *trial) askLittle(atNs int64) {
+	if atNs-t.shallowNs.Load() > int64(shallowStep) {
+		t.shallowNs.Store(atNs)
+	}
+}
+
+// spares says whether a connection whose pauses bring requests does without one.
+func (t *trial) spares(s yielder, atNs int64) bool {
+	if !t.without.Load() {
+		return false
+	}
+	said, spares := &t.spared, true
+	// While connections have all processors, a pause is others' turn.
+	if at := t.shallowNs.Load(); at != 0 && atNs-at < int64(shallowTerm) && s.crowded() {
+		said, spares = &t.held, false
+	}
+	if !said.Load() {
+		said.Store(true)
+	}
+	return spares
+}
 
 // add counts requests, at atNs since epoch.
 //
@@ -82,31 +119,44 @@ func (t *trial) add(requests int, atNs int64) {
 // +checklocks:t.mu
 func (t *trial) turnLocked(atNs int64) {
 	took, requests := atNs-t.beganNs, t.requests.Swap(0)
+	spared, held := t.spared.Swap(false), t.held.Swap(false)
 	switch {
 	case t.window == trialWindows: // the term is over
-		t.window = 0
+		t.window, t.found = 0, 0
 	case took > int64(2*trialWindow) || t.window%2 == 0 && requests < trialLeast:
 		// There was hardly anybody: the pair once more, from pauses on. A window without may
 		// bring little: that it is worse is an answer, too.
 		t.window -= t.window % 2
 	default:
 		t.rates[t.window%2] = float64(requests) / float64(took)
-		if t.window%2 == 1 {
-			t.ratios[t.window/2] = min(max(t.rates[1]/t.rates[0], 1/trialMost), trialMost)
+		if spared && !held { // else the pair had pauses in both, or in neither
+			t.ratios[t.found] = min(max(t.rates[1]/t.rates[0], 1/trialMost), trialMost)
+			t.found++
 		}
 		t.window++
 	}
 	term, without := trialWindow, t.window%2 == 1
 	if t.window == trialWindows {
-		slices.Sort(t.ratios[:])
-		median := t.ratios[trialPairs/2]
-		if t.ratio != 0 {
-			median = (t.ratio + median) / 2
-		}
-		t.ratio = median
+		t.judgeLocked()
 		term, without = trialTerm, t.ratio > 1+trialGain
 	}
 	t.without.Store(without)
 	t.beganNs = atNs
 	t.endNs.Store(atNs + int64(term))
+}
+
+// judgeLocked ends a trial. One that has found little leaves things as they were.
+//
+// +checklocks:t.mu
+func (t *trial) judgeLocked() {
+	if t.found <= trialPairs/2 {
+		return
+	}
+	ratios := t.ratios[:t.found]
+	slices.Sort(ratios)
+	median := ratios[(t.found-1)/2]
+	if t.ratio != 0 {
+		median = (t.ratio + median) / 2
+	}
+	t.ratio = median
 }

@@ -8,13 +8,20 @@ import (
 )
 
 // A clientele makes so many requests a second, with pauses and without.
-type clientele struct{ with, without float64 }
+type clientele struct {
+	with, without float64
+	shallow       bool // nobody would pause for it
+	beside        bool // somebody is there that asks for little
+}
 
 // run has it make them from fromNs for so long. It returns the time.
 func (t *trial) run(c clientele, fromNs int64, long time.Duration) (atNs int64) {
 	for atNs = fromNs; atNs < fromNs+int64(long); {
 		perSecond := c.with
-		if t.without.Load() {
+		if c.beside {
+			t.askLittle(atNs)
+		}
+		if !c.shallow && t.spares(&among{others: true}, atNs) {
 			perSecond = c.without
 		}
 		atNs += int64(trialStep / perSecond * 1e9)
@@ -33,12 +40,12 @@ func TestTrial(t *testing.T) {
 		c    clientele
 		want bool // to do without
 	}{
-		{clientele{160_000, 200_000}, true},
-		{clientele{160_000, 171_000}, true},
-		{clientele{160_000, 169_000}, false},
-		{clientele{160_000, 80_000}, false},
-		{clientele{40_000, 60_000}, true},
-		{clientele{60_000, 40_000}, false},
+		{clientele{with: 160_000, without: 200_000}, true},
+		{clientele{with: 160_000, without: 171_000}, true},
+		{clientele{with: 160_000, without: 169_000}, false},
+		{clientele{with: 160_000, without: 80_000}, false},
+		{clientele{with: 40_000, without: 60_000}, true},
+		{clientele{with: 60_000, without: 40_000}, false},
 	} {
 		var tr trial
 		at := tr.run(tt.c, 1e9, untilVerdict)
@@ -46,7 +53,7 @@ func TestTrial(t *testing.T) {
 			t.Errorf("%+v: does without: %t", tt.c, !tt.want)
 		}
 		// It holds, whatever happens, for its time.
-		other := clientele{tt.c.without, tt.c.with}
+		other := clientele{with: tt.c.without, without: tt.c.with}
 		at = tr.run(other, at, trialTerm-2*untilVerdict)
 		if tr.without.Load() != tt.want {
 			t.Errorf("%+v: does without: %t, before the term is over", tt.c, !tt.want)
@@ -60,7 +67,7 @@ func TestTrial(t *testing.T) {
 
 // TestTrial_Gaps: that a clientele made no requests for a while says nothing.
 func TestTrial_Gaps(t *testing.T) {
-	for _, c := range []clientele{{160_000, 200_000}, {200_000, 160_000}} {
+	for _, c := range []clientele{{with: 160_000, without: 200_000}, {with: 200_000, without: 160_000}} {
 		var tr trial
 		at := int64(1e9)
 		for i := range 40 {
@@ -79,7 +86,7 @@ func TestTrial_Gaps(t *testing.T) {
 // ever, and a trial that is misled follows others that were not.
 func TestTrial_Noise(t *testing.T) {
 	const seeds = 100
-	for _, c := range []clientele{{160_000, 200_000}, {200_000, 160_000}} {
+	for _, c := range []clientele{{with: 160_000, without: 200_000}, {with: 200_000, without: 160_000}} {
 		first, third := 0, 0
 		for seed := range uint64(seeds) {
 			random := rand.New(rand.NewPCG(seed, 1))
@@ -87,7 +94,7 @@ func TestTrial_Noise(t *testing.T) {
 			noisy := func(atNs int64, long time.Duration) int64 {
 				for end := atNs + int64(long); atNs < end; {
 					f := 0.5 + random.Float64()
-					atNs = tr.run(clientele{c.with * f, c.without * f}, atNs, 10*time.Millisecond)
+					atNs = tr.run(clientele{with: c.with * f, without: c.without * f}, atNs, 10*time.Millisecond)
 				}
 				return atNs
 			}
@@ -109,11 +116,11 @@ func TestTrial_Noise(t *testing.T) {
 // TestTrial_Slow: whose requests are few is not asked, and pauses, also when that begins in
 // a window without.
 func TestTrial_Slow(t *testing.T) {
-	for _, c := range []clientele{{500, 1000}, {8000, 12_000}} {
+	for _, c := range []clientele{{with: 500, without: 1000}, {with: 8000, without: 12_000}} {
 		var tr trial
 		at := int64(1e9)
 		for !tr.without.Load() {
-			at = tr.run(clientele{160_000, 160_000}, at, time.Millisecond)
+			at = tr.run(clientele{with: 160_000, without: 160_000}, at, time.Millisecond)
 		}
 		at = tr.run(c, at, time.Second)
 		for end := at + 1e11; at < end; at = tr.run(c, at, time.Second) {
@@ -127,7 +134,7 @@ func TestTrial_Slow(t *testing.T) {
 // TestTrial_Few: a trial comes to its end, or pauses go on, also where the requests are just
 // enough with pauses and too few without.
 func TestTrial_Few(t *testing.T) {
-	for _, c := range []clientele{{19_000, 18_000}, {20_000, 16_000}, {22_000, 17_500}, {24_000, 18_000}, {24_000, 8000}} {
+	for _, c := range []clientele{{with: 19_000, without: 18_000}, {with: 20_000, without: 16_000}, {with: 22_000, without: 17_500}, {with: 24_000, without: 18_000}, {with: 24_000, without: 8000}} {
 		var tr trial
 		const long = 10 * trialTerm
 		at, without := int64(1e9), time.Duration(0)
@@ -147,13 +154,46 @@ func TestTrial_Few(t *testing.T) {
 // TestTrial_Mad: one trial that is not to be believed is outweighed by the next two.
 func TestTrial_Mad(t *testing.T) {
 	var tr trial
-	at := tr.run(clientele{100_000, 10_000_000}, 1e9, untilVerdict)
+	at := tr.run(clientele{with: 100_000, without: 10_000_000}, 1e9, untilVerdict)
 	if !tr.without.Load() {
 		t.Fatal("it does not do without: the test does not test")
 	}
-	tr.run(clientele{160_000, 130_000}, at, 2*trialTerm+untilVerdict)
+	tr.run(clientele{with: 160_000, without: 130_000}, at, 2*trialTerm+untilVerdict)
 	if tr.without.Load() {
 		t.Error("it does without")
+	}
+}
+
+// TestTrial_Nothing: a trial finds nothing while nobody does without pauses, as one that asks
+// for little has its turn in them or as nobody would pause; what was found before holds.
+func TestTrial_Nothing(t *testing.T) {
+	for _, c := range []clientele{
+		{with: 160_000, without: 200_000, beside: true},
+		{with: 160_000, without: 120_000, beside: true},
+		{with: 160_000, shallow: true},
+	} {
+		var tr trial
+		at := tr.run(c, 1e9, 3*trialTerm)
+		if tr.without.Load() && tr.window == trialWindows {
+			t.Errorf("%+v: does without", c)
+		}
+		at = tr.run(clientele{with: 160_000, without: 200_000}, at, 2*trialTerm+untilVerdict)
+		tr.run(c, at, 10*trialTerm)
+		if got := tr.ratio; got < 1.2 || !tr.without.Load() {
+			t.Errorf("%+v: a ratio of 1.25 has become %.3f", c, got)
+		}
+	}
+}
+
+// TestTrial_Half: a trial of which less than half says something is none.
+func TestTrial_Half(t *testing.T) {
+	for _, tt := range []struct{ says, want int }{{trialPairs / 2, 0}, {trialPairs/2 + 1, 1}} {
+		var tr trial
+		at := tr.run(clientele{with: 160_000, without: 200_000}, 1e9, time.Duration(2*tt.says)*trialWindow+trialWindow)
+		tr.run(clientele{with: 160_000, shallow: true}, at, untilVerdict)
+		if got := int(tr.ratio); got != tt.want {
+			t.Errorf("%d pairs: ratio %.3f", tt.says, tr.ratio)
+		}
 	}
 }
 
