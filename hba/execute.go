@@ -15,6 +15,8 @@ type executor struct {
 	// translated. They grow to the longest list met, MaxSegments at most.
 	list     []Segment
 	segments [][]byte
+	// inMemory says that what is read must be there when run returns.
+	inMemory bool
 }
 
 // newExecutor makes one whose lists, short as they are, begin as whole pairs of cache
@@ -57,6 +59,13 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task.Direction = directionOf(c.Flags)
 	task.Segments = x.segments
 	task.DataBytes = int(c.DataBytes)
+	task.Pages = dma.Pages{}
+	if access == dma.Write && len(x.segments) == 1 && c.DataBytes >= dma.PipeLeastBytes {
+		// Asked for in any case: what came of it before is void.
+		if pages := d.iommu.PagesOf(x.segments[0]); !x.inMemory {
+			task.Pages = pages
+		}
+	}
 	yieldPoint("execute")
 	if !tgt.Execute(c.Lun, task, mayBlock) {
 		return false

@@ -216,7 +216,9 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	if dec.Short {
 		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
 	}
+	x.inMemory = dec.Corrupts()
 	x.run(d, &c, out, t, true)
+	x.inMemory = false
 	if dec.Short && out.Code == CodeExecuted && out.ScsiStatus == 0 {
 		out.Flags |= CompletionInjected
 	}

@@ -123,6 +123,11 @@ func (s *sender) appendData(r *Request, from, to, room int) {
 		b = s.header(n)
 		s.appendBytes(r.block, r.block.mem, at, end)
 	}
+	s.putData(b, r, from, to)
+}
+
+// putData encodes the header of NBD_REPLY_TYPE_OFFSET_DATA.
+func (s *sender) putData(b []byte, r *Request, from, to int) {
 	b = s.format.putChunk(b, r, r.doneAt(to), chunkOffsetData, 8+to-from)
 	binary.BigEndian.PutUint64(b, r.OffsetBytes+uint64(from))
 }

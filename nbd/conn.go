@@ -31,6 +31,7 @@ type Conn struct {
 	nc      net.Conn // the socket as accepted: for deadlines and for closing
 	wire    net.Conn // what the client is talked to by: nc, or TLS over it
 	stream  stream
+	splicer splicer // the stream, unless it copies everything
 	id      uint64
 	remote  string
 	since   time.Time
@@ -229,6 +230,8 @@ type transmission struct {
 	followedNs int64  // when FollowReply was called, since epoch, or zero
 	// block holds Data; nil if there is none.
 	block *block
+	// pipe may come to have what is to be read into Data; nil: it does not.
+	pipe *dma.Pipe
 	// dataAt is where in block Data begins, if it is for the reply: right behind
 	// room for what goes before it, or at 0.
 	dataAt int
@@ -317,7 +320,7 @@ const lingerTime = 250 * time.Millisecond
 func (c *Conn) begin() {
 	c.rules.agree(&c.agreed)
 	c.format = c.agreed.format()
-	c.sender.format = c.format
+	c.sender.format, c.sender.arena = c.format, c.arena
 	c.statusExtents = minStatusExtents
 	if s, ok := c.stream.(*tlsStream); ok {
 		s.begin()

@@ -248,7 +248,9 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	case op == OpRead, op == OpBlockStatus:
 		ok := false
 		if op == OpRead {
-			ok = c.carve(r, int(h.length)) // at most a payload
+			if ok = c.carve(r, int(h.length)); ok { // at most a payload
+				c.refer(r)
+			}
 		} else {
 			ok = c.carveStatus(r)
 		}

@@ -1,6 +1,10 @@
 package nbd
 
-import "time"
+import (
+	"time"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
 
 const (
 	// maxSendBytes and maxSendBufs bound one writev. A longer reply goes alone.
@@ -17,7 +21,8 @@ const (
 // Concurrency: it belongs to whoever has the right to send, Conn.flushing. The
 // right is taken and given up with Conn.mu held.
 type sender struct {
-	format format // immutable
+	format format     // immutable
+	arena  *dma.Arena // immutable
 
 	// list are the replies being sent: those before first are sent, those in
 	// [first, next) are encoded in bufs.
@@ -27,6 +32,8 @@ type sender struct {
 	// bufs[unsent:] is what remains to be written of the encoded replies.
 	bufs   [][]byte
 	unsent int
+	// pages follow bufs, unless it is nil.
+	pages *dma.Pipe
 	// breaks is set when the connection is to end behind bufs; see cut.go.
 	breaks bool
 	// headers holds reply headers that have no room before their data.
@@ -100,14 +107,14 @@ func (c *Conn) pump(wait bool) {
 func (c *Conn) send(wait bool) bool {
 	s := &c.sender
 	for {
-		for s.unsent < len(s.bufs) && !c.dead.Load() {
-			n, err := c.stream.tryWrite(s.bufs[s.unsent:])
+		for s.remains() && !c.dead.Load() {
+			n, err := c.tryPush()
 			if n == 0 && err == nil {
 				if !wait {
 					return false
 				}
 				c.replySince.Store(now())
-				n, err = c.stream.write(s.bufs[s.unsent:])
+				n, err = c.push()
 			}
 			if err != nil {
 				c.kill(CloseWriteError)
@@ -138,8 +145,17 @@ func (c *Conn) send(wait bool) bool {
 	}
 }
 
-// advance takes n written bytes off the front of bufs.
+// remains says whether something of the encoded replies remains to be sent.
+func (s *sender) remains() bool {
+	return s.unsent < len(s.bufs) || s.pages != nil && s.pages.Left() > 0
+}
+
+// advance takes n written bytes off the front of bufs, or of the pages behind them.
 func (s *sender) advance(n int) {
+	if s.unsent == len(s.bufs) {
+		s.pages.Sent(n)
+		return
+	}
 	for n > 0 {
 		b := s.bufs[s.unsent]
 		if n < len(b) {
@@ -154,7 +170,7 @@ func (s *sender) advance(n int) {
 // resetBufs forgets the encoded replies.
 func (s *sender) resetBufs() {
 	clear(s.bufs)
-	s.bufs, s.unsent, s.headersAt = s.bufs[:0], 0, 0
+	s.bufs, s.unsent, s.headersAt, s.pages = s.bufs[:0], 0, 0, nil
 	s.tailBlock, s.tailEnd = nil, -1
 }
 
@@ -181,9 +197,13 @@ func (s *sender) encode() {
 			s.headersAt+simpleReplyBytes > len(s.headers)) {
 			return
 		}
+		s.next++
+		if s.hasPages(r) {
+			s.appendPages(r)
+			return
+		}
 		s.appendReply(r)
 		bytes += size
-		s.next++
 	}
 }
 
@@ -210,9 +230,13 @@ func (s *sender) encodeChunks() {
 			s.headersAt+headers > len(s.headers)) {
 			return
 		}
+		s.next++
+		if s.hasPages(r) {
+			s.appendPages(r)
+			return
+		}
 		s.appendChunks(r)
 		bytes += size
-		s.next++
 	}
 }
 
@@ -292,6 +316,7 @@ func (c *Conn) release(sent []*Request) {
 		b := sent[i].block
 		j := i
 		for ; j < len(sent) && sent[j].block == b; j++ {
+			c.returnPipe(sent[j])
 			sent[j].block, sent[j].Data = nil, nil
 		}
 		if b != nil && b.refs.Add(int32(i-j)) == 0 {

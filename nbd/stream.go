@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net"
 
+	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/nbd/socket"
 )
 
@@ -27,6 +28,15 @@ type stream interface {
 	// write is tryWrite, but waits until it has written something. It may return
 	// zero bytes without an error, having got on with what it has accepted.
 	write(bufs [][]byte) (int, error)
+}
+
+// A splicer is a stream that sends pages by references to them.
+type splicer interface {
+	// tryWriteMore is tryWrite of what trySplice or splice follows.
+	tryWriteMore(bufs [][]byte) (int, error)
+	// trySplice and splice are to pages what tryWrite and write are to bytes.
+	trySplice(pages *dma.Pipe) (int, error)
+	splice(pages *dma.Pipe) (int, error)
 }
 
 // newStream returns the best stream for nc.
@@ -75,6 +85,16 @@ func (s *socketStream) stepAside() bool { return s.conn.StepAside() }
 
 func (s *socketStream) tryWrite(bufs [][]byte) (int, error) { return s.conn.TrySend(bufs) }
 func (s *socketStream) write(bufs [][]byte) (int, error)    { return s.conn.Send(bufs) }
+
+func (s *socketStream) tryWriteMore(bufs [][]byte) (int, error) { return s.conn.TrySendMore(bufs) }
+
+func (s *socketStream) trySplice(pages *dma.Pipe) (int, error) {
+	return s.conn.TrySplice(pages.Out(), pages.Left())
+}
+
+func (s *socketStream) splice(pages *dma.Pipe) (int, error) {
+	return s.conn.Splice(pages.Out(), pages.Left())
+}
 
 // A connStream is a stream over any net.Conn, a pipe for example. It cannot write
 // without waiting, so the writer goroutine does all its writing.

@@ -268,6 +268,7 @@ func (c *Cache) Supports(a media.Ability) bool {
 	case media.AbilityTryRead, media.AbilityDiscard, media.AbilityZero, media.AbilityExtents,
 		media.AbilityResize, media.AbilityPrefetch:
 		return c.can.Has(a)
+	case media.AbilityRefer: // what waits in the cache is on no pages to lend
 	}
 	return false
 }

@@ -28,6 +28,7 @@ type File struct {
 	// the kernel first says so, and never go back.
 	noTryRead, noTryWrite, noDSync atomic.Bool
 	noHoles, noExtents             atomic.Bool
+	noCacheStat                    atomic.Bool
 
 	// ranges keeps COMPARE AND WRITE alone on its range: writes share their
 	// stripes. Reads share their first, and what may last long but writes nothing
@@ -50,6 +51,7 @@ var (
 	_ Resizer           = (*File)(nil)
 	_ Prefetcher        = (*File)(nil)
 	_ ComparerWriter    = (*File)(nil)
+	_ Referrer          = (*File)(nil)
 	_ Supporter         = (*File)(nil)
 )
 
@@ -76,6 +78,8 @@ func (f *File) Supports(a Ability) bool {
 		return !f.readOnly && !f.device
 	case AbilityPrefetch:
 		return true
+	case AbilityRefer:
+		return !f.device
 	case AbilityVector:
 	}
 	return false

@@ -56,3 +56,30 @@ func pwrite(fd int, p []byte, off int64) (int, unix.Errno) {
 	}
 	return int(n), 0
 }
+
+// splice moves references to up to n bytes of a file from off to a pipe. The scheduler is
+// told: some file systems wait for a lock first, and pages may have to be read.
+func splice(fd int, off int64, pipe, n int) (int, unix.Errno) {
+	k, _, errno := unix.Syscall6(unix.SYS_SPLICE, uintptr(fd), uintptr(unsafe.Pointer(&off)), uintptr(pipe), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(k), 0
+}
+
+// vmspliceAll has a pipe that has room for them refer to the pages of p.
+func vmspliceAll(pipe int, p []byte) bool {
+	for len(p) > 0 {
+		iov := unix.Iovec{Base: &p[0]}
+		iov.SetLen(len(p))
+		n, _, errno := unix.RawSyscall6(unix.SYS_VMSPLICE, uintptr(pipe), uintptr(unsafe.Pointer(&iov)), 1, unix.SPLICE_F_NONBLOCK, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0 || n == 0:
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}

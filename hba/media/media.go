@@ -1,6 +1,10 @@
 package media
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/vhbad/vhbad/internal/dma"
+)
 
 // A Media is a fixed number of bytes at rest. See the package comment for what
 // all of them promise.
@@ -34,6 +38,15 @@ type NonBlockingWriter interface {
 	// the caller writes all of p again by WriteAt. Media that bound what they take so
 	// bound a call, so whoever is to do one thing without waiting makes one call.
 	TryWriteAt(p []byte, off int64) (done bool, err error)
+}
+
+// A Referrer can lend the pages that its bytes are on.
+type Referrer interface {
+	// ReferAt fills to, if it has not expired, with references to the n bytes from off,
+	// and reports whether it has. If not, ReadAt has to be called, which tells errors, too.
+	// It waits for nothing unless mayBlock. What is written there later may be seen through
+	// the references; what becomes of the pages otherwise is not.
+	ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool
 }
 
 // A NeverBlocker is a medium whose calls, those of its abilities included, may
@@ -158,6 +171,7 @@ const (
 	AbilityPrefetch                            // Prefetcher
 	AbilityCompareAndWrite                     // ComparerWriter
 	AbilityVector                              // VectorWriter
+	AbilityRefer                               // Referrer
 )
 
 // A Supporter is a medium that cannot do all that it has methods for: a file
@@ -181,6 +195,7 @@ type Abilities struct {
 	Prefetch        Prefetcher
 	CompareAndWrite ComparerWriter
 	Vector          VectorWriter
+	Refer           Referrer
 	NeverBlocks     bool
 	// ZeroIsFast is that of the FastZeroer.
 	ZeroIsFast bool
@@ -199,6 +214,7 @@ func Probe(m Media) Abilities {
 		Prefetch:        ability[Prefetcher](m, AbilityPrefetch),
 		CompareAndWrite: ability[ComparerWriter](m, AbilityCompareAndWrite),
 		Vector:          ability[VectorWriter](m, AbilityVector),
+		Refer:           ability[Referrer](m, AbilityRefer),
 		NeverBlocks:     neverBlocks(m),
 		ZeroIsFast:      zeroIsFast(m),
 	}
@@ -250,6 +266,8 @@ func (a *Abilities) Has(want Ability) bool {
 		return a.CompareAndWrite != nil
 	case AbilityVector:
 		return a.Vector != nil
+	case AbilityRefer:
+		return a.Refer != nil
 	}
 	return false
 }

@@ -111,7 +111,7 @@ func TestProbe(t *testing.T) {
 	if a.NeverBlocks || a.TryRead != nil || a.Discard != nil || a.FUA != nil || a.Resize != nil || a.CompareAndWrite == nil {
 		t.Errorf("backend: %+v", a)
 	}
-	for bit := media.AbilityTryRead; bit <= media.AbilityVector; bit <<= 1 {
+	for bit := media.AbilityTryRead; bit <= media.AbilityRefer; bit <<= 1 {
 		if got, want := a.Has(bit), bit == media.AbilityCompareAndWrite; got != want {
 			t.Errorf("Has(%#x) = %v, want %v", bit, got, want)
 		}

@@ -75,6 +75,8 @@ type Memory struct {
 type leaf struct {
 	used  atomic.Int32 // cells with a chunk
 	cells [chunksPerLeaf]cell
+	// lent has a bit for each cell whose chunk has had pages lent; see ReferAt.
+	lent [chunksPerLeaf / 32]atomic.Uint32
 }
 
 // A cell is where a chunk of the medium is. It changes under the chunk's stripe
@@ -98,6 +100,7 @@ var (
 	_ ExtentLister      = (*Memory)(nil)
 	_ Resizer           = (*Memory)(nil)
 	_ ComparerWriter    = (*Memory)(nil)
+	_ Referrer          = (*Memory)(nil)
 )
 
 // NewMemory returns a medium of zeros.

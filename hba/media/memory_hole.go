@@ -147,8 +147,13 @@ func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseB
 	c.pages.Store(0)
 	c.chunk.Store(nil)
 	l.used.Add(-1)
+	lent := l.takeBack(int(i % chunksPerLeaf))
 	s.Unlock()
-	// Nobody else can reach ch any more.
+	// Nobody else can reach ch any more, but by references to its pages.
+	if lent {
+		m.pool.empty([]*chunk{ch}, 1)
+		return
+	}
 	if batch.add(ch) {
 		m.pool.release(batch)
 	}

@@ -3,6 +3,7 @@ package target
 import (
 	"fmt"
 
+	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
@@ -30,6 +31,9 @@ type Task struct {
 	// Segments are the data buffers in order. They hold DataBytes bytes.
 	Segments  [][]byte
 	DataBytes int
+	// Pages may be filled instead of Segments, with DataBytes bytes, by a unit that has them
+	// on pages which it lends.
+	Pages dma.Pages
 	// PowerCycle is Unit.PowerCycle as it was when the command came, if it has waited
 	// since; zero if not.
 	PowerCycle uint32

@@ -85,6 +85,11 @@ func (u *Unit) read(t *Task, mayBlock bool) (done bool) {
 			return true
 		}
 	}
+	if u.can.Refer != nil && !t.Pages.Expired() && x.length == t.DataBytes &&
+		u.can.Refer.ReferAt(t.Pages, x.length, x.off, mayBlock || u.neverBlocks) {
+		t.TransferredBytes = x.length
+		return true
+	}
 	left := x.length
 	for i := 0; left > 0; i++ {
 		p := segment(t, i, left)

@@ -42,6 +42,7 @@ type Arena struct {
 	reserveBytes int
 	// available is what is not in use, for those who only want to know.
 	available atomic.Int64
+	pipes     pipePool
 
 	mu sync.Mutex
 	// free[o] heads the list of free blocks of MinBlockBytes<<o; links are page
@@ -111,6 +112,7 @@ func NewArena(sizeBytes int) (*Arena, error) {
 		prev:  make([]uint32, pages),
 		state: make([]uint8, pages),
 	}
+	a.pipes.slots = make([]atomic.Pointer[Pipe], (size+PipeLeastBytes-1)/PipeLeastBytes)
 	if size >= reserveFromBytes {
 		a.reserveBytes = size / reserveShare
 	}
@@ -341,6 +343,7 @@ func (a *Arena) Close() error {
 	if a.inUseBytes != 0 {
 		return fmt.Errorf("dma: close arena with %d bytes in use", a.inUseBytes)
 	}
+	a.pipes.close()
 	mem := a.mem
 	a.mem = nil
 	return unmapMemory(mem)

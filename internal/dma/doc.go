@@ -20,4 +20,11 @@
 //	      [ window  ][generation][ offset, bytes  ]
 //
 // Mapping and unmapping cost a store or two, with no lock and no table walk.
+//
+// # Pipes
+//
+// A Pipe may stand for a long block that is to be sent and never looked at. A device that
+// has the data in pages gives references to those, and copies nothing; one that has not, or
+// does not know of pipes, fills the memory as ever. Windows, addresses and limits are the
+// memory's in either case.
 package dma

@@ -57,9 +57,13 @@ func (v *vector) tryReceive(fd int) (int, syscall.Errno) {
 	return v.try(fd, unix.SYS_RECVFROM, unix.SYS_RECVMSG, unix.MSG_DONTWAIT)
 }
 
-// trySend sends without waiting.
-func (v *vector) trySend(fd int) (int, syscall.Errno) {
-	return v.try(fd, unix.SYS_SENDTO, unix.SYS_SENDMSG, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+// trySend sends without waiting. more says that something follows at once.
+func (v *vector) trySend(fd int, more bool) (int, syscall.Errno) {
+	flags := uintptr(unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL)
+	if more {
+		flags |= unix.MSG_MORE
+	}
+	return v.try(fd, unix.SYS_SENDTO, unix.SYS_SENDMSG, flags)
 }
 
 // try makes the system call plain, or if there is more than one part, vectored. The
@@ -87,4 +91,19 @@ func (v *vector) try(fd int, plain, vectored, flags uintptr) (int, syscall.Errno
 func (v *vector) header() unsafe.Pointer {
 	v.hdr = syscall.Msghdr{Iov: unsafe.SliceData(v.iov), Iovlen: uint64(len(v.iov))}
 	return unsafe.Pointer(&v.hdr)
+}
+
+// splice moves what is in a pipe, up to n bytes, to a socket that does not wait. The
+// scheduler is not told: nothing is copied.
+func splice(pipe, fd, n int) (int, error) {
+	for {
+		k, _, errno := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(pipe), 0, uintptr(fd), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)
+		switch errno {
+		case 0:
+			return int(k), nil
+		case syscall.EINTR:
+		default:
+			return 0, errno
+		}
+	}
 }

@@ -406,13 +406,16 @@ func (c *Conn) yield() bool {
 // Send waits until it has sent something of bufs.
 //
 // Errors: net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno.
-func (c *Conn) Send(bufs [][]byte) (int, error) { return c.send(bufs, true) }
+func (c *Conn) Send(bufs [][]byte) (int, error) { return c.send(bufs, true, false) }
 
 // TrySend is Send without waiting: zero bytes without an error mean that there is
 // no room.
-func (c *Conn) TrySend(bufs [][]byte) (int, error) { return c.send(bufs, false) }
+func (c *Conn) TrySend(bufs [][]byte) (int, error) { return c.send(bufs, false, false) }
 
-func (c *Conn) send(bufs [][]byte, wait bool) (int, error) {
+// TrySendMore is TrySend of what more follows at once, by Splice for example.
+func (c *Conn) TrySendMore(bufs [][]byte) (int, error) { return c.send(bufs, false, true) }
+
+func (c *Conn) send(bufs [][]byte, wait, more bool) (int, error) {
 	if !c.use() {
 		return 0, net.ErrClosed
 	}
@@ -427,7 +430,7 @@ func (c *Conn) send(bufs [][]byte, wait bool) (int, error) {
 		return 0, err
 	}
 	for {
-		n, errno := v.trySend(c.fd)
+		n, errno := v.trySend(c.fd, more)
 		switch {
 		case errno == 0:
 			return n, nil

@@ -1,0 +1,71 @@
+package media
+
+import (
+	"github.com/vhbad/vhbad/internal/dma"
+	"golang.org/x/sys/unix"
+)
+
+// ReferAt implements Referrer, with the pages of the page cache. Without mayBlock they
+// must all be there.
+func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
+	s := stripesOf(off, 1)
+	if to.Expired() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes {
+		return false
+	}
+	if mayBlock {
+		f.ranges.share(s)
+	} else if !f.ranges.tryShare(s) {
+		return false
+	}
+	defer f.ranges.unshare(s)
+	if !inside(off, int64(n), f.size.Load()) || !mayBlock && !f.cached(off, n) {
+		return false
+	}
+	pipe, ok := to.Begin()
+	if !ok {
+		return false
+	}
+	return to.End(spliceAll(f.fd, pipe, n, off))
+}
+
+// cached reports whether all pages with the n bytes from off are in the page cache, and the
+// first and the last have been read: the rest of what is read ahead comes between them. The
+// kernel may still drop some at once, and have who splices wait for them; it does so with
+// those that nobody has used for long.
+func (f *File) cached(off int64, n int) bool {
+	if f.noCacheStat.Load() {
+		return false
+	}
+	first := off &^ (pageBytes - 1)
+	last := (off + int64(n) - 1) &^ (pageBytes - 1)
+	var stat unix.Cachestat_t
+	err := unix.Cachestat(uint(f.fd), &unix.CachestatRange{Off: uint64(first), Len: uint64(last - first + pageBytes)}, &stat, 0)
+	if err != nil {
+		f.noCacheStat.Store(true) // Linux has it from 6.5 on
+		return false
+	}
+	return stat.Cache == uint64(last-first)>>pageShift+1 && f.readable(off) && f.readable(off+int64(n)-1)
+}
+
+// readable reports whether the byte at off can be read without waiting.
+func (f *File) readable(off int64) bool {
+	var b [1]byte
+	n, errno := preadNoWait(f.fd, b[:], off)
+	return errno == 0 && n == 1
+}
+
+// spliceAll moves references to the n bytes from off to a pipe that has room for them.
+func spliceAll(fd, pipe, n int, off int64) bool {
+	for n > 0 {
+		k, errno := splice(fd, off, pipe, n)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0 || k == 0: // the file was truncated, or is of another kind than thought
+			return false
+		}
+		off += int64(k)
+		n -= k
+	}
+	return true
+}

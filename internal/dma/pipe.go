@@ -1,0 +1,315 @@
+package dma
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// PipeLeastBytes is the shortest transfer that a Pipe is for: below, copying costs
+	// less than the calls.
+	PipeLeastBytes = 64 << 10
+	// PipeMostBytes is what a Pipe holds: what the kernel lets anybody have.
+	PipeMostBytes = 1 << 20
+)
+
+// A Pipe may take the place of memory as what a device fills: it holds references to the
+// pages that the data are on, and the data are not copied. Whoever sends them gives the
+// references to a socket. A pipe(7) it is, which knows no other use for it.
+//
+// Its owner arms it: it then stands for a piece of an arena, and a device that is about to
+// fill that may fill the pipe instead. The owner disarms it when the device has done, and
+// learns which of the two has the data. A device that is late, or that does the same once
+// more, finds that its Pages have expired.
+//
+// What is written to the pages later is seen by whoever reads the references later.
+//
+// Concurrency: Disarm, Send and so on are the owner's, one call at a time. Pages may
+// be used at any time.
+type Pipe struct {
+	in, out int // descriptors: in is written
+
+	// state is a generation and a pipeState; Pages are of one generation.
+	state atomic.Uint64
+	// extent is what it stands for, in the arena: base and length as in a window.
+	extent atomic.Uint64
+	// users are the owner and who fills it. The last closes it.
+	users atomic.Int32
+
+	armed bool // the owner's
+	left  int  // bytes that are in it, once disarmed; the owner's
+}
+
+// A pipeState is what is in a Pipe.
+type pipeState uint64
+
+const (
+	pipeEmpty   pipeState = iota // and not armed
+	pipeArmed                    // empty
+	pipeFilling                  // Pages are being filled
+	pipeFilled
+	pipeSpoilt // there is something in it that nobody wants
+
+	pipeStateBits = 3
+)
+
+func (s pipeState) in(word uint64) bool { return pipeState(word&(1<<pipeStateBits-1)) == s }
+
+// of is the word for s in word's generation.
+func (s pipeState) of(word uint64) uint64 { return word&^(1<<pipeStateBits-1) | uint64(s) }
+
+// next is the word for s in the generation behind word's.
+func (s pipeState) next(word uint64) uint64 { return s.of(word) + 1<<pipeStateBits }
+
+// newPipe makes an empty one.
+func newPipe() (*Pipe, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("dma: pipe: %w", err)
+	}
+	p := &Pipe{in: fds[1], out: fds[0]}
+	p.users.Store(1)
+	if n, err := unix.FcntlInt(uintptr(p.in), unix.F_SETPIPE_SZ, PipeMostBytes); err != nil || n < PipeMostBytes {
+		p.leave()
+		return nil, fmt.Errorf("dma: pipe of %d bytes: %d, %w", PipeMostBytes, n, err)
+	}
+	return p, nil
+}
+
+// enter counts a user in. It is false if the pipe is closed.
+func (p *Pipe) enter() bool {
+	for n := p.users.Load(); n > 0; n = p.users.Load() {
+		if p.users.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+	return false
+}
+
+// leave counts a user out.
+func (p *Pipe) leave() {
+	if p.users.Add(-1) == 0 {
+		_ = unix.Close(p.in)
+		_ = unix.Close(p.out)
+	}
+}
+
+// Pipe returns a pipe that stands for b, which is PipeLeastBytes to PipeMostBytes of a block
+// that the caller has from Alloc and keeps until Disarm. It returns nil if all pipes are in
+// use, or there can be none. The caller owns it until ReturnPipe.
+func (a *Arena) Pipe(b []byte) *Pipe {
+	off := a.offset(b)
+	if off < 0 || len(b) < PipeLeastBytes || len(b) > PipeMostBytes {
+		panic(fmt.Sprintf("dma: a pipe for %d bytes at offset %d of the arena", len(b), off))
+	}
+	p := a.pipes.get()
+	if p == nil {
+		return nil
+	}
+	p.armed = true
+	p.extent.Store(uint64(off)<<extentLenBits | uint64(len(b)))
+	p.state.Store(pipeArmed.next(p.state.Load()))
+	a.pipes.slots[off/PipeLeastBytes].Store(p)
+	return p
+}
+
+// ReturnPipe disarms p, if need be, and takes it back.
+func (a *Arena) ReturnPipe(p *Pipe) {
+	a.Disarm(p)
+	a.pipes.put(p)
+}
+
+// Disarm has p stand for memory no more. It reports whether the pipe has the data, all of
+// them; else the memory has what the device has done.
+//
+// Concurrency: p's owner, when the device has said that it has done.
+func (a *Arena) Disarm(p *Pipe) (filled bool) {
+	if !p.armed {
+		return p.left > 0
+	}
+	p.armed = false
+	extent := p.extent.Load()
+	a.pipes.slots[extent>>extentLenBits/PipeLeastBytes].Store(nil)
+	for {
+		was := p.state.Load()
+		switch {
+		case pipeFilled.in(was):
+			if p.state.CompareAndSwap(was, pipeEmpty.next(was)) {
+				p.left = int(extent & MaxMapBytes)
+				return true
+			}
+		case pipeArmed.in(was):
+			if p.state.CompareAndSwap(was, pipeEmpty.next(was)) {
+				return false
+			}
+		default:
+			if p.state.CompareAndSwap(was, pipeSpoilt.next(was)) {
+				return false
+			}
+		}
+	}
+}
+
+// Left is how many bytes there are to send.
+func (p *Pipe) Left() int { return p.left }
+
+// Out is the descriptor to splice them from.
+func (p *Pipe) Out() int { return p.out }
+
+// Sent says that n of them have left.
+func (p *Pipe) Sent(n int) { p.left -= n }
+
+// ReadFull copies all that is left to b, which is as long.
+func (p *Pipe) ReadFull(b []byte) error {
+	for p.left > 0 {
+		n, err := unix.Read(p.out, b[len(b)-p.left:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return fmt.Errorf("dma: read %d bytes of a pipe: %w", p.left, err)
+		case n == 0:
+			return fmt.Errorf("dma: read %d bytes of a pipe: there are none", p.left)
+		}
+		p.left -= n
+	}
+	return nil
+}
+
+// Pages are the right to fill a Pipe, once. The zero Pages have expired.
+type Pages struct {
+	pipe *Pipe
+	word uint64 // pipeArmed and the generation
+}
+
+// PagesOf returns the right to fill the pipe that stands for b, all of it, or expired Pages
+// if there is none. What has been done to the pipe before is undone: the device does the
+// command anew.
+//
+// Concurrency: any goroutine.
+func (m *IOMMU) PagesOf(b []byte) Pages {
+	a := m.arena
+	off := a.offset(b)
+	if off < 0 {
+		return Pages{}
+	}
+	slot := &a.pipes.slots[off/PipeLeastBytes]
+	p := slot.Load()
+	if p == nil {
+		return Pages{}
+	}
+	word, extent := p.state.Load(), p.extent.Load()
+	if slot.Load() != p || extent != uint64(off)<<extentLenBits|uint64(len(b)) {
+		return Pages{}
+	}
+	switch {
+	case pipeArmed.in(word):
+		return Pages{p, word}
+	case pipeFilling.in(word), pipeFilled.in(word):
+		// It would be more trouble to empty it than that is worth.
+		p.state.CompareAndSwap(word, pipeSpoilt.next(word))
+	}
+	return Pages{}
+}
+
+// Expired says whether there is nothing to fill. It may be so later, too.
+func (g Pages) Expired() bool { return g.pipe == nil }
+
+// Begin returns the descriptor to splice data to. If ok, End follows.
+//
+// Concurrency: any goroutine, once.
+func (g Pages) Begin() (fd int, ok bool) {
+	p := g.pipe
+	if p == nil || !p.enter() {
+		return 0, false
+	}
+	if !p.state.CompareAndSwap(g.word, pipeFilling.of(g.word)) {
+		p.leave()
+		return 0, false
+	}
+	return p.in, true
+}
+
+// End says whether all of the data are in the pipe. It reports whether the device is done
+// with them then: if not, it has to move them to memory.
+func (g Pages) End(all bool) bool {
+	p := g.pipe
+	after := pipeSpoilt
+	if all {
+		after = pipeFilled
+	}
+	counts := p.state.CompareAndSwap(pipeFilling.of(g.word), after.of(g.word))
+	p.leave()
+	return counts && all
+}
+
+// maxPipes is how many an arena may have: three quarters of what the kernel lets a user
+// without privileges have in pipes, fs.pipe-user-pages-soft.
+const maxPipes = 48
+
+// A pipePool is an arena's pipes, made when they are needed.
+//
+// Concurrency: any goroutine. Lock order: mu is a leaf.
+type pipePool struct {
+	// slots[i] is the pipe that stands for memory which begins in the i-th PipeLeastBytes
+	// of the arena.
+	slots []atomic.Pointer[Pipe]
+
+	mu sync.Mutex
+	// +checklocks:mu
+	free []*Pipe
+	// made are those that are free or in use.
+	// +checklocks:mu
+	made int
+	// none: the kernel grants nobody of ours one.
+	// +checklocks:mu
+	none bool
+}
+
+// get returns an empty pipe, or nil.
+func (s *pipePool) get() *Pipe {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.free) - 1; n >= 0 {
+		p := s.free[n]
+		s.free = s.free[:n]
+		return p
+	}
+	if s.none || s.made == maxPipes {
+		return nil
+	}
+	p, err := newPipe()
+	if err != nil {
+		s.none = !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) // those may pass
+		return nil
+	}
+	s.made++
+	return p
+}
+
+// put takes back a pipe that stands for nothing.
+func (s *pipePool) put(p *Pipe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.left == 0 && pipeEmpty.in(p.state.Load()) {
+		s.free = append(s.free, p)
+		return
+	}
+	s.made--
+	p.leave()
+}
+
+// close closes those that are free.
+func (s *pipePool) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.free {
+		p.leave()
+	}
+	s.made -= len(s.free)
+	s.free = nil
+}

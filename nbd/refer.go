@@ -1,0 +1,75 @@
+package nbd
+
+import "github.com/vhbad/vhbad/internal/dma"
+
+// Long reads by reference: a read of 64 KiB to 1 MiB has a pipe beside its memory. A device
+// that has the data in pages puts references to those into the pipe, and a socket takes them
+// from there, so that nobody copies them but the client. Whatever knows nothing of that
+// reads and writes memory as ever.
+
+// refer gives a read a pipe, if its data may go that way and there is one.
+//
+// Concurrency: reader only.
+func (c *Conn) refer(r *Request) {
+	if c.splicer == nil || len(r.Data) < dma.PipeLeastBytes || len(r.Data) > dma.PipeMostBytes {
+		return
+	}
+	r.pipe = c.arena.Pipe(r.Data)
+}
+
+// hasPages says whether the data of a request that is done are in its pipe. They are to be
+// sent as they are then, in one piece.
+func (s *sender) hasPages(r *Request) bool {
+	if r.pipe == nil || !s.arena.Disarm(r.pipe) || r.errno != OK {
+		return false
+	}
+	if !r.cut && r.holeCount == 0 {
+		return true
+	}
+	// What breaks off or has holes is made up in memory.
+	if err := r.pipe.ReadFull(r.Data); err != nil {
+		r.errno = EIO
+	}
+	return false
+}
+
+// appendPages encodes a reply whose data are in its pipe: its header, with which the bufs
+// end, and then the pages.
+func (s *sender) appendPages(r *Request) {
+	if s.format == formatSimple {
+		putSimple(s.header(simpleReplyBytes), r)
+	} else {
+		s.putData(s.header(s.format.dataBytes()), r, 0, len(r.Data))
+	}
+	s.pages = r.pipe
+}
+
+// tryPush sends what it can of the encoded replies without waiting; zero bytes without an
+// error as of stream.tryWrite.
+func (c *Conn) tryPush() (int, error) {
+	s := &c.sender
+	switch {
+	case s.unsent == len(s.bufs):
+		return c.splicer.trySplice(s.pages)
+	case s.pages != nil:
+		return c.splicer.tryWriteMore(s.bufs[s.unsent:])
+	}
+	return c.stream.tryWrite(s.bufs[s.unsent:])
+}
+
+// push is tryPush, but waits as stream.write does.
+func (c *Conn) push() (int, error) {
+	s := &c.sender
+	if s.unsent == len(s.bufs) {
+		return c.splicer.splice(s.pages)
+	}
+	return c.stream.write(s.bufs[s.unsent:])
+}
+
+// returnPipe is called when a request needs its pipe no more.
+func (c *Conn) returnPipe(r *Request) {
+	if r.pipe != nil {
+		c.arena.ReturnPipe(r.pipe)
+		r.pipe = nil
+	}
+}
