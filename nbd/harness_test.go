@@ -59,6 +59,11 @@ func newServerOf(t testing.TB, limits nbd.Limits, arenaBytes int, exports ...nbd
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, e := range exports {
+		if m, ok := e.Device.(*nbdtest.Memory); ok && m.Lends == nil {
+			m.Lends = dma.NewIOMMU(arena)
+		}
+	}
 	s := &testServer{Server: &nbd.Server{Exports: set, Arena: arena, Limits: limits}, t: t}
 	t.Cleanup(s.close)
 	return s

@@ -6,6 +6,9 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/nbd"
 )
 
@@ -23,6 +26,10 @@ type Memory struct {
 	// Sparse has blocks of SparseBytes that are zero be holes, in OpBlockStatus and
 	// to clients that can be told of them.
 	Sparse bool
+	// Lends, unless nil, is by whom the device reaches the server's memory: it then lends
+	// pages with what is read where it may, three times of four, and leaves garbage in
+	// memory.
+	Lends *dma.IOMMU
 
 	size atomic.Uint64
 	mu   sync.RWMutex
@@ -134,7 +141,9 @@ func (m *Memory) doLocked(r *nbd.Request) nbd.Errno {
 			readSparse(r, at)
 			break
 		}
-		copy(r.Data, at)
+		if r.OffsetBytes/4096%4 == 3 || !Lend(m.Lends, r, at) {
+			copy(r.Data, at)
+		}
 	case nbd.OpWrite:
 		copy(at, r.Data)
 	case nbd.OpTrim, nbd.OpWriteZeroes:
@@ -154,6 +163,27 @@ func (m *Memory) doLocked(r *nbd.Request) nbd.Errno {
 	case nbd.OpFlush, nbd.OpCache, nbd.OpCount:
 	}
 	return nbd.OK
+}
+
+// Lend lends pages with data, which are all that r reads, and leaves garbage in its memory.
+// It reports false if r does not take pages.
+func Lend(m *dma.IOMMU, r *nbd.Request, data []byte) bool {
+	if m == nil {
+		return false
+	}
+	pages := m.PagesOf(r.Data)
+	fd, ok := pages.Begin()
+	if !ok {
+		return false
+	}
+	n, err := unix.Write(fd, data)
+	if !pages.End(err == nil && n == len(data)) {
+		return false
+	}
+	for i := 0; i < len(r.Data); i += 512 {
+		r.Data[i] ^= 0xdb
+	}
+	return true
 }
 
 // blockOf returns how much of at, which begins at offset, lies in one block, and

@@ -1,0 +1,300 @@
+package nbd_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// pipes counts how many pipes an arena has to give.
+func pipes(t *testing.T, a *dma.Arena) (n int) {
+	t.Helper()
+	var blocks [][]byte
+	var taken []*dma.Pipe
+	for {
+		b := a.Alloc(dma.PipeLeastBytes)
+		if b == nil {
+			t.Fatal("no memory to count pipes with")
+		}
+		blocks = append(blocks, b)
+		p := a.Pipe(b)
+		if p == nil {
+			break
+		}
+		taken = append(taken, p)
+	}
+	for _, p := range taken {
+		a.ReturnPipe(p)
+	}
+	for _, b := range blocks {
+		a.Free(b)
+	}
+	return len(taken)
+}
+
+// TestRefer: long reads whose pages were lent and short ones come in whatever order, to a
+// client that at first takes nothing, as they were on the disk.
+func TestRefer(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, dia := range dialects() {
+			for _, async := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/async=%t", network, dia.name, async), func(t *testing.T) {
+					const seed, diskBytes, depth = 7, 4 << 20, 40
+					d := nbdtest.NewMemory(diskBytes)
+					d.Async, d.Seed = async, seed
+					random := rand.New(rand.NewPCG(seed, 1))
+					disk := make([]byte, diskBytes)
+					for i := range disk {
+						disk[i] = byte(random.Uint32())
+					}
+					d.Fill(disk)
+					s := newServer(t, d, nbd.Limits{})
+					all := pipes(t, s.Arena)
+					c := s.speak(network, dia)
+					var commands []nbdtest.Command
+					for i := range depth {
+						n := []int{512, dma.PipeLeastBytes - 512, dma.PipeLeastBytes, 100_000, 256 << 10, payloadBytes}[random.IntN(6)]
+						commands = append(commands, nbdtest.Command{
+							Type: nbdtest.CmdRead, Cookie: uint64(i),
+							Offset: uint64(random.IntN((diskBytes-n)/512+1)) * 512, Length: uint32(n),
+						})
+					}
+					if err := c.Send(commands...); err != nil {
+						t.Fatal(err)
+					}
+					for range commands {
+						r, err := c.Receive()
+						if err != nil {
+							t.Fatalf("seed %d: %v", seed, err)
+						}
+						cmd := commands[r.Cookie]
+						if r.Errno != nbd.OK || !bytes.Equal(r.Data, disk[cmd.Offset:][:cmd.Length]) {
+							t.Fatalf("seed %d: %v: %v, or other data than the disk's", seed, cmd, r.Errno)
+						}
+					}
+					if err := c.Close(); err != nil {
+						t.Fatal(err)
+					}
+					s.waitStats("end", func(st nbd.Stats) bool { return len(st.Connections) == 0 })
+					if n := pipes(t, s.Arena); n != all {
+						t.Errorf("%d pipes, %d before", n, all)
+					}
+				})
+			}
+		}
+	}
+}
+
+// lending is a server with one client and a device whose requests are the test's to answer.
+type lending struct {
+	*testServer
+	device *nbdtest.Manual
+	iommu  *dma.IOMMU
+	client *nbdtest.Client
+	pipes  int
+}
+
+func newLending(t *testing.T, network string, dia dialect) *lending {
+	t.Helper()
+	d := nbdtest.NewManual(4 << 20)
+	s := newServer(t, d, nbd.Limits{})
+	if dia.TLS != nil {
+		panic("not here: secure makes the dialect for one server")
+	}
+	return &lending{s, d, dma.NewIOMMU(s.Arena), s.speak(network, dia), pipes(t, s.Arena)}
+}
+
+// read sends a read of n bytes and returns it as the device gets it.
+func (l *lending) read(t *testing.T, n int) *nbd.Request {
+	t.Helper()
+	if err := l.client.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 5, Length: uint32(n)}); err != nil {
+		t.Fatal(err)
+	}
+	return <-l.device.Requests
+}
+
+// end closes the client, and sees to it that all pipes are back.
+func (l *lending) end(t *testing.T) {
+	t.Helper()
+	_ = l.client.Conn.Close()
+	<-l.device.Closed
+	l.waitStats("end", func(st nbd.Stats) bool { return len(st.Connections) == 0 })
+	if n := pipes(t, l.Arena); n != l.pipes {
+		t.Errorf("%d pipes, %d before", n, l.pipes)
+	}
+}
+
+// TestRefer_None: there are no pages to fill for short reads and very long ones, for
+// writes, and where there is no socket to take them, or TLS.
+func TestRefer_None(t *testing.T) {
+	const mostBytes = 2 << 20
+	authority := nbdtest.NewAuthority(t)
+	for _, tt := range []struct {
+		network string
+		secure  bool
+		bytes   int
+		write   bool
+		want    bool
+	}{
+		{network: "unix", bytes: dma.PipeLeastBytes, want: true},
+		{network: "tcp", bytes: dma.PipeMostBytes, want: true},
+		{network: "unix", bytes: dma.PipeLeastBytes - 512},
+		{network: "unix", bytes: dma.PipeMostBytes + 512},
+		{network: "unix", bytes: dma.PipeLeastBytes, write: true},
+		{network: "pipe", bytes: dma.PipeLeastBytes},
+		{network: "unix", bytes: dma.PipeLeastBytes, secure: true},
+	} {
+		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
+			d := nbdtest.NewManual(4 << 20)
+			s := newServer(t, d, nbd.Limits{MaxPayloadBytes: mostBytes})
+			m := dma.NewIOMMU(s.Arena)
+			dia := dialects()[1]
+			if tt.secure {
+				dia = s.secure(dia, authority)
+			}
+			c := s.speak(tt.network, dia)
+			cmd := nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 5, Length: uint32(tt.bytes)}
+			if tt.write {
+				cmd.Type, cmd.Payload = nbdtest.CmdWrite, make([]byte, tt.bytes)
+			}
+			sent := make(chan error, 1)
+			go func() { sent <- c.Send(cmd) }() // a pipe keeps nothing
+			r := <-d.Requests
+			if got := !m.PagesOf(r.Data).Expired(); got != tt.want {
+				t.Errorf("pages: %t", got)
+			}
+			clear(r.Data)
+			nbdtest.Complete(r, nbd.OK)
+			if _, err := c.Receive(); err != nil {
+				t.Error(err)
+			}
+			if err := <-sent; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestRefer_Failed: pages of a request that failed are not sent, and nobody else gets them.
+func TestRefer_Failed(t *testing.T) {
+	for _, dia := range dialects() {
+		t.Run(dia.name, func(t *testing.T) {
+			l := newLending(t, "unix", dia)
+			r := l.read(t, 256<<10)
+			if !nbdtest.Lend(l.iommu, r, pattern(256<<10, 1)) {
+				t.Fatal("no pages")
+			}
+			nbdtest.Complete(r, nbd.EIO)
+			if got, err := l.client.Receive(); err != nil || got.Errno != nbd.EIO {
+				t.Errorf("%v, %v", got.Errno, err)
+			}
+			want := pattern(256<<10, 2)
+			r = l.read(t, len(want))
+			if !nbdtest.Lend(l.iommu, r, want) {
+				t.Fatal("no pages")
+			}
+			nbdtest.Complete(r, nbd.OK)
+			if got, err := l.client.Receive(); err != nil || got.Errno != nbd.OK || !bytes.Equal(got.Data, want) {
+				t.Errorf("%v, %v, or other data", got.Errno, err)
+			}
+			l.end(t)
+		})
+	}
+}
+
+// TestRefer_Holes: a reply of pages and holes is made up in memory.
+func TestRefer_Holes(t *testing.T) {
+	for _, dia := range dialects()[1:] {
+		t.Run(dia.name, func(t *testing.T) {
+			l := newLending(t, "unix", dia)
+			want := pattern(256<<10, 1)
+			clear(want[4096:8192])
+			r := l.read(t, len(want))
+			if !nbdtest.Lend(l.iommu, r, want) || !r.AddHole(4096, 4096) {
+				t.Fatal("no pages, or no holes")
+			}
+			nbdtest.Complete(r, nbd.OK)
+			got, err := l.client.Receive()
+			if err != nil || !bytes.Equal(got.Data, want) || len(got.Holes) != 1 {
+				t.Errorf("%v, or other data, %d holes", err, len(got.Holes))
+			}
+			l.end(t)
+		})
+	}
+}
+
+// TestRefer_Abandoned: the pages of a request that was answered while the device may still
+// be at it are nobody's any more.
+func TestRefer_Abandoned(t *testing.T) {
+	l := newLending(t, "unix", dialects()[1])
+	r := l.read(t, 256<<10)
+	pages := l.iommu.PagesOf(r.Data)
+	conn := r.Conn()
+	loan, flush := r.Abandon(nbd.EIO)
+	if flush {
+		conn.Flush()
+	}
+	if _, ok := pages.Begin(); ok {
+		t.Error("they can still be filled")
+	}
+	if got, err := l.client.Receive(); err != nil || got.Errno != nbd.EIO {
+		t.Errorf("%v, %v", got.Errno, err)
+	}
+	loan.Return()
+	l.end(t)
+}
+
+// TestRefer_Leaves: a client that goes with replies on their way leaves nothing behind.
+func TestRefer_Leaves(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			l := newLending(t, network, dialects()[0])
+			for range 2 { // more than a unix socket holds
+				r := l.read(t, payloadBytes)
+				nbdtest.Lend(l.iommu, r, pattern(payloadBytes, 1))
+				nbdtest.Complete(r, nbd.OK)
+			}
+			if _, err := io.CopyN(io.Discard, l.client.Conn, payloadBytes/2); err != nil {
+				t.Fatal(err)
+			}
+			l.end(t)
+		})
+	}
+}
+
+// TestRefer_Cut: a reply breaks off where it should though its data were lent.
+func TestRefer_Cut(t *testing.T) {
+	for i, dia := range dialects() {
+		for _, at := range []uint32{0, 16, 1000, 100_000, nbd.HalfReply} {
+			t.Run(fmt.Sprintf("%s/%d", dia.name, at), func(t *testing.T) {
+				l := newLending(t, "unix", dia)
+				data := pattern(256<<10, 1)
+				header := []int{16, 28, 40}[i]
+				r := l.read(t, len(data))
+				if !nbdtest.Lend(l.iommu, r, data) {
+					t.Fatal("no pages")
+				}
+				r.CutReply(at)
+				nbdtest.Complete(r, nbd.OK)
+				got, err := io.ReadAll(l.client.Conn)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := int(at)
+				if at == nbd.HalfReply {
+					want = []int{16, 20 + 4, 32 + 4}[i] + len(data)/2
+				}
+				if len(got) != want || want > header && !bytes.Equal(got[header:], data[:want-header]) {
+					t.Errorf("%d bytes, want %d, or other ones", len(got), want)
+				}
+				l.end(t)
+			})
+		}
+	}
+}
