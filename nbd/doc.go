@@ -12,7 +12,8 @@
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
 //	      ahead   memory for the payload that is expected next (ahead.go)
-//	    sender    completed Requests -> socket, by whoever flushes (send.go)
+//	    sender    completed Requests -> socket, by whoever flushes (send.go), long
+//	              reads by reference to the device's pages (refer.go)
 //	    lastOrders  what a draining connection still takes (drain.go)
 //	    gatherer  when to wait for more requests (gather.go), and whether that pays
 //	              on this machine (trial.go)
