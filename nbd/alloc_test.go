@@ -72,6 +72,18 @@ func TestAllocs_SteadyState(t *testing.T) {
 	}
 }
 
+// TestAllocs_Refer: neither do long reads whose pages are lent.
+func TestAllocs_Refer(t *testing.T) {
+	const depth, size, rounds = 3, 256 << 10, 100
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			s := newServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{})
+			c := s.client(network)
+			steady(t, newLoad(c.Conn, false, size, depth), rounds)
+		})
+	}
+}
+
 // dialectLoad is a load in another dialect: kind is a request type.
 func dialectLoad(nc net.Conn, d dialect, kind uint16, size, depth int) *load {
 	l := &load{nc: nc, depth: depth, batches: 1}
