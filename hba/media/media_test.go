@@ -45,14 +45,14 @@ func newFile(tb testing.TB, c media.FileConfig) *media.File {
 }
 
 func TestMemory_Conformance(t *testing.T) {
-	mediatest.Run(t, mediatest.Options{WholeBlocks: true}, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{WholeBlocks: true, Lends: media.SlabsLendable}, func(t *testing.T) media.Media {
 		t.Helper()
 		return newMemory(t, media.MemoryConfig{SizeBytes: mediatest.MinBytes + 3<<30 + 512})
 	})
 }
 
 func TestFile_Conformance(t *testing.T) {
-	mediatest.Run(t, mediatest.Options{}, func(t *testing.T) media.Media {
+	mediatest.Run(t, mediatest.Options{Lends: true}, func(t *testing.T) media.Media {
 		t.Helper()
 		return newFile(t, media.FileConfig{SizeBytes: mediatest.MinBytes + 64<<10 + 512})
 	})

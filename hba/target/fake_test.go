@@ -4,7 +4,10 @@ import (
 	"errors"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhbad/vhbad/hba/media"
+	"github.com/vhbad/vhbad/internal/dma"
 )
 
 var errBroken = errors.New("broken by the test")
@@ -15,7 +18,8 @@ type fakeMedium struct {
 	*media.Memory
 
 	mu sync.Mutex
-	// fail has the error of the next calls by name: "read", "write", "flush".
+	// fail has the error of the next calls by name: "read", "write", "flush"; of "refer"
+	// it says that nothing is lent.
 	fail map[string]error
 	// calls counts calls by name.
 	calls map[string]int
@@ -23,6 +27,11 @@ type fakeMedium struct {
 	ready int
 	// hidden are abilities that it pretends not to have.
 	hidden media.Ability
+	// quick: it never blocks.
+	quick bool
+	// mayBlock is what the last ReferAt was told, after "flush" as often as flushed says.
+	mayBlock bool
+	flushed  int
 }
 
 func (f *fakeMedium) enter(name string) error {
@@ -47,7 +56,7 @@ func (f *fakeMedium) setFail(name string, err error) {
 	f.fail = map[string]error{name: err}
 }
 
-func (f *fakeMedium) NeverBlocks() bool { return false }
+func (f *fakeMedium) NeverBlocks() bool { return f.quick }
 
 func (f *fakeMedium) Supports(a media.Ability) bool { return f.hidden&a == 0 }
 
@@ -96,6 +105,27 @@ func (f *fakeMedium) isReady() bool {
 	}
 	f.ready--
 	return true
+}
+
+// ReferAt lends copies, with the race detector as without.
+func (f *fakeMedium) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
+	err := f.enter("refer")
+	f.mu.Lock()
+	f.mayBlock, f.flushed = mayBlock, f.calls["flush"]
+	f.mu.Unlock()
+	p := make([]byte, n)
+	if err != nil {
+		return false
+	}
+	if _, err := f.Memory.ReadAt(p, off); err != nil {
+		return false
+	}
+	fd, ok := to.Begin()
+	if !ok {
+		return false
+	}
+	k, err := unix.Write(fd, p)
+	return to.End(k == n && err == nil)
 }
 
 func (f *fakeMedium) Flush() error {

@@ -18,6 +18,8 @@ const MinBytes = 1 << 20
 type Options struct {
 	// WholeBlocks: a read never sees a block of 512 bytes half written.
 	WholeBlocks bool
+	// Lends: pages that have been written are lent, to who may block at least.
+	Lends bool
 }
 
 // Run checks the promises of package media on media that open returns: empty
@@ -42,6 +44,10 @@ func Run(t *testing.T, o Options, open func(t *testing.T) media.Media) {
 		{"CountsByCompareAndWrite", counts},
 		{"Resizes", resizes},
 		{"Prefetches", prefetches},
+		{"Lends", o.lends},
+		{"LendsNothingElse", lendsNothingElse},
+		{"LendsWhatIsThere", lendsWhatIsThere},
+		{"LendsForGood", lendsForGood},
 		{"RunsConcurrently", o.runsConcurrently},
 		{"Closes", closes},
 	} {

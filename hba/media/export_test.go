@@ -1,0 +1,4 @@
+package media
+
+// SlabsLendable is slabsLendable.
+const SlabsLendable = slabsLendable
