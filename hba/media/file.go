@@ -28,7 +28,7 @@ type File struct {
 	// the kernel first says so, and never go back.
 	noTryRead, noTryWrite, noDSync atomic.Bool
 	noHoles, noExtents             atomic.Bool
-	noCacheStat                    atomic.Bool
+	noCacheStat, noSplice          atomic.Bool
 
 	// ranges keeps COMPARE AND WRITE alone on its range: writes share their
 	// stripes. Reads share their first, and what may last long but writes nothing

@@ -9,7 +9,7 @@ import (
 // must all be there.
 func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
 	s := stripesOf(off, 1)
-	if to.Expired() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes {
+	if to.Expired() || f.noSplice.Load() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes {
 		return false
 	}
 	if mayBlock {
@@ -25,7 +25,7 @@ func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
 	if !ok {
 		return false
 	}
-	return to.End(spliceAll(f.fd, pipe, n, off))
+	return to.End(f.spliceAll(pipe, n, off))
 }
 
 // cached reports whether all pages with the n bytes from off are in the page cache, and the
@@ -55,13 +55,16 @@ func (f *File) readable(off int64) bool {
 }
 
 // spliceAll moves references to the n bytes from off to a pipe that has room for them.
-func spliceAll(fd, pipe, n int, off int64) bool {
+func (f *File) spliceAll(pipe, n int, off int64) bool {
 	for n > 0 {
-		k, errno := splice(fd, off, pipe, n)
+		k, errno := splice(f.fd, off, pipe, n)
 		switch {
 		case errno == unix.EINTR:
 			continue
-		case errno != 0 || k == 0: // the file was truncated, or is of another kind than thought
+		case errno != 0 || k == 0: // k == 0: the file was truncated
+			if noSuchFlag(errno) {
+				f.noSplice.Store(true) // the file system has none
+			}
 			return false
 		}
 		off += int64(k)
