@@ -47,8 +47,8 @@ type MemoryConfig struct {
 // had; of any other, only pages that are written take memory.
 //
 // It never blocks. A block of up to 4 KiB is never seen half written, as each
-// chunk is read and written under its stripe's lock, but through pages that were lent. Calls on different chunks
-// run side by side, and so do reads of one chunk.
+// chunk is read and written under its stripe's lock, but through pages that were
+// lent. Calls on different chunks run side by side, and so do reads of one chunk.
 type Memory struct {
 	name string
 	pool pool
