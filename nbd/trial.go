@@ -18,8 +18,8 @@ type trial struct {
 	// without says that connections whose pauses bring requests do without, unless that
 	// takes the turn of one that asks for little.
 	without atomic.Bool
-	// spared says that one has done without in the present window, and held that one has
-	// paused all the same.
+	// spared says that one has done without in the present window without, and held that
+	// one has paused all the same.
 	spared, held atomic.Bool
 	// endNs is when the window or the verdict's term ends, since epoch.
 	endNs atomic.Int64
@@ -119,7 +119,6 @@ func (t *trial) add(requests int, atNs int64) {
 // +checklocks:t.mu
 func (t *trial) turnLocked(atNs int64) {
 	took, requests := atNs-t.beganNs, t.requests.Swap(0)
-	spared, held := t.spared.Swap(false), t.held.Swap(false)
 	switch {
 	case t.window == trialWindows: // the term is over
 		t.window, t.found = 0, 0
@@ -129,7 +128,8 @@ func (t *trial) turnLocked(atNs int64) {
 		t.window -= t.window % 2
 	default:
 		t.rates[t.window%2] = float64(requests) / float64(took)
-		if spared && !held { // else the pair had pauses in both, or in neither
+		// If nobody was spared a pause, or somebody had to make it, the pair says nothing.
+		if t.window%2 == 1 && t.spared.Load() && !t.held.Load() {
 			t.ratios[t.found] = min(max(t.rates[1]/t.rates[0], 1/trialMost), trialMost)
 			t.found++
 		}
@@ -139,6 +139,10 @@ func (t *trial) turnLocked(atNs int64) {
 	if t.window == trialWindows {
 		t.judgeLocked()
 		term, without = trialTerm, t.ratio > 1+trialGain
+	}
+	if without { // until then, somebody may come late who has found that a window before was
+		t.spared.Store(false)
+		t.held.Store(false)
 	}
 	t.without.Store(without)
 	t.beganNs = atNs

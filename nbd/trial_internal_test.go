@@ -185,6 +185,23 @@ func TestTrial_Nothing(t *testing.T) {
 	}
 }
 
+// TestTrial_Late: who comes late and says in a window with pauses that it was spared one in
+// the window before adds nothing.
+func TestTrial_Late(t *testing.T) {
+	var tr trial
+	at := int64(1e9)
+	for was := false; at < int64(4*trialTerm); was = tr.without.Load() {
+		at = tr.run(clientele{with: 160_000, without: 200_000}, at, time.Millisecond)
+		if was && !tr.without.Load() {
+			tr.spared.Store(true)
+			tr.held.Store(true)
+		}
+	}
+	if !tr.without.Load() || tr.ratio < 1.2 || tr.found > trialPairs {
+		t.Errorf("does without: %t, ratio %.3f of %d pairs", tr.without.Load(), tr.ratio, tr.found)
+	}
+}
+
 // TestTrial_Half: a trial of which less than half says something is none.
 func TestTrial_Half(t *testing.T) {
 	for _, tt := range []struct{ says, want int }{{trialPairs / 2, 0}, {trialPairs/2 + 1, 1}} {

@@ -9,7 +9,7 @@ import (
 // must all be there.
 func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
 	s := stripesOf(off, 1)
-	if to.Expired() || f.noSplice.Load() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes {
+	if !smallPages || to.Expired() || f.noSplice.Load() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes {
 		return false
 	}
 	if mayBlock {
@@ -28,8 +28,12 @@ func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
 	return to.End(f.spliceAll(pipe, n, off))
 }
 
-// cached reports whether all pages with the n bytes from off are in the page cache, and the
-// first and the last have been read: the rest of what is read ahead comes between them. The
+// probeBytes is how far apart pages are that are looked at: what is read ahead at a time, by
+// default.
+const probeBytes = 128 << 10
+
+// cached reports whether all pages with the n bytes from off are in the page cache, and some
+// have been read, the last among them: what is read ahead is there before it is read. The
 // kernel may still drop some at once, and have who splices wait for them; it does so with
 // those that nobody has used for long.
 func (f *File) cached(off int64, n int) bool {
@@ -44,7 +48,16 @@ func (f *File) cached(off int64, n int) bool {
 		f.noCacheStat.Store(true) // Linux has it from 6.5 on
 		return false
 	}
-	return stat.Cache == uint64(last-first)>>pageShift+1 && f.readable(off) && f.readable(off+int64(n)-1)
+	if stat.Cache != uint64(last-first)>>pageShift+1 {
+		return false
+	}
+	end := off + int64(n)
+	for at := off; at < end; at += probeBytes {
+		if !f.readable(at) {
+			return false
+		}
+	}
+	return f.readable(end - 1)
 }
 
 // readable reports whether the byte at off can be read without waiting.

@@ -44,7 +44,7 @@ type NonBlockingWriter interface {
 type Referrer interface {
 	// ReferAt fills to, if it has not expired, with references to the n bytes from off,
 	// and reports whether it has. If not, ReadAt has to be called, which tells errors, too.
-	// It waits for nothing unless mayBlock. What is written to the range later may be seen
+	// It waits for next to nothing unless mayBlock. What is written to the range later may be seen
 	// through the references, and nothing else.
 	ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool
 }

@@ -32,7 +32,8 @@ type MemoryConfig struct {
 	// SizeBytes is what the medium offers, from 1 to MaxMemoryBytes.
 	SizeBytes int64
 	// LimitBytes bounds what it really takes, in whole chunks of 64 KiB; writes
-	// beyond fail with ErrNoSpace. Zero means no limit.
+	// beyond fail with ErrNoSpace. Zero means no limit. Pages that were lent and then
+	// discarded are on top, until who has them has looked.
 	LimitBytes int64
 }
 

@@ -94,7 +94,7 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 // hole zeroes n bytes from off, which the caller has checked, and releases the
 // chunks that this empties. The caller keeps Close out, by lifeMu or resizeMu.
 func (m *Memory) hole(off, n int64) {
-	var batch releaseBatch
+	var batch, lent releaseBatch
 	root := *m.root.Load()
 	for end := off + n; off < end; {
 		leafEnd := min(end, off|(leafBytes-1)+1)
@@ -112,15 +112,16 @@ func (m *Memory) hole(off, n int64) {
 			// A chunk that is not there now reads as zeros now, which is when this
 			// call took effect for it.
 			if c := &l.cells[i%chunksPerLeaf]; c.chunk.Load() != nil {
-				m.holeChunk(l, c, i, at, k, &batch)
+				m.holeChunk(l, c, i, at, k, &batch, &lent)
 			}
 			off += int64(k)
 		}
 	}
 	m.pool.release(&batch)
+	m.pool.replace(&lent)
 }
 
-func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseBatch) {
+func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch, lent *releaseBatch) {
 	s := &m.stripes[i%memoryStripes]
 	s.Lock()
 	ch := c.chunk.Load()
@@ -147,11 +148,13 @@ func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch *releaseB
 	c.pages.Store(0)
 	c.chunk.Store(nil)
 	l.used.Add(-1)
-	lent := l.takeBack(int(i % chunksPerLeaf))
+	wasLent := l.takeBack(int(i % chunksPerLeaf))
 	s.Unlock()
 	// Nobody else can reach ch any more, but by references to its pages.
-	if lent {
-		m.pool.empty([]*chunk{ch}, 1)
+	if wasLent {
+		if lent.add(ch) {
+			m.pool.replace(lent)
+		}
 		return
 	}
 	if batch.add(ch) {

@@ -1,15 +1,21 @@
 package media
 
 import (
+	"os"
+
 	"github.com/vhbad/vhbad/internal/dma"
 )
+
+// smallPages says that the system's pages are ours: a pipe has a place for each page, and not
+// for each 4 KiB.
+var smallPages = os.Getpagesize() == pageBytes
 
 // ReferAt implements Referrer. A chunk that was lent does not come back warm when it is
 // released: whoever has references keeps its pages, and it gets others.
 //
 // Blocks may be seen half written through references, as by whoever reads them at leisure.
 func (m *Memory) ReferAt(to dma.Pages, n int, off int64, _ bool) bool {
-	if !slabsLendable || to.Expired() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes || !m.lendable(off, n) {
+	if !slabsLendable || !smallPages || to.Expired() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes || !m.lendable(off, n) {
 		return false
 	}
 	pipe, ok := to.Begin()

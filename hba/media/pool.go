@@ -130,6 +130,14 @@ func (p *pool) release(b *releaseBatch) {
 	*b = releaseBatch{}
 }
 
+// replace is release of chunks whose pages somebody may still look at: they get others.
+func (p *pool) replace(b *releaseBatch) {
+	if b.n > 0 {
+		p.empty(b.chunks[:b.n], int64(b.n))
+		*b = releaseBatch{}
+	}
+}
+
 // cool gives back what has been warm for coolTime and nobody wanted.
 func (p *pool) cool() {
 	p.coolMu.Lock()

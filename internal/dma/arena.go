@@ -35,7 +35,7 @@ var ErrTooBig = errors.New("larger than the arena")
 // An Arena is a fixed amount of page-aligned memory outside the Go heap.
 //
 // Blocks are not zeroed. All methods may be called from any goroutine.
-// Lock order: mu is a leaf.
+// Lock order: mu, then that of the pipes, which is a leaf.
 type Arena struct {
 	mem []byte
 	// reserveBytes are for small blocks.

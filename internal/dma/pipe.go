@@ -1,10 +1,10 @@
 package dma
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +28,8 @@ const (
 //
 // What is written to the pages later is seen by whoever reads the references later.
 //
-// Concurrency: Disarm, Send and so on are the owner's, one call at a time. Pages may
-// be used at any time.
+// Concurrency: its methods are the owner's, one call at a time. Pages may be used by
+// anybody at any time.
 type Pipe struct {
 	in, out int // descriptors: in is written
 
@@ -73,9 +73,9 @@ func newPipe() (*Pipe, error) {
 	}
 	p := &Pipe{in: fds[1], out: fds[0]}
 	p.users.Store(1)
-	if n, err := unix.FcntlInt(uintptr(p.in), unix.F_SETPIPE_SZ, PipeMostBytes); err != nil || n < PipeMostBytes {
+	if _, err := unix.FcntlInt(uintptr(p.in), unix.F_SETPIPE_SZ, PipeMostBytes); err != nil {
 		p.leave()
-		return nil, fmt.Errorf("dma: pipe of %d bytes: %d, %w", PipeMostBytes, n, err)
+		return nil, fmt.Errorf("dma: pipe of %d bytes: %w", PipeMostBytes, err)
 	}
 	return p, nil
 }
@@ -216,7 +216,8 @@ func (m *IOMMU) PagesOf(b []byte) Pages {
 	return Pages{}
 }
 
-// Expired says whether there is nothing to fill. It may be so later, too.
+// Expired says whether there is nothing to fill. If there is, Begin may still find that the
+// right to it has gone.
 func (g Pages) Expired() bool { return g.pipe == nil }
 
 // Begin returns the descriptor to splice data to. If ok, End follows.
@@ -247,9 +248,13 @@ func (g Pages) End(all bool) bool {
 	return counts && all
 }
 
-// maxPipes is how many an arena may have: three quarters of what the kernel lets a user
-// without privileges have in pipes, fs.pipe-user-pages-soft.
-const maxPipes = 48
+// maxPipes is how many an arena may have: half of what the kernel lets a user without
+// privileges have in pipes, fs.pipe-user-pages-soft.
+const maxPipes = 32
+
+// refusedTerm is how long the kernel is not asked for pipes when it has refused one: the
+// user has too many, or the process too many descriptors.
+const refusedTerm = 10 * time.Second
 
 // A pipePool is an arena's pipes, made when they are needed.
 //
@@ -265,9 +270,9 @@ type pipePool struct {
 	// made are those that are free or in use.
 	// +checklocks:mu
 	made int
-	// none: the kernel grants nobody of ours one.
+	// refused is when the kernel has last refused one; zero if it has not.
 	// +checklocks:mu
-	none bool
+	refused time.Time
 }
 
 // get returns an empty pipe, or nil.
@@ -279,12 +284,12 @@ func (s *pipePool) get() *Pipe {
 		s.free = s.free[:n]
 		return p
 	}
-	if s.none || s.made == maxPipes {
+	if s.made == maxPipes || !s.refused.IsZero() && time.Since(s.refused) < refusedTerm {
 		return nil
 	}
 	p, err := newPipe()
 	if err != nil {
-		s.none = !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) // those may pass
+		s.refused = time.Now()
 		return nil
 	}
 	s.made++

@@ -94,10 +94,10 @@ func (v *vector) header() unsafe.Pointer {
 }
 
 // splice moves what is in a pipe, up to n bytes, to a socket that does not wait. The
-// scheduler is not told: nothing is copied.
+// scheduler is told: unix sockets before Linux 6.5 wait for a peer that receives.
 func splice(pipe, fd, n int) (int, error) {
 	for {
-		k, _, errno := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(pipe), 0, uintptr(fd), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)
+		k, _, errno := syscall.Syscall6(unix.SYS_SPLICE, uintptr(pipe), 0, uintptr(fd), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)
 		switch errno {
 		case 0:
 			return int(k), nil

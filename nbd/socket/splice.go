@@ -2,6 +2,7 @@ package socket
 
 import (
 	"errors"
+	"io"
 	"net"
 	"syscall"
 
@@ -11,7 +12,8 @@ import (
 // Splice sends up to n bytes of what is in a pipe, which is not empty: the socket takes
 // over references to pages, and copies nothing. It waits until it has sent something.
 //
-// Errors: net.ErrClosed; os.ErrDeadlineExceeded; a syscall.Errno.
+// Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it; a
+// syscall.Errno.
 func (c *Conn) Splice(pipe, n int) (int, error) { return c.splice(pipe, n, true) }
 
 // TrySplice is Splice without waiting: zero bytes without an error mean that there is no
@@ -29,6 +31,8 @@ func (c *Conn) splice(pipe, n int, wait bool) (int, error) {
 	for {
 		k, err := spliceNow(pipe, c.fd, n)
 		switch {
+		case err == nil && k == 0:
+			return 0, io.ErrUnexpectedEOF // there is nothing in it
 		case err == nil:
 			return k, nil
 		case !errors.Is(err, syscall.EAGAIN) && c.state.Load() >= closed:
