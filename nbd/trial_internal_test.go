@@ -3,6 +3,7 @@ package nbd
 import (
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -194,11 +195,31 @@ func TestTrial_Late(t *testing.T) {
 		at = tr.run(clientele{with: 160_000, without: 200_000}, at, time.Millisecond)
 		if was && !tr.without.Load() {
 			tr.spared.Store(true)
-			tr.held.Store(true)
 		}
 	}
 	if !tr.without.Load() || tr.ratio < 1.2 || tr.found > trialPairs {
 		t.Errorf("does without: %t, ratio %.3f of %d pairs", tr.without.Load(), tr.ratio, tr.found)
+	}
+}
+
+// TestTrial_Crowd: connections that come by at any time, as their processors have it, do not
+// bring it out of step.
+func TestTrial_Crowd(t *testing.T) {
+	var tr trial
+	var clock atomic.Int64
+	clock.Store(1e9)
+	var connections sync.WaitGroup
+	for range 4 {
+		connections.Go(func() {
+			for clock.Load() < int64(20*trialTerm) {
+				tr.spares(&among{others: true}, clock.Load())
+				tr.add(trialStep, clock.Add(int64(100*time.Microsecond)))
+			}
+		})
+	}
+	connections.Wait()
+	if tr.ratio == 0 {
+		t.Error("no trial has found anything")
 	}
 }
 
