@@ -31,7 +31,8 @@ type Conn struct {
 	nc      net.Conn // the socket as accepted: for deadlines and for closing
 	wire    net.Conn // what the client is talked to by: nc, or TLS over it
 	stream  stream
-	splicer splicer // the stream, unless it copies everything
+	splicer splicer      // the stream, unless it copies everything
+	pipes   atomic.Int32 // of its requests
 	id      uint64
 	remote  string
 	since   time.Time

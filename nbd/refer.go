@@ -7,6 +7,10 @@ import "github.com/vhbad/vhbad/internal/dma"
 // from there, so that nobody copies them but the client. Whatever knows nothing of that
 // reads and writes memory as ever.
 
+// maxConnPipes is how many pipes a connection may have: a client that has stopped reading
+// keeps its own from others.
+const maxConnPipes = 8
+
 // refer gives a read a pipe, if its data may go that way and there is one.
 //
 // Concurrency: reader only.
@@ -14,7 +18,12 @@ func (c *Conn) refer(r *Request) {
 	if c.splicer == nil || len(r.Data) < dma.PipeLeastBytes || len(r.Data) > dma.PipeMostBytes {
 		return
 	}
-	r.pipe = c.arena.Pipe(r.Data)
+	if c.pipes.Load() >= maxConnPipes {
+		return
+	}
+	if r.pipe = c.arena.Pipe(r.Data); r.pipe != nil {
+		c.pipes.Add(1)
+	}
 }
 
 // hasPages says whether the data of a request that is done are in its pipe. They are to be
@@ -71,5 +80,6 @@ func (c *Conn) returnPipe(r *Request) {
 	if r.pipe != nil {
 		c.arena.ReturnPipe(r.pipe)
 		r.pipe = nil
+		c.pipes.Add(-1)
 	}
 }

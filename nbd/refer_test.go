@@ -250,6 +250,38 @@ func TestRefer_Abandoned(t *testing.T) {
 	l.end(t)
 }
 
+// TestRefer_Share: a client has so many pipes and no more, and others have theirs.
+func TestRefer_Share(t *testing.T) {
+	const reads, most = 12, 8
+	l := newLending(t, "unix", dialects()[0])
+	other := l.speak("unix", dialects()[0])
+	for _, c := range []*nbdtest.Client{l.client, other} {
+		var requests []*nbd.Request
+		lent := 0
+		for range reads {
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Length: dma.PipeLeastBytes}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-l.device.Requests
+			if !l.iommu.PagesOf(r.Data).Expired() {
+				lent++
+			}
+			clear(r.Data)
+			requests = append(requests, r)
+		}
+		if lent != most {
+			t.Errorf("%d of %d reads have a pipe, want %d", lent, reads, most)
+		}
+		defer func() {
+			for _, r := range requests {
+				nbdtest.Complete(r, nbd.OK)
+			}
+			_ = c.Conn.Close()
+			<-l.device.Closed
+		}()
+	}
+}
+
 // TestRefer_Leaves: a client that goes with replies on their way leaves nothing behind.
 func TestRefer_Leaves(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
