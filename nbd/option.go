@@ -218,7 +218,9 @@ func (n *negotiation) open(e Export) error {
 		return err
 	}
 	c.stream = newStream(c.wire)
-	c.splicer, _ = c.stream.(splicer)
+	if !c.server.CopyReads {
+		c.splicer, _ = c.stream.(splicer)
+	}
 	c.export = e
 	c.agreed = n.agreed
 	c.agreed.allocation = n.agreed.allocation && n.mapped == e.Name

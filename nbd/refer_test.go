@@ -131,13 +131,14 @@ func (l *lending) end(t *testing.T) {
 }
 
 // TestRefer_None: there are no pages to fill for short reads and very long ones, for
-// writes, and where there is no socket to take them, or TLS.
+// writes, where there is no socket to take them, or TLS, and for a server that copies.
 func TestRefer_None(t *testing.T) {
 	const mostBytes = 2 << 20
 	authority := nbdtest.NewAuthority(t)
 	for _, tt := range []struct {
 		network string
 		secure  bool
+		copies  bool
 		bytes   int
 		write   bool
 		want    bool
@@ -149,10 +150,12 @@ func TestRefer_None(t *testing.T) {
 		{network: "unix", bytes: dma.PipeLeastBytes, write: true},
 		{network: "pipe", bytes: dma.PipeLeastBytes},
 		{network: "unix", bytes: dma.PipeLeastBytes, secure: true},
+		{network: "unix", bytes: dma.PipeLeastBytes, copies: true},
 	} {
 		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
 			d := nbdtest.NewManual(4 << 20)
 			s := newServer(t, d, nbd.Limits{MaxPayloadBytes: mostBytes})
+			s.CopyReads = tt.copies
 			m := dma.NewIOMMU(s.Arena)
 			dia := dialects()[1]
 			if tt.secure {

@@ -37,6 +37,8 @@ type Server struct {
 	// Replies says which formats of replies clients can agree on. The zero value is
 	// RepliesExtended: all.
 	Replies Replies
+	// CopyReads has long reads copied as short ones are, and no pages of devices sent.
+	CopyReads bool
 	// TLSMode says whether clients may or must use TLS. The zero value is TLSOff.
 	TLSMode TLSMode
 	// TLSConfig is asked for the configuration of each TLS handshake, so that

@@ -168,6 +168,7 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
 	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
 	f.StringVar((*string)(&v.Replies), "replies", "", "what clients may agree on: extended (all), structured (no extended headers) or simple (neither, and no block status) (default "+string(config.RepliesExtended)+")")
+	f.BoolVar(&v.CopyReads, "copy-reads", false, "copy long reads, as short ones are: a reply is then settled when it is sent, whoever writes meanwhile; slower")
 	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
 	f.IntVar(&v.Limits.ConnectionRate, "connection-rate", 0, fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate))
 	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
@@ -208,6 +209,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		"reset-timeout":        func() { file.HBA.ResetTimeout = v.HBA.ResetTimeout },
 		"replies":              func() { file.Replies = v.Replies },
 		"read-only":            func() { file.ReadOnly = v.ReadOnly },
+		"copy-reads":           func() { file.CopyReads = v.CopyReads },
 		"verify":               func() { file.HBA.Verify = v.HBA.Verify },
 		"queues":               func() { file.HBA.Queues = v.HBA.Queues },
 		"workers":              func() { file.HBA.Workers = v.HBA.Workers },

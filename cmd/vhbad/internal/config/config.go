@@ -78,10 +78,13 @@ type File struct {
 	// Replies is the most that clients can agree on, "extended", "structured" or
 	// "simple"; see docs/operate.md.
 	Replies Replies `yaml:"replies"`
-	Log     Log     `yaml:"log"`
-	Limits  Limits  `yaml:"limits"`
-	TLS     TLS     `yaml:"tls"`
-	HBA     HBA     `yaml:"hba"`
+	// CopyReads has reads of 64 KiB and more copied as others are, instead of sent from the
+	// disk's own pages: a reply is then settled when it is sent, whoever writes meanwhile.
+	CopyReads bool   `yaml:"copy-reads"`
+	Log       Log    `yaml:"log"`
+	Limits    Limits `yaml:"limits"`
+	TLS       TLS    `yaml:"tls"`
+	HBA       HBA    `yaml:"hba"`
 	// Sandbox says what the daemon keeps of its rights.
 	Sandbox Sandbox `yaml:"sandbox"`
 	// ReadOnly makes every disk read-only.
@@ -184,6 +187,8 @@ type Config struct {
 	HTTP    string
 	Admin   string
 	Replies Replies
+	// CopyReads is that of File.
+	CopyReads bool
 	// LogFormat is "text", "json" or "auto".
 	LogFormat string
 	LogLevel  slog.Level
@@ -239,7 +244,7 @@ func (c *Config) CheckFaults() error {
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{ReadOnly: f.ReadOnly, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox, Faults: slices.Clone(f.Faults), Hostile: f.Hostile}
+	c := &Config{ReadOnly: f.ReadOnly, CopyReads: f.CopyReads, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox, Faults: slices.Clone(f.Faults), Hostile: f.Hostile}
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
 		if err != nil {

@@ -204,6 +204,7 @@ disks:
 http: none
 admin: /run/a.sock
 replies: simple
+copy-reads: true
 log: {format: json, level: debug}
 limits:
   {memory: 256MiB, connections: 3, connections-per-peer: 2, connection-rate: 9, requests: 128, bytes-in-flight: 2MiB, payload: 1MiB, options: 7,
@@ -231,7 +232,7 @@ func TestParse(t *testing.T) {
 			{Name: "a", Memory: 64 * MiB, Description: "scratch"},
 			{Name: "b", File: "/b.img", Size: GiB, BlockSize: 4096, ReadOnly: true, Hidden: true, TLSOnly: true, Allow: []string{"a", "b"}, Connections: 2},
 		},
-		HTTP: "none", Admin: "/run/a.sock", Replies: RepliesSimple,
+		HTTP: "none", Admin: "/run/a.sock", Replies: RepliesSimple, CopyReads: true,
 		Log: Log{Format: "json", Level: "debug"},
 		Limits: Limits{
 			Memory: 256 * MiB, Connections: 3, ConnectionsPerPeer: 2, ConnectionRate: 9, Requests: 128, BytesInFlight: 2 * MiB, Payload: MiB, Options: 7,
@@ -264,7 +265,7 @@ func TestParse_Bad(t *testing.T) {
 		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": want allow, block-size, cache, cache-eviction, cache-seed, cache-size, connections, description, file, hidden, hostile, memory, name, preallocate, read-only, size, tls-only`,
 		"tls:\n  verify: true\n":             `c.yaml:2: unknown key "verify": want certificates, mode, verify-peer`,
 		"limits: {idle-timeout: -1s}\n":      `c.yaml:1: duration "-1s"`,
-		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, disks`,
+		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, copy-reads, disks`,
 		"hba:\n  queues: many\n":             "c.yaml:2: hba.queues many: want a whole number",
 		"http: a\nhttp: b\n":                 "c.yaml:2: mapping key",
 		"limits:\n\n  memory: 64MB\n":        `c.yaml:3: size "64MB"`,

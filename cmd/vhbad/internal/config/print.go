@@ -21,7 +21,7 @@ var Schema []byte
 // File is a configuration file that means c, with nothing left to defaults.
 func (c *Config) File() *File {
 	f := &File{
-		Listen: c.Listen, Disks: c.Disks, HTTP: c.HTTP, Admin: c.Admin, Replies: c.Replies, Log: Log{Format: c.LogFormat, Level: levelName(c.LogLevel)},
+		Listen: c.Listen, Disks: c.Disks, HTTP: c.HTTP, Admin: c.Admin, Replies: c.Replies, CopyReads: c.CopyReads, Log: Log{Format: c.LogFormat, Level: levelName(c.LogLevel)},
 		Limits: c.Limits, TLS: c.TLS, HBA: c.HBA, Sandbox: c.Sandbox, ReadOnly: c.ReadOnly, Faults: c.Faults, Hostile: c.Hostile,
 	}
 	if f.HTTP == "" {

@@ -85,8 +85,8 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 			MaxOptions: l.Options, MaxOptionBytes: int(l.OptionBytes),
 			HandshakeTimeout: l.HandshakeTimeout.Std(), ReplyTimeout: l.ReplyTimeout.Std(), IdleTimeout: l.IdleTimeout.Std(),
 		},
-		Replies: replies(d.o.Config.Replies),
-		Log:     d.log, Opened: d.connectionOpened, Closed: d.connectionClosed,
+		Replies: replies(d.o.Config.Replies), CopyReads: d.o.Config.CopyReads,
+		Log: d.log, Opened: d.connectionOpened, Closed: d.connectionClosed,
 	}
 	if d.certificates != nil {
 		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
