@@ -181,6 +181,9 @@ type tracedMedium struct {
 	failures int // how many reads fail yet
 }
 
+// Supports implements media.Supporter: nothing is read that ReadAt does not see.
+func (*tracedMedium) Supports(a media.Ability) bool { return a != media.AbilityRefer }
+
 func (m *tracedMedium) fail() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

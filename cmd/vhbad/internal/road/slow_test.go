@@ -67,7 +67,7 @@ func (h *hanging) count() int {
 func (h *hanging) NeverBlocks() bool { return false }
 
 func (h *hanging) Supports(a media.Ability) bool {
-	return !h.noTry || a&(media.AbilityTryRead|media.AbilityTryWrite) == 0
+	return !h.noTry || a&(media.AbilityTryRead|media.AbilityTryWrite|media.AbilityRefer) == 0
 }
 
 func (h *hanging) Flush() error {
@@ -266,6 +266,9 @@ type brokenSpot struct {
 	*media.Memory
 	at int64
 }
+
+// Supports implements media.Supporter: nothing is read that ReadAt does not see.
+func (*brokenSpot) Supports(a media.Ability) bool { return a != media.AbilityRefer }
 
 func (m *brokenSpot) ReadAt(p []byte, off int64) (int, error) {
 	if off <= m.at && m.at < off+int64(len(p)) {
