@@ -75,6 +75,7 @@ type Conn struct {
 	heldBytes     atomic.Int64 // of blocks; stored with mu held
 	receivedBytes atomic.Uint64
 	sentBytes     atomic.Uint64
+	lentBytes     atomic.Uint64 // of those sent
 	ops           [OpCount + 1]opCounters
 	// statusFull is set when a BLOCK_STATUS had more extents than room for them.
 	statusFull atomic.Bool

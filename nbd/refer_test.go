@@ -81,7 +81,10 @@ func TestRefer(t *testing.T) {
 					if err := c.Close(); err != nil {
 						t.Fatal(err)
 					}
-					s.waitStats("end", func(st nbd.Stats) bool { return len(st.Connections) == 0 })
+					st := s.waitStats("end", func(st nbd.Stats) bool { return len(st.Connections) == 0 })
+					if st.LentBytes < dma.PipeLeastBytes || st.LentBytes >= st.SentBytes {
+						t.Errorf("%d of %d bytes were lent", st.LentBytes, st.SentBytes)
+					}
 					if n := pipes(t, s.Arena); n != all {
 						t.Errorf("%d pipes, %d before", n, all)
 					}

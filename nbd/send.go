@@ -121,6 +121,9 @@ func (c *Conn) send(wait bool) bool {
 				break
 			}
 			c.sentBytes.Add(uint64(n))
+			if s.unsent == len(s.bufs) {
+				c.lentBytes.Add(uint64(n))
+			}
 			s.advance(n)
 			if wait {
 				c.replySince.Store(now()) // it got on

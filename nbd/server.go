@@ -111,7 +111,7 @@ type Server struct {
 	// +checklocks:mu
 	untold uint64
 	// +checklocks:mu
-	receivedBytes, sentBytes uint64
+	receivedBytes, sentBytes, lentBytes uint64
 }
 
 // setup checks the configuration, once.
@@ -349,6 +349,7 @@ func (s *Server) run(c *Conn) {
 	c.loadOps(s.folded[c.export.Name])
 	s.receivedBytes += c.receivedBytes.Load()
 	s.sentBytes += c.sentBytes.Load()
+	s.lentBytes += c.lentBytes.Load()
 }
 
 // reserve counts c among the connections of e, or says why it cannot be one: e has

@@ -192,6 +192,11 @@ type Stats struct {
 	Closes              [CloseReasonCount]uint64
 	// ReceivedBytes and SentBytes are of the transmission phase.
 	ReceivedBytes, SentBytes uint64
+	// LentBytes are those of SentBytes that were sent from devices' own pages.
+	LentBytes uint64
+	// WithoutPauses says that connections do not pause for more requests before they read,
+	// as more gets done so; it changes for some milliseconds while that is found out.
+	WithoutPauses bool
 	// ReplyTimes say how long replies took from Complete to having been sent, by Op:
 	// of the requests of which FollowReply was called.
 	ReplyTimes  [OpCount]latency.Counts
@@ -255,6 +260,8 @@ func (s *Server) Snapshot() Stats {
 		Closes:              s.closes,
 		ReceivedBytes:       s.receivedBytes,
 		SentBytes:           s.sentBytes,
+		LentBytes:           s.lentBytes,
+		WithoutPauses:       s.pauses.without.Load(),
 	}
 	for op := range out.ReplyTimes {
 		s.replyTimes[op].Load(&out.ReplyTimes[op])
@@ -272,6 +279,7 @@ func (s *Server) Snapshot() Stats {
 			e.Ops.add(&ops)
 			out.ReceivedBytes += cs.ReceivedBytes
 			out.SentBytes += cs.SentBytes
+			out.LentBytes += c.lentBytes.Load()
 		}
 		out.Connections = append(out.Connections, cs)
 	}

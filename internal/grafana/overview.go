@@ -117,8 +117,11 @@ func overview() Dashboard {
 				queries: []query{{"sum by (instance, reason) (rate(vhbad_negotiation_failures_total{<instance>}[<rate>]))", "{{instance}} {{reason}}"}},
 			},
 			graph{
-				title: "Network", description: "Bytes per second on the wire in transmission, all exports together.", unit: unitBytesPS,
-				queries: []query{{"sum by (instance, direction) (rate(vhbad_network_bytes_total{<instance>}[<rate>]))", "{{instance}} {{direction}}"}},
+				title: "Network", description: "Bytes per second on the wire in transmission, all exports together, and those of long reads that were sent without copying them.", unit: unitBytesPS,
+				queries: []query{
+					{"sum by (instance, direction) (rate(vhbad_network_bytes_total{<instance>}[<rate>]))", "{{instance}} {{direction}}"},
+					{"sum by (instance) (rate(vhbad_network_lent_bytes_total{<instance>}[<rate>]))", "{{instance}} transmit, not copied"},
+				},
 			},
 			graph{
 				title: "Certificate ends in", description: "Time until the server's certificate is no longer valid. No line without TLS.", unit: unitSeconds,

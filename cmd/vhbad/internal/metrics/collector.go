@@ -73,6 +73,8 @@ var (
 	failures         = desc("negotiation_failures_total", "Connections that never reached transmission.", "reason")
 	closes           = desc("connection_closes_total", "Connections that left transmission.", "reason")
 	networkBytes     = desc("network_bytes_total", "Bytes on the wire in transmission.", "direction")
+	lentBytes        = desc("network_lent_bytes_total", "Bytes of those transmitted that were sent from the disks' own pages, without copying them.")
+	withoutPauses    = desc("network_without_pauses", "1 while connections do not pause for more requests before they read, as more gets done so.")
 
 	unitDepth       = desc("port_queue_depth", "Commands that the disk's logical unit takes at once.", "export")
 	unitOutstanding = desc("port_outstanding_srbs", "Commands at the adapter.", "export")
@@ -345,6 +347,8 @@ func (s sink) connections(n *nbd.Stats) {
 	}
 	s.counter(networkBytes, n.ReceivedBytes, "receive")
 	s.counter(networkBytes, n.SentBytes, "transmit")
+	s.counter(lentBytes, n.LentBytes)
+	s.flag(withoutPauses, n.WithoutPauses)
 }
 
 // stages sends where the time goes: what the port knows, and the reply.
