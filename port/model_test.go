@@ -3,6 +3,7 @@ package port
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,7 +165,20 @@ type modelPlay struct {
 	srbs    []*modelSRB
 	present [modelUnits]bool
 	seen    []*LogicalUnit // ever
-	inBuild []operation
+
+	mu      sync.Mutex
+	inBuild []operation // guarded by mu: a reset that ends dispatches where it ends
+}
+
+// next is what to do in BuildIo, the first that is left.
+func (m *modelPlay) next() (o operation, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.inBuild) == 0 {
+		return o, false
+	}
+	o, m.inBuild = m.inBuild[0], m.inBuild[1:]
+	return o, true
 }
 
 func playModel(t *testing.T, script, inBuild []operation, end string) (problems []string) {
@@ -180,10 +194,10 @@ func playModel(t *testing.T, script, inBuild []operation, end string) (problems 
 	}
 	m.inBuild = inBuild
 	d.buildIo = func(_ *Processor, srb *SRB) bool {
-		if _, ours := srb.Completer.(*modelSRB); ours && len(m.inBuild) > 0 {
-			o := m.inBuild[0]
-			m.inBuild = m.inBuild[1:]
-			m.during(o)
+		if _, ours := srb.Completer.(*modelSRB); ours {
+			if o, ok := m.next(); ok {
+				m.during(o)
+			}
 		}
 		return true
 	}
@@ -193,7 +207,10 @@ func playModel(t *testing.T, script, inBuild []operation, end string) (problems 
 	}
 	d.setResets("work")
 	d.endHung(m.b.p) // a reset SRB that the miniport keeps is lost with the adapter
-	m.inBuild = nil
+	synctest.Wait()
+	for ok := true; ok; {
+		_, ok = m.next()
+	}
 	switch end {
 	case "surprise":
 		err := m.b.a.SurpriseRemove(m.b.p)
