@@ -72,8 +72,8 @@ func newGatherer(t *trial) gatherer {
 	return gatherer{rest: minGatherPenalty, sole: soleProcessor(), trial: t}
 }
 
-// pause is called before a read that is to bring new requests, atNs since epoch, or a
-// little later. It waits if that is likely to pay: for others, or else for the time to
+// pause is called before a read that is to bring new requests, soon after the last one, which
+// was at atNs since epoch. It waits if that is likely to pay: for others, or else for the time to
 // pass.
 func (g *gatherer) pause(s yielder, atNs int64) bool {
 	switch {

@@ -8,7 +8,7 @@ import "github.com/vhbad/vhbad/internal/dma"
 // reads and writes memory as ever.
 
 // maxConnPipes is how many pipes a connection may have: a client that has stopped reading
-// keeps its own from others.
+// keeps them from others, and no more.
 const maxConnPipes = 8
 
 // refer gives a read a pipe, if its data may go that way and there is one.

@@ -27,7 +27,7 @@
 // Any number of calls may run at once, on the same range too; then a read sees
 // each byte before or after a write to it. Memory never shows a block half
 // written; File does if the kernel does, whose reads do not wait for writes. What a
-// Referrer has lent shows what is there when it is looked at.
+// Referrer has lent may show what was written there later.
 // Close waits for calls in progress; later ones give ErrClosed.
 //
 // # Lock order

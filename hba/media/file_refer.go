@@ -37,7 +37,7 @@ const probeBytes = 128 << 10
 // kernel may still drop some at once, and have who splices wait for them; it does so with
 // those that nobody has used for long.
 func (f *File) cached(off int64, n int) bool {
-	if f.noCacheStat.Load() {
+	if f.noCacheStat.Load() || f.noTryRead.Load() {
 		return false
 	}
 	first := off &^ (pageBytes - 1)
@@ -45,7 +45,7 @@ func (f *File) cached(off int64, n int) bool {
 	var stat unix.Cachestat_t
 	err := unix.Cachestat(uint(f.fd), &unix.CachestatRange{Off: uint64(first), Len: uint64(last - first + pageBytes)}, &stat, 0)
 	if err != nil {
-		f.noCacheStat.Store(true) // Linux has it from 6.5 on
+		f.noCacheStat.Store(true) // before Linux 6.5, or the file is not ours to write
 		return false
 	}
 	if stat.Cache != uint64(last-first)>>pageShift+1 {

@@ -96,6 +96,27 @@ func TestMemory_LentIsNotWarm(t *testing.T) {
 	}
 }
 
+// TestMemory_LentAndMany: more chunks that were lent than go back at a time.
+func TestMemory_LentAndMany(t *testing.T) {
+	const mib, most = 1 << 20, 9
+	b := newBorrower(t)
+	m := written(t, most*mib)
+	closeMemory(t, m)
+	for i := range int64(most) {
+		b.wantRefer(t, m, mib, i*mib, false, true, 1, "written")
+	}
+	if err := m.Discard(0, most*mib); err != nil {
+		t.Fatal(err)
+	}
+	if got, warm := m.AllocatedBytes(), warmChunks(m); got != 0 || warm != 0 {
+		t.Errorf("%d bytes allocated, %d chunks warm, want none", got, warm)
+	}
+	if _, err := m.WriteAt(bytes.Repeat([]byte{2}, most*mib), 0); err != nil {
+		t.Fatal(err)
+	}
+	b.wantRefer(t, m, mib, (most-1)*mib, false, true, 2, "written again")
+}
+
 // TestMemory_LentThenGone: whoever has references keeps the pages when the medium gets
 // smaller, or closes.
 func TestMemory_LentThenGone(t *testing.T) {
@@ -271,7 +292,7 @@ func TestMemory_LendsMeanwhile(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(seed, 99))
 	lent, declined := 0, 0
-	for i := 0; i < rounds && (lent < 500 || declined < 500); i++ {
+	for i := 0; i < rounds && (lent < 100 || declined < 100); i++ {
 		if len(loans) == len(mem) {
 			check(loans[0])
 			loans = loans[1:]
@@ -351,10 +372,10 @@ func TestReferAt_NoAllocs(t *testing.T) {
 	closeMemory(t, m)
 	f, _ := newLent(t)
 	got := make([]byte, 1<<20)
-	tells := b.kernelTells(t, f)
+	known := b.cacheKnown(t, f)
 	for name, r := range map[string]Referrer{"memory": m, "file": f} {
 		for _, mayBlock := range []bool{false, true} {
-			if !mayBlock && !tells && name == "file" {
+			if !mayBlock && !known && name == "file" {
 				continue
 			}
 			n := testing.AllocsPerRun(100, func() {

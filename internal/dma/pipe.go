@@ -248,8 +248,8 @@ func (g Pages) End(all bool) bool {
 	return counts && all
 }
 
-// maxPipes is how many an arena may have: half of what the kernel lets a user without
-// privileges have in pipes, fs.pipe-user-pages-soft.
+// maxPipes is how many an arena may have: half of what the kernel by default lets a user
+// without privileges have in pipes, fs.pipe-user-pages-soft.
 const maxPipes = 32
 
 // refusedTerm is how long the kernel is not asked for pipes when it has refused one: the

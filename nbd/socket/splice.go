@@ -12,8 +12,8 @@ import (
 // Splice sends up to n bytes of what is in a pipe, which is not empty: the socket takes
 // over references to pages, and copies nothing. It waits until it has sent something.
 //
-// Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it; a
-// syscall.Errno.
+// Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it and
+// nobody can write to it; a syscall.Errno.
 func (c *Conn) Splice(pipe, n int) (int, error) { return c.splice(pipe, n, true) }
 
 // TrySplice is Splice without waiting: zero bytes without an error mean that there is no

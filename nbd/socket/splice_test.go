@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/nbd/socket"
 )
 
 // pipeWith returns the end to read from of a pipe that has b in it.
@@ -145,6 +147,9 @@ func TestSplice_Receiver(t *testing.T) {
 	}
 	if err := <-received; err != nil {
 		t.Error(err)
+	}
+	if socket.NonBlockingForTest(c) {
+		t.Error("the socket does not wait any more")
 	}
 }
 
