@@ -66,7 +66,8 @@ func (c *Conn) tryPush() (int, error) {
 	return c.stream.tryWrite(s.bufs[s.unsent:])
 }
 
-// push is tryPush, but waits as stream.write does.
+// push is tryPush, but waits as stream.write does. A header that had no room does not wait for
+// its pages once it has.
 func (c *Conn) push() (int, error) {
 	s := &c.sender
 	if s.unsent == len(s.bufs) {

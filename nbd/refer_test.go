@@ -7,55 +7,10 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
-
-// pipes counts how many pipes an arena has to give. If the kernel refuses it some, as other
-// programs of the user have them, nobody can say.
-func pipes(t *testing.T, a *dma.Arena) (n int) {
-	t.Helper()
-	var blocks [][]byte
-	var taken []*dma.Pipe
-	for {
-		b := a.Alloc(dma.PipeLeastBytes)
-		if b == nil {
-			t.Fatal("no memory to count pipes with")
-		}
-		blocks = append(blocks, b)
-		p := a.Pipe(b)
-		if p == nil {
-			break
-		}
-		taken = append(taken, p)
-	}
-	const most = 32
-	if len(taken) < most && refuses(t) {
-		n = most - len(taken)
-	}
-	for _, p := range taken {
-		a.ReturnPipe(p)
-	}
-	for _, b := range blocks {
-		a.Free(b)
-	}
-	return n + len(taken)
-}
-
-// refuses says whether the kernel has no more such pipes for us.
-func refuses(t *testing.T) bool {
-	t.Helper()
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return true
-	}
-	defer func() { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) }()
-	_, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, dma.PipeMostBytes)
-	return err != nil
-}
 
 // TestRefer: long reads whose pages were lent and short ones come in whatever order, to a
 // client that at first takes nothing, as they were on the disk.
@@ -74,7 +29,6 @@ func TestRefer(t *testing.T) {
 					}
 					d.Fill(disk)
 					s := newServer(t, d, nbd.Limits{})
-					all := pipes(t, s.Arena)
 					c := s.speak(network, dia)
 					var commands []nbdtest.Command
 					for i := range depth {
@@ -104,8 +58,8 @@ func TestRefer(t *testing.T) {
 					if st.LentBytes < dma.PipeLeastBytes || st.LentBytes >= st.SentBytes {
 						t.Errorf("%d of %d bytes were lent", st.LentBytes, st.SentBytes)
 					}
-					if n := pipes(t, s.Arena); n != all {
-						t.Errorf("%d pipes, %d before", n, all)
+					if n := s.Arena.Stats().PipesInUse; n != 0 {
+						t.Errorf("%d pipes are in use", n)
 					}
 				})
 			}
@@ -119,7 +73,6 @@ type lending struct {
 	device *nbdtest.Manual
 	iommu  *dma.IOMMU
 	client *nbdtest.Client
-	pipes  int
 }
 
 func newLending(t *testing.T, network string, dia dialect) *lending {
@@ -129,7 +82,7 @@ func newLending(t *testing.T, network string, dia dialect) *lending {
 	if dia.TLS != nil {
 		panic("not here: secure makes the dialect for one server")
 	}
-	return &lending{s, d, dma.NewIOMMU(s.Arena), s.speak(network, dia), pipes(t, s.Arena)}
+	return &lending{s, d, dma.NewIOMMU(s.Arena), s.speak(network, dia)}
 }
 
 // read sends a read of n bytes and returns it as the device gets it.
@@ -147,8 +100,8 @@ func (l *lending) end(t *testing.T) {
 	_ = l.client.Conn.Close()
 	<-l.device.Closed
 	l.waitStats("end", func(st nbd.Stats) bool { return len(st.Connections) == 0 })
-	if n := pipes(t, l.Arena); n != l.pipes {
-		t.Errorf("%d pipes, %d before", n, l.pipes)
+	if n := l.Arena.Stats().PipesInUse; n != 0 {
+		t.Errorf("%d pipes are in use", n)
 	}
 }
 
@@ -262,11 +215,11 @@ func TestRefer_Abandoned(t *testing.T) {
 	pages := l.iommu.PagesOf(r.Data)
 	conn := r.Conn()
 	loan, flush := r.Abandon(nbd.EIO)
+	if _, ok := pages.Begin(); ok {
+		t.Error("they can still be filled, before the reply is sent")
+	}
 	if flush {
 		conn.Flush()
-	}
-	if _, ok := pages.Begin(); ok {
-		t.Error("they can still be filled")
 	}
 	if got, err := l.client.Receive(); err != nil || got.Errno != nbd.EIO {
 		t.Errorf("%v, %v", got.Errno, err)

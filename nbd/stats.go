@@ -195,7 +195,8 @@ type Stats struct {
 	// LentBytes are those of SentBytes that were sent from devices' own pages.
 	LentBytes uint64
 	// WithoutPauses says that connections do not pause for more requests before they read,
-	// as more gets done so; it changes for some milliseconds while that is found out.
+	// as more gets done so. It changes for some milliseconds while that is found out, and is
+	// false while few requests come.
 	WithoutPauses bool
 	// ReplyTimes say how long replies took from Complete to having been sent, by Op:
 	// of the requests of which FollowReply was called.

@@ -327,13 +327,18 @@ func (a *Arena) removeLocked(page uint32, o int) {
 type Stats struct {
 	SizeBytes, InUseBytes, PeakBytes int
 	Waiters                          int
+	// PipesInUse are those that Pipe has given and ReturnPipe has not taken back.
+	PipesInUse int
 }
 
 // Stats returns how much of the arena is in use.
 func (a *Arena) Stats() Stats {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Stats{SizeBytes: len(a.mem), InUseBytes: a.inUseBytes, PeakBytes: a.peakBytes, Waiters: len(a.waiters[large]) + len(a.waiters[small])}
+	return Stats{
+		SizeBytes: len(a.mem), InUseBytes: a.inUseBytes, PeakBytes: a.peakBytes,
+		Waiters: len(a.waiters[large]) + len(a.waiters[small]), PipesInUse: a.pipes.inUse(),
+	}
 }
 
 // Close unmaps the arena. No block may be in use.

@@ -298,14 +298,24 @@ func (s *pipePool) get() *Pipe {
 
 // put takes back a pipe that stands for nothing.
 func (s *pipePool) put(p *Pipe) {
+	again := p.left == 0 && pipeEmpty.in(p.state.Load())
+	s.mu.Lock()
+	if again {
+		s.free = append(s.free, p)
+	} else {
+		s.made--
+	}
+	s.mu.Unlock()
+	if !again {
+		p.leave() // which may let go of many pages
+	}
+}
+
+// inUse is how many get has given and put has not taken back.
+func (s *pipePool) inUse() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p.left == 0 && pipeEmpty.in(p.state.Load()) {
-		s.free = append(s.free, p)
-		return
-	}
-	s.made--
-	p.leave()
+	return s.made - len(s.free)
 }
 
 // close closes those that are free.

@@ -205,6 +205,9 @@ func TestPages_Spoilt(t *testing.T) {
 			}
 			out := p.Out()
 			a.ReturnPipe(p)
+			if n := a.Stats().PipesInUse; n != 0 {
+				t.Errorf("%d pipes in use, want none", n)
+			}
 			if _, err := unix.FcntlInt(uintptr(out), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
 				t.Errorf("it is not closed: %v", err)
 			}
@@ -260,6 +263,9 @@ func TestPipe_Bounded(t *testing.T) {
 	if len(pipes) > dma.MaxPipes || len(pipes) < dma.MaxPipes && !refuses(t) {
 		t.Errorf("%d pipes, want %d", len(pipes), dma.MaxPipes)
 	}
+	if n := a.Stats().PipesInUse; n != len(pipes) {
+		t.Errorf("%d pipes in use, want %d", n, len(pipes))
+	}
 	for i, p := range pipes {
 		a.ReturnPipe(p)
 		if i == 0 {
@@ -270,6 +276,9 @@ func TestPipe_Bounded(t *testing.T) {
 			a.ReturnPipe(p)
 		}
 		a.Free(mem[i])
+	}
+	if n := a.Stats().PipesInUse; n != 0 {
+		t.Errorf("%d pipes in use, want none", n)
 	}
 }
 

@@ -145,6 +145,7 @@ var (
 	arenaInUse   = desc("memory_in_use_bytes", "Memory handed out.")
 	arenaPeak    = desc("memory_peak_bytes", "Most memory ever handed out.")
 	arenaWaiters = desc("memory_waiters", "Requests that wait for memory.")
+	arenaPipes   = desc("memory_pipes_in_use", "Long reads on their way that may be sent without copying them.")
 	iommuWindows = desc("iommu_windows_in_use", "Mappings reserved.")
 	iommuFaults  = desc("iommu_faults_total", "Accesses of the device outside a live mapping.")
 
@@ -462,6 +463,7 @@ func (s sink) memory(snap *Snapshot) {
 	s.gauge(arenaInUse, float64(a.InUseBytes))
 	s.gauge(arenaPeak, float64(a.PeakBytes))
 	s.gauge(arenaWaiters, float64(a.Waiters))
+	s.gauge(arenaPipes, float64(a.PipesInUse))
 	s.gauge(iommuWindows, float64(snap.Windows))
 	s.counter(iommuFaults, snap.Faults)
 }
