@@ -138,6 +138,12 @@ func (m *Backend) writeShared(p []byte, off int64) (int, error) {
 		return 0, nil
 	}
 	n, err := m.backend.WriteAt(p, off)
+	return m.wrote(p, off, n, err)
+}
+
+// wrote is what a write of p ends with of which the backend says n and err; it may be
+// short and say nothing.
+func (m *Backend) wrote(p []byte, off int64, n int, err error) (int, error) {
 	if err == nil && n < len(p) {
 		err = io.ErrShortWrite
 	}
@@ -159,10 +165,7 @@ func (m *Backend) WriteAtFUA(p []byte, off int64) (int, error) {
 		return 0, nil
 	}
 	n, err := m.inner.FUA.WriteAtFUA(p, off)
-	if err != nil {
-		return n, m.fail("write", off+int64(n), int64(len(p)-n), err)
-	}
-	return n, nil
+	return m.wrote(p, off, n, err)
 }
 
 // Flush implements Media.

@@ -145,6 +145,8 @@ func (b *badBackend) WriteAt(p []byte, _ int64) (int, error) {
 	return len(p) - b.short, b.err
 }
 
+func (b *badBackend) WriteAtFUA(p []byte, off int64) (int, error) { return b.WriteAt(p, off) }
+
 func TestBackend_Errors(t *testing.T) {
 	for _, b := range []*badBackend{{size: 0}, {size: -1}, {size: 4096, sizeErr: io.ErrClosedPipe}} {
 		if _, err := media.NewBackend("bad", b); err == nil || !strings.Contains(err.Error(), "bad") {
@@ -189,6 +191,8 @@ func TestBackend_Errors(t *testing.T) {
 			check("read", err, tt.read)
 			_, err = m.WriteAt(p, 1000)
 			check("write", err, tt.write)
+			_, err = m.WriteAtFUA(p, 1000)
+			check("write through", err, tt.write)
 		})
 	}
 	if err := m.Flush(); !errors.Is(err, media.ErrNoSpace) {
