@@ -25,12 +25,13 @@ type flushGroup struct {
 	failed uint64
 	// +checklocks:mu
 	failure error
-	// tainted is an error that the next round reports though its sync says nothing.
+	// tainted is an error that the round under way and the next one report though their
+	// syncs say nothing.
 	// +checklocks:mu
 	tainted error
 }
 
-// taint makes the next flush report err.
+// taint makes the next flush report err, and one that is under way.
 func (g *flushGroup) taint(err error) {
 	g.mu.Lock()
 	g.tainted = err
@@ -66,6 +67,9 @@ func (g *flushGroup) do() error {
 	g.mu.Lock()
 	if err == nil {
 		err = tainted
+	}
+	if err == nil {
+		err = g.tainted // the kernel has told somebody else meanwhile; the next round still reports it
 	}
 	if err != nil {
 		g.failed, g.failure = round, err

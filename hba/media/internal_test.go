@@ -166,6 +166,25 @@ func TestFlushGroup_Taint(t *testing.T) {
 	}
 }
 
+// TestFlushGroup_TaintDuringASync: whoever was told of a lost write in place of a sync
+// that runs leaves the error to that sync too, which the kernel does not tell any more.
+func TestFlushGroup_TaintDuringASync(t *testing.T) {
+	var g flushGroup
+	g.sync = func() error {
+		g.sync = func() error { return nil }
+		g.taint(io.ErrClosedPipe)
+		return nil
+	}
+	for _, which := range []string{"the flush that runs", "the next one, whose writes may be meant as well"} {
+		if err := g.do(); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("%s: %v, want the error", which, err)
+		}
+	}
+	if err := g.do(); err != nil {
+		t.Errorf("%v, want it told no more", err)
+	}
+}
+
 // TestFile_WithoutHelp: a file system that can neither punch, zero, write
 // through nor answer at once costs time, not data.
 func TestFile_WithoutHelp(t *testing.T) {
