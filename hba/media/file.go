@@ -392,6 +392,7 @@ func (f *File) Resize(sizeBytes int64) error {
 	}
 	f.size.Store(sizeBytes)
 	if err := f.flushes.do(); err != nil {
+		f.flushes.taint(err) // as in WriteAtFUA
 		return f.fail("flush", 0, sizeBytes, err)
 	}
 	return nil

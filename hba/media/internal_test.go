@@ -185,6 +185,31 @@ func TestFlushGroup_TaintDuringASync(t *testing.T) {
 	}
 }
 
+// TestFile_ResizeHidesNoLoss: the kernel tells of lost writes once, and if it tells
+// Resize, the next flush fails all the same.
+func TestFile_ResizeHidesNoLoss(t *testing.T) {
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.flushes.sync = func() error {
+		f.flushes.sync = func() error { return nil }
+		return unix.EIO
+	}
+	if err := f.Resize(2 << 20); !errors.Is(err, unix.EIO) {
+		t.Errorf("resize: %v", err)
+	}
+	if err := f.Flush(); !errors.Is(err, unix.EIO) {
+		t.Errorf("flush: %v, but a write that it covers may be lost", err)
+	}
+	if err := f.Flush(); err != nil {
+		t.Errorf("flush: %v, want it told once", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestFile_WithoutHelp: a file system that can neither punch, zero, write
 // through nor answer at once costs time, not data.
 func TestFile_WithoutHelp(t *testing.T) {
