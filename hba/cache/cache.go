@@ -346,9 +346,8 @@ func (c *Cache) Resize(sizeBytes int64) error {
 	if now := c.inner.Size(); now != max(old, sizeBytes) {
 		c.recordStep(Step{Kind: StepResize, LengthBytes: now})
 	}
-	if err != nil {
-		return err
-	}
+	// Whatever err is: a medium may have become smaller all the same, and would take nothing
+	// beyond its end any more.
 	end := c.inner.Size() >> c.shift
 	c.store.dropFrom(end)
 	for sector := range c.unreadable {
@@ -357,7 +356,7 @@ func (c *Cache) Resize(sizeBytes int64) error {
 		}
 	}
 	c.settleLocked()
-	return nil
+	return err
 }
 
 // settleLocked recomputes plain after versions or damaged sectors went away.

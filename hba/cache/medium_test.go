@@ -134,6 +134,37 @@ func (r resizable) Close() error { return errors.Join(r.Flush(), r.Media.Close()
 // TryReadAt never succeeds, as everything may wait.
 func (r resizable) TryReadAt([]byte, int64) (bool, error) { return false, nil }
 
+// A shrinking medium has another size when Resize fails, as a file whose sync fails has.
+type shrinking struct {
+	media.Media
+	media.Resizer
+}
+
+func (s shrinking) Resize(sizeBytes int64) error {
+	return errors.Join(s.Resizer.Resize(sizeBytes), media.ErrMedium)
+}
+
+// TestCache_ResizeThatFails: what was pending beyond the end that there is, is gone, though
+// Resize failed: no flush ends by an error for it.
+func TestCache_ResizeThatFails(t *testing.T) {
+	m := memory(t, 1<<20)
+	c := open(t, shrinking{m, m.(media.Resizer)}, cache.Config{})
+	put(t, c, 0, 1, 512)
+	put(t, c, 1<<19, 2, 512)
+	if err := c.Resize(1 << 19); !errors.Is(err, media.ErrMedium) {
+		t.Fatalf("resize: %v", err)
+	}
+	if s := c.Stats(); c.Size() != 1<<19 || s.PendingWrites != 1 {
+		t.Errorf("%d bytes, %d writes are pending", c.Size(), s.PendingWrites)
+	}
+	if err := c.Flush(); err != nil {
+		t.Errorf("flush: %v", err)
+	}
+	if got := at(t, m, 0); got != 1 {
+		t.Errorf("what is before the end is %d after a flush", got)
+	}
+}
+
 // A scratched medium has sectors that cannot be read, and others where writes fail.
 type scratched struct {
 	media.Media
