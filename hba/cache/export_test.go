@@ -38,6 +38,23 @@ func (c *Cache) WriteFUAAfter(p []byte, off int64, fn func()) error {
 	return c.forceOut(x, life)
 }
 
+// FlushMeeting is Flush, with something done when all has been written to the durable
+// medium and that is still to be flushed.
+func (c *Cache) FlushMeeting(fn func()) error {
+	losses := c.losses.Load()
+	f, err := c.beginFlush()
+	if err != nil {
+		return err
+	}
+	f.losses = losses
+	if err = c.flushOut(&f); err == nil {
+		begun := c.syncsBegun.Load()
+		fn()
+		err = c.syncAll(&f, begun)
+	}
+	return c.endFlush(&f, err)
+}
+
 // WriteOut writes all that is pending to the durable medium, and does not flush that.
 func (c *Cache) WriteOut() {
 	c.outMu.Lock()
@@ -86,7 +103,7 @@ func (c *Cache) FlushSkipping(sector int64) error {
 	if err := c.writeOut(nil); err != nil {
 		return err
 	}
-	if err := c.endFlush(&f, c.syncAll(&f)); err != nil {
+	if err := c.endFlush(&f, c.syncAll(&f, c.syncsBegun.Load())); err != nil {
 		return err
 	}
 	c.ledger.flushAnswered(arrived, false)

@@ -27,7 +27,7 @@ func (c *Cache) Flush() error {
 func (c *Cache) flush(f *flush) error {
 	err := c.flushOut(f)
 	if err == nil {
-		err = c.syncAll(f)
+		err = c.syncAll(f, c.syncsBegun.Load())
 	}
 	return c.outcome("flush", 0, 0, c.endFlush(f, err))
 }
@@ -39,8 +39,9 @@ func (c *Cache) flush(f *flush) error {
 // They may be of any flush that is under way, so each of those fails. One goes to the
 // medium at a time, that none is answered while another learns of a loss. Who waits for
 // one that has begun after it came needs none of its own.
-func (c *Cache) syncAll(f *flush) error {
-	begun := c.syncsBegun.Load()
+//
+// begun is how many flushes of the medium had begun when all was there.
+func (c *Cache) syncAll(f *flush, begun uint64) error {
 	c.syncMu.Lock()
 	defer c.syncMu.Unlock()
 	if c.syncsBegun.Load() == begun {
@@ -58,6 +59,11 @@ func (c *Cache) syncAll(f *flush) error {
 	if c.losses.Load() != f.losses {
 		c.owed = nil
 		return c.lastLoss
+	}
+	if owed := c.owed; owed != nil { // who served it is not Flush, and was told nothing
+		c.owed = nil
+		c.lostLocked(owed)
+		return owed
 	}
 	return nil
 }

@@ -68,6 +68,30 @@ func TestCache_LossIsToldToTheNextFlushToo(t *testing.T) {
 	}
 }
 
+// TestCache_OwedLossIsToldToWhoIsServed: a flush that another write's flush of the medium
+// serves is told what it would have been told by its own.
+func TestCache_OwedLossIsToldToWhoIsServed(t *testing.T) {
+	m := &forgetful{Media: memory(t, 1<<20)}
+	c := open(t, m, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone})
+	put(t, c, 0, 1, 2*cache.MinSizeBytes) // goes through, and is not flushed
+	sector := bytes.Repeat([]byte{2}, 512)
+	m.lost = media.ErrMedium
+	if _, err := c.WriteAtFUA(sector, 1<<19); !errors.Is(err, media.ErrMedium) {
+		t.Fatalf("write with FUA: %v, want the medium's error", err)
+	}
+	err := c.FlushMeeting(func() {
+		if _, err := c.WriteAtFUA(sector, 1<<19); err != nil {
+			t.Errorf("the next write with FUA: %v", err)
+		}
+	})
+	if !errors.Is(err, media.ErrMedium) {
+		t.Errorf("flush: %v, but a write that it covers may be lost", err)
+	}
+	if err := c.Flush(); err != nil {
+		t.Errorf("the flush after it: %v", err)
+	}
+}
+
 // TestCache_TryNeverWaits: whatever waits for the medium, what must not wait does
 // not, and the engine can go on.
 func TestCache_TryNeverWaits(t *testing.T) {
