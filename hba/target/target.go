@@ -48,9 +48,10 @@ func (t *Target) AddUnit(lun uint8, u *Unit) error {
 	if !u.target.CompareAndSwap(nil, t) {
 		return fmt.Errorf("target: unit %q is attached already", u.config.Serial)
 	}
-	t.tellLocked(&units)
-	units[lun] = u
-	t.units.Store(&units)
+	with := units
+	with[lun] = u
+	t.units.Store(&with)
+	t.tellLocked(&units) // after that: see reportLUNs
 	return nil
 }
 
@@ -167,29 +168,35 @@ func (t *Target) reportLUNs(task *Task) (field uint16, ok bool) {
 	if n < reportLUNsMinBytes {
 		return 6, false
 	}
-	units := t.units.Load()
-	count := 0
+	var units *[MaxUnits]*Unit
 	switch task.CDB[2] {
 	case reportAddressable, reportAll:
-		for _, u := range units {
+		// Before the list is taken: a change is in the table before the units are told, so
+		// that what is not in this list is news.
+		t.reported.Store(true)
+		for _, u := range t.units.Load() {
 			if u != nil {
-				count++
+				u.conditions.And(^attentionLUNs)
 			}
 		}
+		units = t.units.Load()
 	case reportWellKnown: // there are none
 		units = new([MaxUnits]*Unit)
 	default:
 		return 2, false
 	}
+	count := 0
+	for _, u := range units {
+		if u != nil {
+			count++
+		}
+	}
 	in := task.dataIn(n)
 	var b [scsi.LUNBytes]byte
 	scsi.PutReportLUNsHeader(b[:], count)
 	in.put(b[:])
-	// Who reads the list knows of changes up to now.
-	t.reported.Store(true)
 	for lun, u := range units {
 		if u != nil {
-			u.conditions.And(^attentionLUNs)
 			scsi.PutLUN(b[:], uint8(lun))
 			in.put(b[:])
 		}

@@ -1,6 +1,8 @@
 package target_test
 
 import (
+	"errors"
+	"sync"
 	"testing"
 
 	"github.com/vhbad/vhbad/hba/target"
@@ -152,6 +154,39 @@ func TestAttentions(t *testing.T) {
 		t.Error("a command ended by a unit attention wrote")
 	}
 	wantGood(t, u, write16(0, 1), target.DataOut, filled(512, 1))
+}
+
+// TestReportLUNs_WhileItChanges: who has read a list that is out of date by now is told. It
+// takes some thousand rounds to meet the moment.
+func TestReportLUNs_WhileItChanges(t *testing.T) {
+	u, _ := newMemoryUnit(t, 1<<20, target.Config{})
+	other, _ := newMemoryUnit(t, 1<<20, target.Config{Serial: "B"})
+	for round := range 50_000 {
+		tgt := target.NewTarget()
+		if err := tgt.AddUnit(0, u); err != nil {
+			t.Fatal(err)
+		}
+		var group sync.WaitGroup
+		group.Go(func() {
+			if err := tgt.AddUnit(1, other); err != nil {
+				t.Error(err)
+			}
+		})
+		b := make([]byte, 64)
+		task := wantGood(t, u, func(c *[16]byte) int { return scsi.PutReportLUNs(c, 64) }, target.DataIn, b)
+		group.Wait()
+		var luns [256]bool
+		n, _ := scsi.ParseReportLUNs(b[:task.TransferredBytes], &luns)
+		ready := run(t, u, scsi.PutTestUnitReady, target.NoData)
+		if n == 1 && ready.Status == scsi.StatusGood {
+			t.Fatalf("round %d: the list lacks a unit, and nobody is told", round)
+		}
+		if err := errors.Join(tgt.RemoveUnit(0), tgt.RemoveUnit(1)); err != nil {
+			t.Fatal(err)
+		}
+		run(t, u, scsi.PutTestUnitReady, target.NoData)
+		run(t, other, scsi.PutTestUnitReady, target.NoData)
+	}
 }
 
 func TestResize(t *testing.T) {
