@@ -48,11 +48,15 @@ func (u *Unit) writeProtected(t *Task) {
 }
 
 // mediumFailed ends t because of the medium's error err. code tells reading
-// from writing; lba is what to blame if err does not say where it stopped.
+// from writing; lba is what to blame if err does not say where it stopped, or not in the
+// blocks of t: a cache may have failed to make room.
 func (u *Unit) mediumFailed(t *Task, err error, code scsi.Additional, lba uint64) {
 	var where *media.Error
 	if errors.As(err, &where) && where.OffsetBytes >= 0 {
-		lba = uint64(where.OffsetBytes) >> u.shift
+		at := uint64(where.OffsetBytes) >> u.shift
+		if first, blocks, ranged := scsi.BlockRange(&t.CDB); !ranged || at-first < uint64(blocks) {
+			lba = at
+		}
 	}
 	switch {
 	case errors.Is(err, media.ErrNoSpace):

@@ -183,6 +183,14 @@ func TestReadWrite_MediumErrors(t *testing.T) {
 			"no space", at(media.ErrNoSpace, nil),
 			scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed, Information: 7, InformationValid: true},
 		},
+		{
+			"an error of other blocks, which a cache was to make room by", &media.Error{OffsetBytes: 8 * blockBytes, Kind: media.ErrMedium},
+			scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError, Information: 4, InformationValid: true},
+		},
+		{
+			"no space for blocks before", &media.Error{OffsetBytes: 3 * blockBytes, Kind: media.ErrNoSpace},
+			scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed, Information: 4, InformationValid: true},
+		},
 		{"read-only", at(media.ErrReadOnly, nil), scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.WriteProtected}},
 		{"range", at(media.ErrRange, nil), illegal(scsi.LBAOutOfRange)},
 		{"closed", at(media.ErrClosed, nil), scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
