@@ -416,7 +416,9 @@ func (r *Recorder) failLocked(err error) {
 // curtail writes of a batch that could not be written the records that can be, and
 // behind them why there are no more, if there is room for that.
 func (r *Recorder) curtail(batch []byte, why error) {
-	for len(batch) > 0 { // what was written in part a file does not tell for sure
+	// What was written in part a file does not tell for sure. An end in the batch is not
+	// written: it has one below.
+	for len(batch) > 0 && cache.StepKind(batch[4]) != kindEnd {
 		n := recordHeadBytes + int(binary.LittleEndian.Uint32(batch)) + sumBytes
 		if _, err := r.file.WriteAt(batch[:n], r.offset); err != nil {
 			break

@@ -378,6 +378,37 @@ func TestRecorder_Full(t *testing.T) {
 	}
 }
 
+// A hiccup is a sheet one of whose writes of records fails, and none after that.
+type hiccup struct {
+	sheet
+	failed bool
+}
+
+func (h *hiccup) WriteAt(p []byte, off int64) (int, error) {
+	if off != 0 && !h.failed {
+		h.failed = true
+		return 0, unix.EIO
+	}
+	return h.sheet.WriteAt(p, off)
+}
+
+// TestRecorder_OneEnd: a file that fails when the end comes, and takes it after all, has
+// one end, which says so.
+func TestRecorder_OneEnd(t *testing.T) {
+	f := &hiccup{}
+	w := record(t, f, trace.Config{})
+	if err := w.Close(); !errors.Is(err, unix.EIO) {
+		t.Errorf("close: %v", err)
+	}
+	steps, r, err := read(f.bytes())
+	if err != nil || len(steps) != 0 {
+		t.Fatalf("%d steps, %v", len(steps), err)
+	}
+	if complete, reason := r.End(); complete || !strings.Contains(reason, "input/output error") {
+		t.Errorf("complete %v, %q", complete, reason)
+	}
+}
+
 // TestRecorder_TooLong: a write that no record can hold ends the trace, and says so.
 func TestRecorder_TooLong(t *testing.T) {
 	f := &sheet{}
