@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -172,6 +173,7 @@ func appendRecord(b []byte, s *cache.Step, at time.Duration, sum uint32) (out []
 
 // text is s as far as a record has room for it.
 func text(s string) string {
+	s = strings.ToValidUTF8(s, "\ufffd") // errors name files, which need not be
 	if len(s) <= MaxTextBytes {
 		return s
 	}

@@ -409,6 +409,25 @@ func TestRecorder_OneEnd(t *testing.T) {
 	}
 }
 
+// TestRecorder_AnyText: what somebody says is read again, whatever bytes they are.
+func TestRecorder_AnyText(t *testing.T) {
+	for _, tt := range []struct{ said, want string }{
+		{"a\xffb", "a\ufffdb"},
+		{strings.Repeat("\xff", trace.MaxTextBytes), "\ufffd"},
+		{strings.Repeat("a", trace.MaxTextBytes-1) + "\xff", strings.Repeat("a", trace.MaxTextBytes-1)},
+	} {
+		f := &sheet{}
+		w := record(t, f, trace.Config{})
+		w.Mark(tt.said)
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if steps, _, err := read(f.bytes()); err != nil || len(steps) != 1 || steps[0].Text != tt.want {
+			t.Errorf("%.20q: %d steps, %v", tt.said, len(steps), err)
+		}
+	}
+}
+
 // TestRecorder_TooLong: a write that no record can hold ends the trace, and says so.
 func TestRecorder_TooLong(t *testing.T) {
 	f := &sheet{}
