@@ -21,6 +21,10 @@ type File struct {
 	readOnly bool
 	device   bool // a block device, whose size is not ours to set
 	zeroFast bool // Zero writes no zeros
+	// zeroUnit is what is zeroed in whole multiples only: of a device, its logical block.
+	zeroUnit int64
+	// allocate is unix.Fallocate. Set before use.
+	allocate func(fd int, mode uint32, off, n int64) error
 
 	size atomic.Int64 // bytes; negative once closed
 

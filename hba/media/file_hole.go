@@ -39,7 +39,25 @@ func (f *File) Zero(off, n int64, allocate bool) error {
 // ZeroIsFast implements FastZeroer.
 func (f *File) ZeroIsFast() bool { return f.zeroFast }
 
+// zeroSlice is Zero of at most holeSliceBytes. A device zeroes whole blocks of its own,
+// which may be longer than the disk's; parts of them are written.
 func (f *File) zeroSlice(off, n int64, allocate bool) error {
+	end := off + n
+	first, last := (off+f.zeroUnit-1)/f.zeroUnit*f.zeroUnit, end/f.zeroUnit*f.zeroUnit
+	if first >= last {
+		return f.zeroByWriting(off, n)
+	}
+	if err := f.zeroByWriting(off, first-off); err != nil {
+		return err
+	}
+	if err := f.zeroWhole(first, last-first, allocate); err != nil {
+		return err
+	}
+	return f.zeroByWriting(last, end-last)
+}
+
+// zeroWhole zeroes what it need not write, if the kernel can.
+func (f *File) zeroWhole(off, n int64, allocate bool) error {
 	var err error
 	if allocate {
 		err = f.zeroAllocated(off, n)
@@ -55,6 +73,11 @@ func (f *File) zeroSlice(off, n int64, allocate bool) error {
 	case !notSupported(err):
 		return f.fail("zero", off, n, err)
 	}
+	return f.zeroByWriting(off, n)
+}
+
+// zeroByWriting writes zeros.
+func (f *File) zeroByWriting(off, n int64) error {
 	for n > 0 {
 		k, err := f.writeShared(zeros[:min(n, int64(len(zeros)))], off)
 		if err != nil {
@@ -79,7 +102,7 @@ func (f *File) zeroAllocated(off, n int64) error {
 }
 
 func (f *File) fallocate(mode uint32, off, n int64) error {
-	return ignoringEINTR(func() error { return unix.Fallocate(f.fd, mode, off, n) })
+	return ignoringEINTR(func() error { return f.allocate(f.fd, mode, off, n) })
 }
 
 func notSupported(err error) bool {

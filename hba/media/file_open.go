@@ -51,7 +51,7 @@ func OpenFile(c FileConfig) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly}
+	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly, zeroUnit: 1, allocate: unix.Fallocate}
 	f.flushes.sync = func() error { return ignoringEINTR(func() error { return unix.Fdatasync(fd) }) }
 	opened := time.Now()
 	f.atOnce.now = func() time.Duration { return time.Since(opened) }
@@ -235,6 +235,10 @@ func (f *File) probe(st *unix.Stat_t) {
 	case f.readOnly:
 	case f.device:
 		f.noHoles.Store(!deviceZeroes(st.Rdev))
+		f.zeroUnit = pageBytes // unless it says
+		if n, err := unix.IoctlGetInt(f.fd, unix.BLKSSZGET); err == nil && n > 0 {
+			f.zeroUnit = int64(n)
+		}
 	default:
 		// Beyond the end there is nothing to punch.
 		err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, size, pageBytes)
@@ -266,7 +270,7 @@ func zeroesFast(path string, dev uint64) bool {
 	}
 	var st unix.Stat_t
 	err = unix.Fstat(fd, &st)
-	f := &File{fd: fd}
+	f := &File{fd: fd, allocate: unix.Fallocate}
 	fast := err == nil && st.Dev == dev && // a file may be mounted by itself
 		f.zeroAllocated(0, pageBytes) == nil
 	return errors.Join(err, unix.Close(fd)) == nil && fast

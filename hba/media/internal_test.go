@@ -265,6 +265,54 @@ func TestFile_WithoutHelp(t *testing.T) {
 	}
 }
 
+// TestFile_ZeroOnLongBlocks: a device with blocks of 4 KiB refuses to zero parts of them,
+// and a disk of shorter ones zeroes those all the same, and no more.
+func TestFile_ZeroOnLongBlocks(t *testing.T) {
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := int64(0)
+	f.zeroUnit = 4096
+	f.allocate = func(fd int, mode uint32, off, n int64) error {
+		if (off|n)%4096 != 0 || n == 0 {
+			return unix.EINVAL
+		}
+		whole += n
+		return unix.Fallocate(fd, mode, off, n)
+	}
+	for _, tt := range []struct{ off, n, whole int64 }{
+		{4096, 8192, 8192},
+		{512, 512, 0},
+		{3584, 1024, 0},
+		{0, 512, 0},
+		{3584, 512, 0},
+		{4096, 512, 0},
+		{512, 4096, 0},
+		{3584, 8704, 8192},
+		{512, 8192, 4096},
+		{4096, 8704, 8192},
+		{1<<20 - 4608, 4608, 4096},
+	} {
+		want := bytes.Repeat([]byte{1}, 1<<20)
+		if _, err := f.WriteAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		whole = 0
+		if err := f.Discard(tt.off, tt.n); err != nil || whole != tt.whole {
+			t.Errorf("%d bytes at %d: %d without writing, want %d: %v", tt.n, tt.off, whole, tt.whole, err)
+		}
+		clear(want[tt.off : tt.off+tt.n])
+		got := make([]byte, len(want))
+		if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes at %d: others are zero, or not these, %v", tt.n, tt.off, err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestMemory_ResizeWaitsForWriters: a write that has begun before its place was cut
 // off is not there when the medium grows again.
 func TestMemory_ResizeWaitsForWriters(t *testing.T) {
