@@ -400,13 +400,17 @@ func (p *Plan) watch(c *Command, d *Decision) {
 	if d.End != EndNot || d.Redirect {
 		return
 	}
+	written := c.span()
+	if d.Short {
+		written.end = written.first + d.Keep
+	}
 	for i := range p.entries {
 		e := &p.entries[i]
-		if e.in.overlap(c.span()).empty() {
+		if e.in.overlap(written).empty() {
 			continue
 		}
 		if e.bad != nil && e.watches() {
-			e.bad.heal(c.span())
+			e.bad.heal(written)
 		}
 		if e.versions != nil && d.Versions == nil {
 			d.Versions = e.versions

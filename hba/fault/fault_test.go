@@ -319,6 +319,36 @@ func TestMediumError_Heals(t *testing.T) {
 	}
 }
 
+// TestMediumError_HealsWhatIsWritten: a write that is cut short repairs no block that it
+// does not come to.
+func TestMediumError_HealsWhatIsWritten(t *testing.T) {
+	at := Match{LBA: new(uint64(100)), Blocks: 10}
+	for _, tt := range []struct {
+		name string
+		keep Size
+		want uint64
+	}{
+		{"two of four blocks", 2 * blockBytes, 102},
+		{"half of them", 0, 102},
+		{"less than one", 1, 100},
+		{"more than there are", 1 << 20, 104},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSet(t,
+				Rule{Name: "bad", Match: at, Action: Action{Kind: KindMediumError}},
+				Rule{Name: "short", Match: Match{Op: Ops{"write"}}, Action: Action{Kind: KindShortTransfer, Keep: tt.keep}})
+			var d Decision
+			c := write(100, 4)
+			if !s.Plans()[0].Decide(&c, 0, &d) || !d.Short {
+				t.Fatal("the write is not cut short")
+			}
+			if got := firstBad(t, s, read(100, 10)); got != tt.want {
+				t.Errorf("the first bad block is %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestMediumError_Share(t *testing.T) {
 	s := newSet(t, Rule{Name: "bad", Match: Match{LBA: new(uint64(0))}, Action: Action{Kind: KindMediumError, Share: new(0.1)}})
 	var bad []uint64
