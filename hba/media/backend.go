@@ -193,6 +193,9 @@ func (m *Backend) call(op string, off, n int64, fn func() error) error {
 		return err
 	}
 	defer m.ranges.unshare(s)
+	if n == 0 {
+		return nil
+	}
 	if err := fn(); err != nil {
 		return m.fail(op, off, n, err)
 	}
@@ -211,7 +214,12 @@ func (m *Backend) Zero(off, n int64, allocate bool) error {
 
 // Prefetch implements Prefetcher.
 func (m *Backend) Prefetch(off, n int64) error {
-	return m.callLong("prefetch", off, n, func() error { return m.inner.Prefetch.Prefetch(off, n) })
+	return m.callLong("prefetch", off, n, func() error {
+		if n == 0 {
+			return nil
+		}
+		return m.inner.Prefetch.Prefetch(off, n)
+	})
 }
 
 // ExtentAt implements ExtentLister.

@@ -145,6 +145,10 @@ func (b *badBackend) WriteAt(p []byte, _ int64) (int, error) {
 	return len(p) - b.short, b.err
 }
 
+func (b *badBackend) Discard(int64, int64) error    { b.calls++; return b.err }
+func (b *badBackend) Zero(int64, int64, bool) error { b.calls++; return b.err }
+func (b *badBackend) Prefetch(int64, int64) error   { b.calls++; return b.err }
+
 func (b *badBackend) WriteAtFUA(p []byte, off int64) (int, error) { return b.WriteAt(p, off) }
 
 func TestBackend_Errors(t *testing.T) {
@@ -199,8 +203,24 @@ func TestBackend_Errors(t *testing.T) {
 		t.Errorf("flush: %v", err)
 	}
 	before := b.calls
-	if _, err := m.ReadAt(nil, 0); err != nil || b.calls != before {
-		t.Errorf("nothing was asked of the backend: %v", err)
+	for name, call := range map[string]func() error{
+		"read":          func() error { _, err := m.ReadAt(nil, 0); return err },
+		"write through": func() error { _, err := m.WriteAtFUA(nil, 4096); return err },
+		"discard":       func() error { return m.Discard(4096, 0) },
+		"zero":          func() error { return m.Zero(0, 0, true) },
+		"prefetch":      func() error { return m.Prefetch(4096, 0) },
+	} {
+		if err := call(); err != nil {
+			t.Errorf("%s of nothing: %v", name, err)
+		}
+	}
+	for _, err := range []error{m.Discard(4097, 0), m.Prefetch(4097, 0)} {
+		if !errors.Is(err, media.ErrRange) {
+			t.Errorf("nothing beyond the end: %v", err)
+		}
+	}
+	if b.calls != before {
+		t.Errorf("the backend was asked %d times for nothing", b.calls-before)
 	}
 	if err := m.Close(); err != nil || !b.closed {
 		t.Errorf("close: %v, reached the backend: %v", err, b.closed)
