@@ -81,9 +81,9 @@ const maxFired = 8
 // unusual.
 type Decision struct {
 	// Fired are the faults that the command met.
-	fired  [maxFired]*Fault
-	counts [maxFired]*counts
-	n      int
+	fired   [maxFired]*Fault
+	entries [maxFired]*entry // theirs
+	n       int
 
 	// Before it is executed: wait for Delay; then be held by HoldBefore, at most
 	// for HoldBeforeFor if that is not zero.
@@ -106,10 +106,11 @@ type Decision struct {
 	// Versions gets the blocks that a write is about to overwrite.
 	Versions *Versions
 
-	// flips are bits to flip in what was read; rot and stale replace blocks of it.
+	// flips are bits to flip in what was read; stale replaces blocks of it. rots: some of
+	// the entries have rotten ones.
 	flips uint32
 	flip  chance
-	rot   *entry
+	rots  bool
 	stale *Versions
 
 	// Before it is answered: wait for DelayAfter, then be held by HoldAfter,
@@ -163,7 +164,7 @@ func (d *Decision) LeaveOut(f *Fault) {
 	for i, fired := range d.Fired() {
 		if fired == f {
 			f.leftOut.Add(1)
-			d.counts[i].leftOut.Add(1)
+			d.entries[i].counts.leftOut.Add(1)
 		}
 	}
 }
@@ -190,7 +191,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		if !fires {
 			continue
 		}
-		d.fired[d.n], d.counts[d.n] = e.fault, e.counts
+		d.fired[d.n], d.entries[d.n] = e.fault, e
 		d.n++
 		e.counts.fired.Add(1)
 		p.add(d, e, c, chance, now)
@@ -314,7 +315,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		d.flips += max(1, a.Bits)
 		d.flip = chance
 	case KindRot:
-		d.rot = e
+		d.rots = true
 	case KindStaleRead:
 		d.stale = e.versions
 	case KindLostWrite, KindLieAboutFlush:
@@ -439,7 +440,7 @@ func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
 }
 
 // Corrupts reports whether Corrupt would do anything.
-func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rot != nil || d.stale != nil }
+func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rots || d.stale != nil }
 
 // Corrupt changes what a command has read, in segments, the first of which begins
 // with the first block.
@@ -453,20 +454,26 @@ func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
 			}
 		}
 	}
-	if d.rot != nil {
-		e := d.rot
-		in := c.span()
-		for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {
-			in.first = b + 1
-			chance := chanceOf(^e.fault.seed, b)
-			for range max(1, e.fault.rule.Action.Bits) {
-				flipBit(segments, (b-c.LBA)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))
-			}
+	for _, e := range d.entries[:d.n] {
+		if e.fault.rule.Action.Kind == KindRot {
+			e.corrupt(c.span(), blockBytes, segments)
 		}
 	}
 	if total := c.Blocks * uint64(blockBytes) * 8; total != 0 {
 		for range d.flips {
 			flipBit(segments, d.flip.below(total))
+		}
+	}
+}
+
+// corrupt flips the bits of those blocks of in that are rotten, where segments have them.
+func (e *entry) corrupt(in span, blockBytes int, segments [][]byte) {
+	from := in.first
+	for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {
+		in.first = b + 1
+		chance := chanceOf(^e.fault.seed, b)
+		for range max(1, e.fault.rule.Action.Bits) {
+			flipBit(segments, (b-from)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))
 		}
 	}
 }

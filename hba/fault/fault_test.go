@@ -414,6 +414,14 @@ func TestCorrupt(t *testing.T) {
 			t.Errorf("%d bits are rotten after all blocks but one were written", n)
 		}
 	})
+	t.Run("rot by two rules", func(t *testing.T) {
+		s := newSet(t,
+			Rule{Name: "r", Hostile: true, Match: at, Action: Action{Kind: KindRot}},
+			Rule{Name: "q", Hostile: true, Match: Match{LBA: new(uint64(22)), Blocks: 10}, Action: Action{Kind: KindRot}})
+		if n := differing(see(s, disk), clean); n != 13 {
+			t.Errorf("%d bits are rotten, want those of both rules, 13", n)
+		}
+	})
 	t.Run("stale", func(t *testing.T) {
 		s := newSet(t, Rule{Name: "r", Hostile: true, Match: at, Action: Action{Kind: KindStaleRead}})
 		if !bytes.Equal(see(s, disk), clean) {
