@@ -287,6 +287,35 @@ func TestNewSet_CarriesOver(t *testing.T) {
 	}
 }
 
+// TestNewSet_ToTheEnd: a rule about all from some block on is about what a disk that has
+// grown has there, too, and goes on counting.
+func TestNewSet_ToTheEnd(t *testing.T) {
+	rules := []Rule{
+		{Name: "end", Disk: "a", Match: Match{LBA: new(uint64(100))}, Action: busy, Budget: 3},
+		{Name: "bytes", Disk: "a", Match: Match{Offset: new(Size(0)), Length: 1 << 40}, Action: Action{Kind: KindLatency, Latency: &Latency{Mean: 1}}},
+	}
+	s := newSet(t, rules...)
+	fires(s, read(100, 1), 1)
+	grown := slices.Clone(units)
+	grown[0].Blocks *= 2
+	next, err := NewSet(Config{Rules: rules, Units: grown, Old: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fires(next, read(grown[0].Blocks-1, 1), 3); !slices.Equal(got, []int{0, 1}) {
+		t.Errorf("fires on %v of what the disk has grown by, want what was left of the budget", got)
+	}
+	if n := next.Fault("bytes").Stats().Matched; n != 4 {
+		t.Errorf("the other has matched %d times, want 4", n)
+	}
+	var tally Tally
+	for _, i := range tally.Injections(func() *Set { return next }) {
+		if want := map[string]uint64{"end": 3, "bytes": 4}[i.Rule]; i.Times != want {
+			t.Errorf("%+v, want %d times", i, want)
+		}
+	}
+}
+
 func firstBad(t *testing.T, s *Set, c Command) uint64 {
 	t.Helper()
 	var d Decision

@@ -202,6 +202,10 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool, elsewhere map[*
 				return nil, err
 			}
 			e = &made
+		} else if f.rule.Match.hasRange() && e.bad == nil && e.versions == nil {
+			if in, err := f.rule.Match.blocks(u); err == nil { // to the end is where that is now
+				e.in = in
+			}
 		}
 		e.after = s.byName[f.rule.Match.AfterRule]
 		p.entries = append(p.entries, *e)
