@@ -71,11 +71,10 @@ func (c *Conn) allocate(sizeBytes int) *block {
 		c.granted = nil
 	}
 	c.mu.Lock()
-	if c.overBudgetLocked(size) {
+	// What was waited for was within the budget, and may be what makes memory scarce: to
+	// give it back is to be offered it again at once.
+	if mem == nil && c.overBudgetLocked(size) {
 		c.mu.Unlock()
-		if mem != nil {
-			c.arena.Free(mem)
-		}
 		return nil
 	}
 	var b *block

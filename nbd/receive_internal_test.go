@@ -157,3 +157,45 @@ func TestMakeRoom_Scarce(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAwaitMemory_Scarce: memory that was waited for may be used, though it is what makes
+// memory scarce.
+func TestAwaitMemory_Scarce(t *testing.T) {
+	const most, partBytes = 1 << 20, 256 << 10
+	arena, err := dma.NewArena(8 * most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newBareConn(arena)
+	c.ctx = t.Context()
+	c.taken = 1 // a request is in flight
+	mine := []*block{c.allocate(minBlockBytes), c.allocate(partBytes)}
+	var large, taken [][]byte
+	for b := arena.Alloc(most); b != nil; b = arena.Alloc(most) {
+		large = append(large, b)
+	}
+	for range 2 {
+		taken = append(taken, arena.Alloc(partBytes))
+	}
+	if c.allocate(most) != nil || arena.Scarce() {
+		t.Fatal("there is memory, or it is scarce: the test does not test")
+	}
+	arena.Free(large[0])
+	taken = append(append(taken, arena.Alloc(partBytes)), large[1:]...)
+	if err := c.awaitMemory(most); err != nil || !arena.Scarce() {
+		t.Fatalf("%v, or memory is not scarce: the test does not test", err)
+	}
+	b := c.allocate(most)
+	if b == nil {
+		t.Error("there is none, and who waits for it again gets it at once")
+	}
+	for _, b := range append(mine, b) {
+		c.drop(b)
+	}
+	for _, b := range taken {
+		arena.Free(b)
+	}
+	if err := arena.Close(); err != nil {
+		t.Error(err)
+	}
+}
