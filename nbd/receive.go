@@ -590,6 +590,7 @@ func (c *Conn) makeRoom() bool {
 	for b == nil {
 		// Do with what there is, or with the least that holds the tail.
 		if alone {
+			c.rxBytes = max(c.rxBytes, len(c.rx.mem)) // the next must hold all that this one can
 			copy(c.rx.mem, c.rx.mem[c.start:c.end])
 			c.start, c.end = 0, tail
 			return true

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
 )
@@ -156,6 +158,50 @@ func TestMakeRoom_Scarce(t *testing.T) {
 	if err := arena.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestMakeRoom_Tail: a receive block that had to do for want of memory is followed by one
+// that has room for all that was received and not parsed.
+func TestMakeRoom_Tail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arena, err := dma.NewArena(1 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newBareConn(arena)
+		c.ctx = t.Context()
+		c.rxBytes = maxBlockBytes
+		c.rx = c.allocate(maxBlockBytes)
+		c.end = len(c.rx.mem)
+		c.start, c.needBytes = c.end-10, requestBytes
+		c.rx.refs.Add(1) // of a request
+		var taken [][]byte
+		for b := arena.Alloc(minBlockBytes); b != nil; b = arena.Alloc(minBlockBytes) {
+			taken = append(taken, b)
+		}
+		time.AfterFunc(memoryWait/2, func() { c.rx.refs.Add(-1) }) // it was answered
+		if !c.makeRoom() || len(c.rx.mem) != maxBlockBytes {
+			t.Fatalf("a receive block of %d bytes: the test does not test", len(c.rx.mem))
+		}
+		for _, b := range taken {
+			arena.Free(b)
+		}
+		const tail = ownBlockBytes - 1
+		want := make([]byte, tail)
+		_, _ = rand.NewChaCha8([32]byte{1}).Read(want) // never fails
+		c.end = len(c.rx.mem)
+		c.start, c.needBytes = c.end-copy(c.rx.mem[c.end-tail:], want), requestBytes+ownBlockBytes
+		parsed := c.rx
+		parsed.refs.Add(1)
+		if !c.makeRoom() || !bytes.Equal(c.rx.mem[c.start:c.end], want) {
+			t.Errorf("%d bytes are left of %d, or other ones", c.end-c.start, tail)
+		}
+		c.drop(parsed)
+		c.drop(c.rx)
+		if err := arena.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestAwaitMemory_Scarce: memory that was waited for may be used, though it is what makes
