@@ -334,7 +334,8 @@ func (c *Conn) carve(r *Request, length int) bool {
 		c.txAt = 0 // everything carved from it has left
 	}
 	if c.tx == nil || c.txAt+size > len(c.tx.mem) {
-		if c.tx != nil && c.txBytes < maxBlockBytes {
+		// A block that was waited for is taken as it is: others stand in line for it.
+		if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
 			c.txBytes *= 2 // it did not last for what is in flight
 		} else if c.tx != nil && c.batchLen > 0 {
 			c.wantBytes = c.txBytes

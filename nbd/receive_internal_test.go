@@ -2,8 +2,10 @@ package nbd
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,4 +246,57 @@ func TestAwaitMemory_Scarce(t *testing.T) {
 	if err := arena.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestCarve_Granted: a reply block that was waited for is used as it is. To give it back for
+// a larger one is to stand in line again, behind others who do the same.
+func TestCarve_Granted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arena, err := dma.NewArena(1 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newBareConn(arena)
+		ctx, cancel := context.WithCancel(t.Context())
+		c.ctx = ctx
+		c.txBytes = minReplyBlockBytes
+		const length = minReplyBlockBytes / 2
+		var one, two Request
+		if !c.carve(&one, length) {
+			t.Fatal("no memory")
+		}
+		var taken [][]byte
+		for b := arena.Alloc(minReplyBlockBytes); b != nil; b = arena.Alloc(minReplyBlockBytes) {
+			taken = append(taken, b)
+		}
+		if c.carve(&two, length) {
+			t.Fatal("there is memory: the test does not test")
+		}
+		arena.Free(taken[0])
+		if err := c.awaitMemory(c.wantBytes); err != nil {
+			t.Fatal(err)
+		}
+		var others sync.WaitGroup
+		others.Go(func() {
+			if b, err := arena.AllocWait(ctx, minReplyBlockBytes); err == nil {
+				t.Error("somebody else has it")
+				arena.Free(b)
+			}
+		})
+		synctest.Wait()
+		if !c.carve(&two, length) {
+			t.Error("no reply block")
+		}
+		cancel()
+		others.Wait()
+		for _, b := range []*block{one.block, two.block, c.tx} {
+			c.drop(b)
+		}
+		for _, b := range taken[1:] {
+			arena.Free(b)
+		}
+		if err := arena.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
