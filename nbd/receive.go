@@ -620,6 +620,7 @@ func (c *Conn) makeRoom() bool {
 
 // trim gives back memory that an idle connection does not need.
 func (c *Conn) trim() {
+	c.dropGranted()
 	if c.tx != nil && c.tx.refs.Load() == 1 {
 		c.drop(c.tx)
 		c.tx, c.txAt, c.txBytes = nil, 0, minReplyBlockBytes
@@ -649,6 +650,11 @@ func (c *Conn) abandon() {
 	c.drop(c.rx)
 	c.drop(c.tx)
 	c.rx, c.tx = nil, nil
+	c.dropGranted()
+}
+
+// dropGranted gives back what awaitMemory got and nobody needed.
+func (c *Conn) dropGranted() {
 	if c.granted != nil {
 		c.arena.Free(c.granted)
 		c.granted = nil

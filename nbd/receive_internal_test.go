@@ -300,3 +300,36 @@ func TestCarve_Granted(t *testing.T) {
 		}
 	})
 }
+
+// TestTrim_Granted: memory that was waited for, and then not needed, is not kept.
+func TestTrim_Granted(t *testing.T) {
+	arena, err := dma.NewArena(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newBareConn(arena)
+	c.ctx = t.Context()
+	c.rxBytes, c.txBytes = minBlockBytes, minReplyBlockBytes
+	c.rx = c.allocate(minBlockBytes)
+	var one, two Request
+	const length = minReplyBlockBytes / 2
+	if !c.carve(&one, length) {
+		t.Fatal("no memory")
+	}
+	if err := c.awaitMemory(minReplyBlockBytes); err != nil {
+		t.Fatal(err)
+	}
+	c.drop(one.block) // it was answered meanwhile
+	if !c.carve(&two, length) || two.block != one.block {
+		t.Fatal("not the same reply block: the test does not test")
+	}
+	c.drop(two.block)
+	c.trim()
+	if n := arena.Stats().InUseBytes; n != minBlockBytes {
+		t.Errorf("an idle connection has %d bytes, want %d", n, minBlockBytes)
+	}
+	c.abandon()
+	if err := arena.Close(); err != nil {
+		t.Error(err)
+	}
+}
