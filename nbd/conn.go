@@ -293,11 +293,10 @@ func (c *Conn) poke(wish uint32) {
 	// A read that waits ends with a deadline error. An error here means that the
 	// connection is closed, and then nobody reads.
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
-	if wish&wishDrain != 0 {
-		c.mu.Lock()
-		c.cond.Signal()
-		c.mu.Unlock()
-	}
+	// Also if it waits for memory: that may not be scarce any more, which nobody else tells.
+	c.mu.Lock()
+	c.cond.Signal()
+	c.mu.Unlock()
 }
 
 // draining says whether the server is shutting down.

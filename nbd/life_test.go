@@ -489,6 +489,48 @@ func TestNoMemory(t *testing.T) {
 	})
 }
 
+// TestMemory_ScarceNoMore: a request that waits as memory is scarce gets it when others have
+// returned some, whatever the device does with those before it.
+func TestMemory_ScarceNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := nbdtest.NewManual(1 << 20)
+		s, arena := synctestServer(t, d, nbd.Limits{})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := nbdtest.Command{Type: nbdtest.CmdRead, Length: 200_000}
+		if err := c.Send(read); err != nil {
+			t.Fatal(err)
+		}
+		requests := []*nbd.Request{<-d.Requests}
+		var taken [][]byte
+		for !arena.Scarce() {
+			taken = append(taken, arena.Alloc(64<<10))
+		}
+		if err := c.Send(read); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if len(d.Requests) != 0 {
+			t.Fatal("the request has memory: the test does not test")
+		}
+		for _, b := range taken {
+			arena.Free(b)
+		}
+		select {
+		case r := <-d.Requests:
+			requests = append(requests, r)
+		case <-time.After(10 * time.Second):
+			t.Error("the request waits for another one, and not for memory")
+		}
+		_ = c.Conn.Close()
+		for _, r := range requests {
+			nbdtest.Complete(r, nbd.EIO)
+		}
+	})
+}
+
 // TestMemory_Patience: a request of ordinary size waits for memory as long as
 // others may hold it, and is not failed.
 func TestMemory_Patience(t *testing.T) {
