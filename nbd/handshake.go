@@ -293,6 +293,9 @@ func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, err
 	if !n.c.server.Replies.offers(h.ID) {
 		return haggle, n.unsupported(h.ID)
 	}
+	if h.ID == optSetMetaContext {
+		n.forgetContexts()
+	}
 	switch h.ID {
 	case optAbort:
 		return n.answer(h.ID, nil)

@@ -123,7 +123,7 @@ func (q *contextRequest) wantsAllocation(listing bool) bool {
 func (n *negotiation) metaContext(id uint32, data []byte) error {
 	set := id == optSetMetaContext
 	if set {
-		n.agreed.allocation, n.mapped = false, ""
+		n.forgetContexts()
 		if !n.agreed.structured {
 			return n.refuse(id, repErrInvalid, "meta contexts need structured replies")
 		}
@@ -151,3 +151,6 @@ func (n *negotiation) metaContext(id uint32, data []byte) error {
 	}
 	return n.reply(id, repAck)
 }
+
+// forgetContexts undoes what was chosen before.
+func (n *negotiation) forgetContexts() { n.agreed.allocation, n.mapped = false, "" }

@@ -177,8 +177,9 @@ func TestGo_SameInfo(t *testing.T) {
 // was set for.
 func TestSetMetaContext_Effect(t *testing.T) {
 	const (
-		status  = 5
-		failure = 0x8001
+		status      = 5
+		failure     = 0x8001
+		optionBytes = 20_000
 	)
 	set := asked{setContexts, contextData("disk0", "base:allocation"), metaAck}
 	tests := []struct {
@@ -198,11 +199,12 @@ func TestSetMetaContext_Effect(t *testing.T) {
 		{"replaced by a failure", []asked{set, {setContexts, contextData("nix"), "ERR_UNKNOWN"}}, "disk0", failure},
 		{"replaced by nonsense", []asked{set, {setContexts, []byte{1}, "ERR_INVALID"}}, "disk0", failure},
 		{"replaced by too many", []asked{set, {setContexts, contextData("disk0", make([]string, 2000)...), "ERR_TOO_BIG"}}, "disk0", failure},
+		{"replaced by too long a one", []asked{set, {setContexts, make([]byte, optionBytes+1), "ERR_TOO_BIG"}}, "disk0", failure},
 		{"a list does not replace", []asked{set, {listContexts, contextData("disk0", "x:"), "ACK"}}, "disk0", status},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newServerOf(t, nbd.Limits{MaxPayloadBytes: payloadBytes}, arenaBytes,
+			s := newServerOf(t, nbd.Limits{MaxPayloadBytes: payloadBytes, MaxOptionBytes: optionBytes}, arenaBytes,
 				nbd.Export{Name: "disk0", Device: nbdtest.NewMemory(64 << 10)}, nbd.Export{Name: "disk1", Device: nbdtest.NewMemory(4096)})
 			h := s.haggle(t, "unix")
 			h.want(structured, nil, "ACK")
