@@ -267,7 +267,7 @@ type pipePool struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	free []*Pipe
-	// made are those that are free or in use.
+	// made are those that are free or in use, or being made.
 	// +checklocks:mu
 	made int
 	// refused is when the kernel has last refused one; zero if it has not.
@@ -277,23 +277,36 @@ type pipePool struct {
 
 // get returns an empty pipe, or nil.
 func (s *pipePool) get() *Pipe {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := len(s.free) - 1; n >= 0 {
-		p := s.free[n]
-		s.free = s.free[:n]
+	p, more := s.take()
+	if !more {
 		return p
-	}
-	if s.made == maxPipes || !s.refused.IsZero() && time.Since(s.refused) < refusedTerm {
-		return nil
 	}
 	p, err := newPipe()
 	if err != nil {
+		s.mu.Lock()
+		s.made--
 		s.refused = time.Now()
+		s.mu.Unlock()
 		return nil
 	}
-	s.made++
 	return p
+}
+
+// take returns a pipe that is free, or else whether one more may be made, which it counts:
+// to make one takes long, for a lock.
+func (s *pipePool) take() (p *Pipe, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.free) - 1; n >= 0 {
+		p = s.free[n]
+		s.free = s.free[:n]
+		return p, false
+	}
+	if s.made == maxPipes || !s.refused.IsZero() && time.Since(s.refused) < refusedTerm {
+		return nil, false
+	}
+	s.made++
+	return nil, true
 }
 
 // put takes back a pipe that stands for nothing.
