@@ -17,7 +17,6 @@ func (r *Request) Abandon(errno Errno) (loan Loan, flush bool) {
 	if errno == OK {
 		panic("nbd: abandoned without an error")
 	}
-	r.conn.returnPipe(r)
 	loan = Loan{c: r.conn, b: r.block}
 	r.Data, r.block, r.dataAt = nil, nil, 0
 	return loan, r.Complete(errno)

@@ -169,6 +169,9 @@ func (r *Request) Complete(errno Errno) (flush bool) {
 	if r.Op == OpBlockStatus && errno == OK && r.count == 0 {
 		panic("nbd: block status completed without an extent")
 	}
+	if r.pipe != nil && (errno != OK || !c.arena.Disarm(r.pipe)) {
+		c.returnPipe(r) // the data are in memory, or nowhere
+	}
 	c.mu.Lock()
 	if r.state != slotSubmitted {
 		c.mu.Unlock()
@@ -232,7 +235,8 @@ type transmission struct {
 	followedNs int64  // when FollowReply was called, since epoch, or zero
 	// block holds Data; nil if there is none.
 	block *block
-	// pipe may come to have what is to be read into Data; nil: it does not.
+	// pipe may come to have what is to be read into Data, and has it when the request is
+	// completed; nil: it does not.
 	pipe *dma.Pipe
 	// dataAt is where in block Data begins, if it is for the reply: right behind
 	// room for what goes before it, or at 0.
@@ -321,7 +325,7 @@ const lingerTime = 250 * time.Millisecond
 func (c *Conn) begin() {
 	c.rules.agree(&c.agreed)
 	c.format = c.agreed.format()
-	c.sender.format, c.sender.arena = c.format, c.arena
+	c.sender.format = c.format
 	c.statusExtents = minStatusExtents
 	if s, ok := c.stream.(*tlsStream); ok {
 		s.begin()

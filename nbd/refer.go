@@ -28,8 +28,8 @@ func (c *Conn) refer(r *Request) {
 
 // hasPages says whether the data of a request that is done are in its pipe. They are to be
 // sent as they are then, in one piece.
-func (s *sender) hasPages(r *Request) bool {
-	if r.pipe == nil || !s.arena.Disarm(r.pipe) || r.errno != OK {
+func (r *Request) hasPages() bool {
+	if r.pipe == nil {
 		return false
 	}
 	if !r.cut && r.holeCount == 0 {

@@ -186,6 +186,32 @@ func TestRefer_Failed(t *testing.T) {
 	}
 }
 
+// TestRefer_Returned: a pipe that has not what is to be sent does not wait for the reply.
+func TestRefer_Returned(t *testing.T) {
+	l := newLending(t, "unix", dialects()[0])
+	for _, tt := range []struct {
+		lends bool
+		errno nbd.Errno
+	}{{false, nbd.OK}, {false, nbd.EIO}, {true, nbd.EIO}} {
+		r := l.read(t, dma.PipeLeastBytes)
+		clear(r.Data)
+		if tt.lends && !nbdtest.Lend(l.iommu, r, pattern(dma.PipeLeastBytes, 1)) {
+			t.Fatal("no pages")
+		}
+		c, flush := r.Conn(), r.Complete(tt.errno)
+		if n := l.Arena.Stats().PipesInUse; n != 0 {
+			t.Errorf("%+v: %d pipes are in use before the reply is sent", tt, n)
+		}
+		if flush {
+			c.Flush()
+		}
+		if got, err := l.client.Receive(); err != nil || got.Errno != tt.errno {
+			t.Errorf("%+v: %v, %v", tt, got.Errno, err)
+		}
+	}
+	l.end(t)
+}
+
 // TestRefer_Holes: a reply of pages and holes is made up in memory.
 func TestRefer_Holes(t *testing.T) {
 	for _, dia := range dialects()[1:] {

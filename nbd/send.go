@@ -21,8 +21,7 @@ const (
 // Concurrency: it belongs to whoever has the right to send, Conn.flushing. The
 // right is taken and given up with Conn.mu held.
 type sender struct {
-	format format     // immutable
-	arena  *dma.Arena // immutable
+	format format // immutable
 
 	// list are the replies being sent: those before first are sent, those in
 	// [first, next) are encoded in bufs.
@@ -201,7 +200,7 @@ func (s *sender) encode() {
 			return
 		}
 		s.next++
-		if s.hasPages(r) {
+		if r.hasPages() {
 			s.appendPages(r)
 			return
 		}
@@ -234,7 +233,7 @@ func (s *sender) encodeChunks() {
 			return
 		}
 		s.next++
-		if s.hasPages(r) {
+		if r.hasPages() {
 			s.appendPages(r)
 			return
 		}
