@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
@@ -210,6 +212,33 @@ func TestRefer_Returned(t *testing.T) {
 		}
 	}
 	l.end(t)
+}
+
+// TestRefer_Lie: a device that has not put into a pipe what it says it has ends the
+// connection.
+func TestRefer_Lie(t *testing.T) {
+	for _, size := range []int{0, 1000} {
+		l := newLending(t, "unix", dialects()[0])
+		r := l.read(t, dma.PipeLeastBytes)
+		pages := l.iommu.PagesOf(r.Data)
+		fd, ok := pages.Begin()
+		if !ok {
+			t.Fatal("no pages")
+		}
+		want := pattern(size, 1)
+		if n, err := unix.Write(fd, want); n != size || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		pages.End(true)
+		nbdtest.Complete(r, nbd.OK)
+		if got, err := io.ReadAll(l.client.Conn); err != nil || !bytes.HasSuffix(got, want) || len(got) != 16+size {
+			t.Errorf("%d bytes of reply, %v, want %d", len(got), err, 16+size)
+		}
+		l.end(t)
+		if n := l.Snapshot().Closes[nbd.CloseWriteError]; n != 1 {
+			t.Errorf("%d connections ended by a write error, want 1", n)
+		}
+	}
 }
 
 // TestRefer_Holes: a reply of pages and holes is made up in memory.

@@ -12,12 +12,12 @@ import (
 // Splice sends up to n bytes of what is in a pipe, which is not empty: the socket takes
 // over references to pages, and copies nothing. It waits until it has sent something.
 //
-// Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it and
-// nobody can write to it; a syscall.Errno.
+// Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it; a
+// syscall.Errno.
 func (c *Conn) Splice(pipe, n int) (int, error) { return c.splice(pipe, n, true) }
 
 // TrySplice is Splice without waiting: zero bytes without an error mean that there is no
-// room.
+// room, or nothing in the pipe.
 func (c *Conn) TrySplice(pipe, n int) (int, error) { return c.splice(pipe, n, false) }
 
 func (c *Conn) splice(pipe, n int, wait bool) (int, error) {
@@ -41,11 +41,19 @@ func (c *Conn) splice(pipe, n int, wait bool) (int, error) {
 			return 0, err
 		case !wait:
 			return 0, nil
+		case isEmpty(pipe): // there always is room for that
+			return 0, io.ErrUnexpectedEOF
 		}
 		if err := c.await(&c.out, unix.EPOLLOUT); err != nil {
 			return 0, err
 		}
 	}
+}
+
+// isEmpty says whether nothing is in a pipe.
+func isEmpty(pipe int) bool {
+	n, err := unix.IoctlGetInt(pipe, unix.TIOCINQ) // FIONREAD by its other name
+	return err == nil && n == 0
 }
 
 // spliceNow is splice(2) from a pipe to a socket without waiting. Whether the socket waits

@@ -196,6 +196,25 @@ func TestSplice_Ends(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("nothing there", func(t *testing.T) {
+		_, b := pair(t, "unix")
+		c := take(t, b)
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range []int{fds[1], fds[0]} { // there is somebody who could write, and not
+			if _, err := c.Splice(fds[0], len(some)); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Error(err)
+			}
+			if err := unix.Close(fd); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 	t.Run("late", func(t *testing.T) {
 		_, b := pair(t, "unix")
 		c := take(t, b)
