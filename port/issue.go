@@ -304,12 +304,15 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 // park puts built SRBs back to the front of their unit's queue: StartIo follows
 // when the unit is ready again, without another BuildIo.
 func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
-	n := group.n
+	n, freed := group.n, 0
 	yieldPoint("park")
 	lu.mu.Lock()
 	for s := group.head; s != nil; s = s.next {
 		lu.unlinkLocked(s)
-		s.charged = false
+		if s.charged { // task management is not, unless it has waited
+			s.charged = false
+			freed++
+		}
 		if s.stage != stageNone {
 			s.reached(p, StageQueue)
 		}
@@ -330,7 +333,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		lu.failAllLocked(p) // failUnits has been here and found nothing
 	}
 	lu.mu.Unlock()
-	lu.a.unreserve(p, n)
+	lu.a.unreserve(p, freed)
 	yieldPoint("park: has the gate opened")
 	if builtGate(lu.gate.Load())|lu.a.gate.Load() == 0 {
 		lu.a.kick(p) // the gate opened between the check and here

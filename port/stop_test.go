@@ -335,6 +335,38 @@ func TestStop_TaskManagement(t *testing.T) {
 	})
 }
 
+// A class driver's reset that is built as the adapter is stopped goes down after the
+// restart, and MaxNumberOfIO is what it was.
+func TestStop_ParkedTaskManagement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		s := b.srb(&finished{})
+		s.Function = FunctionResetLogicalUnit
+		stop := func() {
+			p := b.processor("operator")
+			defer p.Close()
+			if err := b.a.Stop(p); err != nil {
+				t.Errorf("Stop: %v", err)
+			}
+		}
+		d.onceBuilt(s, stop)
+		b.lu.Submit(b.p, []*SRB{s})
+		b.wantOnly(CheckStopOutstanding, "stopped with 1 SRBs outstanding")
+		d.buildIo = nil
+		if err := b.a.Restart(b.p); err != nil {
+			t.Fatal(err)
+		}
+		b.wantStarted(s)
+		d.complete(b.p, s)
+		if n := b.a.Stats(b.p).Outstanding; n != 0 {
+			t.Errorf("%d SRBs outstanding, want none", n)
+		}
+		stop() // which waits for just that
+		b.a.FreeSRB(s)
+	})
+}
+
 // An unstoppable miniport does not take ControlStopAdapter.
 type unstoppable struct{ recorder }
 
