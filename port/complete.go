@@ -103,12 +103,13 @@ func (p *Processor) finishCompleted() {
 	for s != nil {
 		lu := s.lu
 		var up, again, run srbQueue
-		freed := 0
+		freed, ended := 0, 0 // ended: of those that were outstanding
 		yieldPoint("finish: account")
 		lu.mu.Lock()
 		for s != nil && s.lu == lu {
 			next := s.next
-			if s.pending {
+			wasPending := s.pending
+			if wasPending {
 				lu.unlinkLocked(s)
 				lu.stats.Completed++
 			}
@@ -127,6 +128,9 @@ func (p *Processor) finishCompleted() {
 				}
 				again.push(s)
 			} else {
+				if wasPending {
+					ended++
+				}
 				lu.freezeLocked(s)
 				up.push(s)
 			}
@@ -134,13 +138,13 @@ func (p *Processor) finishCompleted() {
 		}
 		lu.waiting.prepend(&again)
 		lu.rearmLocked()
-		lu.countBusyLocked(up.n) // what was BUSY itself does not count
+		lu.countBusyLocked(ended) // what was BUSY itself does not count
 		if lu.outstanding == 0 {
 			lu.reviveLocked() // it answered after all
 			lu.endQuiesceLocked(p, StatusSuccess)
 		}
 		want := min(lu.waiting.n, lu.leftLocked())
-		credits := 0
+		charged, credits := freed, 0
 		if want > 0 {
 			// What was freed is used again at once; more only if that is short.
 			credits = min(want, freed)
@@ -160,7 +164,7 @@ func (p *Processor) finishCompleted() {
 		}
 		yieldPoint("finish: adapter's gate")
 		if gate := a.gate.Load(); gate != 0 {
-			a.noteCompletions(p, up.n+again.n)
+			a.noteCompletions(p, charged)
 		}
 		for up.head != nil {
 			u := up.pop()

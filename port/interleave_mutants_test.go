@@ -304,14 +304,15 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "a unit's Busy does not count",
 			Test: "TestInterleave_DeviceBusy",
 			File: "complete.go",
-			Old:  `		lu.countBusyLocked(up.n) // what was BUSY itself does not count`,
+			Old:  `		lu.countBusyLocked(ended) // what was BUSY itself does not count`,
+			New:  `_ = ended`,
 		},
 		{
 			Name: "after QUEUE FULL nobody is counted",
 			Test: "TestInterleave_QueueFull",
 			File: "complete.go",
-			Old:  `		lu.countBusyLocked(up.n) // what was BUSY itself does not count`,
-			New:  `_ = up // not counted here either`,
+			Old:  `		lu.countBusyLocked(ended) // what was BUSY itself does not count`,
+			New:  `_ = ended // not counted here either`,
 		},
 	})
 }

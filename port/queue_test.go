@@ -239,6 +239,30 @@ func TestQueue_PauseAndBusy(t *testing.T) {
 	})
 }
 
+// What the port completes by itself was not outstanding, and is not what the miniport
+// waits for.
+func TestQueue_BusyCountsOutstanding(t *testing.T) {
+	for name, busy := range map[string]func(b *bench){
+		"unit":    func(b *bench) { b.a.DeviceBusy(b.p, 0, 0, 0, 1) },
+		"adapter": func(b *bench) { b.a.Busy(b.p, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+			s := b.srbs(3, &finished{})
+			b.lu.Submit(b.p, s[:1])
+			b.wantStarted(s[0])
+			busy(b)
+			s[2].Function = FunctionReleaseQueue
+			b.lu.Submit(b.p, s[1:])
+			b.wantStarted()
+			b.d.complete(b.p, s[0])
+			b.wantStarted(s[1])
+			b.d.complete(b.p, s[1])
+			b.wantNoViolations()
+		})
+	}
+}
+
 // A failure freezes the queue unless told not to; RELEASE_QUEUE thaws it,
 // FLUSH_QUEUE empties it.
 func TestQueue_Freeze(t *testing.T) {
