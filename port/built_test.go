@@ -405,3 +405,39 @@ func TestBuilt_AdapterFails(t *testing.T) {
 		b.a.Remove(b.p)
 	})
 }
+
+// An SRB that BuildIo has kept may complete elsewhere before BuildIo has returned, and be in
+// the BuildIo of its next life by then: that one goes on to StartIo.
+func TestBuilt_CompletedElsewhere(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	again, returned, submitted := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	done := &finished{}
+	s := b.srb(done)
+	d.buildIo = func(_ *Processor, srb *SRB) bool {
+		d.buildIo = func(*Processor, *SRB) bool {
+			close(again)
+			<-returned
+			return true
+		}
+		go func() {
+			defer close(submitted)
+			p := b.processor("elsewhere")
+			defer p.Close()
+			d.complete(p, srb)
+			b.lu.Submit(p, []*SRB{srb})
+		}()
+		<-again
+		return false
+	}
+	b.lu.Submit(b.p, []*SRB{s})
+	close(returned)
+	<-submitted
+	b.wantStarted(s)
+	d.buildIo = nil
+	d.complete(b.p, s)
+	if got := done.list(); !slices.Equal(got, []*SRB{s, s}) {
+		t.Errorf("completed %v, want it twice", got)
+	}
+	b.wantNoViolations()
+}

@@ -15,10 +15,10 @@ import (
 // Source: storport.h StorPortNotification(RequestComplete).
 func (a *Adapter) Complete(p *Processor, srb *SRB) {
 	owner := srb.owner.Load()
-	for owner >= ownerBuilding && !srb.owner.CompareAndSwap(owner, ownerPort) {
+	for owner > ownerPort && !srb.owner.CompareAndSwap(owner, ownerPort) {
 		owner = srb.owner.Load() // BuildIo has just returned false
 	}
-	if owner < ownerBuilding {
+	if owner <= ownerPort {
 		if p.verify {
 			p.violate(CheckDoubleCompletion, srb, "completed an SRB that is not the miniport's")
 			return

@@ -228,7 +228,8 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		p.trail.add("BuildIo", s.Tag)
 		s.builtAt.Store(a.sys.now().UnixNano())
 	}
-	s.owner.Store(ownerBuilding)
+	building := s.building()
+	s.owner.Store(building)
 	if a.builder != nil {
 		e := p.enterWith(inBuildIo, s)
 		ok := a.builder.BuildIo(p, s)
@@ -236,12 +237,12 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		if !ok {
 			// Completed, or the miniport will: but for this note it is not ours to
 			// touch.
-			s.owner.CompareAndSwap(ownerBuilding, ownerKept)
+			s.owner.CompareAndSwap(building, ownerKept)
 			return false
 		}
 	}
 	// Until StartIo the SRB is the port's again, as BuildIo left it.
-	if !s.owner.CompareAndSwap(ownerBuilding, ownerPort) {
+	if !s.owner.CompareAndSwap(building, ownerPort) {
 		if p.verify {
 			p.violateFor(CheckBuildIoCompleted, s.request(), "BuildIo returned true for an SRB that it completed")
 		}

@@ -237,10 +237,16 @@ const (
 const (
 	ownerClass    uint32 = iota
 	ownerPort            // waiting, parked or completed
-	ownerBuilding        // the miniport's, in BuildIo
 	ownerKept            // the miniport's, after BuildIo returned false
 	ownerMiniport        // the miniport's, from StartIo on
+	ownerBuilding        // the miniport's, in BuildIo: the lowest of them; see building
 )
+
+// building is the owner during BuildIo of the present attempt. Others may complete the SRB
+// before that returns false, and it may be in the BuildIo of its next life by then.
+func (s *SRB) building() uint32 {
+	return ownerBuilding + s.attempt%(math.MaxUint32-ownerBuilding)
+}
 
 // srbsAtOnce is how many SRBs a processor takes from the heap together: as many as fill a
 // page of 4 KiB, for which the allocator has blocks that begin where pages do. What one
