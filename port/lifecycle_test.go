@@ -394,6 +394,33 @@ func TestMarkDeviceFailed(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// What waits of a failed unit or adapter fails although an enumeration waits for the same
+// queue to open.
+func TestMarkDeviceFailed_BesideEnumeration(t *testing.T) {
+	for name, at := range map[string][3]uint8{"unit": {0, 0, 1}, "adapter": {wildcard, wildcard, wildcard}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}}
+				b, lu := staged(t, r)
+				done := &finished{}
+				s := b.srb(done)
+				b.a.PauseDevice(b.p, 0, 0, 1, 3600)
+				lu.Submit(b.p, []*SRB{s})
+				b.a.BusChangeDetected(b.p)
+				synctest.Wait() // its INQUIRY waits behind s
+				b.a.MarkDeviceFailed(b.p, at[0], at[1], at[2], "smoke")
+				synctest.Wait()
+				if got := done.list(); !slices.Equal(got, []*SRB{s}) || s.Status != StatusNoDevice {
+					t.Fatalf("completed %v, want %s with StatusNoDevice", got, s)
+				}
+				b.a.FreeSRB(s)
+				b.a.Remove(b.p)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
 // An adapter that its miniport rejects leaves nothing behind, whatever the
 // miniport asked for before.
 func TestLifeCycle_Rejected(t *testing.T) {

@@ -399,7 +399,7 @@ func (a *Adapter) fail(why string) {
 		}
 	}
 	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
-	a.worker.post(a.failUnits)
+	a.service.post(a.failUnits) // the worker may wait for what is to fail here
 }
 
 // MarkDeviceFailed takes a unit out of service: it logs why, what waits and what
@@ -419,9 +419,10 @@ func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why st
 		return false
 	}
 	a.sys.log.Error("unit failed", "unit", lu.String(), "reason", why)
-	return a.worker.post(func(p *Processor) {
+	// The worker may wait for what is to fail here, in an enumeration; and forget for that.
+	return a.service.post(func(p *Processor) {
 		a.detach(p, lu)
-		a.forget(lu)
+		a.worker.post(func(*Processor) { a.forget(lu) })
 	})
 }
 
