@@ -255,13 +255,14 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 	}
 	if err := a.find(p); err != nil {
 		a.discardServices()
+		a.release()
 		return nil, fmt.Errorf("%s: FindAdapter: %w", o.Name, err)
 	}
 	a.startServices()
 	if err := a.initialize(p); err != nil {
 		a.disconnect()
 		a.stopServices(true)
-		a.freeUncached()
+		a.release()
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	for i := range a.resetSRBs {
@@ -299,17 +300,13 @@ func (a *Adapter) find(p *Processor) error {
 	switch result {
 	case Found:
 	case FindNotFound:
-		a.freeUncached()
 		return ErrNotFound
 	case FindBadConfig:
-		a.freeUncached()
 		return ErrBadConfig
 	case FindError, FoundNone:
-		a.freeUncached()
 		return fmt.Errorf("the miniport failed (result %d)", result)
 	}
 	if err := a.checkConfig(p); err != nil {
-		a.freeUncached()
 		return err
 	}
 	a.lineMode = c.InterruptSynchronizationMode == InterruptSupportNone

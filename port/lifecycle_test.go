@@ -446,14 +446,29 @@ func TestLifeCycle_Rejected(t *testing.T) {
 		if d.a.GetUncachedExtension(p, c, 4096) == nil {
 			t.Error("no uncached extension")
 		}
+		if _, err := d.a.AllocateDmaMemory(p, 4096); err != nil {
+			t.Error(err)
+		}
+	}
+	rejected := func(why string) {
+		t.Helper()
+		if _, err := sys.AddAdapter(p, &wire{messages: 1}, d, AdapterOptions{}); err == nil {
+			t.Errorf("AddAdapter: no error for %s", why)
+		}
+		if n, w, m := sys.ProcessorsInUse(), sys.iommu.WindowsInUse(), arena.Stats().InUseBytes; n != 1 || w != 0 || m != 0 {
+			t.Errorf("%s: %d processors, %d windows, %d bytes left; want 1, 0, 0", why, n, w, m)
+		}
 	}
 	d.features = func(c *Config) { c.MaxNumberOfIO = 0 }
-	if _, err := sys.AddAdapter(p, &wire{messages: 1}, d, AdapterOptions{}); err == nil {
-		t.Error("AddAdapter: no error for MaxNumberOfIO 0")
+	rejected("MaxNumberOfIO 0")
+	d.features = nil
+	d.findAdapter = func(p *Processor, _ *Config) {
+		if _, err := d.a.AllocateDmaMemory(p, 4096); err != nil {
+			t.Error(err)
+		}
 	}
-	if n, w, m := sys.ProcessorsInUse(), sys.iommu.WindowsInUse(), arena.Stats().InUseBytes; n != 1 || w != 0 || m != 0 {
-		t.Errorf("%d processors, %d windows, %d bytes left; want 1, 0, 0", n, w, m)
-	}
+	d.initialize = func(*Processor, SyncToken) bool { return false }
+	rejected("an Initialize that fails")
 }
 
 // An enumeration that meets a stopped adapter waits for the restart: the units
