@@ -3,6 +3,7 @@ package hba
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -11,6 +12,9 @@ import (
 
 // ErrConnected means that interrupts are connected already.
 var ErrConnected = errors.New("hba: interrupts are connected")
+
+// ErrNoRunner means that a goroutine of the device got no runner.
+var ErrNoRunner = errors.New("hba: no runner")
 
 // Bits of an interrupt message's state word. Everything that decides whether a
 // message is delivered, kept or in delivery is in one word, so that each change
@@ -323,7 +327,7 @@ func (x *interrupts) disconnect() {
 // on the device's event goroutine, soon after ConnectInterrupt returns or
 // before.
 //
-// Errors: ErrConnected, ErrClosed, or an unknown mode.
+// Errors: ErrConnected, ErrClosed, ErrNoRunner, or an unknown mode.
 func (d *Device) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(name string) pci.Runner) error {
 	if mode != pci.MessageSignaled && mode != pci.Line {
 		return fmt.Errorf("hba: interrupt mode %d: want message signaled (%d) or line (%d)", mode, pci.MessageSignaled, pci.Line)
@@ -338,6 +342,9 @@ func (d *Device) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, ne
 	c.runners[ownEvents] = newRunner("hba-events")
 	for i := range d.workers {
 		c.runners[ownEvents+1+i] = newRunner(fmt.Sprintf("hba-worker-%d", i))
+	}
+	if slices.Contains(c.runners[ownEvents:], nil) {
+		return ErrNoRunner
 	}
 	return d.intr.connect(c, d.causesOfMessage)
 }

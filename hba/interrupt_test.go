@@ -64,6 +64,30 @@ func connect(t *testing.T, w *world, mode pci.LineMode, x *recorder) {
 	t.Cleanup(w.dev.DisconnectInterrupt)
 }
 
+// A goroutine without a runner could raise nothing: nothing is connected, and what is
+// pending stays so.
+func TestConnect_NoRunner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, without := range []string{"hba-events", "hba-worker-1"} {
+			w := newWorld(t, hba.Config{QueuePairs: 1, Workers: 2}, hbatest.Config{})
+			var x recorder
+			synctest.Wait()
+			err := w.dev.ConnectInterrupt(pci.MessageSignaled, x.raise, func(name string) pci.Runner {
+				if name == without {
+					return nil
+				}
+				return newRunner(name)
+			})
+			if !errors.Is(err, hba.ErrNoRunner) {
+				t.Errorf("without a runner for %s: %v, want ErrNoRunner", without, err)
+			}
+			x.want(t, "not connected")
+			connect(t, w, pci.MessageSignaled, &x)
+			x.want(t, "connected", call{"hba-events", 1})
+		}
+	})
+}
+
 func TestMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, hba.Config{QueuePairs: 2, Workers: 1}, hbatest.Config{})

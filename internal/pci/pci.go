@@ -60,7 +60,8 @@ type Function interface {
 
 	// ConnectInterrupt routes interrupts to raise. newRunner makes a Runner for
 	// each goroutine that the device starts of its own accord; the device calls
-	// it before Connect returns or from the goroutine concerned.
+	// it before Connect returns or from the goroutine concerned. Nil means that there
+	// is none, and that Connect fails. One that fails has changed nothing.
 	ConnectInterrupt(mode LineMode, raise InterruptFunc, newRunner func(name string) Runner) error
 
 	// DisconnectInterrupt stops delivery and waits until no call of raise is
