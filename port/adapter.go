@@ -111,6 +111,7 @@ type Adapter struct {
 	units     atomic.Pointer[unitTable]
 
 	lineMode       bool
+	connected      bool
 	interrupts     []interrupt
 	interruptLocks []spinLock // one, or one for each message
 	startIoLock    spinLock
@@ -374,11 +375,9 @@ func (a *Adapter) initialize(p *Processor) error {
 		return r
 	}
 	if err := a.function.ConnectInterrupt(mode, a.raiseInterrupt, newRunner); err != nil {
-		return fmt.Errorf("connect interrupts: %w", err)
+		return fmt.Errorf("connect interrupts: %w", cmp.Or(runnerErr, err))
 	}
-	if runnerErr != nil {
-		return runnerErr
-	}
+	a.connected = true
 	a.wantPassive = false
 	if !a.callInitialize(p) {
 		return ErrInitialize
@@ -693,7 +692,9 @@ func (a *Adapter) control(p *Processor, t ControlType) ControlResult {
 
 // disconnect ends interrupts, and with them the device's use of its processors.
 func (a *Adapter) disconnect() {
-	a.function.DisconnectInterrupt()
+	if a.connected { // otherwise they may be another adapter's
+		a.function.DisconnectInterrupt()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.runners {

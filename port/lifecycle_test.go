@@ -471,6 +471,38 @@ func TestLifeCycle_Rejected(t *testing.T) {
 	rejected("an Initialize that fails")
 }
 
+// A refusingWire does not connect, and counts who disconnects it.
+type refusingWire struct {
+	wire
+	disconnected int
+}
+
+var errRefused = errors.New("refused")
+
+func (w *refusingWire) ConnectInterrupt(_ pci.LineMode, _ pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+	newRunner("first")
+	return errRefused
+}
+
+func (w *refusingWire) DisconnectInterrupt() { w.disconnected++ }
+
+// An adapter that could not connect its interrupts disconnects none: they may be those of
+// another adapter of the same function.
+func TestLifeCycle_NotConnected(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	before := b.sys.ProcessorsInUse()
+	w := &refusingWire{wire: wire{messages: 1}}
+	if _, err := b.sys.AddAdapter(b.p, w, &driver{model: FullDuplex}, AdapterOptions{}); !errors.Is(err, errRefused) {
+		t.Errorf("AddAdapter: %v, want what the function said", err)
+	}
+	if w.disconnected != 0 {
+		t.Errorf("disconnected %d times", w.disconnected)
+	}
+	if n := b.sys.ProcessorsInUse(); n != before {
+		t.Errorf("%d processors in use, before %d", n, before)
+	}
+}
+
 // An enumeration that meets a stopped adapter waits for the restart: the units
 // that it asks are served like any.
 func TestLifeCycle_EnumerationAcrossStop(t *testing.T) {
