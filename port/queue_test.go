@@ -429,6 +429,15 @@ func TestQueue_TaskManagementPasses(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// There is no reset above that of the bus.
+func TestReset_NoSuchLevel(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	if err := b.a.ResetNow(b.p, b.lu, ResetLevels); err == nil {
+		t.Error("ResetNow: no error")
+	}
+	b.wantNoViolations()
+}
+
 // A unit that no reset brought back fails what comes, and works again when the
 // miniport has given back what it held.
 func TestReset_GivenUpComesBack(t *testing.T) {

@@ -333,10 +333,14 @@ func (lu *LogicalUnit) endResetLocked(helped bool) {
 // ResetNow takes a unit down the reset road from level on as if it had timed
 // out, and waits for the result.
 //
-// Level: Passive.
+// Level: Passive. Errors: ErrWrongPlace, ErrAdapterStopped, no such level, a reset that is
+// under way or has failed.
 func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
 	if err := p.mayWait(a, routineResetNow); err != nil {
 		return err
+	}
+	if level >= ResetLevels {
+		return fmt.Errorf("%s: reset level %d: want 0 to %d", lu, uint8(level), uint8(ResetLevels-1))
 	}
 	done := make(chan bool, 1)
 	lu.mu.Lock()
