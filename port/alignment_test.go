@@ -52,3 +52,19 @@ func TestAlignmentMask_Invalid(t *testing.T) {
 	}
 	b.wantViolations(CheckFindAdapter, 4)
 }
+
+// Data that go neither way never get to the miniport.
+func TestSubmit_NoDirection(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	memory := b.arena.Alloc(512)
+	defer b.arena.Free(memory)
+	s := b.srb(&finished{})
+	defer b.a.FreeSRB(s)
+	s.DataBuffers[0], s.DataTransferBytes = memory[:512], 512
+	b.lu.Submit(b.p, []*SRB{s})
+	if held := d.take(); s.Status != StatusInvalidRequest || len(held) != 0 {
+		t.Errorf("%s, the miniport has %v; want %s", s, held, StatusInvalidRequest)
+	}
+	b.wantNoViolations()
+}

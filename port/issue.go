@@ -342,7 +342,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 }
 
 // mapData maps s's buffers and builds its scatter/gather list. False: the class
-// driver exceeded the adapter's limits.
+// driver exceeded the adapter's limits, or did not say which way the data go.
 func (a *Adapter) mapData(s *SRB) bool {
 	s.SGL = s.sglStore[:0]
 	if s.DataTransferBytes == 0 {
@@ -352,6 +352,9 @@ func (a *Adapter) mapData(s *SRB) bool {
 		return false
 	}
 	access := accessOf(s.Flags)
+	if access == 0 {
+		return false
+	}
 	limit := int(a.config.NumberOfPhysicalBreaks) + 1
 	for i, b := range s.DataBuffers[:s.buffers] {
 		if len(b) == 0 {
