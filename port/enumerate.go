@@ -246,7 +246,10 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	if !ok || !q.Present() {
 		return false, nil
 	}
-	copy(lu.inquiry[:], c.buffer)
+	data := [scsi.StandardInquiryBytes]byte(c.buffer)
+	if old := lu.inquiry.Load(); old == nil || *old != data {
+		lu.inquiry.Store(&data)
+	}
 	return true, nil
 }
 
@@ -259,7 +262,7 @@ func (c *census) isStill(lu *LogicalUnit) bool {
 }
 
 // answered reports whether the unit has ever said what it is.
-func (lu *LogicalUnit) answered() bool { return lu.inquiry != [scsi.StandardInquiryBytes]byte{} }
+func (lu *LogicalUnit) answered() bool { return lu.inquiry.Load() != nil }
 
 // unitsOf returns the units of a target that are known.
 func (a *Adapter) unitsOf(path, target uint8) (units []*LogicalUnit) {

@@ -347,3 +347,24 @@ func TestEnumerate_Stopped(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// Class drivers read INQUIRY data while the port enumerates again; see it with -race.
+func TestInquiry_BesideEnumeration(t *testing.T) {
+	r := &recorder{driver: driver{model: FullDuplex}}
+	b, lu := staged(t, r)
+	want := string(lu.Inquiry())
+	enumerated := make(chan error)
+	go func() {
+		p := b.processor("operator")
+		defer p.Close()
+		enumerated <- b.a.Enumerate(p)
+	}()
+	if got := string(lu.Inquiry()); got != want {
+		t.Errorf("INQUIRY data % x, want % x", got, want)
+	}
+	if err := <-enumerated; err != nil {
+		t.Error(err)
+	}
+	b.a.Remove(b.p)
+	b.wantNoViolations()
+}

@@ -30,11 +30,13 @@ const (
 // order of arrival, until the unit and the adapter take them. The vendor's
 // stack shows it to class drivers as a physical device object.
 type LogicalUnit struct {
-	a       *Adapter
-	path    uint8
-	target  uint8
-	lun     uint8
-	inquiry [scsi.StandardInquiryBytes]byte
+	a      *Adapter
+	path   uint8
+	target uint8
+	lun    uint8
+	// inquiry is the last answer, which does not change; nil: the unit has never said
+	// what it is.
+	inquiry atomic.Pointer[[scsi.StandardInquiryBytes]byte]
 
 	// Extension is the miniport's own memory for this unit, of
 	// Config.LuExtensionBytes, zeroed when the unit was found.
@@ -129,8 +131,14 @@ func (lu *LogicalUnit) Lun() uint8 { return lu.lun }
 // Adapter is the adapter that the unit hangs on.
 func (lu *LogicalUnit) Adapter() *Adapter { return lu.a }
 
-// Inquiry is the unit's standard INQUIRY data.
-func (lu *LogicalUnit) Inquiry() []byte { return lu.inquiry[:] }
+// Inquiry is the unit's standard INQUIRY data, as of the latest enumeration. It is not the
+// caller's to change.
+func (lu *LogicalUnit) Inquiry() []byte {
+	if data := lu.inquiry.Load(); data != nil {
+		return data[:]
+	}
+	return make([]byte, scsi.StandardInquiryBytes)
+}
 
 func (lu *LogicalUnit) String() string {
 	return fmt.Sprintf("%s [%d:%d:%d]", lu.a.options.Name, lu.path, lu.target, lu.lun)
