@@ -370,7 +370,8 @@ func (c *census) command(p *Processor, lu *LogicalUnit, inBytes int) bool {
 	for range enumTries {
 		clear(buffer[:inBytes])
 		srb.Function = FunctionExecuteScsi
-		srb.Flags = FlagDataIn | FlagNoQueueFreeze | FlagQueueActionEnable
+		// A class driver that has one unit's queue closed does not keep the others from being found.
+		srb.Flags = FlagDataIn | FlagNoQueueFreeze | FlagQueueActionEnable | FlagBypassFrozenQueue | FlagBypassLockedQueue
 		srb.QueueAction = SimpleTag
 		srb.DataBuffers[0] = buffer[:inBytes]
 		srb.DataTransferBytes = uint32(inBytes)

@@ -368,3 +368,34 @@ func TestInquiry_BesideEnumeration(t *testing.T) {
 	b.a.Remove(b.p)
 	b.wantNoViolations()
 }
+
+// A queue that a class driver has locked, or left frozen, holds up no enumeration.
+func TestEnumerate_QueueClosed(t *testing.T) {
+	for name, closeQueue := range map[string]func(b *bench, r *recorder, lu *LogicalUnit, aid *SRB){
+		"locked": func(b *bench, _ *recorder, lu *LogicalUnit, aid *SRB) { b.submitFor(lu, aid, FunctionLockQueue) },
+		"frozen": func(b *bench, r *recorder, lu *LogicalUnit, aid *SRB) {
+			aid.Flags &^= FlagNoQueueFreeze
+			lu.Submit(b.p, []*SRB{aid})
+			aid.Status = StatusError
+			b.a.Complete(b.p, r.take()[0])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}, keep: true}
+				b, lu := staged(t, r)
+				aid := b.srb(&finished{})
+				closeQueue(b, r, lu, aid)
+				r.has(0, 1, 2)
+				b.a.BusChangeDetected(b.p)
+				synctest.Wait()
+				if n := len(b.a.LogicalUnits()); n != 3 {
+					t.Errorf("%d units, want 3", n)
+				}
+				b.a.FreeSRB(aid)
+				b.a.Remove(b.p)
+				b.wantNoViolations()
+			})
+		})
+	}
+}
