@@ -71,7 +71,7 @@ var places = [routineCount]struct {
 	routineEnumerate: {"Enumerate", anyCallback, Passive, true},
 	routineStop:      {"Stop", anyCallback, Passive, true},
 	routineRestart:   {"Restart", anyCallback, Passive, true},
-	routineRemove:    {"Remove", anyCallback, Passive, true},
+	routineRemove:    {"Remove", ^uint32(1 << inWorkItem), Passive, true}, // it waits for work items
 	routineResetNow:  {"ResetNow", anyCallback, Passive, true},
 
 	routineUpdateAdapterMaxIO: {"UpdateAdapterMaxIO", 1<<inInitialize | 1<<inPassiveInitialize, Device, false},
@@ -104,7 +104,8 @@ func (p *Processor) check(_ *Adapter, r routineID) bool {
 }
 
 // ErrWrongPlace is the error of a routine that waits, called from where nobody may
-// wait: from a callback above Passive, or with a lock held.
+// wait: from a callback above Passive, or with a lock held; or from a work item, which it
+// would wait for.
 var ErrWrongPlace = errors.New("called where it may not wait")
 
 // mayWait is check for a routine that waits, as an error.
@@ -112,5 +113,5 @@ func (p *Processor) mayWait(a *Adapter, r routineID) error {
 	if p.check(a, r) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s at %s with %d locks held: %w", a.options.Name, places[r].name, p.level, p.nheld, ErrWrongPlace)
+	return fmt.Errorf("%s: %s from %s at %s with %d locks held: %w", a.options.Name, places[r].name, p.callback, p.level, p.nheld, ErrWrongPlace)
 }

@@ -55,7 +55,7 @@ func (a *Adapter) Remove(p *Processor) {
 // called again and finds that all SRBs are back, and no work item runs when ctx ends or
 // StopTimeout is over.
 //
-// Level: Passive. Errors: those of StopContext and SurpriseRemove. The adapter is gone
+// Level: Passive, in no work item. Errors: those of StopContext and SurpriseRemove. The adapter is gone
 // in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
 // ErrAdapterStopped.
 func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
@@ -116,7 +116,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 // ErrOutstanding: the miniport still holds SRBs after
 // AdapterOptions.ResetTimeout. Their memory stays mapped.
 //
-// Level: Passive, once, no SRB of the caller in BuildIo or StartIo.
+// Level: Passive, in no work item, once, no SRB of the caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err

@@ -289,6 +289,22 @@ func TestRemove_WorkItemAfterReset(t *testing.T) {
 	})
 }
 
+// A work item that removes the adapter would wait for its own end.
+func TestRemove_InWorkItem(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	removed, surprised := make(chan error, 1), make(chan error, 1)
+	b.a.QueueWorkItem(b.p, &WorkItem{Routine: func(p *Processor) {
+		removed <- b.a.RemoveContext(t.Context(), p)
+		surprised <- b.a.SurpriseRemove(p)
+	}})
+	for what, errs := range map[string]chan error{"RemoveContext": removed, "SurpriseRemove": surprised} {
+		if err := <-errs; !errors.Is(err, ErrWrongPlace) {
+			t.Errorf("%s: %v, want ErrWrongPlace", what, err)
+		}
+	}
+	b.wantViolations(CheckCallingPlace, 2)
+}
+
 // Who has no time left may stop an idle adapter in order all the same.
 func TestStopContext_Ended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
