@@ -780,7 +780,7 @@ func (a *Adapter) FreeSRB(s *SRB) {
 }
 
 // OnUnitsChanged sets a function that is told which units came and went, at
-// Passive after each enumeration that found a change.
+// Passive after each enumeration that found a change, and after MarkDeviceFailed of one.
 func (a *Adapter) OnUnitsChanged(fn func(added, removed []*LogicalUnit)) {
 	a.mu.Lock()
 	a.onUnits = fn

@@ -334,7 +334,7 @@ func TestRemoved_NoReset(t *testing.T) {
 				time.Sleep(at + b.a.options.ResetTimeout + 5*time.Second)
 				synctest.Wait()
 				w.want(t, "after its time", "abandon")
-				b.a.forget(lu)
+				b.a.forget(b.p, lu)
 				for _, x := range append(resets, s) {
 					r.complete(b.p, x)
 				}

@@ -352,14 +352,25 @@ func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
 	return true
 }
 
-// forget takes a unit that is detached out of the table's list.
-func (a *Adapter) forget(lu *LogicalUnit) {
+// forget takes a unit that is detached out of the table's list, and tells who is to know,
+// unless an enumeration has.
+func (a *Adapter) forget(p *Processor, lu *LogicalUnit) {
 	a.enumMu.Lock()
 	defer a.enumMu.Unlock()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.gate.Load()&gateGone == 0 {
-		a.replaceUnitsLocked(slices.DeleteFunc(a.LogicalUnits(), func(u *LogicalUnit) bool { return u == lu }))
+	list := a.LogicalUnits()
+	i := slices.Index(list, lu)
+	if i < 0 || a.gate.Load()&gateGone != 0 {
+		a.mu.Unlock()
+		return
+	}
+	a.replaceUnitsLocked(slices.Delete(list, i, i+1))
+	tell := a.onUnits
+	a.mu.Unlock()
+	controller, _ := a.miniport.(UnitController)
+	a.unitControl(p, controller, UnitRemove, lu)
+	if tell != nil {
+		tell(nil, []*LogicalUnit{lu})
 	}
 }
 

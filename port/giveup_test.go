@@ -479,7 +479,7 @@ func TestGiveUp_AdapterGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.a.detach(b.p, units[2])
-		b.a.forget(units[2])
+		b.a.forget(b.p, units[2])
 		if err := b.a.SurpriseRemove(b.p); !errors.Is(err, ErrOutstanding) {
 			t.Errorf("SurpriseRemove: %v, want ErrOutstanding", err)
 		}

@@ -179,7 +179,7 @@ func TestInterleave_RemovedWhilePaused(t *testing.T) {
 			m.a.mu.Unlock()
 			m.Yield("paused")
 			m.a.detach(p, x.units[0])
-			m.a.forget(x.units[0])
+			m.a.forget(p, x.units[0])
 			m.Yield("removed")
 			m.a.Resume(p)
 		})
@@ -194,7 +194,7 @@ func TestInterleave_LeaverWhileRemoved(t *testing.T) {
 		m.a.unitAt(0, 0, 1)
 		p := m.processor("before")
 		m.a.detach(p, lu)
-		m.a.forget(lu)
+		m.a.forget(p, lu)
 		m.task("timer", func(p *Processor) { m.a.timeLeaver(p, lu) })
 		m.task("remover", m.a.removeUnits)
 		m.Check(func() error {

@@ -394,6 +394,33 @@ func TestMarkDeviceFailed(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// A unit marked failed has gone for all who are told of units, before another comes at its
+// address.
+func TestMarkDeviceFailed_Told(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}}
+		b, lu := staged(t, r)
+		here := b.a.LogicalUnits()
+		b.a.OnUnitsChanged(func(added, removed []*LogicalUnit) {
+			here = slices.DeleteFunc(here, func(lu *LogicalUnit) bool { return slices.Contains(removed, lu) })
+			here = append(here, added...)
+		})
+		b.a.MarkDeviceFailed(b.p, 0, 0, 1, "smoke")
+		synctest.Wait()
+		if slices.Contains(here, lu) || !slices.Contains(r.noted(), "UnitRemove 1") {
+			t.Errorf("told of %v, callbacks %v; want unit 1 removed", here, r.noted())
+		}
+		if err := b.a.Enumerate(b.p); err != nil {
+			t.Fatal(err)
+		}
+		if want := b.a.LogicalUnits(); !slices.Equal(here, want) {
+			t.Errorf("told of %v, want %v", here, want)
+		}
+		b.a.Remove(b.p)
+		b.wantNoViolations()
+	})
+}
+
 // What waits of a failed unit or adapter fails although an enumeration waits for the same
 // queue to open.
 func TestMarkDeviceFailed_BesideEnumeration(t *testing.T) {

@@ -422,7 +422,7 @@ func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why st
 	// The worker may wait for what is to fail here, in an enumeration; and forget for that.
 	return a.service.post(func(p *Processor) {
 		a.detach(p, lu)
-		a.worker.post(func(*Processor) { a.forget(lu) })
+		a.worker.post(func(p *Processor) { a.forget(p, lu) })
 	})
 }
 
