@@ -86,6 +86,9 @@ func TestDaemon_Events(t *testing.T) {
 	stop()
 	r.want(client.EventStopping, "")
 	closed := r.want(client.EventConnectionClosed, "e")
+	if opened.Fields["remote"] != "" || closed.Fields["remote"] != "" { // as in the status: unix sockets have no names here
+		t.Errorf("remote %q and %q, want none", opened.Fields["remote"], closed.Fields["remote"])
+	}
 	if closed.Fields["reason"] != "shutdown" || closed.Fields["requests"] != 1.0 || closed.Fields["connection"] != opened.Fields["connection"] {
 		t.Errorf("opened %v, closed %v", opened.Fields, closed.Fields)
 	}
