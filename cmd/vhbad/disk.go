@@ -120,12 +120,8 @@ name and SPEC, nothing changes.`,
 			if err != nil {
 				return usage(err)
 			}
-			for _, file := range []*string{&spec.File, &spec.Trace} {
-				if *file != "" { // the daemon's working directory is another
-					if *file, err = filepath.Abs(*file); err != nil {
-						return err
-					}
-				}
+			if err := rootPaths(&spec); err != nil { // the daemon's working directory is another
+				return err
 			}
 			return withDaemon(path, func(c *client.Client) error {
 				d, err := c.AddDisk(cmd.Context(), spec.Name, daemon.DiskSpec(&spec))
@@ -147,6 +143,19 @@ name and SPEC, nothing changes.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	addAdminFlag(cmd.Flags(), &path)
 	return cmd
+}
+
+// rootPaths has the paths of a disk begin at the root.
+func rootPaths(d *config.Disk) (err error) {
+	for _, file := range []*string{&d.File, &d.Trace} {
+		if *file == "" {
+			continue
+		}
+		if *file, err = filepath.Abs(*file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func newDiskRemove() *cobra.Command {

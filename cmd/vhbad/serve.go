@@ -255,7 +255,16 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		file.Admin = cmp.Or(file.Admin, config.Off)
 		file.Log.Level = cmp.Or(file.Log.Level, "warn")
 	}
-	return file.Resolve(client.DefaultPath(), inherited)
+	c, err := file.Resolve(client.DefaultPath(), inherited)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.Disks { // so that the same path is the same file, to whoever says it
+		if err := rootPaths(&c.Disks[i]); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
 }
 
 // newLog makes the daemon's log, on w.
