@@ -25,7 +25,7 @@ after those of the file.`,
   vhbad config print --comments > vhbad.yaml
   vhbad config schema > vhbad.schema.json`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: wantOneOf("check, print or schema"),
 	}
 	cmd.AddCommand(newConfigCheck(), newConfigPrint(), newConfigSchema())
 	return cmd

@@ -28,7 +28,7 @@ forgets it when it ends.`,
   vhbad disk grow db 20GiB
   vhbad disk remove scratch`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: wantOneOf("list, add, remove or grow"),
 	}
 	cmd.AddCommand(newDiskList(), newDiskAdd(), newDiskRemove(), newDiskGrow())
 	return cmd

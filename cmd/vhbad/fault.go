@@ -24,7 +24,7 @@ of them. ` + "`vhbad fault kinds`" + ` lists what there is; docs/faults.md expla
 Rules of a kind that no correct drive shows are hostile. They need
 hostile=true, and a daemon that was started with --hostile.`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: wantOneOf("add, list, show, remove, release or kinds"),
 	}
 	cmd.AddCommand(newFaultAdd(), newFaultList(), newFaultShow(), newFaultRemove(), newFaultRelease(), newFaultKinds())
 	return cmd

@@ -58,6 +58,14 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error { return usage(check(cmd, args)) }
 }
 
+// wantOneOf is what a command does that is nothing without another behind it.
+func wantOneOf(what string) func(cmd *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		cmd.SetOut(cmd.ErrOrStderr())
+		return errors.Join(cmd.Help(), usage(errors.New("want "+what)))
+	}
+}
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vhbad",
@@ -76,10 +84,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cmd.SetOut(cmd.ErrOrStderr())
-			return errors.Join(cmd.Help(), usage(errors.New("want a command")))
-		},
+		RunE:          wantOneOf("a command"),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())

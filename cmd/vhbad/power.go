@@ -27,11 +27,7 @@ on a real drive, decided by a seed.`,
 		Example: `  vhbad power cut db --seed 7 --drop-connections
   vhbad power status db`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cmd.SetOut(cmd.ErrOrStderr())
-			_ = cmd.Help()
-			return usage(fmt.Errorf("want cut or status"))
-		},
+		RunE: wantOneOf("cut or status"),
 	}
 	cmd.AddCommand(newPowerCut(), newPowerStatus())
 	return cmd

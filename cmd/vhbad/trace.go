@@ -37,11 +37,7 @@ and policy, without the daemon and without the load that led to it.`,
   vhbad trace show /tmp/db.trace
   vhbad trace replay /tmp/db.trace --image crash.img --cut 1 --seed 8`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cmd.SetOut(cmd.ErrOrStderr())
-			_ = cmd.Help()
-			return usage(fmt.Errorf("want show or replay"))
-		},
+		RunE: wantOneOf("show or replay"),
 	}
 	cmd.AddCommand(newTraceShow(), newTraceReplay())
 	return cmd
