@@ -34,26 +34,36 @@ forgets it when it ends.`,
 	return cmd
 }
 
-// diskNames completes the first argument by the running daemon's disks.
-func diskNames(path *string) cobra.CompletionFunc {
+// completionPatience is how long whoever completes waits for a daemon.
+const completionPatience = time.Second
+
+// namesOf completes the first argument by what the running daemon has.
+func namesOf(path *string, ask func(ctx context.Context, c *client.Client) ([]cobra.Completion, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		c := client.New(*path)
 		defer c.Close()
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
 		defer cancel()
-		disks, err := c.Disks(ctx)
+		names, err := ask(ctx, c)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
-		var names []cobra.Completion
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// diskNames completes the first argument by the running daemon's disks.
+func diskNames(path *string) cobra.CompletionFunc {
+	return namesOf(path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
+		disks, err := c.Disks(ctx)
 		for i := range disks {
 			names = append(names, cobra.CompletionWithDesc(disks[i].Name, disks[i].Description))
 		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
+		return names, err
+	})
 }
 
 func newDiskList() *cobra.Command {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -182,23 +183,16 @@ func faultByName(use, short, example string, d *daemonFlags, run func(cmd *cobra
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example,
 		Args: usageArgs(cobra.ExactArgs(1)),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			var names []string
-			if len(args) == 0 {
-				// Whoever completes sees no errors.
-				_ = withDaemon(d.path, func(c *client.Client) error {
-					fs, err := c.Faults(cmd.Context())
-					if err != nil {
-						return err
-					}
-					for i := range fs.Faults {
-						names = append(names, fs.Faults[i].Rule.Name)
-					}
-					return nil
-				})
+		ValidArgsFunction: namesOf(&d.path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
+			fs, err := c.Faults(ctx)
+			if err != nil {
+				return nil, err
 			}
-			return names, cobra.ShellCompDirectiveNoFileComp
-		},
+			for i := range fs.Faults {
+				names = append(names, fs.Faults[i].Rule.Name)
+			}
+			return names, nil
+		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withDaemon(d.path, func(c *client.Client) error { return run(cmd, c, args[0]) })
 		},
@@ -400,6 +394,7 @@ waits until that is done. What the disk was doing is aborted and sent again.`,
 				return err
 			})
 		},
+		ValidArgsFunction: diskNames(&d.path),
 	}
 	levels := []string{string(client.ResetLun), string(client.ResetTarget), string(client.ResetBus)}
 	cmd.Flags().StringVar(&level, "level", level, strings.Join(levels, ", "))

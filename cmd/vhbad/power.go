@@ -80,6 +80,7 @@ are cut off, as by the power cut of a whole machine.`,
 				return printPowerReport(cmd.OutOrStdout(), r)
 			})
 		},
+		ValidArgsFunction: diskNames(&path),
 	}
 	f := cmd.Flags()
 	f.Uint64Var(&seed, "seed", 0, "decide by this seed: the same writes and seed give the same image (default: drawn, and told)")
@@ -178,6 +179,7 @@ func newPowerStatus() *cobra.Command {
 				return printPower(cmd.OutOrStdout(), p)
 			})
 		},
+		ValidArgsFunction: diskNames(&path),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	addAdminFlag(cmd.Flags(), &path)
