@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -166,10 +167,7 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 	_, _ = fmt.Fprintln(t, "NAME\tKIND\tDISK\tSTATE\tCLASS\tMATCHED\tFIRED\tHELD") // Flush reports
 	for i := range fs.Faults {
 		f := &fs.Faults[i]
-		disk, class := f.Rule.Disk, "legal"
-		if disk == "" {
-			disk = "(all)"
-		}
+		disk, class := cmp.Or(word(f.Rule.Disk), "(all)"), "legal"
 		if f.Hostile {
 			class = "hostile"
 		}

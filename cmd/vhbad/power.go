@@ -109,7 +109,7 @@ const maxPrintedWrites = 20
 func printPowerReport(w io.Writer, r *client.PowerReport) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
-	line("power cut %d of %s by %s: seed %d, policy %s, tear %s, damage %s", r.Number, r.Disk, r.Trigger, r.Seed, r.Policy, r.Tear, r.Damage)
+	line("power cut %d of %s by %s: seed %d, policy %s, tear %s, damage %s", r.Number, word(r.Disk), r.Trigger, r.Seed, r.Policy, r.Tear, r.Damage)
 	line("%s: %d sectors checked against what was promised%s", r.Class, r.CheckedSectors, countsOf(r.Acts))
 	if len(r.Hostile) > 0 {
 		line("hostile since the cut before%s: the image is %s", countsOf(r.Hostile), r.ImageClass)

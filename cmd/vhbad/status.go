@@ -79,7 +79,7 @@ func printStatus(w io.Writer, st *client.Status) error {
 				writes = o.Requests
 			}
 		}
-		line("%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d", d.Name, config.Size(d.SizeBytes), d.Backend, mode, d.Address,
+		line("%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d", word(d.Name), config.Size(d.SizeBytes), d.Backend, mode, d.Address,
 			d.Connections, d.Depth, d.Outstanding+d.Queued, reads, writes, errors)
 	}
 	if len(st.Connections) > 0 {
@@ -87,7 +87,7 @@ func printStatus(w io.Writer, st *client.Status) error {
 		line("CLIENT\tFROM\tDISK\tSTATE\tFOR\tBUSY\tREPLIES\tTLS")
 		for i := range st.Connections {
 			c := &st.Connections[i]
-			line("%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s", c.ID, cmp.Or(c.Remote, "unix"), cmp.Or(c.Export, "-"), c.State,
+			line("%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s", c.ID, cmp.Or(c.Remote, "unix"), cmp.Or(word(c.Export), "-"), c.State,
 				time.Since(c.Since).Round(time.Second), c.InFlight, cmp.Or(c.Replies, "-"), cmp.Or(c.TLS, "no"))
 		}
 	}
