@@ -86,8 +86,8 @@ is told when the device is usable (systemd: Type=notify).`,
 	f := cmd.Flags()
 	f.StringVar(&a.export, "export", "", "name of the export (default: the URI's, or else the server's default)")
 	f.IntVar(&a.options.Connections, "connections", a.options.Connections, "sockets to use; more than one needs a server with NBD_FLAG_CAN_MULTI_CONN")
-	f.Var(&a.timeout, "timeout", "give a connection up after this time without an answer; the kernel counts whole seconds")
-	f.Var(&a.deadConn, "dead-conn-timeout", "hold requests back this long when no connection is left")
+	f.Var(&a.timeout, "timeout", "give a connection up after this time without an answer; the kernel counts whole seconds (default never; with --persist "+persistTimeout.String()+")")
+	f.Var(&a.deadConn, "dead-conn-timeout", "hold requests back this long when no connection is left (default not at all; with --persist "+persistDeadConnTimeout.String()+")")
 	f.Var(&a.block, "block-size", "logical block of the device, 512 to 4096 (default: the server's smallest, at least 512)")
 	f.StringVar(&a.options.BackendID, "backend-id", "", "what /sys/block/nbdN/backend says (default: the URI)")
 	f.Var(&a.wait, "wait", "give up if the device is not usable by then, or not detached")
@@ -95,6 +95,10 @@ is told when the device is usable (systemd: Type=notify).`,
 	f.Var(&a.recheck, "recheck", "with --persist: ask so often whether the export has grown (default never, but on SIGHUP)")
 	f.BoolVar(&a.keep, "keep", false, "with --persist: leave the device attached when told to end")
 	f.BoolVar(&a.asJSON, "json", false, "print JSON")
+	// pflag would show "0s" as the default of these.
+	for _, name := range []string{"timeout", "dead-conn-timeout", "block-size", "recheck"} {
+		f.Lookup(name).DefValue = ""
+	}
 	a.timeoutSet = func() bool { return f.Changed("timeout") }
 	a.deadConSet = func() bool { return f.Changed("dead-conn-timeout") }
 	return cmd

@@ -208,7 +208,6 @@ client gets answers to what it has in flight, and its connection is closed.
 	f.BoolVar(&o.Force, "force", false, "end connections of clients, and go on though the disk cannot be flushed")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "how long clients may take to finish, and then the flush (default the daemon's --drain-timeout)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.Lookup("drain-timeout").DefValue = ""
 	addAdminFlag(f, &path)
 	return cmd
 }

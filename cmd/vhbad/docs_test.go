@@ -163,3 +163,21 @@ func subcommand(c *cobra.Command, name string) *cobra.Command {
 	}
 	return nil
 }
+
+// TestHelp_Defaults: help tells one default of a flag at the most, and says what it is.
+func TestHelp_Defaults(t *testing.T) {
+	t.Parallel()
+	twice := regexp.MustCompile(`\(default.*\(default|\(default \)`)
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for line := range strings.Lines(c.LocalFlags().FlagUsages()) {
+			if twice.MatchString(line) {
+				t.Errorf("%s: %s", c.CommandPath(), line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot())
+}
