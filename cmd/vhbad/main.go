@@ -86,6 +86,10 @@ of commands that control a running daemon also 3, there is no such thing, and
 		Args:          usageArgs(cobra.NoArgs),
 		RunE:          wantOneOf("a command"),
 	}
+	v := currentVersion()
+	root.Version = v.Version
+	root.SetVersionTemplate(v.String() + "\n")
+	root.Flags().Bool("version", false, "print what this program was built from") // cobra's own would take -v
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
