@@ -141,13 +141,9 @@ func (c *FileConfig) checkKind(st *unix.Stat_t) error {
 
 // setUp locks the open file, settles its size and finds out what it can do.
 func (f *File) setUp(c FileConfig, created bool) error {
-	how := unix.LOCK_EX
-	if c.ReadOnly {
-		how = unix.LOCK_SH
-	}
-	err := ignoringEINTR(func() error { return unix.Flock(f.fd, how|unix.LOCK_NB) })
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return c.errorf("is in use: another disk or process holds its lock")
+	err := lock(f.fd, c.ReadOnly)
+	if errors.Is(err, errInUse) {
+		return c.errorf("%w", err)
 	}
 	if err != nil {
 		return c.errorf("lock: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,6 +99,90 @@ func TestOpenFile_Locks(t *testing.T) {
 	mustBe(t, b, 512, 1, 0)
 	if _, err := media.OpenFile(media.FileConfig{Path: path}); err == nil || !strings.Contains(err.Error(), "is in use") {
 		t.Errorf("opened for writing while others read: %v", err)
+	}
+}
+
+// qemuOpen opens a file and locks the bytes that qemu does.
+func qemuOpen(t *testing.T, path string, bytes ...int64) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	for _, b := range bytes {
+		l := unix.Flock_t{Type: unix.F_RDLCK, Start: b, Len: 1}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// TestOpenFile_LocksOfQemu: qemu and a disk do not have one image together, unless both
+// only read.
+func TestOpenFile_LocksOfQemu(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, path, 8192, 0o600)
+	opens := func(readOnly bool) bool {
+		f, err := media.OpenFile(media.FileConfig{Path: path, ReadOnly: readOnly})
+		if err != nil {
+			if !strings.Contains(err.Error(), path+": is in use") {
+				t.Error(err)
+			}
+			return false
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		return true
+	}
+	for _, tt := range []struct {
+		name          string
+		locks         []int64
+		read, written bool
+	}{
+		{"qemu-nbd", []int64{100, 101, 103, 201, 203}, false, false},
+		{"qemu-nbd -r", []int64{100, 201, 203}, true, false},
+		{"writes, and lets others write", []int64{100, 101}, false, false},
+		{"only reads, and lets others write", []int64{100}, true, true},
+	} {
+		q := qemuOpen(t, path, tt.locks...)
+		if read, written := opens(true), opens(false); read != tt.read || written != tt.written {
+			t.Errorf("%s: opened for reading: %v, for writing: %v; want %v, %v", tt.name, read, written, tt.read, tt.written)
+		}
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+
+	q := qemuOpen(t, path)
+	locked := func() (bytes []int64) {
+		for b := range int64(300) {
+			l := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
+			if err := unix.FcntlFlock(q.Fd(), unix.F_OFD_GETLK, &l); err != nil {
+				t.Fatal(err)
+			}
+			if l.Type != unix.F_UNLCK {
+				bytes = append(bytes, b)
+			}
+		}
+		return bytes
+	}
+	for readOnly, want := range map[bool][]int64{true: {100, 201, 203}, false: {100, 101, 103, 201, 203}} {
+		f, err := media.OpenFile(media.FileConfig{Path: path, ReadOnly: readOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := locked(); !slices.Equal(got, want) {
+			t.Errorf("read-only %v: locked %v, want %v", readOnly, got, want)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := locked(); len(got) != 0 {
+		t.Errorf("a disk that is closed leaves %v locked", got)
 	}
 }
 

@@ -1,0 +1,87 @@
+package media
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// errInUse is why a file cannot be locked.
+var errInUse = errors.New("is in use: another disk or process holds its lock")
+
+// Bytes of a file that qemu and its tools lock, all for reading (its block/file-posix.c):
+// qemuDoes and a number for each thing that they do with an image, qemuAlone and the
+// number for each that nobody else may do meanwhile.
+const (
+	qemuDoes  = 100
+	qemuAlone = 200
+
+	qemuRead   = 0
+	qemuWrite  = 1
+	qemuResize = 3
+)
+
+// lock takes the file for this disk alone, or to be read by several. There are two
+// kinds of locks: that of flock, which most programs take, and those of qemu, which
+// does not look at flock's.
+//
+// Errors: errInUse; what the kernel says.
+func lock(fd int, readOnly bool) error {
+	how := unix.LOCK_EX
+	if readOnly {
+		how = unix.LOCK_SH
+	}
+	err := ignoringEINTR(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errInUse
+	}
+	if err != nil {
+		return err
+	}
+	does, alone := []int64{qemuRead}, []int64{qemuWrite, qemuResize}
+	if !readOnly {
+		does = append(does, qemuWrite, qemuResize)
+	}
+	for _, at := range [][]int64{added(does, qemuDoes), added(alone, qemuAlone)} {
+		for _, off := range at {
+			if err := byteLock(fd, unix.F_OFD_SETLK, unix.F_RDLCK, off); err != nil {
+				return err
+			}
+		}
+	}
+	// First take, then look: of two that come together none may overlook the other.
+	for _, at := range [][]int64{added(does, qemuAlone), added(alone, qemuDoes)} {
+		for _, off := range at {
+			if err := byteLock(fd, unix.F_OFD_GETLK, unix.F_WRLCK, off); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func added(numbers []int64, base int64) []int64 {
+	out := make([]int64, len(numbers))
+	for i, n := range numbers {
+		out[i] = base + n
+	}
+	return out
+}
+
+// byteLock takes a lock of one byte, or asks whether it could be had. A file system
+// without such locks has none that stand against it.
+func byteLock(fd, command int, kind int16, off int64) error {
+	l := unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: off, Len: 1}
+	err := ignoringEINTR(func() error { return unix.FcntlFlock(uintptr(fd), command, &l) })
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return errInUse
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return nil
+	case err != nil:
+		return err
+	case command == unix.F_OFD_GETLK && l.Type != unix.F_UNLCK:
+		return errInUse
+	}
+	return nil
+}
