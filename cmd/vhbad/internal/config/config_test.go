@@ -282,8 +282,15 @@ func TestParse_Bad(t *testing.T) {
 		"faults:\n- name: a\n  match: {op: {}}\n  action: {kind: busy}\n":                                   `op: want a kind of command`,
 		"faults:\n- name: a\n  action: {kind: latency, latency: {mean: 5}}\n":                               `c.yaml:3: duration "5"`,
 		"faults:\n- name: a\n  action: {kind: latency, latency: {distribution: table, table: [{at: 1}]}}\n": `c.yaml:3: faults[0].action.latency.table[0].latency is missing`,
-		"- a\n":      "c.yaml:1: cannot unmarshal",
-		"disks: 7\n": "c.yaml:1: cannot unmarshal",
+		"- a\n":                       "c.yaml:1: the file is a list: want keys: admin, copy-reads, disks",
+		"disks: 7\n":                  `c.yaml:1: disks is "7": want a list`,
+		"disks:\n  a: {memory: 1M}\n": "c.yaml:2: disks has keys: want a list",
+		"disks: [a]\n":                `c.yaml:1: disks[0] is "a": want keys: allow, block-size`,
+		"listen: tcp://:1\n":          `c.yaml:1: listen is "tcp://:1": want a list`,
+		"sandbox: off\n":              `c.yaml:1: sandbox is "off": want keys: mode, paths`,
+		"limits: {memory: [1M]}\n":    "c.yaml:1: limits.memory is a list: want one value",
+		"http: {port: 1}\n":           "c.yaml:1: http has keys: want one value",
+		"faults:\n- {name: a, match: read, action: busy}\n": `c.yaml:2: faults[0].match is "read": want keys: after-count`,
 	} {
 		if _, err := Parse("c.yaml", []byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Parse(%q): error %v, want one with %q", in, err, want)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"encoding"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -100,7 +102,7 @@ func checkValues(name string, root *yaml.Node) error {
 		case isText:
 			return fmt.Errorf("%s:%d: %w", name, n.Line, err)
 		}
-		return fmt.Errorf("%s:%d: %s %w", name, n.Line, path, err)
+		return fmt.Errorf("%s:%d: %s %w", name, n.Line, cmp.Or(path, "the file"), err)
 	})
 }
 
@@ -110,8 +112,8 @@ func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
 	if n.Kind == 0 {
 		return false, errors.New("is missing")
 	}
-	if n.Kind != yaml.ScalarNode {
-		return false, nil
+	if err := checkShape(n, t); err != nil || n.Kind != yaml.ScalarNode {
+		return false, err
 	}
 	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t)); ok {
 		return true, u.UnmarshalText([]byte(n.Value))
@@ -125,6 +127,29 @@ func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
 		return false, fmt.Errorf("%s: want %s", n.Value, quantity.Want(t))
 	}
 	return false, nil
+}
+
+// checkShape checks that what is to become a t is a list, keys or one value, as t is: the
+// YAML package names types of Go.
+func checkShape(n *yaml.Node, t reflect.Type) error {
+	isNull := n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
+	if _, decides := reflect.PointerTo(t).MethodByName("UnmarshalYAML"); decides || isNull {
+		return nil // it says itself what it takes; nothing is the default
+	}
+	isText := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+	var want string
+	switch k := t.Kind(); {
+	case !isText && k == reflect.Struct && n.Kind != yaml.MappingNode:
+		want = "keys: " + strings.Join(keys(t.Name()), ", ")
+	case !isText && k == reflect.Slice && n.Kind != yaml.SequenceNode:
+		want = "a list"
+	case (isText || k != reflect.Struct && k != reflect.Slice) && n.Kind != yaml.ScalarNode:
+		want = "one value"
+	default:
+		return nil
+	}
+	is := map[yaml.Kind]string{yaml.ScalarNode: "is " + strconv.Quote(n.Value), yaml.SequenceNode: "is a list", yaml.MappingNode: "has keys"}[n.Kind]
+	return fmt.Errorf("%s: want %s", is, want)
 }
 
 // ParseRule reads one fault rule, as an item of `faults`. Its errors name the field;
