@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -581,6 +583,8 @@ func TestServe_AcceptErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+	var log logLines
+	s.Log = slog.New(slog.NewJSONHandler(&log, nil))
 	s.listener, s.served = l, make(chan error, 1)
 	go func() {
 		s.served <- s.Serve(&flakyListener{Listener: l, errs: []error{
@@ -588,6 +592,9 @@ func TestServe_AcceptErrors(t *testing.T) {
 		}})
 	}()
 	must(t, s.client("tcp"), nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
+	if got := log.String(); !strings.Contains(got, `"error":"accept: too many open files","retry_in":"5ms"`) {
+		t.Errorf("the log has %s", got)
+	}
 
 	boom := errors.New("boom")
 	if err := s.Serve(&flakyListener{Listener: nopListener{}, errs: []error{boom}}); !errors.Is(err, boom) {

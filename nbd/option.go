@@ -235,7 +235,7 @@ func (n *negotiation) open(e Export) error {
 	c.mu.Unlock()
 	session, err := e.Device.Open(c)
 	if err != nil {
-		c.server.Log.Warn("export cannot be opened", "conn", c.id, "export", e.Name, "err", err)
+		c.server.Log.Warn("export cannot be opened", "conn", c.id, "export", e.Name, "error", err)
 		c.abandon()
 		c.server.release(c)
 		return &refusal{repErrUnknown, NegotiationOpenFailed, fmt.Sprintf("export %q cannot be opened", e.Name)}

@@ -198,7 +198,7 @@ func (s *Server) Serve(l net.Listener) error {
 		if !acceptAgain(err) {
 			return fmt.Errorf("nbd: accept on %v: %w", l.Addr(), err)
 		}
-		s.Log.Warn("cannot accept", "listener", l.Addr().String(), "err", err, "retry_in", pause)
+		s.Log.Warn("cannot accept", "listener", l.Addr().String(), "error", err, "retry_in", pause.String())
 		select {
 		case <-s.stop:
 			return ErrServerClosed
