@@ -410,7 +410,7 @@ func (o *traceReplay) open(t *openedTrace) (m media.Media, err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	// The lock goes from this descriptor to the medium's.
 	if err = f.Truncate(0); err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		err = media.UnlockFile(f)
 	}
 	if err == nil {
 		m, err = media.OpenFile(media.FileConfig{Path: o.image, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
@@ -483,8 +483,8 @@ func (o *traceReplay) mayWrite(f *os.File, t *openedTrace, base *os.File) error 
 
 // lock takes the lock of a disk's image.
 func lock(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err := media.LockFile(f)
+	if errors.Is(err, media.ErrInUse) {
 		return fmt.Errorf("--image %s: is in use: a disk or process holds its lock: want another file", f.Name())
 	}
 	return err

@@ -2,9 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/trace"
@@ -17,6 +21,28 @@ func TestTraceShow_Kinds(t *testing.T) {
 		if !regexp.MustCompile(`(?m)^  ([a-z, ]*, )?` + k.String() + `(,|  |$)`).MatchString(help) {
 			t.Errorf("%s is not in\n%s", k, help)
 		}
+	}
+}
+
+// TestTraceReplay_InUseByQemu: --force writes over no image that qemu has open, which
+// looks at other locks than flock's.
+func TestTraceReplay_InUseByQemu(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, []byte("a virtual machine's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = q.Close() }()
+	writes := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
+	if err := unix.FcntlFlock(q.Fd(), unix.F_OFD_SETLK, &writes); err != nil {
+		t.Fatal(err)
+	}
+	o := traceReplay{image: path, force: true}
+	if f, err := o.take(&openedTrace{}, nil); err == nil || !strings.Contains(err.Error(), path+": is in use") {
+		t.Errorf("took %v, %v", f, err)
 	}
 }
 

@@ -2,12 +2,13 @@ package media
 
 import (
 	"errors"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// errInUse is why a file cannot be locked.
-var errInUse = errors.New("is in use: another disk or process holds its lock")
+// ErrInUse is why a file cannot be locked: others have it open.
+var ErrInUse = errors.New("is in use: another disk or process holds its lock")
 
 // Bytes of a file that qemu and its tools lock, all for reading (its block/file-posix.c):
 // qemuDoes and a number for each thing that they do with an image, qemuAlone and the
@@ -21,11 +22,27 @@ const (
 	qemuResize = 3
 )
 
+// LockFile takes the locks that OpenFile takes of an image that is to be written, and
+// UnlockFile gives them up; so does closing the file.
+//
+// Errors: ErrInUse; what the kernel says.
+func LockFile(f *os.File) error { return lock(int(f.Fd()), false) }
+
+// UnlockFile is the end of LockFile.
+func UnlockFile(f *os.File) error {
+	all := unix.Flock_t{Type: unix.F_UNLCK, Whence: unix.SEEK_SET, Start: qemuDoes, Len: 2 * (qemuAlone - qemuDoes)}
+	err := ignoringEINTR(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) })
+	if noByteLocks(err) {
+		err = nil
+	}
+	return errors.Join(err, ignoringEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }))
+}
+
 // lock takes the file for this disk alone, or to be read by several. There are two
 // kinds of locks: that of flock, which most programs take, and those of qemu, which
 // does not look at flock's.
 //
-// Errors: errInUse; what the kernel says.
+// Errors: ErrInUse; what the kernel says.
 func lock(fd int, readOnly bool) error {
 	how := unix.LOCK_EX
 	if readOnly {
@@ -33,7 +50,7 @@ func lock(fd int, readOnly bool) error {
 	}
 	err := ignoringEINTR(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return errInUse
+		return ErrInUse
 	}
 	if err != nil {
 		return err
@@ -75,13 +92,18 @@ func byteLock(fd, command int, kind int16, off int64) error {
 	err := ignoringEINTR(func() error { return unix.FcntlFlock(uintptr(fd), command, &l) })
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
-		return errInUse
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return ErrInUse
+	case noByteLocks(err):
 		return nil
 	case err != nil:
 		return err
 	case command == unix.F_OFD_GETLK && l.Type != unix.F_UNLCK:
-		return errInUse
+		return ErrInUse
 	}
 	return nil
+}
+
+// noByteLocks reports whether an error says that the file system has no locks of bytes.
+func noByteLocks(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }

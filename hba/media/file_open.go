@@ -142,7 +142,7 @@ func (c *FileConfig) checkKind(st *unix.Stat_t) error {
 // setUp locks the open file, settles its size and finds out what it can do.
 func (f *File) setUp(c FileConfig, created bool) error {
 	err := lock(f.fd, c.ReadOnly)
-	if errors.Is(err, errInUse) {
+	if errors.Is(err, ErrInUse) {
 		return c.errorf("%w", err)
 	}
 	if err != nil {

@@ -184,6 +184,13 @@ func TestOpenFile_LocksOfQemu(t *testing.T) {
 	if got := locked(); len(got) != 0 {
 		t.Errorf("a disk that is closed leaves %v locked", got)
 	}
+	other := qemuOpen(t, path)
+	if err := media.LockFile(other); err != nil || len(locked()) != 5 || opens(true) {
+		t.Errorf("LockFile: %v, %v locked", err, locked())
+	}
+	if err := media.UnlockFile(other); err != nil || len(locked()) != 0 || !opens(false) {
+		t.Errorf("UnlockFile: %v, %v locked", err, locked())
+	}
 }
 
 func TestOpenFile_KeepsAndCreates(t *testing.T) {
