@@ -286,6 +286,8 @@ func TestParse_Bad(t *testing.T) {
 		"disks: 7\n":                  `c.yaml:1: disks is "7": want a list`,
 		"disks:\n  a: {memory: 1M}\n": "c.yaml:2: disks has keys: want a list",
 		"disks: [a]\n":                `c.yaml:1: disks[0] is "a": want keys: allow, block-size`,
+		"disks:\n-\n":                 "c.yaml:2: disks[0] is missing",
+		"sandbox: {paths: [~]}\n":     "c.yaml:1: sandbox.paths[0] is missing",
 		"listen: tcp://:1\n":          `c.yaml:1: listen is "tcp://:1": want a list`,
 		"sandbox: off\n":              `c.yaml:1: sandbox is "off": want keys: mode, paths`,
 		"limits: {memory: [1M]}\n":    "c.yaml:1: limits.memory is a list: want one value",

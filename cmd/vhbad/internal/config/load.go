@@ -196,6 +196,9 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		for i, c := range n.Content {
+			if c.Kind == yaml.ScalarNode && c.ShortTag() == "!!null" { // the decoder leaves it out
+				return fn(&yaml.Node{Line: c.Line}, t.Elem(), fmt.Sprintf("%s[%d]", path, i))
+			}
 			if err := walk(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), fn); err != nil {
 				return err
 			}
