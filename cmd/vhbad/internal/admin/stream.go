@@ -75,10 +75,10 @@ func streamEvents(w http.ResponseWriter, r *http.Request, e Events) {
 	buffer := make([]client.Event, streamBatch)
 	for {
 		n, lost, err := e.Read(r.Context(), after, buffer, follow)
+		allowWrite(w) // the end of the stream, too, which may come long after the last event
 		if n == 0 || err != nil {
 			return
 		}
-		allowWrite(w)
 		if lost > 0 {
 			gap := client.Event{
 				Seq: after + lost, Time: buffer[0].Time, Type: client.EventLost, Fields: map[string]any{"events": lost},

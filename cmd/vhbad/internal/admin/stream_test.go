@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vhbad/vhbad/client"
@@ -117,4 +121,64 @@ func TestEvents_Gone(t *testing.T) {
 			t.Errorf("the stream goes on with %v", err)
 		}
 	}
+}
+
+// A pipeListener accepts the other ends of pipes, whose deadlines go by the time of
+// the test.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	close(l.closed)
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// servePipe serves routes, and returns a client with one connection and what ends both.
+func servePipe(h http.Handler) (c *http.Client, end func() error) {
+	l := &pipeListener{make(chan net.Conn), make(chan struct{})}
+	s := Serve(l, h, slog.New(slog.DiscardHandler))
+	t := &http.Transport{MaxConnsPerHost: 1, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		l.conns <- far
+		return near, nil
+	}}
+	return &http.Client{Transport: t}, func() error {
+		t.CloseIdleConnections()
+		return s.Close(context.Background())
+	}
+}
+
+// TestEvents_EndAfterSilence: a stream in which nothing has happened for longer than a
+// client may take for an answer ends well all the same.
+func TestEvents_EndAfterSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLog(8)
+		c, end := servePipe(Handler(Sources{Events: l}))
+		res, err := c.Get("http://vhbad/v1/events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(writeTimeout + time.Second)
+		l.Close()
+		if text, err := io.ReadAll(res.Body); err != nil || len(text) != 0 {
+			t.Errorf("%q, %v; want the end", text, err)
+		}
+		_ = res.Body.Close()
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
 }
