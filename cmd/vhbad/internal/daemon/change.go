@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -141,11 +139,6 @@ func (d *Daemon) tellAdded(e *export) {
 
 // bring makes a disk that is ready to be published. When it fails nothing is left.
 func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (*export, error) {
-	creates := false
-	if c.File != "" && c.Size != 0 {
-		_, err := os.Lstat(c.File)
-		creates = errors.Is(err, fs.ErrNotExist)
-	}
 	e, err := d.openDisk(ctx, m, c)
 	if err != nil {
 		return nil, err
@@ -153,7 +146,6 @@ func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI 
 	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
 	defer cancel()
 	e.fromAPI.Store(fromAPI)
-	e.createdTheFile = creates
 	if err := m.place(e); err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), d.discard(m, e))
 	}
@@ -185,9 +177,7 @@ func (d *Daemon) takeBack(m *machine, e *export) error {
 func (d *Daemon) discard(m *machine, e *export) error {
 	err := m.media.close(e.medium)
 	if e.createdTheFile && err == nil {
-		if err := os.Remove(e.config().File); err != nil {
-			d.log.Warn("a file that was made for nothing is left", "file", e.config().File, "error", err)
-		}
+		d.removeMade(e.config())
 	}
 	return err
 }

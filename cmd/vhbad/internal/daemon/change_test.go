@@ -603,6 +603,11 @@ func TestDisks_AddFails(t *testing.T) {
 	if _, err := os.Stat(image); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the file of a disk that was not added: %v", err)
 	}
+	_, err = ctl.AddDisk(t.Context(), "x", client.DiskSpec{File: image, SizeBytes: 1 << 20, Cache: "writeback", Trace: filepath.Join(s.dir, "none", "x.trace")})
+	wantError(t, err, client.ErrInternal, "no such file or directory")
+	if _, err := os.Stat(image); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file of a disk whose trace cannot be made: %v", err)
+	}
 	eventually(t, func() string { return more(before, holdings(t, m)) })
 }
 

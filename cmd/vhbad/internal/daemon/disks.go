@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -185,7 +187,12 @@ func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 
 // openDisk opens a disk's medium and makes its unit, which is not attached to
 // anything yet. What takes long ends with ctx.
-func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*export, error) {
+func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *export, err error) {
+	creates := false
+	if c.File != "" && c.Size != 0 {
+		_, err := os.Lstat(c.File)
+		creates = errors.Is(err, fs.ErrNotExist)
+	}
 	open := d.o.OpenMedium
 	if open == nil {
 		open = func(c *config.Disk) (media.Media, error) { return d.preallocate(ctx, c) }
@@ -194,6 +201,11 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 	if err != nil {
 		return nil, fmt.Errorf("disk %q: %w", c.Name, err)
 	}
+	defer func() {
+		if err != nil && creates {
+			d.removeMade(c)
+		}
+	}()
 	rec, err := d.record(md, c)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), md.Close())
@@ -209,7 +221,7 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 		md = wc
 	}
 	m.media.add(md, c.Name)
-	e := &export{medium: md, power: &power{cache: wc, trace: rec}}
+	e = &export{medium: md, power: &power{cache: wc, trace: rec}, createdTheFile: creates}
 	e.settings.Store(c)
 	e.unit, err = target.NewUnit(md, target.Config{
 		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
@@ -224,6 +236,13 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (*exp
 	e.power.unit = e.unit
 	e.power.nexus.Store(1)
 	return e, nil
+}
+
+// removeMade removes a disk's file that was made for nothing.
+func (d *Daemon) removeMade(c *config.Disk) {
+	if err := os.Remove(c.File); err != nil {
+		d.log.Warn("a file that was made for nothing is left", "file", c.File, "error", err)
+	}
 }
 
 // isMemory reports whether a medium is memory, without a write cache of ours.
