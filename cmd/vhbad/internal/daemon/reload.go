@@ -303,6 +303,11 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 			return r, fmt.Errorf("socket %s: %w", u.Path, err)
 		}
 	}
+	if p.changeFaults {
+		if err := d.tryFaults(m, p, next, brought); err != nil {
+			return r, err
+		}
+	}
 	for _, e := range m.list() {
 		if size := p.grow[e]; size != 0 {
 			if err := d.grow(m, e, size); err != nil {
@@ -356,6 +361,24 @@ func (d *Daemon) faultsWithLocked(had, has []fault.Rule) []fault.Rule {
 		return slices.ContainsFunc(had, named) || slices.ContainsFunc(has, named)
 	})
 	return slices.Concat(has, all)
+}
+
+// tryFaults reports which rule does not fit the disks that there will be: those that go
+// are there still when the rules come into force.
+func (d *Daemon) tryFaults(m *machine, p *plan, next *config.Config, brought []*export) error {
+	units := faultUnits(m, brought)
+	for i := range units {
+		if size := p.grow[m.find(units[i].Disk)]; size != 0 {
+			units[i].Blocks = uint64(size) / uint64(units[i].BlockBytes)
+		}
+	}
+	_, err := fault.NewSet(fault.Config{
+		Rules: d.faultsWith(d.Config().Faults, next.Faults), Units: units, Hostile: next.Hostile, Now: m.device.Now(), Old: m.device.Faults(),
+	})
+	if err != nil {
+		return fmt.Errorf("faults: %w", faultProblem(err))
+	}
+	return nil
 }
 
 // changeFaults puts the rules that the configuration has into force, all or none,

@@ -211,6 +211,11 @@ func TestReload_Refused(t *testing.T) {
 			func(*settings) {}, client.ErrConflict,
 			[]string{"with the disks that were added by the API", `belongs to disk`},
 		},
+		"a fault that does not fit its disk": {
+			[]string{one, "file=file:$DIR/f.img,size=1MiB", "x=file:$DIR/x.img,size=1MiB"}, func(f *settings) {
+				f.Faults = []fault.Rule{{Name: "cut", Disk: "one", Action: fault.Action{Kind: fault.KindPowerCut}}}
+			}, client.ErrInvalid, []string{`fault "cut"`, "the disk has no write cache"},
+		},
 		"a disk that would go meanwhile": {
 			[]string{"new=file:$DIR/f.img", one}, func(*settings) {}, client.ErrInternal, []string{"f.img", "in use"},
 		},
@@ -234,6 +239,9 @@ func TestReload_Refused(t *testing.T) {
 			s.setDisks(t, tt.disks...)
 			tt.change(s)
 			_, err := ctl.Reload(t.Context())
+			if err == nil {
+				t.Fatal("it has taken effect")
+			}
 			for _, want := range tt.want {
 				wantError(t, err, tt.kind, want)
 			}
@@ -258,7 +266,7 @@ func TestReload_Refused(t *testing.T) {
 			}
 			// What was wrong is mended, and all is well.
 			s.setDisks(t, one, "file=file:$DIR/f.img,size=1MiB")
-			s.Limits.Requests, s.HBA.Workers, s.HTTP, s.Listen = 0, 0, config.Off, s.Listen[:1]
+			s.Limits.Requests, s.HBA.Workers, s.HTTP, s.Listen, s.Faults = 0, 0, config.Off, s.Listen[:1], nil
 			if r, err := ctl.Reload(t.Context()); err != nil || cmp.Diff(&client.Reload{}, r) != "" {
 				t.Errorf("reload of the first: %+v, %v", r, err)
 			}
