@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -120,5 +121,44 @@ func TestServe_Sandbox(t *testing.T) {
 		if err != nil || len(left) != 1 {
 			t.Errorf("sandbox %s: left %v, %v; want the folder of images alone", mode, left, err)
 		}
+	}
+}
+
+// A socket whose owner is given by name does not stand in the way of a reload, which
+// cannot look the name up any more.
+func TestServe_SandboxOwner(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := me.Username
+	if group, err := user.LookupGroupId(me.Gid); err == nil { // not every one has a name
+		owner += ":" + group.Name
+	}
+	dir := t.TempDir()
+	sock, control, file := filepath.Join(dir, "n.sock"), filepath.Join(dir, "a.sock"), filepath.Join(dir, "v.yaml")
+	text := fmt.Sprintf("listen: [\"unix://%s?owner=%s\"]\ndisks: [{name: d, memory: 1MiB}]\n", sock, owner)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("vhbad", "serve", "--config", file, "--http", "none", "--admin", control)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
+		t.Errorf("first line %q, %v", line, err)
+	}
+	if out, err := exec.Command("vhbad", "reload", "--admin", control).CombinedOutput(); err != nil || string(out) != "nothing has changed\n" {
+		t.Errorf("reload: %v\n%s", err, out)
+	}
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }

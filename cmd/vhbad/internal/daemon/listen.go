@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
 	"github.com/vhbad/vhbad/nbd"
 )
 
@@ -234,28 +236,53 @@ func unixSocket(a config.Address) (admin.UnixSocket, error) {
 	name, group, _ := strings.Cut(a.Owner, ":")
 	var err error
 	if name != "" {
-		if s.UID, err = strconv.Atoi(name); err != nil {
-			u, lookupErr := user.Lookup(name)
-			if lookupErr != nil {
-				return s, fmt.Errorf("owner %q: no such user", name)
+		s.UID, err = numberOf("user", name, func() (string, error) {
+			u, err := user.Lookup(name)
+			if err != nil {
+				return "", err
 			}
-			if s.UID, err = strconv.Atoi(u.Uid); err != nil {
-				return s, err
-			}
-		}
+			return u.Uid, nil
+		})
 	}
-	if group != "" {
-		if s.GID, err = strconv.Atoi(group); err != nil {
-			g, lookupErr := user.LookupGroup(group)
-			if lookupErr != nil {
-				return s, fmt.Errorf("owner %q: no such group", group)
+	if err == nil && group != "" {
+		s.GID, err = numberOf("group", group, func() (string, error) {
+			g, err := user.LookupGroup(group)
+			if err != nil {
+				return "", err
 			}
-			if s.GID, err = strconv.Atoi(g.Gid); err != nil {
-				return s, err
-			}
-		}
+			return g.Gid, nil
+		})
 	}
-	return s, nil
+	return s, err
+}
+
+// owners are the numbers that numberOf has found, by kind and name.
+var owners sync.Map
+
+// numberOf is the number of a user or a group that is given by its number or by a name
+// to look up. In the sandbox nothing can be looked up, and what was found before counts.
+func numberOf(kind, name string, lookUp func() (string, error)) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, nil
+	}
+	key := kind + " " + name
+	id, err := lookUp()
+	switch {
+	case err == nil:
+	case sandbox.Entered():
+		if n, ok := owners.Load(key); ok {
+			return n.(int), nil
+		}
+		return -1, fmt.Errorf("owner %q: cannot be looked up in the sandbox: want its number, or restart", name)
+	default:
+		return -1, fmt.Errorf("owner %q: no such %s", name, kind)
+	}
+	n, err := strconv.Atoi(id)
+	if err != nil {
+		return -1, err
+	}
+	owners.Store(key, n)
+	return n, nil
 }
 
 // A vsockListener is a vsock.Listener whose descriptor can be had.

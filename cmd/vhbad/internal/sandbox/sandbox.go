@@ -93,6 +93,9 @@ func Enter(a Access) error {
 	return nil
 }
 
+// Entered reports whether Enter has restricted the file system.
+func Entered() bool { return entered.Load() != nil }
+
 // Reaches says whether an image can be opened, as far as the sandbox is concerned;
 // permissions of the file may still refuse it. Any goroutine may call it.
 //
