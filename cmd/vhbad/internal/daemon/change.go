@@ -112,22 +112,23 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 	if _, err := d.Config().WithDisks(append(configs(m.list()), c)); err != nil {
 		return client.Disk{}, admin.Conflict("%v", err)
 	}
-	if _, err := d.add(ctx, m, &c, true); err != nil {
+	if err := d.add(ctx, m, &c); err != nil {
 		return client.Disk{}, err
 	}
 	return d.diskNow(name), nil
 }
 
-// add makes a disk and publishes it, or leaves everything as it was.
-func (d *Daemon) add(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (e *export, err error) {
-	if e, err = d.bring(ctx, m, c, fromAPI); err != nil {
-		return nil, err
+// add makes a disk of the API and publishes it, or leaves everything as it was.
+func (d *Daemon) add(ctx context.Context, m *machine, c *config.Disk) error {
+	e, err := d.bring(ctx, m, c, true)
+	if err != nil {
+		return err
 	}
 	if err := m.publish(append(slices.Clone(m.list()), e)); err != nil {
-		return nil, errors.Join(err, d.takeBack(m, e))
+		return errors.Join(err, d.takeBack(m, e))
 	}
 	d.tellAdded(e)
-	return e, nil
+	return nil
 }
 
 func (d *Daemon) tellAdded(e *export) {

@@ -238,27 +238,42 @@ func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
 	if d.o.Single {
 		return nil, errors.New("the daemon serves a single client, and ends with it")
 	}
-	d.mu.RLock()
-	m := d.machine
-	d.mu.RUnlock()
-	if m == nil {
-		return nil, errors.New("the daemon stops")
-	}
-	for _, e := range m.list() {
-		if e.config().File == "" && !r.DiscardMemory {
-			return nil, fmt.Errorf("disk %q is in memory and its content would be lost: --takeover-discard-memory lets it go", e.name())
-		}
-	}
 	if !d.handingOver.CompareAndSwap(false, true) {
 		return nil, errors.New("another daemon is taking over")
+	}
+	select {
+	case d.changing <- struct{}{}: // which disks and sockets there are must not change until talk has ended
+	case <-d.life.Done():
+		return nil, errors.New("the daemon stops")
+	}
+	if err := d.losesNothing(r); err != nil {
+		<-d.changing
+		d.handingOver.Store(false)
+		return nil, err
 	}
 	return d.talk, nil
 }
 
-// talk is the predecessor's side of a hand-over.
+// losesNothing reports which disk would be lost that may not be.
+func (d *Daemon) losesNothing(r client.HandOver) error {
+	d.mu.RLock()
+	m := d.machine
+	d.mu.RUnlock()
+	if m == nil {
+		return errors.New("the daemon stops")
+	}
+	for _, e := range m.list() {
+		if e.config().File == "" && !r.DiscardMemory {
+			return fmt.Errorf("disk %q is in memory and its content would be lost: --takeover-discard-memory lets it go", e.name())
+		}
+	}
+	return nil
+}
+
+// talk is the predecessor's side of a hand-over. It gives up the right to change what is
+// served, which HandOver has taken.
 func (d *Daemon) talk(c *net.UnixConn) {
 	log := d.log.With("successor", peerPID(c))
-	d.changing <- struct{}{} // which sockets there are must not change
 	stop := context.AfterFunc(d.life, func() { _ = c.Close() })
 	err := d.offer(c)
 	stop()

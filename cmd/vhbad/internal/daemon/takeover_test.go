@@ -209,6 +209,36 @@ func TestTakeOver_Memory(t *testing.T) {
 	p.Close()
 }
 
+// A disk in memory that is being added when another daemon asks for this one's place is
+// not lost either.
+func TestTakeOver_MemoryMeanwhile(t *testing.T) {
+	s := newSettings(t, "f=file:$DIR/u.img,size=1MiB")
+	d, _ := s.mustStart(t)
+	ctx, m, end, err := d.beginChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan error)
+	go func() {
+		p, err := s.takeOver(t, client.HandOver{})
+		p.Close()
+		asked <- err
+	}()
+	eventually(t, func() string {
+		if !d.handingOver.Load() {
+			return "the other daemon has not asked"
+		}
+		return ""
+	})
+	if err := d.add(ctx, m, &config.Disk{Name: "scratch", Memory: config.MiB, BlockSize: 512}); err != nil {
+		t.Error(err)
+	}
+	end()
+	if err := <-asked; err == nil || !strings.Contains(err.Error(), `disk "scratch" is in memory`) {
+		t.Errorf("error %v, want one that names the disk", err)
+	}
+}
+
 func TestTakeOver_Nobody(t *testing.T) {
 	s := newSettings(t)
 	for _, spoil := range []func(){
