@@ -1,9 +1,5 @@
 package media
 
-import (
-	"golang.org/x/sys/unix"
-)
-
 // allocationPieceBytes is how much is allocated between two reports of progress.
 const allocationPieceBytes = 64 << 20
 
@@ -20,7 +16,7 @@ func (f *File) preallocate(c FileConfig, size int64, fresh bool) error {
 			written = fresh && notSupported(err)
 		}
 		if written {
-			err = f.writeZeros(done, n)
+			err = f.zeroByWriting(done, n)
 		}
 		if err != nil {
 			return c.errorf("allocate %d bytes at %d: %w", n, done, err)
@@ -32,24 +28,6 @@ func (f *File) preallocate(c FileConfig, size int64, fresh bool) error {
 		if err := c.Progress(done, size); err != nil {
 			return c.errorf("allocated %d of %d bytes: %w", done, size, err)
 		}
-	}
-	return nil
-}
-
-// writeZeros writes n zeros.
-func (f *File) writeZeros(at, n int64) error {
-	zeros := make([]byte, min(n, 1<<20))
-	for n > 0 {
-		var done int
-		err := ignoringEINTR(func() (err error) {
-			done, err = unix.Pwrite(f.fd, zeros[:min(n, int64(len(zeros)))], at)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		at += int64(done)
-		n -= int64(done)
 	}
 	return nil
 }
