@@ -18,25 +18,28 @@ const (
 //
 // If a field is wrong, its byte is returned too.
 func ParseModeSelect(list []byte, m Mode, r *ModeRequest) (changed Mode, wrong ModeSelectError, field int) {
-	header := modeHeader6Bytes
+	header, lengthAt := modeHeader6Bytes, 3 // the length of the block descriptor
 	if r.Ten {
-		header = modeHeader10Bytes
+		header, lengthAt = modeHeader10Bytes, 6
 	}
 	if len(list) < header {
 		return m, ModeSelectTruncated, 0
 	}
-	at, descriptor, long := header, int(list[3]), false
+	at, descriptor, want := header, int(list[lengthAt]), modeBlockDescriptorBytes
 	if r.Ten {
-		descriptor, long = int(binary.BigEndian.Uint16(list[6:])), list[4]&0x01 != 0
+		descriptor = int(binary.BigEndian.Uint16(list[lengthAt:]))
 	}
-	if descriptor > 0 {
-		field, ok := checkBlockDescriptor(list[at:], descriptor, long, r)
-		switch {
-		case len(list)-at < descriptor:
-			return m, ModeSelectTruncated, 0
-		case !ok && field < 0: // of a length that it cannot have
-			return m, ModeSelectField, map[bool]int{false: 3, true: 6}[r.Ten]
-		case !ok:
+	long := r.Ten && list[4]&0x01 != 0
+	if long {
+		want = modeLongDescriptorBytes
+	}
+	switch {
+	case len(list)-at < descriptor:
+		return m, ModeSelectTruncated, 0
+	case descriptor != 0 && descriptor != want:
+		return m, ModeSelectField, lengthAt
+	case descriptor != 0:
+		if field, ok := checkBlockDescriptor(list[at:], long, r); !ok {
 			return m, ModeSelectField, at + field
 		}
 	}
@@ -51,19 +54,8 @@ func ParseModeSelect(list []byte, m Mode, r *ModeRequest) (changed Mode, wrong M
 }
 
 // checkBlockDescriptor holds a block descriptor against the unit: it may say what
-// is, or leave the number of blocks open by zero or all ones. A field of -1 means
-// its length.
-func checkBlockDescriptor(b []byte, length int, long bool, r *ModeRequest) (field int, ok bool) {
-	want := modeBlockDescriptorBytes
-	if long {
-		want = modeLongDescriptorBytes
-	}
-	if length != want {
-		return -1, false
-	}
-	if len(b) < length {
-		return 0, true // the caller sees that
-	}
+// is, or leave the number of blocks open by zero or all ones.
+func checkBlockDescriptor(b []byte, long bool, r *ModeRequest) (field int, ok bool) {
 	blocks, all, blockBytes, at := uint64(binary.BigEndian.Uint32(b)), uint64(1<<32-1), binary.BigEndian.Uint32(b[4:])&(1<<24-1), 5
 	if long {
 		blocks, all, blockBytes, at = binary.BigEndian.Uint64(b), 1<<64-1, binary.BigEndian.Uint32(b[12:]), 12
