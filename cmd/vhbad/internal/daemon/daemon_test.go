@@ -21,6 +21,8 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
+	"github.com/vhbad/vhbad/hba/fault"
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 // settings are a configuration in a folder of the test.
@@ -362,6 +364,40 @@ func TestStart_Unwinds(t *testing.T) {
 
 // s0 is in every message about an image.
 const s0 = `disk "x"`
+
+// closing is a medium that calls a function before it is closed.
+type closing struct {
+	media.Media
+	first func()
+}
+
+func (m *closing) Close() error {
+	m.first()
+	return m.Media.Close()
+}
+
+// A start that fails with its fault rules shows nobody disks that are being taken apart.
+func TestStart_WrongFaults(t *testing.T) {
+	s := newSettings(t, "d=memory:1MiB")
+	s.Faults = []fault.Rule{{Name: "cut", Disk: "d", Action: fault.Action{Kind: fault.KindPowerCut}}}
+	o, c := s.options(t), s.control(t)
+	closed := false
+	o.OpenMedium = func(d *config.Disk) (media.Media, error) {
+		md, err := openMedium(d, nil)
+		return &closing{md, func() {
+			closed = true
+			if disks, err := c.Disks(t.Context()); err != nil || len(disks) != 0 {
+				t.Errorf("%d disks, %v; want none any more", len(disks), err)
+			}
+		}}, err
+	}
+	if _, err := Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), "the disk has no write cache") {
+		t.Errorf("error %v", err)
+	}
+	if !closed {
+		t.Error("the medium is not closed")
+	}
+}
 
 func TestStart_Cancelled(t *testing.T) {
 	s := newSettings(t, "d=memory:1MiB")

@@ -92,13 +92,13 @@ func (d *Daemon) startMachine(ctx context.Context) (*machine, error) {
 		m.server.TLSMode, m.server.TLSConfig = tlsMode(d.o.Config.TLS.Mode), d.certificates.config
 	}
 	d.setMachine(m)
-	if err := d.startFaults(); err != nil {
-		return nil, fmt.Errorf("faults: %w", err)
-	}
 	d.push("status", func(context.Context) error {
 		d.setMachine(nil)
 		return nil
 	})
+	if err := d.startFaults(); err != nil {
+		return nil, fmt.Errorf("faults: %w", err)
+	}
 	return m, nil
 }
 
