@@ -316,12 +316,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 			return usage(err)
 		}
 	}
-	predecessor, err := s.takeOver(cmd.Context(), c, log)
-	if err != nil {
-		return err
-	}
 	o := daemon.Options{
-		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited, Predecessor: predecessor,
+		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited,
 		Single: s.single, Conn: conn,
 	}
 	if w := cmd.ErrOrStderr(); progress.IsTerminal(w) {
@@ -335,7 +331,7 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		}
 		o.Reloaded = func(d *daemon.Daemon, _ error) { tellServing(d, log) }
 	}
-	d, err := startUnlessSignalled(cmd.Context(), signals, o)
+	d, err := s.startUnlessSignalled(cmd.Context(), signals, o)
 	if d == nil || err != nil {
 		return err
 	}
@@ -415,9 +411,17 @@ func (s *serveFlags) takeOver(ctx context.Context, c *config.Config, log *slog.L
 	return p, err
 }
 
-// startUnlessSignalled starts the daemon. A signal meanwhile undoes it, and the
-// result is nil.
-func startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemon.Options) (*daemon.Daemon, error) {
+// start starts the daemon, in the place of the one that runs if it is to take that.
+func (s *serveFlags) start(ctx context.Context, o daemon.Options) (*daemon.Daemon, error) {
+	var err error
+	if o.Predecessor, err = s.takeOver(ctx, o.Config, o.Log); err != nil {
+		return nil, err
+	}
+	return daemon.Start(ctx, o)
+}
+
+// startUnlessSignalled is start. A signal meanwhile undoes it, and the result is nil.
+func (s *serveFlags) startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemon.Options) (*daemon.Daemon, error) {
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	started, watched := make(chan struct{}), make(chan struct{})
@@ -430,7 +434,7 @@ func startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemo
 		case <-started:
 		}
 	}()
-	d, err := daemon.Start(startCtx, o)
+	d, err := s.start(startCtx, o)
 	close(started)
 	<-watched
 	signalled := startCtx.Err() != nil && ctx.Err() == nil

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,6 +81,38 @@ func TestServe_TakeOverMemory(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v, want exit code 0\n%s", err, log)
 		}
+	}
+}
+
+// A daemon that waits for the answer of the one whose place it is to take ends when it is
+// told to.
+func TestServe_TakeOverSignalled(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "a.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	cmd := exec.Command("vhbad", "serve", "--http", "none", "--memory", "32MiB", "--takeover",
+		"--admin", l.Addr().String(), "--listen", "unix://"+filepath.Join(dir, "n.sock"))
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := bufio.NewReader(c).ReadString('\n'); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v, want exit code 0\n%s", err, &stderr)
 	}
 }
 
