@@ -248,6 +248,9 @@ func (d *Daemon) startFront(ctx context.Context) error {
 		return err
 	}
 	if p != nil {
+		if err := ctx.Err(); err != nil {
+			return err // while the predecessor serves on
+		}
 		if err := p.sayGo(); err != nil {
 			return err
 		}

@@ -209,6 +209,27 @@ func TestTakeOver_Memory(t *testing.T) {
 	p.Close()
 }
 
+// A daemon that is told to end before it has said go leaves the old one as it is.
+func TestTakeOver_Cancelled(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	d, _ := s.mustStart(t)
+	c := open(t, s.socket(), "u")
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	o := s.options(t)
+	o.Predecessor = p
+	if _, err := Start(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that of the context", err)
+	}
+	if _, err := c.do(cmdFlush, 0, 0, nil); err != nil || !d.Ready() {
+		t.Errorf("the old daemon: %v, ready %v", err, d.Ready())
+	}
+}
+
 // A disk in memory that is being added when another daemon asks for this one's place is
 // not lost either.
 func TestTakeOver_MemoryMeanwhile(t *testing.T) {
