@@ -45,7 +45,15 @@ type certificates struct {
 	// seen are the files as they were when they were last read, well or not.
 	// +checklocks:mu
 	seen [4]fingerprint
+	// retry is when files that could not be used are read again though they have not
+	// changed; zero if they could.
+	// +checklocks:mu
+	retry time.Time
 }
+
+// retryEvery is how often files that could not be used are read again: a certificate
+// may become valid only by the clock.
+const retryEvery = time.Minute
 
 // A fingerprint changes when a file does, be it only who may read it.
 type fingerprint struct {
@@ -82,14 +90,20 @@ func (s *certificates) config() *tls.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed, err := s.changedLocked()
-	if changed && err == nil {
-		if err = s.loadLocked(); err == nil {
-			s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.expiry)
-		}
+	again := changed || !s.retry.IsZero() && !s.now().Before(s.retry)
+	if !again {
+		return s.current
 	}
-	if err != nil && changed {
+	if err == nil {
+		err = s.loadLocked()
+	}
+	if err != nil {
+		s.retry = s.now().Add(retryEvery)
 		s.log.Error("certificates are not replaced", "error", err)
+		return s.current
 	}
+	s.retry = time.Time{}
+	s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.expiry)
 	return s.current
 }
 

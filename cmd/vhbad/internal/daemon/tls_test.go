@@ -217,8 +217,14 @@ func TestCertificates_Replaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(one, "with a key that nobody else can read any more")
-	if got := strings.Count(log.String(), "certificates are not replaced"); got != 4 {
-		t.Errorf("%d complaints, want 4:\n%s", got, &log)
+	now := time.Now()
+	s.now = func() time.Time { return now.AddDate(-200, 0, 0) }
+	replace(two, certificateFile, keyFile)
+	expect(one, "with a certificate that is not valid yet")
+	s.now = func() time.Time { return now }
+	expect(two, "with a certificate that is valid by now")
+	if got := strings.Count(log.String(), "certificates are not replaced"); got != 5 {
+		t.Errorf("%d complaints, want 5:\n%s", got, &log)
 	}
 	if !strings.Contains(log.String(), "certificates replaced") {
 		t.Errorf("the log does not tell of new certificates:\n%s", &log)
