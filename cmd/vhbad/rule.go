@@ -100,10 +100,13 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 			return client.FaultRule{}, fmt.Errorf("field %q: want %s", field, strings.Join(found, " or "))
 		}
 		var v any
+		var doc yaml.Node // as it is written: a mark may be 1.0, or 007
 		if found[0] == "match.op" {
 			v = strings.Split(value, ",")
-		} else if err := yaml.Unmarshal([]byte(value), &v); err != nil {
+		} else if err := yaml.Unmarshal([]byte(value), &doc); err != nil {
 			return client.FaultRule{}, fmt.Errorf("%s: %w", w, err)
+		} else if len(doc.Content) > 0 {
+			v = doc.Content[0]
 		}
 		if !put(root, found[0], v) {
 			return client.FaultRule{}, fmt.Errorf("field %q is given twice", field)
