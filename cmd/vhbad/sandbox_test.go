@@ -71,9 +71,9 @@ func TestServe_Sandbox(t *testing.T) {
 	_, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	landlocked := errno == 0
 	for mode, want := range map[string]int{"auto": 1, "off": mine} {
-		dir := t.TempDir()
+		dir, more := t.TempDir(), t.TempDir()
 		sock := filepath.Join(dir, "n.sock")
-		cmd := exec.Command("vhbad", "serve", "--http", "none", "--admin", filepath.Join(dir, "a.sock"), "--sandbox", mode,
+		cmd := exec.Command("vhbad", "serve", "--http", "none", "--admin", filepath.Join(dir, "a.sock"), "--sandbox", mode, "--sandbox-path", more,
 			"--disk", "d=file:"+filepath.Join(dir, "images", "d.img")+",size=1MiB", "--listen", "unix://"+sock)
 		cmd.Stderr = os.Stderr
 		if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
@@ -110,6 +110,13 @@ func TestServe_Sandbox(t *testing.T) {
 			}
 		} else if err != nil || made != nil {
 			t.Errorf("sandbox %s, landlock %v: an image in another folder: %v, file: %v\n%s", mode, landlocked, err, made, out)
+		}
+		// A file that was made for nothing takes no place, though it may not be removed.
+		image := filepath.Join(more, "y.img")
+		out, err = exec.Command("vhbad", "disk", "add", "y=file:"+image+",size=1MiB,cache=writeback,trace="+filepath.Join(more, "none", "t"),
+			"--admin", filepath.Join(dir, "a.sock")).CombinedOutput()
+		if info, made := os.Stat(image); err == nil || made == nil && info.Size() != 0 {
+			t.Errorf("sandbox %s: a disk whose trace cannot be made: %v, file: %v\n%s", mode, err, info, out)
 		}
 		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 			t.Error(err)

@@ -238,9 +238,11 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 	return e, nil
 }
 
-// removeMade removes a disk's file that was made for nothing.
+// removeMade removes a disk's file that was made for nothing. In the sandbox, where files
+// cannot be removed, it makes it empty at least.
 func (d *Daemon) removeMade(c *config.Disk) {
 	if err := os.Remove(c.File); err != nil {
+		err = errors.Join(err, os.Truncate(c.File, 0))
 		d.log.Warn("a file that was made for nothing is left", "file", c.File, "error", err)
 	}
 }
