@@ -212,7 +212,8 @@ func listen(ctx context.Context, a config.Address) (net.Listener, error) {
 }
 
 // listenTCP listens on HOST:PORT. Where there is no IPv6, all addresses of the
-// machine, and localhost, are those of IPv4.
+// machine, and localhost, are those of IPv4; localhost also where no name can be looked
+// up, as in the sandbox.
 func listenTCP(target string, listen func(network, address string) (net.Listener, error)) (net.Listener, error) {
 	l, err := listen("tcp", target)
 	if err == nil {
@@ -220,7 +221,8 @@ func listenTCP(target string, listen func(network, address string) (net.Listener
 	}
 	host, port, splitErr := net.SplitHostPort(target)
 	noIPv6 := errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EPROTONOSUPPORT)
-	if splitErr != nil || !noIPv6 || (host != "" && host != "::" && host != "localhost") {
+	_, noNames := errors.AsType[*net.DNSError](err)
+	if splitErr != nil || !noIPv6 && !noNames || (host != "" && host != "::" && host != "localhost") {
 		return nil, err
 	}
 	v4 := map[string]string{"localhost": "127.0.0.1"}[host]

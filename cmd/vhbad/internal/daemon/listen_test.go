@@ -139,6 +139,19 @@ func TestListenTCP_NoIPv6(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", target, got, err, want)
 		}
 	}
+	for target, want := range map[string]string{"localhost:10809": "tcp4 127.0.0.1:10809", "somewhere.else:1080": ""} {
+		got := ""
+		_, err := listenTCP(target, func(network, address string) (net.Listener, error) {
+			if network == "tcp" { // as in the sandbox
+				return nil, &net.OpError{Op: "listen", Err: &net.DNSError{Name: "a name", Err: "permission denied"}}
+			}
+			got = network + " " + address
+			return nil, nil
+		})
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%s without names: %q, %v; want %q", target, got, err, want)
+		}
+	}
 	if _, err := listenTCP(":0", func(string, string) (net.Listener, error) { return nil, syscall.EADDRINUSE }); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("address in use: %v", err)
 	}
