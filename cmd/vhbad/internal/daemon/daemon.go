@@ -251,13 +251,12 @@ func (d *Daemon) startFront(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err // while the predecessor serves on
 		}
-		if err := p.sayGo(); err != nil {
-			return err
+		undo, err := reshape(d.reshape)
+		if err == nil {
+			err = p.sayGo()
 		}
-		for _, u := range d.reshape {
-			if err := u.Shape(); err != nil {
-				return fmt.Errorf("socket %s: %w", u.Path, err)
-			}
+		if err != nil {
+			return errors.Join(err, undo())
 		}
 	}
 	serveControl()

@@ -55,7 +55,7 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 		case err != nil:
 		case l == nil:
 			l, err = listen(ctx, a)
-		case a.Network == "unix":
+		case a.Mode != 0 || a.Owner != "":
 			var u admin.UnixSocket
 			u, err = unixSocket(a)
 			d.reshape = append(d.reshape, u)
@@ -256,6 +256,30 @@ func unixSocket(a config.Address) (admin.UnixSocket, error) {
 		})
 	}
 	return s, err
+}
+
+// reshape gives sockets that are there their owners and permissions. undo, which is to be
+// called if that has failed too, gives them back what they had.
+func reshape(sockets []admin.UnixSocket) (undo func() error, err error) {
+	var had []admin.UnixSocket
+	undo = func() error {
+		var errs []error
+		for _, u := range had {
+			errs = append(errs, u.Shape())
+		}
+		return errors.Join(errs...)
+	}
+	for _, u := range sockets {
+		was, err := admin.Current(u.Path)
+		if err == nil {
+			had = append(had, was)
+			err = u.Shape()
+		}
+		if err != nil {
+			return undo, fmt.Errorf("socket %s: %w", u.Path, err)
+		}
+	}
+	return undo, nil
 }
 
 // owners are the numbers that numberOf has found, by kind and name.

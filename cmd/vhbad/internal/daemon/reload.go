@@ -261,7 +261,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	}
 	var opened []*socket
 	var brought []*export
-	var reshaped []admin.UnixSocket // as they were
+	undoShape := func() error { return nil }
 	defer func() {
 		if err == nil {
 			return
@@ -272,9 +272,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 		for _, e := range brought {
 			err = errors.Join(err, d.takeBack(m, e))
 		}
-		for _, u := range reshaped {
-			err = errors.Join(err, u.Shape())
-		}
+		err = errors.Join(err, undoShape())
 	}()
 	for _, a := range p.open {
 		l, err := listen(ctx, a)
@@ -293,15 +291,8 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 		}
 		brought = append(brought, e)
 	}
-	for _, u := range p.reshape {
-		was, err := admin.Current(u.Path)
-		if err == nil {
-			reshaped = append(reshaped, was)
-			err = u.Shape()
-		}
-		if err != nil {
-			return r, fmt.Errorf("socket %s: %w", u.Path, err)
-		}
+	if undoShape, err = reshape(p.reshape); err != nil {
+		return r, err
 	}
 	if p.changeFaults {
 		if err := d.tryFaults(m, p, next, brought); err != nil {

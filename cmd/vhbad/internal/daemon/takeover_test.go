@@ -209,6 +209,36 @@ func TestTakeOver_Memory(t *testing.T) {
 	p.Close()
 }
 
+// A daemon that cannot give a socket its mode or owner leaves the old one as it is, and the
+// other sockets.
+func TestTakeOver_Shape(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	second := filepath.Join(s.dir, "second.sock")
+	s.Listen[0].Mode = 0o600
+	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: second, Mode: 0o600})
+	d, _ := s.mustStart(t)
+	if err := os.Remove(second); err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := *s
+	next.Listen = []config.Address{{Network: "unix", Target: s.socket(), Mode: 0o666}, s.Listen[1]}
+	o := next.options(t)
+	o.Predecessor = p
+	if _, err := Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), "second.sock: no such file") {
+		t.Errorf("error %v, want that the second socket is not there", err)
+	}
+	if !d.Ready() {
+		t.Error("the old daemon drains")
+	}
+	if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the first socket: %v, %v; want 0600", fi, err)
+	}
+}
+
 // A daemon that is told to end before it has said go leaves the old one as it is.
 func TestTakeOver_Cancelled(t *testing.T) {
 	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
