@@ -239,7 +239,7 @@ func (d *Daemon) startFront(ctx context.Context) error {
 		if err := d.openNBD(ctx); err != nil {
 			return err
 		}
-		if err := d.checkImages(); err != nil {
+		if err := errors.Join(d.checkImages(), d.o.Config.CheckFaults()); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
 )
 
@@ -163,6 +164,9 @@ func TestTakeOver_GivenUp(t *testing.T) {
 			f.Disks = []config.Disk{{Name: "x", File: filepath.Join(f.dir, "missing.img")}}
 		},
 		"http in use": func(f *settings) { f.HTTP = taken.Addr().String() },
+		"a fault that does not fit its disk": func(f *settings) {
+			f.Faults = []fault.Rule{{Name: "cut", Disk: "u", Action: fault.Action{Kind: fault.KindPowerCut}}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
@@ -182,6 +186,9 @@ func TestTakeOver_GivenUp(t *testing.T) {
 				o.Predecessor = p
 				if _, err := Start(t.Context(), o); err == nil {
 					t.Fatal("Start succeeded")
+				}
+				if !d.Ready() {
+					t.Fatal("the old daemon drains")
 				}
 			}
 			if _, err := c.do(cmdFlush, 0, 0, nil); err != nil || !d.Ready() {
