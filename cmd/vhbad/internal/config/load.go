@@ -188,7 +188,12 @@ func ParseRule(text []byte) (r fault.Rule, err error) {
 // but a line.
 func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect.Type, string) error) error {
 	if n.Kind == yaml.AliasNode {
-		return nil // its anchor is walked where it stands
+		if n.Alias.Kind != yaml.ScalarNode {
+			return nil // its anchor is walked where it stands
+		}
+		value := *n.Alias // which may be of another type here
+		value.Line = n.Line
+		n = &value
 	}
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -212,6 +217,11 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 			}
 		}
 		for i := 0; i+1 < len(n.Content); i += 2 {
+			if n.Content[i].ShortTag() == "!!merge" && n.Content[i+1].Kind == yaml.MappingNode {
+				if err := walk(n.Content[i+1], t, path, fn); err != nil {
+					return err
+				}
+			}
 			field, ok := fieldOf(t, n.Content[i].Value)
 			if !ok {
 				continue // reported by the strict decoder
