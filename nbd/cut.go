@@ -23,7 +23,7 @@ func (r *Request) CutReply(afterBytes uint32) { r.cut, r.cutAt = true, afterByte
 func (s *sender) encodeCut() {
 	s.makeHeaders()
 	r := s.list[s.next]
-	r.hasPages() // they are in memory then
+	r.toMemory()
 	header := simpleReplyBytes
 	if s.format == formatSimple {
 		s.appendReply(r)

@@ -26,20 +26,19 @@ func (c *Conn) refer(r *Request) {
 	}
 }
 
-// hasPages says whether the data of a request that is done are in its pipe. They are to be
-// sent as they are then, in one piece.
-func (r *Request) hasPages() bool {
+// hasPages says whether the data of a request that is done are in its pipe and are sent as
+// they are, in one piece. What breaks off or has holes is made up in memory: see toMemory.
+func (r *Request) hasPages() bool { return r.pipe != nil && !r.cut && r.holeCount == 0 }
+
+// toMemory fetches the data of a request that is done into Data, if they are in its pipe.
+// Should that fail it becomes an error, so it comes before the reply is encoded.
+func (r *Request) toMemory() {
 	if r.pipe == nil {
-		return false
+		return
 	}
-	if !r.cut && r.holeCount == 0 {
-		return true
-	}
-	// What breaks off or has holes is made up in memory.
 	if err := r.pipe.ReadFull(r.Data); err != nil {
 		r.errno = EIO
 	}
-	return false
 }
 
 // appendPages encodes a reply whose data are in its pipe: its header, with which the bufs

@@ -204,6 +204,7 @@ func (s *sender) encode() {
 			s.appendPages(r)
 			return
 		}
+		r.toMemory()
 		s.appendReply(r)
 		bytes += size
 	}
@@ -237,6 +238,7 @@ func (s *sender) encodeChunks() {
 			s.appendPages(r)
 			return
 		}
+		r.toMemory()
 		s.appendChunks(r)
 		bytes += size
 	}
