@@ -264,7 +264,8 @@ type transmission struct {
 func (c *Conn) inFlightLocked() int { return int(c.taken - c.answered) }
 
 // kill makes the connection dead for the first reason given and wakes all who
-// wait for the client.
+// wait for the client. If it was dead before, its socket is left to who came first:
+// closed by now, or after breakOff open until the reader closes it, in mourn.
 //
 // Concurrency: any goroutine, no lock held.
 func (c *Conn) kill(reason CloseReason) {
