@@ -27,12 +27,17 @@ const (
 type receiver struct {
 	format format // immutable; the sender has the same
 
+	// rx is the receive block. While it is alone, that is, no request's payload lies in it,
+	// all but what is not parsed may be written over.
 	rx *block
 	// rx.mem[start:end] is received and not parsed.
 	start, end int
-	// needBytes is how much, from start on, the next step of parse wants.
+	// needBytes is how much, from start on, the next step of parse wants: never more than
+	// rx.mem holds.
 	needBytes int
-	// rxBytes is the size wanted for the next receive block.
+	// rxBytes is the size wanted for the next receive block: not less than rx.mem's, as it
+	// has to hold all that this one can. If it is more, rx should grow. Only awaitRoom makes
+	// it less, while it waits.
 	rxBytes int
 
 	tx *block
@@ -558,44 +563,49 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	return 0, false
 }
 
-// makeRoom sees to it that the receive block has room for what parse needs. It
-// reuses the block if nobody else refers to it, else takes a fresh one. False
-// means that the connection is dead, or ends for want of memory.
+// rxAlone says whether no request refers to the receive block. Once it is true, only parse
+// can make it false.
+func (c *Conn) rxAlone() bool { return c.rx.refs.Load() == 1 }
+
+// makeRoom sees to it that the receive block has room for what parse needs: as it is, or
+// with what is not parsed moved to its front, or by a fresh one. False means that the
+// connection is dead, or ends for want of memory.
 func (c *Conn) makeRoom() bool {
-	alone := c.rx.refs.Load() == 1
+	alone, grow := c.rxAlone(), len(c.rx.mem) < c.rxBytes
 	if alone && c.start == c.end {
 		c.start, c.end = 0, 0
 	}
 	if c.filling != nil { // any room will do, even none
-		if alone && len(c.rx.mem) < c.rxBytes && !c.arena.Scarce() { // and empty: the payload has taken all
+		if alone && grow && !c.arena.Scarce() { // and empty: the payload has taken all
 			if b := c.allocate(c.rxBytes); b != nil {
-				c.drop(c.rx)
-				c.rx = b
+				c.receiveInto(b)
 			}
 		}
 		return true
 	}
 	tail := c.end - c.start
 	need := max(c.needBytes, tail+1)
-	if alone && len(c.rx.mem) >= c.rxBytes {
+	if alone && !grow {
 		if len(c.rx.mem)-c.start < max(need, tail+minReadBytes) {
-			copy(c.rx.mem, c.rx.mem[c.start:c.end])
-			c.start, c.end = 0, tail
+			c.moveToFront()
 		}
 		return true
 	}
-	if len(c.rx.mem)-c.end >= minReadBytes && len(c.rx.mem)-c.start >= need && len(c.rx.mem) >= c.rxBytes {
+	if !grow && len(c.rx.mem)-c.end >= minReadBytes && len(c.rx.mem)-c.start >= need {
 		return true
 	}
-	b := c.allocate(c.rxBytes)
-	for b == nil {
-		// Do with what there is, or with the least that holds the tail.
-		if alone {
-			c.rxBytes = max(c.rxBytes, len(c.rx.mem)) // the next must hold all that this one can
-			copy(c.rx.mem, c.rx.mem[c.start:c.end])
-			c.start, c.end = 0, tail
-			return true
-		}
+	if b := c.allocate(c.rxBytes); b != nil {
+		c.receiveInto(b)
+		return true
+	}
+	return c.awaitRoom(need)
+}
+
+// awaitRoom is makeRoom where there is no memory for a fresh block: the old one has to do
+// once it is alone, or the least that holds need bytes once there is that. False is as of
+// makeRoom.
+func (c *Conn) awaitRoom(need int) bool {
+	for !c.rxAlone() {
 		if c.orders.taken {
 			return false // it would wait for replies that are withheld
 		}
@@ -608,14 +618,28 @@ func (c *Conn) makeRoom() bool {
 			return false
 		}
 		c.denied = false // only requests are denied; this one insists
-		b = c.allocate(c.rxBytes)
-		alone = c.rx.refs.Load() == 1
+		if b := c.allocate(c.rxBytes); b != nil {
+			c.receiveInto(b)
+			return true
+		}
 	}
+	c.rxBytes = max(c.rxBytes, len(c.rx.mem))
+	c.moveToFront()
+	return true
+}
+
+// moveToFront makes all room that there is in a receive block that is alone.
+func (c *Conn) moveToFront() {
+	c.end = copy(c.rx.mem, c.rx.mem[c.start:c.end])
+	c.start = 0
+}
+
+// receiveInto makes b the receive block, with what is not parsed at its front.
+func (c *Conn) receiveInto(b *block) {
 	c.end = copy(b.mem, c.rx.mem[c.start:c.end])
 	c.start = 0
 	c.drop(c.rx)
 	c.rx = b
-	return true
 }
 
 // trim gives back memory that an idle connection does not need.
