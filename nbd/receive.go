@@ -70,11 +70,13 @@ type receiver struct {
 	skipBytes int
 	skipFor   *Request
 
-	// wantBytes is the block that parse could not get; denied is set when
-	// waiting for it was in vain.
+	// wantBytes is the block that could not be got, for awaitBlock to wait for; denied is
+	// set when that was in vain.
 	wantBytes int
 	denied    bool
-	// granted is arena memory that awaitMemory got.
+	// granted is the memory that awaitMemory got, of wantBytes. It is for the next allocate,
+	// which gives it back if another size is asked for: who was told to wait has to ask for
+	// the same then, so txBytes stays what it was.
 	granted []byte
 
 	readNs int64 // when the input was read
@@ -320,43 +322,40 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	return 0, true
 }
 
-// carve gives a read its destination, behind room for what goes before it in the
-// reply unless it is long. If it cannot, wantBytes says what lacks.
+// carve gives a read its destination: a short one shares a block with others, a long one has
+// its own. If it cannot, wantBytes says what lacks.
 func (c *Conn) carve(r *Request, length int) bool {
+	if c.format.dataBytes()+length > minReplyBlockBytes {
+		return c.carveOwn(r, length)
+	}
+	return c.carveShared(r, length)
+}
+
+// carveOwn gives a read a block. What goes before its data in the reply is sent from
+// elsewhere.
+func (c *Conn) carveOwn(r *Request, length int) bool {
+	b := c.allocate(length)
+	if b == nil {
+		c.wantBytes = length
+		return false
+	}
+	r.block = b // the request's own reference
+	r.Data = b.mem[:length:length]
+	return true
+}
+
+// carveShared gives a read a part of the reply block, behind room for what goes before its
+// data in the reply.
+func (c *Conn) carveShared(r *Request, length int) bool {
 	header := c.format.dataBytes()
 	size := header + length
-	if size > minReplyBlockBytes {
-		b := c.allocate(length)
-		if b == nil {
-			c.wantBytes = length
-			return false
-		}
-		r.block = b
-		r.Data = b.mem[:length:length]
-		return true
-	}
 	if c.tx != nil && c.txAt > 0 && c.tx.refs.Load() == 1 {
 		c.txAt = 0 // everything carved from it has left
 	}
 	if c.tx == nil || c.txAt+size > len(c.tx.mem) {
-		// A block that was waited for is taken as it is: others stand in line for it.
-		if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
-			c.txBytes *= 2 // it did not last for what is in flight
-		} else if c.tx != nil && c.batchLen > 0 {
-			c.wantBytes = c.txBytes
-			return false // if the batch completes at once this block will do again
-		}
-		b := c.allocate(c.txBytes)
-		if b == nil && c.txBytes > minReplyBlockBytes {
-			c.txBytes = minReplyBlockBytes
-			b = c.allocate(c.txBytes)
-		}
-		if b == nil {
-			c.wantBytes = c.txBytes
+		if !c.nextReplyBlock() {
 			return false
 		}
-		c.drop(c.tx)
-		c.tx, c.txAt = b, 0
 	}
 	at := c.txAt + header
 	r.dataAt = at
@@ -364,6 +363,30 @@ func (c *Conn) carve(r *Request, length int) bool {
 	r.Data = c.tx.mem[at : at+length : at+length]
 	c.tx.refs.Add(1)
 	c.txAt += size
+	return true
+}
+
+// nextReplyBlock begins a reply block, twice as large as the one that was too small for what
+// is in flight. If it cannot, wantBytes says what lacks.
+func (c *Conn) nextReplyBlock() bool {
+	// One that was waited for is taken as it is, of txBytes: others stand in line for it.
+	if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
+		c.txBytes *= 2
+	} else if c.tx != nil && c.batchLen > 0 {
+		c.wantBytes = c.txBytes
+		return false // if the batch completes at once the old one will do again
+	}
+	b := c.allocate(c.txBytes)
+	if b == nil && c.txBytes > minReplyBlockBytes {
+		c.txBytes = minReplyBlockBytes
+		b = c.allocate(c.txBytes)
+	}
+	if b == nil {
+		c.wantBytes = c.txBytes
+		return false
+	}
+	c.drop(c.tx)
+	c.tx, c.txAt = b, 0
 	return true
 }
 
