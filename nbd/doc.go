@@ -11,6 +11,7 @@
 //	  negotiation the handshake of one connection, see below
 //	  Conn        its transmission phase
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
+//	      room    the memory that it reads into and replies are made in (room.go)
 //	      ahead   memory for the payload that is expected next (ahead.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go), long
 //	              reads by reference to the device's pages (refer.go)

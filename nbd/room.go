@@ -1,0 +1,212 @@
+package nbd
+
+import "errors"
+
+// Room: the memory that the reader receives into, and that it gives requests for their
+// replies. It is of blocks, see block.go. Blocks grow under load, an idle connection gives
+// them back, and where memory is scarce the reader waits, or does with what there is.
+//
+// Concurrency: reader only.
+
+// rxAlone says whether no request refers to the receive block. Once it is true, only parse
+// can make it false.
+func (c *Conn) rxAlone() bool { return c.rx.refs.Load() == 1 }
+
+// makeRoom sees to it that the receive block has room for what parse needs: as it is, or
+// with what is not parsed moved to its front, or by a fresh one. False means that the
+// connection is dead, or ends for want of memory.
+func (c *Conn) makeRoom() bool {
+	alone, grow := c.rxAlone(), len(c.rx.mem) < c.rxBytes
+	if alone && c.start == c.end {
+		c.start, c.end = 0, 0
+	}
+	if c.filling != nil { // any room will do, even none
+		if alone && grow && !c.arena.Scarce() { // and empty: the payload has taken all
+			if b := c.allocate(c.rxBytes); b != nil {
+				c.receiveInto(b)
+			}
+		}
+		return true
+	}
+	tail := c.end - c.start
+	need := max(c.needBytes, tail+1)
+	if alone && !grow {
+		if len(c.rx.mem)-c.start < max(need, tail+minReadBytes) {
+			c.moveToFront()
+		}
+		return true
+	}
+	if !grow && len(c.rx.mem)-c.end >= minReadBytes && len(c.rx.mem)-c.start >= need {
+		return true
+	}
+	if b := c.allocate(c.rxBytes); b != nil {
+		c.receiveInto(b)
+		return true
+	}
+	return c.awaitRoom(need)
+}
+
+// awaitRoom is makeRoom where there is no memory for a fresh block: the old one has to do
+// once it is alone, or the least that holds need bytes once there is that. False is as of
+// makeRoom.
+func (c *Conn) awaitRoom(need int) bool {
+	for !c.rxAlone() {
+		if c.orders.taken {
+			return false // it would wait for replies that are withheld
+		}
+		c.rxBytes = minBlockBytes
+		if need > c.rxBytes {
+			c.rxBytes = len(c.rx.mem) // parse never wants more than it has
+		}
+		c.wantBytes = c.rxBytes
+		if !c.awaitBlock() {
+			return false
+		}
+		c.denied = false // only requests are denied; this one insists
+		if b := c.allocate(c.rxBytes); b != nil {
+			c.receiveInto(b)
+			return true
+		}
+	}
+	c.rxBytes = max(c.rxBytes, len(c.rx.mem))
+	c.moveToFront()
+	return true
+}
+
+// moveToFront makes all room that there is in a receive block that is alone.
+func (c *Conn) moveToFront() {
+	c.end = copy(c.rx.mem, c.rx.mem[c.start:c.end])
+	c.start = 0
+}
+
+// receiveInto makes b the receive block, with what is not parsed at its front.
+func (c *Conn) receiveInto(b *block) {
+	c.end = copy(b.mem, c.rx.mem[c.start:c.end])
+	c.start = 0
+	c.drop(c.rx)
+	c.rx = b
+}
+
+// trim gives back memory that an idle connection does not need.
+func (c *Conn) trim() {
+	c.dropGranted()
+	if c.tx != nil && c.tx.refs.Load() == 1 {
+		c.drop(c.tx)
+		c.tx, c.txAt, c.txBytes = nil, 0, minReplyBlockBytes
+	}
+	if c.start < c.end || c.filling != nil || len(c.rx.mem) <= minBlockBytes {
+		return
+	}
+	// Only with a smaller block at hand may rxBytes shrink: the next block must
+	// hold all that this one can.
+	if b := c.allocate(minBlockBytes); b != nil {
+		c.drop(c.rx)
+		c.rx, c.start, c.end = b, 0, 0
+		c.rxBytes = minBlockBytes
+	}
+}
+
+// abandon returns all memory of a connection that has nothing in flight.
+func (c *Conn) abandon() {
+	for _, r := range []*Request{c.filling, c.skipFor} {
+		if r != nil {
+			c.drop(r.block)
+			c.putBack(r)
+		}
+	}
+	c.filling, c.skipFor = nil, nil
+	c.dropAhead()
+	c.drop(c.rx)
+	c.drop(c.tx)
+	c.rx, c.tx = nil, nil
+	c.dropGranted()
+}
+
+// dropGranted gives back what awaitMemory got and nobody needed.
+func (c *Conn) dropGranted() {
+	if c.granted != nil {
+		c.arena.Free(c.granted)
+		c.granted = nil
+	}
+}
+
+// carve gives a read its destination: a short one shares a block with others, a long one has
+// its own. If it cannot, wantBytes says what lacks.
+func (c *Conn) carve(r *Request, length int) bool {
+	if c.format.dataBytes()+length > minReplyBlockBytes {
+		return c.carveOwn(r, length)
+	}
+	return c.carveShared(r, length)
+}
+
+// carveOwn gives a read a block. What goes before its data in the reply is sent from
+// elsewhere.
+func (c *Conn) carveOwn(r *Request, length int) bool {
+	b := c.allocate(length)
+	if b == nil {
+		c.wantBytes = length
+		return false
+	}
+	r.block = b // the request's own reference
+	r.Data = b.mem[:length:length]
+	return true
+}
+
+// carveShared gives a read a part of the reply block, behind room for what goes before its
+// data in the reply.
+func (c *Conn) carveShared(r *Request, length int) bool {
+	header := c.format.dataBytes()
+	size := header + length
+	if c.tx != nil && c.txAt > 0 && c.tx.refs.Load() == 1 {
+		c.txAt = 0 // everything carved from it has left
+	}
+	if c.tx == nil || c.txAt+size > len(c.tx.mem) {
+		if !c.nextReplyBlock() {
+			return false
+		}
+	}
+	at := c.txAt + header
+	r.dataAt = at
+	r.block = c.tx
+	r.Data = c.tx.mem[at : at+length : at+length]
+	c.tx.refs.Add(1)
+	c.txAt += size
+	return true
+}
+
+// nextReplyBlock begins a reply block, twice as large as the one that was too small for what
+// is in flight. If it cannot, wantBytes says what lacks.
+func (c *Conn) nextReplyBlock() bool {
+	// One that was waited for is taken as it is, of txBytes: others stand in line for it.
+	if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
+		c.txBytes *= 2
+	} else if c.tx != nil && c.batchLen > 0 {
+		c.wantBytes = c.txBytes
+		return false // if the batch completes at once the old one will do again
+	}
+	b := c.allocate(c.txBytes)
+	if b == nil && c.txBytes > minReplyBlockBytes {
+		c.txBytes = minReplyBlockBytes
+		b = c.allocate(c.txBytes)
+	}
+	if b == nil {
+		c.wantBytes = c.txBytes
+		return false
+	}
+	c.drop(c.tx)
+	c.tx, c.txAt = b, 0
+	return true
+}
+
+// awaitBlock waits for memory for what parse wanted. False means that the
+// connection is dead.
+func (c *Conn) awaitBlock() bool {
+	c.park()
+	err := c.awaitMemory(c.wantBytes)
+	c.unpark()
+	if errors.Is(err, errMemory) {
+		c.denied = true // parse meets the same request again
+		err = nil
+	}
+	return err == nil
+}
