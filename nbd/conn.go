@@ -319,7 +319,7 @@ func (c *Conn) heed() {
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
-// lingerTime is how long a drained connection waits for the client to close.
+// lingerTime is how long a connection that ends in good order waits for the client to close.
 const lingerTime = 250 * time.Millisecond
 
 // begin fits the connection to what was agreed on.
@@ -342,6 +342,9 @@ func (c *Conn) transmit() {
 	case CloseDisconnect:
 		c.finish()
 		c.farewell()
+		if c.tls != "" {
+			c.linger() // the client ends TLS behind its DISC
+		}
 	case CloseShutdown:
 		c.finish()
 		c.farewell()

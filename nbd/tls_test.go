@@ -233,6 +233,36 @@ func TestStartTLS_Farewell(t *testing.T) {
 	})
 }
 
+// TestStartTLS_DiscAndFarewell: a client may end TLS behind DISC, as libnbd does, and gets
+// what it is owed all the same, however late it reads: a TCP socket that is closed with
+// something unread in it throws away what it has still to send.
+func TestStartTLS_DiscAndFarewell(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	d := nbdtest.NewManual(1 << 20)
+	s := newServer(t, d, nbd.Limits{})
+	dialect := s.secure(dialects()[0], a)
+	c := s.speak("tcp", dialect)
+	const length = 512 << 10 // more than the client's socket takes while it does not read
+	if err := c.Send(
+		nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: length},
+		nbdtest.Command{Type: nbdtest.CmdDisc},
+	); err != nil {
+		t.Fatal(err)
+	}
+	r := <-d.Requests // DISC has been read with it
+	if err := c.Conn.(*tls.Conn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	nbdtest.Complete(r, nbd.OK)
+	s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+	if r, err := c.Receive(); err != nil || r.Cookie != 1 || len(r.Data) != length {
+		t.Fatalf("cookie %d, %d bytes, %v, want all of the reply", r.Cookie, len(r.Data), err)
+	}
+	if _, err := c.Conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the end is %v, want EOF", err)
+	}
+}
+
 // TestStartTLS_Forgets: nothing that was settled in plain text holds within TLS.
 func TestStartTLS_Forgets(t *testing.T) {
 	a := nbdtest.NewAuthority(t)
