@@ -267,6 +267,34 @@ func TestHandshake_Timeout(t *testing.T) {
 	})
 }
 
+// TestHandshake_NoMemory: the time for the handshake covers a wait for memory, and is what
+// the end of that is counted as.
+func TestHandshake_NoMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		for size := arena.SizeBytes(); size >= 4096; size /= 2 {
+			for mem := arena.Alloc(size); mem != nil; { // never given back
+				mem = arena.Alloc(size)
+			}
+		}
+		begin := time.Now()
+		nc := pipeTo(s)
+		expect(t, nc, hello)
+		<-time.After(6 * time.Second)
+		if _, err := nc.Write(append(hx(fixedNoZer), option(goTo, infoData("disk0"))...)); err != nil {
+			t.Fatal(err)
+		}
+		expectEnd(t, nc)
+		if d := time.Since(begin); d != 10*time.Second {
+			t.Errorf("closed after %v, want 10s", d)
+		}
+		synctest.Wait()
+		if n := s.Snapshot().NegotiationFailures[nbd.NegotiationTimeout]; n != 1 {
+			t.Errorf("failures %v, want one timeout", s.Snapshot().NegotiationFailures)
+		}
+	})
+}
+
 // TestReplyTimeout: a client that never takes its replies is closed.
 func TestReplyTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

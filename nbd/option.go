@@ -211,9 +211,12 @@ func (n *negotiation) open(e Export) error {
 	if no := c.server.reserve(c, e); no != nil {
 		return no
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.limits.HandshakeTimeout)
+	ctx, cancel := context.WithDeadline(c.ctx, n.deadline)
 	defer cancel()
 	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return because(NegotiationTimeout)
+	}
 	if err != nil {
 		return err
 	}
