@@ -294,8 +294,7 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	if err != nil {
 		return done + n, err
 	}
-	if err := f.flushes.do(); err != nil {
-		f.flushes.taint(err) // for the same reason
+	if err := f.flushes.doAsPart(); err != nil {
 		return len(p), f.fail("flush", 0, f.size.Load(), err)
 	}
 	return len(p), nil
@@ -305,7 +304,7 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 // begins after all of them.
 //
 // Errors: ErrMedium or ErrNoSpace, as the kernel tells them: to every Flush that
-// shared the fdatasync, and once.
+// shared the fdatasync or came while it ran, and once.
 func (f *File) Flush() error {
 	f.lifeMu.RLock()
 	defer f.lifeMu.RUnlock()
@@ -395,8 +394,7 @@ func (f *File) Resize(sizeBytes int64) error {
 		return f.fail("resize", 0, sizeBytes, err)
 	}
 	f.size.Store(sizeBytes)
-	if err := f.flushes.do(); err != nil {
-		f.flushes.taint(err) // as in WriteAtFUA
+	if err := f.flushes.doAsPart(); err != nil {
 		return f.fail("flush", 0, sizeBytes, err)
 	}
 	return nil

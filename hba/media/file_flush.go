@@ -29,6 +29,9 @@ type flushGroup struct {
 	// syncs say nothing.
 	// +checklocks:mu
 	tainted error
+	// parts is how many calls of doAsPart there are.
+	// +checklocks:mu
+	parts int
 }
 
 // taint makes the next flush report err, and one that is under way.
@@ -38,25 +41,53 @@ func (g *flushGroup) taint(err error) {
 	g.mu.Unlock()
 }
 
-// do returns after a sync that began after the call did, with its error.
+// do returns after a sync that began after the call did, with its error. A write lost
+// before the call may have been told to a sync that was under way as it came, and is
+// told once: then the call fails with that error.
 func (g *flushGroup) do() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.doLocked()
+}
+
+// doAsPart is do as a part of a call that is no flush. What that is told of may be
+// anybody's, so the next flush fails as well.
+func (g *flushGroup) doAsPart() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.parts++
+	err := g.doLocked()
+	g.parts--
+	return err
+}
+
+// +checklocks:g.mu
+func (g *flushGroup) doLocked() error {
 	if g.cond == nil {
 		g.cond = sync.NewCond(&g.mu)
 	}
 	need := g.begun + 1
+	since := need
+	if g.running {
+		since = g.begun
+	}
 	for g.running && g.ended < need {
 		g.cond.Wait()
 	}
-	if g.ended >= need {
-		// Rounds from need on have all begun after us, and a write lost in one of
-		// them may be ours.
-		if g.failed >= need {
-			return g.failure
-		}
-		return nil
+	if g.ended < need {
+		g.runLocked()
 	}
+	// A write lost in any of the rounds since we came may be ours.
+	if g.failed >= since {
+		return g.failure
+	}
+	return nil
+}
+
+// runLocked runs a round.
+//
+// +checklocks:g.mu
+func (g *flushGroup) runLocked() {
 	g.running = true
 	g.begun++
 	round := g.begun
@@ -73,9 +104,11 @@ func (g *flushGroup) do() error {
 	}
 	if err != nil {
 		g.failed, g.failure = round, err
+		if g.parts > 0 { // each of them fails with it; now, that no flush comes between
+			g.tainted = err
+		}
 	}
 	g.running = false
 	g.ended = round
 	g.cond.Broadcast()
-	return err
 }

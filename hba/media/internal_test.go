@@ -155,6 +155,33 @@ func TestFlushGroup_Shares(t *testing.T) {
 	})
 }
 
+// TestFlushGroup_ArrivesInALoss: the write that a sync tells of as lost may be one that
+// was done before a flush which came while it ran; no later sync tells that flush.
+func TestFlushGroup_ArrivesInALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		finish := make(chan error)
+		g := flushGroup{sync: func() error { return <-finish }}
+		results := make([]error, 3)
+		var group sync.WaitGroup
+		for i := range results {
+			group.Go(func() { results[i] = g.do() })
+			synctest.Wait()
+		}
+		finish <- io.ErrClosedPipe
+		finish <- nil
+		group.Wait()
+		for i, err := range results {
+			if !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("flush %d: %v, but a write that it covers may be lost", i, err)
+			}
+		}
+		go func() { finish <- nil }()
+		if err := g.do(); err != nil {
+			t.Errorf("%v, want it told no more", err)
+		}
+	})
+}
+
 func TestFlushGroup_Taint(t *testing.T) {
 	g := flushGroup{sync: func() error { return nil }}
 	g.taint(io.ErrClosedPipe)
