@@ -23,6 +23,7 @@ type Backend struct {
 	size    atomic.Int64 // bytes; negative once closed
 	ranges  rangeLock    // as in File
 	lifeMu  sync.RWMutex // as in File
+	flushes flushGroup   // of Sync, which may tell of a lost write once, as fsync does
 }
 
 var (
@@ -59,6 +60,7 @@ func NewBackend(name string, b backend.Backend) (*Backend, error) {
 		ZeroIsFast: zeroIsFast(b),
 	}}
 	m.size.Store(size)
+	m.flushes.sync = b.Sync
 	return m, nil
 }
 
@@ -168,9 +170,9 @@ func (m *Backend) WriteAtFUA(p []byte, off int64) (int, error) {
 	return m.wrote(p, off, n, err)
 }
 
-// Flush implements Media.
+// Flush implements Media. Calls at the same time share one Sync, as those of a File do.
 func (m *Backend) Flush() error {
-	return m.callLong("flush", 0, 0, m.backend.Sync)
+	return m.callLong("flush", 0, 0, m.flushes.do)
 }
 
 // callLong runs fn, which may last long and writes nothing, with lifeMu shared.

@@ -182,6 +182,40 @@ func TestFlushGroup_ArrivesInALoss(t *testing.T) {
 	})
 }
 
+// A losingBackend tells of a lost write once, to the Sync that ends first.
+type losingBackend struct{ finish chan error }
+
+func (losingBackend) Size() (int64, error)                   { return 4096, nil }
+func (losingBackend) ReadAt(p []byte, _ int64) (int, error)  { return len(p), nil }
+func (losingBackend) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+func (b losingBackend) Sync() error                          { return <-b.finish }
+
+// TestBackend_FlushesShareALoss: flushes at the same time all learn of a lost write,
+// which their backend tells one of them.
+func TestBackend_FlushesShareALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := losingBackend{make(chan error, 2)}
+		m, err := NewBackend("losing", b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		results := make([]error, 2)
+		var group sync.WaitGroup
+		for i := range results {
+			group.Go(func() { results[i] = m.Flush() })
+			synctest.Wait()
+		}
+		b.finish <- io.ErrClosedPipe
+		b.finish <- nil
+		group.Wait()
+		for i, err := range results {
+			if !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("flush %d: %v, but a write that it covers may be lost", i, err)
+			}
+		}
+	})
+}
+
 func TestFlushGroup_Taint(t *testing.T) {
 	g := flushGroup{sync: func() error { return nil }}
 	g.taint(io.ErrClosedPipe)
