@@ -224,13 +224,25 @@ func (m *Backend) Prefetch(off, n int64) error {
 	})
 }
 
-// ExtentAt implements ExtentLister.
+// ExtentAt implements ExtentLister. Of the backend's extent it tells what is behind off;
+// one that ends before, or begins behind, would have callers go backwards or jump.
 func (m *Backend) ExtentAt(off int64) (e Extent, err error) {
 	err = m.callLong("extent", off, 1, func() error {
 		e, err = m.inner.Extents.ExtentAt(off)
-		return err
+		if err != nil {
+			return err
+		}
+		end := min(e.End(), m.size.Load())
+		if e.OffsetBytes > off || end <= off {
+			return fmt.Errorf("the backend tells of an extent of %d bytes at %d instead", e.LengthBytes, e.OffsetBytes)
+		}
+		e.OffsetBytes, e.LengthBytes = off, end-off
+		return nil
 	})
-	return e, err
+	if err != nil {
+		return Extent{}, err
+	}
+	return e, nil
 }
 
 // CompareAndWriteAt implements ComparerWriter.

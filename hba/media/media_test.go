@@ -240,3 +240,44 @@ func TestError(t *testing.T) {
 		t.Error("the kind is wrong")
 	}
 }
+
+// An extentBackend tells of one extent wherever it is asked.
+type extentBackend struct {
+	badBackend
+	extent media.Extent
+}
+
+func (b *extentBackend) ExtentAt(int64) (media.Extent, error) { return b.extent, nil }
+
+// TestBackend_Extents: what a backend tells of extents is cut to what was asked, and
+// refused if it has nothing to do with that, for callers go on from its end.
+func TestBackend_Extents(t *testing.T) {
+	const off, size = 1024, 4096
+	b := &extentBackend{badBackend: badBackend{size: size}}
+	m, err := media.NewBackend("bad", b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		tells media.Extent
+		want  int64 // end; 0 is an error
+	}{
+		{media.Extent{OffsetBytes: off, LengthBytes: 512}, off + 512},
+		{media.Extent{OffsetBytes: 0, LengthBytes: 2048}, 2048},
+		{media.Extent{OffsetBytes: off, LengthBytes: 1 << 40}, size},
+		{media.Extent{OffsetBytes: off, LengthBytes: 0}, 0},
+		{media.Extent{OffsetBytes: 0, LengthBytes: off}, 0},
+		{media.Extent{OffsetBytes: off + 1, LengthBytes: 512}, 0},
+		{media.Extent{OffsetBytes: off, LengthBytes: -512}, 0},
+		{media.Extent{OffsetBytes: off, LengthBytes: 1<<63 - 1}, 0},
+	} {
+		b.extent = tt.tells
+		e, err := m.ExtentAt(off)
+		switch {
+		case tt.want == 0 && !errors.Is(err, media.ErrMedium):
+			t.Errorf("%+v: %+v, %v; want a medium error", tt.tells, e, err)
+		case tt.want != 0 && (err != nil || e.OffsetBytes != off || e.End() != tt.want):
+			t.Errorf("%+v: %+v, %v; want it from %d to %d", tt.tells, e, err, off, tt.want)
+		}
+	}
+}
