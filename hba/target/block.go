@@ -1,11 +1,6 @@
 package target
 
-import (
-	"errors"
-
-	"github.com/vhbad/vhbad/hba/media"
-	"github.com/vhbad/vhbad/internal/scsi"
-)
+import "github.com/vhbad/vhbad/internal/scsi"
 
 // capacity is what READ CAPACITY tells.
 func (u *Unit) capacity() *scsi.Capacity {
@@ -73,11 +68,7 @@ func (u *Unit) synchronizeCache(t *Task, mayBlock bool) (done bool) {
 	if !u.mayRun(mayBlock, 0) {
 		return false
 	}
-	err := u.medium.Flush()
-	if owed := u.owed.Swap(nil); owed != nil && err == nil {
-		err = *owed
-	}
-	if err != nil {
+	if err := u.synchronized(t, u.medium.Flush()); err != nil {
 		u.flushFailed(t, err)
 	}
 	return true
@@ -241,19 +232,4 @@ func (u *Unit) compareAndWrite(t *Task, mayBlock bool) (done bool) {
 		u.flushFor(t)
 	}
 	return true
-}
-
-// flushFor flushes as a part of t, which is not SYNCHRONIZE CACHE, and ends t if
-// that fails. A medium tells once of writes that it has lost, and they need not
-// be those of t: the next SYNCHRONIZE CACHE fails as well.
-func (u *Unit) flushFor(t *Task) (ok bool) {
-	err := u.medium.Flush()
-	if err == nil {
-		return true
-	}
-	if !errors.Is(err, media.ErrPowerLost) { // who comes after that is not concerned
-		u.owed.Store(&err)
-	}
-	u.flushFailed(t, err)
-	return false
 }

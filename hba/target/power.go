@@ -28,7 +28,9 @@ func (u *Unit) PowerCycle() uint32 { return u.powerCycles.Load() }
 // that was stopped runs, WCE has its default value again, and nobody is owed the
 // error of a flush that was before.
 func (u *Unit) PowerOn() {
-	u.owed.Store(nil)
+	u.cycleMu.Lock()
+	defer u.cycleMu.Unlock()
+	u.owed = nil
 	u.writeThrough.Store(!u.config.WriteCache)
 	for {
 		old := u.conditions.Load()

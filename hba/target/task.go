@@ -48,6 +48,9 @@ type Task struct {
 	Sense      [SenseMaxBytes]byte
 	// NoPower: it has failed because somebody has taken the unit's power away, or its nexus.
 	NoPower bool
+
+	// cycle is Unit.powerCycles as execution began, and losses Unit.losses.
+	cycle, losses uint32
 }
 
 // String tells the command and what has become of it.

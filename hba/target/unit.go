@@ -96,6 +96,9 @@ type Unit struct {
 	writeThrough atomic.Bool
 	// powerCycles counts PowerOff, from two.
 	powerCycles atomic.Uint32
+	// losses is how often the medium has told of writes that it has lost; see flush.go.
+	// It is stored under cycleMu.
+	losses atomic.Uint32
 	// nexus is the number of the I_T nexus that there is, zero before the first loss.
 	nexus atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
@@ -109,9 +112,16 @@ type Unit struct {
 	// target is where the unit is attached, or nil.
 	target atomic.Pointer[Target]
 
-	// owed is the error of a flush that another command than SYNCHRONIZE CACHE
-	// was told of; see flushFor.
-	owed atomic.Pointer[error]
+	// cycleMu is held by what changes something that a power cycle resets, so that no
+	// command from before changes it thereafter.
+	cycleMu sync.Mutex
+	// loss is what the medium told of last, and owed what of that no SYNCHRONIZE CACHE
+	// has been told.
+	// +checklocks:cycleMu
+	loss, owed error
+	// flushingMu is shared by flushFor, and held for a moment by SYNCHRONIZE CACHE. Lock
+	// order: before cycleMu.
+	flushingMu sync.RWMutex
 }
 
 // NewUnit returns a unit on medium m, which stays the caller's to close.
@@ -281,6 +291,7 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	// Before the conditions: PowerOff sets them first, so that a command which does
 	// not find the power off finds another count in the end.
 	cycle := u.powerCycles.Load()
+	t.cycle, t.losses = cycle, u.losses.Load()
 	if t.PowerCycle != 0 && t.PowerCycle != cycle {
 		u.notPowered(t) // a drive that has lost its power knows of no command from before
 		return true
