@@ -85,13 +85,22 @@ func (u *Unit) modeSelect(t *Task, ten, mayBlock bool) (done bool) {
 		if !u.mayRun(mayBlock, 0) {
 			return false
 		}
-		u.writeThrough.Store(true) // before the flush, so that no write is between the two
+		u.setWriteThrough(t, true) // before the flush, so that no write is between the two
 		if !u.flushFor(t) {
-			u.writeThrough.Store(false)
+			u.setWriteThrough(t, false)
 			return true
 		}
 	}
-	u.writeThrough.Store(!m.WriteCache)
+	u.setWriteThrough(t, !m.WriteCache)
 	t.TransferredBytes = int(n)
 	return true
+}
+
+// setWriteThrough is for t to set writeThrough, unless the power has gone since it came.
+func (u *Unit) setWriteThrough(t *Task, on bool) {
+	u.cycleMu.Lock()
+	defer u.cycleMu.Unlock()
+	if u.powerCycles.Load() == t.cycle {
+		u.writeThrough.Store(on)
+	}
 }

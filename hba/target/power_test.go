@@ -56,6 +56,26 @@ func TestUnit_PowerGoesDuringAFlush(t *testing.T) {
 	wantSense(t, task, notPowered)
 }
 
+// TestUnit_PowerGoesDuringAChange: what the power goes in the middle of does not outlive
+// it: WCE has its default value again, and a unit that was to be stopped runs.
+func TestUnit_PowerGoesDuringAChange(t *testing.T) {
+	_, fake := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	m := &powered{fakeMedium: fake}
+	u := newUnit(t, m, target.Config{WriteCache: true})
+	m.u = u
+	list := make([]byte, 24)
+	list[4], list[5] = 0x08, 0x12 // the caching page, with WCE clear
+	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutModeSelect6(c, 24) }, target.DataOut, list), notPowered)
+	if !u.WriteCache() {
+		t.Error("WCE is clear after the power has come back")
+	}
+	powerOn := scsi.Sense{Key: scsi.KeyUnitAttention, Additional: scsi.PowerOnOccurred}
+	wantSense(t, run(t, u, read16(0, 1), target.DataIn, make([]byte, 512)), powerOn)
+	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutStartStopUnit(c, false, true) }, target.NoData), notPowered)
+	wantSense(t, run(t, u, read16(0, 1), target.DataIn, make([]byte, 512)), powerOn)
+	wantGood(t, u, read16(0, 1), target.DataIn, make([]byte, 512))
+}
+
 // midway does something in the middle of a write that does not wait.
 type midway struct {
 	*fakeMedium

@@ -126,7 +126,7 @@ func (u *Unit) startStop(t *Task, mayBlock bool) (done bool) {
 		return true
 	}
 	if how&scsi.StartStopStart != 0 {
-		u.conditions.And(^conditionStopped)
+		u.setStopped(t, false)
 		return true
 	}
 	if how&scsi.StartStopNoFlush == 0 {
@@ -137,6 +137,21 @@ func (u *Unit) startStop(t *Task, mayBlock bool) (done bool) {
 			return true
 		}
 	}
-	u.conditions.Or(conditionStopped)
+	u.setStopped(t, true)
 	return true
+}
+
+// setStopped is for t to set or clear conditionStopped, unless the power has gone since it
+// came.
+func (u *Unit) setStopped(t *Task, stopped bool) {
+	u.cycleMu.Lock()
+	defer u.cycleMu.Unlock()
+	if u.powerCycles.Load() != t.cycle {
+		return
+	}
+	if stopped {
+		u.conditions.Or(conditionStopped)
+	} else {
+		u.conditions.And(^conditionStopped)
+	}
 }
