@@ -253,7 +253,7 @@ func (e *entry) firstBad(s span) (lba uint64, ok bool) {
 }
 
 // add puts what a fault does into the decision. Of two that say the same thing,
-// the first has it; times add up.
+// the first has it; times and bits add up, and the longest full ring counts.
 func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Duration) {
 	f := e.fault
 	a := &f.rule.Action
@@ -261,6 +261,9 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindStatus, KindErrno, KindMediumError, KindBusy, KindTaskSetFull, KindNotReady, KindUnitAttention, KindWriteProtect:
 		p.end(d, e, c)
 	case KindShortTransfer:
+		if d.Short {
+			break
+		}
 		d.Short = true
 		d.Keep = min(uint64(a.Keep)/uint64(p.unit.BlockBytes), c.Blocks)
 		if a.Keep == 0 {
@@ -304,16 +307,16 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
 		}
 	case KindCutReply:
-		if d.CutReply == nil {
-			d.CutReply = f
-		}
+		d.CutReply = first(d.CutReply, f)
 	case KindBadCookie:
 		d.BadCookie = true
 	case KindSlowHandshake:
 		d.Delay += time.Duration(a.For)
 	case KindFlip:
+		if d.flips == 0 {
+			d.flip = chance
+		}
 		d.flips += max(1, a.Bits)
-		d.flip = chance
 	case KindRot:
 		d.rots = true
 	case KindStaleRead:
@@ -323,27 +326,41 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			d.End = EndDone
 		}
 	case KindMisdirected:
-		d.Redirect, d.Target = p.astray(c, a.ShiftBlocks, &chance)
+		if !d.Redirect {
+			d.Redirect, d.Target = p.astray(c, a.ShiftBlocks, &chance)
+		}
 	case KindIgnoreFUA:
 		d.NoFUA = true
 	case KindLostCompletion:
-		d.Lost = f
+		d.Lost = first(d.Lost, f)
 	case KindMistagged:
-		d.Mistagged = f
+		d.Mistagged = first(d.Mistagged, f)
 	case KindLateCompletion, KindDMAAfterReset:
 		hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
-		d.Late, d.LateFor, d.LateDMA = f, time.Duration(a.For), a.Kind == KindDMAAfterReset
+		if d.Late == nil {
+			d.Late, d.LateFor, d.LateDMA = f, time.Duration(a.For), a.Kind == KindDMAAfterReset
+		}
 	case KindDMAAfterCompletion:
-		d.DMAAfter, d.DMAAfterFor = f, time.Duration(a.For)
+		if d.DMAAfter == nil {
+			d.DMAAfter, d.DMAAfterFor = f, time.Duration(a.For)
+		}
 	case KindRingFull:
 		if d.RingFull == nil || time.Duration(a.For) > d.RingFullFor {
 			d.RingFull, d.RingFullFor = f, time.Duration(a.For)
 		}
 	case KindDuplicate:
-		d.Duplicate = f
+		d.Duplicate = first(d.Duplicate, f)
 	case KindLostInterrupt:
-		d.NoInterrupt = f
+		d.NoInterrupt = first(d.NoInterrupt, f)
 	}
+}
+
+// first is has, or f if there is none.
+func first(has, f *Fault) *Fault {
+	if has != nil {
+		return has
+	}
+	return f
 }
 
 // hold has a command held by f, if nobody else does.

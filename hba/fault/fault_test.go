@@ -476,6 +476,47 @@ func TestCorrupt(t *testing.T) {
 }
 
 // A misdirected write lands on the unit, whole, and not where it should.
+// TestDecide_TheFirstDecides: of two rules that say the same of a command, the first has it.
+func TestDecide_TheFirstDecides(t *testing.T) {
+	for name, tt := range map[string]struct {
+		one, two Action
+		c        Command
+		got      func(*Decision) any
+	}{
+		"lost":      {Action{Kind: KindLostCompletion}, Action{Kind: KindLostCompletion}, read(0, 1), func(d *Decision) any { return d.Lost.rule.Name }},
+		"mistagged": {Action{Kind: KindMistagged}, Action{Kind: KindMistagged}, read(0, 1), func(d *Decision) any { return d.Mistagged.rule.Name }},
+		"duplicate": {Action{Kind: KindDuplicate}, Action{Kind: KindDuplicate}, read(0, 1), func(d *Decision) any { return d.Duplicate.rule.Name }},
+		"interrupt": {Action{Kind: KindLostInterrupt}, Action{Kind: KindLostInterrupt}, read(0, 1), func(d *Decision) any { return d.NoInterrupt.rule.Name }},
+		"late": {
+			Action{Kind: KindLateCompletion, For: Duration(time.Second)},
+			Action{Kind: KindDMAAfterReset, For: Duration(time.Minute)},
+			read(0, 1),
+			func(d *Decision) any { return [...]any{d.Late.rule.Name, d.LateFor, d.LateDMA} },
+		},
+		"dma": {
+			Action{Kind: KindDMAAfterCompletion, For: Duration(time.Second)},
+			Action{Kind: KindDMAAfterCompletion, For: Duration(time.Minute)},
+			read(0, 1),
+			func(d *Decision) any { return [...]any{d.DMAAfter.rule.Name, d.DMAAfterFor} },
+		},
+		"short":       {Action{Kind: KindShortTransfer, Keep: 512}, Action{Kind: KindShortTransfer, Keep: 1024}, write(0, 8), func(d *Decision) any { return d.Keep }},
+		"misdirected": {Action{Kind: KindMisdirected, ShiftBlocks: 8}, Action{Kind: KindMisdirected, ShiftBlocks: 16}, write(0, 8), func(d *Decision) any { return d.Target }},
+		"flip":        {Action{Kind: KindFlip, Bits: 1}, Action{Kind: KindFlip, Bits: 2}, read(0, 8), func(d *Decision) any { return d.flip }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rules := []Rule{{Name: "one", Hostile: true, Action: tt.one}, {Name: "two", Hostile: true, Action: tt.two}}
+			s, alone := newSet(t, rules...), newSet(t, rules[0])
+			var d, want Decision
+			if !s.Plans()[0].Decide(&tt.c, 0, &d) || !alone.Plans()[0].Decide(&tt.c, 0, &want) || d.n != 2 {
+				t.Fatalf("%d rules fire", d.n)
+			}
+			if is, wanted := tt.got(&d), tt.got(&want); is != wanted {
+				t.Errorf("%+v, want %+v", is, wanted)
+			}
+		})
+	}
+}
+
 func TestMisdirected_StaysOnUnit(t *testing.T) {
 	const seed = 7
 	r := rand.New(rand.NewPCG(seed, 0))
