@@ -203,7 +203,7 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	h := rec.hold
 	dec := &h.decision
 	c := rec.cmd
-	if dec.Versions != nil {
+	if dec.Overwrites() {
 		d.keepVersions(h)
 	}
 	ignored := dec.NoFUA && c.CDBBytes > 6 && c.CDB[1]&scsi.CDBFUA != 0
@@ -219,6 +219,9 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	x.inMemory = dec.Corrupts()
 	x.run(d, &c, out, t, true)
 	x.inMemory = false
+	if dec.Overwrites() && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+		x.heal(d, h)
+	}
 	if dec.Short && out.Code == CodeExecuted && out.ScsiStatus == 0 {
 		out.Flags |= CompletionInjected
 	}
@@ -248,14 +251,42 @@ func (c *Completion) spoilReply(dec *fault.Decision) {
 
 // keepVersions reads what a write is about to overwrite.
 func (d *Device) keepVersions(h *hold) {
-	lba, blocks, ok := h.decision.Versions.Clip(&h.command)
 	unit := d.unitAt(h.unit)
-	if !ok || unit == nil {
+	if unit == nil {
 		return
 	}
-	old := make([]byte, blocks*uint64(h.unit.BlockBytes))
-	if _, err := unit.Medium().ReadAt(old, int64(lba)*int64(h.unit.BlockBytes)); err == nil {
-		h.decision.Versions.Keep(lba, old)
+	for _, v := range h.decision.Keepers(&h.command) {
+		lba, blocks, ok := v.Clip(&h.command)
+		if !ok {
+			continue
+		}
+		old := make([]byte, blocks*uint64(h.unit.BlockBytes))
+		if _, err := unit.Medium().ReadAt(old, int64(lba)*int64(h.unit.BlockBytes)); err == nil {
+			v.Keep(lba, old)
+		}
+	}
+}
+
+// heal has rules see what has been written. Of an UNMAP that is what its list says, which
+// may have gaps.
+func (x *executor) heal(d *Device, h *hold) {
+	c := &h.command
+	if c.Op != fault.OpTrim {
+		h.decision.Heal(c, c.LBA, c.Blocks)
+		return
+	}
+	if !x.live(d.iommu, dma.Read) {
+		return
+	}
+	list := slices.Concat(x.segments...)
+	n, ok := scsi.ParseUnmapHeader(list)
+	for at := scsi.UnmapHeaderBytes; ok && n >= scsi.UnmapDescriptorBytes; n -= scsi.UnmapDescriptorBytes {
+		var lba uint64
+		var blocks uint32
+		if lba, blocks, ok = scsi.ParseUnmapDescriptor(list[at:]); ok {
+			h.decision.Heal(c, lba, uint64(blocks))
+		}
+		at += scsi.UnmapDescriptorBytes
 	}
 }
 

@@ -977,6 +977,50 @@ func TestFaults_Data(t *testing.T) {
 			t.Errorf("reads %#x, want what was before the write, 1, and 2 on the medium", got[0])
 		}
 	})
+	t.Run("stale, by two rules", func(t *testing.T) {
+		reset(t)
+		head, tail := fault.Match{LBA: new(uint64(0)), Blocks: 4}, fault.Match{LBA: new(uint64(4)), Blocks: 4}
+		w.set(t, fault.Rule{Name: "a", Match: head, Action: fault.Action{Kind: fault.KindStaleRead}},
+			fault.Rule{Name: "b", Match: tail, Action: fault.Action{Kind: fault.KindStaleRead}})
+		wantGood(t, write(t, 2))
+		if got := read(t); !bytes.Equal(got, full(1)) {
+			t.Errorf("reads %#x and %#x, want what was before the write in both ranges", got[0], got[7*blockBytes])
+		}
+	})
+	t.Run("bad until written", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Name: "bad", Match: at, Action: fault.Action{Kind: fault.KindMediumError}},
+			fault.Rule{Name: "gone", Match: fault.Match{Op: fault.Ops{"write"}}, Budget: 1, Action: fault.Action{Kind: fault.KindHang}})
+		isBad := func(lba uint64) bool {
+			return w.do(t, disk0.Read(2, lba, 1, w.driver.MappedBuffer(t, blockBytes, dma.Write)))[0].ScsiStatus != 0
+		}
+		w.submit(t, disk0.Write(1, 0, 8, out))
+		w.awaitHeld(1)
+		w.submit(t, disk0.Abort(3, 1))
+		w.reap(w.driver.Queues[0], 2)
+		if !isBad(0) {
+			t.Error("a write that was aborted before it was executed has repaired a block")
+		}
+		list := w.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
+		scsi.PutUnmapHeader(list.Bytes, 2)
+		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
+		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes+scsi.UnmapDescriptorBytes:], 2, 1)
+		unmap := disk0.Write(1, 0, 1, list)
+		scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
+		unmap.CDBBytes = 10
+		if c := w.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
+			t.Errorf("unmap: %+v", c)
+		}
+		for lba, bad := range []bool{false, true, false, true} {
+			if got := isBad(uint64(lba)); got != bad {
+				t.Errorf("block %d is bad: %t, want %t", lba, got, bad)
+			}
+		}
+		wantGood(t, write(t, 2))
+		if isBad(7) {
+			t.Error("a write has repaired nothing")
+		}
+	})
 	t.Run("lost write", func(t *testing.T) {
 		reset(t)
 		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindLostWrite}})

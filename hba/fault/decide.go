@@ -103,15 +103,14 @@ type Decision struct {
 	Target   uint64
 	Short    bool // to KeepBlocks blocks
 	Keep     uint64
-	// Versions gets the blocks that a write is about to overwrite.
-	Versions *Versions
+	// overwrites has the rules that look at what a write overwrites; see Keepers.
+	overwrites *Plan
 
-	// flips are bits to flip in what was read; stale replaces blocks of it. rots: some of
-	// the entries have rotten ones.
-	flips uint32
-	flip  chance
-	rots  bool
-	stale *Versions
+	// flips are bits to flip in what was read. stales and rots: some of the entries have
+	// earlier versions of blocks, or rotten ones.
+	flips        uint32
+	flip         chance
+	stales, rots bool
 
 	// Before it is answered: wait for DelayAfter, then be held by HoldAfter,
 	// likewise.
@@ -200,7 +199,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	if watched {
 		p.watch(c, d)
 	}
-	return d.n > 0 || d.Versions != nil
+	return d.n > 0 || d.overwrites != nil
 }
 
 // matches is all of Match that does not depend on how many have matched before.
@@ -320,7 +319,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindRot:
 		d.rots = true
 	case KindStaleRead:
-		d.stale = e.versions
+		d.stales = true
 	case KindLostWrite, KindLieAboutFlush:
 		if d.End == EndNot {
 			d.End = EndDone
@@ -412,26 +411,56 @@ func (p *Plan) astray(c *Command, shift int64, chance *chance) (ok bool, lba uin
 	return true, (c.LBA + by) % places
 }
 
-// watch lets rules see a write that they are not about: it repairs blocks, and
-// earlier versions of them are kept.
+// watch looks for rules that have something to do with a write that they are not about:
+// it repairs blocks, and earlier versions of them are kept.
 func (p *Plan) watch(c *Command, d *Decision) {
 	if d.End != EndNot || d.Redirect {
 		return
 	}
-	written := c.span()
-	if d.Short {
-		written.end = written.first + d.Keep
-	}
+	written := d.written(c)
 	for i := range p.entries {
 		e := &p.entries[i]
-		if e.in.overlap(written).empty() {
-			continue
+		if e.versions != nil && !e.in.overlap(written).empty() {
+			d.overwrites = p
+			return
 		}
 		if e.bad != nil && e.watches() {
-			e.bad.heal(written)
+			if _, bad := e.bad.first(written); bad {
+				d.overwrites = p
+				return
+			}
 		}
-		if e.versions != nil && d.Versions == nil {
-			d.Versions = e.versions
+	}
+}
+
+// written are the blocks that c writes.
+func (d *Decision) written(c *Command) span {
+	s := c.span()
+	if d.Short {
+		s.end = s.first + d.Keep
+	}
+	return s
+}
+
+// Overwrites reports whether Keepers and Heal would do anything.
+func (d *Decision) Overwrites() bool { return d.overwrites != nil }
+
+// Keepers are to get what c is about to overwrite.
+func (d *Decision) Keepers(c *Command) (all []*Versions) {
+	for i := range d.overwrites.entries {
+		if e := &d.overwrites.entries[i]; e.versions != nil && !e.in.overlap(d.written(c)).empty() {
+			all = append(all, e.versions)
+		}
+	}
+	return all
+}
+
+// Heal repairs those of the blocks from lba on that c has written.
+func (d *Decision) Heal(c *Command, lba, blocks uint64) {
+	s := span{lba, lba + blocks}.overlap(d.written(c))
+	for i := range d.overwrites.entries {
+		if e := &d.overwrites.entries[i]; e.bad != nil && e.watches() {
+			e.bad.heal(s)
 		}
 	}
 }
@@ -457,17 +486,23 @@ func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
 }
 
 // Corrupts reports whether Corrupt would do anything.
-func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rots || d.stale != nil }
+func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rots || d.stales }
 
 // Corrupt changes what a command has read, in segments, the first of which begins
 // with the first block.
 func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
-	if d.stale != nil {
+	if d.stales {
 		block := make([]byte, blockBytes)
-		in := d.stale.clip(c.span())
-		for b := in.first; b < in.end; b++ {
-			if d.stale.Replace(b, block) {
-				scatter(segments, int(b-c.LBA)*blockBytes, block)
+		for i := d.n - 1; i >= 0; i-- { // the first has the last word
+			old := d.entries[i].versions
+			if old == nil {
+				continue
+			}
+			in := old.clip(c.span())
+			for b := in.first; b < in.end; b++ {
+				if old.Replace(b, block) {
+					scatter(segments, int(b-c.LBA)*blockBytes, block)
+				}
 			}
 		}
 	}

@@ -269,7 +269,7 @@ func TestNewSet_CarriesOver(t *testing.T) {
 	s := newSet(t, keep, change, bad)
 	fires(s, read(0, 1), 3)
 	fires(s, Command{Op: OpFlush}, 3)
-	fires(s, write(100, 4), 3)
+	done(s, write(100, 4))
 	change.Budget = 6
 	next, err := NewSet(Config{Rules: []Rule{bad, keep, change}, Units: units, Old: s})
 	if err != nil {
@@ -325,6 +325,40 @@ func firstBad(t *testing.T, s *Set, c Command) uint64 {
 	return d.Sense.Information
 }
 
+// done has the rules of the first unit look at c, and at what it has written.
+func done(s *Set, c Command) {
+	var d Decision
+	if s.Plans()[0].Decide(&c, 0, &d); d.Overwrites() {
+		d.Heal(&c, c.LBA, c.Blocks)
+	}
+}
+
+// A write that has been decided on need not be executed, nor succeed, so it repairs
+// nothing yet; and what it has to repair does not depend on others.
+func TestMediumError_HealsWhatIsDone(t *testing.T) {
+	s := newSet(t, Rule{Name: "bad", Match: Match{LBA: new(uint64(100)), Blocks: 10}, Action: Action{Kind: KindMediumError}})
+	c := write(100, 4)
+	var d Decision
+	if !s.Plans()[0].Decide(&c, 0, &d) || !d.Overwrites() {
+		t.Fatal("a write of bad blocks passes by")
+	}
+	if got := firstBad(t, s, read(100, 10)); got != 100 {
+		t.Errorf("the first bad block is %d before the write is executed, want 100", got)
+	}
+	d.Heal(&c, 100, 1) // as of an UNMAP with gaps
+	d.Heal(&c, 103, 5)
+	for block, bad := range map[uint64]bool{100: false, 101: true, 102: true, 103: false, 104: true} {
+		if got := firstBad(t, s, read(block, 1)) == block; got != bad {
+			t.Errorf("block %d is bad: %t, want %t", block, got, bad)
+		}
+	}
+	done(s, c)
+	d = Decision{}
+	if s.Plans()[0].Decide(&c, 0, &d) {
+		t.Error("a write of good blocks does not pass by")
+	}
+}
+
 func TestMediumError_Heals(t *testing.T) {
 	s := newSet(t, Rule{Name: "bad", Match: Match{LBA: new(uint64(100)), Blocks: 10}, Action: Action{Kind: KindMediumError}})
 	for _, step := range []struct {
@@ -337,8 +371,7 @@ func TestMediumError_Heals(t *testing.T) {
 		{Command{Op: OpTrim, LBA: 101, Blocks: 4, Ranged: true}, 106},
 		{write(0, 1000), math.MaxUint64},
 	} {
-		var d Decision
-		s.Plans()[0].Decide(&step.write, 0, &d)
+		done(s, step.write)
 		if got := firstBad(t, s, read(90, 100)); got != step.want {
 			t.Errorf("after %+v the first bad block is %d, want %d", step.write, got, step.want)
 		}
@@ -370,6 +403,9 @@ func TestMediumError_HealsWhatIsWritten(t *testing.T) {
 			c := write(100, 4)
 			if !s.Plans()[0].Decide(&c, 0, &d) || !d.Short {
 				t.Fatal("the write is not cut short")
+			}
+			if d.Overwrites() {
+				d.Heal(&c, c.LBA, c.Blocks)
 			}
 			if got := firstBad(t, s, read(100, 10)); got != tt.want {
 				t.Errorf("the first bad block is %d, want %d", got, tt.want)
@@ -437,8 +473,7 @@ func TestCorrupt(t *testing.T) {
 		if !bytes.Equal(a[:5*blockBytes], clean[:5*blockBytes]) || !bytes.Equal(a[15*blockBytes:], clean[15*blockBytes:]) {
 			t.Error("there is rot out of range")
 		}
-		c := write(10, 9)
-		s.Plans()[0].Decide(&c, 0, new(Decision))
+		done(s, write(10, 9))
 		if n := differing(see(s, disk), clean); n != 1 {
 			t.Errorf("%d bits are rotten after all blocks but one were written", n)
 		}
@@ -458,14 +493,15 @@ func TestCorrupt(t *testing.T) {
 		}
 		c := write(8, 4)
 		var d Decision
-		if !s.Plans()[0].Decide(&c, 0, &d) || d.Versions == nil {
+		if !s.Plans()[0].Decide(&c, 0, &d) || len(d.Keepers(&c)) != 1 {
 			t.Fatal("a write into the range keeps nothing")
 		}
-		lba, blocks, ok := d.Versions.Clip(&c)
+		kept := d.Keepers(&c)[0]
+		lba, blocks, ok := kept.Clip(&c)
 		if lba != 10 || blocks != 2 || !ok {
 			t.Errorf("the earlier version of %d blocks from %d is wanted, want 2 from 10", blocks, lba)
 		}
-		d.Versions.Keep(8, bytes.Repeat([]byte{0xee}, 4*blockBytes))
+		kept.Keep(8, bytes.Repeat([]byte{0xee}, 4*blockBytes))
 		got := see(s, disk)
 		want := bytes.Clone(clean)
 		copy(want[5*blockBytes:], bytes.Repeat([]byte{0xee}, 2*blockBytes))
