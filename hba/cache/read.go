@@ -183,8 +183,7 @@ func (c *Cache) pendingAt(off int64) (limit int64, pending bool, err error) {
 	}
 	sector, end := off>>c.shift, c.inner.Size()>>c.shift
 	if _, pending := c.store.newest(sector); !pending {
-		next, _ := c.store.nextPending(sector, end)
-		return next << c.shift, false, nil
+		return c.store.nextPending(sector, end) << c.shift, false, nil
 	}
 	next := sector + 1
 	for next < end {

@@ -373,3 +373,57 @@ func TestRecorder_Full(t *testing.T) {
 		t.Error("a write that may wait has not been done")
 	}
 }
+
+// TestReplay_Resizes: a disk that becomes smaller and larger while it is used, and loses
+// its power several times, is replayed as it was.
+func TestReplay_Resizes(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom, cache.EvictNone} {
+		t.Run(eviction.String(), func(t *testing.T) {
+			under, n := memory(t, 1<<20), &notebook{}
+			c := open(t, under, cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: eviction, Seed: 7, Recorder: n})
+			for round := range uint64(4) {
+				var wg sync.WaitGroup
+				for user := range uint64(3) {
+					wg.Go(func() {
+						random := rand.New(rand.NewPCG(round, user))
+						for range 20 {
+							if err := load(c, random, 20); err != nil && !errors.Is(err, media.ErrRange) {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				random := rand.New(rand.NewPCG(round, 9))
+				for range 20 {
+					if err := c.Resize(int64(1+random.IntN(4)) << 18); err != nil {
+						t.Error(err)
+					}
+				}
+				if _, err := c.Cut(cache.CutOptions{Seed: round + 40, TearBytes: 512, Damage: cache.Damage(round % 3)}); err != nil {
+					t.Fatal(err)
+				}
+				wg.Wait()
+				if err := c.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			again := memory(t, 1<<20)
+			r, err := cache.NewReplay(again, cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, s := range n.all() {
+				if err := r.Do(&s, time.Time{}); err != nil {
+					t.Fatalf("step %d of %d, %s of write %d: %v", i, len(n.all()), s.Kind, s.Write, err)
+				}
+			}
+			if r.Inexact() != "" {
+				t.Errorf("%q: want no doubt", r.Inexact())
+			}
+			if !bytes.Equal(contents(t, again), contents(t, under)) {
+				t.Error("the replay's medium differs from the recorded one")
+			}
+		})
+	}
+}

@@ -407,7 +407,7 @@ func (s *store) newest(sector int64) (i int32, ok bool) {
 
 // nextPending is the first sector from sector on, before end, that has a version,
 // or end. It gives up after some steps and returns how far it looked.
-func (s *store) nextPending(sector, end int64) (next int64, found bool) {
+func (s *store) nextPending(sector, end int64) (next int64) {
 	for steps := 0; sector < end && steps < maxScanSteps; steps++ {
 		if s.areas[sector>>areaShift] == 0 {
 			sector = min((sector|(1<<areaShift-1))+1, end)
@@ -415,13 +415,12 @@ func (s *store) nextPending(sector, end int64) (next int64, found bool) {
 		}
 		if g := s.group(sector); g != nil {
 			if has := g.has >> placeOf(sector); has != 0 {
-				next = sector + int64(bits.TrailingZeros64(has))
-				return min(next, end), next < end
+				return min(sector+int64(bits.TrailingZeros64(has)), end)
 			}
 		}
 		sector = min((sector|(1<<groupShift-1))+1, end)
 	}
-	return sector, false
+	return sector
 }
 
 // maxScanSteps bounds how much one look for pending sectors passes over.

@@ -210,22 +210,15 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	for v != verdictInserted {
-		var now uint64
-		switch v {
-		case verdictThrough:
+		if v == verdictThrough {
 			return true, c.throughOut(x, life)
-		case verdictEvict:
-			err = c.roomOut(life, int(x.n>>c.shift))
-		case verdictInserted, verdictUnchanged:
 		}
-		if err != nil {
+		if err = c.roomOut(life, int(x.n>>c.shift)); err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
 		}
-		if now, v, err = c.insert(x); err != nil {
+		// The life is that of before: roomOut has looked, and a cut needs outMu.
+		if _, v, err = c.insert(x); err != nil {
 			return true, err
-		}
-		if now != life {
-			return true, c.powerLost(x.op(), x.off, x.n)
 		}
 	}
 	if !durable {
