@@ -62,7 +62,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task.Pages = dma.Pages{}
 	if access == dma.Write && len(x.segments) == 1 && c.DataBytes >= dma.PipeLeastBytes {
 		// Asked for in any case: what came of it before is void.
-		if pages := d.iommu.PagesOf(x.segments[0]); !x.inMemory {
+		if pages := d.iommu.PagesAt(dma.Addr(x.list[0].Addr), x.segments[0]); !x.inMemory {
 			task.Pages = pages
 		}
 	}

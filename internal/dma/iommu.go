@@ -262,12 +262,17 @@ func (m *IOMMU) Translate(addr Addr, n int, access Access) ([]byte, bool) {
 // Live reports whether addr still lies in a live mapping, and counts a fault if
 // not: the device touched memory that was no longer its own.
 func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
-	state := m.windows[addr.window()].state.Load()
-	if uint16(state>>stateGenerationShift) == addr.generation() && state&stateAccessMask != 0 {
+	if m.isMapped(addr) {
 		return true
 	}
 	m.fault(addr, n, access, "unmapped during the transfer")
 	return false
+}
+
+// isMapped is Live, and no fault.
+func (m *IOMMU) isMapped(addr Addr) bool {
+	state := m.windows[addr.window()].state.Load()
+	return uint16(state>>stateGenerationShift) == addr.generation() && state&stateAccessMask != 0
 }
 
 func (m *IOMMU) fault(addr Addr, n int, access Access, reason string) {

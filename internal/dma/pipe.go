@@ -192,18 +192,41 @@ type Pages struct {
 //
 // Concurrency: any goroutine.
 func (m *IOMMU) PagesOf(b []byte) Pages {
-	a := m.arena
-	off := a.offset(b)
-	if off < 0 {
+	p, word := m.arena.pipes.find(m.arena.offset(b), len(b))
+	return p.pages(word)
+}
+
+// PagesAt is PagesOf b which the caller has from Translate of addr. If addr is not mapped
+// any more, the pipe may stand for b in the hands of the next owner, and is left alone.
+//
+// Concurrency: any goroutine.
+func (m *IOMMU) PagesAt(addr Addr, b []byte) Pages {
+	p, word := m.arena.pipes.find(m.arena.offset(b), len(b))
+	if p == nil || !m.isMapped(addr) { // in this order: who is mapped now was as word was loaded
 		return Pages{}
 	}
-	slot := &a.pipes.slots[off/PipeLeastBytes]
-	p := slot.Load()
-	if p == nil {
-		return Pages{}
+	return p.pages(word)
+}
+
+// find is the pipe that stands for n bytes at off, with its state; nil if there is none.
+func (s *pipePool) find(off, n int) (p *Pipe, word uint64) {
+	if off < 0 {
+		return nil, 0
+	}
+	slot := &s.slots[off/PipeLeastBytes]
+	if p = slot.Load(); p == nil {
+		return nil, 0
 	}
 	word, extent := p.state.Load(), p.extent.Load()
-	if slot.Load() != p || extent != uint64(off)<<extentLenBits|uint64(len(b)) {
+	if slot.Load() != p || extent != uint64(off)<<extentLenBits|uint64(n) {
+		return nil, 0
+	}
+	return p, word
+}
+
+// pages is the right to fill p, in state word.
+func (p *Pipe) pages(word uint64) Pages {
+	if p == nil {
 		return Pages{}
 	}
 	switch {

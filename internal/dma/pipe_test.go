@@ -121,6 +121,42 @@ func TestPagesOf(t *testing.T) {
 	mustPanic(t, "too short", func() { a.Pipe(make([]byte, dma.PipeLeastBytes)) })
 }
 
+// TestPages_NotMappedAnyMore: a device that goes on with a command that has ended, and
+// whose memory belongs to another one by now, neither gets that one's pipe nor spoils it.
+func TestPages_NotMappedAnyMore(t *testing.T) {
+	a := newArena(t, 1<<20)
+	m := dma.NewIOMMU(a)
+	mem := a.Alloc(dma.PipeLeastBytes)
+	w, err := m.NewWindow(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := m.Map(w, mem, dma.Write)
+	b, ok := m.Translate(ended, len(mem), dma.Write)
+	if !ok {
+		t.Fatal("not mapped")
+	}
+	m.Unmap(w)
+	p := a.Pipe(mem)
+	now := m.Map(w, mem, dma.Write)
+	if !m.PagesAt(ended, b).Expired() {
+		t.Error("the command that has ended gets the pipe")
+	}
+	if !fill(t, m.PagesAt(now, b), pattern(1, len(mem))) {
+		t.Fatal("the other command does not")
+	}
+	if !m.PagesAt(ended, b).Expired() || !a.Disarm(p) {
+		t.Error("the command that has ended has spoilt what was filled")
+	}
+	m.Unmap(w)
+	m.FreeWindow(w)
+	a.ReturnPipe(p)
+	a.Free(mem)
+	if n := m.Faults(); n != 0 {
+		t.Errorf("%d faults", n)
+	}
+}
+
 // TestPages_Late: who comes when the request is over finds nothing to fill, also when the
 // pipe stands for something else by then.
 func TestPages_Late(t *testing.T) {
