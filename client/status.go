@@ -80,7 +80,8 @@ type Disk struct {
 
 // Operation counts one kind of request of one disk.
 type Operation struct {
-	// Op is "read", "write", "flush", "trim", "write_zeroes" or "cache".
+	// Op is "read", "write", "flush", "trim", "write_zeroes", "cache" or
+	// "block_status".
 	Op       string `json:"op"`
 	Requests uint64 `json:"requests"`
 	Errors   uint64 `json:"errors"`
