@@ -117,12 +117,14 @@ type Connection struct {
 
 // Adapter is the host bus adapter.
 type Adapter struct {
-	Synchronization string  `json:"synchronization"`
-	Interrupts      string  `json:"interrupts"`
-	Queues          []Queue `json:"queues"`
-	Resets          uint64  `json:"resets"`
-	Timeouts        uint64  `json:"timeouts"`
-	DMAFaults       uint64  `json:"dma_faults"`
+	Synchronization string `json:"synchronization"`
+	// Interrupts says how messages exclude each other: "a lock per message", "one lock
+	// for all messages", "one message for all queues" or "line".
+	Interrupts string  `json:"interrupts"`
+	Queues     []Queue `json:"queues"`
+	Resets     uint64  `json:"resets"`
+	Timeouts   uint64  `json:"timeouts"`
+	DMAFaults  uint64  `json:"dma_faults"`
 	// Verify is whether the verifier runs, Violations what it found.
 	Verify     bool   `json:"verify"`
 	Violations uint64 `json:"violations"`

@@ -181,6 +181,9 @@ func TestTutorialStorport(t *testing.T) {
 			if mode[1] == "" {
 				want = append(want, "full duplex, interrupts: a lock per message")
 			}
+			if m := regexp.MustCompile("(?m)^\\| `" + regexp.QuoteMeta(mode[1]) + "` \\|.*\\(`([^`]+)`\\)").FindStringSubmatch(string(text)); m != nil {
+				want = append(want, "interrupts: "+m[1]+",")
+			}
 			for _, w := range want {
 				if !strings.Contains(out, w) {
 					t.Errorf("%q: no %q in\n%s", mode[1], w, out)

@@ -274,6 +274,10 @@ func TestDaemon_ManyDisks(t *testing.T) {
 }
 
 func TestDaemon_EveryMode(t *testing.T) {
+	statusOf := map[config.Interrupts]string{
+		config.InterruptsPerMessage: "a lock per message", config.InterruptsAll: "one lock for all messages",
+		config.InterruptsSingle: "one message for all queues", config.InterruptsLine: "line",
+	}
 	for _, half := range []bool{false, true} {
 		for _, mode := range []config.Interrupts{config.InterruptsPerMessage, config.InterruptsAll, config.InterruptsSingle, config.InterruptsLine} {
 			t.Run(fmt.Sprintf("half=%v/interrupts=%s", half, mode), func(t *testing.T) {
@@ -288,8 +292,12 @@ func TestDaemon_EveryMode(t *testing.T) {
 				if got, err := c.do(cmdRead, 512, len(want), nil); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("read: %v, or other data", err)
 				}
-				if st := d.Status(); st.Adapter.Violations != 0 {
+				st := d.Status()
+				if st.Adapter.Violations != 0 {
 					t.Errorf("%d violations", st.Adapter.Violations)
+				}
+				if got, want := st.Adapter.Interrupts, statusOf[mode]; got != want {
+					t.Errorf("interrupts: %s, want %s", got, want)
 				}
 			})
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/metrics"
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/port"
@@ -112,6 +113,9 @@ func (d *Daemon) Status() client.Status {
 		})
 	}
 	st.Adapter = adapterStatus(d.machine, &snap)
+	if d.o.Config.HBA.Interrupts == config.InterruptsSingle { // the driver's choice, of which the port knows nothing
+		st.Adapter.Interrupts = "one message for all queues"
+	}
 	st.Memory = client.Memory{
 		SizeBytes: snap.Arena.SizeBytes, InUseBytes: snap.Arena.InUseBytes, PeakBytes: snap.Arena.PeakBytes, Waiters: snap.Arena.Waiters,
 	}
