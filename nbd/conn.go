@@ -121,7 +121,7 @@ var epoch = time.Now()
 // now is the time in nanoseconds since epoch; it never goes back.
 func now() int64 { return int64(time.Since(epoch)) }
 
-// Remote returns the peer's address.
+// Remote returns the peer's address, empty if it has none: most unix sockets.
 func (c *Conn) Remote() string { return c.remote }
 
 // ID returns a number that no other connection of the server has.

@@ -243,7 +243,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 		since:  time.Now(),
 		ended:  make(chan struct{}),
 	}
-	if a := nc.RemoteAddr(); a != nil {
+	if a := nc.RemoteAddr(); a != nil && a.String() != "@" { // a unix socket without a name
 		c.remote = a.String()
 	}
 	c.cond.L = &c.mu

@@ -208,7 +208,7 @@ func (d *Daemon) detach(ctx context.Context, m *machine, e *export) error {
 	go func() {
 		if <-idle == nil {
 			err := m.media.close(e.medium)
-			d.log.Info("the medium of a disk that was removed is closed now", "disk", e.name(), "error", err)
+			d.log.Info("the medium of a disk that was removed is closed now", "disk", e.name(), logged(err))
 		}
 	}()
 	return fmt.Errorf("disk %q: commands still run on its medium, which stays open until they end: %w", e.name(), ctx.Err())
@@ -312,7 +312,7 @@ func (d *Daemon) removed(m *machine, e *export, r client.DiskRemoval, err error)
 
 func (d *Daemon) tellRemoved(m *machine, r *client.DiskRemoval, err error) {
 	m.server.Forget(r.Name)
-	d.log.Info("disk removed", "disk", r.Name, "connections_closed", r.ConnectionsClosed, "connections_killed", r.ConnectionsKilled, "flush_error", r.FlushError, "error", err)
+	d.log.Info("disk removed", "disk", r.Name, "connections_closed", r.ConnectionsClosed, "connections_killed", r.ConnectionsKilled, "flush_error", r.FlushError, logged(err))
 	d.events.Publish(client.EventDiskRemoved, r.Name, slog.Int("connections_closed", r.ConnectionsClosed),
 		slog.Int("connections_killed", r.ConnectionsKilled), slog.String("flush_error", r.FlushError))
 }

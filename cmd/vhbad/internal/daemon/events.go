@@ -3,7 +3,6 @@ package daemon
 import (
 	"fmt"
 	"log/slog"
-	"strings"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/nbd"
@@ -15,18 +14,23 @@ import (
 
 func (d *Daemon) connectionOpened(c nbd.ConnStats) {
 	d.events.Publish(client.EventConnectionOpened, c.Export,
-		slog.Uint64("connection", c.ID), slog.String("remote", remoteOf(&c)), slog.String("tls", c.TLS),
+		slog.Uint64("connection", c.ID), slog.String("remote", c.Remote), slog.String("tls", c.TLS),
 		slog.String("client", c.ClientName), slog.String("replies", c.Replies))
 }
 
 func (d *Daemon) connectionClosed(c nbd.ConnStats, why nbd.CloseReason) {
 	d.events.Publish(client.EventConnectionClosed, c.Export,
-		slog.Uint64("connection", c.ID), slog.String("remote", remoteOf(&c)), slog.String("reason", why.String()),
+		slog.Uint64("connection", c.ID), slog.String("remote", c.Remote), slog.String("reason", why.String()),
 		slog.Uint64("requests", c.Requests), slog.Uint64("received_bytes", c.ReceivedBytes), slog.Uint64("sent_bytes", c.SentBytes))
 }
 
-// remoteOf is the address of a client, empty if it has none: most unix sockets.
-func remoteOf(c *nbd.ConnStats) string { return strings.TrimPrefix(c.Remote, "@") }
+// logged is an error that the log has whether there is one or not.
+func logged(err error) slog.Attr {
+	if err == nil {
+		return slog.String("error", "")
+	}
+	return slog.Any("error", err)
+}
 
 func (d *Daemon) resetDone(m *machine, r port.ResetReport) {
 	disk, address := "", fmt.Sprint(r.Path) // of a bus without units

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 )
 
 // TestLog_NotPerRequest: a client with a thousand requests, failing ones among
@@ -54,6 +57,40 @@ func TestLog_NotPerRequest(t *testing.T) {
 	for _, want := range []string{"msg=connected", "msg=disconnected"} {
 		if n := strings.Count(strings.Join(many, "\n"), want); n != 1 {
 			t.Errorf("%s: %d lines, want 1", want, n)
+		}
+	}
+}
+
+// TestLog_Nothing: what there is none of is empty in the log: the address of a client on a
+// unix socket, lists, and errors.
+func TestLog_Nothing(t *testing.T) {
+	s := newSettings(t, "a=memory:1MiB", "b=memory:1MiB")
+	o := s.options(t)
+	var log bytes.Buffer // of a handler that locks; read after the end
+	o.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	o.Reload = func() (*config.Config, error) { return s.Resolve(client.DefaultPath(), false) }
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := stopper(t, d)
+	if _, err := open(t, s.socket(), "a").do(cmdRead, 0, 512, nil); err != nil { // it is connected
+		t.Error(err)
+	}
+	if _, err := d.Reload(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.RemoveDisk(t.Context(), "b", client.RemoveOptions{}); err != nil {
+		t.Error(err)
+	}
+	stop()
+	for _, want := range []string{
+		`"msg":"connected","conn":1,"remote":""`,
+		`"msg":"configuration reloaded","disks_added":[],"disks_removed":[],"disks_changed":[],"listeners_added":[],"listeners_removed":[]`,
+		`"msg":"disk removed","disk":"b","connections_closed":0,"connections_killed":0,"flush_error":"","error":""`,
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in\n%s", want, log.String())
 		}
 	}
 }

@@ -121,8 +121,9 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 		d.events.Publish(client.EventReloadFailed, "", slog.String("error", err.Error()))
 		return client.Reload{}, err
 	}
-	d.log.Info("configuration reloaded", "disks_added", r.DisksAdded, "disks_removed", r.DisksRemoved, "disks_changed", r.DisksChanged,
-		"listeners_added", r.ListenersAdded, "listeners_removed", r.ListenersRemoved)
+	all := func(names []string) []string { return append([]string{}, names...) } // none are an empty list, not null
+	d.log.Info("configuration reloaded", "disks_added", all(r.DisksAdded), "disks_removed", all(r.DisksRemoved), "disks_changed", all(r.DisksChanged),
+		"listeners_added", all(r.ListenersAdded), "listeners_removed", all(r.ListenersRemoved))
 	d.events.Publish(client.EventReloaded, "",
 		slog.Int("disks_added", len(r.DisksAdded)), slog.Int("disks_removed", len(r.DisksRemoved)), slog.Int("disks_changed", len(r.DisksChanged)),
 		slog.Int("listeners_added", len(r.ListenersAdded)), slog.Int("listeners_removed", len(r.ListenersRemoved)))

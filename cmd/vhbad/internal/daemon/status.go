@@ -108,7 +108,7 @@ func (d *Daemon) Status() client.Status {
 			phase = "transmitting"
 		}
 		st.Connections = append(st.Connections, client.Connection{
-			ID: c.ID, Number: int(c.Number), Remote: remoteOf(c), Export: c.Export, State: phase, InFlight: int(c.InFlight),
+			ID: c.ID, Number: int(c.Number), Remote: c.Remote, Export: c.Export, State: phase, InFlight: int(c.InFlight),
 			TLS: c.TLS, Replies: c.Replies, Since: c.Since.Round(0), ReceivedBytes: c.ReceivedBytes, SentBytes: c.SentBytes,
 		})
 	}
