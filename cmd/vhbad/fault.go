@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -139,6 +140,9 @@ func newFaultList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the rules in force",
+		Long: `List shows the rules in force, in the order in which they decide. OP are the
+commands that a rule names, - if it names none; BUDGET is how often it may fire, - if
+there is no limit. What else a rule says is in ` + "`vhbad fault show`" + `.`,
 		Example: "  vhbad fault list\n  vhbad fault list --json",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -164,14 +168,18 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "NAME\tKIND\tDISK\tSTATE\tCLASS\tMATCHED\tFIRED\tHELD") // Flush reports
+	_, _ = fmt.Fprintln(t, "NAME\tKIND\tDISK\tOP\tSTATE\tCLASS\tMATCHED\tFIRED\tBUDGET\tHELD") // Flush reports
 	for i := range fs.Faults {
 		f := &fs.Faults[i]
-		disk, class := cmp.Or(word(f.Rule.Disk), "(all)"), "legal"
+		disk, class, budget := cmp.Or(word(f.Rule.Disk), "(all)"), "legal", "-"
 		if f.Hostile {
 			class = "hostile"
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\n", f.Rule.Name, f.Rule.Action.Kind, disk, f.State, class, f.Matched, f.Fired, f.Held)
+		if f.Rule.Budget != 0 {
+			budget = strconv.FormatUint(f.Rule.Budget, 10)
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%d\n", f.Rule.Name, f.Rule.Action.Kind, disk,
+			cmp.Or(strings.Join(f.Rule.Match.Op, ","), "-"), f.State, class, f.Matched, f.Fired, budget, f.Held)
 	}
 	return t.Flush()
 }
