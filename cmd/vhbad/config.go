@@ -24,7 +24,7 @@ after those of the file.`,
 		Example: `  vhbad config check /etc/vhbad/vhbad.yaml
   vhbad config print --comments > vhbad.yaml
   vhbad config schema > vhbad.schema.json`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: wantOneOf("check, print or schema"),
 	}
 	cmd.AddCommand(newConfigCheck(), newConfigPrint(), newConfigSchema())
@@ -51,7 +51,7 @@ what is wrong with it and in which line. It touches no image, certificate,
 address or running daemon: of faults it cannot tell whether they fit an image whose
 size is not in the file. Exit code 2 means that the file is wrong.`,
 		Example: "  vhbad config check /etc/vhbad.yaml",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := resolveFile(args)
 			if err != nil {
@@ -102,7 +102,7 @@ prints the defaults alone.`,
 		Example: `  vhbad config print /etc/vhbad/vhbad.yaml
   vhbad config print --comments
   vhbad config print --json | jq .limits`,
-		Args: usageArgs(cobra.MaximumNArgs(1)),
+		Args: wantArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := resolveFile(args)
 			if err != nil {
@@ -142,7 +142,7 @@ files. With the YAML language server, begin a file with a line
 What it refuses serve refuses; rules between values are known to config check
 alone.`,
 		Example: "  vhbad config schema > vhbad.schema.json",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := cmd.OutOrStdout().Write(config.Schema)
 			return err

@@ -18,7 +18,7 @@ func newDetach() *cobra.Command {
 can be attached again at once. It refuses a device that is mounted or held by
 another, unless forced; requests in flight then fail.`,
 		Example: "  sudo vhbad detach /dev/nbd0",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := attach.CheckDevice(args[0]); err != nil {
 				return usage(err)

@@ -27,7 +27,7 @@ forgets it when it ends.`,
   vhbad disk add db=file:/srv/db.img,size=10GiB,description=a database
   vhbad disk grow db 20GiB
   vhbad disk remove scratch`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: wantOneOf("list, add, remove or grow"),
 	}
 	cmd.AddCommand(newDiskList(), newDiskAdd(), newDiskRemove(), newDiskGrow())
@@ -73,7 +73,7 @@ func newDiskList() *cobra.Command {
 		Use:     "list",
 		Short:   "List the disks",
 		Example: "  vhbad disk list --json",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withDaemon(path, func(c *client.Client) error {
 				disks, err := c.Disks(cmd.Context())
@@ -124,7 +124,7 @@ time too, write it into the configuration file. If there is one with the same
 name and SPEC, nothing changes.`,
 		Example: `  vhbad disk add scratch=memory:1GiB
   vhbad disk add db=file:/srv/db.img,size=10GiB`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec, err := config.ParseDisk(args[0])
 			if err != nil {
@@ -185,7 +185,7 @@ client gets answers to what it has in flight, and its connection is closed.
 --force also removes a disk that cannot be flushed.`,
 		Example: `  vhbad disk remove scratch
   vhbad disk remove db --force --drain-timeout 10s`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withDaemon(path, func(c *client.Client) error {
 				r, err := c.RemoveDisk(cmd.Context(), args[0], o)
@@ -225,7 +225,7 @@ shrink; the present size is a success that changes nothing.
 The new size is not written to the configuration file: if the disk has a size
 there, change it, or the next start refuses the file.`,
 		Example: "  vhbad disk grow db 20GiB",
-		Args:    usageArgs(cobra.ExactArgs(2)),
+		Args:    wantArgs(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			size, err := config.ParseSize(args[1])
 			if err != nil {

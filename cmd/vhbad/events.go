@@ -34,7 +34,7 @@ The daemon remembers its newest events: --since 0 shows those first, and
   vhbad events --since 0 --no-follow
   vhbad events --type config.reloaded --count 1
   vhbad events --json --type connection.opened --type connection.closed`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if count < 0 {
 				return usage(fmt.Errorf("--count %d: want at least 1, or 0 for no end", count))

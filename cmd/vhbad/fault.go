@@ -26,7 +26,7 @@ of them. ` + "`vhbad fault kinds`" + ` lists what there is; docs/faults.md expla
 
 Rules of a kind that no correct drive shows are hostile. They need
 hostile=true, and a daemon that was started with --hostile.`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: wantOneOf("add, list, show, remove, release or kinds"),
 	}
 	cmd.AddCommand(newFaultAdd(), newFaultList(), newFaultShow(), newFaultRemove(), newFaultRelease(), newFaultKinds())
@@ -144,7 +144,7 @@ func newFaultList() *cobra.Command {
 commands that a rule names, - if it names none; BUDGET is how often it may fire, - if
 there is no limit. What else a rule says is in ` + "`vhbad fault show`" + `.`,
 		Example: "  vhbad fault list\n  vhbad fault list --json",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withDaemon(d.path, func(c *client.Client) error {
 				fs, err := c.Faults(cmd.Context())
@@ -188,7 +188,7 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 func faultByName(use, short, example string, d *daemonFlags, run func(cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		ValidArgsFunction: namesOf(&d.path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
 			fs, err := c.Faults(ctx)
 			if err != nil {
@@ -247,12 +247,15 @@ func newFaultRemove() *cobra.Command {
 			return printRemoved(cmd, d, name)
 		})
 	one := cmd.RunE
-	cmd.Args = usageArgs(func(cmd *cobra.Command, args []string) error {
-		if all {
-			return cobra.NoArgs(cmd, args)
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if all && len(args) > 0 {
+			return usage(fmt.Errorf("%q with --all: want one of them", args[0]))
 		}
-		return cobra.ExactArgs(1)(cmd, args)
-	})
+		if all {
+			return nil
+		}
+		return wantArgs(1, 1)(cmd, args)
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !all {
 			return one(cmd, args)
@@ -330,7 +333,7 @@ func newFaultKinds() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kinds",
 		Short: "List the kinds of faults and their fields",
-		Args:  usageArgs(cobra.NoArgs),
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), fault.Kinds())
@@ -359,7 +362,7 @@ func newMark() *cobra.Command {
 		Long: `Mark sets a mark: rules with match.at-mark of that text come into force, and
 those about it (op=mark) happen. It is an event, too, so that others see when.`,
 		Example: "  vhbad mark after-mkfs",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withDaemon(d.path, func(c *client.Client) error {
 				n, err := c.SetMark(cmd.Context(), args[0])
@@ -387,7 +390,7 @@ func newReset() *cobra.Command {
 		Long: `Reset has the port reset a logical unit as if a command had run out of time, and
 waits until that is done. What the disk was doing is aborted and sent again.`,
 		Example: "  vhbad reset db\n  vhbad reset db --level bus",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withDaemon(d.path, func(c *client.Client) error {
 				if err := c.ResetDisk(cmd.Context(), args[0], client.ResetLevel(level)); err != nil {

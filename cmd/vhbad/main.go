@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +59,75 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error { return usage(check(cmd, args)) }
 }
 
+// wantArgs are so many arguments, which cmd.Use names.
+func wantArgs(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) >= least && len(args) <= most {
+			return nil
+		}
+		_, want, _ := strings.Cut(cmd.Use, " ")
+		return usage(fmt.Errorf("%s: want %s", count(len(args), "argument"), want))
+	}
+}
+
+// noArgs wants none, but perhaps a command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.HasSubCommands():
+		return unknownCommand(cmd, args[0])
+	}
+	return usage(fmt.Errorf("%q: want no argument but flags", args[0]))
+}
+
+// unknownCommand says what may have been meant by name.
+func unknownCommand(parent *cobra.Command, name string) error {
+	parent.SuggestionsMinimumDistance = 2 // letters that are wrong
+	meant := parent.SuggestionsFor(name)
+	if len(meant) == 0 {
+		return usage(fmt.Errorf("unknown command %q for %q", name, parent.CommandPath()))
+	}
+	for i := range meant {
+		meant[i] = fmt.Sprintf("`%s %s`", parent.CommandPath(), meant[i])
+	}
+	return usage(fmt.Errorf("unknown command %q for %q: is %s meant?", name, parent.CommandPath(), strings.Join(meant, " or ")))
+}
+
+// count is a number of things.
+func count(n int, thing string) string {
+	switch n {
+	case 0:
+		return "no " + thing
+	case 1:
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// addCobrasOwn adds the commands that cobra would, made to treat wrong usage as ours do.
+func addCobrasOwn(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil || len(rest) == 0 {
+					return usage(err)
+				}
+				return unknownCommand(about, rest[0])
+			}
+		case "completion":
+			cmd.Args, cmd.RunE = noArgs, wantOneOf("bash, fish, powershell or zsh")
+			for _, shell := range cmd.Commands() {
+				shell.Args = noArgs
+			}
+		}
+	}
+}
+
 // wantOneOf is what a command does that is nothing without another behind it.
 func wantOneOf(what string) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
@@ -83,7 +153,7 @@ of commands that control a running daemon also 3, there is no such thing, and
   vhbad status`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          usageArgs(cobra.NoArgs),
+		Args:          noArgs,
 		RunE:          wantOneOf("a command"),
 	}
 	v := currentVersion()
@@ -93,6 +163,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
+	addCobrasOwn(root)
 	return root
 }
 

@@ -16,7 +16,7 @@ func extraCommands() []*cobra.Command {
 		Use:    "manual FOLDER",
 		Short:  "Write the manual pages of all commands into FOLDER",
 		Hidden: true,
-		Args:   usageArgs(cobra.ExactArgs(1)),
+		Args:   wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			date := time.Unix(0, 0) // the same pages from the same source
 			root := cmd.Root()

@@ -26,7 +26,7 @@ that did. What was flushed stays; each write that was not may survive or not, as
 on a real drive, decided by a seed.`,
 		Example: `  vhbad power cut db --seed 7 --drop-connections
   vhbad power status db`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: wantOneOf("cut or status"),
 	}
 	cmd.AddCommand(newPowerCut(), newPowerStatus())
@@ -63,7 +63,7 @@ are cut off, as by the power cut of a whole machine.`,
   vhbad power cut db --seed 7 --policy one-missing --drop-connections
   vhbad power cut db --policy all --lose-flushed 3
   vhbad power cut db --tear 512 --damage unreadable --off-for 5s --json`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("seed") {
 				o.Seed = &seed
@@ -166,7 +166,7 @@ func newPowerStatus() *cobra.Command {
 		Short: "Show what waits in a disk's write cache, and its last power cuts",
 		Example: `  vhbad power status db
   vhbad power status db --json | jq '.reports[-1].sectors'`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withDaemon(path, func(c *client.Client) error {
 				p, err := c.Power(cmd.Context(), args[0])

@@ -29,7 +29,7 @@ All of it takes effect or nothing: after an error the last good configuration
 stays in force. Exit code 2 means that the file is wrong, 4 that something in it
 cannot change while the daemon runs.`,
 		Example: "  vhbad config check /etc/vhbad/vhbad.yaml && vhbad reload",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withDaemon(path, func(c *client.Client) error {
 				r, err := c.Reload(cmd.Context())

@@ -120,7 +120,7 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
   vhbad serve --config /etc/vhbad.yaml --takeover
   vhbad serve --listen tcp://:10809 --tls-certificates /etc/pki/vhbad --tls required
   nbdinfo -- [ vhbad serve --single --disk d=memory:64MiB ]`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
 	}
 	s.addFlags(cmd.Flags())

@@ -21,7 +21,7 @@ func newStatus() *cobra.Command {
 		Short: "Ask a running daemon about itself",
 		Example: `  vhbad status
   vhbad status --json --admin /run/vhbad.sock`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withDaemon(path, func(c *client.Client) error {
 				st, err := c.Status(cmd.Context())

@@ -36,7 +36,7 @@ and policy, without the daemon and without the load that led to it.`,
 		Example: `  vhbad serve --disk db=memory:1GiB,cache=writeback,trace=/tmp/db.trace
   vhbad trace show /tmp/db.trace
   vhbad trace replay /tmp/db.trace --image crash.img --cut 1 --seed 8`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: noArgs,
 		RunE: wantOneOf("show or replay"),
 	}
 	cmd.AddCommand(newTraceShow(), newTraceReplay())
@@ -104,7 +104,7 @@ The end is no line; that there is none, or why the recording failed, goes to sta
 error.`,
 		Example: `  vhbad trace show db.trace
   vhbad trace show db.trace --json | jq 'select(.kind == "cut")'`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			t, err := openTrace(cmd, args[0])
 			if err != nil {
@@ -302,7 +302,7 @@ TRACE may be - for standard input.`,
 		Example: `  vhbad trace replay db.trace --image crash.img --cut 1
   vhbad trace replay db.trace --image crash.img --base before.img --until 812 --policy one-missing --seed 3
   for s in $(seq 100); do vhbad trace replay db.trace --force --image c.img --cut 1 --seed $s && fsck.ext4 -fn c.img; done`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
 	}
 	f := cmd.Flags()
