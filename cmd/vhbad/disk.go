@@ -67,28 +67,26 @@ func diskNames(path *string) cobra.CompletionFunc {
 }
 
 func newDiskList() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the disks",
 		Example: "  vhbad disk list --json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withDaemon(path, func(c *client.Client) error {
-				disks, err := c.Disks(cmd.Context())
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				disks, err := c.Disks(ctx)
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), client.DiskList{Disks: disks})
 				}
 				return printDisks(cmd.OutOrStdout(), disks)
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.add(cmd.Flags())
 	return cmd
 }
 
@@ -111,8 +109,7 @@ func printDisks(w io.Writer, disks []client.Disk) error {
 }
 
 func newDiskAdd() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:   "add SPEC",
 		Short: "Add a disk",
@@ -133,25 +130,24 @@ name and SPEC, nothing changes.`,
 			if err := rootPaths(&spec); err != nil { // the daemon's working directory is another
 				return err
 			}
-			return withDaemon(path, func(c *client.Client) error {
-				d, err := c.AddDisk(cmd.Context(), spec.Name, daemon.DiskSpec(&spec))
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				disk, err := c.AddDisk(ctx, spec.Name, daemon.DiskSpec(&spec))
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					return printJSON(cmd.OutOrStdout(), d)
+				if d.asJSON {
+					return printJSON(cmd.OutOrStdout(), disk)
 				}
 				note := ""
-				if d.Origin == client.OriginAPI {
+				if disk.Origin == client.OriginAPI {
 					note = "; it is not in the configuration: the daemon forgets it when it ends"
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s, %s, at %s%s\n", word(d.Name), config.Size(d.SizeBytes), d.Backend, d.Address, note)
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s, %s, at %s%s\n", word(disk.Name), config.Size(disk.SizeBytes), disk.Backend, disk.Address, note)
 				return err
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.addPatient(cmd.Flags())
 	return cmd
 }
 
@@ -169,8 +165,7 @@ func rootPaths(d *config.Disk) (err error) {
 }
 
 func newDiskRemove() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	var o client.RemoveOptions
 	cmd := &cobra.Command{
 		Use:     "remove NAME",
@@ -187,12 +182,12 @@ client gets answers to what it has in flight, and its connection is closed.
   vhbad disk remove db --force --drain-timeout 10s`,
 		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withDaemon(path, func(c *client.Client) error {
-				r, err := c.RemoveDisk(cmd.Context(), args[0], o)
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				r, err := c.RemoveDisk(ctx, args[0], o)
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), r)
 				}
 				if r.FlushError != "" {
@@ -202,19 +197,17 @@ client gets answers to what it has in flight, and its connection is closed.
 				return err
 			})
 		},
-		ValidArgsFunction: diskNames(&path),
+		ValidArgsFunction: diskNames(&d.path),
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.Force, "force", false, "end connections of clients, and go on though the disk cannot be flushed")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "how long clients may take to finish, and then the flush (default the daemon's --drain-timeout)")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(f, &path)
+	d.addPatient(f)
 	return cmd
 }
 
 func newDiskGrow() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:   "grow NAME SIZE",
 		Short: "Make a disk larger",
@@ -231,21 +224,20 @@ there, change it, or the next start refuses the file.`,
 			if err != nil {
 				return usage(err)
 			}
-			return withDaemon(path, func(c *client.Client) error {
-				d, err := c.GrowDisk(cmd.Context(), args[0], int64(size))
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				disk, err := c.GrowDisk(ctx, args[0], int64(size))
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					return printJSON(cmd.OutOrStdout(), d)
+				if d.asJSON {
+					return printJSON(cmd.OutOrStdout(), disk)
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s\n", word(d.Name), config.Size(d.SizeBytes))
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "disk %s: %s\n", word(disk.Name), config.Size(disk.SizeBytes))
 				return err
 			})
 		},
-		ValidArgsFunction: diskNames(&path),
+		ValidArgsFunction: diskNames(&d.path),
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.addPatient(cmd.Flags())
 	return cmd
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,9 +17,9 @@ import (
 )
 
 func newEvents() *cobra.Command {
-	var asJSON, noFollow bool
+	var d daemonFlags
+	var noFollow bool
 	var count int
-	var path string
 	var since uint64
 	var types []string
 	cmd := &cobra.Command{
@@ -46,8 +47,8 @@ The daemon remembers its newest events: --since 0 shows those first, and
 			for _, t := range types {
 				f.Types = append(f.Types, client.EventType(t))
 			}
-			return withDaemon(path, func(c *client.Client) error {
-				s, err := c.Events(cmd.Context(), f)
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				s, err := c.Events(ctx, f)
 				if err != nil {
 					return err
 				}
@@ -56,7 +57,7 @@ The daemon remembers its newest events: --since 0 shows those first, and
 					if err != nil {
 						return err
 					}
-					if err := printEvent(cmd.OutOrStdout(), &e, asJSON); err != nil {
+					if err := printEvent(cmd.OutOrStdout(), &e, d.asJSON); err != nil {
 						return err
 					}
 					if count--; count == 0 {
@@ -68,12 +69,12 @@ The daemon remembers its newest events: --since 0 shows those first, and
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&asJSON, "json", false, "print JSON, one event a line")
 	f.Uint64Var(&since, "since", 0, "begin behind the event with this number, 0 for all remembered (default: with the next)")
 	f.StringArrayVar(&types, "type", nil, "show this type of event, again for more (default all)")
 	f.IntVar(&count, "count", 0, "end after so many events (default never)")
 	f.BoolVar(&noFollow, "no-follow", false, "end with the newest event")
-	addAdminFlag(f, &path)
+	d.addFlags(f, "print JSON, one event a line", "give up if it has not ended by then (default never)",
+		"what was waited for has not come, or the daemon does not answer: `vhbad status` says")
 	var names []string
 	for _, t := range client.EventTypes() {
 		names = append(names, string(t))

@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/hba/fault"
@@ -31,17 +30,6 @@ hostile=true, and a daemon that was started with --hostile.`,
 	}
 	cmd.AddCommand(newFaultAdd(), newFaultList(), newFaultShow(), newFaultRemove(), newFaultRelease(), newFaultKinds())
 	return cmd
-}
-
-// daemonFlags are those of commands that ask a daemon.
-type daemonFlags struct {
-	path   string
-	asJSON bool
-}
-
-func (d *daemonFlags) add(f *pflag.FlagSet) {
-	f.BoolVar(&d.asJSON, "json", false, "print JSON")
-	addAdminFlag(f, &d.path)
 }
 
 func newFaultAdd() *cobra.Command {
@@ -92,9 +80,9 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 				}
 				rules = append(rules, r)
 			}
-			return withDaemon(d.path, func(c *client.Client) error {
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
 				for i := range rules {
-					f, err := c.PutFault(cmd.Context(), rules[i])
+					f, err := c.PutFault(ctx, rules[i])
 					if err != nil {
 						return err
 					}
@@ -112,7 +100,7 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 		},
 	}
 	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "file with rules, - for standard input; again for more")
-	d.add(cmd.Flags())
+	d.addPatient(cmd.Flags())
 	return cmd
 }
 
@@ -138,16 +126,16 @@ func completeFaultAdd(_ *cobra.Command, args []string, _ string) ([]string, cobr
 func newFaultList() *cobra.Command {
 	var d daemonFlags
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List the rules in force",
+		Use:   "list",
+		Short: "List the rules in force",
 		Long: `List shows the rules in force, in the order in which they decide. OP are the
 commands that a rule names, - if it names none; BUDGET is how often it may fire, - if
 there is no limit. What else a rule says is in ` + "`vhbad fault show`" + `.`,
 		Example: "  vhbad fault list\n  vhbad fault list --json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withDaemon(d.path, func(c *client.Client) error {
-				fs, err := c.Faults(cmd.Context())
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				fs, err := c.Faults(ctx)
 				if err != nil {
 					return err
 				}
@@ -185,7 +173,7 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 }
 
 // faultByName is a command about one rule.
-func faultByName(use, short, example string, d *daemonFlags, run func(cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
+func faultByName(use, short, example string, d *daemonFlags, run func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example,
 		Args: wantArgs(1, 1),
@@ -200,18 +188,17 @@ func faultByName(use, short, example string, d *daemonFlags, run func(cmd *cobra
 			return names, nil
 		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withDaemon(d.path, func(c *client.Client) error { return run(cmd, c, args[0]) })
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error { return run(ctx, cmd, c, args[0]) })
 		},
 	}
-	d.add(cmd.Flags())
 	return cmd
 }
 
 func newFaultShow() *cobra.Command {
 	d := &daemonFlags{}
-	return faultByName("show NAME", "Show a rule, as a file would have it, and its counters", "  vhbad fault show slow", d,
-		func(cmd *cobra.Command, c *client.Client, name string) error {
-			f, err := c.Fault(cmd.Context(), name)
+	cmd := faultByName("show NAME", "Show a rule, as a file would have it, and its counters", "  vhbad fault show slow", d,
+		func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error {
+			f, err := c.Fault(ctx, name)
 			if err != nil {
 				return err
 			}
@@ -233,6 +220,8 @@ func newFaultShow() *cobra.Command {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s# %s, %s: %d matched, %d fired, %d held%s\n", text, f.State, class, f.Matched, f.Fired, f.Held, leftOut)
 			return err
 		})
+	d.add(cmd.Flags())
+	return cmd
 }
 
 func newFaultRemove() *cobra.Command {
@@ -240,8 +229,8 @@ func newFaultRemove() *cobra.Command {
 	var all bool
 	cmd := faultByName("remove {NAME | --all}", "End a rule; what it holds goes on, what it has lost is answered",
 		"  vhbad fault remove slow\n  vhbad fault remove --all", d,
-		func(cmd *cobra.Command, c *client.Client, name string) error {
-			if err := c.RemoveFault(cmd.Context(), name); err != nil {
+		func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error {
+			if err := c.RemoveFault(ctx, name); err != nil {
 				return err
 			}
 			return printRemoved(cmd, d, name)
@@ -260,20 +249,21 @@ func newFaultRemove() *cobra.Command {
 		if !all {
 			return one(cmd, args)
 		}
-		return withDaemon(d.path, func(c *client.Client) error {
-			fs, err := c.Faults(cmd.Context())
+		return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+			fs, err := c.Faults(ctx)
 			if err != nil {
 				return err
 			}
-			return removeAll(cmd, c, d, fs.Faults)
+			return removeAll(ctx, cmd, c, d, fs.Faults)
 		})
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "end every rule")
+	d.addPatient(cmd.Flags())
 	return cmd
 }
 
 // removeAll ends rules, those that come after another before that one.
-func removeAll(cmd *cobra.Command, c *client.Client, d *daemonFlags, fs []client.Fault) error {
+func removeAll(ctx context.Context, cmd *cobra.Command, c *client.Client, d *daemonFlags, fs []client.Fault) error {
 	for len(fs) > 0 {
 		var left []client.Fault
 		for i := range fs {
@@ -286,7 +276,7 @@ func removeAll(cmd *cobra.Command, c *client.Client, d *daemonFlags, fs []client
 				left = append(left, fs[i])
 				continue
 			}
-			if err := c.RemoveFault(cmd.Context(), name); err != nil {
+			if err := c.RemoveFault(ctx, name); err != nil {
 				return err
 			}
 			if err := printRemoved(cmd, d, name); err != nil {
@@ -313,8 +303,8 @@ func newFaultRelease() *cobra.Command {
 	d := &daemonFlags{}
 	var count int
 	cmd := faultByName("release NAME", "Let commands go that a rule holds", "  vhbad fault release stuck\n  vhbad fault release stuck --count 1", d,
-		func(cmd *cobra.Command, c *client.Client, name string) error {
-			n, err := c.ReleaseFault(cmd.Context(), name, count)
+		func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error {
+			n, err := c.ReleaseFault(ctx, name, count)
 			if err != nil {
 				return err
 			}
@@ -324,6 +314,7 @@ func newFaultRelease() *cobra.Command {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: %d released\n", name, n)
 			return err
 		})
+	d.addPatient(cmd.Flags())
 	cmd.Flags().IntVar(&count, "count", 0, "how many, the longest held first (default all)")
 	return cmd
 }
@@ -364,8 +355,8 @@ those about it (op=mark) happen. It is an event, too, so that others see when.`,
 		Example: "  vhbad mark after-mkfs",
 		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withDaemon(d.path, func(c *client.Client) error {
-				n, err := c.SetMark(cmd.Context(), args[0])
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				n, err := c.SetMark(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -377,7 +368,7 @@ those about it (op=mark) happen. It is an event, too, so that others see when.`,
 			})
 		},
 	}
-	d.add(cmd.Flags())
+	d.addPatient(cmd.Flags())
 	return cmd
 }
 
@@ -392,8 +383,8 @@ waits until that is done. What the disk was doing is aborted and sent again.`,
 		Example: "  vhbad reset db\n  vhbad reset db --level bus",
 		Args:    wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withDaemon(d.path, func(c *client.Client) error {
-				if err := c.ResetDisk(cmd.Context(), args[0], client.ResetLevel(level)); err != nil {
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				if err := c.ResetDisk(ctx, args[0], client.ResetLevel(level)); err != nil {
 					return err
 				}
 				if d.asJSON {
@@ -410,6 +401,6 @@ waits until that is done. What the disk was doing is aborted and sent again.`,
 	if err := cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag does not exist
 	}
-	d.add(cmd.Flags())
+	d.addPatient(cmd.Flags())
 	return cmd
 }

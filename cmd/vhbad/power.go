@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -34,8 +35,7 @@ on a real drive, decided by a seed.`,
 }
 
 func newPowerCut() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	var seed uint64
 	var offFor time.Duration
 	var o client.PowerCutOptions
@@ -69,18 +69,18 @@ are cut off, as by the power cut of a whole machine.`,
 				o.Seed = &seed
 			}
 			o.OffForSeconds = offFor.Seconds()
-			return withDaemon(path, func(c *client.Client) error {
-				r, err := c.CutPower(cmd.Context(), args[0], o)
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				r, err := c.CutPower(ctx, args[0], o)
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), r)
 				}
 				return printPowerReport(cmd.OutOrStdout(), r)
 			})
 		},
-		ValidArgsFunction: diskNames(&path),
+		ValidArgsFunction: diskNames(&d.path),
 	}
 	f := cmd.Flags()
 	f.Uint64Var(&seed, "seed", 0, "decide by this seed: the same writes and seed give the same image (default: drawn, and told)")
@@ -90,8 +90,7 @@ are cut off, as by the power cut of a whole machine.`,
 	f.IntVar(&o.LoseFlushed, "lose-flushed", 0, "lose so many sectors, drawn by the seed, that were flushed: they hold what they held at the last cut, or zeros (hostile)")
 	f.DurationVar(&offFor, "off-for", 0, "how long the disk stays without power")
 	f.BoolVar(&o.DropConnections, "drop-connections", false, "close the clients' connections, without an answer to what is in flight")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(f, &path)
+	d.addPatient(f)
 	for name, values := range map[string][]string{
 		"policy": cache.PolicyNames(), "tear": {"none", "512", "4096"}, "damage": {"old", "garbage", "unreadable"},
 	} {
@@ -159,8 +158,7 @@ func countsOf[N int | uint64](acts map[string]N) string {
 }
 
 func newPowerStatus() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:   "status DISK",
 		Short: "Show what waits in a disk's write cache, and its last power cuts",
@@ -168,21 +166,20 @@ func newPowerStatus() *cobra.Command {
   vhbad power status db --json | jq '.reports[-1].sectors'`,
 		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withDaemon(path, func(c *client.Client) error {
-				p, err := c.Power(cmd.Context(), args[0])
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				p, err := c.Power(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), p)
 				}
 				return printPower(cmd.OutOrStdout(), p)
 			})
 		},
-		ValidArgsFunction: diskNames(&path),
+		ValidArgsFunction: diskNames(&d.path),
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.add(cmd.Flags())
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -11,8 +12,7 @@ import (
 )
 
 func newReload() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Have a running daemon read its configuration again",
@@ -31,20 +31,19 @@ cannot change while the daemon runs.`,
 		Example: "  vhbad config check /etc/vhbad/vhbad.yaml && vhbad reload",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withDaemon(path, func(c *client.Client) error {
-				r, err := c.Reload(cmd.Context())
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				r, err := c.Reload(ctx)
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), r)
 				}
 				return printReload(cmd.OutOrStdout(), r)
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.addPatient(cmd.Flags())
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -14,8 +15,7 @@ import (
 )
 
 func newStatus() *cobra.Command {
-	var asJSON bool
-	var path string
+	var d daemonFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Ask a running daemon about itself",
@@ -23,20 +23,19 @@ func newStatus() *cobra.Command {
   vhbad status --json --admin /run/vhbad.sock`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withDaemon(path, func(c *client.Client) error {
-				st, err := c.Status(cmd.Context())
+			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
+				st, err := c.Status(ctx)
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), st)
 				}
 				return printStatus(cmd.OutOrStdout(), st)
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addAdminFlag(cmd.Flags(), &path)
+	d.add(cmd.Flags())
 	return cmd
 }
 
