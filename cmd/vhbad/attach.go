@@ -25,6 +25,8 @@ const (
 	persistDeadConnTimeout = config.Duration(5 * time.Minute)
 )
 
+var errWait = fmt.Errorf("--wait 0s: want more, as %s", defaultWait)
+
 // attachFlags are the command line of attach.
 type attachFlags struct {
 	options                attach.Options
@@ -35,6 +37,7 @@ type attachFlags struct {
 	recheck                config.Duration
 	persist, keep, asJSON  bool
 	timeoutSet, deadConSet func() bool
+	blockSet               func() bool
 }
 
 func newAttach() *cobra.Command {
@@ -100,6 +103,7 @@ is told when the device is usable (systemd: Type=notify).`,
 		f.Lookup(name).DefValue = ""
 	}
 	a.timeoutSet = func() bool { return f.Changed("timeout") }
+	a.blockSet = func() bool { return f.Changed("block-size") }
 	a.deadConSet = func() bool { return f.Changed("dead-conn-timeout") }
 	return cmd
 }
@@ -116,6 +120,12 @@ func (a *attachFlags) resolve(args []string) error {
 	}
 	if a.block > 1<<30 {
 		return fmt.Errorf("block size %s: want 512, 1024, 2048 or 4096", a.block)
+	}
+	if a.blockSet() && a.block == 0 {
+		return errors.New("block size 0: want 512, 1024, 2048 or 4096, or nothing for the server's")
+	}
+	if a.wait == 0 {
+		return errWait
 	}
 	if a.keep && !a.persist {
 		return errors.New("--keep: want --persist with it; without, the device stays anyway")

@@ -23,6 +23,9 @@ another, unless forced; requests in flight then fail.`,
 			if err := attach.CheckDevice(args[0]); err != nil {
 				return usage(err)
 			}
+			if wait == 0 {
+				return usage(errWait)
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait.Std())
 			defer cancel()
 			if err := attach.Detach(ctx, args[0], force); err != nil || !asJSON {

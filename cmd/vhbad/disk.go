@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -182,6 +183,9 @@ client gets answers to what it has in flight, and its connection is closed.
   vhbad disk remove db --force --drain-timeout 10s`,
 		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("drain-timeout") && o.DrainTimeout == 0 {
+				return usage(errors.New("--drain-timeout 0s: want 1ms to 24h, or nothing for the daemon's"))
+			}
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
 				r, err := c.RemoveDisk(ctx, args[0], o)
 				if err != nil {

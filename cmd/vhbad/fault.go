@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -304,6 +305,9 @@ func newFaultRelease() *cobra.Command {
 	var count int
 	cmd := faultByName("release NAME", "Let commands go that a rule holds", "  vhbad fault release stuck\n  vhbad fault release stuck --count 1", d,
 		func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error {
+			if cmd.Flags().Changed("count") && count == 0 {
+				return usage(errors.New("--count 0: want at least 1, or nothing for all"))
+			}
 			n, err := c.ReleaseFault(ctx, name, count)
 			if err != nil {
 				return err

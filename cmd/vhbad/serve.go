@@ -238,6 +238,8 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	} {
 		if f.Changed(name) {
 			apply()
+			said := f.Lookup(name).Value.String()
+			file.Set(name, said == "0" || said == config.Duration(0).String())
 		}
 	}
 	file.Listen = append(file.Listen, s.listen.values...)

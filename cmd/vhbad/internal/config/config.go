@@ -55,6 +55,8 @@ const (
 	PayloadShare = 4
 	MinTimeout   = Duration(10 * time.Millisecond)
 	MaxTimeout   = Duration(24 * time.Hour)
+	// MinDrainTimeout is the least time for an orderly stop, which in effect is none.
+	MinDrainTimeout = Duration(time.Millisecond)
 	// UnitsPerTarget is how many disks share a target address, and MaxDisks what
 	// one adapter can address: 16 targets of as many units.
 	UnitsPerTarget = 128
@@ -93,6 +95,17 @@ type File struct {
 	Faults []fault.Rule `yaml:"faults"`
 	// Hostile allows rules that break what a correct drive promises.
 	Hostile bool `yaml:"hostile"`
+	// Zeros are the keys of Limits and HBA that somebody has set to 0, which does not
+	// leave them to their defaults.
+	Zeros map[string]bool `yaml:"-"`
+}
+
+// Set notes that a key of Limits or HBA has been set, and whether to 0.
+func (f *File) Set(key string, isZero bool) {
+	if f.Zeros == nil {
+		f.Zeros = make(map[string]bool)
+	}
+	f.Zeros[key] = isZero
 }
 
 // Log says what is logged and how.
@@ -302,7 +315,7 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	if err := c.resolveLog(f.Log); err != nil {
 		return nil, err
 	}
-	return c, c.resolveNumbers()
+	return c, c.resolveNumbers(f.Zeros)
 }
 
 func (c *Config) diskNames() []string {
@@ -369,9 +382,17 @@ func (c *Config) resolveLog(l Log) error {
 	return nil
 }
 
-func (c *Config) resolveNumbers() error {
+// orDefault is what a key is set to: zeros has those that are 0 by intent.
+func orDefault[T comparable](zeros map[string]bool, key string, value, def T) T {
+	if zeros[key] {
+		return value
+	}
+	return cmp.Or(value, def)
+}
+
+func (c *Config) resolveNumbers(zeros map[string]bool) error {
 	l, h := &c.Limits, &c.HBA
-	l.Memory = cmp.Or(l.Memory, DefaultMemory)
+	l.Memory = orDefault(zeros, "memory", l.Memory, DefaultMemory)
 	if l.Memory < MinMemory || l.Memory > MaxMemory {
 		return fmt.Errorf("memory %s: want %s to %s", l.Memory, MinMemory, MaxMemory)
 	}
@@ -385,24 +406,24 @@ func (c *Config) resolveNumbers() error {
 		{"bytes-in-flight", &l.BytesInFlight, min(68*MiB, share), MinPayload, l.Memory},
 		{"option-bytes", &l.OptionBytes, DefaultOptionBytes, MinOptionBytes, MaxOptionBytes},
 	} {
-		*n.value = cmp.Or(*n.value, n.def)
+		*n.value = orDefault(zeros, n.name, *n.value, n.def)
 		if *n.value < n.least || *n.value > n.most {
 			return fmt.Errorf("%s %s: want %s to %s with memory %s", n.name, *n.value, n.least, n.most, l.Memory)
 		}
 	}
-	l.DrainTimeout = cmp.Or(l.DrainTimeout, DefaultDrainTimeout)
 	for _, n := range []struct {
-		name  string
-		value *Duration
-		def   Duration
+		name       string
+		value      *Duration
+		def, least Duration
 	}{
-		{"handshake-timeout", &l.HandshakeTimeout, DefaultHandshakeTimeout},
-		{"reply-timeout", &l.ReplyTimeout, DefaultReplyTimeout},
-		{"idle-timeout", &l.IdleTimeout, 0},
+		{"handshake-timeout", &l.HandshakeTimeout, DefaultHandshakeTimeout, MinTimeout},
+		{"reply-timeout", &l.ReplyTimeout, DefaultReplyTimeout, MinTimeout},
+		{"idle-timeout", &l.IdleTimeout, 0, MinTimeout},
+		{"drain-timeout", &l.DrainTimeout, DefaultDrainTimeout, MinDrainTimeout},
 	} {
-		*n.value = cmp.Or(*n.value, n.def)
-		if *n.value != n.def && (*n.value < MinTimeout || *n.value > MaxTimeout) {
-			return fmt.Errorf("%s %s: want %s to %s", n.name, *n.value, MinTimeout, MaxTimeout)
+		*n.value = orDefault(zeros, n.name, *n.value, n.def)
+		if *n.value != n.def && (*n.value < n.least || *n.value > MaxTimeout) {
+			return fmt.Errorf("%s %s: want %s to %s", n.name, *n.value, n.least, MaxTimeout)
 		}
 	}
 	for _, n := range []struct {
@@ -413,7 +434,7 @@ func (c *Config) resolveNumbers() error {
 		{"srb-timeout", &h.SRBTimeout, DefaultSRBTimeout},
 		{"reset-timeout", &h.ResetTimeout, DefaultResetTimeout},
 	} {
-		*n.value = cmp.Or(*n.value, n.def)
+		*n.value = orDefault(zeros, n.name, *n.value, n.def)
 		if *n.value < Duration(time.Second) || *n.value > MaxTimeout || n.value.Std()%time.Second != 0 {
 			return fmt.Errorf("%s %s: want whole seconds, 1s to %s", n.name, *n.value, MaxTimeout)
 		}
@@ -437,7 +458,7 @@ func (c *Config) resolveNumbers() error {
 		{"queues", &h.Queues, DefaultQueues, 1, MaxQueues},
 		{"workers", &h.Workers, DefaultWorkers, 1, MaxWorkers},
 	} {
-		*n.value = cmp.Or(*n.value, n.def)
+		*n.value = orDefault(zeros, n.name, *n.value, n.def)
 		if *n.value < n.least || *n.value > n.most {
 			return fmt.Errorf("%s %d: want %d to %d", n.name, *n.value, n.least, n.most)
 		}

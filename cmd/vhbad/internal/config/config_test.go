@@ -179,6 +179,8 @@ func TestParseDisk_Bad(t *testing.T) {
 		"d=memory:1M,allow=":                             "allow: a name is empty",
 		"d=memory:1M,connections=0":                      "want 1 to 4096",
 		"d=memory:1M,connections=-1":                     "want 1 to 4096",
+		"d=memory:1M,block-size=0":                       "block-size is 0: want 512 or 4096",
+		"d=memory:1M,cache=writeback,cache-size=0":       "cache-size is 0: want 64KiB to 4GiB",
 		"d=memory:1M,connections=x":                      "want 1 to 4096",
 		"d=file:":                                        "path is empty",
 		"d=file:/x,size=0":                               "at least one block",
@@ -463,5 +465,53 @@ func TestResolve_Loopback(t *testing.T) {
 	}
 	if len(addresses) != 2 {
 		t.Errorf("defaults %q: want one for NBD and one for HTTP", addresses)
+	}
+}
+
+// TestResolve_Zero: 0 is not the default, but a number as any other: it is refused where it
+// cannot be, with what is allowed, and means no limit where that is the word for it.
+func TestResolve_Zero(t *testing.T) {
+	for text, want := range map[string]string{
+		"limits: {memory: 0}":                                             "memory 0: want 32MiB to 64GiB",
+		"limits: {connections: 0}":                                        "connections 0: want 1 to 4096",
+		"limits: {connections-per-peer: 0}":                               "",
+		"limits: {connection-rate: 0}":                                    "connection-rate 0: want 1 to 1048576",
+		"limits: {requests: 0x0}":                                         "requests 0: want 128 to 4096",
+		"limits: {bytes-in-flight: 0KiB}":                                 "bytes-in-flight 0: want 4KiB to 512MiB",
+		"limits: {payload: 0}":                                            "payload 0: want 4KiB to 64MiB",
+		"limits: {options: 0}":                                            "options 0: want 1 to 65536",
+		"limits: {option-bytes: 0}":                                       "option-bytes 0: want 8KiB to 1MiB",
+		"limits: {handshake-timeout: 0}":                                  "handshake-timeout 0s: want 10ms to 24h0m0s",
+		"limits: {reply-timeout: 0s}":                                     "reply-timeout 0s: want 10ms to 24h0m0s",
+		"limits: {idle-timeout: 0}":                                       "",
+		"limits: {drain-timeout: 0ms}":                                    "drain-timeout 0s: want 1ms to 24h0m0s",
+		"hba: {queues: 0}":                                                "queues 0: want 1 to 63",
+		"hba: {workers: 0}":                                               "workers 0: want 1 to 1024",
+		"hba: {srb-timeout: 0s}":                                          "srb-timeout 0s: want whole seconds, 1s to 24h0m0s",
+		"hba: {reset-timeout: 0}":                                         "reset-timeout 0s: want whole seconds, 1s to 24h0m0s",
+		"hba: {verify: false, queues: }":                                  "",
+		"disks: [{name: a, memory: 0}]":                                   "c.yaml:1: disks[0].memory is 0: want at least one block",
+		"disks: [{name: a, file: /x, size: 0}]":                           "c.yaml:1: disks[0].size is 0: want at least one block",
+		"disks: [{name: a, memory: 1M, block-size: 0}]":                   "c.yaml:1: disks[0].block-size is 0: want 512 or 4096",
+		"disks:\n- {name: a, memory: 1M}\n- {connections: 0}":             "c.yaml:3: disks[1].connections is 0: want 1 to 4096, or nothing for no limit",
+		"disks: [{name: a, memory: 1M, cache-size: 0}]":                   "c.yaml:1: disks[0].cache-size is 0: want 64KiB to 4GiB",
+		"disks: [{name: a, memory: 1M, cache: writeback, cache-seed: 0}]": "",
+	} {
+		f, err := Parse("c.yaml", []byte(text))
+		if err == nil {
+			_, err = f.Resolve("/run/vhbad.sock", false)
+		}
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: error %v, want one with %q", text, err, want)
+		}
+	}
+	f, err := Parse("c.yaml", []byte("limits: {connections: 0}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Limits.Connections = 7
+	f.Set("connections", false) // by the command line
+	if c, err := f.Resolve("/run/vhbad.sock", false); err != nil || c.Limits.Connections != 7 {
+		t.Errorf("set again: %v, want 7 connections", err)
 	}
 }

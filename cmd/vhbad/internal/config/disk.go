@@ -126,7 +126,7 @@ func parseDisk(spec string) (Disk, error) {
 			return Disk{}, err
 		}
 		if size == 0 {
-			return Disk{}, errors.New("size is 0: want at least one block")
+			return Disk{}, fmt.Errorf("size %w", zeroOfDisk("memory"))
 		}
 		d.Memory = size
 	case "file":
@@ -169,15 +169,9 @@ func (d *Disk) setOption(key, value string, hasValue bool) error {
 	}
 	switch key {
 	case "size":
-		if err := d.Size.Set(value); err != nil {
-			return err
-		}
-		if d.Size == 0 {
-			return errors.New("size is 0: want at least one block")
-		}
-		return nil
+		return setSize(&d.Size, key, value)
 	case "block-size":
-		return d.BlockSize.Set(value)
+		return setSize(&d.BlockSize, key, value)
 	case "description":
 		d.Description = value
 		return nil
@@ -195,13 +189,40 @@ func (d *Disk) setOption(key, value string, hasValue bool) error {
 	return d.setCacheOption(key, value)
 }
 
+// setSize sets an option that is a size.
+func setSize(size *Size, key, value string) error {
+	if err := size.Set(value); err != nil {
+		return err
+	}
+	if *size == 0 {
+		return fmt.Errorf("%s %w", key, zeroOfDisk(key))
+	}
+	return nil
+}
+
+// zeroOfDisk says why a key of a disk cannot be 0, nil if it can. Left out it is another
+// number.
+func zeroOfDisk(key string) error {
+	switch key {
+	case "memory", "size":
+		return errors.New("is 0: want at least one block")
+	case "block-size":
+		return fmt.Errorf("is 0: want %d or %d", BlockBytes512, BlockBytes4096)
+	case "cache-size":
+		return fmt.Errorf("is 0: want %s to %s, or cache %s", MinCacheSize, MaxCacheSize, CacheNone)
+	case "connections":
+		return fmt.Errorf("is 0: want 1 to %d, or nothing for no limit", MaxConnections)
+	}
+	return nil
+}
+
 func (d *Disk) setCacheOption(key, value string) (err error) {
 	switch key {
 	case "cache":
 		d.Cache = value
 		return nil
 	case "cache-size":
-		return d.CacheSize.Set(value)
+		return setSize(&d.CacheSize, key, value)
 	case "cache-eviction":
 		d.CacheEviction = value
 		return nil

@@ -53,10 +53,10 @@ func Parse(name string, text []byte) (*File, error) {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: more than one YAML document: want one", name)
 	}
-	if err := checkValues(name, &root); err != nil {
+	f := &File{}
+	if err := f.checkValues(name, &root); err != nil {
 		return nil, err
 	}
-	f := &File{}
 	strict := yaml.NewDecoder(bytes.NewReader(text))
 	strict.KnownFields(true)
 	if err := strict.Decode(f); err != nil && !errors.Is(err, io.EOF) {
@@ -89,13 +89,17 @@ func lineOf(root *yaml.Node, list string, i int) int {
 
 // checkValues parses every scalar by itself first: the YAML package does not give the
 // line of what UnmarshalText refuses, takes fractions for whole numbers, and names
-// types of Go where a number is wanted.
-func checkValues(name string, root *yaml.Node) error {
+// types of Go where a number is wanted. It notes what is 0: where it is left out it is
+// another number.
+func (f *File) checkValues(name string, root *yaml.Node) error {
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
 		return nil
 	}
 	return walk(root.Content[0], reflect.TypeFor[File](), "", func(n *yaml.Node, t reflect.Type, path string) error {
 		isText, err := checkValue(n, t)
+		if err == nil && isZero(n, t) {
+			isText, err = false, f.noteZero(path)
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -104,6 +108,27 @@ func checkValues(name string, root *yaml.Node) error {
 		}
 		return fmt.Errorf("%s:%d: %s %w", name, n.Line, cmp.Or(path, "the file"), err)
 	})
+}
+
+// isZero reports whether a scalar that has been checked is the number 0.
+func isZero(n *yaml.Node, t reflect.Type) bool {
+	v := reflect.New(t).Elem()
+	return n.Kind == yaml.ScalarNode && n.ShortTag() != "!!null" && v.CanInt() && n.Decode(v.Addr().Interface()) == nil && v.IsZero()
+}
+
+// inDisk is the path of a key of a disk.
+var inDisk = regexp.MustCompile(`^disks\[\d+\]\.([a-z-]+)$`)
+
+// noteZero is told of what is 0 in the file.
+func (f *File) noteZero(path string) error {
+	if m := inDisk.FindStringSubmatch(path); m != nil {
+		return zeroOfDisk(m[1])
+	}
+	section, key, _ := strings.Cut(path, ".")
+	if section == "limits" || section == "hba" {
+		f.Set(key, true)
+	}
+	return nil
 }
 
 // checkValue checks a scalar that is to become a t. isText: t reads text by itself, and
@@ -250,14 +275,15 @@ func hasKey(n *yaml.Node, key string) bool {
 	return false
 }
 
+// keyOf is the key of a field, empty if it has none.
 func keyOf(f reflect.StructField) string {
 	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-	return key
+	return strings.TrimPrefix(key, "-")
 }
 
 func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
 	for f := range t.Fields() {
-		if keyOf(f) == key {
+		if key != "" && keyOf(f) == key {
 			return f, true
 		}
 	}
@@ -313,7 +339,9 @@ func keys(typeName string) []string {
 	} {
 		if t.Name() == typeName {
 			for f := range t.Fields() {
-				out = append(out, keyOf(f))
+				if key := keyOf(f); key != "" {
+					out = append(out, key)
+				}
 			}
 		}
 	}
