@@ -20,6 +20,7 @@ type File struct {
 	fd       int
 	readOnly bool
 	device   bool // a block device, whose size is not ours to set
+	linked   bool // had a name when it was opened
 	zeroFast bool // Zero writes no zeros
 	// zeroUnit is what is zeroed in whole multiples only: of a device, its logical block.
 	zeroUnit int64
@@ -377,7 +378,33 @@ func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, i
 	return -1, err
 }
 
+// end is where the file ends, at size unless somebody has cut it short.
+func (f *File) end(size int64) int64 {
+	var st unix.Stat_t
+	if f.device || unix.Fstat(f.fd, &st) != nil {
+		return size
+	}
+	return min(size, st.Size)
+}
+
+// whole reports what somebody else has done to the file, whose size was bytes: nobody
+// should take it for one that can grow.
+func (f *File) whole(size int64) error {
+	var st unix.Stat_t
+	switch err := unix.Fstat(f.fd, &st); {
+	case err != nil:
+		return err
+	case st.Nlink == 0 && f.linked:
+		return errors.New("the file has been deleted, and its content is lost when it is closed: copy the disk while it is served")
+	case st.Size < size:
+		return fmt.Errorf("the file was cut short by somebody else, from %d bytes to %d: what it held there is lost", size, st.Size)
+	}
+	return nil
+}
+
 // Resize implements Resizer, for files.
+//
+// Errors: ErrMedium also if the file was deleted or truncated meanwhile.
 func (f *File) Resize(sizeBytes int64) error {
 	f.ranges.lock(allStripes)
 	defer f.ranges.unlock(allStripes)
@@ -389,6 +416,9 @@ func (f *File) Resize(sizeBytes int64) error {
 		return &Error{Op: "resize", Name: f.path, LengthBytes: sizeBytes, Kind: ErrReadOnly}
 	case sizeBytes < 1:
 		return fmt.Errorf("media: resize %s to %d bytes: want at least 1", f.path, sizeBytes)
+	}
+	if err := f.whole(old); err != nil {
+		return f.fail("resize", 0, sizeBytes, err)
 	}
 	if err := ignoringEINTR(func() error { return unix.Ftruncate(f.fd, sizeBytes) }); err != nil {
 		return f.fail("resize", 0, sizeBytes, err)

@@ -122,6 +122,11 @@ func (f *File) ExtentAt(off int64) (Extent, error) {
 	data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO): // no data up to the end
+		end := f.end(size)
+		e.Data = off >= end // cut off: it reads as an error, not as zeros
+		if !e.Data {
+			size = end
+		}
 		e.LengthBytes = size - off
 		return e, nil
 	case err != nil:

@@ -155,7 +155,7 @@ func (f *File) setUp(c FileConfig, created bool) error {
 	if err := c.checkKind(&st); err != nil {
 		return err
 	}
-	f.device = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	f.device, f.linked = st.Mode&unix.S_IFMT == unix.S_IFBLK, st.Nlink > 0
 	size, err := unix.Seek(f.fd, 0, unix.SEEK_END)
 	if err != nil {
 		return c.errorf("find the end: %w", err)

@@ -3,6 +3,7 @@ package media_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -221,6 +222,60 @@ func TestOpenFile_KeepsAndCreates(t *testing.T) {
 	}
 	if f := newFile(t, media.FileConfig{Path: filepath.Join(dir, "taken as it is"), SizeBytes: 4096}); f.Size() != 4096 || f.ReadOnly() {
 		t.Errorf("%d bytes, read-only %v", f.Size(), f.ReadOnly())
+	}
+}
+
+// TestFile_Damaged: a file that somebody deletes or cuts short does not grow as if nothing
+// had happened, and what was cut off is no hole. One that never had a name is none that
+// was deleted.
+func TestFile_Damaged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, path, 8192, 0o600)
+	f := newFile(t, media.FileConfig{Path: path})
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Resize(16384); !errors.Is(err, media.ErrMedium) || !strings.Contains(err.Error(), "cut short by somebody else, from 8192 bytes to 4096") {
+		t.Errorf("resize when it was cut short: %v", err)
+	}
+	for off, want := range map[int64]media.Extent{
+		0: {LengthBytes: 4096, Data: true}, 4096: {OffsetBytes: 4096, LengthBytes: 4096, Data: true}, 8000: {OffsetBytes: 8000, LengthBytes: 192, Data: true},
+	} {
+		if e, err := f.ExtentAt(off); err != nil || e != want {
+			t.Errorf("extent at %d when it was cut short: %+v, %v, want %+v", off, e, err, want)
+		}
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := f.ExtentAt(0); err != nil || e != (media.Extent{LengthBytes: 4096}) {
+		t.Errorf("extent at a hole before what was cut off: %+v, %v", e, err)
+	}
+	if err := errors.Join(os.Truncate(path, 8192), os.Remove(path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Resize(16384); !errors.Is(err, media.ErrMedium) || !strings.Contains(err.Error(), "has been deleted") {
+		t.Errorf("resize when it was deleted: %v", err)
+	}
+	if f.Size() != 8192 {
+		t.Errorf("%d bytes after that, want 8192", f.Size())
+	}
+
+	writeFile(t, path, 8192, 0o600)
+	held, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = held.Close() }()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	nameless := newFile(t, media.FileConfig{Path: fmt.Sprintf("/proc/self/fd/%d", held.Fd())})
+	if err := nameless.Resize(16384); err != nil {
+		t.Errorf("resize of a file without a name: %v", err)
 	}
 }
 
