@@ -14,7 +14,14 @@ type Health interface {
 	Ready() bool
 }
 
-// Handler serves /metrics, /healthz and /readyz. It controls nothing, so it may
+// index is for who opens the address in a browser.
+const index = `vhbad shows here:
+  /metrics  for Prometheus
+  /healthz  whether the process answers
+  /readyz   whether clients are served
+`
+
+// Handler serves /metrics, /healthz and /readyz, and at / says so. It controls nothing, so it may
 // be shown to others.
 //
 // /healthz is 200 as long as the process answers; /readyz is 200 while clients
@@ -22,6 +29,7 @@ type Health interface {
 func Handler(r *prometheus.Registry, h Health) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{Registry: r, EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, index) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if h.Ready() {

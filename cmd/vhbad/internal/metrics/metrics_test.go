@@ -255,6 +255,7 @@ func TestHandler(t *testing.T) {
 		code         int
 		want         string
 	}{
+		{ready, "GET", "/", 200, "/metrics "},
 		{ready, "GET", "/healthz", 200, "ok"},
 		{draining, "GET", "/healthz", 200, "ok"},
 		{ready, "GET", "/readyz", 200, "ready"},

@@ -8,13 +8,13 @@ import (
 )
 
 // TestHandler_ReadOnly: what is shown to others changes nothing. Only GET and HEAD
-// do something, and only at the three paths; whatever controls the daemon is on
+// do something, and only at the three paths and the index of them; whatever controls the daemon is on
 // the admin socket.
 func TestHandler_ReadOnly(t *testing.T) {
 	h := Handler(NewRegistry(full(), "v1"), health(true))
-	shown := []string{"/metrics", "/healthz", "/readyz"}
+	shown := []string{"/", "/metrics", "/healthz", "/readyz"}
 	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "X"} {
-		for _, path := range append([]string{"/", "/v1/status", "/v1/handover", "/v1/disks", "/v1/reload", "/debug/pprof/", "/metrics/x"}, shown...) {
+		for _, path := range append([]string{"/v1/status", "/v1/handover", "/v1/disks", "/v1/reload", "/debug/pprof/", "/metrics/x"}, shown...) {
 			r := httptest.NewRequest(method, path, strings.NewReader("{}"))
 			r.Header.Set("Connection", "Upgrade")
 			r.Header.Set("Upgrade", "vhbad-handover")
