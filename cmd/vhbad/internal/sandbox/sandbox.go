@@ -113,8 +113,12 @@ func Reaches(path string) error {
 		}
 	}
 	folders := slices.Compact(slices.Sorted(slices.Values(a.Images)))
-	return fmt.Errorf("%s: the sandbox, which cannot be left, has images in %s only: restart with --sandbox-path %s, or with a path of sandbox in the configuration",
-		path, strings.Join(folders, ", "), filepath.Dir(at))
+	has := "no images" // with disks in memory only
+	if len(folders) > 0 {
+		has = "images in " + strings.Join(folders, ", ") + " only"
+	}
+	return fmt.Errorf("%s: the sandbox, which cannot be left, has %s: restart with --sandbox-path %s, or with a path of sandbox in the configuration",
+		path, has, filepath.Dir(at))
 }
 
 // resolve is where path leads, as far as there is something.
