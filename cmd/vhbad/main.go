@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/vhbad/vhbad/client"
 )
@@ -94,6 +95,25 @@ func unknownCommand(parent *cobra.Command, name string) error {
 	return usage(fmt.Errorf("unknown command %q for %q: is %s meant?", name, parent.CommandPath(), strings.Join(meant, " or ")))
 }
 
+// unknownFlag adds to the error about an unknown flag which may have been meant.
+func unknownFlag(cmd *cobra.Command, err error) error {
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok || len(unknown.GetSpecifiedName()) < 2 {
+		return err
+	}
+	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // as those of commands are found
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	})
+	meant := flags.SuggestionsFor(unknown.GetSpecifiedName())
+	if len(meant) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: is --%s meant?", err, strings.Join(meant, " or --"))
+}
+
 // count is a number of things.
 func count(n int, thing string) string {
 	switch n {
@@ -160,7 +180,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 	root.Version = v.Version
 	root.SetVersionTemplate(v.String() + "\n")
 	root.Flags().Bool("version", false, "print what this program was built from") // cobra's own would take -v
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(unknownFlag(cmd, err)) })
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	addCobrasOwn(root)

@@ -120,7 +120,12 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
   vhbad serve --config /etc/vhbad.yaml --takeover
   vhbad serve --listen tcp://:10809 --tls-certificates /etc/pki/vhbad --tls required
   nbdinfo -- [ vhbad serve --single --disk d=memory:64MiB ]`,
-		Args: noArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 { // as other servers take it
+				return usage(fmt.Errorf("%q: want no argument but flags: a file is served by --disk NAME=file:PATH", args[0]))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
 	}
 	s.addFlags(cmd.Flags())
