@@ -195,7 +195,13 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 	}
 	open := d.o.OpenMedium
 	if open == nil {
-		open = func(c *config.Disk) (media.Media, error) { return d.preallocate(ctx, c) }
+		open = func(c *config.Disk) (media.Media, error) {
+			md, err := d.preallocate(ctx, c)
+			if format := formatOf(md, c, err); format != "" {
+				d.log.Warn("the image is no raw one: clients see its bytes as they are, and what they write may ruin it", "disk", c.Name, "file", c.File, "format", format)
+			}
+			return md, err
+		}
 	}
 	md, err := open(c)
 	if err != nil {
@@ -282,6 +288,24 @@ func (d *Daemon) preallocate(ctx context.Context, c *config.Disk) (media.Media, 
 		}
 		return ctx.Err()
 	})
+}
+
+// formatOf is the format of an image that has been opened, empty if it is raw, as far as its
+// beginning tells.
+func formatOf(md media.Media, c *config.Disk, err error) string {
+	var begin [8]byte
+	if err != nil || c.File == "" {
+		return ""
+	}
+	if _, err := md.ReadAt(begin[:], 0); err != nil {
+		return "" // whoever reads it hears of it
+	}
+	for magic, format := range map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "vhdxfile": "vhdx"} {
+		if strings.HasPrefix(string(begin[:]), magic) {
+			return format
+		}
+	}
+	return ""
 }
 
 func openMedium(c *config.Disk, progress func(done, total int64) error) (media.Media, error) {

@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -92,5 +94,27 @@ func TestLog_Nothing(t *testing.T) {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no %s in\n%s", want, log.String())
 		}
+	}
+}
+
+// TestLog_Format: an image of another format than raw is served as it is, and the log says
+// so.
+func TestLog_Format(t *testing.T) {
+	s := newSettings(t, "raw=file:$DIR/raw.img", "q=file:$DIR/q.img")
+	for name, begin := range map[string]string{"raw.img": "", "q.img": "QFI\xfb\x00\x00\x00\x03"} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), append([]byte(begin), make([]byte, 4096-len(begin))...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := s.options(t)
+	var log bytes.Buffer // of a handler that locks; read after the end
+	o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopper(t, d)()
+	if got := log.String(); strings.Count(got, "no raw one") != 1 || !strings.Contains(got, "disk=q file="+filepath.Join(s.dir, "q.img")+" format=qcow2") {
+		t.Errorf("log: %s", got)
 	}
 }
