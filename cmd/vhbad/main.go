@@ -198,6 +198,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	if ee, ok := errors.AsType[*exitError](err); ok {
+		if ee.why != nil {
+			_, _ = fmt.Fprintf(stderr, "vhbad: %v\n", ee.why)
+		}
 		return ee.code
 	}
 	_, _ = fmt.Fprintf(stderr, "vhbad: %v\n", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
@@ -22,8 +23,17 @@ import (
 )
 
 // An exitError is the exit code of a command that was run, which has said itself what
-// is wrong.
-type exitError struct{ code int }
+// is wrong, or of one that could not be, and why.
+type exitError struct {
+	code int
+	why  error // nil if it has said so itself
+}
+
+// Exit codes of a command that cannot be run, as shells and timeout(1) have them.
+const (
+	exitNotRunnable = 126
+	exitNoCommand   = 127
+)
 
 func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
@@ -34,7 +44,8 @@ func newRun() *cobra.Command {
 		Short: "Run a command with a daemon of its own",
 		Long: `Run starts a daemon, waits until it serves, runs COMMAND, and stops the daemon when
 COMMAND has ended. Its exit code is that of COMMAND, 128 and the number of the
-signal that ended it, or 1 if the daemon has failed.
+signal that ended it, 127 if there is no such command, 126 if it cannot be run, or
+1 if the daemon has failed.
 
 The daemon listens on a unix socket in a folder that is only for this, besides
 what --listen says, and its log goes to standard error, warnings only unless
@@ -126,7 +137,13 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 	command.Stdin, command.Stdout, command.Stderr = stdin, stdout, c.stderr
 	command.Env = append(os.Environ(), "NBD_URI="+c.uri(), client.AdminVariable+"="+c.admin())
 	if err := command.Start(); err != nil {
-		return errors.Join(err, c.stop())
+		if stopped := c.stop(); stopped != nil {
+			return errors.Join(err, stopped)
+		}
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			return &exitError{code: exitNoCommand, why: err}
+		}
+		return &exitError{code: exitNotRunnable, why: err}
 	}
 	done := make(chan error, 1)
 	go func() { done <- command.Wait() }()
@@ -146,7 +163,7 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 		if ws, ok := ee.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 			code = 128 + int(ws.Signal())
 		}
-		err = &exitError{code}
+		err = &exitError{code: code}
 	}
 	if stopped := c.stop(); stopped != nil {
 		return stopped // which is worse: the command may not have seen it
@@ -205,10 +222,10 @@ func (c *captive) start(signals <-chan os.Signal) error {
 			err = <-c.ended
 		}
 		_ = err // it had not served anything yet
-		return &exitError{128 + int(sig.(syscall.Signal))}
+		return &exitError{code: 128 + int(sig.(syscall.Signal))}
 	case err := <-c.ended:
 		if ee, ok := errors.AsType[*exec.ExitError](err); ok {
-			return &exitError{ee.ExitCode()} // it has said why
+			return &exitError{code: ee.ExitCode()} // it has said why
 		}
 		return fmt.Errorf("the daemon has ended before it served: %w", err)
 	}
