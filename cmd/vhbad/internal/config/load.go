@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -173,8 +174,17 @@ func checkShape(n *yaml.Node, t reflect.Type) error {
 	default:
 		return nil
 	}
-	is := map[yaml.Kind]string{yaml.ScalarNode: "is " + strconv.Quote(n.Value), yaml.SequenceNode: "is a list", yaml.MappingNode: "has keys"}[n.Kind]
+	is := map[yaml.Kind]string{yaml.ScalarNode: "is " + shortQuote(n.Value), yaml.SequenceNode: "is a list", yaml.MappingNode: "has keys"}[n.Kind]
 	return fmt.Errorf("%s: want %s", is, want)
+}
+
+// shortQuote is the beginning of s, quoted: it may be all of a file.
+func shortQuote(s string) string {
+	const most = 40
+	if utf8.RuneCountInString(s) > most {
+		return strconv.Quote(string([]rune(s)[:most])) + "…"
+	}
+	return strconv.Quote(s)
 }
 
 // ParseRule reads one fault rule, as an item of `faults`. Its errors name the field;
