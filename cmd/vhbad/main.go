@@ -114,6 +114,25 @@ func unknownFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: is --%s meant?", err, strings.Join(meant, " or --"))
 }
 
+// wantOfFlag is what flags of pflag's own types want: pflag names functions of Go.
+var wantOfFlag = map[string]string{
+	"bool": "true or false", "int": "a whole number", "uint": "a whole number from 0", "uint64": "a whole number from 0",
+	"duration": "numbers with a unit of ns, us, ms, s, m or h, as in 5ms or 1m30s",
+}
+
+// wrongValue makes the error about the value of a flag say what is wanted.
+func wrongValue(err error) error {
+	wrong, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err
+	}
+	want := wantOfFlag[wrong.GetFlag().Value.Type()]
+	if want == "" {
+		return err // it says so
+	}
+	return fmt.Errorf("--%s %q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
+}
+
 // count is a number of things.
 func count(n int, thing string) string {
 	switch n {
@@ -180,7 +199,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 	root.Version = v.Version
 	root.SetVersionTemplate(v.String() + "\n")
 	root.Flags().Bool("version", false, "print what this program was built from") // cobra's own would take -v
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(unknownFlag(cmd, err)) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(wrongValue(unknownFlag(cmd, err))) })
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	addCobrasOwn(root)
