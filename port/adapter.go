@@ -213,8 +213,8 @@ type Adapter struct {
 	// +checklocks:mu
 	runners []*Processor
 
-	// enumMu makes enumerations take turns. It is held across I/O.
-	enumMu sync.Mutex
+	// enumTurn has room for one: who enumerates.
+	enumTurn chan struct{}
 	// resetSRBs are for the reset road: one for each level that uses an SRB. They are the
 	// recovery service's, and once that has stopped of who is in life.
 	resetSRBs [2]*SRB
@@ -241,7 +241,7 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 // device or the memory has to say.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
-	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), life: make(chan struct{}, 1)}
+	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
 	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)
@@ -262,9 +262,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 	a.startServices()
 	if err := a.initialize(p); err != nil {
 		a.disconnect()
-		a.stopServices(true)
-		a.release()
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", o.Name, err), a.end(context.Background(), nil))
 	}
 	for i := range a.resetSRBs {
 		srb, err := a.NewSRB(p, 1)
@@ -693,6 +691,7 @@ func (a *Adapter) control(p *Processor, t ControlType) ControlResult {
 // disconnect ends interrupts, and with them the device's use of its processors.
 func (a *Adapter) disconnect() {
 	if a.connected { // otherwise they may be another adapter's
+		a.connected = false
 		a.function.DisconnectInterrupt()
 	}
 	a.mu.Lock()

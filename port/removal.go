@@ -1,6 +1,7 @@
 package port
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,11 +50,11 @@ func (a *Adapter) Remove(p *Processor) {
 // is still not idle when ctx ends, see StopContext.
 //
 // It waits for a Stop or a Restart that is under way; when ctx ends first, the adapter
-// is taken away under it.
+// is taken away under it. Work items and enumerations that do not end keep it until ctx
+// ends or StopTimeout is over.
 //
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
-// called again and finds that all SRBs are back, and no work item runs when ctx ends or
-// StopTimeout is over.
+// called again and finds that all SRBs are back, and that no work item or enumeration runs.
 //
 // Level: Passive, in no work item. Errors: those of StopContext and SurpriseRemove. The adapter is gone
 // in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
@@ -71,6 +72,8 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 		}
 		defer a.endLife()
 	}
+	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
+	defer cancel()
 	var err error
 	for {
 		state := a.state.Load()
@@ -84,7 +87,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 			if n := a.outstanding.Load(); err == nil && n != 0 {
 				err = fmt.Errorf("%s: remove: %w: %d", a.options.Name, ErrOutstanding, n)
 			} else if err == nil {
-				err = a.releaseLate(ctx)
+				err = a.end(ctx, a.waitOwn(0))
 			}
 			return err
 		case adapterFailed:
@@ -96,12 +99,7 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 				continue
 			}
 			a.removeUnits(p)
-			a.shutDown(true)
-			if out := a.waitOwn(0); out != nil { // it could not be stopped, and has been reset since
-				return errors.Join(err, out)
-			}
-			a.release()
-			return err
+			return errors.Join(err, a.end(ctx, nil))
 		}
 	}
 }
@@ -174,12 +172,9 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 		p.violate(CheckStopOutstanding, nil, "surprise removal: "+err.Error())
 	}
 	a.removeUnits(p)
-	a.shutDown(err == nil)
-	if err != nil {
-		return err
-	}
-	a.release()
-	return nil
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	return a.end(ctx, err)
 }
 
 // resetAll calls ResetBus for every bus of an adapter that the miniport has not
@@ -305,41 +300,48 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 	lu.endQuiesceLocked(p, StatusNoDevice)
 }
 
-// shutDown ends what runs for the adapter. idle: the miniport holds nothing. If it
-// does, an enumeration or a work item may wait for just that: they end when it
-// comes back, and nobody waits for them.
-func (a *Adapter) shutDown(idle bool) {
+// end ends what runs for the adapter, and gives back its memory unless that may still be
+// used: because of held, if that is not nil, or because something does not end before ctx
+// does. It may be called again then. The caller is in life.
+func (a *Adapter) end(ctx context.Context, held error) error {
 	a.state.Store(adapterRemoved)
-	if idle {
-		a.enumMu.Lock()   // an enumeration that is under way finds nothing and ends
-		a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
+	a.worker.end()
+	if held == nil { // otherwise they may wait for just that
+		held = a.waitUsers(ctx) // the other services run: it may be a timer that they wait for
 	}
-	a.stopServices(idle)
+	a.recovery.stop()
+	a.service.stop()
 	a.disconnect()
-}
-
-// releaseLate is release for an adapter that was taken away with SRBs outstanding, unless
-// some of the port's own still are. The caller is in life.
-func (a *Adapter) releaseLate(ctx context.Context) error {
-	if err := a.waitOwn(0); err != nil {
-		return err
+	if held == nil {
+		held = a.waitOwn(0) // it could not be stopped, and has been reset since
 	}
-	// A work item that has waited for one of them ends now. It may be the caller's own.
-	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
-	defer cancel()
-	select {
-	case <-a.worker.done:
-	case <-ctx.Done():
-		select {
-		case <-a.worker.done:
-		default:
-			return fmt.Errorf("%s: remove: a work item does not end, and may still wait for an SRB: %w: %w", a.options.Name, ErrOutstanding, ctx.Err())
-		}
+	if held != nil {
+		return held
 	}
-	a.enumMu.Lock()   // and so does an enumeration
-	a.enumMu.Unlock() //nolint:staticcheck // the point is to have waited
 	a.release()
 	return nil
+}
+
+// waitUsers waits for the end of work items and enumerations, which find nothing any more,
+// until ctx or StopTimeout is over: if it is over already, as long as they need if there is
+// nothing that they wait for.
+func (a *Adapter) waitUsers(ctx context.Context) error {
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.options.StopTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(takeAwayTime, cancel) })()
+	what := "a work item"
+	select {
+	case <-a.worker.done:
+		what = "an enumeration"
+		select {
+		case a.enumTurn <- struct{}{}:
+			<-a.enumTurn
+			return nil
+		case <-limit.Done():
+		}
+	case <-limit.Done():
+	}
+	return fmt.Errorf("%s: remove: %s does not end, and may still wait for an SRB: %w: %w", a.options.Name, what, ErrOutstanding, cmp.Or(ctx.Err(), limit.Err()))
 }
 
 // release gives back the adapter's memory, once. Nothing is outstanding.

@@ -143,18 +143,6 @@ func (a *Adapter) startServices() {
 	go a.recovery.run(nil, nil)
 }
 
-// stopServices ends the services. Work items may wait for SRBs: unless all have
-// come back, the worker is not waited for.
-func (a *Adapter) stopServices(idle bool) {
-	if idle {
-		a.worker.stop()
-	} else {
-		a.worker.end()
-	}
-	a.recovery.stop()
-	a.service.stop()
-}
-
 // after has fn called on the timer service once d has passed.
 func (a *Adapter) after(d time.Duration, fn func(p *Processor)) *time.Timer {
 	return time.AfterFunc(d, func() { a.service.post(fn) })

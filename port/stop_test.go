@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/vhbad/vhbad/internal/scsi"
 )
 
 // A stop waits for a miniport that keeps an SRB until its time is up, and not
@@ -412,4 +414,71 @@ func TestRemove_KeptResetAfterStop(t *testing.T) {
 		b.wantRemoved()
 		b.wantNoViolations()
 	})
+}
+
+// Neither a work item nor an enumeration that does not end keeps Remove beyond its time,
+// and what they may still use is not taken from them.
+func TestRemove_NeverEnds(t *testing.T) {
+	users := map[string]func(b *bench, leave chan struct{}){
+		"work item": func(b *bench, leave chan struct{}) {
+			b.a.QueueWorkItem(b.p, &WorkItem{Routine: func(*Processor) { <-leave }})
+		},
+		"enumeration": func(b *bench, leave chan struct{}) {
+			b.d.startIo = func(p *Processor, srb *SRB) bool {
+				srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffers[0], 0))
+				b.d.complete(p, srb)
+				return true
+			}
+			b.a.OnUnitsChanged(func(_, _ []*LogicalUnit) { <-leave })
+			p := b.processor("operator")
+			go func() {
+				defer p.Close()
+				if err := b.a.Enumerate(p); err != nil {
+					b.t.Errorf("Enumerate: %v", err)
+				}
+			}()
+		},
+	}
+	for what, use := range users {
+		for _, failed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s failed=%t", what, failed), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+					leave := make(chan struct{})
+					use(b, leave)
+					synctest.Wait()
+					if failed {
+						b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "fire")
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+					defer cancel()
+					start := time.Now()
+					removed := make(chan error, 1)
+					go func() { removed <- b.a.RemoveContext(ctx, b.p) }()
+					select {
+					case err := <-removed:
+						if !errors.Is(err, ErrOutstanding) || !strings.Contains(err.Error(), what) {
+							t.Errorf("RemoveContext: %v, want ErrOutstanding and what does not end", err)
+						}
+					case <-time.After(40 * time.Second):
+						t.Error("RemoveContext does not return")
+						close(leave)
+						if err := <-removed; err != nil {
+							t.Error(err)
+						}
+						return
+					}
+					if d := time.Since(start); d > 30*time.Second+takeAwayTime {
+						t.Errorf("it took %s, want what ctx allows", d)
+					}
+					if b.sys.iommu.WindowsInUse() == 0 {
+						t.Error("the memory is gone")
+					}
+					close(leave)
+					b.wantRemoved()
+					b.wantNoViolations()
+				})
+			})
+		}
+	}
 }
