@@ -319,6 +319,7 @@ func TestA7_StateRestored(t *testing.T) {
 			if d.a.state.Load() != adapterFailed {
 				t.Errorf("%s: the adapter is not marked failed", where)
 			}
+			d.a.failed = make(chan struct{})
 			d.a.state.Store(adapterRunning)
 		}
 		d.buildIo = func(p *Processor, _ *SRB) bool { boom(p, "BuildIo"); return true }

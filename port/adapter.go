@@ -155,6 +155,8 @@ type Adapter struct {
 
 	// gone is closed when the hardware is found to be gone.
 	gone chan struct{}
+	// failed is closed when the adapter is marked so.
+	failed chan struct{}
 	// halted: the miniport has stopped the adapter. The recovery service's own.
 	halted bool
 	// life has room for one: who stops, restarts or removes the adapter, by surprise too. Whoever takes
@@ -241,7 +243,7 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 // device or the memory has to say.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
-	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
+	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), failed: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
 	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)
@@ -505,6 +507,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	select {
 	case <-idle:
 	case <-a.gone:
+	case <-a.failed: // what is outstanding may never come back
 	case <-ctx.Done():
 		select {
 		case <-idle: // just in time

@@ -400,6 +400,7 @@ func (a *Adapter) fail(why string) {
 			break
 		}
 	}
+	close(a.failed)
 	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
 	a.service.post(a.failUnits) // the worker may wait for what is to fail here
 }

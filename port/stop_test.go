@@ -482,3 +482,47 @@ func TestRemove_NeverEnds(t *testing.T) {
 		}
 	}
 }
+
+// An adapter that fails while it is being stopped will not become idle by itself: nobody
+// waits for that any more, and Remove resets it.
+func TestStop_Fails(t *testing.T) {
+	for name, stop := range map[string]func(a *Adapter, p *Processor) error{
+		"stop":   (*Adapter).Stop,
+		"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				d.resetBus = func(p *Processor, _ uint8) bool {
+					for _, srb := range d.take() {
+						srb.Status = StatusBusReset
+						d.a.Complete(p, srb)
+					}
+					return true
+				}
+				b := newBench(t, d, AdapterOptions{})
+				s := b.srb(&finished{})
+				b.lu.Submit(b.p, []*SRB{s})
+				stopped := make(chan error, 1)
+				p := b.processor("stop")
+				go func() { stopped <- stop(b.a, p) }()
+				synctest.Wait()
+				start := time.Now()
+				b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "fire")
+				err := <-stopped
+				if d := time.Since(start); d != 0 {
+					t.Errorf("it took %s to notice", d)
+				}
+				if failed := name == "stop"; errors.Is(err, ErrAdapterStopped) != failed || !failed && err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := b.a.RemoveContext(t.Context(), b.p); err != nil {
+					t.Errorf("RemoveContext: %v", err)
+				}
+				b.a.FreeSRB(s)
+				b.wantRemoved()
+				b.wantNoViolations()
+			})
+		})
+	}
+}
