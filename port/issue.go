@@ -214,9 +214,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	}
 	if s.Function == FunctionAbortCommand {
 		a.aborts.Add(1)
-		if v := s.VictimSRB; v != nil && v.owner.Load() == ownerMiniport {
-			channel = v.channel // where the miniport has the victim
-		}
+		channel = s.lu.channelOf(s.VictimSRB, channel) // where the miniport has the victim
 	}
 	s.channel = channel
 	s.Status, s.ScsiStatus, s.Injected, s.CutReply, s.BadCookie = StatusPending, 0, false, false, false
@@ -253,6 +251,20 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 		s.reached(p, StageStart)
 	}
 	return true
+}
+
+// channelOf returns the channel on which victim is at the miniport, and otherwise if it is
+// not. The victim is not the caller's and may be in its next life already: only while it is
+// known to be outstanding does its channel stand still.
+func (lu *LogicalUnit) channelOf(victim *SRB, otherwise int) int {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	for s := lu.pendingHead; s != nil; s = s.pendNext {
+		if s == victim && s.owner.Load() == ownerMiniport {
+			return s.channel
+		}
+	}
+	return otherwise
 }
 
 // start runs StartIo for the SRBs at run's head that share a channel.

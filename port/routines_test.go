@@ -894,3 +894,45 @@ func TestReady(t *testing.T) {
 	b.d.complete(b.p, s[1])
 	b.wantNoViolations()
 }
+
+// An abort goes to the channel where its victim is; that may complete, and be on its way
+// again on another processor, meanwhile.
+func TestAbort_Channel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex, channels: 2, features: func(c *Config) { c.Features = FeatureAbortCommand }}
+		b := newBench(t, d, AdapterOptions{})
+		victim, abort := b.srb(&finished{}), b.srb(&finished{})
+		abort.Function, abort.VictimSRB = FunctionAbortCommand, victim
+		p := b.processor("another")
+		for p.number%2 == b.p.number%2 {
+			p = b.processor("another")
+		}
+		b.lu.Submit(p, []*SRB{victim})
+		b.lu.Submit(b.p, []*SRB{abort})
+		b.wantStarted(victim, abort)
+		if victim.channel == b.p.number%2 || abort.channel != victim.channel {
+			t.Errorf("the abort is on channel %d, its victim on %d", abort.channel, victim.channel)
+		}
+		d.complete(b.p, victim)
+		d.complete(b.p, abort)
+
+		b.lu.Submit(p, []*SRB{victim})
+		// Nothing but time orders the two, so that the race detector sees whether build does.
+		const built = 50 * time.Millisecond
+		d.buildIo = func(_ *Processor, srb *SRB) bool {
+			if srb == abort {
+				time.Sleep(2 * built)
+			}
+			return true
+		}
+		var aborted sync.WaitGroup
+		aborted.Go(func() { b.lu.Submit(b.p, []*SRB{abort}) })
+		time.Sleep(built)
+		d.complete(p, victim)
+		b.lu.Submit(p, []*SRB{victim})
+		aborted.Wait()
+		d.complete(p, victim)
+		d.complete(b.p, abort)
+		b.wantNoViolations()
+	})
+}
