@@ -216,7 +216,7 @@ type ScatterGatherList struct {
 // PutScatterGatherList ends it.
 //
 // Level: exactly Dispatch; so is routine's, with no lock held. Errors: wrong
-// level, a list in use, an empty buffer, no direction, ErrNoResources.
+// level, a list in use, an empty buffer or one elsewhere, no direction, ErrNoResources.
 // Source: storport.h StorPortBuildScatterGatherList.
 func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buffer []byte, direction Flags, routine func(p *Processor, l *ScatterGatherList)) error {
 	if err := p.exactlyDispatch("BuildScatterGatherList"); err != nil {
@@ -228,6 +228,8 @@ func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buf
 		return errors.New("port: the scatter/gather list is in use")
 	case len(buffer) == 0 || len(buffer) > dma.MaxMapBytes:
 		return fmt.Errorf("port: scatter/gather list for %d bytes: want 1 to %d", len(buffer), dma.MaxMapBytes)
+	case !a.sys.iommu.Arena().Has(buffer):
+		return errors.New("port: scatter/gather list for memory outside of the arena")
 	case access == 0:
 		return errors.New("port: scatter/gather list without FlagDataIn or FlagDataOut")
 	}

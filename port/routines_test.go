@@ -377,6 +377,7 @@ func TestScatterGatherList(t *testing.T) {
 	old := b.p.raise(Dispatch)
 	for what, err := range map[string]error{
 		"nothing": build(nil, FlagDataOut), "no direction": build(memory, 0), "Put": b.a.PutScatterGatherList(b.p, &l),
+		"memory of the heap": build(make([]byte, 4096), FlagDataOut),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", what)

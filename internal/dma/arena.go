@@ -204,6 +204,12 @@ func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
+// Has reports whether b is memory of the arena.
+func (a *Arena) Has(b []byte) bool {
+	base := a.offset(b)
+	return base >= 0 && base+len(b) <= len(a.mem)
+}
+
 // Free returns a block to the arena. b must start where Alloc's result started.
 func (a *Arena) Free(b []byte) {
 	off := a.offset(b)
