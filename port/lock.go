@@ -375,13 +375,22 @@ type MSILock struct {
 // AcquireMSISpinLock takes the lock of one message. From the handler of message
 // k, only messages above k may be taken. For adapters with
 // InterruptSynchronizePerMessage; with any other mode the verifier objects and
-// the one interrupt lock is taken.
+// the one interrupt lock is taken. There is no lock for a message that there is not: it
+// panics, or with the verifier on is reported, and ReleaseMSISpinLock takes what it gets.
 //
 // Level: any; raises to Device.
 // Source: storport.h StorPortAcquireMSISpinLock.
 func (a *Adapter) AcquireMSISpinLock(p *Processor, message uint16) MSILock {
 	if p.verify && a.config.InterruptSynchronizationMode != InterruptSynchronizePerMessage {
 		p.violate(CheckMSILock, nil, "AcquireMSISpinLock with "+a.config.InterruptSynchronizationMode.String())
+	}
+	if int(message) >= len(a.interrupts) {
+		what := fmt.Sprintf("AcquireMSISpinLock of message %d: want 0 to %d", message, len(a.interrupts)-1)
+		if !p.verify {
+			panic("port: " + what)
+		}
+		p.violate(CheckMSILock, nil, what)
+		return MSILock{old: p.raise(Device)}
 	}
 	l := a.lockOfMessage(message)
 	m := MSILock{lock: l, old: p.raise(Device)}

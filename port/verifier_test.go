@@ -194,6 +194,18 @@ var provocations = []struct {
 	{name: "V10 message lock of an adapter with one lock", check: CheckMSILock, run: func(b *bench, _ *testClock) {
 		b.a.ReleaseMSISpinLock(b.p, b.a.AcquireMSISpinLock(b.p, 0))
 	}},
+	{name: "V10 lock of no message", check: CheckMSILock, in: "AcquireMSISpinLock of message 4: want 0 to 3", run: func(b *bench, _ *testClock) {
+		d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 4}
+		a, err := b.sys.AddAdapter(b.p, &wire{messages: 4}, d, AdapterOptions{})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		a.ReleaseMSISpinLock(b.p, a.AcquireMSISpinLock(b.p, 4))
+		if level := b.p.Level(); level != Passive {
+			b.t.Errorf("at %s afterwards, want Passive", level)
+		}
+		a.Remove(b.p)
+	}},
 	{name: "V11 BUSY after StartIo", check: CheckBusyAfterDevice, in: "after StartIo", run: func(b *bench, _ *testClock) {
 		s := b.submitOne()
 		b.d.take()
@@ -329,6 +341,7 @@ func TestA5_WithoutVerifier(t *testing.T) {
 		"V1 completed without having been submitted":                     "not the miniport's",
 		"V6 order":                              "StartIo lock taken while holding interrupt lock 0",
 		"V6 released without having been taken": "release of StartIo lock, which is not held",
+		"V10 lock of no message":                "AcquireMSISpinLock of message 4: want 0 to 3",
 	}
 	for _, c := range provocations {
 		t.Run(c.name, func(t *testing.T) {
