@@ -149,9 +149,10 @@ type Adapter struct {
 	detected   atomic.Uint64 // ResetDetected
 	nextTag    atomic.Uint32
 
-	service  *service // timers and events; never waits
-	worker   *service // work items, which may wait
-	recovery *service // the reset road, and control of the adapter: they take turns
+	service    *service // timers and events; never waits
+	worker     *service // work items
+	enumerator *service // enumerations, and work items that wait for I/O
+	recovery   *service // the reset road, and control of the adapter: they take turns
 
 	// gone is closed when the hardware is found to be gone.
 	gone chan struct{}
@@ -215,7 +216,7 @@ type Adapter struct {
 	// +checklocks:mu
 	runners []*Processor
 
-	// enumTurn has room for one: who enumerates.
+	// enumTurn has a token: who enumerates takes it.
 	enumTurn chan struct{}
 	// resetSRBs are for the reset road: one for each level that uses an SRB. They are the
 	// recovery service's, and once that has stopped of who is in life.
@@ -244,6 +245,7 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
 	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), failed: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
+	a.enumTurn <- struct{}{}
 	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
 	a.builder, _ = mp.(IoBuilder)

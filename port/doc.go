@@ -61,7 +61,7 @@
 // of a kind but upwards. The verifier checks it at run time, from startIoLock on.
 //
 //	Adapter.life               a place for one: Stop, Restart, Remove, SurpriseRemove; held across I/O
-//	 Adapter.enumTurn          a place for one, too: who enumerates; held across I/O
+//	 Adapter.enumTurn          a token, of who enumerates; held across I/O
 //	  Adapter.startIoLock      StartIo, timer, ResetBus
 //	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all
 //	      Dpc.lock             DpcLock

@@ -33,8 +33,8 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	if err := p.mayWait(a, routineEnumerate); err != nil {
 		return err
 	}
-	a.enumTurn <- struct{}{}
-	defer func() { <-a.enumTurn }()
+	<-a.enumTurn
+	defer func() { a.enumTurn <- struct{}{} }()
 	a.mu.Lock()
 	state := a.state.Load()
 	a.enumAtRestart = a.enumAtRestart || state == adapterStopped
@@ -355,8 +355,8 @@ func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
 // forget takes a unit that is detached out of the table's list, and tells who is to know,
 // unless an enumeration has.
 func (a *Adapter) forget(p *Processor, lu *LogicalUnit) {
-	a.enumTurn <- struct{}{}
-	defer func() { <-a.enumTurn }()
+	<-a.enumTurn
+	defer func() { a.enumTurn <- struct{}{} }()
 	a.mu.Lock()
 	list := a.LogicalUnits()
 	i := slices.Index(list, lu)
@@ -416,7 +416,7 @@ func (a *Adapter) BusChangeDetected(*Processor) {
 	if queued {
 		return
 	}
-	a.worker.post(func(p *Processor) {
+	a.enumerator.post(func(p *Processor) {
 		a.mu.Lock()
 		a.rescanQueued = false
 		a.mu.Unlock()

@@ -399,3 +399,33 @@ func TestEnumerate_QueueClosed(t *testing.T) {
 		})
 	}
 }
+
+// A unit that does not answer keeps an enumeration waiting, but no work item that waits for
+// nothing: so go on the long commands of others.
+func TestEnumerate_BesideWorkItems(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{model: FullDuplex}
+		b := newBench(t, d, AdapterOptions{})
+		b.a.BusChangeDetected(b.p)
+		synctest.Wait()
+		start := time.Now()
+		ran, patient := make(chan time.Duration, 1), make(chan time.Duration, 1)
+		b.a.QueueWorkItem(b.p, &WorkItem{Routine: func(*Processor) { ran <- time.Since(start) }})
+		b.a.QueueWorkItem(b.p, &WorkItem{WaitsForIO: true, Routine: func(*Processor) { patient <- time.Since(start) }})
+		time.Sleep(time.Second)
+		d.startIo = func(p *Processor, srb *SRB) bool { // the enumeration asks on
+			srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffers[0], 0))
+			d.complete(p, srb)
+			return true
+		}
+		srb := d.take()[0]
+		d.startIo(b.p, srb)
+		if at := <-ran; at != 0 {
+			t.Errorf("a work item waited %s for the enumeration", at)
+		}
+		if at := <-patient; at != time.Second {
+			t.Errorf("one that waits for I/O ran after %s, want its turn after the enumeration", at)
+		}
+		b.wantNoViolations()
+	})
+}

@@ -56,6 +56,7 @@ func explore(t *testing.T, s interleave.Search, d interruptModel, scenario func(
 		m := &machine{Run: r, sys: e.sys, d: &driver{model: d.model, mode: d.mode, messages: d.messages, features: d.limits}, w: &wire{messages: max(1, d.messages)}}
 		p := m.processor("boot")
 		m.a = &Adapter{sys: e.sys, function: m.w, miniport: m.d, messages: m.d, failed: make(chan struct{}), enumTurn: make(chan struct{}, 1)}
+		m.a.enumTurn <- struct{}{}
 		m.a.options.setDefaults()
 		m.a.units.Store(&unitTable{})
 		m.a.startIoLock = spinLock{a: m.a, rank: rankStartIo}

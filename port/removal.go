@@ -306,6 +306,7 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 func (a *Adapter) end(ctx context.Context, held error) error {
 	a.state.Store(adapterRemoved)
 	a.worker.end()
+	a.enumerator.end()
 	if held == nil { // otherwise they may wait for just that
 		held = a.waitUsers(ctx) // the other services run: it may be a timer that they wait for
 	}
@@ -329,19 +330,18 @@ func (a *Adapter) waitUsers(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.options.StopTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(takeAwayTime, cancel) })()
-	what := "a work item"
-	select {
-	case <-a.worker.done:
-		what = "an enumeration"
+	for _, user := range [...]struct {
+		what string
+		over <-chan struct{}
+	}{{"a work item", a.worker.done}, {"an enumeration or a work item that waits for I/O", a.enumerator.done}, {"an enumeration", a.enumTurn}} {
 		select {
-		case a.enumTurn <- struct{}{}:
-			<-a.enumTurn
-			return nil
+		case <-user.over:
 		case <-limit.Done():
+			return fmt.Errorf("%s: remove: %s does not end, and may still wait for an SRB: %w: %w", a.options.Name, user.what, ErrOutstanding, cmp.Or(ctx.Err(), limit.Err()))
 		}
-	case <-limit.Done():
 	}
-	return fmt.Errorf("%s: remove: %s does not end, and may still wait for an SRB: %w: %w", a.options.Name, what, ErrOutstanding, cmp.Or(ctx.Err(), limit.Err()))
+	a.enumTurn <- struct{}{}
+	return nil
 }
 
 // release gives back the adapter's memory, once. Nothing is outstanding.
@@ -402,7 +402,7 @@ func (a *Adapter) fail(why string) {
 	}
 	close(a.failed)
 	a.sys.log.Error("adapter failed", "adapter", a.options.Name, "reason", why)
-	a.service.post(a.failUnits) // the worker may wait for what is to fail here
+	a.service.post(a.failUnits) // a work item may wait for what is to fail here
 }
 
 // MarkDeviceFailed takes a unit out of service: it logs why, what waits and what
@@ -422,10 +422,10 @@ func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why st
 		return false
 	}
 	a.sys.log.Error("unit failed", "unit", lu.String(), "reason", why)
-	// The worker may wait for what is to fail here, in an enumeration; and forget for that.
+	// The enumerator may wait for what is to fail here; and forget for that.
 	return a.service.post(func(p *Processor) {
 		a.detach(p, lu)
-		a.worker.post(func(p *Processor) { a.forget(p, lu) })
+		a.enumerator.post(func(p *Processor) { a.forget(p, lu) })
 	})
 }
 

@@ -102,13 +102,14 @@ func (v *service) stop() {
 	<-v.done
 }
 
-// makeServices makes the adapter's three services. They are apart because a work
-// item may wait for I/O that only a reset brings back, and a reset for a timer.
+// makeServices makes the adapter's services. They are apart because a work item may wait
+// for I/O that only a reset brings back, and a reset for a timer; and because what one unit
+// does not answer to an enumeration is nothing that the work for others should wait for.
 func (a *Adapter) makeServices() error {
 	for _, x := range []struct {
 		name string
 		v    **service
-	}{{"timer", &a.service}, {"worker", &a.worker}, {"recovery", &a.recovery}} {
+	}{{"timer", &a.service}, {"worker", &a.worker}, {"enumerator", &a.enumerator}, {"recovery", &a.recovery}} {
 		v, err := a.sys.newService(a.options.Name + " " + x.name)
 		if err != nil {
 			a.discardServices()
@@ -121,7 +122,7 @@ func (a *Adapter) makeServices() error {
 
 // discardServices gives back services that were not started.
 func (a *Adapter) discardServices() {
-	for _, v := range []*service{a.service, a.worker, a.recovery} {
+	for _, v := range []*service{a.service, a.worker, a.enumerator, a.recovery} {
 		if v != nil {
 			v.discard()
 		}
@@ -140,6 +141,7 @@ func (v *service) discard() {
 func (a *Adapter) startServices() {
 	go a.service.run(a.tick, a.look)
 	go a.worker.run(nil, nil)
+	go a.enumerator.run(nil, nil)
 	go a.recovery.run(nil, nil)
 }
 
@@ -230,8 +232,12 @@ func (a *Adapter) RequestTimerCall(p *Processor, fn func(p *Processor), d time.D
 // A WorkItem is work at Passive level that a miniport queues.
 // Source: storport.h StorPortInitializeWorker.
 type WorkItem struct {
-	// Routine does the work. Level: Passive, no lock held; it may wait.
+	// Routine does the work. Level: Passive, no lock held; it may wait, and others wait
+	// for it then.
 	Routine func(p *Processor)
+	// WaitsForIO: it sends SRBs and waits for them, and so has its turn with enumerations,
+	// which do the same, and not with other work items. Ours.
+	WaitsForIO bool
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -250,7 +256,11 @@ func (a *Adapter) QueueWorkItem(p *Processor, w *WorkItem) bool {
 	if w.queued {
 		return false
 	}
-	w.queued = a.worker.post(func(p *Processor) {
+	v := a.worker
+	if w.WaitsForIO {
+		v = a.enumerator
+	}
+	w.queued = v.post(func(p *Processor) {
 		w.mu.Lock()
 		w.queued = false
 		w.mu.Unlock()

@@ -33,7 +33,7 @@ func (a *Adapter) StateChangeDetected(_ *Processor, change StateChange, done fun
 		a.stateChangeDone = done
 	}
 	a.mu.Unlock()
-	if queued || a.worker.post(a.lookAgain) {
+	if queued || a.enumerator.post(a.lookAgain) {
 		return true
 	}
 	a.mu.Lock()
@@ -42,7 +42,7 @@ func (a *Adapter) StateChangeDetected(_ *Processor, change StateChange, done fun
 	return false
 }
 
-// lookAgain is StateChangeDetected on the worker.
+// lookAgain is StateChangeDetected on the enumerator.
 func (a *Adapter) lookAgain(p *Processor) {
 	a.mu.Lock()
 	change, done := a.stateChange, a.stateChangeDone

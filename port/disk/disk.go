@@ -154,7 +154,7 @@ func Attach(p *port.Processor, lu *port.LogicalUnit, o Options) (*Disk, error) {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	d := &Disk{lu: lu, adapter: lu.Adapter(), options: o}
-	d.refresh.Routine = d.readAgain
+	d.refresh.Routine, d.refresh.WaitsForIO = d.readAgain, true
 	q, ok := scsi.ParseInquiryData(lu.Inquiry())
 	if !ok || !q.Disk() {
 		return nil, fmt.Errorf("%s: not a disk (peripheral %#02x)", lu, q.Peripheral)
