@@ -61,9 +61,10 @@ type Miniport interface {
 
 	// AdapterControl handles life-cycle requests: see ControlType.
 	//
-	// Level: Dispatch, no lock held; the port has drained and masked the
-	// adapter before ControlStopAdapter. (The vendor's pages disagree: see
-	// docs/storport.md.)
+	// Level: Dispatch, no lock held (the vendor's pages disagree: see
+	// docs/storport.md). Before ControlStopAdapter the port has drained the
+	// adapter; interrupts may still arrive until the miniport has turned them off
+	// in its hardware.
 	// Source: storport.h HW_ADAPTER_CONTROL.
 	AdapterControl(p *Processor, t ControlType) ControlResult
 }
