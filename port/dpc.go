@@ -48,7 +48,7 @@ const (
 // Level: Passive; in PassiveInitialize.
 // Source: storport.h StorPortInitializeDpc.
 func (a *Adapter) InitializeDpc(p *Processor, d *Dpc, routine DpcRoutine) {
-	p.check(a, routineInitializeDpc)
+	p.check(routineInitializeDpc)
 	d.routine, d.a = routine, a
 	a.initLock(&d.lock, rankDpc, a.dpcCount)
 	a.dpcCount++

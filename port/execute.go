@@ -8,7 +8,7 @@ package port
 // Level: Passive, no lock held; release is called at Dispatch. It replaces srb's
 // Completer.
 func (lu *LogicalUnit) Execute(p *Processor, srb *SRB, release func()) bool {
-	if !p.check(lu.a, routineExecute) {
+	if !p.check(routineExecute) {
 		panic("port: Execute at " + p.level.String() + ": it waits")
 	}
 	w := &waiter{done: make(chan struct{}), release: release}

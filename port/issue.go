@@ -18,7 +18,7 @@ import (
 func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	a := lu.a
 	old := p.raise(Dispatch)
-	if !p.check(a, routineSubmit) {
+	if !p.check(routineSubmit) {
 		lu.refuse(p, batch)
 		p.lower(old)
 		return

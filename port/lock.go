@@ -299,7 +299,7 @@ type LockHandle struct {
 // order may deadlock: it panics, or with the verifier on is reported.
 // Source: storport.h StorPortAcquireSpinLock.
 func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandle {
-	if !p.check(a, routineAcquireSpinLock) {
+	if !p.check(routineAcquireSpinLock) {
 		return LockHandle{}
 	}
 	h := LockHandle{a: a, kind: kind, dpc: d, old: p.level}

@@ -37,7 +37,7 @@ type miniportMemory struct {
 // duplex it is allowed, counted (AdapterStats.PoolInStartIo) and no good idea.
 // Source: storport.h StorPortAllocatePool.
 func (a *Adapter) AllocatePool(p *Processor, sizeBytes int) []byte {
-	if !p.check(a, routineAllocatePool) || sizeBytes <= 0 {
+	if !p.check(routineAllocatePool) || sizeBytes <= 0 {
 		return nil
 	}
 	m := &a.memory
@@ -65,7 +65,7 @@ func (a *Adapter) AllocatePool(p *Processor, sizeBytes int) []byte {
 // Level: up to Dispatch.
 // Source: storport.h StorPortFreePool.
 func (a *Adapter) FreePool(p *Processor, b []byte) bool {
-	p.check(a, routineFreePool)
+	p.check(routineFreePool)
 	if len(b) > 0 && a.memory.freePool(&b[0]) {
 		return true
 	}
@@ -101,7 +101,7 @@ type DmaMemory struct {
 // Source: storport.h StorPortAllocateDmaMemory,
 // StorPortAllocateContiguousMemorySpecifyCacheNode.
 func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, error) {
-	p.check(a, routineAllocateDmaMemory)
+	p.check(routineAllocateDmaMemory)
 	if sizeBytes < 1 || sizeBytes > dma.MaxMapBytes {
 		return nil, fmt.Errorf("port: DMA memory of %d bytes: want 1 to %d", sizeBytes, dma.MaxMapBytes)
 	}
@@ -132,7 +132,7 @@ func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, er
 // Level: up to Dispatch.
 // Source: storport.h StorPortFreeDmaMemory.
 func (a *Adapter) FreeDmaMemory(p *Processor, d *DmaMemory) {
-	p.check(a, routineAllocateDmaMemory)
+	p.check(routineAllocateDmaMemory)
 	a.memory.mu.Lock()
 	_, ok := a.memory.dma[d]
 	delete(a.memory.dma, d)
@@ -192,7 +192,7 @@ func (a *Adapter) GetVirtualAddress(_ *Processor, srb *SRB, addr dma.Addr) []byt
 // Level: up to Dispatch.
 // Source: storport.h StorPortGetSystemAddress.
 func (a *Adapter) GetSystemAddress(p *Processor, srb *SRB) [][]byte {
-	p.check(a, routineGetSystemAddress)
+	p.check(routineGetSystemAddress)
 	return srb.DataBuffers[:srb.mapped]
 }
 

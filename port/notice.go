@@ -48,7 +48,7 @@ func (a *Adapter) CompleteRequest(p *Processor, path, target, lun uint8, status 
 // In Initialize or PassiveInitialize. Errors: wrong place, n below 1.
 // Source: storport.h StorPortUpdateAdapterMaxIO.
 func (a *Adapter) UpdateAdapterMaxIO(p *Processor, n int) error {
-	if !p.check(a, routineUpdateAdapterMaxIO) {
+	if !p.check(routineUpdateAdapterMaxIO) {
 		return fmt.Errorf("port: UpdateAdapterMaxIO called from %s, want Initialize or PassiveInitialize", p.callback)
 	}
 	if n < 1 {
@@ -102,7 +102,7 @@ func (a *Adapter) messageOfChannel(channel int) uint16 {
 // Level: up to Dispatch.
 // Source: storport.h StorPortLogSystemEvent.
 func (a *Adapter) LogSystemEvent(p *Processor, level slog.Level, message string, attrs ...slog.Attr) {
-	p.check(a, routineLogSystemEvent)
+	p.check(routineLogSystemEvent)
 	a.log(p, level, message, attrs)
 }
 

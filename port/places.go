@@ -93,7 +93,7 @@ func (p *Processor) allowed(r routineID) bool {
 
 // check reports a routine called in the wrong place (V7) and whether the place
 // was right.
-func (p *Processor) check(_ *Adapter, r routineID) bool {
+func (p *Processor) check(r routineID) bool {
 	if p.allowed(r) {
 		return true
 	}
@@ -110,7 +110,7 @@ var ErrWrongPlace = errors.New("called where it may not wait")
 
 // mayWait is check for a routine that waits, as an error.
 func (p *Processor) mayWait(a *Adapter, r routineID) error {
-	if p.check(a, r) {
+	if p.check(r) {
 		return nil
 	}
 	return fmt.Errorf("%s: %s from %s at %s with %d locks held: %w", a.options.Name, places[r].name, p.callback, p.level, p.nheld, ErrWrongPlace)

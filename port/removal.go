@@ -19,7 +19,7 @@ import (
 // Level: Passive, in FindAdapter. Errors: wrong place, unknown control type.
 // Source: storport.h StorPortSetFeatureList.
 func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
-	if !p.check(a, routineSetFeatureList) {
+	if !p.check(routineSetFeatureList) {
 		return fmt.Errorf("port: SetFeatureList called from %s, want FindAdapter", p.callback)
 	}
 	for _, c := range controls {

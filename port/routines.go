@@ -23,7 +23,7 @@ func (r *RegisterRange) SizeBytes() uint32 { return r.sizeBytes }
 // Level: Passive, in FindAdapter.
 // Source: storport.h StorPortGetDeviceBase.
 func (a *Adapter) GetDeviceBase(p *Processor, bar int) *RegisterRange {
-	if !p.check(a, routineGetDeviceBase) {
+	if !p.check(routineGetDeviceBase) {
 		return nil
 	}
 	r := a.function.BAR(bar)
@@ -135,7 +135,7 @@ func (a *Adapter) WriteRegisterBufferUlong64(p *Processor, r *RegisterRange, off
 // Level: Passive, in FindAdapter.
 // Source: storport.h StorPortFreeDeviceBase.
 func (a *Adapter) FreeDeviceBase(p *Processor, r *RegisterRange) {
-	if p.check(a, routineGetDeviceBase) {
+	if p.check(routineGetDeviceBase) {
 		r.registers, r.sizeBytes = nil, 0
 	}
 }
@@ -146,7 +146,7 @@ func (a *Adapter) FreeDeviceBase(p *Processor, r *RegisterRange) {
 // Level: Passive, in FindAdapter.
 // Source: storport.h StorPortGetBusData.
 func (a *Adapter) GetBusData(p *Processor, offset int, b []byte) int {
-	if !p.check(a, routineGetBusData) {
+	if !p.check(routineGetBusData) {
 		return 0
 	}
 	return a.function.ReadConfig(offset, b)
@@ -160,7 +160,7 @@ func (a *Adapter) GetBusData(p *Processor, offset int, b []byte) int {
 // Level: Passive, in FindAdapter, after c.SrbExtensionBytes is set.
 // Source: storport.h StorPortGetUncachedExtension.
 func (a *Adapter) GetUncachedExtension(p *Processor, c *Config, sizeBytes int) []byte {
-	if !p.check(a, routineGetUncachedExtension) {
+	if !p.check(routineGetUncachedExtension) {
 		return nil
 	}
 	if a.uncached != nil {
@@ -223,7 +223,7 @@ func (a *Adapter) GetPhysicalAddress(p *Processor, srb *SRB, b []byte) dma.Addr 
 // In Initialize only; elsewhere it returns false and does nothing.
 // Source: storport.h StorPortEnablePassiveInitialization.
 func (a *Adapter) EnablePassiveInitialization(p *Processor) bool {
-	if !p.check(a, routineEnablePassiveInitialization) {
+	if !p.check(routineEnablePassiveInitialization) {
 		return false
 	}
 	a.wantPassive = true
@@ -244,7 +244,7 @@ func (a *Adapter) EnablePassiveInitialization(p *Processor) bool {
 // count out of range, a flag without one that it needs.
 // Source: storport.h StorPortInitializePerfOpts.
 func (a *Adapter) InitializePerfOpts(p *Processor, query bool, d *PerfConfigurationData) error {
-	if !p.check(a, routineInitializePerfOpts) {
+	if !p.check(routineInitializePerfOpts) {
 		return fmt.Errorf("port: InitializePerfOpts called from %s", p.callback)
 	}
 	supported := PerfDpcRedirection | PerfInterruptMessageRanges | PerfOptimizeForCompletionDuringStartIo | PerfDpcRedirectionCurrentCPU
@@ -313,7 +313,7 @@ type MSIInfo struct {
 // Level: any; not from MessageInterrupt.
 // Source: storport.h StorPortGetMSIInfo.
 func (a *Adapter) GetMSIInfo(p *Processor, message uint16) (MSIInfo, bool) {
-	if !p.check(a, routineGetMSIInfo) || a.lineMode || int(message) >= len(a.interrupts) {
+	if !p.check(routineGetMSIInfo) || a.lineMode || int(message) >= len(a.interrupts) {
 		return MSIInfo{}, false
 	}
 	return MSIInfo{Message: message, Shared: len(a.interruptLocks) == 1}, true

@@ -250,7 +250,7 @@ type WorkItem struct {
 // Level: up to Dispatch.
 // Source: storport.h StorPortQueueWorkItem.
 func (a *Adapter) QueueWorkItem(p *Processor, w *WorkItem) bool {
-	p.check(a, routineQueueWorkItem)
+	p.check(routineQueueWorkItem)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.queued {

@@ -12,7 +12,7 @@ type KSpinLock struct{ lock spinLock }
 // Level: Passive, in FindAdapter or PassiveInitialize.
 // Source: storport.h StorPortInitializeSpinlock.
 func (a *Adapter) InitializeSpinlock(p *Processor, l *KSpinLock) {
-	p.check(a, routineInitializeSpinlock)
+	p.check(routineInitializeSpinlock)
 	a.initLock(&l.lock, rankOwned, a.ownedCount)
 	a.ownedCount++
 }

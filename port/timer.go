@@ -46,7 +46,7 @@ type Timer struct {
 // Level: up to Dispatch; best in FindAdapter.
 // Source: storport.h StorPortInitializeTimer.
 func (a *Adapter) InitializeTimer(p *Processor, t *Timer) {
-	p.check(a, routineInitializeTimer)
+	p.check(routineInitializeTimer)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.a, t.ready = a, true
@@ -106,7 +106,7 @@ func (t *Timer) begin(turn uint64) bool {
 // Level: up to Dispatch.
 // Source: storport.h StorPortFreeTimer.
 func (a *Adapter) FreeTimer(p *Processor, t *Timer) {
-	p.check(a, routineFreeTimer)
+	p.check(routineFreeTimer)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ready, t.pending = false, false

@@ -627,7 +627,7 @@ func TestVerifier_Places(t *testing.T) {
 			for level := Passive; level <= Device; level++ {
 				b.p.callback, b.p.level = c, level
 				want := pl.callbacks&(1<<c) != 0 && level <= pl.maxLevel
-				if got := b.p.check(b.a, r); got != want {
+				if got := b.p.check(r); got != want {
 					t.Errorf("%s from %s at %s: %v, want %v", pl.name, c, level, got, want)
 				}
 				if want {
