@@ -230,19 +230,19 @@ func (a *Adapter) resetBus(p *Processor, path uint8) {
 func (a *Adapter) callReset(p *Processor, s scope) bool {
 	switch s.level {
 	case ResetUnit:
-		return a.sendReset(context.Background(), p, s.lu, a.resetSRBs[0], FunctionResetLogicalUnit)
+		return a.sendOwn(context.Background(), p, s.lu, a.resetSRBs[0], FunctionResetLogicalUnit)
 	case ResetTarget:
-		return a.sendReset(context.Background(), p, s.lu, a.resetSRBs[1], FunctionResetDevice)
+		return a.sendOwn(context.Background(), p, s.lu, a.resetSRBs[1], FunctionResetDevice)
 	case ResetBus, ResetLevels:
 	}
 	return a.callResetBus(p, s.path)
 }
 
-// sendReset sends a reset SRB and waits for it, ResetTimeout at most and not after
-// ctx. An SRB that did not come back stays the miniport's; until it does, its level
-// counts as failed.
-func (a *Adapter) sendReset(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
-	if c, out := srb.Completer.(resetCompleter); out {
+// sendOwn sends one of the port's own SRBs, a reset or what a stop sends last, and waits
+// for it, ResetTimeout at most and not after ctx. If it does not come back it stays the
+// miniport's; until it does, what it is for counts as failed.
+func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
+	if c, out := srb.Completer.(ownCompleter); out {
 		select {
 		case <-c: // late
 		default:
@@ -254,7 +254,7 @@ func (a *Adapter) sendReset(ctx context.Context, p *Processor, lu *LogicalUnit, 
 	srb.Flags = FlagNoQueueFreeze | FlagQueueActionEnable
 	srb.QueueAction = HeadOfQueueTag
 	srb.CDBBytes, srb.DataTransferBytes = 0, 0
-	srb.Completer = resetCompleter(done)
+	srb.Completer = ownCompleter(done)
 	lu.Submit(p, []*SRB{srb})
 	timer := time.NewTimer(a.options.ResetTimeout)
 	defer timer.Stop()
@@ -281,11 +281,12 @@ func (a *Adapter) isGone() bool {
 	}
 }
 
-// resetCompleter passes on the status of a reset SRB, which has it while it is out.
-type resetCompleter chan Status
+// ownCompleter passes on the status of one of the port's own SRBs, which has it while it is
+// out.
+type ownCompleter chan Status
 
 // CompleteSRB implements Completer.
-func (c resetCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
+func (c ownCompleter) CompleteSRB(_ *Processor, srb *SRB) { c <- srb.Status }
 
 // heldByMiniport counts the SRBs of units that the miniport still holds, reset SRBs
 // aside.

@@ -240,7 +240,7 @@ func (a *Adapter) waitOwn(limit time.Duration) error {
 		if srb == nil { // it is back, and freed
 			continue
 		}
-		done, out := srb.Completer.(resetCompleter)
+		done, out := srb.Completer.(ownCompleter)
 		if !out {
 			continue
 		}
@@ -383,7 +383,7 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 // it, ResetTimeout at most and not after ctx. A failure is logged: nothing better
 // can be done.
 func (a *Adapter) sendControl(ctx context.Context, p *Processor, lu *LogicalUnit, f Function) {
-	if !a.sendReset(ctx, p, lu, a.controlSRB, f) {
+	if !a.sendOwn(ctx, p, lu, a.controlSRB, f) {
 		a.sys.log.Error("the adapter's cache may not be flushed", "unit", lu.String(), "function", f.String())
 	}
 }

@@ -199,7 +199,7 @@ type srbPort struct {
 	given              giveUpState
 
 	built     bool      // BuildIo returned true; StartIo is next
-	recovery  bool      // sent by the reset road: passes every gate
+	recovery  bool      // one of the port's own, a reset most of all: passes every gate
 	stage     Stage     // not stageNone: followed, see stage.go; the owner's
 	op        Operation // if it is followed
 	life      uint16    // counts submissions; changed with the unit's mu held

@@ -341,7 +341,7 @@ func TestStop_TaskManagement(t *testing.T) {
 		srb.Function = FunctionResetLogicalUnit
 		srb.Flags, srb.QueueAction = FlagNoQueueFreeze|FlagQueueActionEnable, HeadOfQueueTag
 		done := make(chan Status, 1)
-		srb.Completer = resetCompleter(done)
+		srb.Completer = ownCompleter(done)
 		b.lu.Submit(b.p, []*SRB{srb})
 		if err := b.a.Stop(b.p); err != nil {
 			t.Errorf("Stop: %v", err)
