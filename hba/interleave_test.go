@@ -72,7 +72,7 @@ func (l *lines) publish(m pci.Message) {
 
 // connect connects a driver: one that drains a message, or one that clears all
 // causes, drains everything and looks at the line again.
-func (l *lines) connect(mode pci.LineMode) {
+func (l *lines) connect(mode pci.InterruptMode) {
 	l.connected = true
 	drainOne := func(_ pci.Runner, m pci.Message) {
 		if !l.connected {
@@ -156,7 +156,7 @@ func TestInterleave_LineMask(t *testing.T) {
 func TestInterleave_Reconnect(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
-		first, second pci.LineMode
+		first, second pci.InterruptMode
 	}{
 		{"messages", pci.MessageSignaled, pci.MessageSignaled},
 		{"messages to line", pci.MessageSignaled, pci.Line},

@@ -50,7 +50,7 @@ const ownEvents = 1
 // A connection is what ConnectInterrupt was given. It does not change while a
 // call counted in a message's state is under way.
 type connection struct {
-	mode    pci.LineMode
+	mode    pci.InterruptMode
 	raise   pci.InterruptFunc
 	runners []pci.Runner // by source.own
 }
@@ -328,7 +328,7 @@ func (x *interrupts) disconnect() {
 // before.
 //
 // Errors: ErrConnected, ErrClosed, ErrNoRunner, or an unknown mode.
-func (d *Device) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(name string) pci.Runner) error {
+func (d *Device) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, newRunner func(name string) pci.Runner) error {
 	if mode != pci.MessageSignaled && mode != pci.Line {
 		return fmt.Errorf("hba: interrupt mode %d: want message signaled (%d) or line (%d)", mode, pci.MessageSignaled, pci.Line)
 	}

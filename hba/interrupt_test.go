@@ -55,7 +55,7 @@ func (x *recorder) want(t *testing.T, what string, want ...call) {
 	}
 }
 
-func connect(t *testing.T, w *world, mode pci.LineMode, x *recorder) {
+func connect(t *testing.T, w *world, mode pci.InterruptMode, x *recorder) {
 	t.Helper()
 	synctest.Wait() // units have changed: the event goroutine has raised it
 	if err := w.dev.ConnectInterrupt(mode, x.raise, newRunner); err != nil {
@@ -221,7 +221,7 @@ func TestLine(t *testing.T) {
 // TestDisconnect_Waits: DisconnectInterrupt waits for calls under way, and no
 // call begins afterwards.
 func TestDisconnect_Waits(t *testing.T) {
-	for _, mode := range []pci.LineMode{pci.MessageSignaled, pci.Line} {
+	for _, mode := range []pci.InterruptMode{pci.MessageSignaled, pci.Line} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, hba.Config{QueuePairs: 1, Workers: 1}, hbatest.Config{})
 			gate, entered := make(chan struct{}), make(chan struct{}, 10)
@@ -294,7 +294,7 @@ func TestInterrupts_NoLostEdge(t *testing.T) {
 			}
 		}
 	}
-	connect := func(mode pci.LineMode) {
+	connect := func(mode pci.InterruptMode) {
 		raise := onMessage
 		if mode == pci.Line {
 			raise = onLine
@@ -354,7 +354,7 @@ func TestInterrupts_NoLostEdge(t *testing.T) {
 		}
 		w.dev.DisconnectInterrupt()
 		runtime.Gosched()
-		connect(pci.LineMode(rng.IntN(2)))
+		connect(pci.InterruptMode(rng.IntN(2)))
 	})
 	drivers.Wait()
 	stop.Store(true)

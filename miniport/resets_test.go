@@ -26,7 +26,7 @@ func (f *hookedFunction) BAR(n int) pci.Registers {
 	return nil
 }
 
-func (f *hookedFunction) ConnectInterrupt(m pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (f *hookedFunction) ConnectInterrupt(m pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	f.raise = raise
 	return f.Function.ConnectInterrupt(m, raise, newRunner)
 }

@@ -24,7 +24,7 @@ type wire struct {
 func (w *wire) ReadConfig(int, []byte) int { return 0 }
 func (w *wire) BAR(int) pci.Registers      { return nil }
 func (w *wire) Messages() int              { return w.messages }
-func (w *wire) ConnectInterrupt(_ pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (w *wire) ConnectInterrupt(_ pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	w.raise, w.newRunner = raise, newRunner
 	return nil
 }

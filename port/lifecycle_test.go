@@ -142,7 +142,7 @@ type recorderWire struct {
 	r *recorder
 }
 
-func (w *recorderWire) ConnectInterrupt(m pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (w *recorderWire) ConnectInterrupt(m pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	w.r.note("interrupts connected")
 	return w.wire.ConnectInterrupt(m, raise, newRunner)
 }
@@ -506,7 +506,7 @@ type refusingWire struct {
 
 var errRefused = errors.New("refused")
 
-func (w *refusingWire) ConnectInterrupt(_ pci.LineMode, _ pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (w *refusingWire) ConnectInterrupt(_ pci.InterruptMode, _ pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	newRunner("first")
 	return errRefused
 }

@@ -19,12 +19,12 @@ type Message uint16
 // callee may access registers of the device before it returns.
 type InterruptFunc func(r Runner, m Message)
 
-// A LineMode says how a function signals interrupts.
-type LineMode uint8
+// An InterruptMode says how a function signals interrupts.
+type InterruptMode uint8
 
 const (
 	// MessageSignaled delivers each message on its own edge (MSI-X).
-	MessageSignaled LineMode = iota
+	MessageSignaled InterruptMode = iota
 	// Line is one level-triggered line for all causes (INTx): asserted until
 	// the driver has cleared every cause in the device.
 	Line
@@ -62,7 +62,7 @@ type Function interface {
 	// each goroutine that the device starts of its own accord; the device calls
 	// it before Connect returns or from the goroutine concerned. Nil means that there
 	// is none, and that Connect fails. One that fails has changed nothing.
-	ConnectInterrupt(mode LineMode, raise InterruptFunc, newRunner func(name string) Runner) error
+	ConnectInterrupt(mode InterruptMode, raise InterruptFunc, newRunner func(name string) Runner) error
 
 	// DisconnectInterrupt stops delivery and waits until no call of raise is
 	// under way.

@@ -117,7 +117,7 @@ func (h *hardware) BAR(n int) pci.Registers {
 func (h *hardware) Messages() int { return len(h.queues) }
 
 // ConnectInterrupt implements pci.Function.
-func (h *hardware) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
+func (h *hardware) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.connected {

@@ -126,7 +126,7 @@ func (f ramFunction) Read64(pci.Runner, uint32) uint64      { return 0 }
 func (f ramFunction) Write32(r pci.Runner, _, _ uint32)     { f.d.ring(r) }
 func (f ramFunction) Write64(pci.Runner, uint32, uint64)    {}
 
-func (f ramFunction) ConnectInterrupt(_ pci.LineMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
+func (f ramFunction) ConnectInterrupt(_ pci.InterruptMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
 	f.d.mu.Lock()
 	f.d.raise = raise
 	f.d.mu.Unlock()

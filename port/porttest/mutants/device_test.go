@@ -100,7 +100,7 @@ func (d *device) BAR(int) pci.Registers { return registers{d} }
 func (d *device) Messages() int { return len(d.queues) }
 
 // ConnectInterrupt implements pci.Function.
-func (d *device) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
+func (d *device) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, _ func(string) pci.Runner) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.line, d.raise = mode == pci.Line, raise

@@ -81,7 +81,7 @@ type dropsEdges struct {
 }
 
 // ConnectInterrupt implements pci.Function.
-func (w *dropsEdges) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (w *dropsEdges) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	return w.device.ConnectInterrupt(mode, func(r pci.Runner, m pci.Message) {
 		if w.busy.Swap(true) {
 			return
@@ -146,7 +146,7 @@ type dropsEarly struct {
 }
 
 // ConnectInterrupt implements pci.Function.
-func (w *dropsEarly) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (w *dropsEarly) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	return w.device.ConnectInterrupt(mode, func(r pci.Runner, m pci.Message) {
 		if w.Asserted() {
 			w.answered.Store(true)

@@ -147,7 +147,7 @@ func (f *tracedFunction) BAR(n int) pci.Registers {
 	return &tracedRegisters{b, f.r}
 }
 
-func (f *tracedFunction) ConnectInterrupt(mode pci.LineMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
+func (f *tracedFunction) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, newRunner func(string) pci.Runner) error {
 	return f.Function.ConnectInterrupt(mode, func(r pci.Runner, m pci.Message) {
 		if m != pci.Message(f.events) { // as above
 			f.r.addf("hba:      raise message %d", m)
