@@ -62,7 +62,7 @@ func newLoopers(tb testing.TB, n, batch, sizeBytes int, write bool) []*looper {
 			tb.Fatal(err)
 		}
 		for j := range batch {
-			srb, err := a.NewSRB(l.p, 1)
+			srb, err := a.NewSRB(l.p)
 			if err != nil {
 				tb.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func newLoopers(tb testing.TB, n, batch, sizeBytes int, write bool) []*looper {
 				srb.CDBBytes = uint8(scsi.PutRead16(&srb.CDB, lba, blocks, false, false))
 			}
 			srb.QueueAction = port.SimpleTag
-			srb.DataBuffers[0] = arena.Alloc(sizeBytes)
+			srb.DataBuffer = arena.Alloc(sizeBytes)
 			srb.DataTransferBytes = uint32(sizeBytes)
 			srb.Completer = l
 			l.srbs = append(l.srbs, srb)

@@ -269,7 +269,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		return nil, errors.Join(fmt.Errorf("%s: %w", o.Name, err), a.end(context.Background(), nil))
 	}
 	for i := range a.resetSRBs {
-		srb, err := a.NewSRB(p, 1)
+		srb, err := a.NewSRB(p)
 		if err != nil {
 			a.Remove(p)
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -277,7 +277,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		srb.recovery = true
 		a.resetSRBs[i] = srb
 	}
-	srb, err := a.NewSRB(p, 1)
+	srb, err := a.NewSRB(p)
 	if err != nil {
 		a.Remove(p)
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -717,30 +717,22 @@ func (a *Adapter) freeUncached() {
 	a.uncached = nil
 }
 
-// NewSRB makes an SRB for this adapter that can carry up to buffers pieces of
-// data (1 to MaxDataBuffers). It belongs to the caller, who uses it again and again; making
+// NewSRB makes an SRB for this adapter. It belongs to the caller, who uses it again and again; making
 // one is for set-up, not for each request. It lies in memory beside others made on p,
 // and apart from those of other processors: so p, which is the caller's, is best the one that
 // submits it. Any may. Nil stands for none in particular.
 //
 // Errors: no memory or no IOMMU window left.
-func (a *Adapter) NewSRB(p *Processor, buffers int) (*SRB, error) {
-	if buffers < 1 || buffers > MaxDataBuffers {
-		return nil, fmt.Errorf("port: SRB with %d buffers: want 1 to %d", buffers, MaxDataBuffers)
-	}
+func (a *Adapter) NewSRB(p *Processor) (*SRB, error) {
 	s, windows := p.takeSRB()
 	s.adapter = a
 	s.Tag = a.nextTag.Add(1)
-	for i := range buffers {
-		w, err := a.sys.iommu.NewWindow(windows)
-		if err != nil {
-			a.FreeSRB(s)
-			return nil, err
-		}
-		s.windows[i] = w
-		s.buffers++
+	var err error
+	if s.window, err = a.sys.iommu.NewWindow(windows); err != nil {
+		a.FreeSRB(s)
+		return nil, err
 	}
-	segments := buffers
+	segments := 1
 	if a.options.StrictSegments {
 		segments += min(int(a.config.NumberOfPhysicalBreaks)+1, int(a.config.MaximumTransferLength)/strictSegmentBytes+1)
 	}
@@ -766,10 +758,10 @@ func (a *Adapter) FreeSRB(s *SRB) {
 			v.record(Violation{Check: CheckUseAfterComplete, What: what, Processor: "FreeSRB", SRB: s.String()})
 		}
 	}
-	for i := range s.buffers {
-		a.sys.iommu.FreeWindow(s.windows[i])
+	if s.window != 0 {
+		a.sys.iommu.FreeWindow(s.window)
+		s.window = 0
 	}
-	s.buffers = 0
 	if s.extWindow != 0 {
 		a.sys.iommu.FreeWindow(s.extWindow)
 		s.extWindow = 0
@@ -780,7 +772,7 @@ func (a *Adapter) FreeSRB(s *SRB) {
 	}
 	// The SRBs that lie in its page may be needed for long.
 	s.adapter, s.lu, s.next, s.Completer, s.VictimSRB, s.SGL, s.sglStore = nil, nil, nil, nil, nil, nil, nil
-	clear(s.DataBuffers[:])
+	s.DataBuffer = nil
 }
 
 // OnUnitsChanged sets a function that is told which units came and went, at

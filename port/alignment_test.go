@@ -31,7 +31,7 @@ func TestAlignmentMask(t *testing.T) {
 			s := b.srb(&finished{})
 			defer b.a.FreeSRB(s)
 			s.Flags |= FlagDataIn
-			s.DataBuffers[0], s.DataTransferBytes = memory[tt.offset:][:512], 512
+			s.DataBuffer, s.DataTransferBytes = memory[tt.offset:][:512], 512
 			b.lu.Submit(b.p, []*SRB{s})
 			if s.Status != tt.want || (built == 1) != (tt.want == StatusSuccess) {
 				t.Errorf("%s, %d calls of BuildIo; want %s", s, built, tt.want)
@@ -61,7 +61,7 @@ func TestSubmit_NoDirection(t *testing.T) {
 	defer b.arena.Free(memory)
 	s := b.srb(&finished{})
 	defer b.a.FreeSRB(s)
-	s.DataBuffers[0], s.DataTransferBytes = memory[:512], 512
+	s.DataBuffer, s.DataTransferBytes = memory[:512], 512
 	b.lu.Submit(b.p, []*SRB{s})
 	if held := d.take(); s.Status != StatusInvalidRequest || len(held) != 0 {
 		t.Errorf("%s, the miniport has %v; want %s", s, held, StatusInvalidRequest)

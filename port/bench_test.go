@@ -77,7 +77,7 @@ func BenchmarkSubmit(b *testing.B) {
 				var done tally
 				srbs := make([]*port.SRB, batch)
 				for i := range srbs {
-					if srbs[i], err = a.NewSRB(p, 1); err != nil {
+					if srbs[i], err = a.NewSRB(p); err != nil {
 						b.Fatal(err)
 					}
 					b.Cleanup(func() { a.FreeSRB(srbs[i]) })

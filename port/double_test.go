@@ -246,7 +246,7 @@ func (b *bench) processor(name string) *Processor {
 
 // srb makes a tagged SRB whose completion is noted in done.
 func (b *bench) srb(done *finished) *SRB {
-	s, err := b.a.NewSRB(nil, 1)
+	s, err := b.a.NewSRB(nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

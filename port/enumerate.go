@@ -124,7 +124,7 @@ func (c *census) make(p *Processor) (err error) {
 	if c.srb != nil {
 		return nil
 	}
-	srb, err := c.a.NewSRB(p, 1)
+	srb, err := c.a.NewSRB(p)
 	if err != nil {
 		return err
 	}
@@ -384,7 +384,7 @@ func (c *census) command(p *Processor, lu *LogicalUnit, inBytes int) bool {
 		// A class driver that has one unit's queue closed does not keep the others from being found.
 		srb.Flags = FlagDataIn | FlagNoQueueFreeze | FlagQueueActionEnable | FlagBypassFrozenQueue | FlagBypassLockedQueue
 		srb.QueueAction = SimpleTag
-		srb.DataBuffers[0] = buffer[:inBytes]
+		srb.DataBuffer = buffer[:inBytes]
 		srb.DataTransferBytes = uint32(inBytes)
 		back := lu.Execute(p, srb, func() {
 			a.FreeSRB(srb)

@@ -414,7 +414,7 @@ func TestEnumerate_BesideWorkItems(t *testing.T) {
 		b.a.QueueWorkItem(b.p, &WorkItem{WaitsForIO: true, Routine: func(*Processor) { patient <- time.Since(start) }})
 		time.Sleep(time.Second)
 		d.startIo = func(p *Processor, srb *SRB) bool { // the enumeration asks on
-			srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffers[0], 0))
+			srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffer, 0))
 			d.complete(p, srb)
 			return true
 		}

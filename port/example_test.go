@@ -177,14 +177,14 @@ func Example() {
 	defer adapter.Remove(p)
 	check(adapter.Enumerate(p))
 	unit := adapter.LogicalUnits()[0]
-	srb, err := adapter.NewSRB(p, 1)
+	srb, err := adapter.NewSRB(p)
 	check(err)
 	defer adapter.FreeSRB(srb)
 	block := arena.Alloc(porttest.RAMBlockBytes)
 
 	copy(block, "hello")
 	srb.Flags, srb.QueueAction = port.FlagQueueActionEnable|port.FlagDataOut, port.SimpleTag
-	srb.DataBuffers[0], srb.DataTransferBytes = block, porttest.RAMBlockBytes
+	srb.DataBuffer, srb.DataTransferBytes = block, porttest.RAMBlockBytes
 	srb.CDBBytes = uint8(scsi.PutWrite16(&srb.CDB, 7, 1, false, false))
 	unit.Execute(p, srb, nil)
 	fmt.Println("write:", srb.Status == port.StatusSuccess)

@@ -91,7 +91,7 @@ func TestGiveUp_Abandons(t *testing.T) {
 				held.Completer, later.Completer = w, w
 				memory := b.arena.Alloc(4096)
 				held.Flags |= FlagDataIn
-				held.DataBuffers[0], held.DataTransferBytes = memory, 4096
+				held.DataBuffer, held.DataTransferBytes = memory, 4096
 				b.lu.Submit(b.p, []*SRB{held})
 
 				time.Sleep(timeoutSecs*time.Second - time.Second/2)

@@ -63,7 +63,7 @@ func (x *warehouse) CompleteSRB(_ *Processor, srb *SRB) { x.done[srb]++ }
 func (x *warehouse) submitter(unit, n int) {
 	var srbs []*SRB
 	for range n {
-		srb, err := x.a.NewSRB(nil, 1)
+		srb, err := x.a.NewSRB(nil)
 		if err != nil {
 			panic(err)
 		}

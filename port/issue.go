@@ -353,7 +353,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 }
 
-// mapData maps s's buffers and builds its scatter/gather list. False: the class
+// mapData maps s's data and builds its scatter/gather list. False: the class
 // driver exceeded the adapter's limits, or did not say which way the data go.
 func (a *Adapter) mapData(s *SRB) bool {
 	s.SGL = s.sglStore[:0]
@@ -367,29 +367,26 @@ func (a *Adapter) mapData(s *SRB) bool {
 	if access == 0 {
 		return false
 	}
-	limit := int(a.config.NumberOfPhysicalBreaks) + 1
-	for i, b := range s.DataBuffers[:s.buffers] {
-		if len(b) == 0 {
-			break
-		}
-		if !isAligned(b, a.config.AlignmentMask) {
-			a.unmap(s)
-			return false
-		}
-		addr := a.sys.iommu.Map(s.windows[i], b, access)
-		s.mapped = i + 1
-		if !a.options.StrictSegments {
-			s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(len(b))})
-			continue
-		}
-		for len(b) > 0 {
-			n := min(len(b), strictSegmentBytes)
-			s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(n)})
-			addr += dma.Addr(n)
-			b = b[n:]
-		}
+	b := s.DataBuffer
+	if len(b) == 0 {
+		return true
 	}
-	if len(s.SGL) > limit {
+	if !isAligned(b, a.config.AlignmentMask) {
+		return false
+	}
+	addr := a.sys.iommu.Map(s.window, b, access)
+	s.mapped = true
+	if !a.options.StrictSegments {
+		s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(len(b))})
+		return true
+	}
+	for len(b) > 0 {
+		n := min(len(b), strictSegmentBytes)
+		s.SGL = append(s.SGL, Segment{Addr: addr, Bytes: uint32(n)})
+		addr += dma.Addr(n)
+		b = b[n:]
+	}
+	if len(s.SGL) > int(a.config.NumberOfPhysicalBreaks)+1 {
 		a.unmap(s)
 		return false
 	}
@@ -401,10 +398,10 @@ const strictSegmentBytes = 4096
 
 // unmap ends the device's access to s's memory.
 func (a *Adapter) unmap(s *SRB) {
-	for i := range s.mapped {
-		a.sys.iommu.Unmap(s.windows[i])
+	if s.mapped {
+		a.sys.iommu.Unmap(s.window)
+		s.mapped = false
 	}
-	s.mapped = 0
 	if s.extAddr != 0 {
 		a.sys.iommu.Unmap(s.extWindow)
 		s.extAddr = 0

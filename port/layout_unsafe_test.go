@@ -34,7 +34,7 @@ func TestLayout_Pages(t *testing.T) {
 	}
 	for n := range each {
 		for i, p := range processors {
-			s, err := a.NewSRB(p, 1)
+			s, err := a.NewSRB(p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -46,9 +46,9 @@ func TestLayout_Pages(t *testing.T) {
 				}
 				pages[page] = i
 			}
-			block := int(s.windows[0]) * windowBytes / blockBytes
+			block := int(s.window) * windowBytes / blockBytes
 			if other, ok := blocks[block]; ok && other != i {
-				t.Fatalf("window %d of processor %d is in a kilobyte of processor %d's", s.windows[0], i, other)
+				t.Fatalf("window %d of processor %d is in a kilobyte of processor %d's", s.window, i, other)
 			}
 			blocks[block] = i
 		}
@@ -71,8 +71,8 @@ func TestFreeSRB_KeepsNothing(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 	freed := b.srb(nil)
 	completer := &finished{}
-	freed.Completer, freed.DataBuffers[0] = completer, make([]byte, 1<<10)
-	owner, buffer := weak.Make(completer), weak.Make(&freed.DataBuffers[0][0])
+	freed.Completer, freed.DataBuffer = completer, make([]byte, 1<<10)
+	owner, buffer := weak.Make(completer), weak.Make(&freed.DataBuffer[0])
 	b.a.FreeSRB(freed)
 	runtime.GC()
 	if owner.Value() != nil || buffer.Value() != nil {

@@ -118,14 +118,14 @@ func (r *recorder) StartIo(p *Processor, srb *SRB) bool {
 	switch scsi.Opcode(srb.CDB[0]) {
 	case scsi.OpReportLUNs:
 		r.note("REPORT LUNS")
-		n := scsi.PutReportLUNsHeader(srb.DataBuffers[0], len(units))
+		n := scsi.PutReportLUNsHeader(srb.DataBuffer, len(units))
 		for _, lun := range units {
-			n += scsi.PutLUN(srb.DataBuffers[0][n:], lun)
+			n += scsi.PutLUN(srb.DataBuffer[n:], lun)
 		}
 		srb.DataTransferBytes = uint32(n)
 	case scsi.OpInquiry:
 		r.note("INQUIRY")
-		srb.DataTransferBytes = uint32(scsi.PutInquiryData(srb.DataBuffers[0], &scsi.Inquiry{Peripheral: scsi.PeripheralDisk, CommandQueuing: true}))
+		srb.DataTransferBytes = uint32(scsi.PutInquiryData(srb.DataBuffer, &scsi.Inquiry{Peripheral: scsi.PeripheralDisk, CommandQueuing: true}))
 	default:
 		r.note("I/O")
 		if r.keep {
@@ -355,7 +355,7 @@ func TestMarkDeviceFailed(t *testing.T) {
 	}
 	old := b.a.LogicalUnits()[1]
 	done := make(signal, 2)
-	s, err := b.a.NewSRB(nil, 1)
+	s, err := b.a.NewSRB(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -185,15 +185,18 @@ func (a *Adapter) GetVirtualAddress(_ *Processor, srb *SRB, addr dma.Addr) []byt
 	return region[addr-base:]
 }
 
-// GetSystemAddress returns srb's data as the processor sees them, in pieces.
+// GetSystemAddress returns srb's data as the processor sees them.
 // They are always mapped here, so it does not fail. The device may be writing to
 // them, if the miniport has given it the SRB.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortGetSystemAddress.
-func (a *Adapter) GetSystemAddress(p *Processor, srb *SRB) [][]byte {
+func (a *Adapter) GetSystemAddress(p *Processor, srb *SRB) []byte {
 	p.check(routineGetSystemAddress)
-	return srb.DataBuffers[:srb.mapped]
+	if !srb.mapped {
+		return nil
+	}
+	return srb.DataBuffer
 }
 
 // A ScatterGatherList is a list for memory of the miniport's own.

@@ -339,7 +339,7 @@ func TestAddresses(t *testing.T) {
 	}
 	d.buildIo = func(_ *Processor, srb *SRB) bool { inverse(srb, srb.Extension); return true }
 	d.startIo = func(p *Processor, srb *SRB) bool {
-		if got := b.a.GetSystemAddress(p, srb); len(got) != 1 || string(got[0]) != "data" {
+		if got := b.a.GetSystemAddress(p, srb); string(got) != "data" {
 			t.Errorf("GetSystemAddress: %q", got)
 		}
 		if list := b.a.GetScatterGatherList(p, srb); len(list) != 1 || list[0].Bytes != 4 {
@@ -352,7 +352,7 @@ func TestAddresses(t *testing.T) {
 	memory := b.arena.Alloc(4096)
 	defer b.arena.Free(memory)
 	copy(memory, "data")
-	s.DataBuffers[0], s.DataTransferBytes = memory[:4], 4
+	s.DataBuffer, s.DataTransferBytes = memory[:4], 4
 	s.Flags |= FlagDataOut
 	b.lu.Submit(b.p, []*SRB{s})
 	b.wantNoViolations()

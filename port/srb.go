@@ -83,10 +83,6 @@ const (
 	PriorityCritical
 )
 
-// MaxDataBuffers is how many pieces an SRB's data may be in: nobody's data are in
-// more than one, whatever scatter/gather list comes of it.
-const MaxDataBuffers = 1
-
 // SenseBufferBytes is the size of SRB.Sense.
 const SenseBufferBytes = 64
 
@@ -143,9 +139,9 @@ type SRB struct {
 	Priority          Priority
 	CDBBytes          uint8
 	CDB               [16]byte
-	Nexus             uint8                  // the I_T nexus that it is of: a unit that has lost that refuses it; zero: of none. Ours
-	TimeoutSecs       uint32                 // TimeOutValue; zero means the unit's default
-	DataBuffers       [MaxDataBuffers][]byte // data in arena memory, in order; unused ones are nil
+	Nexus             uint8  // the I_T nexus that it is of: a unit that has lost that refuses it; zero: of none. Ours
+	TimeoutSecs       uint32 // TimeOutValue; zero means the unit's default
+	DataBuffer        []byte // data in arena memory: one piece, whatever scatter/gather list comes of it
 	Completer         Completer
 	VictimSRB         *SRB   // NextSrb: what FunctionAbortCommand aborts
 	DataTransferBytes uint32 // DataTransferLength: asked for, then moved
@@ -210,17 +206,16 @@ type srbPort struct {
 	seal    seal         // the verifier's
 	builtAt atomic.Int64 // when BuildIo was called, ns since 1970; zero: watched no more; the verifier's
 
-	windows   [MaxDataBuffers]dma.Window // one for each buffer the SRB was made for
-	mapped    int                        // how many of them are mapped
-	buffers   int                        // how many of them exist
-	extWindow dma.Window                 // zero until first needed
-	extAddr   dma.Addr                   // non-zero while the extension is mapped
-	sglStore  []Segment                  // memory for SGL
-	sglInline [MaxDataBuffers]Segment    // which it is, unless lists may be longer
+	window    dma.Window // for DataBuffer
+	mapped    bool       // DataBuffer is
+	extWindow dma.Window // zero until first needed
+	extAddr   dma.Addr   // non-zero while the extension is mapped
+	sglStore  []Segment  // memory for SGL
+	sglInline [1]Segment // which it is, unless lists may be longer
 
 	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
 
-	_ [16]byte // whole cache lines; nine fill a page: see srbsAtOnce
+	_ [40]byte // whole cache lines; nine fill a page: see srbsAtOnce
 }
 
 // A giveUpState is whether the port has given an SRB up. It changes with the unit's

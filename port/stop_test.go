@@ -334,7 +334,7 @@ func TestStop_TaskManagement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
 		b := newBench(t, d, AdapterOptions{})
-		srb, err := b.a.NewSRB(b.p, 1)
+		srb, err := b.a.NewSRB(b.p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -425,7 +425,7 @@ func TestRemove_NeverEnds(t *testing.T) {
 		},
 		"enumeration": func(b *bench, leave chan struct{}) {
 			b.d.startIo = func(p *Processor, srb *SRB) bool {
-				srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffers[0], 0))
+				srb.DataTransferBytes = uint32(scsi.PutReportLUNsHeader(srb.DataBuffer, 0))
 				b.d.complete(p, srb)
 				return true
 			}

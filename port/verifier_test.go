@@ -715,7 +715,7 @@ func (b *bench) submitOne() *SRB {
 func (b *bench) submitData() {
 	s := b.srb(&finished{})
 	s.Flags |= FlagDataIn
-	s.DataBuffers[0], s.DataTransferBytes = b.arena.Alloc(512), 512
+	s.DataBuffer, s.DataTransferBytes = b.arena.Alloc(512), 512
 	b.lu.Submit(b.p, []*SRB{s})
 }
 

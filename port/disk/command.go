@@ -251,7 +251,7 @@ func (c *command) reset(s step, cdbBytes int) {
 	srb.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
 	srb.QueueAction = port.SimpleTag
 	srb.TimeoutSecs = c.s.d.options.TimeoutSecs
-	srb.DataBuffers[0] = nil
+	srb.DataBuffer = nil
 	srb.DataTransferBytes, c.want = 0, 0
 	if c.s.group != 0 {
 		scsi.SetGroup(&srb.CDB, c.s.group)
@@ -260,7 +260,7 @@ func (c *command) reset(s step, cdbBytes int) {
 
 func (c *command) data(flags port.Flags, b []byte) {
 	c.srb.Flags |= flags
-	c.srb.DataBuffers[0] = b
+	c.srb.DataBuffer = b
 	c.want = uint32(len(b))
 	c.srb.DataTransferBytes = c.want
 }
@@ -530,7 +530,7 @@ func (c *command) finish(p *port.Processor) {
 	s, r, errno := c.s, c.req, c.errno
 	failedAt, failedAtKnown := c.failedAt, c.failedAtKnown
 	c.req = nil
-	c.srb.DataBuffers[0] = nil
+	c.srb.DataBuffer = nil
 	if c.srb.TakeSample() {
 		r.FollowReply()
 	}

@@ -97,7 +97,7 @@ func TestCommand_Steps(t *testing.T) {
 				at = from
 			case from != at || to != at+c.stepBytes || to > end:
 				t.Fatalf("%+v: command from %d to %d, want it from %d on", r, from, to, at)
-			case moves && &c.srb.DataBuffers[0][0] != &buffer[at-r.OffsetBytes]:
+			case moves && &c.srb.DataBuffer[0] != &buffer[at-r.OffsetBytes]:
 				t.Fatalf("%+v: wrong part of the buffer at %d", r, at)
 			}
 			at += c.stepBytes

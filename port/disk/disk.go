@@ -328,7 +328,7 @@ const talkerBytes = 4096
 var errGivenUp = errors.New("no reset makes the unit answer")
 
 func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
-	srb, err := d.adapter.NewSRB(p, 1)
+	srb, err := d.adapter.NewSRB(p)
 	if err != nil {
 		return nil, err
 	}
@@ -362,10 +362,10 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 		s.Flags = port.FlagQueueActionEnable | port.FlagNoQueueFreeze
 		s.QueueAction = port.SimpleTag
 		s.TimeoutSecs = t.timeoutSecs
-		s.DataBuffers[0], s.DataTransferBytes = nil, 0
+		s.DataBuffer, s.DataTransferBytes = nil, 0
 		if inBytes > 0 {
 			s.Flags |= port.FlagDataIn
-			s.DataBuffers[0], s.DataTransferBytes = t.data[:inBytes], uint32(inBytes)
+			s.DataBuffer, s.DataTransferBytes = t.data[:inBytes], uint32(inBytes)
 		}
 		if !t.d.lu.Execute(t.p, s, t.free) {
 			t.lost = true

@@ -74,7 +74,7 @@ func (s *session) comeHome(c *command) {
 		}
 	}
 	c.estate = estate{}
-	c.srb.DataBuffers[0] = nil
+	c.srb.DataBuffer = nil
 	s.mu.Lock()
 	s.orphans--
 	closed, last := s.closed, s.closed && s.orphans == 0

@@ -228,7 +228,7 @@ func (s *session) command(slot int) *command {
 }
 
 func (s *session) newCommand() (*command, error) {
-	srb, err := s.d.adapter.NewSRB(s.p, 1)
+	srb, err := s.d.adapter.NewSRB(s.p)
 	if err != nil {
 		return nil, err
 	}

@@ -235,7 +235,7 @@ func (m *stubborn) StartIo(p *port.Processor, srb *port.SRB) bool {
 	}
 	m.asked.Add(1)
 	if m.sense.Key == 0 {
-		n := copy(srb.DataBuffers[0], m.answer)
+		n := copy(srb.DataBuffer, m.answer)
 		srb.Status, srb.DataTransferBytes = port.StatusDataOverrun, uint32(n)
 	} else {
 		srb.Status, srb.ScsiStatus = port.StatusError|port.StatusAutosenseValid, scsi.StatusCheckCondition

@@ -37,7 +37,7 @@ func (m *Machine) NewBatch(t testing.TB, a *port.Adapter, n, bufferBytes int) *B
 	t.Helper()
 	b := &Batch{done: make(chan struct{}, 1)}
 	for range n {
-		srb, err := a.NewSRB(nil, 1)
+		srb, err := a.NewSRB(nil)
 		if err != nil {
 			t.Fatalf("new SRB: %v", err)
 		}
@@ -92,7 +92,7 @@ func (r *Request) prepare(function port.Function) *port.SRB {
 	s := r.SRB
 	s.Function, s.QueueAction, s.Flags = function, port.SimpleTag, flags
 	s.CDBBytes, s.DataTransferBytes, s.TimeoutSecs = 0, 0, 0
-	s.DataBuffers = [len(s.DataBuffers)][]byte{}
+	s.DataBuffer = nil
 	s.VictimSRB = nil
 	return s
 }
@@ -103,7 +103,7 @@ func (r *Request) Data(direction port.Flags, n int, put func(cdb *[scsi.CDBMaxBy
 	s.CDBBytes = uint8(put(&s.CDB))
 	if n > 0 {
 		s.Flags |= direction
-		s.DataBuffers[0] = r.Buffer[:n]
+		s.DataBuffer = r.Buffer[:n]
 		s.DataTransferBytes = uint32(n)
 	}
 }
@@ -113,7 +113,7 @@ func (r *Request) Read(lba uint64, blocks, blockBytes int) {
 	s := r.prepare(port.FunctionExecuteScsi)
 	s.CDBBytes = uint8(scsi.PutRead16(&s.CDB, lba, uint32(blocks), false, false))
 	s.Flags |= port.FlagDataIn
-	s.DataBuffers[0] = r.Buffer[:blocks*blockBytes]
+	s.DataBuffer = r.Buffer[:blocks*blockBytes]
 	s.DataTransferBytes = uint32(blocks * blockBytes)
 }
 
@@ -122,7 +122,7 @@ func (r *Request) Write(lba uint64, blocks, blockBytes int) {
 	s := r.prepare(port.FunctionExecuteScsi)
 	s.CDBBytes = uint8(scsi.PutWrite16(&s.CDB, lba, uint32(blocks), false, false))
 	s.Flags |= port.FlagDataOut
-	s.DataBuffers[0] = r.Buffer[:blocks*blockBytes]
+	s.DataBuffer = r.Buffer[:blocks*blockBytes]
 	s.DataTransferBytes = uint32(blocks * blockBytes)
 }
 

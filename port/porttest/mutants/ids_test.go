@@ -46,7 +46,7 @@ func (s *loaderSlot) CompleteSRB(_ *port.Processor, srb *port.SRB) {
 	lba, _, _ := scsi.BlockRange(&srb.CDB)
 	var want [1]byte
 	stamp(want[:], srb.Lun, lba)
-	if srb.Status != port.StatusSuccess || srb.DataTransferBytes != blockBytes || srb.DataBuffers[0][0] != want[0] {
+	if srb.Status != port.StatusSuccess || srb.DataTransferBytes != blockBytes || srb.DataBuffer[0] != want[0] {
 		l.r.fail(oracleStatus, "%s", srb)
 	}
 	l.total.Add(1)

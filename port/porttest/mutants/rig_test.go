@@ -190,7 +190,7 @@ func (r *rig) failed(o oracle) bool {
 
 // read makes a read of one block that is expected to succeed.
 func (r *rig) read(lun int, lba uint64) *request {
-	srb, err := r.a.NewSRB(nil, 1)
+	srb, err := r.a.NewSRB(nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func (r *rig) read(lun int, lba uint64) *request {
 	srb.Flags = port.FlagDataIn | port.FlagQueueActionEnable | port.FlagNoQueueFreeze
 	srb.QueueAction = port.SimpleTag
 	srb.CDBBytes = uint8(scsi.PutRead16(&srb.CDB, lba, 1, false, false))
-	srb.DataBuffers[0], srb.DataTransferBytes = q.buffer[:blockBytes], blockBytes
+	srb.DataBuffer, srb.DataTransferBytes = q.buffer[:blockBytes], blockBytes
 	srb.Completer = q
 	r.mu.Lock()
 	r.requests = append(r.requests, q)

@@ -20,7 +20,7 @@ const (
 func modePage(t *testing.T, m *machine, e *export, list []byte) (wce bool, err error) {
 	t.Helper()
 	err = m.onProcessor("mode", func(p *port.Processor) error {
-		srb, err := m.adapter.NewSRB(p, 1)
+		srb, err := m.adapter.NewSRB(p)
 		if err != nil {
 			return err
 		}
@@ -30,13 +30,13 @@ func modePage(t *testing.T, m *machine, e *export, list []byte) (wce bool, err e
 		for range 5 { // unit attentions are told first
 			srb.Flags, srb.QueueAction = port.FlagQueueActionEnable|port.FlagNoQueueFreeze|port.FlagDataIn, port.SimpleTag
 			srb.CDBBytes = uint8(scsi.PutModeSense10(&srb.CDB, scsi.ModePageCaching, true, 64))
-			srb.DataBuffers[0] = data[:64]
+			srb.DataBuffer = data[:64]
 			if list != nil {
 				srb.Flags = srb.Flags&^port.FlagDataIn | port.FlagDataOut
 				srb.CDBBytes = uint8(scsi.PutModeSelect10(&srb.CDB, uint16(len(list))))
-				srb.DataBuffers[0] = data[:copy(data, list)]
+				srb.DataBuffer = data[:copy(data, list)]
 			}
-			srb.DataTransferBytes = uint32(len(srb.DataBuffers[0]))
+			srb.DataTransferBytes = uint32(len(srb.DataBuffer))
 			e.LogicalUnit().Execute(p, srb, nil)
 			if srb.Status.Code() != port.StatusError || list != nil {
 				break
