@@ -219,7 +219,7 @@ type ScatterGatherList struct {
 // PutScatterGatherList ends it.
 //
 // Level: exactly Dispatch; so is routine's, with no lock held. Errors: wrong
-// level, a list in use, an empty buffer or one elsewhere, no direction, ErrNoResources.
+// level, a list in use, an empty buffer or one elsewhere, no direction, no routine, ErrNoResources.
 // Source: storport.h StorPortBuildScatterGatherList.
 func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buffer []byte, direction Flags, routine func(p *Processor, l *ScatterGatherList)) error {
 	if err := p.exactlyDispatch("BuildScatterGatherList"); err != nil {
@@ -235,6 +235,8 @@ func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buf
 		return errors.New("port: scatter/gather list for memory outside of the arena")
 	case access == 0:
 		return errors.New("port: scatter/gather list without FlagDataIn or FlagDataOut")
+	case routine == nil:
+		return errors.New("port: scatter/gather list without a routine")
 	}
 	w, err := a.sys.iommu.NewWindow(nil)
 	if err != nil {

@@ -937,3 +937,29 @@ func TestAbort_Channel(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// What is to run later and has no routine is refused where it is asked for: later it would
+// end the process on one of the port's goroutines.
+func TestNoRoutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+		var timer Timer
+		b.a.InitializeTimer(b.p, &timer)
+		if err := b.a.RequestTimer(b.p, &timer, nil, time.Second); err == nil {
+			t.Error("RequestTimer: no error")
+		}
+		memory := b.arena.Alloc(4096)
+		defer b.arena.Free(memory)
+		old := b.p.raise(Dispatch)
+		if err := b.a.BuildScatterGatherList(b.p, &ScatterGatherList{}, memory, FlagDataIn, nil); err == nil {
+			t.Error("BuildScatterGatherList: no error")
+		}
+		b.p.lower(old)
+		b.wantNoViolations()
+		if b.a.QueueWorkItem(b.p, &WorkItem{}) {
+			t.Error("QueueWorkItem: true")
+		}
+		b.wantOnly(CheckCallingPlace, "QueueWorkItem without a routine")
+		time.Sleep(2 * time.Second)
+	})
+}

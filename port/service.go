@@ -244,13 +244,19 @@ type WorkItem struct {
 	queued bool
 }
 
-// QueueWorkItem has w run soon. False: it is queued already, or the adapter is
-// being removed.
+// QueueWorkItem has w run soon. False: it is queued already, has no routine, or the adapter
+// is being removed.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortQueueWorkItem.
 func (a *Adapter) QueueWorkItem(p *Processor, w *WorkItem) bool {
 	p.check(routineQueueWorkItem)
+	if w.Routine == nil {
+		if p.verify {
+			p.violate(CheckCallingPlace, nil, "QueueWorkItem without a routine")
+		}
+		return false
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.queued {

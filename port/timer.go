@@ -56,7 +56,7 @@ func (a *Adapter) InitializeTimer(p *Processor, t *Timer) {
 // the request before. There is no tolerable delay to give: timers are not
 // coalesced here.
 //
-// Level: any. Errors: ErrTimerPending, ErrTimerFreed.
+// Level: any. Errors: ErrTimerPending, ErrTimerFreed, no routine.
 // Source: storport.h StorPortRequestTimer.
 func (a *Adapter) RequestTimer(_ *Processor, t *Timer, routine TimerRoutine, d time.Duration) error {
 	t.mu.Lock()
@@ -70,6 +70,8 @@ func (a *Adapter) RequestTimer(_ *Processor, t *Timer, routine TimerRoutine, d t
 		return nil
 	case t.pending:
 		return ErrTimerPending
+	case routine == nil:
+		return errors.New("port: RequestTimer without a routine")
 	}
 	t.pending = true
 	t.turn++
