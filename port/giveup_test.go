@@ -498,3 +498,60 @@ func TestGiveUp_AdapterGone(t *testing.T) {
 		}
 	})
 }
+
+// A class driver opens what it closed of the queue although the unit has been given up
+// meanwhile: otherwise the queue would stay closed when the unit works again.
+func TestGiveUp_QueueFunctions(t *testing.T) {
+	for name, f := range map[string][2]Function{
+		"lock": {FunctionLockQueue, FunctionUnlockQueue}, "freeze": {FunctionExecuteScsi, FunctionReleaseQueue},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				deafTo(d, false, func() bool { return false })
+				b := newBench(t, d, AdapterOptions{})
+				done := &finished{}
+				queue := func(f Function) *SRB {
+					s := b.srb(done)
+					s.Function = f
+					b.lu.Submit(b.p, []*SRB{s})
+					return s
+				}
+				held := b.srb(done)
+				held.Completer, held.TimeoutSecs = &patient{}, 5
+				b.lu.Submit(b.p, []*SRB{held})
+				if f[0] == FunctionLockQueue {
+					queue(f[0])
+				} else {
+					failed := b.srb(done)
+					failed.Flags &^= FlagNoQueueFreeze
+					b.lu.Submit(b.p, []*SRB{failed})
+					d.mu.Lock()
+					d.held = d.held[:1]
+					d.mu.Unlock()
+					failed.Status = StatusError
+					b.a.Complete(b.p, failed)
+				}
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				if b.lu.gate.Load()&gateGivenUp == 0 {
+					t.Fatal("the unit is not given up")
+				}
+				if s := queue(f[1]); s.Status != StatusSuccess {
+					t.Errorf("on a unit that is given up: %s", s)
+				}
+				if s := queue(FunctionQuiesceDevice); s.Status != StatusNoDevice {
+					t.Errorf("on a unit that is given up: %s", s)
+				}
+				for _, s := range d.take() {
+					d.complete(b.p, s)
+				}
+				s := b.srb(done)
+				b.lu.Submit(b.p, []*SRB{s})
+				b.wantStarted(s)
+				d.complete(b.p, s)
+				b.wantNoViolations()
+			})
+		})
+	}
+}

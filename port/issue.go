@@ -46,7 +46,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			p.trail.add("submit", s.Tag)
 		}
 		switch {
-		case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery:
+		case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery && !isQueueFunction(s.Function):
 			p.finishByPort(s, StatusNoDevice)
 		case isQueueFunction(s.Function):
 			lu.queueFunctionLocked(p, s)
@@ -447,6 +447,10 @@ func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
 			lu.openGateLocked(gateLocked)
 		}
 	case FunctionQuiesceDevice:
+		if lu.gate.Load()&gateGivenUp != 0 {
+			status = StatusNoDevice // nobody knows when it will be quiet
+			break
+		}
 		if lu.outstanding > 0 {
 			lu.quiescing.push(s)
 			return
