@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A trial finds out whether pauses pay, by what all connections of a server get done with
@@ -35,12 +37,15 @@ type trial struct {
 	// beganNs is when the window began, since epoch.
 	// +checklocks:mu
 	beganNs int64
+	// spentNs is the processor time that the process had taken by then.
+	// +checklocks:mu
+	spentNs int64
 	// window counts those of the trial that are over. trialWindows of them end it.
 	// +checklocks:mu
 	window int
-	// rates are the requests a second of a pair of windows, with pauses and without.
+	// worths are those of a pair of windows, with pauses and without.
 	// +checklocks:mu
-	rates [2]float64
+	worths [2]float64
 	// ratios are those of the pairs that say something, found so many: without to with.
 	// +checklocks:mu
 	ratios [trialPairs]float64
@@ -50,6 +55,9 @@ type trial struct {
 	// first.
 	// +checklocks:mu
 	ratio float64
+
+	// processor is the processor time that the process has taken; nil: ask the kernel.
+	processor func() (ns int64) // immutable
 }
 
 const (
@@ -65,7 +73,7 @@ const (
 	trialStep = 64
 	// trialLeast is how many a window with pauses needs to say anything.
 	trialLeast = 8 * trialStep
-	// trialGain is what must be won by not pausing: pauses save processor time.
+	// trialGain is what must be won by not pausing, which others wait longer for.
 	trialGain = 1.0 / 16
 	// trialMost is a ratio that is not believed.
 	trialMost = 1.5
@@ -118,7 +126,8 @@ func (t *trial) add(requests int, atNs int64) {
 //
 // +checklocks:t.mu
 func (t *trial) turnLocked(atNs int64) {
-	took, requests := atNs-t.beganNs, t.requests.Swap(0)
+	spentNs := t.processorNs()
+	took, spent, requests := atNs-t.beganNs, spentNs-t.spentNs, t.requests.Swap(0)
 	switch {
 	case t.window == trialWindows: // the term is over
 		t.window, t.found = 0, 0
@@ -127,10 +136,10 @@ func (t *trial) turnLocked(atNs int64) {
 		// bring little: that it is worse is an answer, too.
 		t.window -= t.window % 2
 	default:
-		t.rates[t.window%2] = float64(requests) / float64(took)
+		t.worths[t.window%2] = worth(requests, took, spent)
 		// If nobody was spared a pause, or somebody had to make it, the pair says nothing.
 		if t.window%2 == 1 && t.spared.Load() && !t.held.Load() {
-			t.ratios[t.found] = min(max(t.rates[1]/t.rates[0], 1/trialMost), trialMost)
+			t.ratios[t.found] = min(max(t.worths[1]/t.worths[0], 1/trialMost), trialMost)
 			t.found++
 		}
 		t.window++
@@ -145,7 +154,7 @@ func (t *trial) turnLocked(atNs int64) {
 		t.held.Store(false)
 	}
 	t.without.Store(without)
-	t.beganNs = atNs
+	t.beganNs, t.spentNs = atNs, spentNs
 	t.endNs.Store(atNs + int64(term))
 }
 
@@ -163,4 +172,20 @@ func (t *trial) judgeLocked() {
 		median = (t.ratio + median) / 2
 	}
 	t.ratio = median
+}
+
+// worth is what so many requests in so much time say for how they were served: as many a
+// second, and as many for a second of the processors.
+func worth(requests, tookNs, spentNs int64) float64 {
+	return float64(requests) / float64(tookNs) * float64(requests) / float64(max(spentNs, 1))
+}
+
+// processorNs is the processor time that the process has taken.
+func (t *trial) processorNs() int64 {
+	if t.processor != nil {
+		return t.processor()
+	}
+	var spent unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &spent) // all have this clock
+	return spent.Nano()
 }

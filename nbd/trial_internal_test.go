@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -11,20 +12,34 @@ import (
 // A clientele makes so many requests a second, with pauses and without.
 type clientele struct {
 	with, without float64
-	shallow       bool // nobody would pause for it
-	beside        bool // somebody is there that asks for little
+	dearer        float64 // what a request without takes of the processors, instead of 1; zero: the same
+	shallow       bool    // nobody would pause for it
+	beside        bool    // somebody is there that asks for little
+}
+
+// A rehearsal is a trial on processors whose time the test decides.
+type rehearsal struct {
+	trial
+	spentNs float64
+}
+
+func rehearse() *rehearsal {
+	r := new(rehearsal)
+	r.processor = func() int64 { return int64(r.spentNs) }
+	return r
 }
 
 // run has it make them from fromNs for so long. It returns the time.
-func (t *trial) run(c clientele, fromNs int64, long time.Duration) (atNs int64) {
+func (t *rehearsal) run(c clientele, fromNs int64, long time.Duration) (atNs int64) {
 	for atNs = fromNs; atNs < fromNs+int64(long); {
-		perSecond := c.with
+		perSecond, requestNs := c.with, 4000.0
 		if c.beside {
 			t.askLittle(atNs)
 		}
 		if !c.shallow && t.spares(&among{others: true}, atNs) {
-			perSecond = c.without
+			perSecond, requestNs = c.without, requestNs*cmp.Or(c.dearer, 1)
 		}
+		t.spentNs += trialStep * requestNs
 		atNs += int64(trialStep / perSecond * 1e9)
 		t.add(trialStep, atNs)
 	}
@@ -47,20 +62,23 @@ func TestTrial(t *testing.T) {
 		{clientele{with: 160_000, without: 80_000}, false},
 		{clientele{with: 40_000, without: 60_000}, true},
 		{clientele{with: 60_000, without: 40_000}, false},
+		{clientele{with: 160_000, without: 160_000, dearer: 0.9}, true},
+		{clientele{with: 160_000, without: 180_000, dearer: 1.1}, false},
+		{clientele{with: 160_000, without: 200_000, dearer: 1.1}, true},
 	} {
-		var tr trial
+		tr := rehearse()
 		at := tr.run(tt.c, 1e9, untilVerdict)
 		if tr.without.Load() != tt.want {
 			t.Errorf("%+v: does without: %t", tt.c, !tt.want)
 		}
 		// It holds, whatever happens, for its time.
-		other := clientele{with: tt.c.without, without: tt.c.with}
+		other := clientele{with: tt.c.without, without: tt.c.with, dearer: 1 / cmp.Or(tt.c.dearer, 1)}
 		at = tr.run(other, at, trialTerm-2*untilVerdict)
 		if tr.without.Load() != tt.want {
 			t.Errorf("%+v: does without: %t, before the term is over", tt.c, !tt.want)
 		}
 		tr.run(other, at, 3*trialTerm) // the first of its trials may not suffice
-		if got, want := tr.without.Load(), other.without > other.with*(1+trialGain); got != want {
+		if got, want := tr.without.Load(), other.without > other.with*other.dearer*(1+trialGain); got != want {
 			t.Errorf("%+v, then %+v: does without: %t", tt.c, other, got)
 		}
 	}
@@ -69,7 +87,7 @@ func TestTrial(t *testing.T) {
 // TestTrial_Gaps: that a clientele made no requests for a while says nothing.
 func TestTrial_Gaps(t *testing.T) {
 	for _, c := range []clientele{{with: 160_000, without: 200_000}, {with: 200_000, without: 160_000}} {
-		var tr trial
+		tr := rehearse()
 		at := int64(1e9)
 		for i := range 40 {
 			at = tr.run(c, at, trialWindow)
@@ -91,7 +109,7 @@ func TestTrial_Noise(t *testing.T) {
 		first, third := 0, 0
 		for seed := range uint64(seeds) {
 			random := rand.New(rand.NewPCG(seed, 1))
-			var tr trial
+			tr := rehearse()
 			noisy := func(atNs int64, long time.Duration) int64 {
 				for end := atNs + int64(long); atNs < end; {
 					f := 0.5 + random.Float64()
@@ -118,7 +136,7 @@ func TestTrial_Noise(t *testing.T) {
 // a window without.
 func TestTrial_Slow(t *testing.T) {
 	for _, c := range []clientele{{with: 500, without: 1000}, {with: 8000, without: 12_000}} {
-		var tr trial
+		tr := rehearse()
 		at := int64(1e9)
 		for !tr.without.Load() {
 			at = tr.run(clientele{with: 160_000, without: 160_000}, at, time.Millisecond)
@@ -136,7 +154,7 @@ func TestTrial_Slow(t *testing.T) {
 // enough with pauses and too few without.
 func TestTrial_Few(t *testing.T) {
 	for _, c := range []clientele{{with: 19_000, without: 18_000}, {with: 20_000, without: 16_000}, {with: 22_000, without: 17_500}, {with: 24_000, without: 18_000}, {with: 24_000, without: 8000}} {
-		var tr trial
+		tr := rehearse()
 		const long = 10 * trialTerm
 		at, without := int64(1e9), time.Duration(0)
 		for end := at + int64(long); at < end; {
@@ -154,7 +172,7 @@ func TestTrial_Few(t *testing.T) {
 
 // TestTrial_Mad: one trial that is not to be believed is outweighed by the next two.
 func TestTrial_Mad(t *testing.T) {
-	var tr trial
+	tr := rehearse()
 	at := tr.run(clientele{with: 100_000, without: 10_000_000}, 1e9, untilVerdict)
 	if !tr.without.Load() {
 		t.Fatal("it does not do without: the test does not test")
@@ -167,13 +185,15 @@ func TestTrial_Mad(t *testing.T) {
 
 // TestTrial_Nothing: a trial finds nothing while nobody does without pauses, as one that asks
 // for little has its turn in them or as nobody would pause; what was found before holds.
+//
+// +checklocksignore: nobody else is there.
 func TestTrial_Nothing(t *testing.T) {
 	for _, c := range []clientele{
 		{with: 160_000, without: 200_000, beside: true},
 		{with: 160_000, without: 120_000, beside: true},
 		{with: 160_000, shallow: true},
 	} {
-		var tr trial
+		tr := rehearse()
 		at := tr.run(c, 1e9, 3*trialTerm)
 		if tr.without.Load() && tr.window == trialWindows {
 			t.Errorf("%+v: does without", c)
@@ -188,8 +208,10 @@ func TestTrial_Nothing(t *testing.T) {
 
 // TestTrial_Late: who comes late and says in a window with pauses that it was spared one in
 // the window before adds nothing.
+//
+// +checklocksignore: nobody else is there.
 func TestTrial_Late(t *testing.T) {
-	var tr trial
+	tr := rehearse()
 	at := int64(1e9)
 	for was := false; at < int64(4*trialTerm); was = tr.without.Load() {
 		at = tr.run(clientele{with: 160_000, without: 200_000}, at, time.Millisecond)
@@ -226,7 +248,7 @@ func TestTrial_Crowd(t *testing.T) {
 // TestTrial_Half: a trial of which less than half says something is none.
 func TestTrial_Half(t *testing.T) {
 	for _, tt := range []struct{ says, want int }{{trialPairs / 2, 0}, {trialPairs/2 + 1, 1}} {
-		var tr trial
+		tr := rehearse()
 		at := tr.run(clientele{with: 160_000, without: 200_000}, 1e9, time.Duration(2*tt.says)*trialWindow+trialWindow)
 		tr.run(clientele{with: 160_000, shallow: true}, at, untilVerdict)
 		if got := int(tr.ratio); got != tt.want {
