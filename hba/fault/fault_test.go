@@ -511,7 +511,6 @@ func TestCorrupt(t *testing.T) {
 	})
 }
 
-// A misdirected write lands on the unit, whole, and not where it should.
 // TestDecide_TheFirstDecides: of two rules that say the same of a command, the first has it.
 func TestDecide_TheFirstDecides(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -553,6 +552,7 @@ func TestDecide_TheFirstDecides(t *testing.T) {
 	}
 }
 
+// A misdirected write lands on the unit, whole, and not where it should.
 func TestMisdirected_StaysOnUnit(t *testing.T) {
 	const seed = 7
 	r := rand.New(rand.NewPCG(seed, 0))
