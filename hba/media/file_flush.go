@@ -25,10 +25,13 @@ type flushGroup struct {
 	failed uint64
 	// +checklocks:mu
 	failure error
-	// tainted is an error that the round under way and the next one report though their
-	// syncs say nothing.
+	// tainted is an error that the round under way and the next one that serves a flush
+	// report though their syncs say nothing.
 	// +checklocks:mu
 	tainted error
+	// wanted is the last round that a flush needs.
+	// +checklocks:mu
+	wanted uint64
 	// parts is how many calls of doAsPart there are.
 	// +checklocks:mu
 	parts int
@@ -47,6 +50,7 @@ func (g *flushGroup) taint(err error) {
 func (g *flushGroup) do() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.wanted = g.begun + 1
 	return g.doLocked()
 }
 
@@ -91,22 +95,26 @@ func (g *flushGroup) runLocked() {
 	g.running = true
 	g.begun++
 	round := g.begun
-	tainted := g.tainted
+	owed := g.tainted
 	g.tainted = nil
 	g.mu.Unlock()
 	err := g.sync()
 	g.mu.Lock()
 	if err == nil {
-		err = tainted
+		err = g.tainted // the kernel has told somebody else meanwhile; the next flush still reports it
 	}
-	if err == nil {
-		err = g.tainted // the kernel has told somebody else meanwhile; the next round still reports it
-	}
-	if err != nil {
-		g.failed, g.failure = round, err
+	switch {
+	case err != nil:
 		if g.parts > 0 { // each of them fails with it; now, that no flush comes between
 			g.tainted = err
 		}
+	case g.wanted >= round:
+		err = owed
+	default: // what was told before is of no concern to parts
+		g.tainted = owed
+	}
+	if err != nil {
+		g.failed, g.failure = round, err
 	}
 	g.running = false
 	g.ended = round

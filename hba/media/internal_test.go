@@ -246,6 +246,31 @@ func TestFlushGroup_TaintDuringASync(t *testing.T) {
 	}
 }
 
+// TestFlushGroup_Parts: what one write with FUA was told, the next flush is, once, and no
+// later write with FUA.
+func TestFlushGroup_Parts(t *testing.T) {
+	var g flushGroup
+	g.sync = func() error {
+		g.sync = func() error { return nil }
+		return io.ErrClosedPipe
+	}
+	for _, step := range []struct {
+		who  string
+		do   func() error
+		want error
+	}{
+		{"the write that was told", g.doAsPart, io.ErrClosedPipe},
+		{"the next write", g.doAsPart, nil},
+		{"the next flush", g.do, io.ErrClosedPipe},
+		{"a write after it", g.doAsPart, nil},
+		{"a flush after it", g.do, nil},
+	} {
+		if err := step.do(); !errors.Is(err, step.want) {
+			t.Errorf("%s: %v, want %v", step.who, err, step.want)
+		}
+	}
+}
+
 // TestFile_ResizeHidesNoLoss: the kernel tells of lost writes once, and if it tells
 // Resize, the next flush fails all the same.
 func TestFile_ResizeHidesNoLoss(t *testing.T) {
