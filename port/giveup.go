@@ -3,10 +3,10 @@ package port
 import "slices"
 
 // giveUp fails a unit that no reset brought back: what waits and what comes, but for what
-// opens or closes its queue, completes with StatusNoDevice, and who waits for what the miniport holds is told
-// to wait no more. That itself stays with the miniport, since its memory may still be
-// written; the reset road is taken again after another timeout. The unit works again
-// when a reset helps, or when the miniport has given back everything, built SRBs
+// opens or closes its queue, completes with StatusNoDevice, and who waits for what the
+// miniport holds is told to wait no more. That itself stays with the miniport, since its
+// memory may still be written; the reset road is taken again after another timeout. The
+// unit works again when a reset helps, or when the miniport has given back everything, built SRBs
 // included that could not go down: so nothing that was given up is done after what
 // comes later.
 //

@@ -51,7 +51,8 @@ func (a *Adapter) Remove(p *Processor) {
 //
 // It waits for a Stop or a Restart that is under way; when ctx ends first, the adapter
 // is taken away under it. Work items and enumerations that do not end keep it until ctx
-// ends or StopTimeout is over.
+// ends or StopTimeout is over, and of an adapter that has failed for a second more than
+// ResetTimeout.
 //
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
 // called again and finds that all SRBs are back, and that no work item or enumeration runs.

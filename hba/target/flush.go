@@ -9,7 +9,8 @@ import (
 // A medium tells once of writes that it has lost, to whoever flushes it just then, and
 // they need not be of that command. So if that is no SYNCHRONIZE CACHE, the next one fails
 // as well. And whatever flushes and was under way as the medium told fails too: its own
-// flush may have come after that, and what it covers, or has written itself, be lost.
+// flush may have come after that, and what it covers, or has written itself, be lost. Two
+// SYNCHRONIZE CACHEs at a time are the medium's to order: it shares or serializes flushes.
 
 // flushFor flushes as a part of t, which is not SYNCHRONIZE CACHE, and ends t if
 // that fails.
