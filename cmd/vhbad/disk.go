@@ -50,7 +50,7 @@ func namesOf(path *string, ask func(ctx context.Context, c *client.Client) ([]co
 		defer cancel()
 		names, err := ask(ctx, c)
 		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
+			names = nil // ShellCompDirectiveError would have the shell offer files
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
