@@ -231,7 +231,7 @@ func (fakeDisks) GrowDisk(_ context.Context, name string, sizeBytes int64) (clie
 	return client.Disk{Name: name, SizeBytes: uint64(sizeBytes), Operations: []client.Operation{}}, nil
 }
 
-func (f fixed) HandOver(r client.HandOver) (func(*net.UnixConn), error) {
+func (f fixed) HandOver(_ context.Context, r client.HandOver) (func(*net.UnixConn), error) {
 	if !r.DiscardMemory {
 		return nil, errors.New("not now")
 	}

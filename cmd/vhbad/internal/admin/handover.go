@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -20,9 +21,9 @@ const (
 
 // HandOver lets another daemon take this one's place.
 type HandOver interface {
-	// HandOver decides whether it may. The result, which must be called, talks with
-	// that daemon and closes the connection.
-	HandOver(r client.HandOver) (func(c *net.UnixConn), error)
+	// HandOver decides whether it may, and gives that up with ctx. The result, which
+	// must be called, talks with that daemon and closes the connection.
+	HandOver(ctx context.Context, r client.HandOver) (func(c *net.UnixConn), error)
 }
 
 func handOverRoutes(h HandOver) []Route {
@@ -52,7 +53,7 @@ func handOver(w http.ResponseWriter, r *http.Request, h HandOver) {
 		refuse(w, err)
 		return
 	}
-	talk, err := h.HandOver(ask)
+	talk, err := h.HandOver(r.Context(), ask)
 	if err != nil {
 		refuse(w, Conflict("%v", err))
 		return

@@ -230,8 +230,8 @@ func (s *socket) leave() {
 // HandOver implements admin.HandOver: it decides whether another daemon may take
 // this one's place. The result talks with it.
 //
-// Errors: who or what stands against it.
-func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
+// Errors: who or what stands against it; ctx's.
+func (d *Daemon) HandOver(ctx context.Context, r client.HandOver) (func(c *net.UnixConn), error) {
 	if !d.Ready() {
 		return nil, fmt.Errorf("the daemon is %s: want one that is ready", state(d.state.Load()))
 	}
@@ -245,6 +245,9 @@ func (d *Daemon) HandOver(r client.HandOver) (func(c *net.UnixConn), error) {
 	case d.changing <- struct{}{}: // which disks and sockets there are must not change until talk has ended
 	case <-d.life.Done():
 		return nil, errors.New("the daemon stops")
+	case <-ctx.Done(): // it has been told to end, say; another may ask
+		d.handingOver.Store(false)
+		return nil, ctx.Err()
 	}
 	if err := d.losesNothing(r); err != nil {
 		<-d.changing

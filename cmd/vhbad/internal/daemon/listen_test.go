@@ -280,7 +280,7 @@ func TestSingle_NobodyComes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.HandOver(client.HandOver{DiscardMemory: true}); err == nil || !strings.Contains(err.Error(), "single client") {
+	if _, err := d.HandOver(t.Context(), client.HandOver{DiscardMemory: true}); err == nil || !strings.Contains(err.Error(), "single client") {
 		t.Errorf("a hand-over: %v", err)
 	}
 	stopper(t, d)()

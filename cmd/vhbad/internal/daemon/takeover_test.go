@@ -297,6 +297,38 @@ func TestTakeOver_MemoryMeanwhile(t *testing.T) {
 	}
 }
 
+// A daemon that is told to end while the old one changes what it serves, which may take
+// long, does not keep others from asking.
+func TestTakeOver_GoneMeanwhile(t *testing.T) {
+	s := newSettings(t, "f=file:$DIR/u.img,size=1MiB")
+	d, _ := s.mustStart(t)
+	_, _, end, err := d.beginChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := make(chan error)
+	go func() {
+		p, err := TakeOver(ctx, s.Admin, client.HandOver{}, slog.New(slog.DiscardHandler))
+		p.Close()
+		asked <- err
+	}()
+	for _, asks := range []bool{true, false} {
+		eventually(t, func() string {
+			if d.handingOver.Load() != asks {
+				return "the other daemon has not asked, or is not forgotten"
+			}
+			return ""
+		})
+		cancel()
+	}
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that of the context", err)
+	}
+}
+
 func TestTakeOver_Nobody(t *testing.T) {
 	s := newSettings(t)
 	for _, spoil := range []func(){
