@@ -10,10 +10,10 @@ import (
 )
 
 // A trial finds out whether pauses pay, by what all connections of a server get done with
-// and without, in turns. It depends on the machine: where it is dear to wake somebody up,
-// pauses make half as many requests again, and where it is cheap they cost a fifth. All
-// connections do the same at a time: to one alone it always pays to go on while others
-// pause.
+// and without, in turns, and by the processor time that it takes. It depends on the machine:
+// where it is dear to wake somebody up, pauses make half as many requests again, and where
+// it is cheap they cost a fifth. All connections do the same at a time: to one alone it
+// always pays to go on while others pause.
 //
 // Concurrency: any goroutine; a connection comes by once for every trialStep requests.
 type trial struct {

@@ -49,8 +49,8 @@ func (t *rehearsal) run(c clientele, fromNs int64, long time.Duration) (atNs int
 // untilVerdict is longer than a trial, and shorter than the term of its verdict.
 const untilVerdict = 2 * trialWindows * trialWindow
 
-// TestTrial: pauses end where more gets done without, by so much that it is worth the
-// processor time, and come back where it does not.
+// TestTrial: pauses end where more gets done without, in time and processor time, by so much
+// that it is worth the waits of others, and come back where it does not.
 func TestTrial(t *testing.T) {
 	for _, tt := range []struct {
 		c    clientele
