@@ -55,6 +55,9 @@ func lock(fd int, readOnly bool) error {
 	if err != nil {
 		return err
 	}
+	if locked, err := flockLocksBytes(fd); locked || err != nil {
+		return err
+	}
 	does, alone := []int64{qemuRead}, []int64{qemuWrite, qemuResize}
 	if !readOnly {
 		does = append(does, qemuWrite, qemuResize)
@@ -75,6 +78,25 @@ func lock(fd int, readOnly bool) error {
 		}
 	}
 	return nil
+}
+
+// flockLocksBytes reports whether the file system, that of fd, makes of flock a lock of
+// all bytes. There qemu's meet it as it is. More of them would keep readers from each other
+// on NFS, and on SMB, where they are mandatory, the disk from its own first block.
+//
+// Source: flock(2), "NFS details" and "CIFS details".
+func flockLocksBytes(fd int) (bool, error) {
+	var st unix.Statfs_t
+	err := ignoringEINTR(func() error { return unix.Fstatfs(fd, &st) })
+	return locksBytes(uint32(st.Type)), err
+}
+
+func locksBytes(magic uint32) bool {
+	switch magic {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC:
+		return true
+	}
+	return false
 }
 
 func added(numbers []int64, base int64) []int64 {

@@ -246,6 +246,18 @@ func TestFlushGroup_TaintDuringASync(t *testing.T) {
 	}
 }
 
+// TestLock_NetworkFileSystems: where flock locks all bytes there are no other locks.
+func TestLock_NetworkFileSystems(t *testing.T) {
+	for fileSystem, want := range map[uint32]bool{
+		unix.NFS_SUPER_MAGIC: true, unix.CIFS_SUPER_MAGIC: true, unix.SMB2_SUPER_MAGIC: true,
+		unix.EXT4_SUPER_MAGIC: false, unix.TMPFS_MAGIC: false, unix.FUSE_SUPER_MAGIC: false,
+	} {
+		if got := locksBytes(fileSystem); got != want {
+			t.Errorf("file system %#x: %t, want %t", fileSystem, got, want)
+		}
+	}
+}
+
 // TestFlushGroup_Parts: what one write with FUA was told, the next flush is, once, and no
 // later write with FUA.
 func TestFlushGroup_Parts(t *testing.T) {
