@@ -59,13 +59,16 @@ func TestStopContext_TakesAway(t *testing.T) {
 	})
 }
 
+// stops are the ways to stop an adapter that tell how it went.
+var stops = map[string]func(a *Adapter, p *Processor) error{
+	"stop":   (*Adapter).Stop,
+	"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
+}
+
 // What not even a bus reset brings back keeps its memory, and neither Stop nor
 // Remove waits for it, nor for who waits for it inside the port.
 func TestStop_Stuck(t *testing.T) {
-	for name, stop := range map[string]func(a *Adapter, p *Processor) error{
-		"stop":   (*Adapter).Stop,
-		"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
-	} {
+	for name, stop := range stops {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const limit = 30 * time.Second
@@ -486,10 +489,7 @@ func TestRemove_NeverEnds(t *testing.T) {
 // An adapter that fails while it is being stopped will not become idle by itself: nobody
 // waits for that any more, and Remove resets it.
 func TestStop_Fails(t *testing.T) {
-	for name, stop := range map[string]func(a *Adapter, p *Processor) error{
-		"stop":   (*Adapter).Stop,
-		"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
-	} {
+	for name, stop := range stops {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &driver{model: FullDuplex}

@@ -50,16 +50,7 @@ func TestServe_NoRoot(t *testing.T) {
 		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: anybody, Gid: anybody, Groups: []uint32{}}}
 	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
-		t.Errorf("first line %q, %v", line, err)
-	}
+	startReady(t, cmd, sock)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -79,5 +70,20 @@ func TestServe_NoRoot(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v, want exit code 0", err)
+	}
+}
+
+// startReady starts a daemon and returns when it says that it is ready, at sock.
+func startReady(t *testing.T, cmd *exec.Cmd, sock string) {
+	t.Helper()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
+		t.Errorf("%q: first line %q, %v", cmd.Args, line, err)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -79,16 +78,7 @@ func TestServe_Sandbox(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
-			t.Errorf("sandbox %s: first line %q, %v", mode, line, err)
-		}
+		startReady(t, cmd, sock)
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
 		if err != nil || len(threads) == 0 {
 			t.Errorf("no threads: %v", err)
@@ -149,16 +139,7 @@ func TestServe_SandboxOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("vhbad", "serve", "--config", file, "--http", "none", "--admin", control)
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready unix://"+sock+"\n" {
-		t.Errorf("first line %q, %v", line, err)
-	}
+	startReady(t, cmd, sock)
 	if out, err := exec.Command("vhbad", "reload", "--admin", control).CombinedOutput(); err != nil || string(out) != "nothing has changed\n" {
 		t.Errorf("reload: %v\n%s", err, out)
 	}

@@ -1,8 +1,8 @@
 package target_test
 
 import (
+	"runtime"
 	"testing"
-	"time"
 
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/scsi"
@@ -55,9 +55,12 @@ func TestFlush_LossIsToldToAll(t *testing.T) {
 			second, secondOver, two := start(tt.other)
 			if tt.sooner {
 				two <- nil
-				select {
-				case <-secondOver:
-				case <-time.After(20 * time.Millisecond):
+				for over := false; !over && !u.SynchronizeWaits(); runtime.Gosched() {
+					select {
+					case <-secondOver: // too soon, as its result will tell
+						over = true
+					default:
+					}
 				}
 				one <- errBroken
 				<-firstOver
