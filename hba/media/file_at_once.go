@@ -152,9 +152,15 @@ func (a *atOnce) end(began time.Duration, n int64) {
 // wait for nothing but a disk of this machine. Behind a network or another process
 // they may wait for ever.
 func writesWaitForDisk(fd int) bool {
+	magic, err := fileSystemOf(fd)
+	return err == nil && (magic == unix.EXT4_SUPER_MAGIC || magic == unix.TMPFS_MAGIC)
+}
+
+// fileSystemOf is the magic number of the file system that fd is of.
+//
+// Source: statfs(2).
+func fileSystemOf(fd int) (magic uint32, err error) {
 	var st unix.Statfs_t
-	if err := ignoringEINTR(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
-		return false
-	}
-	return st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.TMPFS_MAGIC
+	err = ignoringEINTR(func() error { return unix.Fstatfs(fd, &st) })
+	return uint32(st.Type), err
 }

@@ -95,6 +95,7 @@ func (g *flushGroup) runLocked() {
 	g.running = true
 	g.begun++
 	round := g.begun
+	serves := g.wanted == round // a flush that comes from now on needs the next one
 	owed := g.tainted
 	g.tainted = nil
 	g.mu.Unlock()
@@ -108,7 +109,7 @@ func (g *flushGroup) runLocked() {
 		if g.parts > 0 { // each of them fails with it; now, that no flush comes between
 			g.tainted = err
 		}
-	case g.wanted >= round:
+	case serves:
 		err = owed
 	default: // what was told before is of no concern to parts
 		g.tainted = owed

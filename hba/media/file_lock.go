@@ -81,14 +81,13 @@ func lock(fd int, readOnly bool) error {
 }
 
 // flockLocksBytes reports whether the file system, that of fd, makes of flock a lock of
-// all bytes. There qemu's meet it as it is. More of them would keep readers from each other
+// all bytes, as a rule: mount options may say otherwise. There qemu's meet it as it is. More of them would keep readers from each other
 // on NFS, and on SMB, where they are mandatory, the disk from its own first block.
 //
 // Source: flock(2), "NFS details" and "CIFS details".
 func flockLocksBytes(fd int) (bool, error) {
-	var st unix.Statfs_t
-	err := ignoringEINTR(func() error { return unix.Fstatfs(fd, &st) })
-	return locksBytes(uint32(st.Type)), err
+	magic, err := fileSystemOf(fd)
+	return locksBytes(magic), err
 }
 
 func locksBytes(magic uint32) bool {

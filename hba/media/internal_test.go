@@ -246,10 +246,11 @@ func TestFlushGroup_TaintDuringASync(t *testing.T) {
 	}
 }
 
-// TestLock_NetworkFileSystems: where flock locks all bytes there are no other locks.
+// TestLock_NetworkFileSystems: which those are where flock locks all bytes. That there are
+// no other locks then, no file system here can show.
 func TestLock_NetworkFileSystems(t *testing.T) {
 	for fileSystem, want := range map[uint32]bool{
-		unix.NFS_SUPER_MAGIC: true, unix.CIFS_SUPER_MAGIC: true, unix.SMB2_SUPER_MAGIC: true,
+		unix.NFS_SUPER_MAGIC: true, unix.SMB_SUPER_MAGIC: true, unix.CIFS_SUPER_MAGIC: true, unix.SMB2_SUPER_MAGIC: true,
 		unix.EXT4_SUPER_MAGIC: false, unix.TMPFS_MAGIC: false, unix.FUSE_SUPER_MAGIC: false,
 	} {
 		if got := locksBytes(fileSystem); got != want {
@@ -280,6 +281,30 @@ func TestFlushGroup_Parts(t *testing.T) {
 		if err := step.do(); !errors.Is(err, step.want) {
 			t.Errorf("%s: %v, want %v", step.who, err, step.want)
 		}
+	}
+}
+
+// TestFlushGroup_ArrivesInAPart: a flush that comes while a write with FUA is made durable is
+// told what is left for it, and that write is not.
+func TestFlushGroup_ArrivesInAPart(t *testing.T) {
+	var g flushGroup
+	told := make(chan error)
+	g.sync = func() error {
+		g.sync = func() error { return nil }
+		go func() { told <- g.do() }()
+		for come := false; !come; runtime.Gosched() {
+			g.mu.Lock()
+			come = g.wanted == 2
+			g.mu.Unlock()
+		}
+		return nil
+	}
+	g.taint(io.ErrClosedPipe)
+	if err := g.doAsPart(); err != nil {
+		t.Errorf("the write: %v", err)
+	}
+	if err := <-told; !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the flush: %v, want what is left for it", err)
 	}
 }
 
