@@ -38,6 +38,23 @@ func (c *Cache) WriteFUAAfter(p []byte, off int64, fn func()) error {
 	return c.forceOut(x, life)
 }
 
+// WriteThroughAfter is WriteAt of whole sectors that there is no room for, with something
+// done before they are written to the durable medium.
+func (c *Cache) WriteThroughAfter(p []byte, off int64, fn func()) error {
+	x := &change{kind: KindWrite, p: p, off: off, n: int64(len(p))}
+	life, v, err := c.insert(x)
+	if err != nil {
+		return err
+	}
+	if v != verdictThrough {
+		panic("cache: there is room")
+	}
+	fn()
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	return c.throughOut(x, life)
+}
+
 // FlushMeeting is Flush, with something done when all has been written to the durable
 // medium and that is still to be flushed.
 func (c *Cache) FlushMeeting(fn func()) error {

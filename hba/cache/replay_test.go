@@ -374,6 +374,27 @@ func TestRecorder_Full(t *testing.T) {
 	}
 }
 
+// TestResize_MeetsWriteThrough: a write that there is no room for, and whose sectors are gone
+// when it comes to the durable medium, is refused there. The medium has not failed.
+func TestResize_MeetsWriteThrough(t *testing.T) {
+	n := &notebook{}
+	c := open(t, memory(t, 2*cache.MinSizeBytes), cache.Config{SizeBytes: cache.MinSizeBytes, Eviction: cache.EvictNone, Recorder: n})
+	put(t, c, 0, 1, cache.MinSizeBytes)
+	err := c.WriteThroughAfter(make([]byte, 512), cache.MinSizeBytes, func() {
+		if err := c.Resize(cache.MinSizeBytes); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if !errors.Is(err, media.ErrRange) {
+		t.Errorf("%v, want %v", err, media.ErrRange)
+	}
+	for _, s := range n.all() {
+		if s.Kind == cache.StepUnsure {
+			t.Errorf("the medium is said to have failed, at %d", s.OffsetBytes)
+		}
+	}
+}
+
 // TestReplay_Resizes: a disk that becomes smaller and larger while it is used, and loses
 // its power several times, is replayed as it was.
 func TestReplay_Resizes(t *testing.T) {

@@ -180,9 +180,13 @@ func (c *Cache) forceOut(x *change, life uint64) error {
 // +checklocks:c.outMu
 func (c *Cache) throughOut(x *change, life uint64) error {
 	c.mu.Lock()
+	err := c.refuseLocked(x.op(), x.off, x.n) // the disk may be smaller by now
 	if c.life != life {
+		err = c.powerLost(x.op(), x.off, x.n)
+	}
+	if err != nil {
 		c.mu.Unlock()
-		return c.powerLost(x.op(), x.off, x.n)
+		return err
 	}
 	id := c.store.takeID()
 	x.id = id
