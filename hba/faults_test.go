@@ -675,6 +675,26 @@ func TestFaults_DMAAfterCompletion(t *testing.T) {
 	}
 }
 
+// Memory that the device writes to when its command is over is used by others meanwhile, who
+// do not wait for that. It is the fault, and none that the race detector finds.
+func TestFaults_DMAAfterCompletionMeetsOthers(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if _, err := w.memory.WriteAt([]byte{0x55}, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second)}})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	wantCode(t, w.do(t, disk0.Read(1, 0, 1, b))[0], 1, hba.CodeExecuted)
+	clear(b.Bytes)
+	var late sync.WaitGroup
+	late.Go(func() { w.clock.Advance(time.Second) })
+	b.Bytes[1] = 1
+	late.Wait()
+	if b.Bytes[0] != 0x55 {
+		t.Errorf("the first byte is %#x: the data did not come", b.Bytes[0])
+	}
+}
+
 // The device remembers no more late transfers than its ring has entries, and none after
 // a reset or the end of their rule. Those for which there was room come.
 func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {
