@@ -353,8 +353,10 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 }
 
-// mapData maps s's data and builds its scatter/gather list. False: the class
-// driver exceeded the adapter's limits, or did not say which way the data go.
+// mapData maps s's data and builds its scatter/gather list, which has as many bytes as
+// are to be moved. False: the class driver exceeded the adapter's limits, did not say
+// which way the data go, or has no such buffer for them: it is too short, or no memory
+// of the arena.
 func (a *Adapter) mapData(s *SRB) bool {
 	s.SGL = s.sglStore[:0]
 	if s.DataTransferBytes == 0 {
@@ -367,11 +369,12 @@ func (a *Adapter) mapData(s *SRB) bool {
 	if access == 0 {
 		return false
 	}
-	b := s.DataBuffer
-	if len(b) == 0 {
-		return true
+	bytes := int(s.DataTransferBytes)
+	if bytes > len(s.DataBuffer) || bytes > dma.MaxMapBytes {
+		return false
 	}
-	if !isAligned(b, a.config.AlignmentMask) {
+	b := s.DataBuffer[:bytes]
+	if !a.sys.iommu.Arena().Has(b) || !isAligned(b, a.config.AlignmentMask) {
 		return false
 	}
 	addr := a.sys.iommu.Map(s.window, b, access)

@@ -141,7 +141,7 @@ type SRB struct {
 	CDB               [16]byte
 	Nexus             uint8  // the I_T nexus that it is of: a unit that has lost that refuses it; zero: of none. Ours
 	TimeoutSecs       uint32 // TimeOutValue; zero means the unit's default
-	DataBuffer        []byte // data in arena memory: one piece, whatever scatter/gather list comes of it
+	DataBuffer        []byte // data in arena memory, DataTransferBytes at least: one piece, whatever scatter/gather list comes of it
 	Completer         Completer
 	VictimSRB         *SRB   // NextSrb: what FunctionAbortCommand aborts
 	DataTransferBytes uint32 // DataTransferLength: asked for, then moved
