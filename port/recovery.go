@@ -239,7 +239,8 @@ func (a *Adapter) callReset(p *Processor, s scope) bool {
 }
 
 // sendOwn sends one of the port's own SRBs, a reset or what a stop sends last, and waits
-// for it, ResetTimeout at most and not after ctx. If it does not come back it stays the
+// for it, ResetTimeout at most and not after ctx, nor what a stop sends once the adapter
+// has failed: a reset may still bring that back. If it does not come back it stays the
 // miniport's; until it does, what it is for counts as failed.
 func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
 	if c, out := srb.Completer.(ownCompleter); out {
@@ -256,6 +257,10 @@ func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, sr
 	srb.CDBBytes, srb.DataTransferBytes = 0, 0
 	srb.Completer = ownCompleter(done)
 	lu.Submit(p, []*SRB{srb})
+	var failed <-chan struct{}
+	if srb == a.controlSRB {
+		failed = a.failed
+	}
 	timer := time.NewTimer(a.options.ResetTimeout)
 	defer timer.Stop()
 	select {
@@ -265,6 +270,8 @@ func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, sr
 	case <-timer.C:
 		return false
 	case <-ctx.Done():
+		return false
+	case <-failed:
 		return false
 	case <-a.gone:
 		return false
