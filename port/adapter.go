@@ -776,7 +776,8 @@ func (a *Adapter) FreeSRB(s *SRB) {
 }
 
 // OnUnitsChanged sets a function that is told which units came and went, at
-// Passive after each enumeration that found a change, and after MarkDeviceFailed of one.
+// Passive after each enumeration that found a change, and after MarkDeviceFailed of one. It
+// must not call Enumerate, Remove or SurpriseRemove, nor wait for who does: they wait for it.
 func (a *Adapter) OnUnitsChanged(fn func(added, removed []*LogicalUnit)) {
 	a.mu.Lock()
 	a.onUnits = fn

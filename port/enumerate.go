@@ -28,7 +28,7 @@ const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 // once that is restarted. An error is the first of a target; the others are looked at
 // nevertheless.
 //
-// Level: Passive; concurrent calls take turns.
+// Level: Passive, not in UnitControl or OnUnitsChanged's function; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
 	if err := p.mayWait(a, routineEnumerate); err != nil {
 		return err
@@ -97,9 +97,16 @@ func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	tell := a.onUnits
 	a.mu.Unlock()
 	if tell != nil && (len(added) > 0 || len(removed) > 0) {
-		tell(added, removed)
+		tellUnits(p, tell, added, removed)
 	}
 	return failed
+}
+
+// tellUnits tells OnUnitsChanged's function.
+func tellUnits(p *Processor, tell func(added, removed []*LogicalUnit), added, removed []*LogicalUnit) {
+	e := p.enter(inUnitsChanged)
+	tell(added, removed)
+	p.leave(e)
 }
 
 func (a *Adapter) unitControl(p *Processor, c UnitController, t UnitControlType, lu *LogicalUnit) {
@@ -370,7 +377,7 @@ func (a *Adapter) forget(p *Processor, lu *LogicalUnit) {
 	controller, _ := a.miniport.(UnitController)
 	a.unitControl(p, controller, UnitRemove, lu)
 	if tell != nil {
-		tell(nil, []*LogicalUnit{lu})
+		tellUnits(p, tell, nil, []*LogicalUnit{lu})
 	}
 }
 

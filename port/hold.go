@@ -102,7 +102,7 @@ func (c Callback) hardLimit(limit time.Duration) time.Duration {
 		return limit
 	case inInitialize, inResetBus, inAdapterControl:
 		return longHoldFactor * limit
-	case inNone, inFindAdapter, inPassiveInitialize, inUnitControl, inWorkItem, inCompleteSRB, callbackCount:
+	case inNone, inFindAdapter, inPassiveInitialize, inUnitControl, inWorkItem, inCompleteSRB, inUnitsChanged, callbackCount:
 	}
 	return 0
 }

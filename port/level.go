@@ -48,12 +48,14 @@ const (
 	inUnitControl
 	inWorkItem
 	inCompleteSRB
+	inUnitsChanged
 	callbackCount
 )
 
 var callbackNames = [callbackCount]string{
 	"no callback", "FindAdapter", "Initialize", "PassiveInitialize", "BuildIo", "StartIo", "CommitIo", "Interrupt",
 	"SynchronizeAccess routine", "DPC", "Timer", "StateChange", "ResetBus", "AdapterControl", "UnitControl", "WorkItem", "CompleteSRB",
+	"OnUnitsChanged function",
 }
 
 func (c Callback) String() string { return callbackNames[c] }

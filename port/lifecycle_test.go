@@ -92,9 +92,9 @@ func (r *recorder) AdapterControl(p *Processor, t ControlType) ControlResult {
 	return ControlSuccess
 }
 
-func (r *recorder) UnitControl(_ *Processor, t UnitControlType, lu *LogicalUnit) ControlResult {
+func (r *recorder) UnitControl(p *Processor, t UnitControlType, lu *LogicalUnit) ControlResult {
 	r.note([...]string{"UnitStart ", "UnitRemove "}[t] + string('0'+rune(lu.Lun())))
-	return ControlSuccess
+	return r.driver.UnitControl(p, t, lu)
 }
 
 func (r *recorder) StartIo(p *Processor, srb *SRB) bool {

@@ -115,7 +115,8 @@ type PassiveInitializer interface {
 
 // UnitController is told about logical units.
 type UnitController interface {
-	// UnitControl announces the start or removal of a unit.
+	// UnitControl announces the start or removal of a unit. It must not enumerate or
+	// remove the adapter.
 	//
 	// Level: Passive, no lock held.
 	// Source: storport.h HW_UNIT_CONTROL.

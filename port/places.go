@@ -42,6 +42,7 @@ const (
 const (
 	anyCallback    = ^uint32(0)
 	underInterrupt = 1<<inInterrupt | 1<<inSynchronized | 1<<inInitialize
+	inEnumeration  = 1<<inUnitControl | 1<<inUnitsChanged
 )
 
 // places says where a routine may be called from: check V7. What a vendor's page
@@ -68,10 +69,10 @@ var places = [routineCount]struct {
 	// The port's upper edge. Submit runs miniport code; the others wait.
 	routineSubmit:    {"Submit", ^uint32(underInterrupt), Dispatch, true},
 	routineExecute:   {"Execute", anyCallback, Passive, true},
-	routineEnumerate: {"Enumerate", anyCallback, Passive, true},
+	routineEnumerate: {"Enumerate", ^uint32(inEnumeration), Passive, true}, // they take turns
 	routineStop:      {"Stop", anyCallback, Passive, true},
 	routineRestart:   {"Restart", anyCallback, Passive, true},
-	routineRemove:    {"Remove", ^uint32(1 << inWorkItem), Passive, true}, // it waits for work items
+	routineRemove:    {"Remove", ^uint32(1<<inWorkItem | inEnumeration), Passive, true}, // it waits for their end
 	routineResetNow:  {"ResetNow", anyCallback, Passive, true},
 
 	routineUpdateAdapterMaxIO: {"UpdateAdapterMaxIO", 1<<inInitialize | 1<<inPassiveInitialize, Device, false},
@@ -104,8 +105,8 @@ func (p *Processor) check(r routineID) bool {
 }
 
 // ErrWrongPlace is the error of a routine that waits, called from where nobody may
-// wait: from a callback above Passive, or with a lock held; or from a work item, which it
-// would wait for.
+// wait: from a callback above Passive, or with a lock held; or from a work item or what an
+// enumeration calls, which it would wait for.
 var ErrWrongPlace = errors.New("called where it may not wait")
 
 // mayWait is check for a routine that waits, as an error.

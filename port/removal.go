@@ -57,9 +57,9 @@ func (a *Adapter) Remove(p *Processor) {
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
 // called again and finds that all SRBs are back, and that no work item or enumeration runs.
 //
-// Level: Passive, in no work item. Errors: those of StopContext and SurpriseRemove. The adapter is gone
-// in any case but ErrWrongPlace, or is on its way if another takes it away at the time:
-// ErrAdapterStopped.
+// Level: Passive, in no work item, nor in what an enumeration calls. Errors: those of
+// StopContext and SurpriseRemove. The adapter is gone in any case but ErrWrongPlace, or is
+// on its way if another takes it away at the time: ErrAdapterStopped.
 func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err
@@ -115,7 +115,8 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 // ErrOutstanding: the miniport still holds SRBs after
 // AdapterOptions.ResetTimeout. Their memory stays mapped.
 //
-// Level: Passive, in no work item, once, no SRB of the caller in BuildIo or StartIo.
+// Level: Passive, in no work item, nor in what an enumeration calls, once, no SRB of the
+// caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err

@@ -310,6 +310,48 @@ func TestRemove_InWorkItem(t *testing.T) {
 	b.wantViolations(CheckCallingPlace, 2)
 }
 
+// What an enumeration calls would wait for its end in Remove, and in another enumeration.
+func TestRemove_InEnumeration(t *testing.T) {
+	for _, in := range []Callback{inUnitControl, inUnitsChanged} {
+		t.Run(in.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{driver: driver{model: FullDuplex}}
+				r.has(0)
+				calls := 0
+				var b *bench
+				try := func(p *Processor) {
+					if p.callback != in {
+						return
+					}
+					calls++
+					start := time.Now()
+					for what, err := range map[string]error{
+						"RemoveContext": b.a.RemoveContext(t.Context(), p), "SurpriseRemove": b.a.SurpriseRemove(p), "Enumerate": b.a.Enumerate(p),
+					} {
+						if !errors.Is(err, ErrWrongPlace) {
+							t.Errorf("%s: %v, want ErrWrongPlace", what, err)
+						}
+					}
+					if d := time.Since(start); d != 0 {
+						t.Errorf("it took %s", d)
+					}
+				}
+				r.unitControl = try
+				b = stage(t, r)
+				b.a.OnUnitsChanged(func(_, _ []*LogicalUnit) { try(b.p) })
+				if err := b.a.Enumerate(b.p); err != nil {
+					t.Error(err)
+				}
+				if calls != 1 {
+					t.Errorf("%d calls, want 1", calls)
+				}
+				b.wantViolations(CheckCallingPlace, 3)
+				b.wantRemoved()
+			})
+		})
+	}
+}
+
 // Who has no time left may stop an idle adapter in order all the same.
 func TestStopContext_Ended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
