@@ -306,6 +306,21 @@ func TestRemove_BesideAnotherEnd(t *testing.T) {
 	}
 }
 
+// What has ended is not waited for, whether there is time or not.
+func TestRemove_UsersOver(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	for _, v := range []*service{b.a.worker, b.a.enumerator} {
+		v.stop()
+	}
+	b.a.options.StopTimeout = -1
+	for range 100 { // it would be by chance
+		if err := b.a.waitUsers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.a.options.StopTimeout = time.Minute
+}
+
 // A bus change that comes to the worker when the adapter is being stopped is no error.
 func TestBusChange_Stopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -339,7 +339,11 @@ func (a *Adapter) waitUsers(ctx context.Context) error {
 		select {
 		case <-user.over:
 		case <-limit.Done():
-			return fmt.Errorf("%s: remove: %s does not end, and may still wait for an SRB: %w: %w", a.options.Name, user.what, ErrOutstanding, cmp.Or(ctx.Err(), limit.Err()))
+			select {
+			case <-user.over: // just in time
+			default:
+				return fmt.Errorf("%s: remove: %s does not end, and may still wait for an SRB: %w: %w", a.options.Name, user.what, ErrOutstanding, cmp.Or(ctx.Err(), limit.Err()))
+			}
 		}
 	}
 	a.enumTurn <- struct{}{}
