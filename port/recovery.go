@@ -265,15 +265,17 @@ func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, sr
 	defer timer.Stop()
 	select {
 	case status := <-done:
+		done <- status
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-failed:
+	case <-a.gone:
+	}
+	select {
+	case status := <-done: // perhaps just in time
 		srb.Completer = nil
 		return status.Code() == StatusSuccess
-	case <-timer.C:
-		return false
-	case <-ctx.Done():
-		return false
-	case <-failed:
-		return false
-	case <-a.gone:
+	default:
 		return false
 	}
 }
