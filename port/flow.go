@@ -81,20 +81,28 @@ func (a *Adapter) noteCompletions(p *Processor, n int) {
 // Resume. A second Pause replaces the first.
 // Source: storport.h StorPortPause.
 func (a *Adapter) Pause(_ *Processor, seconds int) bool {
+	yieldLock("Pause", &a.mu)
 	a.mu.Lock()
 	a.closeGateLocked(gatePaused)
 	a.pauseTurn++
 	turn := a.pauseTurn
 	a.mu.Unlock()
-	a.after(time.Duration(seconds)*time.Second, func(p *Processor) {
-		a.mu.Lock()
-		current := a.pauseTurn == turn
-		a.mu.Unlock()
-		if current {
-			a.Resume(p)
-		}
-	})
+	a.after(time.Duration(seconds)*time.Second, func(p *Processor) { a.endPause(p, turn) })
 	return true
+}
+
+// endPause ends a pause whose time is over, unless another has replaced it.
+func (a *Adapter) endPause(p *Processor, turn uint64) {
+	yieldLock("end of a pause", &a.mu)
+	a.mu.Lock()
+	current := a.pauseTurn == turn
+	if current {
+		a.openGateLocked(gatePaused)
+	}
+	a.mu.Unlock()
+	if current {
+		a.kick(p)
+	}
 }
 
 // Resume ends Pause.
@@ -116,21 +124,29 @@ func (a *Adapter) Resume(p *Processor) bool {
 // Level: any.
 // Source: storport.h StorPortNotification(LinkDown).
 func (a *Adapter) LinkDown(*Processor) {
+	yieldLock("LinkDown", &a.mu)
 	a.mu.Lock()
 	a.closeGateLocked(gateLinkDown)
 	a.linkTurn++
 	turn := a.linkTurn
 	a.mu.Unlock()
 	a.sys.log.Warn("link down", "adapter", a.options.Name)
-	a.after(a.options.LinkDownTimeout, func(p *Processor) {
-		a.mu.Lock()
-		expired := a.linkTurn == turn && a.gate.Load()&gateLinkDown != 0
-		a.mu.Unlock()
-		if expired {
-			a.sys.log.Error("link is still down", "adapter", a.options.Name, "after", a.options.LinkDownTimeout)
-			a.LinkUp(p)
-		}
-	})
+	a.after(a.options.LinkDownTimeout, func(p *Processor) { a.endLinkDown(p, turn) })
+}
+
+// endLinkDown ends a LinkDown whose time is over, unless another has begun since.
+func (a *Adapter) endLinkDown(p *Processor, turn uint64) {
+	yieldLock("end of a LinkDown", &a.mu)
+	a.mu.Lock()
+	expired := a.linkTurn == turn && a.gate.Load()&gateLinkDown != 0
+	if expired {
+		a.openGateLocked(gateLinkDown)
+	}
+	a.mu.Unlock()
+	if expired {
+		a.sys.log.Error("link is still down", "adapter", a.options.Name, "after", a.options.LinkDownTimeout)
+		a.kick(p)
+	}
 }
 
 // LinkUp ends LinkDown. False: the link was not down.
@@ -234,20 +250,29 @@ func (a *Adapter) PauseDevice(_ *Processor, path, target, lun uint8, seconds int
 	if lu == nil {
 		return false
 	}
+	yieldPoint("PauseDevice")
 	lu.mu.Lock()
 	lu.closeGateLocked(gatePaused)
 	lu.pauseTurn++
 	turn := lu.pauseTurn
 	lu.mu.Unlock()
-	a.after(time.Duration(seconds)*time.Second, func(p *Processor) {
-		lu.mu.Lock()
-		current := lu.pauseTurn == turn
-		lu.mu.Unlock()
-		if current {
-			lu.resume(p) // by address it might be another by now
-		}
-	})
+	// By address it might be another by then.
+	a.after(time.Duration(seconds)*time.Second, func(p *Processor) { lu.endPause(p, turn) })
 	return true
+}
+
+// endPause is Adapter.endPause for the unit.
+func (lu *LogicalUnit) endPause(p *Processor, turn uint64) {
+	yieldPoint("end of a unit's pause")
+	lu.mu.Lock()
+	current := lu.pauseTurn == turn
+	if current {
+		lu.openGateLocked(gatePaused)
+	}
+	lu.mu.Unlock()
+	if current {
+		lu.a.kick(p)
+	}
 }
 
 // ResumeDevice ends PauseDevice.

@@ -1,0 +1,69 @@
+//go:build interleave
+
+package port
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/vhbad/vhbad/internal/interleave"
+)
+
+// What a timer ends is gone through here, beside a call that has replaced it: the timer
+// leaves that alone.
+
+// longSeconds is time that no test has.
+const longSeconds = 1_000_000
+
+// replacements are what may be replaced as its time ends: begin does, and end is its
+// timer, the first's.
+var replacements = []struct {
+	name  string
+	begin func(m *machine, p *Processor)
+	end   func(m *machine, p *Processor)
+	gate  func(m *machine) uint32
+	want  uint32
+}{
+	{
+		name:  "Pause",
+		begin: func(m *machine, p *Processor) { m.a.Pause(p, longSeconds) },
+		end:   func(m *machine, p *Processor) { m.a.endPause(p, 1) },
+		gate:  func(m *machine) uint32 { return m.a.gate.Load() },
+		want:  gatePaused,
+	},
+	{
+		name:  "PauseDevice",
+		begin: func(m *machine, p *Processor) { m.a.PauseDevice(p, 0, 0, 0, longSeconds) },
+		end:   func(m *machine, p *Processor) { m.a.unitAt(0, 0, 0).endPause(p, 1) },
+		gate:  func(m *machine) uint32 { return m.a.unitAt(0, 0, 0).gate.Load() },
+		want:  gatePaused,
+	},
+	{
+		name:  "LinkDown",
+		begin: func(m *machine, p *Processor) { m.a.LinkDown(p) },
+		end:   func(m *machine, p *Processor) { m.a.endLinkDown(p, 1) },
+		gate:  func(m *machine) uint32 { return m.a.gate.Load() },
+		want:  gateLinkDown,
+	},
+}
+
+func TestInterleave_Replaced(t *testing.T) {
+	for _, tt := range replacements {
+		t.Run(tt.name, func(t *testing.T) {
+			explore(t, interleave.Search{Preemptions: 2, Seeds: 100}, limits(4, 4, 4), func(m *machine) {
+				m.a.options.LinkDownTimeout = longSeconds * time.Second
+				m.a.unitAt(0, 0, 0)
+				tt.begin(m, m.processor("first"))
+				m.task("timer", func(p *Processor) { tt.end(m, p) })
+				m.task("second", func(p *Processor) { tt.begin(m, p) })
+				m.Check(func() error {
+					if gate := tt.gate(m); gate != tt.want {
+						return fmt.Errorf("gate %#x at rest, want %#x: the first's timer has ended the second", gate, tt.want)
+					}
+					return nil
+				})
+			})
+		})
+	}
+}
