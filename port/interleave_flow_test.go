@@ -67,3 +67,28 @@ func TestInterleave_Replaced(t *testing.T) {
 		})
 	}
 }
+
+// Who cancels or replaces the adapter's timer with the StartIo lock held is not called
+// back by what was before.
+func TestInterleave_TimerCallCancelled(t *testing.T) {
+	for _, again := range []time.Duration{0, longSeconds * time.Second} {
+		t.Run(again.String(), func(t *testing.T) {
+			explore(t, interleave.Search{Preemptions: 2, Seeds: 100}, limits(4, 4, 4), func(m *machine) {
+				cancelled := false
+				first := func(*Processor) {
+					if cancelled {
+						m.Failf("the timer's routine runs after it was cancelled")
+					}
+				}
+				m.a.RequestTimerCall(m.processor("first"), first, longSeconds*time.Second)
+				m.task("timer", func(p *Processor) { m.a.callTimer(p, 1, first) })
+				m.task("miniport", func(p *Processor) {
+					h := m.a.AcquireSpinLock(p, StartIoLock, nil)
+					m.a.RequestTimerCall(p, func(*Processor) {}, again)
+					cancelled = true
+					m.a.ReleaseSpinLock(p, h)
+				})
+			})
+		})
+	}
+}

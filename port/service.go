@@ -194,13 +194,15 @@ func (lu *LogicalUnit) countDownLocked() (expired bool) {
 
 // RequestTimerCall sets the adapter's one timer: fn is called after d at Dispatch
 // with the StartIo lock held, in half duplex at Device with the interrupt locks
-// too. A new request replaces the last; a d of zero cancels it. With
+// too. A new request replaces the last; a d of zero cancels it: from a call with the
+// StartIo lock held on, the last fn does not begin any more. With
 // concurrent channels StartIo does not take the StartIo lock, so fn and StartIo
 // may overlap.
 //
 // Level: any.
 // Source: storport.h StorPortNotification(RequestTimerCall).
 func (a *Adapter) RequestTimerCall(p *Processor, fn func(p *Processor), d time.Duration) {
+	yieldLock("RequestTimerCall", &a.mu)
 	a.mu.Lock()
 	a.timerTurn++
 	turn := a.timerTurn
@@ -214,19 +216,23 @@ func (a *Adapter) RequestTimerCall(p *Processor, fn func(p *Processor), d time.D
 		}
 		return
 	}
-	a.after(d, func(p *Processor) {
-		a.mu.Lock()
-		current := a.timerTurn == turn
-		a.mu.Unlock()
-		if !current {
-			return
-		}
-		old := a.acquireExclusive(p, false)
+	a.after(d, func(p *Processor) { a.callTimer(p, turn, fn) })
+}
+
+// callTimer calls fn, whose time has come, unless its request was replaced or cancelled:
+// with the StartIo lock held, so that who does that with the lock can rely on it.
+func (a *Adapter) callTimer(p *Processor, turn uint64, fn func(p *Processor)) {
+	old := a.acquireExclusive(p, false)
+	yieldLock("the adapter's timer", &a.mu)
+	a.mu.Lock()
+	current := a.timerTurn == turn
+	a.mu.Unlock()
+	if current {
 		e := p.enter(inTimer)
 		fn(p)
 		p.leave(e)
-		a.releaseExclusive(p, false, old)
-	})
+	}
+	a.releaseExclusive(p, false, old)
 }
 
 // A WorkItem is work at Passive level that a miniport queues.
