@@ -104,6 +104,7 @@ func (p *Processor) finishCompleted() {
 		lu := s.lu
 		var up, again, run srbQueue
 		freed, ended := 0, 0 // ended: of those that were outstanding
+		lives := false       // something was outstanding: the unit, or its miniport, has answered
 		yieldPoint("finish: account")
 		lu.mu.Lock()
 		for s != nil && s.lu == lu {
@@ -112,6 +113,7 @@ func (p *Processor) finishCompleted() {
 			if wasPending {
 				lu.unlinkLocked(s)
 				lu.stats.Completed++
+				lives = true
 			}
 			if s.charged {
 				s.charged = false
@@ -137,7 +139,9 @@ func (p *Processor) finishCompleted() {
 			s = next
 		}
 		lu.waiting.prepend(&again)
-		lu.rearmLocked()
+		if lives || lu.pendingHead == nil && lu.waiting.head == nil {
+			lu.rearmLocked()
+		}
 		lu.countBusyLocked(ended) // what was BUSY itself does not count
 		if lu.outstanding == 0 {
 			lu.reviveLocked() // it answered after all

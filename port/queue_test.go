@@ -620,6 +620,57 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 	})
 }
 
+// What the port completes itself is no sign of life of the unit.
+func TestTimeout_NotRearmedByPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
+		stuck, s := b.srb(&finished{}), b.srb(&finished{})
+		b.lu.Submit(b.p, []*SRB{stuck})
+		for _, f := range []Function{FunctionLockQueue, FunctionUnlockQueue, FunctionReleaseQueue} {
+			time.Sleep(2 * time.Second)
+			s.Function = f
+			b.lu.Submit(b.p, []*SRB{s})
+		}
+		synctest.Wait()
+		if n := b.a.timeouts.Load(); n != 1 {
+			t.Errorf("%d timeouts of a unit with a stuck request, want 1", n)
+		}
+		for _, x := range b.d.take() { // resets among them
+			b.d.complete(b.p, x)
+		}
+		synctest.Wait()
+		b.a.FreeSRB(stuck)
+		b.a.FreeSRB(s)
+		b.wantNoViolations()
+	})
+}
+
+// Nor is it one of a unit that is gone: who waits for what that holds is told in time,
+// whatever comes for it still.
+func TestTimeout_NotRearmedByNoDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
+		stuck, late := b.srb(&finished{}), b.srb(&finished{})
+		w := &patient{}
+		stuck.Completer = w
+		b.lu.Submit(b.p, []*SRB{stuck})
+		b.a.MarkDeviceFailed(b.p, 0, 0, 0, "smoke")
+		for range 4 {
+			time.Sleep(2 * time.Second)
+			b.lu.Submit(b.p, []*SRB{late})
+		}
+		synctest.Wait()
+		w.want(t, "after its time", "abandon")
+		if late.Status != StatusNoDevice {
+			t.Errorf("%s, want %s", late, StatusNoDevice)
+		}
+		b.d.complete(b.p, b.d.take()[0])
+		b.a.FreeSRB(stuck)
+		b.a.FreeSRB(late)
+		b.wantNoViolations()
+	})
+}
+
 // A completion turns the timer of a unit with more outstanding back, not off: what
 // never completes is found one timeout after the last that did.
 func TestTimeout_StuckBesideCompleted(t *testing.T) {
