@@ -324,29 +324,49 @@ func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandl
 	return h
 }
 
-// ReleaseSpinLock gives a lock back and returns to the level before it.
+// ReleaseSpinLock gives a lock back and returns to the level before it: so what was taken
+// last is released first, unless all were taken at the same level.
 // Source: storport.h StorPortReleaseSpinLock.
 func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 	if h.a == nil {
 		return // AcquireSpinLock was refused and reported
 	}
+	l := h.lock()
 	if p.verify {
-		p.checkLockHold(h.lock())
+		p.checkLockHold(l)
 	}
-	if h.own != nil {
+	switch {
+	case h.own != nil:
 		h.own.lock.release(p)
-		p.lower(h.old)
-		return
-	}
-	switch h.kind {
-	case StartIoLock:
+	case h.kind == StartIoLock:
 		a.startIoLock.release(p)
-	case DpcLock:
+	case h.kind == DpcLock:
 		h.dpc.lock.release(p)
-	case InterruptLock:
+	default:
 		a.releaseInterrupts(p)
 	}
-	p.lower(h.old)
+	to := h.old
+	if p.nheld > 0 {
+		to = p.levelOfHeld(l, to)
+	}
+	p.lower(to)
+}
+
+// levelOfHeld is the level to go back to, if not to, after l was released, as locks want it
+// that p still holds, because they were taken after l: an interrupt that was serviced below
+// it would wait for its own processor. Where the verifier is on, it says so (V6).
+func (p *Processor) levelOfHeld(l *spinLock, to Level) Level {
+	for i := range p.nheld {
+		want := Dispatch
+		if p.held[i].rank == rankInterrupt {
+			want = Device
+		}
+		if to < want {
+			p.breach(fmt.Sprintf("%s released, to go on at %s while holding %s", l, to, p.held[i]))
+			to = want
+		}
+	}
+	return to
 }
 
 // lock is the lock, or the last of the locks, that h acquired.
@@ -405,13 +425,19 @@ func (a *Adapter) AcquireMSISpinLock(p *Processor, message uint16) MSILock {
 // ReleaseMSISpinLock gives a message's lock back.
 // Source: storport.h StorPortReleaseMSISpinLock.
 func (a *Adapter) ReleaseMSISpinLock(p *Processor, m MSILock) {
-	if m.lock != nil {
-		if p.verify {
-			p.checkLockHold(m.lock)
-		}
-		m.lock.release(p)
+	if m.lock == nil {
+		p.lower(m.old)
+		return
 	}
-	p.lower(m.old)
+	if p.verify {
+		p.checkLockHold(m.lock)
+	}
+	m.lock.release(p)
+	to := m.old
+	if p.nheld > 0 {
+		to = p.levelOfHeld(m.lock, to)
+	}
+	p.lower(to)
 }
 
 // lockOfMessage is the lock that the handler of a message runs under.

@@ -287,3 +287,42 @@ func TestA16_RefusesOtherTokens(t *testing.T) {
 		t.Error("a token used after its call was not reported")
 	}
 }
+
+// A lock that is released before one that was taken after it does not let in, under that,
+// what that keeps out: the handler would wait for its own processor.
+func TestRelease_NotBelowWhatIsHeld(t *testing.T) {
+	for name, own := range map[string]bool{"the port's lock": false, "the miniport's own": true} {
+		t.Run(name, func(t *testing.T) {
+			var l KSpinLock
+			handled := 0
+			d := &driver{model: FullDuplex}
+			d.findAdapter = func(p *Processor, _ *Config) { d.a.InitializeSpinlock(p, &l) }
+			d.handler = func(*Processor, SyncToken, uint16) bool { handled++; return true }
+			b := newUncheckedBench(t, d, AdapterOptions{}, SystemConfig{})
+			d.buildIo = func(p *Processor, s *SRB) bool {
+				var first LockHandle
+				if own {
+					first = b.a.AcquireSpinLockEx(p, &l)
+				} else {
+					first = b.a.AcquireSpinLock(p, StartIoLock, nil)
+				}
+				second := b.a.AcquireSpinLock(p, InterruptLock, nil)
+				b.w.raise(p, 0)
+				b.a.ReleaseSpinLock(p, first)
+				if handled != 0 || p.Level() != Device {
+					t.Errorf("%d calls of the handler at %s, with its lock held", handled, p.Level())
+				}
+				b.a.ReleaseSpinLock(p, second)
+				if handled != 1 || p.Level() != Dispatch {
+					t.Errorf("%d calls of the handler, at %s; want 1, at Dispatch", handled, p.Level())
+				}
+				d.complete(p, s)
+				return false
+			}
+			s := b.srb(&finished{})
+			b.lu.Submit(b.p, []*SRB{s})
+			b.a.FreeSRB(s)
+			b.wantRemoved()
+		})
+	}
+}

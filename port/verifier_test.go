@@ -124,6 +124,17 @@ var provocations = []struct {
 		b.a.ReleaseSpinLock(b.p, b.a.AcquireSpinLock(b.p, DpcLock, b.dpc(1)))
 		b.a.ReleaseSpinLock(b.p, h)
 	}},
+	{name: "V6 released too early", check: CheckLockRules, in: "StartIo lock released, to go on at Dispatch while holding interrupt lock 0", run: func(b *bench, _ *testClock) {
+		b.d.buildIo = func(p *Processor, s *SRB) bool {
+			startIo := b.a.AcquireSpinLock(p, StartIoLock, nil)
+			interrupt := b.a.AcquireSpinLock(p, InterruptLock, nil)
+			b.a.ReleaseSpinLock(p, startIo)
+			b.a.ReleaseSpinLock(p, interrupt)
+			b.d.complete(p, s)
+			return false
+		}
+		b.submitOne()
+	}},
 	{name: "V6 token kept", check: CheckLockRules, in: "SyncToken", run: func(b *bench, _ *testClock) {
 		var g Guarded[int]
 		g.Bind(b.a, AllMessages)
