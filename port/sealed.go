@@ -17,6 +17,7 @@ type seal struct {
 	senseBytes  uint8
 	dataBytes   uint32
 	sglElements int
+	rest        uint64 // a hash of what else of the result there is
 }
 
 const poisonByte = 0xDB
@@ -42,7 +43,7 @@ func poisoned(b []byte) bool {
 
 // sealUp notes what a completion left behind. The verifier is on.
 func (s *SRB) sealUp() {
-	s.seal = seal{true, s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes, len(s.SGL)}
+	s.seal = seal{true, s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes, len(s.SGL), s.restOfResult()}
 	poison(s.Extension)
 	for i := range s.SGL {
 		s.SGL[i] = poisonSegment
@@ -53,6 +54,23 @@ func (s *SRB) sealUp() {
 // what an earlier completion left in the miniport's memory is watched on.
 func (s *SRB) resultChanged() {
 	s.seal.status, s.seal.scsiStatus, s.seal.senseBytes, s.seal.dataBytes = s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes
+	s.seal.rest = s.restOfResult()
+}
+
+// restOfResult is a hash of the result's rarer fields, for which an SRB has no room twice.
+func (s *SRB) restOfResult() uint64 {
+	const prime = 1099511628211 // FNV-1a
+	h := uint64(s.ServiceTime)
+	for i, flag := range [...]bool{s.Injected, s.CutReply, s.BadCookie} {
+		if flag {
+			h ^= 1 << (61 + i)
+		}
+	}
+	h = (h*prime ^ uint64(s.ReplyBytes)) * prime
+	for _, b := range s.Sense {
+		h = (h ^ uint64(b)) * prime
+	}
+	return h
 }
 
 // intact reports what has changed since sealUp in the memory that is the
@@ -77,7 +95,7 @@ func (p *Processor) checkSealed(s *SRB) {
 	if !s.seal.set {
 		return
 	}
-	if s.Status != s.seal.status || s.ScsiStatus != s.seal.scsiStatus || s.SenseBytes != s.seal.senseBytes || s.DataTransferBytes != s.seal.dataBytes {
+	if s.Status != s.seal.status || s.ScsiStatus != s.seal.scsiStatus || s.SenseBytes != s.seal.senseBytes || s.DataTransferBytes != s.seal.dataBytes || s.restOfResult() != s.seal.rest {
 		p.violate(CheckUseAfterComplete, s, "the SRB was written after completion, which said status "+s.seal.status.String())
 	}
 	if what := s.intact(); what != "" {

@@ -215,7 +215,7 @@ type srbPort struct {
 
 	stageAt int64 // when it came to its stage, if it is followed, by System.nanos
 
-	_ [40]byte // whole cache lines; nine fill a page: see srbsAtOnce
+	_ [32]byte // whole cache lines; nine fill a page: see srbsAtOnce
 }
 
 // A giveUpState is whether the port has given an SRB up. It changes with the unit's

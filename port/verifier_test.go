@@ -54,6 +54,23 @@ var provocations = []struct {
 		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); s.Status = StatusError; return true }
 		b.submitOne()
 	}},
+	{name: "V3 sense data written after completion", check: CheckUseAfterComplete, in: "SRB was written", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool {
+			s.Status, s.ScsiStatus, s.SenseBytes = StatusError|StatusAutosenseValid, scsi.StatusCheckCondition, 18
+			b.a.Complete(p, s)
+			s.Sense[17] ^= 1
+			return true
+		}
+		b.submitOne()
+	}},
+	{name: "V3 service time written after completion", check: CheckUseAfterComplete, in: "SRB was written", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool {
+			b.d.complete(p, s)
+			b.a.IoTargetRequestServiceTime(p, s, 1)
+			return true
+		}
+		b.submitOne()
+	}},
 	{name: "V3 extension written after completion", check: CheckUseAfterComplete, in: "extension", run: func(b *bench, _ *testClock) {
 		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); s.Extension[17] = 1; return true }
 		b.submitOne()
