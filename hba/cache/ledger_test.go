@@ -502,3 +502,52 @@ func TestLedger_Resize(t *testing.T) {
 		}
 	}
 }
+
+// A measured medium has something done, once, when its size has been asked for.
+type measured struct {
+	*media.Memory
+	asked func()
+}
+
+func (m *measured) Size() int64 {
+	size := m.Memory.Size()
+	if fn := m.asked; fn != nil {
+		m.asked = nil
+		fn()
+	}
+	return size
+}
+
+// TestLedger_GrowsMeanwhile: a write may come when the disk has no such sectors, and be done
+// when it has. What it has overwritten has not been lost.
+func TestLedger_GrowsMeanwhile(t *testing.T) {
+	for name, write := range map[string]func(c *cache.Cache, p []byte) error{
+		"write": func(c *cache.Cache, p []byte) error {
+			_, err := c.WriteAt(p, 4096)
+			return err
+		},
+		"write with FUA": func(c *cache.Cache, p []byte) error {
+			_, err := c.WriteAtFUA(p, 4096)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &measured{Memory: memory(t, 4096).(*media.Memory)}
+			c := open(t, m, cache.Config{})
+			m.asked = func() {
+				if err := c.Resize(8192); err != nil {
+					t.Fatal(err)
+				}
+				put(t, c, 4096, 1, 512)
+				flush(t, c)
+			}
+			if err := write(c, bytes.Repeat([]byte{2}, 512)); err != nil {
+				t.Fatal(err)
+			}
+			flush(t, c)
+			if r := cut(t, c, cache.CutOptions{}); r.Verdict.Class != cache.ClassLegal || at(t, m, 4096) != 2 {
+				t.Errorf("verdict: %+v, of a sector that holds %d", r.Verdict, at(t, m, 4096))
+			}
+		})
+	}
+}

@@ -94,11 +94,22 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 		return false, nil
 	}
 	x.losses = c.losses.Load()
-	ticket := c.arrives(x.kind, x.p, x.off, x.n)
+	off, n := x.off, x.n
+	ticket := c.arrives(x.kind, x.p, off, n)
 	done, err = c.change(x, mayBlock)
 	lied := c.told(room, x, err != nil)
-	c.ledger.answer(ticket, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: lied})
+	c.answer(ticket, off, n, answer{write: x.id, nothing: !done, failed: err != nil, durable: x.durable(), lied: lied})
 	return done, err
+}
+
+// answer enters what is told of a change of n bytes at off. One that has no ticket and has
+// been done came before there were such sectors: the disk has become larger since.
+func (c *Cache) answer(ticket uint64, off, n int64, a answer) {
+	if ticket == 0 && a.write != 0 {
+		first := off >> c.shift
+		ticket = c.ledger.arrive(entryUnknown, first, (off+n-1)>>c.shift+1-first, nil)
+	}
+	c.ledger.answer(ticket, a)
 }
 
 // arrives enters a change into the ledger, if it is one of sectors that there are.
@@ -440,6 +451,6 @@ func (c *Cache) CompareAndWriteAt(compare, data []byte, off int64) (mismatch int
 		return true
 	})
 	c.told(room, y, err != nil)
-	c.ledger.answer(ticket, answer{write: y.id, nothing: mismatch >= 0, failed: err != nil})
+	c.answer(ticket, off, y.n, answer{write: y.id, nothing: mismatch >= 0, failed: err != nil})
 	return mismatch, err
 }
