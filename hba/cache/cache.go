@@ -298,17 +298,28 @@ func (c *Cache) closeInner() (closed bool, err error) {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	err = c.emptyOut()
+	was := c.setClosed(true)
+	if err == nil {
+		err = c.emptyOut() // what has come meanwhile
+	}
 	if closing := c.inner.Close(); closing != nil {
+		c.setClosed(was)
 		return false, errors.Join(err, closing)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
 	c.leaving = nil
 	c.store.init(c.config.SectorBytes)
 	c.unreadable = nil
 	c.settleLocked()
 	return true, err
+}
+
+func (c *Cache) setClosed(closed bool) (was bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was, c.closed = c.closed, closed
+	return was
 }
 
 // emptyOut writes out all that is pending.

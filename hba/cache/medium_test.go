@@ -371,3 +371,29 @@ func TestCache_TryIsShort(t *testing.T) {
 		}
 	}
 }
+
+// A lastMinute medium has something done as it is closed.
+type lastMinute struct {
+	unclosed
+	closing func()
+}
+
+func (l *lastMinute) Close() error {
+	l.closing()
+	return nil
+}
+
+// TestClose_MeetsWrites: a write that comes as the cache is being closed is on the durable
+// medium, or fails.
+func TestClose_MeetsWrites(t *testing.T) {
+	m := &lastMinute{unclosed: unclosed{memory(t, 1<<20)}}
+	c := open(t, m, cache.Config{})
+	var err error
+	m.closing = func() { _, err = c.WriteAt(bytes.Repeat([]byte{1}, 512), 0) }
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err == nil && at(t, m, 0) != 1 || err != nil && !errors.Is(err, media.ErrClosed) {
+		t.Errorf("write: %v, and the medium holds %d", err, at(t, m, 0))
+	}
+}
