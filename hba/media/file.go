@@ -26,6 +26,8 @@ type File struct {
 	zeroUnit int64
 	// allocate is unix.Fallocate. Set before use.
 	allocate func(fd int, mode uint32, off, n int64) error
+	// writeFlags is pwriteFlags. Set before use.
+	writeFlags func(fd int, p []byte, off int64, flags uintptr) (int, unix.Errno)
 
 	size atomic.Int64 // bytes; negative once closed
 
@@ -271,34 +273,45 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.leaveChange(s)
-	done := 0
-	for done < len(p) && !f.noDSync.Load() {
-		n, errno := pwriteFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case noSuchFlag(errno):
-			f.noDSync.Store(true)
-			continue
-		case errno != 0:
-			// The kernel tells a lost write once. If it told us now, an older write
-			// may be meant as well, so the next flush has to say so too.
-			f.flushes.taint(errno)
-			return done, f.fail("write", off+int64(done), int64(len(p)-done), errno)
+	done, err := 0, error(nil)
+	if !f.noDSync.Load() {
+		done, err = f.writeDSync(p, off)
+	}
+	switch {
+	case err != nil && done < len(p):
+		return done, f.fail("write", off+int64(done), int64(len(p)-done), err)
+	case err == nil && done < len(p):
+		if n, err := f.writeShared(p[done:], off+int64(done)); err != nil {
+			return done + n, err
 		}
-		done += n
+		err = f.flushes.doAsPart()
 	}
-	if done == len(p) {
-		return done, nil
-	}
-	n, err := f.writeShared(p[done:], off+int64(done))
 	if err != nil {
-		return done + n, err
-	}
-	if err := f.flushes.doAsPart(); err != nil {
 		return len(p), f.fail("flush", 0, f.size.Load(), err)
 	}
 	return len(p), nil
+}
+
+// writeDSync is WriteAtFUA by RWF_DSYNC. If it says that less than all of p is done, and no
+// error, the kernel does not know that flag.
+func (f *File) writeDSync(p []byte, off int64) (done int, err error) {
+	write := f.flushes.begin()
+	for done < len(p) {
+		n, errno := f.writeFlags(f.fd, p[done:], off+int64(done), unix.RWF_DSYNC)
+		if errno == unix.EINTR {
+			continue
+		}
+		if noSuchFlag(errno) {
+			f.noDSync.Store(true)
+			break
+		}
+		if errno != 0 {
+			err = errno
+			break
+		}
+		done += n
+	}
+	return done, f.flushes.endAlone(write, err)
 }
 
 // Flush implements Media. Calls at the same time share one fdatasync, if it

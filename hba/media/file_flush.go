@@ -29,6 +29,18 @@ type flushGroup struct {
 	// report though their syncs say nothing.
 	// +checklocks:mu
 	tainted error
+	// losses counts what the kernel has told of, whoever it told; loss is the latest.
+	// +checklocks:mu
+	losses uint64
+	// +checklocks:mu
+	loss error
+	// alone counts, by generation, the writes under way that the kernel makes durable
+	// without a round. Each round whose sync goes well begins a generation, and ends after
+	// the one before. Of earlier ones there are none.
+	// +checklocks:mu
+	alone [2]int
+	// +checklocks:mu
+	generation uint8
 	// wanted is the last round that a flush needs.
 	// +checklocks:mu
 	wanted uint64
@@ -37,11 +49,47 @@ type flushGroup struct {
 	parts int
 }
 
-// taint makes the next flush report err, and one that is under way.
-func (g *flushGroup) taint(err error) {
+// An alone is a write that the kernel makes durable without a round.
+type alone struct {
+	generation uint8
+	losses     uint64 // of its group as it began
+}
+
+// begin begins a write that the kernel makes durable without a round; endAlone ends it.
+func (g *flushGroup) begin() alone {
 	g.mu.Lock()
-	g.tainted = err
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	g.alone[g.generation]++
+	return alone{g.generation, g.losses}
+}
+
+// endAlone ends w, which gave err, and is what has become of it: the kernel tells of a lost
+// write once, so whom it told meanwhile, it may have told of this one. A round whose sync is
+// being told just now is not waited for: others take long, and that one is about to end.
+//
+// If w was told, an older write may be meant as well, so the next flush has to say so too,
+// and one that is under way.
+func (g *flushGroup) endAlone(w alone, err error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err != nil {
+		g.tainted = err
+		g.toldLocked(err)
+	} else if g.losses != w.losses {
+		err = g.loss
+	}
+	if g.alone[w.generation]--; g.alone[w.generation] == 0 && w.generation != g.generation {
+		g.cond.Broadcast() // to the round that waits for it
+	}
+	return err
+}
+
+// toldLocked notes that the kernel has told somebody of a lost write.
+//
+// +checklocks:g.mu
+func (g *flushGroup) toldLocked(err error) {
+	g.losses++
+	g.loss = err
 }
 
 // do returns after a sync that began after the call did, with its error. A write lost
@@ -101,7 +149,10 @@ func (g *flushGroup) runLocked() {
 	g.mu.Unlock()
 	err := g.sync()
 	g.mu.Lock()
-	if err == nil {
+	if err != nil {
+		g.toldLocked(err)
+	} else {
+		g.awaitAloneLocked()
 		err = g.tainted // the kernel has told somebody else meanwhile; the next flush still reports it
 	}
 	switch {
@@ -120,4 +171,16 @@ func (g *flushGroup) runLocked() {
 	g.running = false
 	g.ended = round
 	g.cond.Broadcast()
+}
+
+// awaitAloneLocked waits for the writes without a round that are under way: any of them may
+// have been told what the sync that has just ended was not.
+//
+// +checklocks:g.mu
+func (g *flushGroup) awaitAloneLocked() {
+	before := g.generation
+	g.generation ^= 1
+	for g.alone[before] > 0 {
+		g.cond.Wait()
+	}
 }

@@ -218,7 +218,7 @@ func TestBackend_FlushesShareALoss(t *testing.T) {
 
 func TestFlushGroup_Taint(t *testing.T) {
 	g := flushGroup{sync: func() error { return nil }}
-	g.taint(io.ErrClosedPipe)
+	_ = g.endAlone(g.begin(), io.ErrClosedPipe)
 	if err := g.do(); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("%v, want the error that was left for it", err)
 	}
@@ -233,7 +233,7 @@ func TestFlushGroup_TaintDuringASync(t *testing.T) {
 	var g flushGroup
 	g.sync = func() error {
 		g.sync = func() error { return nil }
-		g.taint(io.ErrClosedPipe)
+		_ = g.endAlone(g.begin(), io.ErrClosedPipe)
 		return nil
 	}
 	for _, which := range []string{"the flush that runs", "the next one, whose writes may be meant as well"} {
@@ -299,7 +299,7 @@ func TestFlushGroup_ArrivesInAPart(t *testing.T) {
 		}
 		return nil
 	}
-	g.taint(io.ErrClosedPipe)
+	_ = g.endAlone(g.begin(), io.ErrClosedPipe)
 	if err := g.doAsPart(); err != nil {
 		t.Errorf("the write: %v", err)
 	}
@@ -471,5 +471,111 @@ func TestMemory_ResizeWaitsForWriters(t *testing.T) {
 	p := make([]byte, 1)
 	if _, err := m.ReadAt(p, offset); err != nil || p[0] != 0 {
 		t.Errorf("what was cut off reads as %d, %v", p[0], err)
+	}
+}
+
+// fuaFile is a file whose writes with FUA are what write says.
+func fuaFile(t *testing.T, write func() (int, unix.Errno)) *File {
+	t.Helper()
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	f.writeFlags = func(int, []byte, int64, uintptr) (int, unix.Errno) { return write() }
+	return f
+}
+
+// TestFile_FUALearnsOfALoss: the kernel tells of lost writes once, and who is told while a
+// write with FUA is under way may have been told of that. One that comes later is not meant.
+func TestFile_FUALearnsOfALoss(t *testing.T) {
+	p := make([]byte, 512)
+	for _, tt := range []struct {
+		name string
+		told func(f *File) error
+		left error // for the next flush
+	}{
+		{"a flush", (*File).Flush, nil},
+		{"another write with FUA", func(f *File) error {
+			f.writeFlags = func(int, []byte, int64, uintptr) (int, unix.Errno) { return 0, unix.EIO }
+			_, err := f.WriteAtFUA(p, 4096)
+			return err
+		}, unix.EIO},
+		{"a resize", func(f *File) error {
+			return f.flushes.doAsPart()
+		}, unix.EIO},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var f *File
+			f = fuaFile(t, func() (int, unix.Errno) {
+				f.flushes.sync = func() error { return unix.EIO }
+				if err := tt.told(f); !errors.Is(err, unix.EIO) {
+					t.Errorf("%s: %v, want the loss", tt.name, err)
+				}
+				f.flushes.sync = func() error { return nil }
+				f.writeFlags = func(int, []byte, int64, uintptr) (int, unix.Errno) { return len(p), 0 }
+				return len(p), 0
+			})
+			if _, err := f.WriteAtFUA(p, 0); !errors.Is(err, unix.EIO) {
+				t.Errorf("the write under way: %v, but it may be lost", err)
+			}
+			if _, err := f.WriteAtFUA(p, 0); err != nil {
+				t.Errorf("the write after it: %v", err)
+			}
+			if err := f.Flush(); !errors.Is(err, tt.left) {
+				t.Errorf("the flush after it: %v, want %v", err, tt.left)
+			}
+			if _, err := f.WriteAtFUA(p, 0); err != nil {
+				t.Errorf("a write after that: %v", err)
+			}
+		})
+	}
+}
+
+// TestFile_FlushLearnsOfALoss: a write with FUA that is under way as a sync ends may have
+// been told what the sync was to be told. One that comes later is not waited for.
+func TestFile_FlushLearnsOfALoss(t *testing.T) {
+	for _, told := range []unix.Errno{0, unix.EIO} {
+		synctest.Test(t, func(t *testing.T) {
+			p := make([]byte, 512)
+			var leave [2]chan unix.Errno
+			f := fuaFile(t, nil)
+			f.flushes.sync = func() error { return nil }
+			f.writeFlags = func(_ int, p []byte, off int64, _ uintptr) (int, unix.Errno) {
+				errno := <-leave[off/4096]
+				return len(p), errno
+			}
+			var group sync.WaitGroup
+			begin := func(i int) {
+				leave[i] = make(chan unix.Errno)
+				group.Go(func() {
+					if _, err := f.WriteAtFUA(p, int64(i)*4096); (err != nil) != (told != 0) {
+						t.Errorf("write %d: %v", i, err)
+					}
+				})
+				synctest.Wait()
+			}
+			begin(0)
+			flushed := make(chan error, 1)
+			go func() { flushed <- f.Flush() }()
+			synctest.Wait()
+			begin(1)
+			leave[0] <- told
+			synctest.Wait()
+			select {
+			case err := <-flushed:
+				if told == 0 && err != nil || told != 0 && !errors.Is(err, told) {
+					t.Errorf("flush: %v, and the write was told %v", err, told)
+				}
+			default:
+				t.Error("the flush waits for a write that came after its sync")
+			}
+			leave[1] <- 0
+			group.Wait()
+		})
 	}
 }
