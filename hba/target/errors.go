@@ -51,10 +51,15 @@ func (u *Unit) writeProtected(t *Task) {
 // from writing; lba is what to blame if err does not say where it stopped, or not in the
 // blocks of t: a cache may have failed to make room.
 func (u *Unit) mediumFailed(t *Task, err error, code scsi.Additional, lba uint64) {
+	first, blocks, _ := scsi.BlockRange(&t.CDB)
+	u.rangeFailed(t, err, code, lba, first, uint64(blocks))
+}
+
+// rangeFailed is mediumFailed of a part of t: of blocks from first on.
+func (u *Unit) rangeFailed(t *Task, err error, code scsi.Additional, lba, first, blocks uint64) {
 	var where *media.Error
 	if errors.As(err, &where) && where.OffsetBytes >= 0 {
-		at := uint64(where.OffsetBytes) >> u.shift
-		if first, blocks, ranged := scsi.BlockRange(&t.CDB); !ranged || at-first < uint64(blocks) {
+		if at := uint64(where.OffsetBytes) >> u.shift; at-first < blocks {
 			lba = at
 		}
 	}

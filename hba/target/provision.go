@@ -37,7 +37,7 @@ func (u *Unit) unmap(t *Task, mayBlock bool) (done bool) {
 			continue
 		}
 		if err := u.release(lba, uint64(blocks), anchor); err != nil {
-			u.mediumFailed(t, err, scsi.WriteError, lba)
+			u.rangeFailed(t, err, scsi.WriteError, lba, lba, uint64(blocks))
 			return true
 		}
 	}
@@ -203,7 +203,7 @@ func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	for budget := int64(statusScanBytes); lba < total && budget > 0; {
 		run, err := u.statusFrom(lba, total, &budget)
 		if err != nil {
-			u.mediumFailed(t, err, scsi.UnrecoveredReadError, lba)
+			u.rangeFailed(t, err, scsi.UnrecoveredReadError, lba, lba, total-lba)
 			return true
 		}
 		scsi.PutLBAStatusDescriptor(s[used:], run)

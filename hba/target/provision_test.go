@@ -75,3 +75,15 @@ func TestGetLBAStatus_Bounded(t *testing.T) {
 		t.Errorf("%d commands to block %d", commands, at)
 	}
 }
+
+// TestUnmap_OtherBlocksFail: an error of other blocks, which a cache was to make room by, is
+// told of the range that was being unmapped.
+func TestUnmap_OtherBlocksFail(t *testing.T) {
+	for at, want := range map[int64]uint64{3: 64, 63: 64, 64: 64, 71: 71, 72: 64} {
+		u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+		m.setFail("discard", &media.Error{OffsetBytes: at * blockBytes, Kind: media.ErrMedium})
+		wantSense(t, run(t, u, unmap(24, false), target.DataOut, unmapList(64, 8)), scsi.Sense{
+			Key: scsi.KeyMediumError, Additional: scsi.WriteError, Information: want, InformationValid: true,
+		})
+	}
+}
