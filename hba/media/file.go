@@ -28,6 +28,8 @@ type File struct {
 	allocate func(fd int, mode uint32, off, n int64) error
 	// writeFlags is pwriteFlags. Set before use.
 	writeFlags func(fd int, p []byte, off int64, flags uintptr) (int, unix.Errno)
+	// advise is unix.Fadvise. Set before use.
+	advise func(fd int, off, n int64, advice int) error
 
 	size atomic.Int64 // bytes; negative once closed
 
@@ -342,17 +344,44 @@ func (f *File) flushShared() error {
 	return nil
 }
 
-// Prefetch implements Prefetcher.
+// maxPrefetchExtents is how many runs of data one Prefetch has read, so that none looks
+// through a long file of short ones.
+const maxPrefetchExtents = 256
+
+// Prefetch implements Prefetcher. Holes are passed over: the kernel would fill the page
+// cache with their zeros, which takes as long as to read them.
 func (f *File) Prefetch(off, n int64) error {
 	f.lifeMu.RLock()
 	defer f.lifeMu.RUnlock()
-	if !inside(off, n, f.size.Load()) {
+	size := f.size.Load()
+	if !inside(off, n, size) {
 		return f.refuse("prefetch", off, n)
 	}
+	if f.noExtents.Load() {
+		return f.prefetchData(off, n)
+	}
+	end := off + n
+	for runs := 0; off < end && runs < maxPrefetchExtents; {
+		e, err := f.extentShared(off, size)
+		if err != nil {
+			return err
+		}
+		if e.Data {
+			if err := f.prefetchData(off, min(e.End(), end)-off); err != nil {
+				return err
+			}
+			runs++
+		}
+		off = e.End()
+	}
+	return nil
+}
+
+func (f *File) prefetchData(off, n int64) error {
 	if n == 0 {
 		return nil // to fadvise it would mean everything
 	}
-	if err := unix.Fadvise(f.fd, off, n, unix.FADV_WILLNEED); err != nil {
+	if err := f.advise(f.fd, off, n, unix.FADV_WILLNEED); err != nil {
 		return f.fail("prefetch", off, n, err)
 	}
 	return nil

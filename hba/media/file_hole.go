@@ -118,6 +118,11 @@ func (f *File) ExtentAt(off int64) (Extent, error) {
 	if !inside(off, 1, size) {
 		return Extent{}, f.refuse("extent", off, 1)
 	}
+	return f.extentShared(off, size)
+}
+
+// extentShared is ExtentAt with lifeMu held, of a disk of that size.
+func (f *File) extentShared(off, size int64) (Extent, error) {
 	e := Extent{OffsetBytes: off}
 	data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
 	switch {

@@ -51,7 +51,7 @@ func OpenFile(c FileConfig) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly, zeroUnit: 1, allocate: unix.Fallocate, writeFlags: pwriteFlags}
+	f := &File{path: c.Path, fd: fd, readOnly: c.ReadOnly, zeroUnit: 1, allocate: unix.Fallocate, writeFlags: pwriteFlags, advise: unix.Fadvise}
 	f.flushes.sync = func() error { return ignoringEINTR(func() error { return unix.Fdatasync(fd) }) }
 	opened := time.Now()
 	f.atOnce.now = func() time.Duration { return time.Since(opened) }

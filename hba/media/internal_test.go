@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -577,5 +578,55 @@ func TestFile_FlushLearnsOfALoss(t *testing.T) {
 			leave[1] <- 0
 			group.Wait()
 		})
+	}
+}
+
+// TestFile_PrefetchesData: holes are not read. The kernel would fill the page cache with
+// their zeros, which takes as long as to read them.
+func TestFile_PrefetchesData(t *testing.T) {
+	f, err := OpenFile(FileConfig{Path: filepath.Join(t.TempDir(), "disk"), SizeBytes: 1 << 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const piece = 64 << 10
+	for _, off := range []int64{1 << 20, 3 << 20, 1 << 39} {
+		if _, err := f.WriteAt(make([]byte, piece), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type span struct{ off, n int64 }
+	var got []span
+	f.advise = func(_ int, off, n int64, _ int) error {
+		got = append(got, span{off, n})
+		return nil
+	}
+	for _, tt := range []struct {
+		off, n int64
+		want   []span
+	}{
+		{0, 1 << 40, []span{{1 << 20, piece}, {3 << 20, piece}, {1 << 39, piece}}},
+		{0, 1<<20 + 4096, []span{{1 << 20, 4096}}},
+		{1<<20 + 4096, 4096, []span{{1<<20 + 4096, 4096}}},
+		{0, 1 << 20, nil},
+		{1<<39 + piece, 1 << 30, nil},
+	} {
+		got = nil
+		if err := f.Prefetch(tt.off, tt.n); err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%d bytes at %d: %v, %v; want %v", tt.n, tt.off, got, err, tt.want)
+		}
+	}
+	for i := range int64(2 * maxPrefetchExtents) {
+		if _, err := f.WriteAt([]byte{1}, 1<<32+i<<16); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got = nil
+	if err := f.Prefetch(1<<32, 1<<32); err != nil || len(got) != maxPrefetchExtents {
+		t.Errorf("%d extents, %v; want %d", len(got), err, maxPrefetchExtents)
 	}
 }
