@@ -357,19 +357,55 @@ func (m *Memory) CompareAndWriteAt(compare, data []byte, off int64) (int, error)
 		}
 		done += len(part)
 	}
+	if err := m.takeChunksLocked(first, last); err != nil {
+		return -1, &Error{
+			Op: "compare and write", Name: m.name, OffsetBytes: off, LengthBytes: int64(len(data)), Kind: ErrNoSpace, Err: err,
+		}
+	}
 	for done := 0; done < len(data); {
 		at := off + int64(done)
 		in := int(at & (chunkBytes - 1))
 		part := data[done:min(len(data), done+chunkBytes-in)]
-		if err := m.writeChunkLocked(part, at>>chunkShift, in); err != nil {
-			return -1, &Error{
-				Op: "compare and write", Name: m.name, OffsetBytes: at, LengthBytes: int64(len(data) - done),
-				Kind: ErrNoSpace, Err: err,
-			}
-		}
+		_ = m.writeChunkLocked(part, at>>chunkShift, in) // it fails only without a chunk
 		done += len(part)
 	}
 	return -1, nil
+}
+
+// takeChunksLocked has the chunks from first to last be there, or none that was not. Their
+// stripes are held for exclusive use.
+//
+// +checklocksignore: which locks is decided at run time.
+func (m *Memory) takeChunksLocked(first, last int64) error {
+	for i := first; i <= last; i++ {
+		l := m.leafOf(i)
+		if ch, err := m.chunkLocked(l, &l.cells[i%chunksPerLeaf]); ch == nil { // as in writeChunkLocked
+			m.giveUnwrittenLocked(first, i)
+			return err
+		}
+	}
+	return nil
+}
+
+// giveUnwrittenLocked gives back the chunks from first to before end in which nothing is
+// written. Their stripes are held for exclusive use.
+//
+// +checklocksignore: which locks is decided at run time.
+func (m *Memory) giveUnwrittenLocked(first, end int64) {
+	var b releaseBatch
+	for i := first; i < end; i++ {
+		l := m.leafOf(i)
+		c := &l.cells[i%chunksPerLeaf]
+		if c.pages.Load() != 0 {
+			continue
+		}
+		ch := c.chunk.Swap(nil)
+		l.used.Add(-1)
+		if b.add(ch) {
+			m.pool.release(&b)
+		}
+	}
+	m.pool.release(&b)
 }
 
 // mismatch is the index of the first byte of a that differs from b, which is at

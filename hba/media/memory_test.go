@@ -195,6 +195,28 @@ func TestMemory_Limit(t *testing.T) {
 	}
 }
 
+// TestMemory_CompareAndWriteAtTheLimit: if there is no room for all of it, nothing is written,
+// and no memory taken.
+func TestMemory_CompareAndWriteAtTheLimit(t *testing.T) {
+	m := newMemory(t, media.MemoryConfig{SizeBytes: 1 << 30, LimitBytes: 3 * chunk})
+	mustWrite(t, m, chunk, 1, 0)
+	mustWrite(t, m, chunk, 1, 5*chunk)
+	compare := append(bytes.Repeat([]byte{1}, 512), make([]byte, chunk+512)...)
+	i, err := m.CompareAndWriteAt(compare, bytes.Repeat([]byte{2}, len(compare)), chunk-512)
+	if !errors.Is(err, media.ErrNoSpace) {
+		t.Fatalf("%d, %v, want ErrNoSpace", i, err)
+	}
+	mustBe(t, m, chunk, 1, 0)
+	mustBe(t, m, chunk+512, 0, chunk)
+	if e, err := m.ExtentAt(chunk); err != nil || e.Data || m.AllocatedBytes() != 2*chunk {
+		t.Errorf("%+v, %v, %d bytes are taken", e, err, m.AllocatedBytes())
+	}
+	mustWrite(t, m, chunk, 1, 7*chunk)
+	if _, err := m.WriteAt([]byte{1}, 8*chunk); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("write: %v, want ErrNoSpace", err)
+	}
+}
+
 func TestMemory_Extents(t *testing.T) {
 	const size = 3<<28 + 1000 // ends within a page
 	m := newMemory(t, media.MemoryConfig{SizeBytes: size})
