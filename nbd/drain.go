@@ -63,3 +63,15 @@ func (c *Conn) handOut() {
 	}
 	c.Flush()
 }
+
+// drainLocked asks a connection to finish. One that still negotiates will not transmit any
+// more: it gets a moment to take what it is told, and does not hold up the drain if it takes
+// nothing.
+//
+// +checklocks:s.mu
+func (s *Server) drainLocked(c *Conn) {
+	c.poke(wishDrain)
+	if !c.transmitting {
+		_ = c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) // as in poke
+	}
+}

@@ -236,7 +236,10 @@ func (n *negotiation) read(b []byte) (k int, err error) {
 			return k, err
 		}
 		n.lastWords = true
-		if err := c.nc.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+		at := time.Now()
+		// It may say them in the last moment, and then it has one to take the answer.
+		err = errors.Join(c.nc.SetReadDeadline(at.Add(lingerTime)), c.nc.SetWriteDeadline(at.Add(2*lingerTime)))
+		if err != nil {
 			return k, err
 		}
 	}

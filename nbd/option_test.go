@@ -529,6 +529,81 @@ func TestHandshake_Shutdown(t *testing.T) {
 	}
 }
 
+// TestHandshake_ShutdownUnread: a client that takes no replies does not hold up a drain of the
+// server, nor one of the device that it is about to get.
+func TestHandshake_ShutdownUnread(t *testing.T) {
+	for name, tt := range map[string]struct {
+		id     uint32
+		data   []byte
+		device bool // the drain is of the device
+	}{
+		"LIST":             {list, nil, false},
+		"INFO":             {info, infoData("disk0"), false},
+		"GO":               {goTo, infoData("disk0"), false},
+		"EXPORT_NAME":      {exportName, []byte("disk0"), false},
+		"GO, device":       {goTo, infoData("disk0"), true},
+		"EXPORT_NAME, too": {exportName, []byte("disk0"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := nbdtest.NewMemory(4096)
+				s, arena := synctestServer(t, d, nbd.Limits{})
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				h.write(option(tt.id, tt.data))
+				synctest.Wait() // it cannot get rid of its reply
+				begin := time.Now()
+				if tt.device {
+					if err := s.Exports.(*nbd.ExportSet).Replace(); err != nil {
+						t.Fatal(err)
+					}
+					if killed, err := s.DrainDevice(t.Context(), d); killed != 0 || err != nil {
+						t.Errorf("%d killed, %v", killed, err)
+					}
+				} else if err := s.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(begin); took > time.Second {
+					t.Errorf("the drain took %v", took)
+				}
+				h.ended()
+				synctest.Wait()
+				if n := s.Snapshot().NegotiationFailures[nbd.NegotiationShutdown]; n != 1 {
+					t.Errorf("%d clients counted as shut out, want 1", n)
+				}
+				if err := arena.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestHandshake_ShutdownLate: a client that speaks in the last moment it is given has one more to
+// take the answer.
+func TestHandshake_ShutdownLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		h := &haggler{t: t, nc: pipeTo(s)}
+		expect(t, h.nc, hello)
+		h.write(hx(fixedNoZer))
+		synctest.Wait()
+		drained := make(chan error, 1)
+		go func() { drained <- s.Shutdown(t.Context()) }()
+		time.Sleep(240 * time.Millisecond)
+		h.write(option(info, infoData("disk0")))
+		time.Sleep(200 * time.Millisecond)
+		if typ, data := readReply(t, h.nc, info); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+			t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+		}
+		h.ended()
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestIdleTimeout: a connection without requests is closed; one that waits for
 // the device, or asks now and then, is not.
 func TestIdleTimeout(t *testing.T) {

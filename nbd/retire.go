@@ -61,7 +61,7 @@ func (s *Server) DrainDevice(ctx context.Context, d Device) (killed int, err err
 	}
 	for c := range s.conns {
 		if c.reserved && c.reservedDevice == d {
-			c.poke(wishDrain)
+			s.drainLocked(c)
 		}
 	}
 	s.mu.Unlock()

@@ -505,7 +505,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		_ = l.Close() // Serve sees it
 	}
 	for c := range s.conns {
-		c.poke(wishDrain)
+		s.drainLocked(c)
 	}
 	s.mu.Unlock()
 
