@@ -42,3 +42,58 @@ func TestDrop(t *testing.T) {
 	}
 	s.waitStats("close", func(st nbd.Stats) bool { return st.Closes[nbd.CloseDropped] == 1 })
 }
+
+// TestDrop_Counts: what worked and nobody was told of is not among the requests that were
+// answered, nor its bytes and times; what failed is. Nothing stays in flight.
+func TestDrop_Counts(t *testing.T) {
+	for _, dia := range dialects() {
+		t.Run(dia.name, func(t *testing.T) {
+			d := nbdtest.NewManual(1 << 20)
+			s := newServer(t, d, nbd.Limits{})
+			c := s.speak("unix", dia)
+			read := func(cookie uint64) *nbd.Request {
+				t.Helper()
+				if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: cookie, Length: 4096}); err != nil {
+					t.Fatal(err)
+				}
+				return <-d.Requests
+			}
+			told := read(1)
+			told.FollowReply()
+			nbdtest.Complete(told, nbd.OK)
+			if r := get(t, c); r.Errno != nbd.OK {
+				t.Fatal(r.Errno)
+			}
+			untold, failed, last := read(2), read(3), read(4)
+			if n := s.Drop("disk0").Count(); n != 1 {
+				t.Fatalf("%d connections dropped, want 1", n)
+			}
+			untold.FollowReply()
+			nbdtest.Complete(untold, nbd.OK)
+			nbdtest.Complete(failed, nbd.EIO)
+			o := s.waitStats("failed read", func(st nbd.Stats) bool {
+				return st.Exports[0].Ops[nbd.OpRead].Errors == 1
+			}).Exports[0].Ops[nbd.OpRead]
+			if o.InFlight != 1 {
+				t.Errorf("%d in flight while one is with the device", o.InFlight)
+			}
+			nbdtest.Complete(last, nbd.OK)
+			<-d.Closed
+			st := s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+			o = st.Exports[0].Ops[nbd.OpRead]
+			if o.Requests != 2 || o.Errors != 1 || o.Bytes != 4096 || o.InFlight != 0 {
+				t.Errorf("%d requests, %d errors, %d bytes, %d in flight; want 2, 1, 4096 and none", o.Requests, o.Errors, o.Bytes, o.InFlight)
+			}
+			n := uint64(0)
+			for _, b := range o.Latency {
+				n += b
+			}
+			if n != o.Requests {
+				t.Errorf("%d times of %d requests", n, o.Requests)
+			}
+			if n := st.ReplyTimes[nbd.OpRead].Count(); n != 1 {
+				t.Errorf("%d replies were followed to the client, want 1", n)
+			}
+		})
+	}
+}

@@ -27,7 +27,7 @@ func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
 func (c *Conn) hasInFlight() bool {
 	for i := range c.ops {
 		o := &c.ops[i]
-		if o.started.Load() != o.successes.Load()+o.failures() {
+		if o.started.Load() != o.over() {
 			return true
 		}
 	}

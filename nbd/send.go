@@ -132,8 +132,9 @@ func (c *Conn) send(wait bool) bool {
 			s.breaks = false
 			c.breakOff()
 		}
+		told := !c.dead.Load() || len(s.bufs) > 0 && !s.remains()
 		s.resetBufs()
-		c.account(s.list[s.first:s.next])
+		c.account(s.list[s.first:s.next], told)
 		c.release(s.list[s.first:s.next])
 		s.first = s.next
 		if s.first == len(s.list) {
@@ -272,8 +273,9 @@ func (s *sender) appendBytes(b *block, mem []byte, from, to int) {
 	s.tailBlock, s.tailEnd = b, to
 }
 
-// account counts the replies in sent. One look at the clock serves all.
-func (c *Conn) account(sent []*Request) {
+// account counts the replies in sent, of which the client was told, or was not as the
+// connection is dead. One look at the clock serves all.
+func (c *Conn) account(sent []*Request, told bool) {
 	if len(sent) == 0 {
 		return
 	}
@@ -281,22 +283,27 @@ func (c *Conn) account(sent []*Request) {
 	// Requests of one operation and one read are counted together.
 	for i := 0; i < len(sent); {
 		r := sent[i]
-		var bytes uint64
+		var bytes, untold uint64
 		var errs [blameCount]uint64
 		j := i
 		for ; j < len(sent) && sent[j].counted == r.counted && sent[j].receivedNs == r.receivedNs; j++ {
-			if sent[j].errno != OK {
+			switch {
+			case sent[j].errno != OK:
 				errs[sent[j].blame]++
 				sent[j].blame = BlameNone
-			} else {
+			case told:
 				bytes += sent[j].LengthBytes
+			default:
+				untold++
 			}
 			if sent[j].followedNs != 0 {
-				c.server.replyTimes[sent[j].Op].Add(time.Duration(at - sent[j].followedNs))
+				if told {
+					c.server.replyTimes[sent[j].Op].Add(time.Duration(at - sent[j].followedNs))
+				}
 				sent[j].followedNs = 0
 			}
 		}
-		n := uint64(j - i)
+		n := uint64(j-i) - untold
 		ns := at - r.receivedNs
 		ops := &c.ops[r.counted]
 		ops.bytes.Add(bytes)
@@ -309,6 +316,9 @@ func (c *Conn) account(sent []*Request) {
 			}
 		}
 		ops.successes.Add(n)
+		if untold > 0 {
+			ops.untold.Add(untold)
+		}
 		i = j
 	}
 }

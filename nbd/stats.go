@@ -117,8 +117,8 @@ const (
 )
 
 // OpStats count one operation of an export or a connection. A request counts
-// when its reply is sent; its latency runs from the read that brought its header
-// to the writev that took its reply.
+// when its reply is sent, and one that failed also if the client is gone by then; its
+// latency runs from the read that brought its header to the writev that took its reply.
 type OpStats struct {
 	Requests uint64
 	Errors   uint64 // replies with an error
@@ -212,18 +212,22 @@ type opCounters struct {
 	_          [56]byte // the reader's line and the sender's
 	successes  atomic.Uint64
 	errors     [blameCount]atomic.Uint64
+	untold     atomic.Uint64 // what would have been successes, had there been a client to tell
 	bytes      atomic.Uint64
 	latencySum atomic.Int64
 	latency    [LatencyBuckets + 1]atomic.Uint64
 }
 
-// failures is how many replies were errors.
+// failures is how many requests failed.
 func (c *opCounters) failures() (n uint64) {
 	for i := range c.errors {
 		n += c.errors[i].Load()
 	}
 	return n
 }
+
+// over is how many requests are in flight no more.
+func (c *opCounters) over() uint64 { return c.successes.Load() + c.failures() + c.untold.Load() }
 
 // load adds the counters to s.
 func (c *opCounters) load(s *OpStats) {
@@ -235,8 +239,8 @@ func (c *opCounters) load(s *OpStats) {
 	s.Requests += requests
 	// Loaded in this order the difference never exceeds what is in flight; it
 	// may be negative, also because the reader publishes late.
-	if started > requests {
-		s.InFlight += started - requests
+	if over := requests + c.untold.Load(); started > over {
+		s.InFlight += started - over
 	}
 	s.Errors += errors
 	s.Aborted += aborted
