@@ -114,6 +114,53 @@ func TestBlockStatus_Room(t *testing.T) {
 	}
 }
 
+// TestBlockStatus_RoomAgain: the room that one reply with many extents has made is given up when
+// the next ones leave nearly all of it empty, and kept when they do not.
+func TestBlockStatus_RoomAgain(t *testing.T) {
+	const grain, most = 512, 32 << 10
+	for _, d := range dialects()[1:] {
+		m := nbdtest.NewManual(1 << 30)
+		c := newServer(t, m, nbd.Limits{}).speak("unix", d)
+		entry := 8
+		if d.Extended {
+			entry = 16
+		}
+		ask := func(extents int) (room int) {
+			t.Helper()
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: 1 << 30}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-m.Requests
+			room = len(r.Data) / entry
+			state := nbd.StateHole
+			for i := 0; i < extents && r.AddExtent(grain, state); i++ {
+				state ^= nbd.StateHole
+			}
+			nbdtest.Complete(r, nbd.OK)
+			if n := len(get(t, c).Extents[c.Contexts["base:allocation"]]); n != min(extents, room) {
+				t.Fatalf("%s: %d extents, want %d", d.name, n, min(extents, room))
+			}
+			return room
+		}
+		for range 2 { // it grows again
+			for range 4 {
+				ask(most)
+			}
+			for range 4 {
+				if room := ask(most / 8); room != most {
+					t.Errorf("%s: room for %d extents while %d are needed, want %d", d.name, room, most/8, most)
+				}
+			}
+			for range 4 {
+				ask(1)
+			}
+			if room := ask(1); room != 512 {
+				t.Errorf("%s: room for %d extents when one has sufficed for a while, want 512", d.name, room)
+			}
+		}
+	}
+}
+
 // TestBlockStatus_LittleMemory: with no memory for many extents there are few.
 func TestBlockStatus_LittleMemory(t *testing.T) {
 	m := nbdtest.NewManual(1 << 30)

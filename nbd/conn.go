@@ -77,8 +77,8 @@ type Conn struct {
 	sentBytes     atomic.Uint64
 	lentBytes     atomic.Uint64 // of those sent
 	ops           [OpCount + 1]opCounters
-	// statusFull is set when a BLOCK_STATUS had more extents than room for them.
-	statusFull atomic.Bool
+	// statusRoom is what the last BLOCK_STATUS says of the room for extents.
+	statusRoom atomic.Uint32
 
 	mu   sync.Mutex
 	cond sync.Cond // L is &mu; the reader waits here
@@ -166,8 +166,11 @@ func (c *Conn) Flush() {
 // Concurrency: any goroutine; takes a lock for a few instructions.
 func (r *Request) Complete(errno Errno) (flush bool) {
 	c := r.conn
-	if r.Op == OpBlockStatus && errno == OK && r.count == 0 {
-		panic("nbd: block status completed without an extent")
+	if r.Op == OpBlockStatus && errno == OK {
+		if r.count == 0 {
+			panic("nbd: block status completed without an extent")
+		}
+		r.judgeStatusRoom()
 	}
 	if r.pipe != nil && (errno != OK || !c.arena.Disarm(r.pipe)) {
 		c.returnPipe(r) // the data are in memory, or nowhere

@@ -56,7 +56,7 @@ func (r *Request) AddExtent(lengthBytes uint64, state ExtentState) (more bool) {
 			return false
 		}
 		if (x.count+1)*entry > len(r.Data) {
-			r.conn.statusFull.Store(true)
+			r.conn.statusRoom.Store(statusRoomLittle)
 			return false
 		}
 		x.count++

@@ -5,10 +5,12 @@ import "encoding/binary"
 const (
 	// minStatusExtents is what a BLOCK_STATUS has room for at first. The room
 	// grows by statusGrowth whenever it was too little, to maxStatusExtents, which
-	// is the protocol's limit.
+	// is the protocol's limit, and shrinks by as much when a reply has left all but
+	// the statusAmple-th part of it empty.
 	minStatusExtents = 512
 	maxStatusExtents = 1 << 20
 	statusGrowth     = 4
+	statusAmple      = 16
 	// statusGrainBytes is the shortest extent that room is reserved for. A device
 	// may have shorter ones: then the reply ends early, and the client asks again.
 	statusGrainBytes = 512
@@ -29,11 +31,32 @@ func decodeStatusPayload(b []byte, h *requestHeader) (ok bool) {
 	return binary.BigEndian.Uint32(b[8:]) == allocationID
 }
 
+// What is known of the room that a BLOCK_STATUS had.
+const (
+	statusRoomFits   = iota
+	statusRoomLittle // there were more extents
+	statusRoomMuch   // there were hardly any
+)
+
+// judgeStatusRoom is called when a BLOCK_STATUS has its extents.
+func (r *Request) judgeStatusRoom() {
+	entry := extentBytes
+	if r.wide {
+		entry = extentExtBytes
+	}
+	if len(r.Data) > minStatusExtents*entry && r.count*entry < len(r.Data)/statusAmple {
+		r.conn.statusRoom.Store(statusRoomMuch)
+	}
+}
+
 // carveStatus gives a BLOCK_STATUS room for its extents: little at first, and
 // with little memory. If it cannot, wantBytes says what lacks.
 func (c *Conn) carveStatus(r *Request) bool {
-	if c.statusFull.Swap(false) {
+	switch c.statusRoom.Swap(statusRoomFits) {
+	case statusRoomLittle:
 		c.statusExtents = min(statusGrowth*c.statusExtents, maxStatusExtents)
+	case statusRoomMuch:
+		c.statusExtents = max(c.statusExtents/statusGrowth, minStatusExtents)
 	}
 	entry := c.format.extentBytes()
 	r.extents = extents{wide: entry == extentExtBytes}
