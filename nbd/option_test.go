@@ -173,6 +173,37 @@ func TestGo_SameInfo(t *testing.T) {
 	}
 }
 
+// TestInfo_BlockSizes: whatever the device wants and the server allows, block sizes are such as
+// the protocol lets a server tell: the maximum is a multiple of the minimum, and not less than
+// the preferred one.
+func TestInfo_BlockSizes(t *testing.T) {
+	for _, tt := range []struct {
+		least, preferred, most uint32 // the device's
+		limit                  int
+		want                   string
+	}{
+		{0, 0, 0, 1 << 20, "1 4096 1048576"},
+		{512, 0, 0, 1 << 20, "512 4096 1048576"},
+		{64 << 10, 0, 0, 1 << 20, "65536 65536 1048576"},
+		{1, 512, 8192, 1 << 20, "1 512 8192"},
+		{1, 64 << 10, 0, 4096, "1 4096 4096"},
+		{512, 1 << 20, 1 << 20, 100_000, "512 65536 99840"},
+		{4096, 64 << 10, 0, 10_000, "4096 8192 8192"},
+		{1, 4096, 0, 5000, "1 4096 5000"},
+		{64 << 10, 64 << 10, 0, 4096, "65536 65536 65536"},
+	} {
+		d := nbdtest.NewManual(1 << 20)
+		d.Description.MinBlockBytes, d.Description.PreferredBlockBytes, d.Description.MaxPayloadBytes = tt.least, tt.preferred, tt.most
+		h := newServer(t, d, nbd.Limits{MaxPayloadBytes: tt.limit}).haggle(t, "unix")
+		for _, id := range []uint32{info, goTo} {
+			got := h.ask(id, infoData("disk0", 3))
+			if want := "; BLOCK_SIZE " + tt.want + "; ACK"; !strings.HasSuffix(got, want) {
+				t.Errorf("device %d %d %d, limit %d: option %d tells %s, want %s", tt.least, tt.preferred, tt.most, tt.limit, id, got, want)
+			}
+		}
+	}
+}
+
 // TestSetMetaContext_Effect: what was set last holds, for the export that it
 // was set for.
 func TestSetMetaContext_Effect(t *testing.T) {

@@ -164,7 +164,8 @@ func (info *Info) flags(agreed agreement) uint16 {
 }
 
 // normalize fills in block sizes that the device left at zero and bounds the
-// payload by the server's limit.
+// payload by the server's limit. It stays a multiple of the minimum, of which one has to
+// go through, and a preferred block goes with it.
 //
 // Source: proto.md, "Block size constraints".
 func (info Info) normalize(maxPayloadBytes int) Info {
@@ -176,6 +177,11 @@ func (info Info) normalize(maxPayloadBytes int) Info {
 	}
 	if limit := uint32(maxPayloadBytes); info.MaxPayloadBytes == 0 || info.MaxPayloadBytes > limit {
 		info.MaxPayloadBytes = limit
+	}
+	blocks := max(info.MaxPayloadBytes/info.MinBlockBytes, 1)
+	info.MaxPayloadBytes = blocks * info.MinBlockBytes
+	for info.PreferredBlockBytes > info.MaxPayloadBytes {
+		info.PreferredBlockBytes /= 2
 	}
 	return info
 }
