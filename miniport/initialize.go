@@ -22,6 +22,9 @@ func (d *Driver) Initialize(p *port.Processor, t port.SyncToken) bool {
 		}
 		q.rewind(s)
 	}
+	// The port enumerates next. Not so after a reset or restart: what changes then is told
+	// of by the event, also if that comes late.
+	d.unitsSeen.Store(d.read(p, hba.RegUnitsChanged))
 	d.negotiate(p)
 	if !d.a.EnablePassiveInitialization(p) {
 		return false
@@ -152,7 +155,6 @@ func (d *Driver) start(p *port.Processor) bool {
 	if d.line {
 		d.write(p, hba.RegInterruptMask, 0)
 	}
-	d.unitsSeen.Store(d.read(p, hba.RegUnitsChanged))
 	d.write(p, hba.RegControl, hba.ControlEnable)
 	if !d.poll(p, hba.RegStatus, hba.StatusReady|hba.StatusFatal, hba.StatusReady) {
 		d.a.LogError(p, "the device did not become ready", slog.Uint64("status", d.read(p, hba.RegStatus)))

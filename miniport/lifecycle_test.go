@@ -115,6 +115,60 @@ func TestHotUnits(t *testing.T) {
 	}
 }
 
+// TestHotUnits_DuringReset: a unit that comes just before the adapter is reset or
+// stopped is found, though its event interrupt comes only when that is over.
+func TestHotUnits_DuringReset(t *testing.T) {
+	for name, interrupted := range map[string]func(p *port.Processor, a *port.Adapter) error{
+		"bus reset": func(p *port.Processor, a *port.Adapter) error {
+			return a.ResetNow(p, a.LogicalUnits()[0], port.ResetBus)
+		},
+		"stop and restart": func(p *port.Processor, a *port.Adapter) error {
+			if err := a.Stop(p); err != nil {
+				return err
+			}
+			return a.Restart(p)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, r, p, a := bring(t, miniport.Options{Queues: 2})
+			changes := make(chan unitChange, 4)
+			a.OnUnitsChanged(func(added, removed []*port.LogicalUnit) { changes <- unitChange{added, removed} })
+			medium, err := media.NewMemory(media.MemoryConfig{SizeBytes: 8 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			unit, err := target.NewUnit(medium, target.Config{Serial: "hot"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			event := uint16(r.device.Messages() - 1)
+			a.MaskMsixInterrupt(p, event, true)
+			if err := r.device.AddUnit(0, 5, unit); err != nil {
+				t.Fatal(err)
+			}
+			if err := interrupted(p, a); err != nil {
+				t.Fatal(err)
+			}
+			a.MaskMsixInterrupt(p, event, false)
+			select {
+			case c := <-changes:
+				if len(c.added) != 1 || c.added[0].Lun() != 5 || len(c.removed) != 0 {
+					t.Fatalf("added %v, removed %v, want unit 5 added", c.added, c.removed)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("the unit has not been found")
+			}
+			if err := r.device.RemoveUnit(t.Context(), 0, 5); err != nil {
+				t.Fatal(err)
+			}
+			<-changes
+			if err := medium.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestSurpriseRemoval: the device is unplugged with commands in it. The driver
 // hands all of them back once the hardware is gone, none twice, and turns away
 // what comes; nothing is left behind (Machine checks).
