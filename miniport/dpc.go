@@ -77,6 +77,18 @@ func takeReaped(t port.SyncToken, q *queue) bool {
 //
 // Level: Dispatch; with a lock or without.
 func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
+	d.takeAnswer(p, srb)
+	if srb.Status == port.StatusSuccess && (srb.Function == port.FunctionResetLogicalUnit || srb.Function == port.FunctionResetDevice) {
+		d.sendOn(p, q, srb)
+		return
+	}
+	d.a.Complete(p, srb)
+}
+
+// takeAnswer puts what the device has answered into an SRB.
+//
+// Level: any.
+func (d *Driver) takeAnswer(p *port.Processor, srb *port.SRB) {
 	x := extensionOf(srb.Extension)
 	srb.Status = d.outcome(srb, &x.completion)
 	if flags := x.completion.Flags; flags != 0 { // the port has cleared what is said here
@@ -85,17 +97,7 @@ func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
 		srb.CutReply = flags&hba.CompletionCutReply != 0
 		srb.ReplyBytes = x.completion.ReplyBytes // HalfReply is the same to both
 	}
-	if srb.Status == port.StatusSuccess {
-		switch srb.Function {
-		case port.FunctionExecuteScsi:
-			if scsi.Opcode(srb.CDB[0]) == scsi.OpInquiry {
-				d.a.SetDeviceQueueDepth(p, srb.PathID, srb.TargetID, srb.Lun, d.maxIO)
-			}
-		case port.FunctionResetLogicalUnit, port.FunctionResetDevice:
-			d.sendOn(p, q, srb)
-			return
-		default:
-		}
+	if srb.Status == port.StatusSuccess && srb.Function == port.FunctionExecuteScsi && scsi.Opcode(srb.CDB[0]) == scsi.OpInquiry {
+		d.a.SetDeviceQueueDepth(p, srb.PathID, srb.TargetID, srb.Lun, d.maxIO)
 	}
-	d.a.Complete(p, srb)
 }

@@ -167,13 +167,13 @@ const codeDropped = 0xff
 func (d *Driver) completeSweep(p *port.Processor) {
 	for i, srb := range d.sweep {
 		d.sweep[i] = nil
-		if c := &extensionOf(srb.Extension).completion; c.Code == codeDropped {
+		if extensionOf(srb.Extension).completion.Code == codeDropped {
 			srb.Status = port.StatusBusReset
 			if d.gone.Load() {
 				srb.Status = port.StatusNoHBA
 			}
 		} else {
-			srb.Status = d.outcome(srb, c)
+			d.takeAnswer(p, srb)
 		}
 		d.a.Complete(p, srb)
 	}

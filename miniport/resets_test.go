@@ -1,12 +1,15 @@
 package miniport_test
 
 import (
+	"fmt"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/internal/pci"
+	"github.com/vhbad/vhbad/internal/scsi"
 	"github.com/vhbad/vhbad/miniport"
 	"github.com/vhbad/vhbad/port"
 	"github.com/vhbad/vhbad/port/porttest"
@@ -99,5 +102,59 @@ func TestResetBus_DuringGuestsDoorbell(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.MaskMsixInterrupt(even, 1, false)
+	}
+}
+
+// TestResetBus_KeepsAnswers: an SRB that the device has answered, and whose interrupt
+// has not come when the adapter is reset, completes with all that the answer says.
+func TestResetBus_KeepsAnswers(t *testing.T) {
+	for _, half := range []bool{false, true} {
+		t.Run(fmt.Sprintf("half duplex %t", half), func(t *testing.T) { keepsAnswers(t, half) })
+	}
+}
+
+func keepsAnswers(t *testing.T, half bool) {
+	m, r, p, a := bring(t, miniport.Options{Queues: 1, HalfDuplex: half})
+	batch := m.NewBatch(t, a, 2, 4096)
+	lu := a.LogicalUnits()[0]
+	rules := []fault.Rule{
+		{Name: "status", Disk: "d", Action: fault.Action{Kind: fault.KindStatus, Status: "reservation-conflict"}},
+		{Name: "cut", Disk: "d", Action: fault.Action{Kind: fault.KindCutReply}},
+		{Name: "cookie", Disk: "d", Hostile: true, Action: fault.Action{Kind: fault.KindBadCookie}},
+	}
+	s, err := fault.NewSet(fault.Config{
+		Rules: rules, Hostile: true, Now: r.device.Now(),
+		Units: []fault.Unit{{Disk: "d", BlockBytes: 512, Blocks: 64 << 20 / 512}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.device.SetFaults(s)
+	depth := lu.Stats().Depth
+	if !a.SetDeviceQueueDepth(p, 0, 0, 0, 2) {
+		t.Fatal("the unit takes no depth")
+	}
+	x, inquiry := batch.Requests[0], batch.Requests[1]
+	answered := r.device.Stats().Queues[0].Completions + 2
+	a.MaskMsixInterrupt(p, 0, true)
+	x.Read(0, 8, 512)
+	inquiry.Data(port.FlagDataIn, 36, func(cdb *[scsi.CDBMaxBytes]byte) int { return scsi.PutInquiry(cdb, 36) })
+	batch.Expect(2)
+	batch.Submit(p, lu, 0, 2)
+	for r.device.Stats().Queues[0].Completions < answered {
+		runtime.Gosched()
+	}
+	if err := a.ResetNow(p, lu, port.ResetBus); err != nil {
+		t.Fatal(err)
+	}
+	batch.Wait()
+	a.MaskMsixInterrupt(p, 0, false)
+	srb := x.SRB
+	if srb.ScsiStatus != scsi.StatusReservationConflict || !srb.Injected || !srb.CutReply || srb.ReplyBytes != port.HalfReply || !srb.BadCookie {
+		t.Errorf("%s: injected %t, reply cut %t at %#x, bad cookie %t; want RESERVATION CONFLICT, all true and half of it",
+			srb, srb.Injected, srb.CutReply, srb.ReplyBytes, srb.BadCookie)
+	}
+	if got := lu.Stats().Depth; inquiry.SRB.Status != port.StatusSuccess || got != depth {
+		t.Errorf("%s: the unit's depth is %d, want %d, as after any INQUIRY", inquiry.SRB, got, depth)
 	}
 }
