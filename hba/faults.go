@@ -374,7 +374,10 @@ func (d *Device) SetFaults(s *fault.Set) {
 		q.runLater()
 	}
 	raise := d.letGoLocked(-1, func(h *hold) bool {
-		return !d.areInForce(h.decision.Fired()) || h.decision.Lost != nil && !d.isInForce(h.decision.Lost)
+		if h.by != nil {
+			return !d.isInForce(h.by)
+		}
+		return !d.areInForce(h.decision.Fired()) // any of them may have a part in the delay
 	})
 	for f, queues := range d.muted {
 		if !d.isInForce(f) {

@@ -435,6 +435,42 @@ func TestFaults_HeldEnd(t *testing.T) {
 	}
 }
 
+// A command that one rule holds, or has lost, and that has met others too, stays so while
+// those go.
+func TestFaults_HeldByOneOfSome(t *testing.T) {
+	ms := fault.Duration(time.Millisecond)
+	other := fault.Rule{Name: "other", Action: fault.Action{Kind: fault.KindLatency, Latency: &fault.Latency{Mean: ms}}}
+	for name, rule := range map[string]fault.Rule{
+		"hang":      {Name: "hold", Action: fault.Action{Kind: fault.KindHang}},
+		"gate":      {Name: "hold", Action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}},
+		"lost":      {Name: "hold", Action: fault.Action{Kind: fault.KindLostCompletion}},
+		"mistagged": {Name: "hold", Action: fault.Action{Kind: fault.KindMistagged}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: 256})
+			in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			s := w.set(t, rule, other)
+			w.submit(t, disk0.Read(1, 0, 1, in))
+			w.awaitHeld(1)
+			w.clock.Advance(time.Millisecond)
+			for s.Fault("hold").Stats().Held != 1 {
+				runtime.Gosched()
+			}
+			if name == "mistagged" {
+				w.reap(w.driver.Queues[0], 1)
+			}
+			w.set(t, rule)
+			if got := w.dev.Stats().HeldByFaults; got != 1 {
+				t.Errorf("%d commands are held, want 1: the rule that holds it has not gone", got)
+			}
+			w.wantNothing(t)
+			w.set(t)
+			wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 1, hba.CodeExecuted)
+			w.wantIdle(t)
+		})
+	}
+}
+
 func TestFaults_HangEndsByItself(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
