@@ -731,6 +731,57 @@ func TestFaults_DMAAfterCompletionMeetsOthers(t *testing.T) {
 	}
 }
 
+// Memory that the driver unmaps while the medium takes its time to read for a late
+// transfer is somebody else's by the time of the data.
+func TestFaults_DMAAfterCompletionOfSlowMedium(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	const blocks = 260 // more than is read at once
+	data := make([]byte, blocks*blockBytes)
+	for i := range data {
+		data[i] = byte(i ^ i>>8 ^ i>>16)
+	}
+	if _, err := w.memory.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	m := w.attachSlow(t, slow, hbatest.MediaConfig{})
+	s, err := fault.NewSet(fault.Config{
+		Rules: []fault.Rule{{Name: "late", Disk: "s", Hostile: true, Action: fault.Action{
+			Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second),
+		}}},
+		Hostile: true,
+		Units:   []fault.Unit{{Disk: "s", Lun: slow.Lun, BlockBytes: blockBytes, Blocks: diskBytes / blockBytes}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.dev.SetFaults(s)
+	b := w.driver.MappedBuffer(t, len(data), dma.Write)
+	wantCode(t, w.do(t, slow.Read(1, 0, blocks, b))[0], 1, hba.CodeExecuted)
+	clear(b.Bytes)
+	w.clock.Advance(time.Second)
+	if !bytes.Equal(b.Bytes, data) {
+		t.Error("the data did not come once more")
+	}
+
+	wantCode(t, w.do(t, slow.Read(1, 0, blocks, b))[0], 1, hba.CodeExecuted)
+	m.Hold()
+	over := make(chan struct{})
+	go func() {
+		w.clock.Advance(time.Second)
+		close(over)
+	}()
+	m.WaitHeld(1)
+	b.Unmap()
+	clear(b.Bytes)
+	faults := w.iommu.Faults()
+	m.Release()
+	<-over
+	if got := w.iommu.Faults() - faults; got != 1 || !bytes.Equal(b.Bytes, make([]byte, len(data))) {
+		t.Errorf("%d DMA faults, want 1, and none of the data in memory that is not the device's any more", got)
+	}
+	w.wantIdle(t)
+}
+
 // The device remembers no more late transfers than its ring has entries, and none after
 // a reset or the end of their rule. Those for which there was room come.
 func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {

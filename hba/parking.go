@@ -462,8 +462,13 @@ func (d *Device) haunt(h *haunting) {
 	}
 }
 
+// latePieceBytes is how much transferLate reads at once.
+const latePieceBytes = 64 << 10
+
 // transferLate writes to host memory what a READ would have, past all that a unit
-// checks. Memory that the driver has unmapped is not reached: that is a DMA fault.
+// checks. Memory that the driver has unmapped is not reached: that is a DMA fault. As
+// nobody waits for this command before he unmaps its memory, and the medium may take its
+// time, that is looked up anew for each piece that has been read.
 func (d *Device) transferLate(h *haunting) {
 	c, unit := &h.command, d.unitAt(h.unit)
 	lba, _, ok := scsi.BlockRange(&c.CDB)
@@ -475,13 +480,22 @@ func (d *Device) transferLate(h *haunting) {
 		return // counted by the IOMMU; no command ends here
 	}
 	off := int64(lba) * int64(h.unit.BlockBytes)
-	for _, s := range x.segments {
-		data := make([]byte, len(s))
-		if _, err := unit.Medium().ReadAt(data, off); err != nil {
-			return
+	piece := make([]byte, min(c.DataBytes, latePieceBytes))
+	for _, s := range x.list {
+		for addr, left := dma.Addr(s.Addr), int(s.Bytes); left > 0; {
+			p := piece[:min(left, len(piece))]
+			if _, err := unit.Medium().ReadAt(p, off); err != nil || isForgotten(h.powerCycle, unit) {
+				return
+			}
+			to, ok := d.iommu.Translate(addr, len(p), dma.Write)
+			if !ok {
+				return
+			}
+			stray(to, p)
+			off += int64(len(p))
+			addr += dma.Addr(len(p))
+			left -= len(p)
 		}
-		stray(s, data)
-		off += int64(len(s))
 	}
 }
 
