@@ -297,7 +297,11 @@ func TestParse_Bad(t *testing.T) {
 		"sandbox: off\n":              `c.yaml:1: sandbox is "off": want keys: mode, paths`,
 		"limits: {memory: [1M]}\n":    "c.yaml:1: limits.memory is a list: want one value",
 		"http: {port: 1}\n":           "c.yaml:1: http has keys: want one value",
-		"faults:\n- {name: a, match: read, action: busy}\n": `c.yaml:2: faults[0].match is "read": want keys: after-count`,
+
+		"disks:\n- &d {name: a, memory: 1M}\n- {name: b, memory: 1M, allow: *d}\n": "c.yaml:3: disks[1].allow has keys: want a list",
+		"listen: &l [\"tcp://:1\"]\nlimits: *l\n":                                  "c.yaml:2: limits is a list: want keys: bytes-in-flight",
+		"limits: &l {connections: 5}\nhba: {queues: *l}\n":                         "c.yaml:2: hba.queues has keys: want one value",
+		"faults:\n- {name: a, match: read, action: busy}\n":                        `c.yaml:2: faults[0].match is "read": want keys: after-count`,
 	} {
 		if _, err := Parse("c.yaml", []byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Parse(%q): error %v, want one with %q", in, err, want)

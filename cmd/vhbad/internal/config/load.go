@@ -218,20 +218,20 @@ func ParseRule(text []byte) (r fault.Rule, err error) {
 	return r, err
 }
 
-// walk calls fn for every scalar of n together with the type it will have and where it
-// is, as in faults[0].match.op. Where one is missing that has no default, it has nothing
+// walk calls fn for every scalar of n, and for aliases of what is none, together with the
+// type it will have and where it is, as in faults[0].match.op. Where one is missing that has no default, it has nothing
 // but a line.
 func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect.Type, string) error) error {
-	if n.Kind == yaml.AliasNode {
-		if n.Alias.Kind != yaml.ScalarNode {
-			return nil // its anchor is walked where it stands
-		}
-		value := *n.Alias // which may be of another type here
-		value.Line = n.Line
-		n = &value
-	}
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
+	}
+	if n.Kind == yaml.AliasNode {
+		value := *n.Alias // which may be of another type here
+		value.Line = n.Line
+		if value.Kind != yaml.ScalarNode {
+			return fn(&value, t, path) // what is in it is walked where its anchor stands
+		}
+		n = &value
 	}
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
