@@ -299,6 +299,7 @@ func TestParse_Bad(t *testing.T) {
 		"http: {port: 1}\n":           "c.yaml:1: http has keys: want one value",
 
 		"disks:\n- &d {name: a, memory: 1M}\n- {name: b, memory: 1M, allow: *d}\n": "c.yaml:3: disks[1].allow has keys: want a list",
+		"disks:\n- {<<: [{connections: 0}], name: a, memory: 1M}\n":                "c.yaml:2: disks[0].connections is 0: want 1 to 4096",
 		"listen: &l [\"tcp://:1\"]\nlimits: *l\n":                                  "c.yaml:2: limits is a list: want keys: bytes-in-flight",
 		"limits: &l {connections: 5}\nhba: {queues: *l}\n":                         "c.yaml:2: hba.queues has keys: want one value",
 		"faults:\n- {name: a, match: read, action: busy}\n":                        `c.yaml:2: faults[0].match is "read": want keys: after-count`,

@@ -252,9 +252,11 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 			}
 		}
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].ShortTag() == "!!merge" && n.Content[i+1].Kind == yaml.MappingNode {
-				if err := walk(n.Content[i+1], t, path, fn); err != nil {
-					return err
+			if n.Content[i].ShortTag() == "!!merge" {
+				for _, m := range merged(n.Content[i+1]) {
+					if err := walk(m, t, path, fn); err != nil {
+						return err
+					}
 				}
 			}
 			field, ok := fieldOf(t, n.Content[i].Value)
@@ -273,6 +275,16 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect
 		return fn(n, t, path)
 	}
 	return nil
+}
+
+// merged are the mappings that stand in the value of a merge key, which is one or a list
+// of them. Those that it has by an alias stand elsewhere.
+func merged(value *yaml.Node) []*yaml.Node {
+	all := []*yaml.Node{value}
+	if value.Kind == yaml.SequenceNode {
+		all = value.Content
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(n *yaml.Node) bool { return n.Kind != yaml.MappingNode })
 }
 
 // hasKey reports whether a mapping has a key.
