@@ -150,3 +150,44 @@ func TestServe_SandboxOwner(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An address that a reload cannot open is told with what to do about it: in the sandbox
+// what that does not allow, and else nothing of it.
+func TestServe_SandboxAddress(t *testing.T) {
+	_, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	const places, names = "the sandbox makes no unix sockets", "names of hosts cannot be looked up in the sandbox: want a number"
+	for mode, wants := range map[string]map[string]string{
+		"auto": {"unix:///dev/pts/n.sock": places, "tcp://host.invalid:0": names},
+		"off":  {"unix:///dev/pts/n.sock": "permission denied"},
+	} {
+		dir := t.TempDir()
+		sock, control, file := filepath.Join(dir, "n.sock"), filepath.Join(dir, "a.sock"), filepath.Join(dir, "v.yaml")
+		configure := func(more string) {
+			t.Helper()
+			text := fmt.Sprintf("listen: [%q, %s]\ndisks: [{name: d, memory: 1MiB}]\n", "unix://"+sock, more)
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		configure("")
+		cmd := exec.Command("vhbad", "serve", "--config", file, "--http", "none", "--admin", control, "--sandbox", mode)
+		startReady(t, cmd, sock)
+		for address, want := range wants {
+			if mode == "auto" && errno != 0 {
+				continue // there is no sandbox, and names are looked up
+			}
+			configure(address)
+			out, err := exec.Command("vhbad", "reload", "--admin", control).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "listen on "+address) || !strings.Contains(string(out), want) ||
+				strings.Contains(string(out), "sandbox") != (mode == "auto") {
+				t.Errorf("sandbox %s, listen on %s: %v, want an error with %q\n%s", mode, address, err, want, out)
+			}
+		}
+		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+}

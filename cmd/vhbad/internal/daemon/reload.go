@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
 	"github.com/vhbad/vhbad/hba/fault"
 )
 
@@ -278,10 +280,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	for _, a := range p.open {
 		l, err := listen(ctx, a)
 		if err != nil {
-			if errors.Is(err, fs.ErrPermission) {
-				err = fmt.Errorf("%w: the sandbox makes no unix sockets: restart, with --takeover if clients are to stay", err)
-			}
-			return r, fmt.Errorf("listen on %s: %w", a, err)
+			return r, fmt.Errorf("listen on %s: %w", a, inSandbox(a, err))
 		}
 		opened = append(opened, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
 	}
@@ -336,6 +335,19 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	r.DisksRemoved, warnings = d.removeAll(ctx, m, p.remove)
 	r.Warnings = append(r.Warnings, warnings...)
 	return r, nil
+}
+
+// inSandbox adds to the error of an address what the sandbox has to do with it.
+func inSandbox(a config.Address, err error) error {
+	_, noName := errors.AsType[*net.DNSError](err)
+	switch {
+	case !sandbox.Entered():
+	case noName:
+		return fmt.Errorf("%w: names of hosts cannot be looked up in the sandbox: want a number, or restart, with --takeover if clients are to stay", err)
+	case a.Network == "unix" && errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: the sandbox makes no unix sockets: restart, with --takeover if clients are to stay", err)
+	}
+	return err
 }
 
 // faultsWith is the rules in force, but with those that the configuration has
