@@ -49,6 +49,9 @@ type certificates struct {
 	// changed; zero if they could.
 	// +checklocks:mu
 	retry time.Time
+	// said is what the log has of files that could not be used; empty if they could.
+	// +checklocks:mu
+	said string
 }
 
 // retryEvery is how often files that could not be used are read again: a certificate
@@ -99,10 +102,13 @@ func (s *certificates) config() *tls.Config {
 	}
 	if err != nil {
 		s.retry = s.now().Add(retryEvery)
-		s.log.Error("certificates are not replaced", "error", err)
+		if said := err.Error(); changed || said != s.said {
+			s.said = said
+			s.log.Error("certificates are not replaced", "error", err)
+		}
 		return s.current
 	}
-	s.retry = time.Time{}
+	s.retry, s.said = time.Time{}, ""
 	s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.expiry)
 	return s.current
 }

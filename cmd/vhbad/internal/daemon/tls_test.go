@@ -221,6 +221,8 @@ func TestCertificates_Replaced(t *testing.T) {
 	s.now = func() time.Time { return now.AddDate(-200, 0, 0) }
 	replace(two, certificateFile, keyFile)
 	expect(one, "with a certificate that is not valid yet")
+	s.now = func() time.Time { return now.AddDate(-200, 0, 0).Add(retryEvery) }
+	expect(one, "with a certificate that is not valid a while later either") // which is no news
 	s.now = func() time.Time { return now }
 	expect(two, "with a certificate that is valid by now")
 	if got := strings.Count(log.String(), "certificates are not replaced"); got != 5 {
