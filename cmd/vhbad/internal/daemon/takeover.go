@@ -157,12 +157,13 @@ func (p *Predecessor) sayGo() error {
 		return fmt.Errorf("take over from process %d: %w", p.pid, err)
 	}
 	p.gone = true
-	var errs []error
 	for _, l := range p.taken {
-		errs = append(errs, l.Keep())
+		if err := l.Keep(); err != nil { // which only others would read; there is no way back
+			p.log.Warn("the lock of a socket does not say whose it is", "socket", l.Addr().String(), "error", err)
+		}
 	}
 	p.log.Info("taking over", "process", p.pid)
-	return errors.Join(errs...)
+	return nil
 }
 
 // wait returns when the predecessor has let go of everything.

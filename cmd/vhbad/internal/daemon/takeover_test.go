@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/media"
@@ -453,13 +454,19 @@ func fakePredecessor(t *testing.T, s *settings, answer func(c *net.UnixConn) err
 
 const upgraded = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: vhbad-handover\r\n\r\n"
 
-// drained plays a predecessor up to draining.
-func drained(c *net.UnixConn) error {
+// drained plays a predecessor up to draining, with the descriptors of a socket at path and
+// of its lock, if there are any.
+func drained(c *net.UnixConn, path string, fds ...int) error {
 	if _, err := c.Write([]byte(upgraded)); err != nil {
 		return err
 	}
 	if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
 		return err
+	}
+	if len(fds) > 0 {
+		if err := sendMessage(c, handoverMessage{Say: saySocket, Purpose: purposeNBD, Origin: "unix://" + path, Locked: true}, fds...); err != nil {
+			return err
+		}
 	}
 	if err := sendMessage(c, handoverMessage{Say: sayOffer}); err != nil {
 		return err
@@ -485,7 +492,7 @@ func TestTakeOver_PredecessorFails(t *testing.T) {
 	} {
 		t.Run(want, func(t *testing.T) {
 			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
-			fakePredecessor(t, s, func(c *net.UnixConn) error { return errors.Join(drained(c), last(s, c)) })
+			fakePredecessor(t, s, func(c *net.UnixConn) error { return errors.Join(drained(c, ""), last(s, c)) })
 			p, err := s.takeOver(t, client.HandOver{})
 			if err != nil {
 				t.Fatal(err)
@@ -505,6 +512,49 @@ func TestTakeOver_PredecessorFails(t *testing.T) {
 				t.Errorf("the log does not tell:\n%s", &log)
 			}
 		})
+	}
+}
+
+// A lock that cannot say whose it is, on a full file system for example, is no reason not
+// to start any more, when the predecessor has gone.
+func TestTakeOver_LockNotWritten(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	l, err := admin.ListenUnix(t.Context(), s.socket(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Leave()
+	defer func() { _ = l.Close() }()
+	lock, err := os.Open(s.socket() + ".lock") // which cannot be written
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	socket, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	fakePredecessor(t, s, func(c *net.UnixConn) error {
+		return drained(c, s.socket(), int(socket.Fd()), int(lock.Fd()))
+	})
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log lockedBuffer
+	p.log = slog.New(slog.NewTextHandler(&log, nil))
+	s.Admin = config.Off // the fake one still has it
+	o := s.options(t)
+	o.Predecessor = p
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopper(t, d)()
+	open(t, s.socket(), "u")
+	if !strings.Contains(log.String(), "does not say whose it is") || !strings.Contains(log.String(), s.socket()) {
+		t.Errorf("the log does not tell of the lock:\n%s", &log)
 	}
 }
 
