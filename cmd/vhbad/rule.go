@@ -142,61 +142,23 @@ func put(root map[string]any, path string, v any) bool {
 
 // readRules reads a file of rules: one rule, a list, or a configuration.
 func readRules(stdin io.Reader, path string) ([]client.FaultRule, error) {
-	in := stdin
+	in, name := stdin, "standard input"
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { _ = f.Close() }()
-		in = f
+		in, name = f, path
 	}
 	text, err := io.ReadAll(io.LimitReader(in, config.MaxFileBytes+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(text) > config.MaxFileBytes {
-		return nil, fmt.Errorf("%s: longer than %d bytes: is it a file of rules?", path, config.MaxFileBytes)
+		return nil, fmt.Errorf("%s: longer than %d bytes: is it a file of rules?", name, config.MaxFileBytes)
 	}
-	// All are brought into the shape of a configuration, which knows lines.
-	var top yaml.Node
-	if err := yaml.Unmarshal(text, &top); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if len(top.Content) == 0 {
-		return nil, fmt.Errorf("%s: no rules: want one, a list of them, or `faults:`", path)
-	}
-	list := top.Content[0]
-	switch list.Kind {
-	case yaml.SequenceNode:
-		top.Content[0] = faultsOf(list)
-	case yaml.MappingNode:
-		for i := 0; i+1 < len(list.Content); i += 2 {
-			if list.Content[i].Value == "faults" {
-				f, err := config.Parse(path, text)
-				if err != nil {
-					return nil, err
-				}
-				return f.Faults, nil
-			}
-		}
-		top.Content[0] = faultsOf(&yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{list}})
-	default:
-		return nil, fmt.Errorf("%s: want a rule, a list of them, or `faults:`", path)
-	}
-	text, err = yaml.Marshal(&top)
-	if err != nil {
-		return nil, err
-	}
-	f, err := config.Parse(path, text)
-	if err != nil {
-		return nil, err
-	}
-	return f.Faults, nil
-}
-
-func faultsOf(list *yaml.Node) *yaml.Node {
-	return &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: "faults"}, list}}
+	return config.ParseRules(name, text)
 }
 
 // ruleText is a rule as a file has it.

@@ -43,43 +43,101 @@ func Load(path string) (*File, error) {
 
 // Parse is Load for text at hand; name stands for the file in errors.
 func Parse(name string, text []byte) (*File, error) {
+	f := &File{}
+	top, err := document(name, text)
+	if err != nil {
+		return nil, err
+	}
+	if top == nil {
+		return f, nil // empty or comments only: all defaults
+	}
+	if err := read(name, text, top, "", f, f.noteZero); err != nil {
+		return nil, err
+	}
+	if err := checkDiskLines(name, top, f); err != nil {
+		return nil, err
+	}
+	return f, checkRules(name, f.Faults, func(i int) int { return lineOf(top, "faults", i) })
+}
+
+// ParseRules reads a file of fault rules: one, a list of them, or a configuration. Its
+// errors name the file and the line, too.
+func ParseRules(name string, text []byte) (rules []fault.Rule, err error) {
+	top, err := document(name, text)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case top == nil || top.ShortTag() == "!!null":
+	case top.Kind == yaml.MappingNode && hasKey(top, "faults"):
+		f, err := Parse(name, text)
+		if err != nil {
+			return nil, err
+		}
+		rules = f.Faults
+	case top.Kind == yaml.MappingNode:
+		rules = make([]fault.Rule, 1)
+		err = read(name, text, top, "", &rules[0], nil)
+		if err == nil {
+			err = checkRules(name, rules, func(int) int { return top.Line })
+		}
+	case top.Kind == yaml.SequenceNode:
+		err = read(name, text, top, "faults", &rules, nil)
+		if err == nil {
+			err = checkRules(name, rules, func(i int) int { return top.Content[i].Line })
+		}
+	default:
+		return nil, fmt.Errorf("%s:%d: %s: want a rule, a list of them, or `faults:`", name, top.Line, shortQuote(top.Value))
+	}
+	if err == nil && len(rules) == 0 {
+		err = fmt.Errorf("%s: no rules: want one, a list of them, or `faults:`", name)
+	}
+	return rules, err
+}
+
+// document is the top of the one document of a text, nil if there is none.
+func document(name string, text []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var root yaml.Node
-	if err := dec.Decode(&root); err != nil {
-		if errors.Is(err, io.EOF) {
-			return &File{}, nil // empty or comments only: all defaults
-		}
+	if err := dec.Decode(&root); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
 		return nil, nameErrors(name, err)
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: more than one YAML document: want one", name)
 	}
-	f := &File{}
-	if err := f.checkValues(name, &root); err != nil {
-		return nil, err
+	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
+		return nil, nil
+	}
+	return root.Content[0], nil
+}
+
+// read makes into, a pointer, of a text whose top is at hand, and is called path in errors.
+func read(name string, text []byte, top *yaml.Node, path string, into any, zero func(path string) error) error {
+	if err := checkValues(name, top, reflect.TypeOf(into).Elem(), path, zero); err != nil {
+		return err
 	}
 	strict := yaml.NewDecoder(bytes.NewReader(text))
 	strict.KnownFields(true)
-	if err := strict.Decode(f); err != nil && !errors.Is(err, io.EOF) {
-		return nil, nameErrors(name, err)
+	if err := strict.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return nameErrors(name, err)
 	}
-	if err := checkDiskLines(name, &root, f); err != nil {
-		return nil, err
-	}
-	for i := range f.Faults {
-		if err := f.Faults[i].Check(); err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", name, lineOf(&root, "faults", i), err)
+	return nil
+}
+
+// checkRules checks each rule so that its error has its line.
+func checkRules(name string, rules []fault.Rule, line func(i int) int) error {
+	for i := range rules {
+		if err := rules[i].Check(); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, line(i), err)
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // lineOf is the line of item i of a list at the top.
-func lineOf(root *yaml.Node, list string, i int) int {
-	if len(root.Content) == 0 {
-		return 1
-	}
-	top := root.Content[0]
+func lineOf(top *yaml.Node, list string, i int) int {
 	for k := 0; k+1 < len(top.Content); k += 2 {
 		if items := top.Content[k+1].Content; top.Content[k].Value == list && i < len(items) {
 			return items[i].Line
@@ -90,16 +148,13 @@ func lineOf(root *yaml.Node, list string, i int) int {
 
 // checkValues parses every scalar by itself first: the YAML package does not give the
 // line of what UnmarshalText refuses, takes fractions for whole numbers, and names
-// types of Go where a number is wanted. It notes what is 0: where it is left out it is
-// another number.
-func (f *File) checkValues(name string, root *yaml.Node) error {
-	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
-		return nil
-	}
-	return walk(root.Content[0], reflect.TypeFor[File](), "", func(n *yaml.Node, t reflect.Type, path string) error {
+// types of Go where a number is wanted. It tells zero, if that is not nil, what is 0:
+// where it is left out it is another number.
+func checkValues(name string, top *yaml.Node, t reflect.Type, path string, zero func(path string) error) error {
+	return walk(top, t, path, func(n *yaml.Node, t reflect.Type, path string) error {
 		isText, err := checkValue(n, t)
-		if err == nil && isZero(n, t) {
-			isText, err = false, f.noteZero(path)
+		if err == nil && zero != nil && isZero(n, t) {
+			isText, err = false, zero(path)
 		}
 		switch {
 		case err == nil:
@@ -313,10 +368,10 @@ func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
 }
 
 // checkDiskLines checks each disk so that its error has its line.
-func checkDiskLines(name string, root *yaml.Node, f *File) error {
+func checkDiskLines(name string, top *yaml.Node, f *File) error {
 	for i := range f.Disks {
 		if err := f.Disks[i].check(); err != nil {
-			return fmt.Errorf("%s:%d: disk %q: %w", name, lineOf(root, "disks", i), f.Disks[i].Name, err)
+			return fmt.Errorf("%s:%d: disk %q: %w", name, lineOf(top, "disks", i), f.Disks[i].Name, err)
 		}
 	}
 	return nil
