@@ -302,6 +302,9 @@ func formatOf(md media.Media, c *config.Disk, err error) string {
 	}
 	for magic, format := range map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "vhdxfile": "vhdx"} {
 		if strings.HasPrefix(string(begin[:]), magic) {
+			if format == "qcow2" && begin[7] == 1 { // the end of the version: 2 and 3 are the newer format
+				return "qcow"
+			}
 			return format
 		}
 	}

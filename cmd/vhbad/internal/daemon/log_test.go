@@ -100,11 +100,16 @@ func TestLog_Nothing(t *testing.T) {
 // TestLog_Format: an image of another format than raw is served as it is, and the log says
 // so.
 func TestLog_Format(t *testing.T) {
-	s := newSettings(t, "raw=file:$DIR/raw.img", "q=file:$DIR/q.img")
-	for name, begin := range map[string]string{"raw.img": "", "q.img": "QFI\xfb\x00\x00\x00\x03"} {
-		if err := os.WriteFile(filepath.Join(s.dir, name), append([]byte(begin), make([]byte, 4096-len(begin))...), 0o600); err != nil {
+	begins := map[string]string{
+		"raw": "", "qcow": "QFI\xfb\x00\x00\x00\x01", "qcow2": "QFI\xfb\x00\x00\x00\x02", "qcow3": "QFI\xfb\x00\x00\x00\x03", "vmdk": "KDMV", "vhdx": "vhdxfile",
+	}
+	s := newSettings(t)
+	for name, begin := range begins {
+		path := filepath.Join(s.dir, name)
+		if err := os.WriteFile(path, append([]byte(begin), make([]byte, 4096-len(begin))...), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		s.Disks = append(s.Disks, config.Disk{Name: name, File: path})
 	}
 	o := s.options(t)
 	var log bytes.Buffer // of a handler that locks; read after the end
@@ -114,7 +119,13 @@ func TestLog_Format(t *testing.T) {
 		t.Fatal(err)
 	}
 	stopper(t, d)()
-	if got := log.String(); strings.Count(got, "no raw one") != 1 || !strings.Contains(got, "disk=q file="+filepath.Join(s.dir, "q.img")+" format=qcow2") {
-		t.Errorf("log: %s", got)
+	for name, format := range map[string]string{"raw": "", "qcow": "qcow", "qcow2": "qcow2", "qcow3": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx"} {
+		want := "disk=" + name + " file=" + filepath.Join(s.dir, name) + " format=" + format + "\n"
+		if strings.Contains(log.String(), want) != (format != "") {
+			t.Errorf("%s: want %q; log: %s", name, want, log.String())
+		}
+	}
+	if n := strings.Count(log.String(), "no raw one"); n != len(begins)-1 {
+		t.Errorf("%d remarks; log: %s", n, log.String())
 	}
 }
