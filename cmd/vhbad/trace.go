@@ -9,8 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -379,30 +381,71 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
-	m, err := o.open(&t)
+	base, err := o.openBase(t.Header().DiskBytes)
 	if err != nil {
 		return err
 	}
-	result, err := trace.Replay(t.Reader, m, how)
-	if err != nil { // it is no image of anything, and still ours
+	if base != nil {
+		defer func() { err = errors.Join(err, base.Close()) }()
+	}
+	m, err := o.open(&t, base)
+	if err != nil {
+		return err
+	}
+	// Until the end it is no image of anything, and ours.
+	kept := removeBySignal(o.image)
+	result, err := o.replay(&t, m, base, how)
+	if err != nil {
 		err = errors.Join(err, os.Remove(o.image))
 	}
-	if err = errors.Join(err, m.Close()); err != nil {
+	err = errors.Join(err, m.Close())
+	kept()
+	if err != nil {
 		return err
 	}
 	return o.print(cmd, t.Header(), result)
 }
 
-// open makes the image that the replay begins with. It is locked, as a disk's is.
-func (o *traceReplay) open(t *openedTrace) (m media.Media, err error) {
-	h := t.Header()
-	base, err := o.openBase(h.DiskBytes)
-	if err != nil {
-		return nil, err
+// removeBySignal has a signal that ends the process remove a file before, until kept is
+// called. The process ends by the signal all the same: a loop of a shell ends, too, then.
+func removeBySignal(path string) (kept func()) {
+	signals := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) { // nohup stays in force
+			signal.Notify(signals, sig)
+		}
 	}
+	over, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		select {
+		case sig := <-signals:
+			_ = os.Remove(path) // nobody is there any more who could do something about it
+			signal.Reset(sig)
+			_ = unix.Kill(os.Getpid(), sig.(syscall.Signal)) // ends us before anything else is said
+		case <-over:
+			close(ended)
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(over)
+		<-ended
+	}
+}
+
+// replay makes of m what the trace says.
+func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how trace.Options) (*trace.Result, error) {
 	if base != nil {
-		defer func() { err = errors.Join(err, base.Close()) }()
+		if err := copyBase(m, base); err != nil {
+			return nil, err
+		}
 	}
+	return trace.Replay(t.Reader, m, how)
+}
+
+// open makes the image that the replay begins with, blank. It is locked, as a disk's is.
+func (o *traceReplay) open(t *openedTrace, base *os.File) (m media.Media, err error) {
+	h := t.Header()
 	f, err := o.take(t, base)
 	if err != nil {
 		return nil, err
@@ -420,11 +463,6 @@ func (o *traceReplay) open(t *openedTrace) (m media.Media, err error) {
 			err = errors.Join(err, os.Remove(o.image))
 		}
 		return nil, err
-	}
-	if base != nil {
-		if err := copyBase(m, base); err != nil {
-			return nil, errors.Join(err, os.Remove(o.image), m.Close())
-		}
 	}
 	return m, nil
 }

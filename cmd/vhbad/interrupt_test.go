@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vhbad/vhbad/hba/trace"
+)
+
+// newMarks makes a trace of at least that many bytes, which does nothing to the image.
+func newMarks(t *testing.T, least int) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "trace")
+	r, err := trace.Create(path, trace.Config{Header: trace.Header{Disk: "d", SectorBytes: 512, DiskBytes: 1 << 20, CacheBytes: 1 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("x", trace.MaxTextBytes)
+	for n := 0; n < least; n += len(text) {
+		r.Mark(text)
+		if err := r.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestTraceReplay_Interrupted: a replay that is broken off leaves no image, which would be
+// taken for one, and ends by the signal, as a loop of a shell does then.
+func TestTraceReplay_Interrupted(t *testing.T) {
+	marks := newMarks(t, 1<<20)
+	// Where the tests run under nohup or in the background, the command would heed none.
+	heeded := make(chan os.Signal, 1)
+	signal.Notify(heeded, syscall.SIGINT, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(heeded) })
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(sig.String(), func(t *testing.T) {
+			image := filepath.Join(t.TempDir(), "image")
+			if err := os.WriteFile(image, []byte("of the replay before"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("vhbad", "trace", "replay", "-", "--image", image, "--force")
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			// Far more than pipe and buffers hold: the replay is in the midst of it then.
+			if _, err := in.Write(marks[:len(marks)-1]); err != nil {
+				t.Error(err)
+			}
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // its end is looked at
+			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != sig {
+				t.Errorf("ended with %s, want by the signal", cmd.ProcessState)
+			}
+			if info, err := os.Stat(image); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the image: %v, %v; want none", info, err)
+			}
+		})
+	}
+}
+
+// Who has a command go on after the terminal is closed keeps that.
+func TestTraceReplay_IgnoredSignal(t *testing.T) {
+	marks := newMarks(t, 1<<20)
+	image := filepath.Join(t.TempDir(), "image")
+	cmd := exec.Command("sh", "-c", `trap "" HUP INT; exec vhbad trace replay - --image "$0"`, image)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(marks[:len(marks)-1]); err != nil {
+		t.Error(err)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = in.Write(marks[len(marks)-1:])
+	if err = errors.Join(err, in.Close(), cmd.Wait()); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Stat(image); err != nil || info.Size() != 1<<20 {
+		t.Errorf("the image: %v, %v; want one of 1 MiB", info, err)
+	}
+}
