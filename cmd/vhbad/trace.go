@@ -25,6 +25,7 @@ import (
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/trace"
+	"github.com/vhbad/vhbad/internal/progress"
 )
 
 func newTrace() *cobra.Command {
@@ -49,7 +50,34 @@ and policy, without the daemon and without the load that led to it.`,
 type openedTrace struct {
 	*trace.Reader
 	file  fs.FileInfo // nil if it comes from no file
+	in    *followed
 	close func() error
+}
+
+// followed is a reader whose progress is shown.
+type followed struct {
+	in          io.Reader
+	bar         *progress.Bar // nil while nobody looks
+	done, total int64
+}
+
+// Read implements io.Reader.
+func (f *followed) Read(p []byte) (n int, err error) {
+	n, err = f.in.Read(p)
+	before := f.done
+	f.done += int64(n)
+	if f.bar != nil && before < f.total { // what comes behind the end that there was is not counted
+		f.bar.Update(min(f.done, f.total), f.total)
+	}
+	return n, err
+}
+
+// newBar begins to show people what is being done; nil if nobody looks.
+func newBar(w io.Writer, what string) *progress.Bar {
+	if !progress.IsTerminal(w) {
+		return nil
+	}
+	return progress.NewBar(w, what, progress.Bytes, nil)
 }
 
 // openTrace opens a trace; "-" is standard input.
@@ -61,16 +89,17 @@ func openTrace(cmd *cobra.Command, path string) (t openedTrace, err error) {
 			}
 		}
 		t.close = func() error { return nil }
-		t.Reader, err = trace.NewReader(cmd.InOrStdin())
+		t.in = &followed{in: cmd.InOrStdin()}
+		t.Reader, err = trace.NewReader(t.in)
 		return t, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return t, err
 	}
-	t.close = f.Close
+	t.close, t.in = f.Close, &followed{in: f}
 	if t.file, err = f.Stat(); err == nil {
-		t.Reader, err = trace.NewReader(f)
+		t.Reader, err = trace.NewReader(t.in)
 	}
 	if err != nil {
 		return t, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
@@ -394,7 +423,7 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	}
 	// Until the end it is no image of anything, and ours.
 	kept := removeBySignal(o.image)
-	result, err := o.replay(&t, m, base, how)
+	result, err := o.replay(&t, m, base, how, cmd.ErrOrStderr())
 	if err != nil {
 		err = errors.Join(err, os.Remove(o.image))
 	}
@@ -433,12 +462,16 @@ func removeBySignal(path string) (kept func()) {
 	}
 }
 
-// replay makes of m what the trace says.
-func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how trace.Options) (*trace.Result, error) {
+// replay makes of m what the trace says, and shows on w how far that has come.
+func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how trace.Options, w io.Writer) (*trace.Result, error) {
 	if base != nil {
-		if err := copyBase(m, base); err != nil {
+		if err := copyBase(m, base, newBar(w, "copying the base")); err != nil {
 			return nil, err
 		}
+	}
+	if bar := newBar(w, "replaying"); bar != nil && t.file != nil && t.file.Mode().IsRegular() {
+		t.in.bar, t.in.total = bar, t.file.Size()
+		defer bar.End()
 	}
 	return trace.Replay(t.Reader, m, how)
 }
@@ -547,10 +580,16 @@ func (o *traceReplay) openBase(sizeBytes int64) (*os.File, error) {
 	return f, nil
 }
 
-// copyBase copies the base to a blank medium of its size, but for its zeros.
-func copyBase(to media.Media, base *os.File) error {
+// copyBase copies the base to a blank medium of its size, but for its zeros. bar may be nil.
+func copyBase(to media.Media, base *os.File, bar *progress.Bar) error {
+	if bar != nil {
+		defer bar.End()
+	}
 	p := make([]byte, 64<<10)
 	for off, size := int64(0), to.Size(); off < size; off += int64(len(p)) {
+		if bar != nil {
+			bar.Update(off, size)
+		}
 		piece := p[:min(int64(len(p)), size-off)]
 		if _, err := base.ReadAt(piece, off); err != nil {
 			return fmt.Errorf("--base %s: %w", base.Name(), err)
@@ -561,6 +600,9 @@ func copyBase(to media.Media, base *os.File) error {
 		if _, err := to.WriteAt(piece, off); err != nil {
 			return err
 		}
+	}
+	if bar != nil {
+		bar.Update(to.Size(), to.Size())
 	}
 	return nil
 }

@@ -2,16 +2,23 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"testing/iotest"
+	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/media"
 	"github.com/vhbad/vhbad/hba/trace"
+	"github.com/vhbad/vhbad/internal/progress"
 )
 
 // TestTraceShow_Kinds: the help has each kind of record.
@@ -60,5 +67,78 @@ func TestTraceShow_LoseFlushed(t *testing.T) {
 		if !strings.Contains(string(b), want[0]) || !strings.HasSuffix(l.String(), want[1]) {
 			t.Errorf("%d: %s and %q, want %s and %q", n, b, l, want[0], want[1])
 		}
+	}
+}
+
+// TestFollowed: who waits for a long trace sees how much of it has been read, on one line
+// that ends once, even if the trace grows meanwhile.
+func TestFollowed(t *testing.T) {
+	const total = 10 << 10
+	for name, length := range map[string]int{"whole": total, "growing": 2 * total, "shrunk": total / 2} {
+		var screen strings.Builder
+		now := time.Unix(0, 0)
+		bar := progress.NewBar(&screen, "replaying", progress.Bytes, func() time.Time {
+			now = now.Add(time.Second)
+			return now
+		})
+		in := &followed{in: iotest.OneByteReader(strings.NewReader(strings.Repeat("x", length))), bar: bar, total: total}
+		if n, err := io.Copy(io.Discard, in); int(n) != length || err != nil {
+			t.Fatalf("%s: read %d, %v", name, n, err)
+		}
+		bar.End()
+		shown := screen.String()
+		if !strings.Contains(shown, "\rreplaying [###############---------------]  50% of 10 KiB") {
+			t.Errorf("%s: half of it is not in %q", name, shown)
+		}
+		if strings.Count(shown, "\n") != 1 || !strings.HasSuffix(shown, "\n") || strings.Contains(shown, "100%") == (length < total) {
+			t.Errorf("%s: %q; want one line, and all of it if it is", name, shown)
+		}
+	}
+}
+
+// TestTraceReplay_Bar: progress is for people, and of a whole that is known.
+func TestTraceReplay_Bar(t *testing.T) {
+	marks := newMarks(t, 1<<18)
+	path := filepath.Join(t.TempDir(), "trace")
+	if err := os.WriteFile(path, marks, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	screen, terminal := newTerminal(t)
+	defer func() { _ = terminal.Close() }()
+	go func() { _, _ = io.Copy(io.Discard, screen) }() // in case it takes long enough to be shown
+	replay := func(from string, w io.Writer) *followed {
+		t.Helper()
+		in, out, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = in.Close() }()
+		go func() {
+			_, _ = out.Write(marks) // a pipe that nobody reads is closed above
+			_ = out.Close()
+		}()
+		cmd := &cobra.Command{}
+		cmd.SetIn(in)
+		opened, err := openTrace(cmd, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := media.NewMemory(media.MemoryConfig{SizeBytes: opened.Header().DiskBytes})
+		if err == nil {
+			_, err = new(traceReplay).replay(&opened, m, nil, trace.Options{}, w)
+		}
+		if err = errors.Join(err, opened.close()); err != nil {
+			t.Fatal(err)
+		}
+		return opened.in
+	}
+	if in := replay(path, terminal); in.bar == nil || in.total != int64(len(marks)) || in.done != in.total {
+		t.Errorf("on a terminal: %+v; want all of it followed", in)
+	}
+	if in := replay(path, new(strings.Builder)); in.bar != nil {
+		t.Error("a bar for nobody")
+	}
+	if in := replay("-", terminal); in.bar != nil {
+		t.Error("a bar of what has no known length")
 	}
 }
