@@ -10,8 +10,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhbad/vhbad/internal/progress"
 )
 
 // newTerminal opens a pseudo-terminal: what is written to the second is read from the
@@ -69,5 +72,27 @@ func TestServe_Terminal(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestBar_Columns: a bar knows how wide its terminal is, which may change.
+func TestBar_Columns(t *testing.T) {
+	screen, terminal := newTerminal(t)
+	defer func() { _ = terminal.Close() }()
+	now := time.Unix(0, 0)
+	bar := progress.NewBar(terminal, "replaying", progress.Bytes, func() time.Time {
+		now = now.Add(time.Second)
+		return now
+	})
+	for done, columns := range []uint16{80, 50, 20, 50} {
+		if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 25, Col: columns}); err != nil {
+			t.Fatal(err)
+		}
+		bar.Update(int64(done), 10)
+		line := make([]byte, 256)
+		n, err := screen.Read(line)
+		if err != nil || n == 0 || n > int(columns) || line[0] != '\r' { // one less than columns, behind \r
+			t.Errorf("%d columns: %q, %v", columns, line[:n], err)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -12,7 +13,7 @@ const (
 	patience = 300 * time.Millisecond
 	// period is the least time between two lines.
 	period = 100 * time.Millisecond
-	// cells is the length of the bar itself.
+	// cells is the length of the bar itself, if there is place.
 	cells = 30
 )
 
@@ -33,6 +34,7 @@ type Bar struct {
 	what  string
 	unit  Unit
 	now   func() time.Time
+	fits  func() int // columns of the terminal, 0 if that is not known
 	began time.Time
 	drawn time.Time // when the last line was, or zero
 	width int       // of the last line
@@ -44,7 +46,11 @@ func NewBar(w io.Writer, what string, unit Unit, now func() time.Time) *Bar {
 	if now == nil {
 		now = time.Now
 	}
-	return &Bar{w: w, what: what, unit: unit, now: now, began: now()}
+	return newBar(w, what, unit, now, func() int { return columns(w) })
+}
+
+func newBar(w io.Writer, what string, unit Unit, now func() time.Time, fits func() int) *Bar {
+	return &Bar{w: w, what: what, unit: unit, now: now, fits: fits, began: now()}
 }
 
 // Describe changes what is being done, from the next line on.
@@ -61,15 +67,36 @@ func (b *Bar) Update(done, total int64) {
 		return
 	}
 	b.drawn = now
-	line := b.line(done, total, now.Sub(b.began))
+	line, width := b.fitted(done, total, now.Sub(b.began))
 	b.open = !last
 	end := ""
 	if last {
 		end = "\n"
 	}
 	// Who cannot be shown progress does not need it.
-	_, _ = fmt.Fprintf(b.w, "\r%s%s%s", line, strings.Repeat(" ", max(0, b.width-len(line))), end)
-	b.width = len(line)
+	_, _ = fmt.Fprintf(b.w, "\r%s%s%s", line, strings.Repeat(" ", max(0, b.width-width)), end)
+	b.width = width
+}
+
+// fitted is the line as the terminal has place for it, and its width. One that reaches the
+// last column would be continued below, and \r not come back to where it began.
+func (b *Bar) fitted(done, total int64, taken time.Duration) (line string, width int) {
+	line = b.line(done, total, taken, cells)
+	width = utf8.RuneCountInString(line)
+	columns := b.fits()
+	if columns == 0 {
+		return line, width
+	}
+	b.width = min(b.width, columns-1) // it may have had more
+	if width < columns {
+		return line, width
+	}
+	line = b.line(done, total, taken, max(0, cells-(width-columns+1)))
+	width = utf8.RuneCountInString(line)
+	if width < columns {
+		return line, width
+	}
+	return string([]rune(line)[:columns-1]), columns - 1
 }
 
 // End ends the line of what has been broken off, where it is, so that what is printed
@@ -82,13 +109,13 @@ func (b *Bar) End() {
 	}
 }
 
-// line is what is shown after so much time.
-func (b *Bar) line(done, total int64, taken time.Duration) string {
+// line is what is shown after so much time, with a bar of so many cells.
+func (b *Bar) line(done, total int64, taken time.Duration, cells int) string {
 	share := 1.0
 	if total > 0 {
 		share = min(1, float64(done)/float64(total))
 	}
-	full := int(share * cells)
+	full := int(share * float64(cells))
 	line := fmt.Sprintf("%s [%s%s] %3.0f%%", b.what, strings.Repeat("#", full), strings.Repeat("-", cells-full), share*100)
 	if b.unit == Bytes {
 		line += " of " + bytes(total)

@@ -84,3 +84,33 @@ func TestBar_End(t *testing.T) {
 	b.Update(4, 4)
 	end("is done", "")
 }
+
+// A line that does not fit into the terminal would be drawn below the last each time: the
+// bar is shorter there, and what does not fit even so is cut off.
+func TestBar_Narrow(t *testing.T) {
+	const gib = 1 << 30
+	var out strings.Builder
+	now := time.Unix(1000, 0)
+	columns := 0
+	b := newBar(&out, "preallocating disk größe", Bytes, func() time.Time { return now }, func() int { return columns })
+	for i, tt := range []struct {
+		columns int
+		want    string
+	}{
+		{0, "preallocating disk größe [#######-----------------------]  25% of 4 GiB, 3s left"},
+		{81, "preallocating disk größe [#######-----------------------]  25% of 4 GiB, 6s left"},
+		{80, "preallocating disk größe [#######----------------------]  25% of 4 GiB, 9s left"},
+		{61, "preallocating disk größe [##-------]  25% of 4 GiB, 12s left"},
+		{30, "preallocating disk größe []  "},
+		{1, ""},
+	} {
+		out.Reset()
+		now = now.Add(time.Second)
+		columns = tt.columns
+		b.Update(gib, 4*gib)
+		want := tt.want
+		if got, _ := strings.CutPrefix(out.String(), "\r"); got != want {
+			t.Errorf("%d, %d columns: %q, want %q", i, columns, got, want)
+		}
+	}
+}
