@@ -203,8 +203,9 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	h := rec.hold
 	dec := &h.decision
 	c := rec.cmd
+	var old []overwritten
 	if dec.Overwrites() {
-		d.keepVersions(h)
+		old = d.overwrites(h)
 	}
 	ignored := dec.NoFUA && c.CDBBytes > 6 && c.CDB[1]&scsi.CDBFUA != 0
 	if ignored {
@@ -220,7 +221,7 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	x.run(d, &c, out, t, true)
 	x.inMemory = false
 	if dec.Overwrites() && out.Code == CodeExecuted && out.ScsiStatus == 0 {
-		x.heal(d, h)
+		x.wrote(d, h, old)
 	}
 	if dec.Short && out.Code == CodeExecuted && out.ScsiStatus == 0 {
 		out.Flags |= CompletionInjected
@@ -249,11 +250,18 @@ func (c *Completion) spoilReply(dec *fault.Decision) {
 	}
 }
 
-// keepVersions reads what a write is about to overwrite.
-func (d *Device) keepVersions(h *hold) {
+// An overwritten is what blocks from lba on held before a write, for a rule that keeps it.
+type overwritten struct {
+	keeper *fault.Versions
+	lba    uint64
+	data   []byte
+}
+
+// overwrites reads what a write is about to overwrite.
+func (d *Device) overwrites(h *hold) (all []overwritten) {
 	unit := d.unitAt(h.unit)
 	if unit == nil {
-		return
+		return nil
 	}
 	for _, v := range h.decision.Keepers(&h.command) {
 		lba, blocks, ok := v.Clip(&h.command)
@@ -262,17 +270,18 @@ func (d *Device) keepVersions(h *hold) {
 		}
 		old := make([]byte, blocks*uint64(h.unit.BlockBytes))
 		if _, err := unit.Medium().ReadAt(old, int64(lba)*int64(h.unit.BlockBytes)); err == nil {
-			v.Keep(lba, old)
+			all = append(all, overwritten{v, lba, old})
 		}
 	}
+	return all
 }
 
-// heal has rules see what has been written. Of an UNMAP that is what its list says, which
-// may have gaps.
-func (x *executor) heal(d *Device, h *hold) {
+// wrote has rules see what has been written, and what it has overwritten. Of an UNMAP that is
+// what its list says, which may have gaps.
+func (x *executor) wrote(d *Device, h *hold, old []overwritten) {
 	c := &h.command
 	if c.Op != fault.OpTrim {
-		h.decision.Heal(c, c.LBA, c.Blocks)
+		h.wroteBlocks(c.LBA, c.Blocks, old)
 		return
 	}
 	if !x.live(d.iommu, dma.Read) {
@@ -284,9 +293,22 @@ func (x *executor) heal(d *Device, h *hold) {
 		var lba uint64
 		var blocks uint32
 		if lba, blocks, ok = scsi.ParseUnmapDescriptor(list[at:]); ok {
-			h.decision.Heal(c, lba, uint64(blocks))
+			h.wroteBlocks(lba, uint64(blocks), old)
 		}
 		at += scsi.UnmapDescriptorBytes
+	}
+}
+
+// wroteBlocks is wrote of those of the blocks from lba on that the command has written.
+func (h *hold) wroteBlocks(lba, blocks uint64, old []overwritten) {
+	h.decision.Heal(&h.command, lba, blocks)
+	blockBytes := uint64(h.unit.BlockBytes)
+	lba, end := h.decision.Written(&h.command, lba, blocks)
+	for _, o := range old {
+		from, to := max(lba, o.lba), min(end, o.lba+uint64(len(o.data))/blockBytes)
+		if from < to {
+			o.keeper.Keep(from, o.data[(from-o.lba)*blockBytes:(to-o.lba)*blockBytes])
+		}
 	}
 }
 

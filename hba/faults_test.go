@@ -1094,6 +1094,33 @@ func TestFaults_Data(t *testing.T) {
 			t.Errorf("reads %#x and %#x, want what was before the write in both ranges", got[0], got[7*blockBytes])
 		}
 	})
+	t.Run("stale, as what was written last is", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Match: at, Action: fault.Action{Kind: fault.KindStaleRead}})
+		wantGood(t, write(t, 2))
+		if c := w.do(t, disk0.Write(1, 0, 8, w.driver.MappedBuffer(t, blockBytes, dma.Read)))[0]; c.Code != hba.CodeExecuted || c.ScsiStatus == 0 {
+			t.Errorf("%+v, want a write of too few bytes to fail", c)
+		}
+		if got := read(t); !bytes.Equal(got, full(1)) {
+			t.Errorf("reads %#x after a write that failed, want 1 still", got[0])
+		}
+		list := w.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
+		scsi.PutUnmapHeader(list.Bytes, 2)
+		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
+		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes+scsi.UnmapDescriptorBytes:], 2, 1)
+		unmap := disk0.Write(1, 0, 1, list)
+		scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
+		unmap.CDBBytes = 10
+		if c := w.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
+			t.Errorf("unmap: %+v", c)
+		}
+		got := read(t)
+		for lba, want := range []byte{2, 1, 2, 1, 1, 1, 1, 1} {
+			if b := got[lba*blockBytes]; b != want {
+				t.Errorf("block %d reads %#x, want %#x", lba, b, want)
+			}
+		}
+	})
 	t.Run("bad until written", func(t *testing.T) {
 		reset(t)
 		w.set(t, fault.Rule{Name: "bad", Match: at, Action: fault.Action{Kind: fault.KindMediumError}},

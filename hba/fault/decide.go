@@ -445,7 +445,7 @@ func (d *Decision) written(c *Command) span {
 // Overwrites reports whether Keepers and Heal would do anything.
 func (d *Decision) Overwrites() bool { return d.overwrites != nil }
 
-// Keepers are to get what c is about to overwrite.
+// Keepers are to get what c has overwritten.
 func (d *Decision) Keepers(c *Command) (all []*Versions) {
 	for i := range d.overwrites.entries {
 		if e := &d.overwrites.entries[i]; e.versions != nil && !e.in.overlap(d.written(c)).empty() {
@@ -453,6 +453,13 @@ func (d *Decision) Keepers(c *Command) (all []*Versions) {
 		}
 	}
 	return all
+}
+
+// Written is the part, up to end, of the blocks from lba on that c has written. There is none
+// if it is not below end.
+func (d *Decision) Written(c *Command, lba, blocks uint64) (first, end uint64) {
+	s := span{lba, lba + blocks}.overlap(d.written(c))
+	return s.first, s.end
 }
 
 // Heal repairs those of the blocks from lba on that c has written.
