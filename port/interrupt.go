@@ -36,7 +36,7 @@ type interrupt struct {
 	unhandled atomic.Uint64 // handler said it was not for it: rare, so it is last; see TestLayout_CacheLines
 }
 
-// raise is the adapter's pci.InterruptFunc.
+// raiseInterrupt is the adapter's pci.InterruptFunc.
 func (a *Adapter) raiseInterrupt(r pci.Runner, m pci.Message) {
 	p, ok := r.(*Processor)
 	if !ok {

@@ -101,7 +101,7 @@ type Decision struct {
 	NoFUA    bool
 	Redirect bool // to Target, the first of as many blocks
 	Target   uint64
-	Short    bool // to KeepBlocks blocks
+	Short    bool // to Keep blocks
 	Keep     uint64
 	// overwrites has the rules that look at what a write overwrites; see Keepers.
 	overwrites *Plan

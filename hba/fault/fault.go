@@ -122,7 +122,7 @@ func (f *Fault) Hold() { f.held.Add(1) }
 // Release is described at Hold.
 func (f *Fault) Release() { f.held.Add(-1) }
 
-// Arm brings the fault into force again from now, if it waits for the mark.
+// arm brings the fault into force again from now, if it waits for the mark.
 func (f *Fault) arm(now time.Duration) { f.armed.CompareAndSwap(notArmed, int64(now)) }
 
 // inWindow reports whether the fault is in force at now.

@@ -263,7 +263,7 @@ func PutPreFetch16(cdb *[CDBMaxBytes]byte, lba uint64, blocks uint32, immediate 
 	return put16(cdb, OpPreFetch16, flag(immediate, CDBSyncImmed), lba, blocks)
 }
 
-// PutUnmap builds UNMAP for a parameter list of parameterBytes; see PutUnmapList.
+// PutUnmap builds UNMAP for a parameter list of parameterBytes; see PutUnmapHeader.
 func PutUnmap(cdb *[CDBMaxBytes]byte, anchor bool, parameterBytes uint16) int {
 	return put10(cdb, OpUnmap, flag(anchor, CDBUnmapAnchor), 0, parameterBytes)
 }

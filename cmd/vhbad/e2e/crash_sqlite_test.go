@@ -34,7 +34,7 @@ type sqliteLoad struct {
 	late, ended bool
 }
 
-// sqlitePragmas make a commit durable. With a rollback journal FULL is not enough:
+// pragmas make a commit durable. With a rollback journal FULL is not enough:
 // the deletion of the journal is what commits, and only EXTRA syncs the folder.
 func (l *sqliteLoad) pragmas() string {
 	if l.mode == "wal" {

@@ -26,7 +26,7 @@ type mutant struct {
 	wallClock   bool // it waits for a clock that does not stand still
 }
 
-// fullDuplex is the usual way to run.
+// The usual ways to run.
 var (
 	all        = options{model: port.FullDuplex, interrupts: port.InterruptSynchronizeAll}
 	perMessage = options{model: port.FullDuplex, interrupts: port.InterruptSynchronizePerMessage, queues: 2}

@@ -52,7 +52,7 @@ func (s *deviceState) free() bool {
 // usable reports whether the device can be opened and read.
 func (s *deviceState) usable() bool { return s.pid != 0 && s.sizeBytes != 0 && s.node }
 
-// describe says what is missing for a device to be free or usable.
+// String says what is missing for a device to be free or usable.
 func (s *deviceState) String() string {
 	var parts []string
 	if s.pid != 0 {
