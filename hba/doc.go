@@ -16,8 +16,8 @@
 //     runs them against the logical unit while they do not block. One that
 //     would block goes to a worker.
 //  4. A Completion (64 bytes, sense data inside) is posted to the completion
-//     ring with the ring's phase bit, and one interrupt is raised for the batch,
-//     on the goroutine that posted, when it is no engine and holds no lock.
+//     ring with the ring's phase bit, and one interrupt is raised for the batch:
+//     on the goroutine that posted, once it is no engine any more and holds no lock.
 //  5. The driver consumes completions and writes the new head into the second
 //     doorbell.
 //
@@ -41,17 +41,18 @@
 //
 // # Stopping
 //
-// A reset, the deletion of a queue pair, an abort and RemoveUnit all promise
-// that something touches host memory no more. None of them makes anyone wait:
-// they mark what is concerned, drop what waits for a worker, and are over when
-// the last engine or worker that still executes such a command is done with it.
-// A command that hangs in its medium is waited for, as its DMA may still happen.
+// A reset, the deletion of a queue pair, an abort and RemoveUnit all promise that
+// certain commands touch host memory no more. None of them makes a goroutine wait:
+// they mark those commands, drop the ones that wait for a worker, and are over when
+// the last engine or worker that still executes one is done with it. A command that
+// hangs in its medium is waited for, as its DMA may still happen.
 //
 // # Power
 //
-// A unit whose power goes executes nothing that came before it is back: what waits has
-// the unit's power cycle in its record, and what is executed just then is waited for by
-// Settle. What the machine had sent that goes with it the unit knows by Command.Nexus,
+// A unit that has lost its power executes nothing that came before the power was back.
+// A command that waits has the unit's power cycle in its record, which tells; Settle
+// waits for what is being executed when the power goes. If the machine that sends the
+// commands went down, too, what it had sent is known by Command.Nexus, and refused
 // however late it comes.
 //
 // # Faults
@@ -59,9 +60,9 @@
 // SetFaults puts rules of package fault into force. The device carries out what
 // they decide: before, instead of and after the execution of a command, on its
 // data, on rings, completions and interrupts, on aborts and resets, and on units as a
-// whole. What a fault holds back is parked with its record, and needs neither
-// engine nor worker; an abort or reset ends it as any other. Without rules a
-// command costs what it costs without faults.
+// whole. A command that a fault holds back is parked with its record, and occupies
+// neither engine nor worker; an abort or reset ends it as any other. Without rules no
+// command looks for them: their bit is in a word that the engine reads anyway.
 //
 // # Where to read on
 //
@@ -69,7 +70,7 @@
 //	bar.go config.go          register accesses, configuration space
 //	queue.go ring.go          rings and doorbells
 //	engine.go execute.go      fetching, the data path
-//	worker.go                 commands that block
+//	worker.go lane.go         commands that block; quick writes on one worker
 //	control.go reset.go       aborts, resets
 //	faults.go parking.go      carrying out faults; what they hold
 //	trigger.go                faults of a unit as a whole

@@ -12,9 +12,9 @@
 //	CommitIo   no lock. One doorbell for everything started since the last one.
 //	Interrupt  interrupt lock, or that of one message. Drains the completion
 //	           ring, gives tags back, puts the SRBs on the reaped list, tells the
-//	           device how far it came, issues the DPC.
-//	DPC        no lock. Takes the list, and tags for the SRBs to come, under that
-//	           of the message for a moment, and completes the SRBs.
+//	           device how far it has read, issues the DPC.
+//	DPC        no lock. Takes the list, and tags for SRBs to come, holding the
+//	           message's lock for a moment, and completes the SRBs.
 //
 // # Synchronized access inside an unsynchronized routine
 //
@@ -25,17 +25,17 @@
 // BuildIo calls can never get the same tag.
 //
 // The synchronized part is kept short and rare: each processor has a magazine
-// of tags that only it touches. The DPC fills it while it has the lock that it
-// needs anyway, so that BuildIo goes to the pool only where other processors
-// complete what this one sends, or where batches are larger than a magazine.
+// of tags that only it touches. The DPC fills it while it holds a lock that it
+// needs anyway, so that BuildIo goes to the pool only if other processors complete
+// what this one sends, or if batches are larger than a magazine.
 //
 // # Tags
 //
 // A tag is an index into the queue's table and a generation, which changes each
 // time the tag has been to the device. A completion counts only if its tag is
-// exactly the one the table has on the hardware; a late one, of a command from
-// before a reset for example, is counted and dropped, and can never complete
-// somebody else's SRB.
+// exactly the one that the table has for a command on the hardware. A late one, of a
+// command from before a reset for example, is counted and dropped, and can never
+// complete somebody else's SRB.
 //
 // # Resets
 //

@@ -30,23 +30,23 @@
 //     again. It checks flags, range, read-only and alignment; what fails is
 //     answered at once and never seen by the device.
 //  2. Data is memory of the arena, so that a device can reach it by DMA. The
-//     payload of a write stays where the socket put it, in the receive block; a
-//     long one that has not arrived whole gets a block of its own, read into
-//     directly; one that is expected, because the one before it is as long, has its
-//     block before it arrives. The destination of a read is carved from a reply block, right
-//     behind room for its reply header.
+//     payload of a write stays where the socket put it, in the receive block. A long
+//     one that has not arrived whole gets a block of its own, into which the rest is
+//     read directly; one that is expected, because the one before it was as long, has
+//     its block before it arrives. The destination of a read is carved from a reply
+//     block, right behind room for its reply header.
 //  3. Session.Submit takes the batch.
 //  4. Request.Complete, on any goroutine, queues the reply.
-//  5. Flush sends everything queued by one system call: the reader does so after
-//     Submit; while the reader sleeps, the completing goroutine. Replies leave in
+//  5. Flush sends everything queued by one system call. The reader calls it after
+//     Submit, or while the reader sleeps, the completing goroutine. Replies leave in
 //     the order of completion. If the socket is full the connection's writer
-//     goroutine takes over, and the reader goes on to the end of a batch, or until
+//     goroutine takes over, and the reader goes on to the end of its batch, or until
 //     slots or memory run out.
 //  6. When the reply is sent the slot and its share of the block go back. A device
-//     that lets nobody know when it is done with the memory can have the request
-//     answered and keep that: Request.Abandon (abandon.go).
+//     that does not know when it will be done with the memory can have the request
+//     answered and keep the memory: Request.Abandon (abandon.go).
 //
-// Blocks are counted: a receive block may be filled anew when every request
+// Blocks count their users: a receive block may be filled anew when every request
 // whose payload lies in it has been answered, a reply block likewise. If a device
 // completes inside Submit, the same two blocks are used for ever and the
 // allocator is never called.
@@ -55,15 +55,15 @@
 //
 // A connection has one format for good (format.go): simple replies, structured
 // replies, or extended headers both ways, of those that Server.Replies offers. The
-// device need not know. It tells of
-// the holes of a read by Request.AddHole, of allocation by AddExtent, which writes
-// the answer to BLOCK_STATUS in the form of the wire, and where something failed
-// by Fail; what the format can say of it becomes chunks (chunk.go). Headers go
-// into free bytes right before the data, if there are any: in the block before
-// the read's destination, or in the hole before the data that follows it.
+// device need not know which. It reports the holes of a read by Request.AddHole,
+// allocation by AddExtent, which writes the answer to BLOCK_STATUS in the form of the
+// wire, and where something failed by Fail. What the format can say of it becomes
+// chunks (chunk.go). Headers go into free bytes right before the data, if there are
+// any: in the block before the read's destination, or in the hole before the data that
+// follows it.
 //
 // Room for extents is modest at first and grows when it did not suffice: a reply
-// may end early, the client asks again. Errors come with words, of a fixed table
+// may end early, and the client asks again. Errors come with words from a fixed table
 // (cause.go). Structured replies are used where the protocol asks for them and
 // for errors; other successes stay simple.
 //
@@ -81,13 +81,13 @@
 //
 // Slots, bytes in blocks, options, option data, connections, how many are accepted
 // in a second, and waiting times are bounded by Limits. When slots or bytes run out
-// the reader stops reading and the client feels it through its socket; nothing
+// the reader stops reading, and the client feels it through its socket; nothing
 // grows. Only a large request that finds no memory for seconds is answered with
 // ENOMEM, and while memory is short clients that crawl are closed (crawl.go).
 //
-// Connections are accepted at a rate (pace.go), and a reader that has filled a batch
-// lets others go first, so that whoever comes and goes without end, or asks for
-// much, leaves time for others.
+// Connections are accepted at a limited rate (pace.go), and a reader that has filled
+// a batch lets others go first. So a client that connects again and again, or asks
+// for much, leaves time for others.
 //
 // # Locks
 //
@@ -97,6 +97,9 @@
 //	  Conn.mu       queued replies, returned slots, block budget
 //	    dma.Arena   leaf
 //
+// trial.mu, which is only ever tried, and recordConn.mu, which guards what TLS has
+// sealed, are leaves, too.
+//
 // No lock is held over Session.Submit or a system call on the socket. The
 // right to send belongs to one goroutine at a time: Conn.flushing.
 //
@@ -104,16 +107,16 @@
 //
 // One goroutine reads one option after the other, exactly and never ahead, and
 // answers it (handshake.go, option.go, metacontext.go, tls.go). A device that is a
-// Greeter (spoil.go) may let the client wait before it gets it. What it settles
-// is an agreement, of which STARTTLS leaves nothing. Every option that names an
+// Greeter (spoil.go) may have the client wait before it gets the export. The outcome
+// is an agreement (agreement.go); STARTTLS begins it anew. Every option that names an
 // export asks access.go, so that no way in is more lenient than another.
 //
-// A client that goes without the export it wanted is counted by the reason,
+// A client that leaves without the export it wanted is counted by the reason,
 // NegotiationFailure, and leaves one line in the log: a warning, or if it never
 // said a word, as probes of a port do, a line of level debug.
 //
 // # What is absent
 //
-// Commands and contexts that hardly a client uses: RESIZE, and meta contexts
-// other than base:allocation. TLS has certificates only, no pre-shared keys.
+// What hardly any client uses: RESIZE, and meta contexts other than base:allocation.
+// TLS has certificates only, no pre-shared keys.
 package nbd

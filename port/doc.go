@@ -25,24 +25,24 @@
 //     processors at once as there are.
 //  4. StartIo runs under the StartIo lock, in half duplex under the interrupt
 //     locks as well, or under a channel; then CommitIo, with no lock.
-//  5. The device raises an interrupt. It is serviced on the processor that was
-//     lending the device its goroutine, at Device level under the message's
-//     lock: at once, or when that processor's level drops. (interrupt.go)
+//  5. The device raises an interrupt. It is serviced on the processor whose
+//     goroutine the device has borrowed, at Device level under the message's lock:
+//     at once, or when that processor's level drops. (interrupt.go)
 //  6. The handler issues a DPC, which runs when the level drops below
 //     Dispatch and calls Complete. (dpc.go, complete.go)
 //  7. The port settles the unit's accounts, starts what waited, and gives the
 //     SRB back to its Completer, at Dispatch with no lock held.
 //
-// One SRB in SampleEvery carries a time stamp along, and what it spends in each
-// stage goes into a histogram (stage.go); so do the waits for and the holds of
-// locks (lockcount.go).
+// If the device is fast, all of this happens on the goroutine that submitted,
+// once for a whole batch.
 //
-// If the device answers nothing, the unit's timer runs out and resets follow, each
+// If the device does not answer, the unit's timer runs out and resets follow, each
 // greater than the last (recovery.go). If none helps, the unit is given up: whoever
 // waits for an SRB is told, and the SRB stays with the miniport (giveup.go).
 //
-// If the device is fast, all of this happens on the goroutine that submitted,
-// once for a whole batch.
+// One SRB in SampleEvery carries a time stamp along, and the times that it spends in
+// each stage go into histograms (stage.go), as do waits for locks and their holds
+// (lockcount.go).
 //
 // # Who runs beside whom
 //
@@ -57,35 +57,37 @@
 //
 // # Lock order
 //
-// Outermost first; never take a lock while holding one listed under it, nor two
-// of a kind but upwards. The verifier checks it at run time, from startIoLock on.
+// Outermost first. Never take a lock while holding one listed under it, and several
+// of one kind in ascending order only. The verifier checks this at run time, from
+// startIoLock on.
 //
-//	Adapter.life               a place for one: Stop, Restart, Remove, SurpriseRemove; held across I/O
-//	 Adapter.enumTurn          a token, of who enumerates; held across I/O
-//	  Adapter.startIoLock      StartIo, timer, ResetBus
-//	    Adapter.channelLocks   StartIo with concurrent channels; ResetBus takes all
-//	      Dpc.lock             DpcLock
-//	       KSpinLock.lock      the miniport's own, in the order of their initialization
-//	        Adapter.interruptLocks   handlers, SynchronizeAccess; ascending by message
-//	          LogicalUnit.mu   leaf: queue and accounts
-//	          Adapter.mu       leaf
-//	          System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu, Timer.mu, Event.mu,
-//	          miniportMemory.mu   leaves
+//	Adapter.life                    room for one: Stop, Restart, Remove, SurpriseRemove; held across I/O
+//	  Adapter.enumTurn              a token: whoever enumerates; held across I/O
+//	    Adapter.startIoLock         StartIo, timer, ResetBus
+//	      Adapter.channelLocks      StartIo with concurrent channels; ResetBus takes all
+//	        Dpc.lock                DpcLock
+//	          KSpinLock.lock        the miniport's own, in the order of their initialization
+//	            Adapter.interruptLocks   handlers, SynchronizeAccess; ascending by message
+//	              LogicalUnit.mu    queue and accounts
+//	              Adapter.mu
+//	              System.mu, Verifier.mu, service.mu, extensionPool.mu, WorkItem.mu,
+//	              Timer.mu, Event.mu, miniportMemory.mu
 //
-// WorkItem.mu may be held while service.mu is taken, and LogicalUnit.mu while
-// Verifier.mu is. docs/storport.md explains the
-// whole model, and lists every vendor routine with ours.
+// The innermost are leaves, but for two: Verifier.mu is also taken under
+// LogicalUnit.mu, and service.mu under WorkItem.mu.
 //
-// A miniport may hold, on top of what it was called with, locks further down
-// only. No lock of the port is held while anything above the port is called, or
-// while a socket or a medium is waited for.
+// A miniport may take, on top of the locks that it was called with, only locks
+// further down. No lock of the port is held while anything above the port is called,
+// or while a socket or a medium is waited for.
+//
+// docs/storport.md explains the whole model, and lists every vendor routine with ours.
 //
 // # The verifier
 //
 // With SystemConfig.Verify the port watches both sides of the contract, V1 to
-// V20: see Check. Each breach is a Violation, with SRB, callback, level, locks and
-// the processor's last events, and a count; with Strict it is a panic. Off, each
-// hook is one branch.
+// V20: see Check. Each breach is counted and reported as a Violation, with SRB,
+// callback, level, locks and the processor's last events; with Strict it is a panic.
+// With the verifier off each hook costs one branch.
 //
 //	verifier.go  the checks, the records, the lock rules (V6) and their graph
 //	places.go    what may be called from where (V7)
@@ -93,5 +95,5 @@
 //	hold.go      how long callbacks run and locks are held (V9)
 //	limits.go    what the port promises the miniport (V4, V15, V17)
 //
-// The others are where what they watch is.
+// The other checks are beside the code that they watch.
 package port

@@ -4,18 +4,25 @@
 // Each command has a file of its own; what they do is in the packages under
 // internal. This is the only package that knows all layers.
 //
-//	serve    run the daemon                        internal/daemon
-//	attach   make an export /dev/nbdN              internal/attach
-//	detach   undo that                             internal/attach
-//	status   ask a running daemon about itself     client
-//	events   watch what happens in one             client
-//	disk     add, remove and grow disks of one     client
-//	reload   have one read its configuration again  client
-//	config   check a configuration file            internal/config
+//	serve    run the daemon                         internal/daemon
+//	run      run a command with a daemon of its own internal/daemon
+//	attach   make an export /dev/nbdN               internal/attach
+//	detach   undo that                              internal/attach
+//	status   ask a running daemon about itself      client
+//	events   watch what happens in one              client
+//	disk     add, remove, grow and list its disks   client
+//	fault    make its disks misbehave, by rules     client
+//	mark     set a mark that rules may wait for     client
+//	power    cut the power of a disk                client
+//	reset    reset a unit, its target or the bus    client
+//	reload   have it read its configuration again   client
+//	trace    show and replay a disk's trace         hba/trace
+//	config   check and print configuration files    internal/config
 //	version  say what this was built from
 //
 // Exit codes are 0 for success, 1 for a failure at run time and 2 for wrong
-// usage or configuration; commands that control a running daemon have 3 for what it
-// does not know and 4 for what its state stands against. Output is for people; with --json it is for programs,
-// and only such output is stable besides serve's ready lines.
+// usage or configuration. Commands that control a running daemon also exit with 3
+// if there is no such thing, and with 4 if the daemon's state stands against it.
+// Output is for people, or with --json for programs; only that and serve's ready
+// lines are stable.
 package main

@@ -17,59 +17,61 @@
 //
 // # State
 //
-// The durable medium, and for each sector that has any a list of pending
-// versions, oldest first, in groups of 64 sectors. A version belongs to a write; a write has an id, in
-// order of arrival. Versions take room, SizeBytes in all. When little of it is left,
-// Eviction says which writes become durable early. Which is decided as a write comes,
-// by what has come before it: the calls, their order and the seed, which makes a run
-// repeatable. A goroutine does it, in the background, and a power cut ends it first.
-// See background.go.
+// The durable medium, and for each sector that has any a list of pending versions,
+// oldest first, in groups of 64 sectors. A version belongs to a write, and a write has
+// an id, in order of arrival. Versions take room, SizeBytes in all. When little of it
+// is left, Eviction says which writes become durable early. The choice is made when a
+// write comes, and depends on nothing but the calls before it, their order and the
+// seed, which makes a run repeatable. A goroutine writes out what was chosen, in the
+// background; a power cut has it finish first. See background.go.
 //
 // # Power cuts
 //
-// A cut is PowerOff, which has every call fail, Lose, and PowerOn, which ends that.
-// Lose decides for each pending sector what the durable medium holds from then on
-// (Decide, a pure function of trace and options), puts it there, and forgets
-// everything else. Then it proves what it did, from two sides. Each pending sector must
-// hold something that the promises about its versions allow (judge). And each sector
-// of the ledger must hold what callers may expect of it (account, rule): the ledger
-// has what they were told, with hashes of what they wrote, and knows nothing of the
-// cache's lists, so that it convicts the cache as well. It has the latest 65536
-// writes, and of those the latest 128 MiB. See Report. Close is no power cut: all that
-// is pending goes to the durable medium first.
+// A cut has three steps: PowerOff makes every call fail, Lose empties the cache, and
+// PowerOn lets calls work again. Lose decides for each pending sector what the durable
+// medium holds from then on (Decide, a pure function of trace and options), puts it
+// there, and forgets everything else. Then it proves what it did, from two sides. Each
+// pending sector must hold something that the promises about its versions allow
+// (judge). And each sector of the ledger must hold what callers may expect of it
+// (account, rule). The ledger has what callers were told, with hashes of what they
+// wrote, and knows nothing of the cache's lists, so it convicts the cache as well. It
+// goes back 65536 writes, and 128 MiB of them. See Report. Close is no power cut: all
+// that is pending goes to the durable medium first.
 //
 // # Legal and hostile
 //
 // All of the above is what a correct drive may do. LieAboutFlush and IgnoreFUA
-// make the drive hostile: it promises and does not keep. The promises are
-// recorded all the same, so that a report names the lie that a lost write was
-// lost by. Damage and tears inside of a sector are neither: a correct drive does
-// not do them, but breaks no promise about other sectors by them. Reports tell
-// the three apart; see Class. Harm is no excuse for a lie: a sector that was
-// promised and not written since is lost by both. docs/faults.md has it all for users.
+// make the drive hostile: it promises and does not keep. Its promises are recorded
+// all the same, so that a report names the lie by which a write was lost. Damage, and
+// tears inside a sector, are neither legal nor hostile: a correct drive does not do
+// them, but they break no promise about other sectors. Reports tell the three apart;
+// see Class. Damage excuses no lie: where a sector that was promised, and not written
+// since, has both, the report says both. docs/faults.md has it all for users.
 //
 // # Recording
 //
 // A Recorder is told each step that pending writes and the durable medium depend on,
 // in the cache's order: what comes, what becomes durable, and when the power goes. A
-// Replay does the steps again on another medium. Which write becomes durable when is
-// then no decision but a step, so that calls of many, and evictions and flushes that a
-// cut has interrupted, come out the same.
+// Replay does the steps again on another medium. It decides nothing: when a write
+// becomes durable is a step, too. So concurrent calls, and evictions and flushes that
+// a cut has interrupted, come out the same.
 //
 // # Concurrency
 //
-// Any goroutine. Calls that are in progress when the power goes or come before it is back
-// fail with media.ErrPowerLost.
+// Any goroutine. Calls that are in progress when the power goes, or come before it is
+// back, fail with media.ErrPowerLost.
 //
 // TryReadAt and TryWriteAt never wait for the durable medium, whatever others do
 // meanwhile.
 //
 // # Lock order
 //
-// Cache.cutMu, then Cache.outMu, then Cache.syncMu, then Cache.mu, then whatever the durable medium takes. The ledger has a
-// lock of its own, under which nothing else is taken. outMu is held
-// by whoever writes to the durable medium, the goroutine of background.go as well; mu guards the lists and is held for
-// memory copies, never across I/O. What only the holder of outMu changes it reads
-// before it takes mu: a part of a sector, or a COMPARE AND WRITE, is put together
-// from the durable medium's bytes and, under mu, newer versions on them.
+// Cache.cutMu, then Cache.outMu, then Cache.syncMu, then Cache.mu, then whatever the
+// durable medium takes. The ledger's lock is a leaf.
+//
+// outMu is held by whoever writes to the durable medium, the goroutine of
+// background.go included. mu guards the lists, and is held for memory copies but never
+// across I/O. So bytes of the durable medium are read under outMu, before mu is taken:
+// a part of a sector, or a COMPARE AND WRITE, is put together from them and, under mu,
+// the newer versions.
 package cache

@@ -4,9 +4,9 @@
 // becomes of them (Action), and how often at the most (Budget). It has one shape
 // in configuration files, in requests to the daemon and on the command line. A
 // Set is a list of rules in force, compiled for the units of one device. For each
-// command the device asks the unit's Plan, and gets a Decision: data that say what
-// to do, which the device carries out where each part belongs. Nothing here
-// executes, waits or looks at a clock.
+// command the device asks the unit's Plan and gets a Decision, which says what to
+// do; the device carries out each part where it belongs. Nothing here executes,
+// waits or looks at a clock.
 //
 //	rule.go      Rule, Match and what they may hold
 //	action.go    Action: every kind, its parameters, and whether a correct drive does it
@@ -18,7 +18,9 @@
 //	decide.go    from a command to a Decision
 //	latency.go   distributions of time
 //	pace.go      caps, lanes and stalls
-//	blocks.go    which blocks are bad, rotten, or have an earlier version
+//	bad.go       which blocks are bad or rotten
+//	blocks.go    earlier versions of blocks
+//	power.go     power cuts
 //	chance.go    random numbers
 //
 // # Legal and hostile

@@ -2,8 +2,8 @@
 //
 // A Media is a flat range of bytes with read, write and flush. What else a
 // medium can do (discard, zero, tell its holes, answer without blocking) is a
-// one-method interface each, found once by Probe when the medium is attached
-// and never asked for again on the way of a request.
+// one-method interface each. Probe finds these once, when the medium is attached, so
+// that no request has to.
 //
 //	Memory   sparse, in memory outside the Go heap; gone when closed
 //	File     a sparse file or a block device; survives the process
@@ -25,8 +25,8 @@
 // # Concurrency
 //
 // Any number of calls may run at once, on the same range too; then a read sees
-// each byte before or after a write to it. Memory never shows a block half
-// written; File does if the kernel does, whose reads do not wait for writes. What a
+// each byte as it was before or after a write to it. Memory never shows a block half
+// written. File may, as the kernel's reads do not wait for its writes. Pages that a
 // Referrer has lent may show what was written there later.
 // Close waits for calls in progress; later ones give ErrClosed.
 //

@@ -14,6 +14,7 @@
 //	transfer.go    READ and WRITE, the way that must be short
 //	mode.go        MODE SENSE, MODE SELECT
 //	power.go       power off and on
+//	flush.go       writes that the medium has lost, and who is told
 //	primary.go     INQUIRY, REQUEST SENSE, TEST UNIT READY, START STOP UNIT
 //	block.go       READ CAPACITY, SYNCHRONIZE CACHE, PRE-FETCH, VERIFY, COMPARE AND WRITE
 //	provision.go   UNMAP, WRITE SAME, GET LBA STATUS
@@ -24,8 +25,8 @@
 // Execute with mayBlock false does what needs no waiting and reports whether the
 // command is done. If it is not, nothing has been reported and the caller
 // executes the same Task again where it may wait; doing a part of a command
-// twice is harmless. On memory nothing waits; still, a command that would zero
-// more than 8 MiB is put off, as it takes long.
+// twice is harmless. On memory nothing waits, but a command that would zero more
+// than 8 MiB is put off all the same, as it takes long.
 //
 // # Unit attentions
 //
@@ -38,9 +39,12 @@
 //
 // # Concurrency
 //
-// Any number of Execute may run on a unit, each with its own Task. They share no
-// lock and no counter; whether their effects meet is the medium's business.
-// Lock order: Target.mu is held for changes of the table only, and is a leaf.
+// Any number of Execute may run on a unit, each with its own Task. Reads and writes
+// share no lock and no counter; whether their effects meet is the medium's business.
+//
+// Lock order: Unit.flushingMu, shared by commands that flush, comes before
+// Unit.cycleMu, which guards what a power cycle resets. Unit.sizeMu is held while the
+// medium is resized, and Target.mu for changes of its table only; both are leaves here.
 //
 // Sections in comments are those of SPC-4 and SBC-3, as in package scsi.
 package target

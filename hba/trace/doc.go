@@ -54,23 +54,24 @@
 //	14 leave      id
 //	15 end        text: why nothing more was recorded, empty at the disk's end
 //
-// A sum is CRC-32C of what comes before it in the header or record, continued from
-// the sum before: a record that is missing, or from another file, is found as one that is
-// damaged. A file without an end is of a daemon that still runs or was killed; what it
-// has is good up to there. Version 1 does not change: what has more is another version,
-// and a reader refuses versions and kinds that it does not know.
+// A sum is the CRC-32C of what comes before it in the header or record, continued from
+// the sum before, so that a record that is missing, or comes from another file, is found
+// out like a damaged one. A file without an end is of a daemon that still runs or was
+// killed; what it has is good up to there. Version 1 does not change: a layout with more
+// in it gets another number, and a reader refuses versions and kinds that it does not
+// know.
 //
 // # Room
 //
-// Who writes to the disk waits until what is recorded and not yet in the file leaves
-// room in Config.BufferBytes, or is nothing for a write that is longer: a slow file is a
-// slow disk. Some steps cannot wait: what a cache chooses to become durable, what it
-// has done by then, marks, and what rules do to commands. They may take 28 bytes for each
-// sector of the cache more, which is one step for each write that it can hold, and 4
-// MiB. Beyond that the trace ends. The buffers grow by doubling.
+// What is recorded and not yet in the file takes room in Config.BufferBytes. A write to
+// the disk waits for room, or if it is longer than all of that until nothing else is
+// there: a slow file makes a slow disk. Some steps cannot wait: what a cache chooses to
+// become durable, what it has done by then, marks, and what rules do to commands. They
+// may take 4 MiB more, and 28 bytes for each sector of the cache, which is one step for
+// each write that it can hold. Beyond that the trace ends. The buffers grow by doubling.
 //
-// A file that fails, or is full, ends the trace too, at the last whole record. The
-// trace has the reason, if there is room for that; the disk goes on.
+// A file that fails, or is full, ends the trace, too, at the last whole record. The
+// trace has the reason if there is room for it; the disk goes on.
 //
 // # Concurrency
 //

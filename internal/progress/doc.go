@@ -1,6 +1,6 @@
-// Package progress shows on a terminal how far something has come that takes long.
+// Package progress shows on a terminal how far a long task has come.
 //
-// A Bar draws one line, over and over, a few times a second at most, and not at
-// all for what ends at once. It is no log: whoever writes to something else than a
-// terminal leaves it out (IsTerminal).
+// A Bar draws one line over and over, a few times a second at most, and nothing for a
+// task that ends at once. It is no log: a program whose output is no terminal
+// (IsTerminal) does without.
 package progress

@@ -1,35 +1,37 @@
-// Package socket has stream sockets whose waiting is the server's own business.
+// Package socket has stream sockets that wait without the Go runtime's poller.
 //
-// A connection of package net is always with the poller of the Go runtime, edge-
-// triggered and for both directions. That is costly for a server of many small
-// requests: a reader that finds nothing makes three system calls until it sleeps;
-// every reply that the client takes out of the socket's buffer is an event, "there
-// is room again", that wakes up a thread which nobody waits for, and it is the client
-// who does the waking; and a reader cannot wait in any other way, as the poller would
-// be woken up besides.
+// A connection of package net is with that poller all its life, edge-triggered and for
+// both directions. A server of many small requests pays for it three times:
+//
+//   - A reader that finds nothing makes three system calls before it sleeps.
+//   - Every reply that the client takes out of the socket's buffer is an event, "there
+//     is room again". It wakes up a thread that nobody waits for, and it is the client
+//     that spends the time on waking it.
+//   - A reader cannot wait in any other way, as the poller would wake up besides.
 //
 // Take takes a connection from the runtime. A Conn is a net.Conn all the same,
 // with deadlines. It waits in one of two ways:
 //
 //   - In the system call. One receive call waits and receives, so that a client with
-//     one request in flight is served by two system calls a request. The thread is
-//     occupied meanwhile, and for a while so is a processor of the scheduler, so there
-//     are fewer that may wait so than processors, and only while it is not for long. The
-//     right stays with a connection until it waits in the other way. Who waits for what is
-//     on its way does so in the call only while some connection leaves its processor.
-//   - With an epoll descriptor of the package's, for one event each time. The runtime
-//     waits for that descriptor on behalf of a goroutine, which is there as long as
-//     there are connections.
+//     one request in flight costs two system calls a request. That occupies a thread,
+//     and for a while a processor of the scheduler. So fewer connections have the right
+//     to it than there are processors, and a connection that has waited for long loses
+//     it, as one does that turns to the poller. For the rest of something that is on its
+//     way a connection waits in the call only if some processor is left without one.
+//   - With an epoll descriptor of the package's own, for one event each time. The
+//     runtime waits for that descriptor on behalf of a goroutine, which is there as
+//     long as there are connections.
 //
 // When connections have all processors, neither the scheduler's idle threads nor that
 // goroutine look for events. The connections do it themselves then, whenever they let
 // others have a turn: before they wait, and in Yield. And they step aside for other
-// processes, as clients of the same machine have no processor then, either.
+// processes, as clients on the same machine have no processor then, either.
 //
-// The system calls that do not wait are not announced to the scheduler; see
+// System calls that do not wait are not announced to the scheduler; see
 // calls_unsafe.go. A send call may wait after all, for memory, if the machine has
 // none left.
 //
-// Lock order: poller.lookMu, Conn.mu, poller.mu; side.mu is a leaf. All but the
-// first may be taken by whoever closes or pokes a connection.
+// Lock order: Conn.readMu or Conn.writeMu, which net.Conn's Read and Write hold while
+// they wait; poller.lookMu, Conn.mu, poller.mu; side.mu is a leaf. Whoever closes or
+// pokes a connection takes none of the first three.
 package socket

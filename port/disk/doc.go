@@ -27,25 +27,25 @@
 // anchors blocks (ANC_SUP); then WRITE SAME goes out with UNMAP and ANCHOR. The
 // parts of blocks at both ends are written in any case.
 //
-// What covers much and moves nothing goes in pieces of 256 MiB, or 1 GiB if blocks
-// are only released, one at a time. The rest is given up if the client has gone,
-// and after some pieces left to the port's worker, so that a medium that never
-// blocks does not keep the connection's goroutine.
+// A command that covers much and moves no data goes in pieces of 256 MiB, or of 1 GiB
+// if blocks are only released, one at a time. If the client has gone, the rest is given
+// up. After some pieces the rest is left to the port's worker, so that a medium that
+// never blocks does not keep the connection's goroutine.
 //
 // # Holes
 //
 // BLOCK_STATUS (status.go) tells what GET LBA STATUS answers, one command after
-// another until the client wants no more. A long read of a client that takes
-// holes (sparse.go) asks first, once, and reads the data only. Whatever the unit
-// does not say, or not in a way that makes sense, is data: that is always right.
+// another until the client has enough. A long read for a client that takes holes
+// (sparse.go) asks first, once, and reads only the data. Whatever the unit does not
+// say, or says in a way that makes no sense, is data: that is always right.
 //
 // # Bytes and blocks
 //
 // Clients may address bytes; units have blocks. A write that covers part of a
 // block reads the block, changes it and writes it back, and no other write may
 // come in between. rangeGate sees to that, and costs writes of whole blocks no
-// lock while no such write is about. Reads never wait for it, and parts of blocks
-// that are read have a buffer of their own.
+// lock while no such write is under way. Reads never wait for it; a part of a block
+// is read by way of a buffer of its own.
 //
 // # Memory
 //
