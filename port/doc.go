@@ -96,4 +96,18 @@
 //	limits.go    what the port promises the miniport (V4, V15, V17)
 //
 // The other checks are beside the code that they watch.
+//
+// # Where to read on
+//
+//	miniport.go config.go                                   what a miniport implements and negotiates
+//	srb.go status.go                                        what is asked, and what became of it
+//	processor.go level.go                                   virtual processors and their levels
+//	lock.go spinlock.go synchronize.go                      locks, SynchronizeAccess, Guarded
+//	unit.go issue.go flow.go                                queues and gates, the way down
+//	interrupt.go dpc.go complete.go                         the way up
+//	recovery.go giveup.go                                   time-outs, resets, and units that are given up
+//	adapter.go enumerate.go removal.go                      an adapter's life, and its units
+//	routines.go memory.go timer.go event.go service.go      support routines
+//	system.go execute.go                                    what the port's own users call
+//	stats.go stage.go lockcount.go gatetime.go look.go      what is counted
 package port

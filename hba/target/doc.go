@@ -15,6 +15,7 @@
 //	mode.go        MODE SENSE, MODE SELECT
 //	power.go       power off and on
 //	flush.go       writes that the medium has lost, and who is told
+//	scratch.go     buffers for commands that need one of their own
 //	primary.go     INQUIRY, REQUEST SENSE, TEST UNIT READY, START STOP UNIT
 //	block.go       READ CAPACITY, SYNCHRONIZE CACHE, PRE-FETCH, VERIFY, COMPARE AND WRITE
 //	provision.go   UNMAP, WRITE SAME, GET LBA STATUS

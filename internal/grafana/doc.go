@@ -2,9 +2,9 @@
 // as the JSON that Grafana imports.
 //
 // Dashboards edited by hand drift: a panel without a unit here, a forgotten
-// matcher there. In Go each of these is said once. overview.go, adapter.go and
-// runtime.go say what is on a dashboard; build.go how that becomes panels;
-// model.go what Grafana's JSON looks like.
+// matcher there. In Go each of these is said once. overview.go, adapter.go,
+// power.go and runtime.go say what is on a dashboard; build.go how that becomes
+// panels; model.go what Grafana's JSON looks like.
 //
 //	go run ./internal/grafana/generate deploy/grafana
 //

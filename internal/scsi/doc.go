@@ -13,6 +13,7 @@
 //	vpd.go       block device VPD pages: limits, characteristics, provisioning
 //	capacity.go  READ CAPACITY (10) and (16)
 //	mode.go      MODE SENSE headers, block descriptors, caching and control pages
+//	modeselect.go  parameter list of MODE SELECT
 //	luns.go      REPORT LUNS
 //	unmap.go     UNMAP parameter list and GET LBA STATUS data
 //

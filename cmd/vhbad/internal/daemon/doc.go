@@ -32,6 +32,17 @@
 // whole or not at all: change.go. Disks that there are are in disks.go. Reload makes
 // what is served the same as what the configuration says: reload.go.
 //
+// # Where to read on
+//
+//	daemon.go machine.go                      Start and Stop; everything between media and NBD server
+//	listen.go stdio.go                        sockets: opened, inherited, or standard input
+//	tls.go revocation.go                      files of certificates, read again when they change
+//	takeover.go handover.go                   the new daemon's side, and the talk of both
+//	disks.go change.go spec.go                disks, and what changes them
+//	reload.go                                 all of that for a new configuration
+//	faults.go power.go plug.go trace.go       rules, power cuts, units pulled out, traces
+//	events.go status.go                       what happened, and how it is now
+//
 // # Concurrency
 //
 // Start and Stop are for one goroutine; all else is for any.
