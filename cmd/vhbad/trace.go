@@ -632,7 +632,7 @@ func (o *traceReplay) print(cmd *cobra.Command, h trace.Header, r *trace.Result)
 	}
 	t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports
-	line("%s: %d records of disk %s, %d recorded power cuts", o.image, r.Records, h.Disk, r.Cuts)
+	line("%s: %d records of disk %s, power cuts recorded: %d", o.image, r.Records, h.Disk, r.Cuts)
 	if r.Incomplete != "" {
 		line("the trace is not complete: %s", r.Incomplete)
 	}

@@ -79,6 +79,8 @@ var files = map[string]string{
 	"/usr/share/doc/vhbad/copyright":                    "-rw-r--r--",
 	"/usr/share/doc/vhbad/vhbad.schema.json":            "-rw-r--r--",
 	"/usr/share/doc/vhbad/deploy/prometheus/alerts.yml": "-rw-r--r--",
+	"/usr/share/doc/vhbad/docs/benchmarks/iops.svg":     "-rw-r--r--",
+	"/usr/share/doc/vhbad/docs/examples/ledger.py":      "-rwxr-xr-x",
 	"/usr/share/doc/vhbad/examples/nbd.conf":            "-rw-r--r--",
 	"/usr/share/fish/vendor_completions.d/vhbad.fish":   "-rw-r--r--",
 	"/usr/share/man/man1/vhbad-attach.1.gz":             "-rw-r--r--",
@@ -91,6 +93,7 @@ var files = map[string]string{
 var more = []string{
 	"/usr/share/man/man1/*.1.gz",
 	"/usr/share/doc/vhbad/docs/*.md", "/usr/share/doc/vhbad/docs/*.svg", "/usr/share/doc/vhbad/docs/adr/*.md",
+	"/usr/share/doc/vhbad/docs/benchmarks/*.svg", "/usr/share/doc/vhbad/docs/examples/*",
 	"/usr/share/doc/vhbad/deploy/prometheus/*.yml", "/usr/share/doc/vhbad/deploy/grafana/*.json",
 }
 
