@@ -104,6 +104,7 @@ func (p *Processor) finishCompleted() {
 		lu := s.lu
 		var up, again, run srbQueue
 		freed, ended := 0, 0 // ended: of those that were outstanding
+		turnedAway := 0      // of those that were charged
 		lives := false       // something was outstanding: the unit, or its miniport, has answered
 		yieldPoint("finish: account")
 		lu.mu.Lock()
@@ -115,7 +116,8 @@ func (p *Processor) finishCompleted() {
 				lu.stats.Completed++
 				lives = true
 			}
-			if s.charged {
+			wasCharged := s.charged
+			if wasCharged {
 				s.charged = false
 				freed++
 			}
@@ -127,6 +129,9 @@ func (p *Processor) finishCompleted() {
 			if isBusy(s) && lu.retryBusyLocked(s) {
 				if s.stage != stageNone {
 					s.reached(p, StageQueue)
+				}
+				if wasCharged {
+					turnedAway++
 				}
 				again.push(s)
 			} else {
@@ -148,7 +153,7 @@ func (p *Processor) finishCompleted() {
 			lu.endQuiesceLocked(p, StatusSuccess)
 		}
 		want := min(lu.waiting.n, lu.leftLocked())
-		charged, credits := freed, 0
+		charged, credits := freed-turnedAway, 0 // what was BUSY itself does not count here either
 		if want > 0 {
 			// What was freed is used again at once; more only if that is short.
 			credits = min(want, freed)

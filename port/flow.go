@@ -9,8 +9,8 @@ import (
 // and leave it to a DPC to start what a gate held back.
 
 // Busy holds back new SRBs for the whole adapter until n of those outstanding
-// have completed, or all of them, if they are fewer. With none outstanding the
-// adapter stays ready.
+// have completed, or all of them, if they are fewer. What completes as BUSY and is
+// tried again does not count. With none outstanding the adapter stays ready.
 // Source: storport.h StorPortBusy.
 func (a *Adapter) Busy(p *Processor, n int) bool {
 	if !a.closeBusyGate(n) {

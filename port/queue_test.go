@@ -1,6 +1,7 @@
 package port
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -259,6 +260,50 @@ func TestQueue_BusyCountsOutstanding(t *testing.T) {
 			b.wantStarted(s[1])
 			b.d.complete(b.p, s[1])
 			b.wantNoViolations()
+		})
+	}
+}
+
+// What a busy adapter turns away is none of those that it waits for, nor does it wait for
+// ever if that is all there is.
+func TestBusy_TurnedAway(t *testing.T) {
+	for _, outstanding := range []int{0, 2} {
+		t.Run(fmt.Sprintf("%d outstanding", outstanding), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				b := newBench(t, d, AdapterOptions{})
+				s := b.srbs(4, &finished{})
+				b.lu.Submit(b.p, s[:outstanding])
+				held := d.take()
+				refused := s[2]
+				d.startIo = func(p *Processor, srb *SRB) bool {
+					d.startIo = nil
+					b.a.Busy(p, 1)
+					srb.Status = StatusBusy
+					b.a.Complete(p, srb)
+					return false
+				}
+				b.lu.Submit(b.p, []*SRB{refused})
+				other := b.a.unitAt(0, 0, 1)
+				other.Submit(b.p, s[3:])
+				if outstanding > 0 {
+					b.wantStarted()
+					d.complete(b.p, held[0])
+				}
+				b.wantStarted(s[3])
+				d.complete(b.p, s[3])
+				for _, srb := range held[min(1, outstanding):] {
+					d.complete(b.p, srb)
+				}
+				time.Sleep(b.a.options.BusyPauseTime)
+				synctest.Wait()
+				b.wantStarted(refused)
+				d.complete(b.p, refused)
+				for _, srb := range s {
+					b.a.FreeSRB(srb)
+				}
+				b.wantNoViolations()
+			})
 		})
 	}
 }
