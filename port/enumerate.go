@@ -313,7 +313,7 @@ func (a *Adapter) unitAt(path, target, lun uint8) *LogicalUnit {
 func (a *Adapter) publish(lu, old *LogicalUnit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.gate.Load()&gateGone != 0 {
+	if a.unitsEndedLocked() {
 		lu.gate.Store(gateRemoved) // nobody else knows it yet
 		return
 	}
@@ -339,13 +339,21 @@ func (a *Adapter) replaceUnitsLocked(list []*LogicalUnit) (dropped []*LogicalUni
 	return dropped
 }
 
+// unitsEndedLocked reports whether the adapter is gone or has failed: failUnits has ended
+// all units, or will.
+//
+// +checklocks:a.mu
+func (a *Adapter) unitsEndedLocked() bool {
+	return a.gate.Load()&gateGone != 0 || a.state.Load() == adapterFailed
+}
+
 // dropUnits makes list the table's, and detaches what was in it and is not. False: the
-// adapter is gone.
+// adapter is gone or has failed.
 //
 // Level: Passive.
 func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
 	a.mu.Lock()
-	if a.gate.Load()&gateGone != 0 {
+	if a.unitsEndedLocked() {
 		a.mu.Unlock()
 		return false
 	}

@@ -429,3 +429,45 @@ func TestEnumerate_BesideWorkItems(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// An enumeration that is under way when the adapter fails finds nothing any more: its
+// units have ended, and no new one begins.
+func TestEnumerate_AdapterFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{driver: driver{model: FullDuplex}}
+		r.has(0, 1)
+		var list *SRB
+		r.deaf = func(s *SRB) bool {
+			if list == nil {
+				list = s
+				return true
+			}
+			return false
+		}
+		b := stage(t, r)
+		b.a.OnUnitsChanged(func(added, _ []*LogicalUnit) {
+			if len(added) != 0 {
+				t.Errorf("%v came to an adapter that has failed", added)
+			}
+		})
+		enumerated := make(chan error, 1)
+		p := b.processor("operator")
+		go func() { enumerated <- b.a.Enumerate(p) }()
+		synctest.Wait()
+		b.a.MarkDeviceFailed(b.p, wildcard, wildcard, wildcard, "fire")
+		synctest.Wait()
+		r.StartIo(b.p, list) // it answers after all
+		if err := <-enumerated; err != nil && !errors.Is(err, ErrAdapterStopped) {
+			t.Errorf("Enumerate: %v", err)
+		}
+		for _, lu := range b.a.LogicalUnits() {
+			if !lu.removed() {
+				t.Errorf("%s is in service", lu)
+			}
+		}
+		if events := r.noted(); slices.Contains(events, "INQUIRY") {
+			t.Errorf("the miniport got %v", events)
+		}
+		b.wantRemoved()
+	})
+}

@@ -276,7 +276,11 @@ func (a *Adapter) removeUnits(p *Processor) {
 // failUnits fails what the units' queues hold, and whatever comes.
 func (a *Adapter) failUnits(p *Processor) {
 	old := p.raise(Dispatch)
-	for _, lu := range a.units.Load().all {
+	yieldLock("failUnits", &a.mu)
+	a.mu.Lock() // who publishes a unit, and has not seen why they end, has done so
+	units := a.units.Load().all
+	a.mu.Unlock()
+	for _, lu := range units {
 		lu.mu.Lock()
 		lu.closeGateLocked(gateRemoved)
 		lu.failAllLocked(p)
