@@ -465,7 +465,8 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 // the adapter is taken away for good, as one that has failed: what waits completes with
 // StatusNoDevice, each bus is reset so that the miniport hands back what it holds, and
 // the error tells of the SRBs that were stuck. It is ErrOutstanding if some still are:
-// their memory stays mapped; see RemoveContext.
+// their memory stays mapped; see RemoveContext. Neither ends a callback that does not
+// return: nothing can be taken away under one.
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {

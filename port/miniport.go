@@ -18,7 +18,7 @@ type Miniport interface {
 	// synchronized, its limits and the size of its extensions.
 	//
 	// Level: Passive, no lock held. GetDeviceBase, GetUncachedExtension and
-	// GetBusData are allowed here only.
+	// SetFeatureList are allowed here only.
 	// Source: storport.h HW_FIND_ADAPTER.
 	FindAdapter(p *Processor, a *Adapter, c *Config) FindResult
 

@@ -143,7 +143,7 @@ func (a *Adapter) FreeDeviceBase(p *Processor, r *RegisterRange) {
 // GetBusData copies configuration space from offset on into b and returns how
 // much there was.
 //
-// Level: Passive, in FindAdapter.
+// Level: Passive, in FindAdapter; up to Dispatch in AdapterControl.
 // Source: storport.h StorPortGetBusData.
 func (a *Adapter) GetBusData(p *Processor, offset int, b []byte) int {
 	if !p.check(routineGetBusData) {
