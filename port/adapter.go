@@ -25,7 +25,7 @@ type AdapterOptions struct {
 	// DefaultTimeoutSecs is for SRBs that name none. Default 60.
 	DefaultTimeoutSecs uint32
 	// BusyRetryCount is how often a BUSY SRB is tried again before its owner
-	// sees it. Default 20; negative: without limit.
+	// sees it, resets and aborts aside. Default 20; negative: without limit.
 	BusyRetryCount int
 	// BusyPauseTime is how long a unit waits after BUSY. Default 250 ms.
 	BusyPauseTime time.Duration

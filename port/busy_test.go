@@ -78,3 +78,34 @@ func TestBusy_OneTimer(t *testing.T) {
 		b.wantNoViolations()
 	})
 }
+
+// A reset or an abort that is turned away waits for no pause, so the port does not try it
+// again: that would be at once, as often as it may, or for ever.
+func TestBusy_TaskManagement(t *testing.T) {
+	for _, f := range []Function{FunctionAbortCommand, FunctionResetLogicalUnit, FunctionResetDevice} {
+		t.Run(f.String(), func(t *testing.T) {
+			starts := 0
+			d := &driver{model: FullDuplex, features: func(c *Config) { c.Features = FeatureAbortCommand }}
+			d.startIo = func(p *Processor, srb *SRB) bool {
+				srb.Status = StatusBusy
+				if starts++; starts == 1000 {
+					srb.Status = StatusAborted // or it is for ever
+				}
+				d.a.Complete(p, srb)
+				return false
+			}
+			b := newBench(t, d, AdapterOptions{BusyRetryCount: -1})
+			s := b.srb(&finished{})
+			defer b.a.FreeSRB(s)
+			s.Function = f
+			b.lu.Submit(b.p, []*SRB{s})
+			if starts != 1 || s.Status != StatusBusy {
+				t.Errorf("%s, started %d times; want BUSY, once", s, starts)
+			}
+			if gate := b.lu.gate.Load(); gate != 0 {
+				t.Errorf("gate %#x, want it open", gate)
+			}
+			b.wantNoViolations()
+		})
+	}
+}

@@ -200,14 +200,15 @@ func isBusy(s *SRB) bool {
 // retryBusyLocked decides about a BUSY completion. True: it goes back to the
 // front of the queue, to be built and started again, and the unit waits a
 // while: for a quarter of what is outstanding if the queue was full, for
-// BusyPauseTime otherwise.
+// BusyPauseTime otherwise. Resets and aborts, which no such wait holds back, go to their
+// owner.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 	a := lu.a
 	lu.stats.Busy++
 	s.busyTries++
-	if s.recovery || s.given != givenNot || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
+	if s.recovery || s.taskManagement() || s.given != givenNot || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
 		return false
 	}
 	s.owner.Store(ownerPort)
