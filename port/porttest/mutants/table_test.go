@@ -326,6 +326,16 @@ var mutants = []mutant{
 		}},
 	},
 	{
+		name: "lock_released_early", source: "1.6", scenario: one, check: port.CheckLockRules,
+		change: "BuildIo releases the StartIo lock before the interrupt lock, which it took last",
+		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
+			start := m.a.AcquireSpinLock(p, port.StartIoLock, nil)
+			interrupt := m.a.AcquireSpinLock(p, port.InterruptLock, nil)
+			m.a.ReleaseSpinLock(p, start)
+			m.a.ReleaseSpinLock(p, interrupt)
+		}},
+	},
+	{
 		name: "level_leaked", source: "PR#1175; SDV SpChangeIrql", scenario: one, check: port.CheckLockRules,
 		change: "BuildIo releases a lock handle that no acquisition has filled, and returns at another level",
 		hooks: hooks{buildIo: func(m *specimen, p *port.Processor, _ *port.SRB) {
