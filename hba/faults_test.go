@@ -1431,6 +1431,50 @@ func TestFaults_Capacity(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// The end of one rule about the capacity is not that of another: the latest that has not
+// ended says how much there is.
+func TestFaults_CapacityOfSome(t *testing.T) {
+	const short, long = 1 << 20, 2 << 20
+	rules := []fault.Rule{
+		{Name: "short", Match: fault.Match{Op: fault.Ops{"write"}}, Action: fault.Action{Kind: fault.KindCapacity, Size: short, For: fault.Duration(time.Second)}},
+		{Name: "long", Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindCapacity, Size: long}},
+	}
+	for _, tt := range []struct {
+		name  string
+		write bool // first
+		both  uint64
+	}{
+		{"the short one first", true, long},
+		{"the short one last", false, short},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+			b := w.driver.MappedBuffer(t, blockBytes, dma.Read|dma.Write)
+			unit := w.dev.UnitAt(disk0.Target, disk0.Lun)
+			want := func(when string, bytes uint64) {
+				t.Helper()
+				if got := unit.Blocks() * blockBytes; got != bytes {
+					t.Errorf("%s the unit has %d bytes, want %d", when, got, bytes)
+				}
+			}
+			w.set(t, rules...)
+			first, second := disk0.Read(1, 0, 1, b), disk0.Write(2, 0, 1, b)
+			if tt.write {
+				first, second = second, first
+			}
+			for _, c := range []hba.Command{first, second} {
+				w.do(t, c)
+			}
+			want("with both", tt.both)
+			w.clock.Advance(time.Second)
+			want("when the short one is over", long)
+			w.set(t)
+			want("without rules", diskBytes)
+			w.wantIdle(t)
+		})
+	}
+}
+
 func TestFaults_PowerCut(t *testing.T) {
 	how := &fault.PowerCut{Policy: "subset", Seed: 7}
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})

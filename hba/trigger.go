@@ -2,6 +2,7 @@ package hba
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/fault"
@@ -19,10 +20,11 @@ type PowerCut struct {
 	How *fault.PowerCut
 }
 
-// An undo is how to end a fault of a unit.
+// An undo is how to end a fault of a unit: by run, or it has limited a unit.
 type undo struct {
-	fault *fault.Fault
-	run   func()
+	fault   *fault.Fault
+	run     func()
+	limited *target.Unit
 }
 
 // triggersLocked sets off what a command that has come to a place does to its
@@ -66,12 +68,11 @@ func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 		}
 	case fault.KindUnplug:
 		if unit := d.unplug(u); unit != nil {
-			d.undoLater(f, func() { d.plugIn(u, unit) })
+			d.undoLater(&undo{fault: f, run: func() { d.plugIn(u, unit) }})
 		}
 	case fault.KindCapacity:
 		if unit := d.unitAt(u); unit != nil {
-			unit.Limit(int64(a.Size))
-			d.undoLater(f, func() { unit.Limit(0) })
+			d.undoLater(&undo{fault: f, limited: unit})
 		}
 	}
 }
@@ -121,21 +122,49 @@ func (d *Device) unitAt(u fault.Unit) *target.Unit {
 }
 
 // undoLater ends a fault of a unit after the time that its rule says, or when the
-// rule is gone, whichever comes first: at once, if that has been while it was done.
-func (d *Device) undoLater(f *fault.Fault, run func()) {
+// rule is gone, whichever comes first: at once, if that has been while it was done. What
+// limits a unit does so from here on.
+func (d *Device) undoLater(u *undo) {
 	d.undoMu.Lock()
 	defer d.undoMu.Unlock()
-	if !d.isInForce(f) {
-		run() // SetFaults has looked already, or waits for undoMu and finds nothing
+	if !d.isInForce(u.fault) {
+		d.undoLocked(u) // SetFaults has looked already, or waits for undoMu and finds nothing
 		return
 	}
-	u := &undo{fault: f, run: run}
 	d.undos = append(d.undos, u)
-	if after := f.Rule().Action.For; after != 0 {
+	if u.limited != nil {
+		d.limitLocked(u.limited)
+	}
+	if after := u.fault.Rule().Action.For; after != 0 {
 		d.clock.AfterFunc(time.Duration(after), func() {
 			d.undoTriggersWhere(func(other *undo) bool { return other == u })
 		})
 	}
+}
+
+// undoLocked ends what is not, or not any more, among the undos.
+//
+// +checklocks:d.undoMu
+func (d *Device) undoLocked(u *undo) {
+	if u.limited != nil {
+		d.limitLocked(u.limited)
+		return
+	}
+	u.run()
+}
+
+// limitLocked has a unit's capacity be what the latest fault says that is about it and
+// has not ended, if there is one.
+//
+// +checklocks:d.undoMu
+func (d *Device) limitLocked(unit *target.Unit) {
+	limit := int64(0)
+	for _, u := range d.undos {
+		if u.limited == unit {
+			limit = int64(u.fault.Rule().Action.Size)
+		}
+	}
+	unit.Limit(limit)
 }
 
 // undoTriggers ends the faults of units whose rule matches.
@@ -146,16 +175,17 @@ func (d *Device) undoTriggers(match func(*fault.Fault) bool) {
 func (d *Device) undoTriggersWhere(match func(*undo) bool) {
 	d.undoMu.Lock()
 	defer d.undoMu.Unlock()
-	kept := d.undos[:0]
-	for _, u := range d.undos {
-		if match(u) {
-			u.run()
-		} else {
-			kept = append(kept, u)
+	var ended []*undo
+	d.undos = slices.DeleteFunc(d.undos, func(u *undo) bool {
+		if !match(u) {
+			return false
 		}
+		ended = append(ended, u)
+		return true
+	})
+	for _, u := range ended {
+		d.undoLocked(u)
 	}
-	clear(d.undos[len(kept):])
-	d.undos = kept
 }
 
 // A ruleUnit is a rule about time as far as one unit goes.

@@ -182,15 +182,15 @@ func TestUndoLater(t *testing.T) {
 	s := set(nil, rule)
 	f := s.Fault("small")
 	undone := 0
-	undo := func() { undone++ }
-	d.undoLater(f, undo)
+	small := &undo{fault: f, run: func() { undone++ }}
+	d.undoLater(small)
 	if s = set(s, rule); undone != 0 {
 		t.Fatal("undone while the rule is in force")
 	}
 	if s = set(s); undone != 1 {
 		t.Fatalf("undone %d times at the end of the rule, want once", undone)
 	}
-	d.undoLater(f, undo)
+	d.undoLater(small)
 	if undone != 2 {
 		t.Error("not undone: the rule had gone while it was done")
 	}
