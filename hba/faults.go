@@ -395,7 +395,7 @@ func (d *Device) SetFaults(s *fault.Set) {
 	for _, q := range emptied {
 		q.runLater()
 	}
-	raise := d.letGoLocked(-1, func(h *hold) bool {
+	_, raise := d.letGoLocked(-1, func(h *hold) bool {
 		if h.by != nil {
 			return !d.isInForce(h.by)
 		}
@@ -443,9 +443,7 @@ func (d *Device) ReleaseHeld(f *fault.Fault, n int) int {
 		n = -1
 	}
 	d.mu.Lock()
-	before := d.parked
-	raise := d.letGoLocked(n, func(h *hold) bool { return h.by == f })
-	released := before - d.parked
+	released, raise := d.letGoLocked(n, func(h *hold) bool { return h.by == f })
 	d.mu.Unlock()
 	d.interruptLater(raise)
 	return released

@@ -471,6 +471,29 @@ func TestFaults_HeldByOneOfSome(t *testing.T) {
 	}
 }
 
+// A command that goes on from one rule only to be held by another has been released.
+func TestFaults_ReleasedToAnother(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	s := w.set(t,
+		fault.Rule{Name: "gate", Action: fault.Action{Kind: fault.KindGate, At: fault.PlaceAfter}},
+		fault.Rule{Name: "lost", Action: fault.Action{Kind: fault.KindLostCompletion}},
+	)
+	w.submit(t, disk0.Read(1, 0, 1, in), disk0.Read(2, 1, 1, in))
+	w.awaitHeld(2)
+	for _, count := range []int{1, 0} {
+		if n := w.dev.ReleaseHeld(s.Fault("gate"), count); n != 1 {
+			t.Errorf("the gate has released %d, want 1", n)
+		}
+	}
+	if gate, lost := s.Fault("gate").Stats().Held, s.Fault("lost").Stats().Held; gate != 0 || lost != 2 {
+		t.Errorf("the gate holds %d, %d are lost, want 0 and 2", gate, lost)
+	}
+	w.set(t)
+	w.reap(w.driver.Queues[0], 2)
+	w.wantIdle(t)
+}
+
 func TestFaults_HangEndsByItself(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
 	in := w.driver.MappedBuffer(t, blockBytes, dma.Write)

@@ -322,14 +322,16 @@ func (d *Device) parkedLocked(match func(*record) bool) []*record {
 }
 
 // letGoLocked lets up to n parked commands go on that match; any number if n is
-// negative. What was lost is answered.
+// negative. What was lost is answered. It returns how many there were, of which some may
+// be parked again by now.
 //
 // +checklocks:d.mu
-func (d *Device) letGoLocked(n int, match func(*hold) bool) (raise uint64) {
-	for i, rec := range d.parkedLocked(func(rec *record) bool { return match(rec.hold) }) {
-		if i == n {
+func (d *Device) letGoLocked(n int, match func(*hold) bool) (released int, raise uint64) {
+	for _, rec := range d.parkedLocked(func(rec *record) bool { return match(rec.hold) }) {
+		if released == n {
 			break
 		}
+		released++
 		d.unparkLocked(rec)
 		if h := rec.hold; h.stage == stageAnswer {
 			h.decision.Lost = nil
@@ -338,7 +340,7 @@ func (d *Device) letGoLocked(n int, match func(*hold) bool) (raise uint64) {
 			raise |= d.proceedLocked(rec)
 		}
 	}
-	return raise
+	return released, raise
 }
 
 // endParkedLocked ends the parked commands that match, by code. It returns the
