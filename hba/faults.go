@@ -114,28 +114,34 @@ func (d *Device) fillRing(q *queue, f *fault.Fault, span time.Duration) {
 		return
 	}
 	until := d.clock.Now() + span
-	if q.full != nil {
-		q.fullUntil = max(q.fullUntil, until) // its timer looks again
+	if i := q.fullBy(f); i >= 0 {
+		q.full[i].until = max(q.full[i].until, until) // its timer looks again
 		return
 	}
-	q.full, q.fullUntil = f, until
+	q.full = append(q.full, fullRing{f, until})
 	d.updateGatesLocked()
 	d.clock.AfterFunc(span, func() { d.emptyRing(q, f) })
 }
 
-// emptyRing undoes fillRing if it is time to, or has itself called again. If the
-// rule has gone meanwhile, SetFaults has been here.
+// fullBy is the index of a fault in full, or -1. Device.mu is held.
+func (q *queue) fullBy(f *fault.Fault) int {
+	return slices.IndexFunc(q.full, func(r fullRing) bool { return r.by == f })
+}
+
+// emptyRing undoes fillRing for a fault if it is time to, or has itself called again. If
+// the rule has gone meanwhile, SetFaults has been here.
 func (d *Device) emptyRing(q *queue, f *fault.Fault) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if q.full != f || d.closed {
+	i := q.fullBy(f)
+	if i < 0 || d.closed {
 		return
 	}
-	if left := q.fullUntil - d.clock.Now(); left > 0 {
+	if left := q.full[i].until - d.clock.Now(); left > 0 {
 		d.clock.AfterFunc(left, func() { d.emptyRing(q, f) })
 		return
 	}
-	q.full = nil
+	q.full = slices.Delete(q.full, i, i+1)
 	d.updateGatesLocked()
 	q.runLater()
 }
@@ -146,8 +152,11 @@ func (d *Device) emptyRing(q *queue, f *fault.Fault) {
 // +checklocks:d.mu
 func (d *Device) emptyRingsLocked() (run []*queue) {
 	for i := range d.slots {
-		if q := d.slots[i].queue.Load(); q != nil && q.full != nil && !d.isInForce(q.full) {
-			q.full = nil
+		q := d.slots[i].queue.Load()
+		if q == nil || len(q.full) == 0 {
+			continue
+		}
+		if q.full = slices.DeleteFunc(q.full, func(r fullRing) bool { return !d.isInForce(r.by) }); len(q.full) == 0 {
 			run = append(run, q)
 		}
 	}

@@ -1003,6 +1003,40 @@ func TestFaults_RingFull_Longer(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// Of two rules that fill a ring the end of one is not that of the other.
+func TestFaults_RingFull_OneGoes(t *testing.T) {
+	const short, long = time.Second, 3 * time.Second
+	rules := map[string]fault.Rule{
+		"short": {Name: "short", Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(short)}},
+		"long":  {Name: "long", Match: fault.Match{Op: fault.Ops{"flush"}}, Action: fault.Action{Kind: fault.KindRingFull, For: fault.Duration(long)}},
+	}
+	for stays, until := range map[string]time.Duration{"short": short, "long": long} {
+		for _, shortFirst := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s stays, short first %t", stays, shortFirst), func(t *testing.T) {
+				w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+				in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+				w.set(t, rules["short"], rules["long"])
+				commands := []hba.Command{disk0.Read(1, 0, 1, in), disk0.Flush(2)}
+				if !shortFirst {
+					slices.Reverse(commands)
+				}
+				w.submit(t, commands...)
+				w.reap(w.driver.Queues[0], 2)
+				w.submit(t, disk0.TestUnitReady(3))
+				w.set(t, rules[stays])
+				for range 100 { // the event goroutine would run the queue
+					runtime.Gosched()
+				}
+				w.clock.Advance(until - 1)
+				w.wantNothing(t)
+				w.clock.Advance(1)
+				wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 3, hba.CodeExecuted)
+				w.wantIdle(t)
+			})
+		}
+	}
+}
+
 // A ring with little room gets no surplus completions, rather than too many.
 func TestFaults_SurplusNeedsRoom(t *testing.T) {
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, RingEntries: 64})

@@ -75,10 +75,14 @@ type queue struct {
 	records []record // as many as completion entries: one for each command in flight
 	free    *record
 	busy    int // records that a worker runs
-	// full is the fault that has the submission ring appear full until fullUntil, or
-	// nil.
-	full      *fault.Fault
-	fullUntil time.Duration
+	// full are the faults that have the submission ring appear full, each once.
+	full []fullRing
+}
+
+// A fullRing is a fault that has a submission ring appear full until some time.
+type fullRing struct {
+	by    *fault.Fault
+	until time.Duration
 }
 
 // engineState belongs to whoever is the engine.

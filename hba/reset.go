@@ -104,7 +104,7 @@ func (d *Device) updateGatesLocked() {
 	for i := range d.slots {
 		if q := d.slots[i].queue.Load(); q != nil && q.gate.Load()&gateDead == 0 {
 			yieldPoint("gates: change one")
-			if q.full != nil {
+			if len(q.full) != 0 {
 				q.gate.Store(gate &^ gateOpen)
 			} else {
 				q.gate.Store(gate)
