@@ -241,7 +241,8 @@ func (d *Device) postDoneLocked(w *crew) (raise uint64) {
 }
 
 // overtake is called now and then while a lane is in use. If its worker is stuck
-// in a write, the others go past it.
+// in a write, the others go past it; if its leader is in line, a worker that is free
+// takes it.
 func (d *Device) overtake(l *lane) {
 	yieldLock("lock to overtake", &d.mu)
 	d.mu.Lock()
@@ -251,7 +252,13 @@ func (d *Device) overtake(l *lane) {
 	case w == nil && !l.led:
 		l.armed = false
 		return
-	case w == nil || d.now().Sub(w.current) < stallTime:
+	case w == nil:
+		// The worker that has made the leader one mostly takes it itself, once it has raised
+		// its interrupt. But what that delivers may keep it.
+		d.work.Signal()
+		l.watch.Reset(stallTime)
+		return
+	case d.now().Sub(w.current) < stallTime:
 		l.watch.Reset(stallTime)
 		return
 	}

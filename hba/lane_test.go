@@ -2,11 +2,15 @@ package hba_test
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/vhbad/vhbad/hba"
 	"github.com/vhbad/vhbad/hba/hbatest"
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/pci"
 )
 
 // TestLane_Overtakes: writes go through one worker, but one that does not come
@@ -38,6 +42,50 @@ func TestLane_Overtakes(t *testing.T) {
 		}
 		w.wantIdle(t)
 	}
+}
+
+// TestLane_WorkerIsAway: a worker that does not come back from the interrupt that it
+// raises after a run leaves the next one to another, soon.
+func TestLane_WorkerIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const writes = 40 // more than two runs
+		w := newWorld(t, hba.Config{QueuePairs: 1, Workers: 2}, hbatest.Config{})
+		slow := hbatest.Address{Lun: 1}
+		m := w.attachSlow(t, slow, hbatest.MediaConfig{})
+		b := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+		q := w.driver.Queues[0]
+		synctest.Wait()
+		back := make(chan struct{})
+		var away atomic.Bool
+		raise := func(_ pci.Runner, m pci.Message) {
+			if m == 0 && away.CompareAndSwap(false, true) {
+				<-back
+			}
+		}
+		if err := w.dev.ConnectInterrupt(pci.MessageSignaled, raise, newRunner); err != nil {
+			t.Fatal(err)
+		}
+		m.Hold()
+		for tag := range uint32(writes) {
+			q.Submit(slow.Write(tag, 0, 1, b))
+		}
+		q.Ring(runner)
+		m.WaitHeld(1)
+		m.Release()
+		synctest.Wait()
+		if !away.Load() {
+			t.Fatal("no worker has raised an interrupt")
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if n := w.dev.Stats().Queues[0].Completions; n != writes {
+			t.Errorf("%d of %d writes are done while one worker of two is away", n, writes)
+		}
+		close(back)
+		w.reap(q, writes)
+		w.wantIdle(t)
+		w.dev.DisconnectInterrupt()
+	})
 }
 
 // TestLane_Announces: an interrupt counts for all that a worker posts at once, and
