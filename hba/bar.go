@@ -177,11 +177,13 @@ func (d *Device) writeControl(r pci.Runner, value uint64) {
 
 // +checklocks:d.mu
 func (d *Device) writeQueueRegisterLocked(offset uint32, value uint64) {
-	if offset == RegQueueSelect {
+	switch {
+	case d.resetting || d.closed:
+		return
+	case offset == RegQueueSelect:
 		d.queueSelect = value
 		return
-	}
-	if d.queueSelect >= uint64(len(d.slots)) || d.resetting {
+	case d.queueSelect >= uint64(len(d.slots)):
 		return
 	}
 	regs := &d.slots[d.queueSelect].regs

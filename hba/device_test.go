@@ -797,6 +797,10 @@ func TestClose_LeavesNothing(t *testing.T) {
 		w.wantIdle(t)
 		w.dev.Close()
 		w.dev.Close() // harmless
+		w.driver.Write(hba.RegQueueSelect, 1)
+		if got := w.driver.Read(hba.RegQueueSelect); got != 0 {
+			t.Errorf("RegQueueSelect = %d after a write to a closed device, want 0", got)
+		}
 		u, err := newUnit(w.memory)
 		if err != nil {
 			t.Fatal(err)

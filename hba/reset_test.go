@@ -44,6 +44,13 @@ func TestReset_WaitsForWorkers(t *testing.T) {
 	// Ignored until it is over.
 	w.driver.Write(hba.RegControl, hba.ControlEnable)
 	w.driver.Write(hba.RegQueueEnable, 1)
+	for _, register := range []uint32{hba.RegQueueSize, hba.RegQueueSelect} {
+		before := w.driver.Read(register)
+		w.driver.Write(register, before+1)
+		if got := w.driver.Read(register); got != before {
+			t.Errorf("register %#x = %#x after a write during the reset, want %#x as before", register, got, before)
+		}
+	}
 	m.ReleaseOne()
 	for w.dev.Stats().WorkersBusy != 1 {
 		runtime.Gosched()
