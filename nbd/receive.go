@@ -446,7 +446,6 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		}
 		return CloseKilled, true
 	}
-	soon := c.filling != nil // a payload follows its header
 	room := c.rx.mem[c.end:]
 	parts := append(c.parts[:0], room)
 	if c.filling != nil {
@@ -455,18 +454,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 		parts = c.lookAhead(append(c.parts[:0], c.filling.Data[c.filled:]), room)
 	}
 	c.park()
-	if c.untilYield--; c.untilYield <= 0 {
-		c.untilYield = readsPerTurn
-		c.stream.yield()
-	}
-	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes, c.readNs)
-	c.takenBefore, c.dataBytes = c.taken, 0
-	if c.filling == nil && c.skipFor == nil && c.start == c.end {
-		soon = c.gather.pause(c.stream, c.readNs)
-	} else {
-		// The clock starts here: what went before may have waited for memory.
-		c.requestSince.Store(now())
-	}
+	soon := c.beforeRead()
 	n, err := c.stream.read(parts, soon)
 	c.requestSince.Store(0)
 	c.unpark()
@@ -474,33 +462,65 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	c.reads.Add(1)
 	if err != nil {
 		c.dropAhead()
-		switch {
-		case isTimeout(err) && c.quiet():
-			return CloseShutdown, true // that was all
-		case isTimeout(err):
-			c.heed()
-			return 0, false
-		case c.dead.Load():
-			return CloseKilled, true
-		case !errors.Is(err, io.EOF):
-			return CloseReadError, true
-		case c.filling != nil || c.skipFor != nil || c.start < c.end:
-			return CloseTruncated, true
-		}
-		return CloseEOF, true
+		return c.readFailed(err)
 	}
+	c.received(n)
+	return 0, false
+}
+
+// begun says whether a request has arrived in part.
+func (c *Conn) begun() bool { return c.filling != nil || c.skipFor != nil || c.start < c.end }
+
+// beforeRead lets others have a turn, and pauses if that pays. It says whether there will be
+// something to read in a moment.
+func (c *Conn) beforeRead() (soon bool) {
+	if c.untilYield--; c.untilYield <= 0 {
+		c.untilYield = readsPerTurn
+		c.stream.yield()
+	}
+	c.gather.took(int(c.taken-c.takenBefore), c.dataBytes, c.readNs)
+	c.takenBefore, c.dataBytes = c.taken, 0
+	if !c.begun() {
+		return c.gather.pause(c.stream, c.readNs)
+	}
+	// The clock starts here: what went before may have waited for memory.
+	c.requestSince.Store(now())
+	return c.filling != nil // a payload follows its header
+}
+
+// readFailed says what becomes of the connection.
+func (c *Conn) readFailed(err error) (reason CloseReason, stop bool) {
+	switch {
+	case isTimeout(err) && c.quiet():
+		return CloseShutdown, true // that was all
+	case isTimeout(err):
+		c.heed()
+		return 0, false
+	case c.dead.Load():
+		return CloseKilled, true
+	case !errors.Is(err, io.EOF):
+		return CloseReadError, true
+	case c.begun():
+		return CloseTruncated, true
+	}
+	return CloseEOF, true
+}
+
+// received is called when a read has brought n bytes: of the payload that is awaited, and of
+// what follows it.
+func (c *Conn) received(n int) {
 	c.receivedBytes.Add(uint64(n))
 	if c.filling != nil {
-		k := min(n, len(parts[0]))
+		k := min(n, len(c.filling.Data)-c.filled)
 		c.filled += k
 		n -= k
 	}
+	full := n == len(c.rx.mem)-c.end
 	c.end += n
 	if c.ahead.block != nil {
 		c.tookAhead(n)
 	}
-	if n == len(room) && n >= len(c.rx.mem)/2 {
+	if full && n >= len(c.rx.mem)/2 {
 		c.rxBytes = min(2*c.rxBytes, maxBlockBytes) // more was waiting, probably
 	}
-	return 0, false
 }
