@@ -215,9 +215,47 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 		payload = 0
 	}
 	op, errno, why := c.rules.check(h)
-	if errno == OK && !known {
+	switch {
+	case errno != OK:
+	case !known:
 		errno, why = EINVAL, causeContexts
+	case c.denied && h.length > 0:
+		errno, why = ENOMEM, causeMemory
 	}
+	c.denied = false
+	c.describe(r, h, op)
+	r.cause = why
+	switch {
+	case errno != OK && payload > uint64(max(skipFactor*c.limits.MaxPayloadBytes, minSkipBytes)):
+		c.putBack(r)
+		return stepTooLong, false
+	case errno != OK && payload > 0:
+		r.errno = errno
+		c.skipFor, c.skipBytes = r, int(payload)
+	case errno != OK:
+		c.answer(r, errno)
+	case op == OpFlush:
+		r.OffsetBytes, r.LengthBytes = 0, 0
+		c.enqueue(r)
+	case h.length == 0:
+		c.answer(r, OK) // nothing to do, and no reason to disconnect
+	case op == OpWrite:
+		return c.parseWrite(r, int(h.length))
+	case c.roomFor(r):
+		c.enqueue(r)
+	default:
+		c.putBack(r)
+		if c.batchLen > 0 {
+			return stepFull, false // its replies may free what is wanted
+		}
+		return stepMemory, false
+	}
+	c.start += consumed
+	return 0, true
+}
+
+// describe fills slot r with what h says, and nothing of the request before.
+func (c *Conn) describe(r *Request, h *requestHeader, op Op) {
 	r.Op, r.counted = op, op
 	r.FUA = h.flags&cmdFlagFUA != 0 && (op == OpWrite || op == OpTrim || op == OpWriteZeroes)
 	r.NoHole = h.flags&cmdFlagNoHole != 0
@@ -229,53 +267,22 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	r.holeCount = 0
 	r.failedAtKnown, r.badCookie = false, false
 	r.receivedNs = c.readNs
+}
 
-	if errno == OK && h.length > 0 && c.denied {
-		errno, why = ENOMEM, causeMemory
+// roomFor gives a request the memory that its reply needs, if it needs some. If it cannot,
+// wantBytes says what lacks.
+func (c *Conn) roomFor(r *Request) bool {
+	switch r.Op {
+	case OpRead:
+		if !c.carve(r, int(r.LengthBytes)) { // at most a payload
+			return false
+		}
+		c.refer(r)
+	case OpBlockStatus:
+		return c.carveStatus(r)
+	case OpWrite, OpFlush, OpTrim, OpWriteZeroes, OpCache, OpCount:
 	}
-	r.cause = why
-	c.denied = false
-	switch {
-	case errno != OK:
-		if payload > 0 {
-			if payload > uint64(max(skipFactor*c.limits.MaxPayloadBytes, minSkipBytes)) {
-				c.putBack(r)
-				return stepTooLong, false
-			}
-			r.errno = errno
-			c.skipFor, c.skipBytes = r, int(payload)
-		} else {
-			c.answer(r, errno)
-		}
-	case op == OpFlush:
-		r.OffsetBytes, r.LengthBytes = 0, 0
-		c.enqueue(r)
-	case h.length == 0:
-		c.answer(r, OK) // nothing to do, and no reason to disconnect
-	case op == OpRead, op == OpBlockStatus:
-		ok := false
-		if op == OpRead {
-			if ok = c.carve(r, int(h.length)); ok { // at most a payload
-				c.refer(r)
-			}
-		} else {
-			ok = c.carveStatus(r)
-		}
-		if !ok {
-			c.putBack(r)
-			if c.batchLen > 0 {
-				return stepFull, false // its replies may free what is wanted
-			}
-			return stepMemory, false
-		}
-		c.enqueue(r)
-	case op == OpWrite:
-		return c.parseWrite(r, int(h.length))
-	default:
-		c.enqueue(r)
-	}
-	c.start += consumed
-	return 0, true
+	return true
 }
 
 // parseWrite gives a write its payload: in place if it is there, else awaited
