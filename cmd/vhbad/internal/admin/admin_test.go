@@ -411,6 +411,78 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// A socket that somebody has removed is made again beside the old one. Until it is kept it
+// goes with its listener; then it is as any other.
+func TestListener_Renew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	old := listen(t, path, 0o600)
+	there := func(when string, want bool) {
+		t.Helper()
+		c, err := net.Dial("unix", path)
+		if (err == nil) != want {
+			t.Errorf("%s: %v, want an answer: %v", when, err, want)
+		}
+		if err == nil {
+			_ = c.Close()
+		}
+	}
+	renew := func() *Listener {
+		t.Helper()
+		l, err := Adopt(files(t, old))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Renew(t.Context(), UnixSocket{Path: path, Perm: 0o640, UID: -1, GID: -1}); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	if l, err := Adopt(files(t, old)); err != nil {
+		t.Error(err)
+	} else {
+		if err := l.Renew(t.Context(), UnixSocket{Path: path}); !errors.Is(err, ErrInUse) {
+			t.Errorf("a socket that is there: %v, want ErrInUse", err)
+		}
+		_ = l.Close()
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l := renew()
+	there("renewed", true)
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v; want mode 0640", fi, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	there("renewed and not kept", false)
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket that was not kept: %v", err)
+	}
+	l = renew()
+	old.Leave()
+	if err := errors.Join(l.Keep(), old.Close()); err != nil {
+		t.Error(err)
+	}
+	there("kept", true)
+	next, err := Adopt(files(t, l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Leave()
+	if err := errors.Join(next.Keep(), l.Close()); err != nil {
+		t.Error(err)
+	}
+	there("handed on", true)
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestAdopt_OtherLock(t *testing.T) {
 	dir := t.TempDir()
 	socket, lock := files(t, listen(t, filepath.Join(dir, "x.sock"), 0))

@@ -30,8 +30,10 @@ type Listener struct {
 	lock *pathLock
 	// left: the path is another process's.
 	left atomic.Bool
-	once sync.Once
-	err  error
+	// renewed: the socket at the path is from Renew, and nobody else's yet.
+	renewed atomic.Bool
+	once    sync.Once
+	err     error
 }
 
 // Close implements net.Listener: it removes the socket and gives up the path,
@@ -42,7 +44,7 @@ func (l *Listener) Close() error {
 		if l.left.Load() {
 			release = l.lock.f.Close
 		}
-		l.SetUnlinkOnClose(!l.left.Load())
+		l.SetUnlinkOnClose(!l.left.Load() || l.renewed.Load())
 		l.err = errors.Join(l.UnixListener.Close(), release())
 	})
 	return l.err
@@ -54,6 +56,7 @@ func (l *Listener) Leave() { l.left.Store(true) }
 // Keep undoes Leave: the path is this process's, and the lock file says so.
 func (l *Listener) Keep() error {
 	l.left.Store(false)
+	l.renewed.Store(false)
 	return writeHolder(l.lock.f)
 }
 
@@ -84,6 +87,23 @@ func Adopt(socket, lock *os.File) (*Listener, error) {
 	a := &Listener{UnixListener: u, lock: &pathLock{f: lock, path: path}}
 	a.Leave()
 	return a, nil
+}
+
+// Renew makes the socket of a Listener from Adopt again, as s says, where somebody has
+// removed it. Close removes it, with or without Keep; whoever shares the old one keeps
+// that.
+//
+// Errors: as ListenUnix, and then l is what it was.
+func (l *Listener) Renew(ctx context.Context, s UnixSocket) error {
+	u, err := s.listenLocked(ctx)
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", s.Path, err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.UnixListener.Close() // nothing has been accepted
+	l.UnixListener = u
+	l.renewed.Store(true)
+	return nil
 }
 
 // A UnixSocket is how a unix socket is to be.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -55,6 +56,8 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 		case err != nil:
 		case l == nil:
 			l, err = listen(ctx, a)
+		case isRemoved(a):
+			err = renew(ctx, l, a)
 		case a.Mode != 0 || a.Owner != "":
 			var u admin.UnixSocket
 			u, err = unixSocket(a)
@@ -69,6 +72,29 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 		d.sockets = append(d.sockets, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
 	}
 	return d.adoptManaged()
+}
+
+// isRemoved reports whether the socket of an address that is served has been removed.
+// Nobody can connect by it any more.
+func isRemoved(a config.Address) bool {
+	if a.Network != "unix" {
+		return false
+	}
+	_, err := os.Lstat(a.Target)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// renew makes the socket of an address again, which was taken over.
+func renew(ctx context.Context, l net.Listener, a config.Address) error {
+	u, err := unixSocket(a)
+	if err != nil {
+		return err
+	}
+	own, ok := l.(*admin.Listener)
+	if !ok {
+		return errors.New("the socket has been removed, and came without its lock")
+	}
+	return own.Renew(ctx, u)
 }
 
 // adoptManaged takes over the sockets that a service manager gave to the

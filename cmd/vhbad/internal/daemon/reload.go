@@ -237,6 +237,10 @@ func (p *plan) listeners(sockets []*socket, was, is []config.Address) error {
 			errs = append(errs, admin.Conflict("listen on %s: says less of mode or owner than before, and a socket does not go back to what it would be without: say them, as in unix:///PATH?mode=0755&owner=USER:GROUP, or restart", a))
 			continue
 		}
+		if isRemoved(a) {
+			errs = append(errs, admin.Conflict("listen on %s: somebody has removed the socket, and nobody can connect by it: restart, with --takeover if clients are to stay", a))
+			continue
+		}
 		u, err := unixSocket(a)
 		if err != nil {
 			errs = append(errs, admin.Invalid("listen on %s: %v", a, err))

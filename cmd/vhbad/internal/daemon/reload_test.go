@@ -284,13 +284,24 @@ func TestReload_Undone(t *testing.T) {
 	second := filepath.Join(s.dir, "second.sock")
 	s.Listen[0].Mode = 0o600
 	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: second, Mode: 0o600})
-	d := s.startReloadable(t)
-	if err := os.Remove(second); err != nil {
+	o := s.options(t)
+	o.Reload = func() (*config.Config, error) { return s.Resolve(client.DefaultPath(), false) }
+	o.OpenMedium = func(c *config.Disk) (media.Media, error) {
+		if c.Name == "two" { // by then all seemed well
+			if err := os.Remove(second); err != nil {
+				return nil, err
+			}
+		}
+		return openMedium(c, nil)
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(stopper(t, d))
 	s.Listen[0].Mode = 0o666
-	s.setDisks(t, "one=memory:2MiB")
-	_, err := s.control(t).Reload(t.Context())
+	s.setDisks(t, "one=memory:2MiB", "two=memory:1MiB")
+	_, err = s.control(t).Reload(t.Context())
 	wantError(t, err, client.ErrInternal, "second.sock: no such file")
 	if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the first socket: %v, %v; want 0600", fi.Mode(), err)
@@ -298,6 +309,17 @@ func TestReload_Undone(t *testing.T) {
 	if n := d.Disks()[0].SizeBytes; n != 1<<20 {
 		t.Errorf("the disk has %d bytes", n)
 	}
+}
+
+// TestReload_SocketRemoved: a socket that somebody has removed is told of, with what to do.
+func TestReload_SocketRemoved(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	s.startReloadable(t)
+	if err := os.Remove(s.socket()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.control(t).Reload(t.Context())
+	wantError(t, err, client.ErrConflict, "listen on unix://"+s.socket()+": somebody has removed the socket")
 }
 
 // TestReload_SocketForgets: a socket whose mode or owner is no longer in the file

@@ -217,6 +217,19 @@ func TestTakeOver_Memory(t *testing.T) {
 	p.Close()
 }
 
+// lookedAt is a context that does something when it is first asked for its error, which a
+// daemon does last before it says go.
+type lookedAt struct {
+	context.Context
+	once  sync.Once
+	first func()
+}
+
+func (c *lookedAt) Err() error {
+	c.once.Do(c.first)
+	return c.Context.Err()
+}
+
 // A daemon that cannot give a socket its mode or owner leaves the old one as it is, and the
 // other sockets.
 func TestTakeOver_Shape(t *testing.T) {
@@ -225,9 +238,6 @@ func TestTakeOver_Shape(t *testing.T) {
 	s.Listen[0].Mode = 0o600
 	s.Listen = append(s.Listen, config.Address{Network: "unix", Target: second, Mode: 0o600})
 	d, _ := s.mustStart(t)
-	if err := os.Remove(second); err != nil {
-		t.Fatal(err)
-	}
 	p, err := s.takeOver(t, client.HandOver{})
 	if err != nil {
 		t.Fatal(err)
@@ -236,7 +246,12 @@ func TestTakeOver_Shape(t *testing.T) {
 	next.Listen = []config.Address{{Network: "unix", Target: s.socket(), Mode: 0o666}, s.Listen[1]}
 	o := next.options(t)
 	o.Predecessor = p
-	if _, err := Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), "second.sock: no such file") {
+	ctx := &lookedAt{Context: t.Context(), first: func() { // by then all seemed well
+		if err := os.Remove(second); err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := Start(ctx, o); err == nil || !strings.Contains(err.Error(), "second.sock: no such file") {
 		t.Errorf("error %v, want that the second socket is not there", err)
 	}
 	if !d.Ready() {
@@ -244,6 +259,65 @@ func TestTakeOver_Shape(t *testing.T) {
 	}
 	if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the first socket: %v, %v; want 0600", fi, err)
+	}
+}
+
+// A socket that somebody has removed is there again with the next daemon; if that cannot
+// start, all is as before.
+func TestTakeOver_SocketRemoved(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	s.Listen[0].Mode = 0o640
+	old, _ := s.mustStart(t)
+	if err := os.Remove(s.socket()); err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []string{filepath.Join(s.dir, "missing.img"), s.Disks[0].File} {
+		p, err := s.takeOver(t, client.HandOver{})
+		for err != nil && strings.Contains(err.Error(), "another daemon") {
+			p, err = s.takeOver(t, client.HandOver{}) // until the old one has seen that the first has gone
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Disks = []config.Disk{{Name: "u", File: image}}
+		o := s.options(t)
+		o.Predecessor = p
+		var wg sync.WaitGroup
+		if image == filepath.Join(s.dir, "missing.img") {
+			if _, err := Start(t.Context(), o); err == nil {
+				t.Fatal("Start succeeded")
+			}
+			if left := s.sockets(t); len(left) != 3 || !old.Ready() {
+				t.Errorf("sockets and locks %v, want 3; ready %v", left, old.Ready())
+			}
+			continue
+		}
+		wg.Go(func() {
+			<-old.HandedOver()
+			if err := old.Stop(context.Background()); err != nil {
+				t.Errorf("Stop of the old daemon: %v", err)
+			}
+		})
+		d, err := Start(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		open(t, s.socket(), "u")
+		if fi, err := os.Stat(s.socket()); err != nil || fi.Mode().Perm() != 0o640 {
+			t.Errorf("the socket: %v, %v; want 0640", fi, err)
+		}
+		// It is this daemon's as any other, and the next one's, whoever closes it.
+		next, err := s.takeOver(t, client.HandOver{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.Close()
+		open(t, s.socket(), "u")
+		stopper(t, d)()
+	}
+	if left := s.sockets(t); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 
