@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -505,4 +506,26 @@ func TestUnixSocket_Owner(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v; want mode 0660", fi.Mode(), err)
 	}
+}
+
+// A connection that has asked nothing, as browsers open them in advance, keeps no server
+// from ending.
+func TestServer_CloseSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &pipeListener{make(chan net.Conn), make(chan struct{})}
+		s := Serve(l, http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+		silent, far := net.Pipe()
+		l.conns <- far
+		synctest.Wait()
+		begin := time.Now()
+		if err := s.Close(t.Context()); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		if took := time.Since(begin); took > time.Second { // net/http takes it for idle after 5 s
+			t.Errorf("Close took %v", took)
+		}
+		if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("the silent connection: %v, want its end", err)
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -14,6 +15,13 @@ import (
 type Server struct {
 	http http.Server
 	done chan struct{}
+
+	mu sync.Mutex
+	// silent are connections that have not said anything yet.
+	// +checklocks:mu
+	silent map[net.Conn]bool
+	// +checklocks:mu
+	closing bool
 }
 
 // Time limits for one request. writeTimeout is for writing the answer alone, if
@@ -27,7 +35,7 @@ const (
 // Serve answers with h on l, which it closes, until Close. If somebody else
 // closes l, it serves the connections that there are.
 func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
-	s := &Server{done: make(chan struct{})}
+	s := &Server{done: make(chan struct{}), silent: make(map[net.Conn]bool)}
 	s.http = http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: readTimeout,
@@ -36,6 +44,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnState:         s.connState,
 	}
 	go func() {
 		defer close(s.done)
@@ -46,8 +55,34 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	return s
 }
 
+// connState keeps account of silent connections.
+func (s *Server) connState(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case state != http.StateNew:
+		delete(s.silent, c)
+	case s.closing:
+		_ = c.Close() // it is not waited for
+	default:
+		s.silent[c] = true
+	}
+}
+
+// closeSilent closes silent connections. The HTTP server would give them 5 s to say
+// something, and who stops or hands over the daemon with it.
+func (s *Server) closeSilent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closing = true
+	for c := range s.silent {
+		_ = c.Close() // nothing has been asked
+	}
+}
+
 // Close lets requests finish until ctx ends, and stops.
 func (s *Server) Close(ctx context.Context) error {
+	s.closeSilent()
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, net.ErrClosed) {
 		err = nil // the listener was closed already
