@@ -132,7 +132,7 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 	return r, nil
 }
 
-// A plan is what a reload is to do.
+// A plan is what a reload is to do, and what has been made for it.
 type plan struct {
 	add     []*config.Disk
 	change  map[*export]*config.Disk
@@ -144,6 +144,11 @@ type plan struct {
 	shut    []*socket
 	// changeFaults: the configuration has other rules than before.
 	changeFaults bool
+
+	// These are of prepare.
+	opened    []*socket
+	brought   []*export
+	undoShape func() error
 }
 
 // plan compares what is served with a configuration.
@@ -261,60 +266,75 @@ func forgets(was, is config.Address) bool {
 }
 
 // become makes what is served that of a configuration, or leaves it as it is.
-func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r client.Reload, err error) {
+func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (client.Reload, error) {
 	p, err := d.plan(m, next)
 	if err != nil {
-		return r, err
+		return client.Reload{}, err
 	}
-	var opened []*socket
-	var brought []*export
-	undoShape := func() error { return nil }
-	defer func() {
-		if err == nil {
-			return
-		}
-		for _, s := range opened {
-			_ = s.Close() // nothing has been accepted
-		}
-		for _, e := range brought {
-			err = errors.Join(err, d.takeBack(m, e))
-		}
-		err = errors.Join(err, undoShape())
-	}()
+	had := d.Config().Faults
+	if err = d.prepare(ctx, m, p, next); err == nil {
+		err = d.commit(m, p, next)
+	}
+	if err != nil {
+		return client.Reload{}, errors.Join(err, d.undo(m, p))
+	}
+	return d.finish(ctx, m, p, had, next.Faults), nil
+}
+
+// prepare does what can fail. Whatever it says, undo takes back what it has done, but for
+// disks that have grown.
+func (d *Daemon) prepare(ctx context.Context, m *machine, p *plan, next *config.Config) (err error) {
 	for _, a := range p.open {
 		l, err := listen(ctx, a)
 		if err != nil {
-			return r, fmt.Errorf("listen on %s: %w", a, inSandbox(a, err))
+			return fmt.Errorf("listen on %s: %w", a, inSandbox(a, err))
 		}
-		opened = append(opened, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
+		p.opened = append(p.opened, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
 	}
 	for _, c := range p.add {
 		e, err := d.bring(ctx, m, c, false)
 		if err != nil {
-			return r, err
+			return err
 		}
-		brought = append(brought, e)
+		p.brought = append(p.brought, e)
 	}
-	if undoShape, err = reshape(p.reshape); err != nil {
-		return r, err
+	if p.undoShape, err = reshape(p.reshape); err != nil {
+		return err
 	}
 	if p.changeFaults {
-		if err := d.tryFaults(m, p, next, brought); err != nil {
-			return r, err
+		if err := d.tryFaults(m, p, next); err != nil {
+			return err
 		}
 	}
 	for _, e := range m.list() {
 		if size := p.grow[e]; size != 0 {
 			if err := d.grow(m, e, size); err != nil {
-				return r, err
+				return err
 			}
 		}
 	}
-	hadFaults := d.Config().Faults
-	if err := d.commit(m, p, next, brought); err != nil {
-		return r, err
+	return nil
+}
+
+// undo takes back what prepare has done, as far as it came.
+func (d *Daemon) undo(m *machine, p *plan) error {
+	var errs []error
+	for _, s := range p.opened {
+		_ = s.Close() // nothing has been accepted
 	}
-	for _, e := range brought {
+	for _, e := range p.brought {
+		errs = append(errs, d.takeBack(m, e))
+	}
+	if p.undoShape != nil {
+		errs = append(errs, p.undoShape())
+	}
+	return errors.Join(errs...)
+}
+
+// finish does what is left once the disks are published: it serves the new addresses, puts
+// the faults into force, and drains and closes what has gone. It tells what has changed.
+func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, faults []fault.Rule) (r client.Reload) {
+	for _, e := range p.brought {
 		d.tellAdded(e)
 		r.DisksAdded = append(r.DisksAdded, e.name())
 	}
@@ -323,11 +343,11 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	}
 	slices.Sort(r.DisksChanged)
 	if p.changeFaults {
-		if err := d.changeFaults(hadFaults, next.Faults); err != nil {
+		if err := d.changeFaults(hadFaults, faults); err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("faults stay as they were: %v", err))
 		}
 	}
-	for _, s := range opened {
+	for _, s := range p.opened {
 		d.accept(m, s)
 		r.ListenersAdded = append(r.ListenersAdded, endpointURI(s.Addr()))
 	}
@@ -338,7 +358,7 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (r
 	var warnings []string
 	r.DisksRemoved, warnings = d.removeAll(ctx, m, p.remove)
 	r.Warnings = append(r.Warnings, warnings...)
-	return r, nil
+	return r
 }
 
 // inSandbox adds to the error of an address what the sandbox has to do with it.
@@ -373,8 +393,8 @@ func (d *Daemon) faultsWithLocked(had, has []fault.Rule) []fault.Rule {
 
 // tryFaults reports which rule does not fit the disks that there will be: those that go
 // are there still when the rules come into force.
-func (d *Daemon) tryFaults(m *machine, p *plan, next *config.Config, brought []*export) error {
-	units := faultUnits(m, brought)
+func (d *Daemon) tryFaults(m *machine, p *plan, next *config.Config) error {
+	units := faultUnits(m, p.brought)
 	for i := range units {
 		if size := p.grow[m.find(units[i].Disk)]; size != 0 {
 			units[i].Blocks = uint64(size) / uint64(units[i].BlockBytes)
@@ -401,7 +421,7 @@ func (d *Daemon) changeFaults(had, has []fault.Rule) error {
 }
 
 // commit publishes what a plan has made of the disks.
-func (d *Daemon) commit(m *machine, p *plan, next *config.Config, brought []*export) error {
+func (d *Daemon) commit(m *machine, p *plan, next *config.Config) error {
 	was := make(map[*export]*config.Disk, len(p.change))
 	for e, c := range p.change {
 		was[e] = e.config()
@@ -410,7 +430,7 @@ func (d *Daemon) commit(m *machine, p *plan, next *config.Config, brought []*exp
 	for _, e := range p.remove {
 		e.leaving.Store(true)
 	}
-	disks := slices.Concat(m.list(), brought)
+	disks := slices.Concat(m.list(), p.brought)
 	rank := func(e *export) int {
 		if i := slices.Index(p.order, e.name()); i >= 0 {
 			return i
