@@ -55,6 +55,17 @@ func (c *Cache) WriteThroughAfter(p []byte, off int64, fn func()) error {
 	return c.throughOut(x, life)
 }
 
+// WritePartAfter is what a WriteAt of parts does last, the part at off, with something done
+// before it.
+func (c *Cache) WritePartAfter(p []byte, off int64, fn func()) error {
+	x := &change{kind: KindWrite, p: p, off: off, n: int64(len(p))}
+	if err := c.beginParts(x); err != nil {
+		return err
+	}
+	fn()
+	return c.changeOne(x)
+}
+
 // FlushMeeting is Flush, with something done when all has been written to the durable
 // medium and that is still to be flushed.
 func (c *Cache) FlushMeeting(fn func()) error {

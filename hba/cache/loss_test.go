@@ -212,3 +212,27 @@ func TestCache_LossIsToldToFUAThatAFlushTook(t *testing.T) {
 		t.Errorf("flush: %v, but a write that it covers may be lost", err)
 	}
 }
+
+// TestCut_BetweenParts: a write that is done in parts, as it begins or ends inside of a sector,
+// is in progress between them. If the power goes then, what is left of it is not done when
+// that is back.
+func TestCut_BetweenParts(t *testing.T) {
+	for name, n := range map[string]int{"a sector": 512, "part of a sector": 100} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, memory(t, 1<<20), cache.Config{})
+			p, got := bytes.Repeat([]byte{1}, n), make([]byte, n)
+			if err := c.WritePartAfter(p, 4096, func() { cut(t, c, cache.CutOptions{}) }); !errors.Is(err, media.ErrPowerLost) {
+				t.Errorf("%v, want an error of power", err)
+			}
+			if _, err := c.ReadAt(got, 4096); err != nil || bytes.Equal(got, p) {
+				t.Errorf("%v, and it has been done", err)
+			}
+			if err := c.WritePartAfter(p, 4096, func() {}); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.ReadAt(got, 4096); err != nil || !bytes.Equal(got, p) {
+				t.Errorf("%v, and a write without a cut has not been done", err)
+			}
+		})
+	}
+}

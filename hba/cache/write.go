@@ -24,12 +24,18 @@ type change struct {
 	losses uint64
 	// id is its number, once it has one; of several parts, the last one's.
 	id uint64
+	// part: it is one of several, whose call began in life.
+	part bool
+	life uint64
 }
 
 func (x *change) op() string { return x.kind.String() }
 
 // durable reports whether x has to be durable when it is done.
 func (x *change) durable() bool { return x.fua && !x.lie }
+
+// lives reports whether the call that x is of is one of this life.
+func (x *change) lives(life uint64) bool { return !x.part || x.life == life }
 
 // WriteAt implements media.Media.
 func (c *Cache) WriteAt(p []byte, off int64) (int, error) {
@@ -157,7 +163,7 @@ func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 	if (x.off|x.n)&mask == 0 {
 		return c.changeSectors(x, mayBlock)
 	}
-	if err := c.check(x.op(), x.off, x.n); err != nil {
+	if err := c.beginParts(x); err != nil {
 		return true, err
 	}
 	if !mayBlock {
@@ -166,8 +172,7 @@ func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 	for end := x.off + x.n; x.off < end; {
 		rest := end - x.off
 		part := *x
-		whole := x.off&mask == 0 && rest > mask
-		if whole {
+		if x.off&mask == 0 && rest > mask {
 			part.n = rest &^ mask
 		} else {
 			part.n = min(rest, mask+1-x.off&mask)
@@ -175,18 +180,30 @@ func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 		if x.kind == KindWrite {
 			part.p, x.p = x.p[:part.n], x.p[part.n:]
 		}
-		if whole {
-			_, err = c.changeSectors(&part, true)
-		} else {
-			err = c.changePart(&part)
-		}
-		if err != nil {
+		if err = c.changeOne(&part); err != nil {
 			return true, err
 		}
 		x.id = part.id
 		x.off += part.n
 	}
 	return true, nil
+}
+
+// beginParts checks x, which is done in parts. They are of one life, or fail.
+func (c *Cache) beginParts(x *change) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x.part, x.life = true, c.life
+	return c.refuseLocked(x.op(), x.off, x.n)
+}
+
+// changeOne changes a part of x: whole sectors, or a part of one.
+func (c *Cache) changeOne(part *change) (err error) {
+	if mask := int64(1)<<c.shift - 1; (part.off|part.n)&mask != 0 {
+		return c.changePart(part)
+	}
+	_, err = c.changeSectors(part, true)
+	return err
 }
 
 func (c *Cache) check(op string, off, n int64) error {
@@ -269,7 +286,11 @@ func (c *Cache) hasRoomLocked(x *change) bool {
 func (c *Cache) insert(x *change) (life uint64, v verdict, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.refuseLocked(x.op(), x.off, x.n); err != nil || x.n == 0 {
+	err = c.refuseLocked(x.op(), x.off, x.n)
+	if err == nil && !x.lives(c.life) {
+		err = c.powerLost(x.op(), x.off, x.n)
+	}
+	if err != nil || x.n == 0 {
 		return c.life, verdictInserted, err
 	}
 	need := x.n >> c.shift
@@ -351,6 +372,9 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	life, err := c.makeRoomOut(op, y.off, y.n, int(x.n>>c.shift))
+	if err == nil && !y.lives(life) {
+		err = c.powerLost(op, y.off, y.n)
+	}
 	if err != nil {
 		return err
 	}
