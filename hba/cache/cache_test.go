@@ -374,6 +374,25 @@ func TestCut_OneAtATime(t *testing.T) {
 	}
 }
 
+// TestCache_LongExtents: one look at what is pending, for which others wait, is as long as it
+// is allowed to be, and those that follow go on where it ended.
+func TestCache_LongExtents(t *testing.T) {
+	const sectors, most = 40000, 1 << 14
+	c := open(t, memory(t, 32<<20), cache.Config{Eviction: cache.EvictNone})
+	put(t, c, 0, 1, sectors<<9)
+	off := int64(0)
+	for looks := 0; off < sectors<<9; looks++ {
+		e, err := c.ExtentAt(off)
+		if err != nil || e.OffsetBytes != off || e.LengthBytes <= 0 || e.LengthBytes > most<<9 || !e.Data || looks > sectors/most {
+			t.Fatalf("extent at %d: %+v, %v", off, e, err)
+		}
+		off = e.End()
+	}
+	if off != sectors<<9 {
+		t.Errorf("data up to %d, want %d", off, sectors<<9)
+	}
+}
+
 // TestCache_FarApart: sectors that are pending here and there are found, and nothing
 // else is, by reads and looks for extents; so it is after trims that go through and
 // after a new end.

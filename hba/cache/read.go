@@ -186,7 +186,7 @@ func (c *Cache) pendingAt(off int64) (limit int64, pending bool, err error) {
 		return c.store.nextPending(sector, end) << c.shift, false, nil
 	}
 	next := sector + 1
-	for next < end {
+	for end = min(end, sector+maxScanSteps); next < end; {
 		if _, pending := c.store.newest(next); !pending {
 			break
 		}

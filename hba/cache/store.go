@@ -423,5 +423,5 @@ func (s *store) nextPending(sector, end int64) (next int64) {
 	return sector
 }
 
-// maxScanSteps bounds how much one look for pending sectors passes over.
+// maxScanSteps bounds how much one look for pending sectors passes over, or finds.
 const maxScanSteps = 1 << 14
