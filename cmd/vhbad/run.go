@@ -127,9 +127,13 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT)
 	defer signal.Stop(signals)
 	if c.folder, err = os.MkdirTemp("", "vhbad-run-"); err != nil {
-		return err
+		return fmt.Errorf("$TMPDIR: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(c.folder)) }()
+	if n := len(c.admin()); n > config.MaxUnixPathBytes { // that of clients is shorter
+		return fmt.Errorf("$TMPDIR %s: %s has %d bytes, and a unix socket's path at the most %d: want a shorter $TMPDIR, as /tmp",
+			filepath.Dir(c.folder), c.admin(), n, config.MaxUnixPathBytes)
+	}
 	if err := c.start(signals); err != nil {
 		return err
 	}
