@@ -255,6 +255,9 @@ func newFaultRemove() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(fs.Faults) == 0 && !d.asJSON {
+				return printFaults(cmd.OutOrStdout(), fs)
+			}
 			return removeAll(ctx, cmd, c, d, fs.Faults)
 		})
 	}

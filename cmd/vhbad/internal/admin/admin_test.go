@@ -292,7 +292,7 @@ func TestHandler_Wrong(t *testing.T) {
 		{"GET", "/v1/events?type=no", http.StatusBadRequest, `type \"no\" is not known: want one of [daemon.ready`},
 		{"GET", "/v1/events?follow=maybe", http.StatusBadRequest, `follow \"maybe\": want true or false`},
 		{"PUT", "/v1/disks/x", http.StatusBadRequest, "body: empty: want a JSON object"},
-		{"GET", "/v1/disks/x", http.StatusNotFound, `disk \"x\": there is none of that name`},
+		{"GET", "/v1/disks/x", http.StatusNotFound, "disk \\\"x\\\": there is none of that name: `vhbad disk list` shows those there are"},
 		{"POST", "/v1/disks/x", http.StatusMethodNotAllowed, "want DELETE, GET, HEAD, PATCH, PUT"},
 		{"DELETE", "/v1/disks/x?force=maybe", http.StatusBadRequest, `force \"maybe\": want true or false`},
 		{"DELETE", "/v1/disks/x?drain_timeout=0s", http.StatusBadRequest, `drain_timeout \"0s\": want 1ms to 24h0m0s`},

@@ -83,7 +83,7 @@ func findDisk(d Disks, name string) (client.Disk, error) {
 			return disks[i], nil
 		}
 	}
-	return client.Disk{}, NotFound("disk %q: there is none of that name", name)
+	return client.Disk{}, NoDisk(name)
 }
 
 func removeOptions(r *http.Request) (o client.RemoveOptions, err error) {

@@ -17,6 +17,11 @@ func Invalid(format string, args ...any) error { return problem(client.CodeInval
 // NotFound is a request about something that there is not.
 func NotFound(format string, args ...any) error { return problem(client.CodeNotFound, format, args) }
 
+// NoDisk is a request about a disk that there is not.
+func NoDisk(name string) error {
+	return NotFound("disk %q: there is none of that name: `vhbad disk list` shows those there are", name)
+}
+
 // Conflict is a request that the daemon's state stands against.
 func Conflict(format string, args ...any) error { return problem(client.CodeConflict, format, args) }
 

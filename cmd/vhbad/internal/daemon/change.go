@@ -223,7 +223,7 @@ func (d *Daemon) RemoveDisk(ctx context.Context, name string, o client.RemoveOpt
 	defer end()
 	e := m.find(name)
 	if e == nil {
-		return client.DiskRemoval{}, admin.NotFound("disk %q: there is none of that name", name)
+		return client.DiskRemoval{}, admin.NoDisk(name)
 	}
 	limit := o.DrainTimeout
 	if limit == 0 {
@@ -339,7 +339,7 @@ func (d *Daemon) GrowDisk(ctx context.Context, name string, sizeBytes int64) (cl
 	defer end()
 	e := m.find(name)
 	if e == nil {
-		return client.Disk{}, admin.NotFound("disk %q: there is none of that name", name)
+		return client.Disk{}, admin.NoDisk(name)
 	}
 	if err := d.grow(m, e, sizeBytes); err != nil {
 		return client.Disk{}, err

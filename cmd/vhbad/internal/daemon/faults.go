@@ -333,7 +333,7 @@ func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
 	var e *export
 	err := d.withMachine(func(now *machine) error {
 		if m, e = now, now.find(name); e == nil {
-			return admin.NotFound("disk %q: there is none of that name", name)
+			return admin.NoDisk(name)
 		}
 		return nil
 	})

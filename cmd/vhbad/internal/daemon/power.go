@@ -99,7 +99,7 @@ func (d *Daemon) exportOf(name string) (*machine, *export, error) {
 	}
 	e := m.find(name)
 	if e == nil {
-		return nil, nil, admin.NotFound("no disk %q", name)
+		return nil, nil, admin.NoDisk(name)
 	}
 	if e.power.cache == nil {
 		return nil, nil, admin.Conflict("disk %q has no write cache, so it would lose nothing: serve it with cache=%s", name, config.CacheWriteback)
