@@ -260,8 +260,9 @@ func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
 	case optExportName:
 		return n.exportName(data)
 	case optAbort:
-		_ = n.reply(id, repAck) // the client may be gone already
-		n.c.farewell()
+		if n.reply(id, repAck) == nil { // else the client is gone already, or takes nothing
+			n.c.farewell()
+		}
 		return hangUp, nil
 	case optList:
 		return haggle, n.list(data)

@@ -611,6 +611,29 @@ func TestHandshake_ShutdownUnread(t *testing.T) {
 	}
 }
 
+// TestHandshake_ShutdownAbort: nor does a client that takes leave and not the answer, also where
+// TLS would end with words of its own, for which it has 5 s.
+func TestHandshake_ShutdownAbort(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
+		h := &haggler{t: t, nc: pipeTo(s)}
+		expect(t, h.nc, hello)
+		h.write(hx(fixedNoZer))
+		h.startTLS(a.ClientConfig(false))
+		h.write(option(abort, nil))
+		synctest.Wait()
+		begin := time.Now()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("the drain took %v", took)
+		}
+	})
+}
+
 // TestHandshake_ShutdownLate: a client that speaks in the last moment it is given has one more to
 // take the answer.
 func TestHandshake_ShutdownLate(t *testing.T) {
