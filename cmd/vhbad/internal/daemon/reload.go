@@ -9,8 +9,10 @@ import (
 	"net"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vhbad/vhbad/client"
@@ -287,7 +289,7 @@ func (d *Daemon) prepare(ctx context.Context, m *machine, p *plan, next *config.
 	for _, a := range p.open {
 		l, err := listen(ctx, a)
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w", a, inSandbox(a, err))
+			return fmt.Errorf("listen on %s: %w", a, p.inTheWay(a, inSandbox(a, err)))
 		}
 		p.opened = append(p.opened, &socket{Listener: l, purpose: purposeNBD, origin: origin(a)})
 	}
@@ -359,6 +361,20 @@ func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, fau
 	r.DisksRemoved, warnings = d.removeAll(ctx, m, p.remove)
 	r.Warnings = append(r.Warnings, warnings...)
 	return r
+}
+
+// inTheWay adds to the error of an address that one which is to be closed has its port.
+func (p *plan) inTheWay(a config.Address, err error) error {
+	_, port, splitErr := net.SplitHostPort(a.Target)
+	if splitErr != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	for _, s := range p.shut {
+		if t, ok := s.Addr().(*net.TCPAddr); ok && strconv.Itoa(t.Port) == port {
+			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", err, endpointURI(t))
+		}
+	}
+	return err
 }
 
 // inSandbox adds to the error of an address what the sandbox has to do with it.

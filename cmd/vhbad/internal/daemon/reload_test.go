@@ -322,6 +322,25 @@ func TestReload_SocketRemoved(t *testing.T) {
 	wantError(t, err, client.ErrConflict, "listen on unix://"+s.socket()+": somebody has removed the socket")
 }
 
+// TestReload_SamePort: an address with the port of one that it is to replace cannot be opened
+// beside that one, and the error says that it is the daemon itself that has it.
+func TestReload_SamePort(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	s.Listen = append(s.Listen, config.Address{Network: "tcp", Target: "127.0.0.1:0"})
+	d := s.startReloadable(t)
+	had := d.Endpoints()[1].URI
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(had, "tcp://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Listen[1].Target = "0.0.0.0:" + port
+	_, err = s.control(t).Reload(t.Context())
+	wantError(t, err, client.ErrInternal, "it is this daemon's "+had+", which the reload would close afterwards")
+	if e := d.Endpoints(); len(e) != 2 || e[1].URI != had {
+		t.Errorf("endpoints %v", e)
+	}
+}
+
 // TestReload_SocketForgets: a socket whose mode or owner is no longer in the file
 // would silently keep it; that is refused.
 func TestReload_SocketForgets(t *testing.T) {
