@@ -137,7 +137,9 @@ func (s UnixSocket) Listen(ctx context.Context) (*Listener, error) {
 	return &Listener{UnixListener: l, lock: lock}, nil
 }
 
-// listenLocked listens while the lock file, which no tool can check, is held.
+// listenLocked listens while the lock file is held.
+//
+// +checklocksignore: no tool can check that.
 func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error) {
 	if err := removeStale(ctx, s.Path); err != nil {
 		return nil, err
