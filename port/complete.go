@@ -102,92 +102,118 @@ func (p *Processor) finishCompleted() {
 	}
 	for s != nil {
 		lu := s.lu
-		var up, again, run srbQueue
-		freed, ended := 0, 0 // ended: of those that were outstanding
-		turnedAway := 0      // of those that were charged
-		lives := false       // something was outstanding: the unit, or its miniport, has answered
+		a := lu.a
+		var run srbQueue
 		yieldPoint("finish: account")
 		lu.mu.Lock()
-		for s != nil && s.lu == lu {
-			next := s.next
-			wasPending := s.pending
-			if wasPending {
-				lu.unlinkLocked(s)
-				lu.stats.Completed++
-				lives = true
-			}
-			wasCharged := s.charged
-			if wasCharged {
-				s.charged = false
-				freed++
-			}
-			if s.given == givenNow {
-				s.given = givenBack // abandon passes it on
-				s = next
-				continue
-			}
-			if isBusy(s) && lu.retryBusyLocked(s) {
-				if s.stage != stageNone {
-					s.reached(p, StageQueue)
-				}
-				if wasCharged {
-					turnedAway++
-				}
-				again.push(s)
-			} else {
-				if wasPending {
-					ended++
-				}
-				lu.freezeLocked(s)
-				up.push(s)
-			}
-			s = next
-		}
-		lu.waiting.prepend(&again)
-		if lives || lu.pendingHead == nil && lu.waiting.head == nil {
+		t := lu.settleLocked(p, s)
+		if t.pending > 0 || lu.pendingHead == nil && lu.waiting.head == nil {
 			lu.rearmLocked()
 		}
-		lu.countBusyLocked(ended) // what was BUSY itself does not count
+		lu.countBusyLocked(t.ended) // what was BUSY itself does not count
 		if lu.outstanding == 0 {
 			lu.reviveLocked() // it answered after all
 			lu.endQuiesceLocked(p, StatusSuccess)
 		}
 		want := min(lu.waiting.n, lu.leftLocked())
-		charged, credits := freed-turnedAway, 0 // what was BUSY itself does not count here either
+		left, credits := t.freed, 0
 		if want > 0 {
 			// What was freed is used again at once; more only if that is short.
-			credits = min(want, freed)
-			freed -= credits
+			credits = min(want, left)
+			left -= credits
 			if want > credits {
-				credits += lu.a.reserve(want - credits)
+				credits += a.reserve(want - credits)
 			}
 			lu.startWaitingLocked(p, &run, &credits)
 			lu.stats.Started += uint64(run.n)
 		}
 		starved := lu.starvedLocked(credits)
 		lu.mu.Unlock()
-		a := lu.a
-		a.unreserve(p, freed+credits)
+		a.unreserve(p, left+credits)
 		if starved {
 			a.retryStarved(p)
 		}
 		yieldPoint("finish: adapter's gate")
 		if gate := a.gate.Load(); gate != 0 {
-			a.noteCompletions(p, charged)
+			a.noteCompletions(p, t.freed-t.turnedAway)
 		}
-		for up.head != nil {
-			u := up.pop()
-			if u.stage != stageNone {
-				u.reached(p, stageDone)
-			}
-			u.owner.Store(ownerClass)
-			e := p.enter(inCompleteSRB)
-			u.Completer.CompleteSRB(p, u)
-			p.leave(e)
-		}
+		p.giveBack(t.done)
 		if run.head != nil {
 			a.issue(p, run.head)
 		}
+		s = t.rest
+	}
+}
+
+// A settlement is what settleLocked has made of a list of SRBs.
+type settlement struct {
+	done       *SRB // a list, for their owners
+	rest       *SRB // of the list: those of other units
+	pending    int  // were outstanding: the unit, or its miniport, has answered
+	ended      int  // of those, go to their owners
+	freed      int  // had one of the adapter's MaxNumberOfIO
+	turnedAway int  // of those, were BUSY and wait again
+}
+
+// settleLocked takes the SRBs at the head of list that are the unit's out of its
+// accounts. What was BUSY and may be tried again goes back to the front of the queue;
+// the others are done, but for those that abandon passes on.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
+	var done, again srbQueue
+	s := list
+	for s != nil && s.lu == lu {
+		next := s.next
+		wasPending, wasCharged := s.pending, s.charged
+		if wasPending {
+			lu.unlinkLocked(s)
+			lu.stats.Completed++
+			t.pending++
+		}
+		if wasCharged {
+			s.charged = false
+			t.freed++
+		}
+		switch {
+		case s.given == givenNow:
+			s.given = givenBack // abandon passes it on
+		case isBusy(s) && lu.retryBusyLocked(s):
+			if s.stage != stageNone {
+				s.reached(p, StageQueue)
+			}
+			if wasCharged {
+				t.turnedAway++
+			}
+			again.push(s)
+		default:
+			if wasPending {
+				t.ended++
+			}
+			lu.freezeLocked(s)
+			done.push(s)
+		}
+		s = next
+	}
+	lu.waiting.prepend(&again)
+	t.done, t.rest = done.head, s
+	return t
+}
+
+// giveBack makes the SRBs of a list their owners' again, and tells those that they are
+// complete.
+func (p *Processor) giveBack(list *SRB) {
+	for s := list; s != nil; {
+		next := s.next
+		s.next = nil
+		if s.stage != stageNone {
+			s.reached(p, stageDone)
+		}
+		s.owner.Store(ownerClass)
+		e := p.enter(inCompleteSRB)
+		s.Completer.CompleteSRB(p, s)
+		p.leave(e)
+		s = next
 	}
 }
 

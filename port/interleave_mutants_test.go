@@ -304,15 +304,15 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "a unit's Busy does not count",
 			Test: "TestInterleave_DeviceBusy",
 			File: "complete.go",
-			Old:  `		lu.countBusyLocked(ended) // what was BUSY itself does not count`,
-			New:  `_ = ended`,
+			Old:  `		lu.countBusyLocked(t.ended) // what was BUSY itself does not count`,
+			New:  `_ = t.ended`,
 		},
 		{
 			Name: "after QUEUE FULL nobody is counted",
 			Test: "TestInterleave_QueueFull",
 			File: "complete.go",
-			Old:  `		lu.countBusyLocked(ended) // what was BUSY itself does not count`,
-			New:  `_ = ended // not counted here either`,
+			Old:  `		lu.countBusyLocked(t.ended) // what was BUSY itself does not count`,
+			New:  `_ = t.ended // not counted here either`,
 		},
 	})
 }
