@@ -122,80 +122,104 @@ func (a *account) keeps(e *entry) bool {
 // rule judges a sector that has claims, and wide entries, and holds what has that
 // hash; ok is false if it cannot be read.
 func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) ruling {
-	var honest, lie bar
-	latestLie := uint64(0) // when the latest FUA came that was a lie
+	var v evidence
 	for _, i := range wide {
 		if e := &a.entries[i]; e.kind == entryLie {
-			latestLie = max(latestLie, e.arrived)
+			v.latestLie = max(v.latestLie, e.arrived)
 		}
-	}
-	promises := func(e *entry) {
-		if e.answered == 0 || e.failed || e.astray == astrayHere {
-			return
-		}
-		if a.keeps(e) {
-			honest.raise(e, ActLostFlushed)
-			return
-		}
-		if e.answered < a.lie {
-			lie.raise(e, ActLyingFlush)
-		}
-		if e.lied || e.answered < latestLie {
-			lie.raise(e, ActIgnoredFUA)
-		}
-	}
-	var stray *entry                  // the latest that nobody asked for here and that is what is there
-	vague := uint64(0)                // answer of the latest write that nobody knows the bytes of
-	latest, there := uint64(0), false // answer of the latest that may be what is there
-	may := func(e *entry) {
-		there = true
-		latest = max(latest, e.end())
 	}
 	for _, c := range claims {
 		e := &a.entries[c.entry]
-		promises(e)
+		v.addPromise(a, e)
 		switch {
 		case !ok || c.sum != now:
 		case e.astray == astrayHere:
-			stray = e
+			v.stray = e
 		default:
-			may(e)
+			v.addFound(e)
 		}
 	}
 	for _, i := range wide {
 		switch e := &a.entries[i]; e.kind {
 		case entryZeros:
-			promises(e)
+			v.addPromise(a, e)
 			if ok && now == zero {
-				may(e)
+				v.addFound(e)
 			}
 		case entryUnknown:
-			promises(e)
+			v.addPromise(a, e)
 			if e.astray == astrayGone {
 				continue // whatever it was, it is not here
 			}
-			may(e)
-			vague = max(vague, e.end())
+			v.addFound(e)
+			v.vague = max(v.vague, e.end())
 		case entrySums, entryLie, entryNothing:
 		}
 	}
-	if vague > 0 && vague >= max(honest.arrived, lie.arrived) {
+	return v.judge(a.horizon)
+}
+
+// An evidence is what the entries of an account say of one sector and what it holds.
+type evidence struct {
+	// honest is the latest promise that a drive keeps, lie the latest of those that
+	// lies about flushes and FUA have made.
+	honest, lie bar
+	// latestLie is when the latest FUA came that was a lie.
+	latestLie uint64
+	// found: some writes may be what the sector holds. latest is when the latest of
+	// them was answered.
+	found  bool
+	latest uint64
+	// vague is when the latest of those was answered whose bytes nobody knows; zero if
+	// there is none.
+	vague uint64
+	// stray is the latest write that is what the sector holds and was not meant for it.
+	stray *entry
+}
+
+// addPromise takes note of what e's answer has promised.
+func (v *evidence) addPromise(a *account, e *entry) {
+	if e.answered == 0 || e.failed || e.astray == astrayHere {
+		return
+	}
+	if a.keeps(e) {
+		v.honest.raise(e, ActLostFlushed)
+		return
+	}
+	if e.answered < a.lie {
+		v.lie.raise(e, ActLyingFlush)
+	}
+	if e.lied || e.answered < v.latestLie {
+		v.lie.raise(e, ActIgnoredFUA)
+	}
+}
+
+// addFound takes note that e may be what the sector holds.
+func (v *evidence) addFound(e *entry) {
+	v.found = true
+	v.latest = max(v.latest, e.end())
+}
+
+// judge says which promise is broken, if any. Promises that came before horizon are not
+// held against the sector.
+func (v *evidence) judge(horizon uint64) ruling {
+	if v.vague > 0 && v.vague >= max(v.honest.arrived, v.lie.arrived) {
 		return ruling{}
 	}
-	for _, b := range [...]bar{honest, lie} {
+	for _, b := range [...]bar{v.honest, v.lie} {
 		switch {
-		case b.arrived <= a.horizon: // none, or one that came while others were under way that are forgotten
-		case there && latest >= b.arrived:
-		case stray != nil && stray.end() >= b.arrived:
+		case b.arrived <= horizon: // none, or one that came while others were under way that are forgotten
+		case v.found && v.latest >= b.arrived:
+		case v.stray != nil && v.stray.end() >= b.arrived:
 			return ruling{true, ActMisdirected, b.write}
 		default:
 			return ruling{true, b.act, b.write}
 		}
 	}
-	if stray != nil && !there && vague == 0 { // nothing was promised, but nobody has written that
+	if v.stray != nil && !v.found && v.vague == 0 { // nothing was promised, but nobody has written that
 		return ruling{true, ActMisdirected, 0}
 	}
-	return ruling{checked: max(honest.arrived, lie.arrived) > a.horizon}
+	return ruling{checked: max(v.honest.arrived, v.lie.arrived) > horizon}
 }
 
 // end is when e was answered; if it has not been, never.
