@@ -35,8 +35,8 @@ func (c *Cache) pickLocked(w *write, before uint64) {
 // lets them and all older ones of their sectors go. It gives up with errNoPower
 // when the power is about to be cut; what it has done by then is done.
 //
-// They go through whatever caches the durable medium has if they are of a change, by,
-// that is to be durable; nil: they need not.
+// by is the change that is to be durable when writeOut returns: what is picked then goes
+// through whatever caches the durable medium has, too. It need not if by is nil.
 //
 // No version goes while outMu is held but here and in Cut, so picks stay valid.
 //
@@ -77,7 +77,7 @@ func (c *Cache) writeRun(run []pick, by *change) error {
 		c.mu.Unlock()
 	}
 	c.pace()
-	if err := c.store1(run[0].kind, p, off, n, by); err != nil {
+	if err := c.changeMedium(run[0].kind, p, off, n, by); err != nil {
 		c.recordStep(Step{Kind: StepUnsure, OffsetBytes: off, LengthBytes: n})
 		return err
 	}
@@ -92,10 +92,11 @@ func (c *Cache) writeRun(run []pick, by *change) error {
 	return nil
 }
 
-// store1 changes the durable medium once, by as in writeOut.
+// changeMedium changes n bytes at off of the durable medium in one call: a KindWrite has
+// them in p. by is that of writeOut: not nil, they go through the medium's caches too.
 //
 // +checklocks:c.outMu
-func (c *Cache) store1(kind Kind, p []byte, off, n int64, by *change) error {
+func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) error {
 	c.remember(off, n)
 	var err error
 	switch kind {
@@ -213,7 +214,7 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 			part.p = x.p[done : done+part.n]
 		}
 		c.pace()
-		if err := c.store1(part.kind, part.p, part.off, part.n, by); err != nil {
+		if err := c.changeMedium(part.kind, part.p, part.off, part.n, by); err != nil {
 			c.recordStep(Step{Kind: StepUnsure, OffsetBytes: part.off, LengthBytes: part.n})
 			return err
 		}
