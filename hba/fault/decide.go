@@ -80,9 +80,9 @@ const maxFired = 8
 // A Decision is what is to become of one command. Its zero value is: nothing
 // unusual.
 type Decision struct {
-	// Fired are the faults that the command met.
+	// fired are the faults that the command met, n of them, and entries are theirs.
 	fired   [maxFired]*Fault
-	entries [maxFired]*entry // theirs
+	entries [maxFired]*entry
 	n       int
 
 	// Before it is executed: wait for Delay; then be held by HoldBefore, at most
@@ -99,9 +99,9 @@ type Decision struct {
 
 	// As it is executed.
 	NoFUA    bool
-	Redirect bool // to Target, the first of as many blocks
+	Redirect bool // to the blocks from Target on
 	Target   uint64
-	Short    bool // to Keep blocks
+	Short    bool // to the first Keep blocks
 	Keep     uint64
 	// overwrites has the rules that look at what a write overwrites; see Keepers.
 	overwrites *Plan
@@ -260,22 +260,11 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindStatus, KindErrno, KindMediumError, KindBusy, KindTaskSetFull, KindNotReady, KindUnitAttention, KindWriteProtect:
 		p.end(d, e, c)
 	case KindShortTransfer:
-		if d.Short {
-			break
-		}
-		d.Short = true
-		d.Keep = min(uint64(a.Keep)/uint64(p.unit.BlockBytes), c.Blocks)
-		if a.Keep == 0 {
-			d.Keep = c.Blocks / 2
-		}
+		p.shorten(d, a, c)
 	case KindHang:
-		hold(&d.HoldBefore, &d.HoldBeforeFor, f, a.For)
+		d.hold(PlaceBefore, f, a.For)
 	case KindGate:
-		if a.At == PlaceAfter {
-			hold(&d.HoldAfter, &d.HoldAfterFor, f, a.For)
-		} else {
-			hold(&d.HoldBefore, &d.HoldBeforeFor, f, a.For)
-		}
+		d.hold(a.At, f, a.For)
 	case KindLatency:
 		if delay := a.Latency.draw(&chance); a.At == PlaceAfter {
 			d.DelayAfter += delay
@@ -299,12 +288,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			d.Triggers[d.NTriggers] = f
 			d.NTriggers++
 		}
-		// Whoever carries it out lets the command go on.
-		if a.At == PlaceAfter {
-			hold(&d.HoldAfter, &d.HoldAfterFor, f, 0)
-		} else {
-			hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
-		}
+		d.hold(a.At, f, 0) // whoever carries it out lets the command go on
 	case KindCutReply:
 		d.CutReply = first(d.CutReply, f)
 	case KindBadCookie:
@@ -326,7 +310,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 		}
 	case KindMisdirected:
 		if !d.Redirect {
-			d.Redirect, d.Target = p.astray(c, a.ShiftBlocks, &chance)
+			d.Target, d.Redirect = p.astray(c, a.ShiftBlocks, &chance)
 		}
 	case KindIgnoreFUA:
 		d.NoFUA = true
@@ -335,7 +319,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindMistagged:
 		d.Mistagged = first(d.Mistagged, f)
 	case KindLateCompletion, KindDMAAfterReset:
-		hold(&d.HoldBefore, &d.HoldBeforeFor, f, 0)
+		d.hold(PlaceBefore, f, 0)
 		if d.Late == nil {
 			d.Late, d.LateFor, d.LateDMA = f, time.Duration(a.For), a.Kind == KindDMAAfterReset
 		}
@@ -362,10 +346,27 @@ func first(has, f *Fault) *Fault {
 	return f
 }
 
-// hold has a command held by f, if nobody else does.
-func hold(by **Fault, span *time.Duration, f *Fault, most Duration) {
+// hold has the command held by f at a place, for at most a time if that is not zero,
+// unless another fault holds it there.
+func (d *Decision) hold(at Place, f *Fault, most Duration) {
+	by, span := &d.HoldBefore, &d.HoldBeforeFor
+	if at == PlaceAfter {
+		by, span = &d.HoldAfter, &d.HoldAfterFor
+	}
 	if *by == nil {
 		*by, *span = f, time.Duration(most)
+	}
+}
+
+// shorten has a command keep the blocks that the action says, or half of its own.
+func (p *Plan) shorten(d *Decision, a *Action, c *Command) {
+	if d.Short {
+		return
+	}
+	d.Short = true
+	d.Keep = min(uint64(a.Keep)/uint64(p.unit.BlockBytes), c.Blocks)
+	if a.Keep == 0 {
+		d.Keep = c.Blocks / 2
 	}
 }
 
@@ -395,10 +396,10 @@ func (p *Plan) end(d *Decision, e *entry, c *Command) {
 }
 
 // astray is where a write goes instead: always inside the unit, never where it
-// should.
-func (p *Plan) astray(c *Command, shift int64, chance *chance) (ok bool, lba uint64) {
+// should. ok says whether there is such a place.
+func (p *Plan) astray(c *Command, shift int64, chance *chance) (lba uint64, ok bool) {
 	if c.Blocks == 0 || c.Blocks >= p.unit.Blocks || c.LBA > p.unit.Blocks-c.Blocks {
-		return false, 0
+		return 0, false
 	}
 	places := p.unit.Blocks - c.Blocks + 1
 	by := uint64(shift) % places
@@ -408,7 +409,7 @@ func (p *Plan) astray(c *Command, shift int64, chance *chance) (ok bool, lba uin
 	if by == 0 {
 		by = 1 + chance.below(places-1)
 	}
-	return true, (c.LBA + by) % places
+	return (c.LBA + by) % places, true
 }
 
 // watch looks for rules that have something to do with a write that they are not about:
