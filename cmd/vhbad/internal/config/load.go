@@ -2,8 +2,6 @@ package config
 
 import (
 	"bytes"
-	"cmp"
-	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -11,14 +9,11 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/vhbad/vhbad/hba/fault"
-	"github.com/vhbad/vhbad/internal/quantity"
 )
 
 // MaxFileBytes bounds a configuration file.
@@ -118,9 +113,7 @@ func read(name string, text []byte, top *yaml.Node, path string, into any, zero 
 	if err := checkValues(name, top, reflect.TypeOf(into).Elem(), path, zero); err != nil {
 		return err
 	}
-	strict := yaml.NewDecoder(bytes.NewReader(text))
-	strict.KnownFields(true)
-	if err := strict.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+	if err := decodeStrictly(text, into); err != nil && !errors.Is(err, io.EOF) {
 		return nameErrors(name, err)
 	}
 	return nil
@@ -146,102 +139,6 @@ func lineOf(top *yaml.Node, list string, i int) int {
 	return 1
 }
 
-// checkValues parses every scalar by itself first: the YAML package does not give the
-// line of what UnmarshalText refuses, takes fractions for whole numbers, and names
-// types of Go where a number is wanted. It tells zero, if that is not nil, what is 0:
-// where it is left out it is another number.
-func checkValues(name string, top *yaml.Node, t reflect.Type, path string, zero func(path string) error) error {
-	return walk(top, t, path, func(n *yaml.Node, t reflect.Type, path string) error {
-		isText, err := checkValue(n, t)
-		if err == nil && zero != nil && isZero(n, t) {
-			isText, err = false, zero(path)
-		}
-		switch {
-		case err == nil:
-			return nil
-		case isText:
-			return fmt.Errorf("%s:%d: %w", name, n.Line, err)
-		}
-		return fmt.Errorf("%s:%d: %s %w", name, n.Line, cmp.Or(path, "the file"), err)
-	})
-}
-
-// isZero reports whether a scalar that has been checked is the number 0.
-func isZero(n *yaml.Node, t reflect.Type) bool {
-	v := reflect.New(t).Elem()
-	return n.Kind == yaml.ScalarNode && n.ShortTag() != "!!null" && v.CanInt() && n.Decode(v.Addr().Interface()) == nil && v.IsZero()
-}
-
-// inDisk is the path of a key of a disk.
-var inDisk = regexp.MustCompile(`^disks\[\d+\]\.([a-z-]+)$`)
-
-// noteZero is told of what is 0 in the file.
-func (f *File) noteZero(path string) error {
-	if m := inDisk.FindStringSubmatch(path); m != nil {
-		return zeroOfDisk(m[1])
-	}
-	section, key, _ := strings.Cut(path, ".")
-	if section == "limits" || section == "hba" {
-		f.Set(key, true)
-	}
-	return nil
-}
-
-// checkValue checks a scalar that is to become a t. isText: t reads text by itself, and
-// its errors say what the text was to be.
-func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
-	if n.Kind == 0 {
-		return false, errors.New("is missing")
-	}
-	if err := checkShape(n, t); err != nil || n.Kind != yaml.ScalarNode {
-		return false, err
-	}
-	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t)); ok {
-		return true, u.UnmarshalText([]byte(n.Value))
-	}
-	k := t.Kind()
-	if k < reflect.Bool || k > reflect.Float64 || n.ShortTag() == "!!null" {
-		return false, nil
-	}
-	cut := k <= reflect.Uint64 && k >= reflect.Int && n.ShortTag() == "!!float" // which the decoder does
-	if cut || n.Decode(reflect.New(t).Interface()) != nil {
-		return false, fmt.Errorf("%s: want %s", n.Value, quantity.Want(t))
-	}
-	return false, nil
-}
-
-// checkShape checks that what is to become a t is a list, keys or one value, as t is: the
-// YAML package names types of Go.
-func checkShape(n *yaml.Node, t reflect.Type) error {
-	isNull := n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
-	if _, decides := reflect.PointerTo(t).MethodByName("UnmarshalYAML"); decides || isNull {
-		return nil // it says itself what it takes; nothing is the default
-	}
-	isText := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
-	var want string
-	switch k := t.Kind(); {
-	case !isText && k == reflect.Struct && n.Kind != yaml.MappingNode:
-		want = "keys: " + strings.Join(keys(t.Name()), ", ")
-	case !isText && k == reflect.Slice && n.Kind != yaml.SequenceNode:
-		want = "a list"
-	case (isText || k != reflect.Struct && k != reflect.Slice) && n.Kind != yaml.ScalarNode:
-		want = "one value"
-	default:
-		return nil
-	}
-	is := map[yaml.Kind]string{yaml.ScalarNode: "is " + shortQuote(n.Value), yaml.SequenceNode: "is a list", yaml.MappingNode: "has keys"}[n.Kind]
-	return fmt.Errorf("%s: want %s", is, want)
-}
-
-// shortQuote is the beginning of s, quoted: it may be all of a file.
-func shortQuote(s string) string {
-	const most = 40
-	if utf8.RuneCountInString(s) > most {
-		return strconv.Quote(string([]rune(s)[:most])) + "…"
-	}
-	return strconv.Quote(s)
-}
-
 // ParseRule reads one fault rule, as an item of `faults`. Its errors name the field;
 // what the rule says is not checked.
 func ParseRule(text []byte) (r fault.Rule, err error) {
@@ -264,107 +161,18 @@ func ParseRule(text []byte) (r fault.Rule, err error) {
 			return r, err
 		}
 	}
-	strict := yaml.NewDecoder(bytes.NewReader(text))
-	strict.KnownFields(true)
-	err = strict.Decode(&r)
+	err = decodeStrictly(text, &r)
 	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
 		err = errors.New(strings.Join(te.Errors, "; "))
 	}
 	return r, err
 }
 
-// walk calls fn for every scalar of n, and for aliases of what is none, together with the
-// type it will have and where it is, as in faults[0].match.op. Where one is missing that has no default, it has nothing
-// but a line.
-func walk(n *yaml.Node, t reflect.Type, path string, fn func(*yaml.Node, reflect.Type, string) error) error {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if n.Kind == yaml.AliasNode {
-		value := *n.Alias // which may be of another type here
-		value.Line = n.Line
-		if value.Kind != yaml.ScalarNode {
-			return fn(&value, t, path) // what is in it is walked where its anchor stands
-		}
-		n = &value
-	}
-	switch {
-	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
-		for i, c := range n.Content {
-			if c.Kind == yaml.ScalarNode && c.ShortTag() == "!!null" { // the decoder leaves it out
-				return fn(&yaml.Node{Line: c.Line}, t.Elem(), fmt.Sprintf("%s[%d]", path, i))
-			}
-			if err := walk(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), fn); err != nil {
-				return err
-			}
-		}
-	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode:
-		if t == reflect.TypeFor[fault.Quantile]() {
-			for f := range t.Fields() {
-				if key := keyOf(f); !hasKey(n, key) {
-					return fn(&yaml.Node{Line: n.Line}, f.Type, path+"."+key)
-				}
-			}
-		}
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].ShortTag() == "!!merge" {
-				for _, m := range merged(n.Content[i+1]) {
-					if err := walk(m, t, path, fn); err != nil {
-						return err
-					}
-				}
-			}
-			field, ok := fieldOf(t, n.Content[i].Value)
-			if !ok {
-				continue // reported by the strict decoder
-			}
-			at := n.Content[i].Value
-			if path != "" {
-				at = path + "." + at
-			}
-			if err := walk(n.Content[i+1], field.Type, at, fn); err != nil {
-				return err
-			}
-		}
-	default:
-		return fn(n, t, path)
-	}
-	return nil
-}
-
-// merged are the mappings that stand in the value of a merge key, which is one or a list
-// of them. Those that it has by an alias stand elsewhere.
-func merged(value *yaml.Node) []*yaml.Node {
-	all := []*yaml.Node{value}
-	if value.Kind == yaml.SequenceNode {
-		all = value.Content
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(n *yaml.Node) bool { return n.Kind != yaml.MappingNode })
-}
-
-// hasKey reports whether a mapping has a key.
-func hasKey(n *yaml.Node, key string) bool {
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == key {
-			return true
-		}
-	}
-	return false
-}
-
-// keyOf is the key of a field, empty if it has none.
-func keyOf(f reflect.StructField) string {
-	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-	return strings.TrimPrefix(key, "-")
-}
-
-func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
-	for f := range t.Fields() {
-		if key != "" && keyOf(f) == key {
-			return f, true
-		}
-	}
-	return reflect.StructField{}, false
+// decodeStrictly fills what into points to, and refuses keys that it does not have.
+func decodeStrictly(text []byte, into any) error {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	return dec.Decode(into)
 }
 
 // checkDiskLines checks each disk so that its error has its line.
