@@ -257,20 +257,21 @@ func (c *Config) CheckFaults() error {
 // touching the machine. defaultAdmin is the control socket's path if f has none.
 // If noListen, an empty list of addresses stays so: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
-	c := &Config{ReadOnly: f.ReadOnly, CopyReads: f.CopyReads, Listen: f.Listen, Disks: append([]Disk(nil), f.Disks...), HBA: f.HBA, Limits: f.Limits, TLS: f.TLS, Sandbox: f.Sandbox, Faults: slices.Clone(f.Faults), Hostile: f.Hostile}
-	if len(c.Listen) == 0 && !noListen {
-		a, err := ParseAddress(DefaultListen)
-		if err != nil {
-			return nil, err
-		}
-		c.Listen = []Address{a}
+	c := &Config{
+		Listen:    f.Listen,
+		Disks:     slices.Clone(f.Disks),
+		Replies:   cmp.Or(f.Replies, RepliesExtended),
+		CopyReads: f.CopyReads,
+		Limits:    f.Limits,
+		TLS:       f.TLS,
+		HBA:       f.HBA,
+		Sandbox:   f.Sandbox,
+		Faults:    slices.Clone(f.Faults),
+		Hostile:   f.Hostile,
+		ReadOnly:  f.ReadOnly,
 	}
-	if len(c.Disks) == 0 {
-		d, err := ParseDisk(DefaultDisk)
-		if err != nil {
-			return nil, err
-		}
-		c.Disks = []Disk{d}
+	if err := c.fillEmpty(noListen); err != nil {
+		return nil, err
 	}
 	if err := c.checkDisks(f.ReadOnly); err != nil {
 		return nil, err
@@ -281,29 +282,9 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	if _, err := fault.CheckRules(c.Faults, c.diskNames(), c.Hostile); err != nil {
 		return nil, fmt.Errorf("faults: %w", err)
 	}
-	seen := make(map[Address]bool, len(c.Listen))
-	for _, a := range c.Listen {
-		if seen[a.place()] && !strings.HasSuffix(a.Target, ":0") {
-			return nil, fmt.Errorf("listen: %s is given twice", a.place())
-		}
-		seen[a.place()] = true
+	if err := c.resolvePlaces(f.HTTP, cmp.Or(f.Admin, defaultAdmin)); err != nil {
+		return nil, err
 	}
-	c.HTTP = cmp.Or(f.HTTP, DefaultHTTP)
-	if c.HTTP == Off {
-		c.HTTP = ""
-	} else if err := checkHostPort(c.HTTP); err != nil {
-		return nil, fmt.Errorf("http %q: %w: want HOST:PORT, or %q", c.HTTP, err, Off)
-	}
-	c.Admin = cmp.Or(f.Admin, defaultAdmin)
-	if c.Admin == Off {
-		c.Admin = ""
-	} else if err := CheckSocketPath(c.Admin); err != nil {
-		return nil, fmt.Errorf("admin: %w: want an absolute path, or %q", err, Off)
-	}
-	if seen[Address{Network: "unix", Target: c.Admin}] {
-		return nil, fmt.Errorf("admin: %s is an address to listen on too: want two different paths", c.Admin)
-	}
-	c.Replies = cmp.Or(f.Replies, RepliesExtended)
 	switch c.Replies {
 	case RepliesExtended, RepliesStructured, RepliesSimple:
 	default:
@@ -316,6 +297,53 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 		return nil, err
 	}
 	return c, c.resolveNumbers(f.Zeros)
+}
+
+// fillEmpty gives c the default address and disk where it has none.
+func (c *Config) fillEmpty(noListen bool) error {
+	if len(c.Listen) == 0 && !noListen {
+		a, err := ParseAddress(DefaultListen)
+		if err != nil {
+			return err
+		}
+		c.Listen = []Address{a}
+	}
+	if len(c.Disks) == 0 {
+		d, err := ParseDisk(DefaultDisk)
+		if err != nil {
+			return err
+		}
+		c.Disks = []Disk{d}
+	}
+	return nil
+}
+
+// resolvePlaces settles where metrics and the control socket are, and checks that no two
+// sockets, those for clients among them, are at the same place.
+func (c *Config) resolvePlaces(http, admin string) error {
+	seen := make(map[Address]bool, len(c.Listen))
+	for _, a := range c.Listen {
+		if seen[a.place()] && !strings.HasSuffix(a.Target, ":0") {
+			return fmt.Errorf("listen: %s is given twice", a.place())
+		}
+		seen[a.place()] = true
+	}
+	c.HTTP = cmp.Or(http, DefaultHTTP)
+	if c.HTTP == Off {
+		c.HTTP = ""
+	} else if err := checkHostPort(c.HTTP); err != nil {
+		return fmt.Errorf("http %q: %w: want HOST:PORT, or %q", c.HTTP, err, Off)
+	}
+	c.Admin = admin
+	if c.Admin == Off {
+		c.Admin = ""
+	} else if err := CheckSocketPath(c.Admin); err != nil {
+		return fmt.Errorf("admin: %w: want an absolute path, or %q", err, Off)
+	}
+	if seen[Address{Network: "unix", Target: c.Admin}] {
+		return fmt.Errorf("admin: %s is an address to listen on too: want two different paths", c.Admin)
+	}
+	return nil
 }
 
 func (c *Config) diskNames() []string {
