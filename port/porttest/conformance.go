@@ -3,6 +3,7 @@ package porttest
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -218,10 +219,13 @@ func testParallel(t *testing.T, b *bench) {
 		p := b.m.Processor(t, fmt.Sprintf("worker %d", w))
 		batch := b.m.NewBatch(t, b.a, depth, 8*b.blockBytes)
 		rng := rand.New(rand.NewPCG(seed, uint64(w)))
-		lu := b.units[w%2]
+		l := load{p, b.units[w%2], batch, uint64(w) * span, b.blockBytes}
 		wg.Go(func() {
-			if err := parallelWorker(p, lu, batch, rng, uint64(w)*span, span, b.blockBytes, rounds); err != nil {
-				t.Errorf("worker %d: %v", w, err)
+			for round := range rounds {
+				if err := l.shuffledRound(rng, span/depth); err != nil {
+					t.Errorf("worker %d, round %d: %v", w, round, err)
+					break
+				}
 			}
 			for _, r := range batch.Requests {
 				if n := r.Completions.Load(); n != 2*rounds {
@@ -238,38 +242,43 @@ func testParallel(t *testing.T, b *bench) {
 	}
 }
 
-// parallelWorker writes a batch of stamped pieces of its range and reads them
-// back in another order, round by round.
-func parallelWorker(p *port.Processor, lu *port.LogicalUnit, b *Batch, rng *rand.Rand, first, span uint64, blockBytes, rounds int) error {
-	n := len(b.Requests)
-	piece := span / uint64(n)
-	sizes := make([]int, n)
-	order := make([]int, n)
-	want := make([]byte, 8*blockBytes)
-	for round := range rounds {
-		version := rng.Uint64()
-		for i, r := range b.Requests {
-			sizes[i] = 1 + rng.IntN(8)
-			lba := first + uint64(i)*piece
-			stamp(r.Buffer[:sizes[i]*blockBytes], lba, version)
-			r.Write(lba, sizes[i], blockBytes)
+// A load is what one processor keeps a unit busy with: the requests of its batch, on
+// blocks from first on.
+type load struct {
+	p          *port.Processor
+	lu         *port.LogicalUnit
+	batch      *Batch
+	first      uint64
+	blockBytes int
+}
+
+// shuffledRound writes a piece of up to 8 blocks with each request, a number of blocks
+// apart, and reads them back in another order.
+func (l *load) shuffledRound(rng *rand.Rand, apart uint64) error {
+	n := len(l.batch.Requests)
+	sizes, order := make([]int, n), rng.Perm(n)
+	version := rng.Uint64()
+	for i, r := range l.batch.Requests {
+		sizes[i] = 1 + rng.IntN(8)
+		lba := l.first + uint64(i)*apart
+		stamp(r.Buffer[:sizes[i]*l.blockBytes], lba, version)
+		r.Write(lba, sizes[i], l.blockBytes)
+	}
+	l.batch.Run(l.p, l.lu, n)
+	for i, r := range l.batch.Requests {
+		if r.SRB.Status != port.StatusSuccess {
+			return errors.New(r.SRB.String())
 		}
-		b.Run(p, lu, n)
-		copy(order, rng.Perm(n))
-		for i, r := range b.Requests {
-			if r.SRB.Status != port.StatusSuccess {
-				return fmt.Errorf("round %d: %s", round, r.SRB)
-			}
-			clear(r.Buffer)
-			r.Read(first+uint64(order[i])*piece, sizes[order[i]], blockBytes)
-		}
-		b.Run(p, lu, n)
-		for i, r := range b.Requests {
-			bytesRead := sizes[order[i]] * blockBytes
-			stamp(want[:bytesRead], first+uint64(order[i])*piece, version)
-			if r.SRB.Status != port.StatusSuccess || !bytes.Equal(r.Buffer[:bytesRead], want[:bytesRead]) {
-				return fmt.Errorf("round %d: wrong data at block %d: %s", round, first+uint64(order[i])*piece, r.SRB)
-			}
+		clear(r.Buffer)
+		r.Read(l.first+uint64(order[i])*apart, sizes[order[i]], l.blockBytes)
+	}
+	l.batch.Run(l.p, l.lu, n)
+	want := make([]byte, 8*l.blockBytes)
+	for i, r := range l.batch.Requests {
+		lba, bytesRead := l.first+uint64(order[i])*apart, sizes[order[i]]*l.blockBytes
+		stamp(want[:bytesRead], lba, version)
+		if r.SRB.Status != port.StatusSuccess || !bytes.Equal(r.Buffer[:bytesRead], want[:bytesRead]) {
+			return fmt.Errorf("wrong data at block %d: %s", lba, r.SRB)
 		}
 	}
 	return nil
@@ -445,10 +454,10 @@ func testResetUnderLoad(t *testing.T, b *bench) {
 	for w := range workers {
 		p := b.m.Processor(t, fmt.Sprintf("worker %d", w))
 		batch := b.m.NewBatch(t, b.a, depth, b.blockBytes)
-		lu := b.units[w%2]
+		l := load{p, b.units[w%2], batch, uint64(w * depth), b.blockBytes}
 		wg.Go(func() {
 			for version := uint64(1); ; version++ {
-				if err := loadRound(p, lu, batch, uint64(w*depth), version, b.blockBytes); err != nil {
+				if err := l.roundUnderReset(version); err != nil {
 					t.Errorf("worker %d, round %d: %v", w, version, err)
 					return
 				}
@@ -474,50 +483,66 @@ func testResetUnderLoad(t *testing.T, b *bench) {
 	}
 }
 
-// loadRound writes a block with each request, then reads them back, and again
-// what a reset ended.
-func loadRound(p *port.Processor, lu *port.LogicalUnit, b *Batch, first, version uint64, blockBytes int) error {
-	want := make([]byte, blockBytes)
+// roundUnderReset writes a block with each request, then reads them back, and again what
+// a reset ended.
+func (l *load) roundUnderReset(version uint64) error {
 	for _, write := range []bool{true, false} {
-		todo := b.Requests
+		todo := l.batch.Requests
 		for try := 0; len(todo) > 0; try++ {
-			before := make([]int32, len(todo))
-			srbs := make([]*port.SRB, len(todo))
-			for i, r := range todo {
-				lba := first + r.index()
-				if write {
-					stamp(r.Buffer[:blockBytes], lba, version)
-					r.Write(lba, 1, blockBytes)
-				} else {
-					clear(r.Buffer)
-					r.Read(lba, 1, blockBytes)
-				}
-				before[i], srbs[i] = r.Completions.Load(), r.SRB
+			l.submit(todo, version, write)
+			again, err := l.check(todo, version)
+			if err == nil && len(again) > 0 && try == 1000 {
+				err = fmt.Errorf("still %s", again[0].SRB)
 			}
-			b.Expect(len(todo))
-			lu.Submit(p, srbs)
-			b.Wait()
-			var again []*Request
-			for i, r := range todo {
-				if n := r.Completions.Load() - before[i]; n != 1 {
-					return fmt.Errorf("%s completed %d times", r.SRB, n)
-				}
-				switch {
-				case r.SRB.Status == port.StatusSuccess:
-					stamp(want, first+r.index(), version)
-					if !bytes.Equal(r.Buffer[:blockBytes], want) {
-						return fmt.Errorf("wrong data: %s", r.SRB)
-					}
-				case worthRetrying(r.SRB) && try < 1000:
-					again = append(again, r)
-				default:
-					return fmt.Errorf("try %d: %s", try, r.SRB)
-				}
+			if err != nil {
+				return fmt.Errorf("try %d: %w", try, err)
 			}
 			todo = again
 		}
 	}
 	return nil
+}
+
+// submit runs requests to their ends.
+func (l *load) submit(todo []*Request, version uint64, write bool) {
+	srbs := make([]*port.SRB, len(todo))
+	for i, r := range todo {
+		lba := l.first + r.index()
+		if write {
+			stamp(r.Buffer[:l.blockBytes], lba, version)
+			r.Write(lba, 1, l.blockBytes)
+		} else {
+			clear(r.Buffer)
+			r.Read(lba, 1, l.blockBytes)
+		}
+		r.Completions.Store(0)
+		srbs[i] = r.SRB
+	}
+	l.batch.Expect(len(todo))
+	l.lu.Submit(l.p, srbs)
+	l.batch.Wait()
+}
+
+// check looks at requests that have ended. It returns those that a reset ended.
+func (l *load) check(done []*Request, version uint64) (again []*Request, err error) {
+	want := make([]byte, l.blockBytes)
+	for _, r := range done {
+		if n := r.Completions.Load(); n != 1 {
+			return nil, fmt.Errorf("%s completed %d times", r.SRB, n)
+		}
+		switch {
+		case r.SRB.Status == port.StatusSuccess:
+			stamp(want, l.first+r.index(), version)
+			if !bytes.Equal(r.Buffer[:l.blockBytes], want) {
+				return nil, fmt.Errorf("wrong data: %s", r.SRB)
+			}
+		case worthRetrying(r.SRB):
+			again = append(again, r)
+		default:
+			return nil, errors.New(r.SRB.String())
+		}
+	}
+	return again, nil
 }
 
 // index is the request's place in its batch.
