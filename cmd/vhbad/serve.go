@@ -251,18 +251,11 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	file.Disks = append(file.Disks, s.disks.values...)
 	file.Sandbox.Paths = append(file.Sandbox.Paths, v.Sandbox.Paths...)
 	if s.single {
-		if s.takeover {
-			return nil, errors.New("--takeover with --single: a single client cannot be handed over")
+		if err := s.makeSingle(file); err != nil {
+			return nil, err
 		}
-		if len(file.Listen) > 0 {
-			return nil, fmt.Errorf("--single serves who has started it: want no address to listen on, not %s", file.Listen[0])
-		}
-		inherited = true
-		file.HTTP = cmp.Or(file.HTTP, config.Off)
-		file.Admin = cmp.Or(file.Admin, config.Off)
-		file.Log.Level = cmp.Or(file.Log.Level, "warn")
 	}
-	c, err := file.Resolve(client.DefaultPath(), inherited)
+	c, err := file.Resolve(client.DefaultPath(), inherited || s.single)
 	if err != nil {
 		return nil, err
 	}
@@ -272,6 +265,20 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		}
 	}
 	return c, nil
+}
+
+// makeSingle changes file to what --single means.
+func (s *serveFlags) makeSingle(file *config.File) error {
+	if s.takeover {
+		return errors.New("--takeover with --single: a single client cannot be handed over")
+	}
+	if len(file.Listen) > 0 {
+		return fmt.Errorf("--single serves who has started it: want no address to listen on, not %s", file.Listen[0])
+	}
+	file.HTTP = cmp.Or(file.HTTP, config.Off)
+	file.Admin = cmp.Or(file.Admin, config.Off)
+	file.Log.Level = cmp.Or(file.Log.Level, "warn")
+	return nil
 }
 
 // newLog makes the daemon's log, on w.
@@ -288,21 +295,8 @@ func newLog(w io.Writer, c *config.Config, level slog.Leveler) *slog.Logger {
 }
 
 func (s *serveFlags) run(cmd *cobra.Command) error {
-	// A reader of our output that goes away must not take clients' disks along.
-	signal.Ignore(syscall.SIGPIPE)
-	signals := make(chan os.Signal, 2)
-	stopOn := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
-	hups := make(chan os.Signal, 1)
-	switch {
-	case s.configPath != "": // it is to read its configuration again
-		signal.Notify(hups, syscall.SIGHUP)
-		defer signal.Stop(hups)
-	case !signal.Ignored(syscall.SIGHUP): // nohup stays in force
-		stopOn = append(stopOn, syscall.SIGHUP)
-	}
-	signal.Notify(signals, stopOn...)
-	defer signal.Stop(signals)
-
+	signals, hups, ignoreSignals := s.catchSignals()
+	defer ignoreSignals()
 	inherited, err := daemon.Inherited()
 	if err != nil {
 		return usage(err)
@@ -314,14 +308,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	level := &slog.LevelVar{}
 	level.Set(c.LogLevel)
 	log := newLog(cmd.ErrOrStderr(), c, level)
-	var conn net.Conn
-	switch {
-	case s.single && len(inherited.NBD) > 1:
-		return usage(fmt.Errorf("--single with LISTEN_FDS=%d: want one socket", len(inherited.NBD)))
-	case s.single && len(inherited.NBD) == 0:
-		if conn, err = daemon.Stdio(); err != nil {
-			return usage(err)
-		}
+	conn, err := s.singleConn(inherited)
+	if err != nil {
+		return usage(err)
 	}
 	o := daemon.Options{
 		Config: c, Version: buildVersion(), Log: log, LogLevel: level, Inherited: inherited,
@@ -367,9 +356,46 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		}
 		_, _ = fmt.Fprintf(out, "attach: %s\n", e.AttachHint)
 	}
+	return serveUntilEnd(cmd.Context(), d, signals, log)
+}
 
+// catchSignals has the signals that end the daemon come through signals and the one that
+// has it read its configuration again through hups, until ignore is called.
+func (s *serveFlags) catchSignals() (signals, hups chan os.Signal, ignore func()) {
+	// A reader of our output that goes away must not take clients' disks along.
+	signal.Ignore(syscall.SIGPIPE)
+	signals, hups = make(chan os.Signal, 2), make(chan os.Signal, 1)
+	stopOn := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	switch {
+	case s.configPath != "":
+		signal.Notify(hups, syscall.SIGHUP)
+	case !signal.Ignored(syscall.SIGHUP): // nohup stays in force
+		stopOn = append(stopOn, syscall.SIGHUP)
+	}
+	signal.Notify(signals, stopOn...)
+	return signals, hups, func() {
+		signal.Stop(signals)
+		signal.Stop(hups)
+	}
+}
+
+// singleConn is the connection of --single, which is nil if it is to come from the one
+// socket that was inherited.
+func (s *serveFlags) singleConn(inherited daemon.Sockets) (net.Conn, error) {
+	switch {
+	case s.single && len(inherited.NBD) > 1:
+		return nil, fmt.Errorf("--single with LISTEN_FDS=%d: want one socket", len(inherited.NBD))
+	case s.single && len(inherited.NBD) == 0:
+		return daemon.Stdio()
+	}
+	return nil, nil
+}
+
+// serveUntilEnd waits until the daemon is to end, by whatever asks for that, and stops it
+// in good order.
+func serveUntilEnd(ctx context.Context, d *daemon.Daemon, signals <-chan os.Signal, log *slog.Logger) error {
 	var broken error
-	var hurry <-chan os.Signal = signals
+	hurry := signals
 	select {
 	case sig := <-signals:
 		log.Info("stopping", "signal", sig.String())
@@ -380,8 +406,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		hurry = afterFirst(signals)
 	case broken = <-d.Failed():
 		log.Error("stopping: a listener failed", "error", broken)
-	case <-cmd.Context().Done():
-		broken = cmd.Context().Err()
+	case <-ctx.Done():
+		broken = ctx.Err()
 	}
 	limit := d.Config().Limits.DrainTimeout.Std()
 	tellManager(log, sdnotify.Stopping, sdnotify.Status("Finishing what is in flight"), sdnotify.Extend(limit+2*forceGrace))
