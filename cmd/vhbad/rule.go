@@ -77,38 +77,20 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	root := map[string]any{"name": name}
 	put(root, "action.kind", kind)
 	fields := ruleFields()
-	paths := make([]string, len(fields))
-	for i := range fields {
-		paths[i] = fields[i].path
-	}
 	for _, w := range words {
 		field, value, ok := strings.Cut(w, "=")
 		if !ok {
 			return client.FaultRule{}, fmt.Errorf("%q: want FIELD=VALUE", w)
 		}
-		found := meant(paths, field)
-		switch len(found) {
-		case 1:
-		case 0:
-			var known []string
-			for _, f := range fields {
-				known = append(known, f.shortest)
-			}
-			slices.Sort(known)
-			return client.FaultRule{}, fmt.Errorf("field %q is not known: want %s", field, strings.Join(known, ", "))
-		default:
-			return client.FaultRule{}, fmt.Errorf("field %q: want %s", field, strings.Join(found, " or "))
+		path, err := pathOf(fields, field)
+		if err != nil {
+			return client.FaultRule{}, err
 		}
-		var v any
-		var doc yaml.Node // as it is written: a mark may be 1.0, or 007
-		if found[0] == "match.op" {
-			v = strings.Split(value, ",")
-		} else if err := yaml.Unmarshal([]byte(value), &doc); err != nil {
+		v, err := valueOf(path, value)
+		if err != nil {
 			return client.FaultRule{}, fmt.Errorf("%s: %w", w, err)
-		} else if len(doc.Content) > 0 {
-			v = doc.Content[0]
 		}
-		if !put(root, found[0], v) {
+		if !put(root, path, v) {
 			return client.FaultRule{}, fmt.Errorf("field %q is given twice", field)
 		}
 	}
@@ -121,6 +103,39 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 		return r, fmt.Errorf("fault %q: %w", name, err)
 	}
 	return r, r.Check()
+}
+
+// pathOf is the path of the one field that is meant.
+func pathOf(fields []ruleField, field string) (string, error) {
+	paths, known := make([]string, len(fields)), make([]string, len(fields))
+	for i, f := range fields {
+		paths[i], known[i] = f.path, f.shortest
+	}
+	found := meant(paths, field)
+	switch len(found) {
+	case 0:
+		slices.Sort(known)
+		return "", fmt.Errorf("field %q is not known: want %s", field, strings.Join(known, ", "))
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("field %q: want %s", field, strings.Join(found, " or "))
+}
+
+// valueOf is what a word says of the field at path, as it is to be written into a file;
+// nil if it says nothing.
+func valueOf(path, word string) (any, error) {
+	if path == "match.op" {
+		return strings.Split(word, ","), nil
+	}
+	var doc yaml.Node // as it is written: a mark may be 1.0, or 007
+	if err := yaml.Unmarshal([]byte(word), &doc); err != nil {
+		return nil, err
+	}
+	if len(doc.Content) == 0 {
+		return nil, nil
+	}
+	return doc.Content[0], nil
 }
 
 // put sets what is at a path with dots; false: it is set.
