@@ -170,11 +170,30 @@ func (d *Driver) FindAdapter(p *port.Processor, a *port.Adapter, c *port.Config)
 	d.perMessage = d.o.Interrupts == PerMessage
 	d.eventMessage = uint16(capability.QueuePairs())
 	d.maxIO = queues * (entries - reservedEntries)
-
 	if err := a.SetFeatureList(p, port.ControlSurpriseRemoval); err != nil {
 		d.log.Error("the port takes no feature list", "error", err)
 		return port.FindError
 	}
+	d.configure(c, capability)
+	if d.queues == nil {
+		d.makeQueues(queues, entries)
+	}
+	ringBytes := entries * (hba.CommandBytes + hba.CompletionBytes)
+	memory := a.GetUncachedExtension(p, c, queues*ringBytes)
+	if memory == nil {
+		d.log.Error("no memory for the rings", "bytes", queues*ringBytes)
+		return port.FindError
+	}
+	for i, q := range d.queues {
+		ring := memory[i*ringBytes : (i+1)*ringBytes]
+		q.setMemory(p, ring[:entries*hba.CommandBytes], ring[entries*hba.CommandBytes:])
+		q.shared.Bind(a, int(q.message))
+	}
+	return port.Found
+}
+
+// configure tells the port what the driver and a device of that capability can do.
+func (d *Driver) configure(c *port.Config, capability hba.Capability) {
 	c.SynchronizationModel = port.FullDuplex
 	if d.o.HalfDuplex {
 		c.SynchronizationModel = port.HalfDuplex
@@ -196,22 +215,6 @@ func (d *Driver) FindAdapter(p *port.Processor, a *port.Adapter, c *port.Config)
 	c.MaximumNumberOfLogicalUnits = capability.UnitsPerTarget()
 	c.SrbExtensionBytes = extensionBytes
 	c.Features = port.FeatureAbortCommand
-
-	if d.queues == nil {
-		d.makeQueues(queues, entries)
-	}
-	ringBytes := entries * (hba.CommandBytes + hba.CompletionBytes)
-	memory := a.GetUncachedExtension(p, c, queues*ringBytes)
-	if memory == nil {
-		d.log.Error("no memory for the rings", "bytes", queues*ringBytes)
-		return port.FindError
-	}
-	for i, q := range d.queues {
-		ring := memory[i*ringBytes : (i+1)*ringBytes]
-		q.setMemory(p, ring[:entries*hba.CommandBytes], ring[entries*hba.CommandBytes:])
-		q.shared.Bind(a, int(q.message))
-	}
-	return port.Found
 }
 
 // makeQueues makes the driver's side of the queue pairs.
