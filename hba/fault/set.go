@@ -153,13 +153,21 @@ func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err erro
 		}
 		taken[r.Name] = true
 	}
+	return checkOrder(rules)
+}
+
+// checkOrder checks that the rules which others come after are there, and wait for none
+// of those in turn. It returns the index of the rule that is wrong.
+func checkOrder(rules []Rule) (index int, err error) {
 	after := make(map[string]string, len(rules))
 	for i := range rules {
+		after[rules[i].Name] = rules[i].Match.AfterRule
+	}
+	for i := range rules {
 		name := rules[i].Match.AfterRule
-		if name != "" && !taken[name] {
+		if _, ok := after[name]; name != "" && !ok {
 			return i, &RuleError{Rule: rules[i].Name, Err: fmt.Errorf("match.after-rule %q: no rule has this name", name)}
 		}
-		after[rules[i].Name] = name
 	}
 	for i := range rules {
 		name := rules[i].Name
@@ -188,33 +196,43 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool, elsewhere map[*
 		if !concerns(f) || f.info.kind == KindPowerCut && !u.PowerSwitch {
 			continue
 		}
-		e := old.entry(u, f)
-		if e == nil {
-			made, err := newEntry(u, f)
-			if err != nil {
-				err = &RuleError{Rule: f.rule.Name, Err: err}
-				if f.rule.Disk == "" && errors.Is(err, errTooSmall) {
-					if elsewhere[f] == nil {
-						elsewhere[f] = err
-					}
-					continue
-				}
-				return nil, err
+		e, err := old.carryOver(u, f)
+		if f.rule.Disk == "" && errors.Is(err, errTooSmall) {
+			if elsewhere[f] == nil {
+				elsewhere[f] = err
 			}
-			e = &made
-		} else if f.rule.Match.hasRange() && e.bad == nil && e.versions == nil {
-			if in, err := f.rule.Match.blocks(u); err == nil { // to the end is where that is now
-				e.in = in
-			}
+			continue
+		}
+		if err != nil {
+			return nil, err
 		}
 		e.after = s.byName[f.rule.Match.AfterRule]
-		p.entries = append(p.entries, *e)
+		p.entries = append(p.entries, e)
 		p.ops |= f.ops
 		if e.watches() {
 			p.watched |= opsWriting
 		}
 	}
 	return p, nil
+}
+
+// carryOver is what a fault has kept for a unit in s, or else a new entry.
+func (s *Set) carryOver(u Unit, f *Fault) (entry, error) {
+	was := s.entry(u, f)
+	if was == nil {
+		e, err := newEntry(u, f)
+		if err != nil {
+			err = &RuleError{Rule: f.rule.Name, Err: err}
+		}
+		return e, err
+	}
+	e := *was
+	if f.rule.Match.hasRange() && e.bad == nil && e.versions == nil {
+		if in, err := f.rule.Match.blocks(u); err == nil { // to the end is where that is now
+			e.in = in
+		}
+	}
+	return e, nil
 }
 
 // concerns reports whether f is one of the plan's.
@@ -303,8 +321,7 @@ func (s *Set) entry(u Unit, f *Fault) *entry {
 		}
 		for i := range p.entries {
 			if p.entries[i].fault == f {
-				e := p.entries[i]
-				return &e
+				return &p.entries[i]
 			}
 		}
 	}
