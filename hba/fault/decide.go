@@ -7,61 +7,6 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// A Command is what a rule can tell of a command.
-type Command struct {
-	Op Op
-	// LBA and Blocks are its range, if it is Ranged.
-	LBA, Blocks uint64
-	Ranged      bool
-	FUA         bool
-	// Connection is the GROUP NUMBER of its CDB, or zero.
-	Connection uint8
-	// Tag is the device's name for it. It is not matched, only told.
-	Tag uint32
-	// Mark is the text of a mark, for OpMark, and Timer whose time has come, for
-	// OpTime.
-	Mark  string
-	Timer *Fault
-}
-
-// Describe is what a CDB says. The range of an UNMAP is in its data: see
-// AddUnmap.
-func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
-	c := Command{Op: OpOf(cdb)}
-	if c.Op&opsRanged != 0 && c.Op != OpTrim {
-		lba, blocks, ok := scsi.BlockRange(cdb)
-		c.LBA, c.Blocks, c.Ranged = lba, uint64(blocks), ok
-	}
-	if c.Op&(OpRead|OpWrite|OpCompareWrite) != 0 && scsi.CDBBytes(scsi.Opcode(cdb[0])) > 6 {
-		c.FUA = cdb[1]&scsi.CDBFUA != 0
-	}
-	c.Connection = scsi.Group(cdb)
-	return c
-}
-
-// AddUnmap takes the parameter list of an UNMAP, or its beginning: the command's
-// range is from the first to the last of its blocks.
-func (c *Command) AddUnmap(list []byte) {
-	n, ok := scsi.ParseUnmapHeader(list)
-	if !ok {
-		return
-	}
-	first, end := uint64(math.MaxUint64), uint64(0)
-	for list = list[scsi.UnmapHeaderBytes:]; n >= scsi.UnmapDescriptorBytes; n -= scsi.UnmapDescriptorBytes {
-		lba, blocks, ok := scsi.ParseUnmapDescriptor(list)
-		if !ok {
-			break
-		}
-		first, end = min(first, lba), max(end, lba+uint64(blocks))
-		list = list[scsi.UnmapDescriptorBytes:]
-	}
-	if first < end {
-		c.LBA, c.Blocks, c.Ranged = first, end-first, true
-	}
-}
-
-func (c *Command) span() span { return span{c.LBA, c.LBA + c.Blocks} }
-
 // An End is how a command ends that is not executed.
 type End uint8
 
@@ -443,36 +388,6 @@ func (d *Decision) written(c *Command) span {
 	return s
 }
 
-// Overwrites reports whether Keepers and Heal would do anything.
-func (d *Decision) Overwrites() bool { return d.overwrites != nil }
-
-// Keepers are to get what c has overwritten.
-func (d *Decision) Keepers(c *Command) (all []*Versions) {
-	for i := range d.overwrites.entries {
-		if e := &d.overwrites.entries[i]; e.versions != nil && !e.in.overlap(d.written(c)).empty() {
-			all = append(all, e.versions)
-		}
-	}
-	return all
-}
-
-// Written is the part, up to end, of the blocks from lba on that c has written. There is none
-// if it is not below end.
-func (d *Decision) Written(c *Command, lba, blocks uint64) (first, end uint64) {
-	s := span{lba, lba + blocks}.overlap(d.written(c))
-	return s.first, s.end
-}
-
-// Heal repairs those of the blocks from lba on that c has written.
-func (d *Decision) Heal(c *Command, lba, blocks uint64) {
-	s := span{lba, lba + blocks}.overlap(d.written(c))
-	for i := range d.overwrites.entries {
-		if e := &d.overwrites.entries[i]; e.bad != nil && e.watches() {
-			e.bad.heal(s)
-		}
-	}
-}
-
 // tell reports that f has fired, if it is time to.
 func (p *Plan) tell(f *Fault, c *Command, now time.Duration) {
 	if p.set.onFire == nil {
@@ -484,83 +399,4 @@ func (p *Plan) tell(f *Fault, c *Command, now time.Duration) {
 		return
 	}
 	p.set.onFire(Firing{Fault: f, Disk: p.unit.Disk, Command: *c, Times: f.untold.Swap(0), First: last == math.MinInt64})
-}
-
-// Clip is the part of a command's blocks that v is about; ok says whether there
-// is any.
-func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
-	s := v.clip(c.span())
-	return s.first, s.end - s.first, !s.empty()
-}
-
-// Corrupts reports whether Corrupt would do anything.
-func (d *Decision) Corrupts() bool { return d.flips != 0 || d.rots || d.stales }
-
-// Corrupt changes what a command has read, in segments, the first of which begins
-// with the first block.
-func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
-	if d.stales {
-		block := make([]byte, blockBytes)
-		for i := d.n - 1; i >= 0; i-- { // the first has the last word
-			old := d.entries[i].versions
-			if old == nil {
-				continue
-			}
-			in := old.clip(c.span())
-			for b := in.first; b < in.end; b++ {
-				if old.Replace(b, block) {
-					scatter(segments, int(b-c.LBA)*blockBytes, block)
-				}
-			}
-		}
-	}
-	for _, e := range d.entries[:d.n] {
-		if e.fault.rule.Action.Kind == KindRot {
-			e.corrupt(c.span(), blockBytes, segments)
-		}
-	}
-	if total := c.Blocks * uint64(blockBytes) * 8; total != 0 {
-		for range d.flips {
-			flipBit(segments, d.flip.below(total))
-		}
-	}
-}
-
-// corrupt flips the bits of those blocks of in that are rotten, where segments have them.
-func (e *entry) corrupt(in span, blockBytes int, segments [][]byte) {
-	from := in.first
-	for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {
-		in.first = b + 1
-		chance := chanceOf(^e.fault.seed, b)
-		for range max(1, e.fault.rule.Action.Bits) {
-			flipBit(segments, (b-from)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))
-		}
-	}
-}
-
-// scatter copies b into segments from an offset on.
-func scatter(segments [][]byte, off int, b []byte) {
-	for _, s := range segments {
-		if off >= len(s) {
-			off -= len(s)
-			continue
-		}
-		n := copy(s[off:], b)
-		b, off = b[n:], 0
-		if len(b) == 0 {
-			return
-		}
-	}
-}
-
-// flipBit flips one bit, counted from the first byte of the first segment.
-func flipBit(segments [][]byte, bit uint64) {
-	at := bit / 8
-	for _, s := range segments {
-		if at < uint64(len(s)) {
-			s[at] ^= 1 << (bit % 8)
-			return
-		}
-		at -= uint64(len(s))
-	}
 }

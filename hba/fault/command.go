@@ -1,0 +1,62 @@
+package fault
+
+import (
+	"math"
+
+	"github.com/vhbad/vhbad/internal/scsi"
+)
+
+// A Command is what a rule can tell of a command.
+type Command struct {
+	Op Op
+	// LBA and Blocks are its range, if it is Ranged.
+	LBA, Blocks uint64
+	Ranged      bool
+	FUA         bool
+	// Connection is the GROUP NUMBER of its CDB, or zero.
+	Connection uint8
+	// Tag is the device's name for it. It is not matched, only told.
+	Tag uint32
+	// Mark is the text of a mark, for OpMark, and Timer whose time has come, for
+	// OpTime.
+	Mark  string
+	Timer *Fault
+}
+
+// Describe is what a CDB says. The range of an UNMAP is in its data: see
+// AddUnmap.
+func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
+	c := Command{Op: OpOf(cdb)}
+	if c.Op&opsRanged != 0 && c.Op != OpTrim {
+		lba, blocks, ok := scsi.BlockRange(cdb)
+		c.LBA, c.Blocks, c.Ranged = lba, uint64(blocks), ok
+	}
+	if c.Op&(OpRead|OpWrite|OpCompareWrite) != 0 && scsi.CDBBytes(scsi.Opcode(cdb[0])) > 6 {
+		c.FUA = cdb[1]&scsi.CDBFUA != 0
+	}
+	c.Connection = scsi.Group(cdb)
+	return c
+}
+
+// AddUnmap takes the parameter list of an UNMAP, or its beginning: the command's
+// range is from the first to the last of its blocks.
+func (c *Command) AddUnmap(list []byte) {
+	n, ok := scsi.ParseUnmapHeader(list)
+	if !ok {
+		return
+	}
+	first, end := uint64(math.MaxUint64), uint64(0)
+	for list = list[scsi.UnmapHeaderBytes:]; n >= scsi.UnmapDescriptorBytes; n -= scsi.UnmapDescriptorBytes {
+		lba, blocks, ok := scsi.ParseUnmapDescriptor(list)
+		if !ok {
+			break
+		}
+		first, end = min(first, lba), max(end, lba+uint64(blocks))
+		list = list[scsi.UnmapDescriptorBytes:]
+	}
+	if first < end {
+		c.LBA, c.Blocks, c.Ranged = first, end-first, true
+	}
+}
+
+func (c *Command) span() span { return span{c.LBA, c.LBA + c.Blocks} }
