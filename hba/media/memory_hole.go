@@ -94,7 +94,7 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 // hole zeroes n bytes from off, which the caller has checked, and releases the
 // chunks that this empties. The caller keeps Close out, by lifeMu or resizeMu.
 func (m *Memory) hole(off, n int64) {
-	var batch, lent releaseBatch
+	var emptied emptiedChunks
 	root := *m.root.Load()
 	for end := off + n; off < end; {
 		leafEnd := min(end, off|(leafBytes-1)+1)
@@ -111,17 +111,26 @@ func (m *Memory) hole(off, n int64) {
 			k := int(min(leafEnd-off, int64(chunkBytes-at)))
 			// A chunk that is not there now reads as zeros now, which is when this
 			// call took effect for it.
-			if c := &l.cells[i%chunksPerLeaf]; c.chunk.Load() != nil {
-				m.holeChunk(l, c, i, at, k, &batch, &lent)
+			if l.cells[i%chunksPerLeaf].chunk.Load() != nil {
+				m.holeChunk(l, i, at, k, &emptied)
 			}
 			off += int64(k)
 		}
 	}
-	m.pool.release(&batch)
-	m.pool.replace(&lent)
+	m.pool.release(&emptied.free)
+	m.pool.replace(&emptied.lent)
 }
 
-func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch, lent *releaseBatch) {
+// emptiedChunks are what hole has taken out of the medium and not yet given to the pool.
+type emptiedChunks struct {
+	free releaseBatch // nobody else can reach these
+	lent releaseBatch // but these by references to their pages
+}
+
+// holeChunk zeroes n bytes at offset at of chunk i, which is in l, if it is there. If
+// nothing is left in it, it is added to emptied.
+func (m *Memory) holeChunk(l *leaf, i int64, at, n int, emptied *emptiedChunks) {
+	c := &l.cells[i%chunksPerLeaf]
 	s := &m.stripes[i%memoryStripes]
 	s.Lock()
 	ch := c.chunk.Load()
@@ -150,15 +159,14 @@ func (m *Memory) holeChunk(l *leaf, c *cell, i int64, at, n int, batch, lent *re
 	l.used.Add(-1)
 	wasLent := l.takeBack(int(i % chunksPerLeaf))
 	s.Unlock()
-	// Nobody else can reach ch any more, but by references to its pages.
 	if wasLent {
-		if lent.add(ch) {
-			m.pool.replace(lent)
+		if emptied.lent.add(ch) {
+			m.pool.replace(&emptied.lent)
 		}
 		return
 	}
-	if batch.add(ch) {
-		m.pool.release(batch)
+	if emptied.free.add(ch) {
+		m.pool.release(&emptied.free)
 	}
 }
 
