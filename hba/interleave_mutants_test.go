@@ -76,17 +76,18 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "causes are not carried over into messages",
 			Test: "TestInterleave_Reconnect",
 			File: "interrupt.go",
-			Old: `			if kept&causeOf(pci.Message(m)) != 0 {
-				bits |= messagePending
-			}`,
+			Old: `		if kept&causeOf(pci.Message(m)) != 0 {
+			bits |= messagePending
+		}`,
 		},
 		{
 			Name: "messages are not carried over into causes",
 			Test: "TestInterleave_Reconnect",
 			File: "interrupt.go",
-			Old: `					if s&messagePending != 0 {
-						kept |= causeOf(pci.Message(m))
-					}`,
+			Old: `		if x.messages[m].toLine() {
+			kept |= causeOf(pci.Message(m))
+		}`,
+			New: `x.messages[m].toLine()`,
 		},
 		{
 			Name: "two goroutines become the engine",

@@ -264,42 +264,59 @@ func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) er
 	x.conn.Store(c)
 	yieldPoint("connect: messages")
 	if c.mode == pci.MessageSignaled {
-		x.lineMu.Lock()
-		kept := x.cause
-		x.cause = 0
-		x.lineMu.Unlock()
-		for m := range x.messages {
-			yieldPoint("connect: a message")
-			bits := messageConnected
-			if kept&causeOf(pci.Message(m)) != 0 {
-				bits |= messagePending
-			}
-			x.messages[m].state.Or(bits)
-		}
+		x.connectMessages(causeOf)
 	} else {
-		var kept uint64
-		for m := range x.messages {
-			w := &x.messages[m].state
-			for {
-				yieldPoint("connect: look at a message")
-				s := w.Load()
-				yieldPoint("connect: change a message")
-				if w.CompareAndSwap(s, s&^messagePending|messageConnected|messageLine) {
-					if s&messagePending != 0 {
-						kept |= causeOf(pci.Message(m))
-					}
-					break
-				}
-			}
-		}
-		x.assert(kept)
-		if x.asserted() {
-			yieldPoint("connect: pending")
-			x.messages[0].state.Or(messagePending)
-		}
+		x.connectLine(causeOf)
 	}
 	x.wake()
 	return nil
+}
+
+// connectMessages makes the causes that were kept pending messages.
+//
+// +checklocks:x.mu
+func (x *interrupts) connectMessages(causeOf func(pci.Message) uint64) {
+	x.lineMu.Lock()
+	kept := x.cause
+	x.cause = 0
+	x.lineMu.Unlock()
+	for m := range x.messages {
+		yieldPoint("connect: a message")
+		bits := messageConnected
+		if kept&causeOf(pci.Message(m)) != 0 {
+			bits |= messagePending
+		}
+		x.messages[m].state.Or(bits)
+	}
+}
+
+// connectLine makes the messages that were kept causes.
+//
+// +checklocks:x.mu
+func (x *interrupts) connectLine(causeOf func(pci.Message) uint64) {
+	var kept uint64
+	for m := range x.messages {
+		if x.messages[m].toLine() {
+			kept |= causeOf(pci.Message(m))
+		}
+	}
+	x.assert(kept)
+	if x.asserted() {
+		yieldPoint("connect: pending")
+		x.messages[0].state.Or(messagePending)
+	}
+}
+
+// toLine has w come by the line from now on, and reports whether it was pending.
+func (w *interruptMessage) toLine() (pending bool) {
+	for {
+		yieldPoint("connect: look at a message")
+		s := w.state.Load()
+		yieldPoint("connect: change a message")
+		if w.state.CompareAndSwap(s, s&^messagePending|messageConnected|messageLine) {
+			return s&messagePending != 0
+		}
+	}
 }
 
 // disconnect stops delivery and waits for calls under way.
