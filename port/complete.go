@@ -106,8 +106,9 @@ func (p *Processor) finishCompleted() {
 		var run srbQueue
 		yieldPoint("finish: account")
 		lu.mu.Lock()
+		oldest := lu.pendingHead
 		t := lu.settleLocked(p, s)
-		if t.pending > 0 || lu.pendingHead == nil && lu.waiting.head == nil {
+		if t.answered > 0 || lu.pendingHead != oldest || lu.pendingHead == nil && lu.waiting.head == nil {
 			lu.rearmLocked()
 		}
 		lu.countBusyLocked(t.ended) // what was BUSY itself does not count
@@ -149,8 +150,8 @@ func (p *Processor) finishCompleted() {
 type settlement struct {
 	done       *SRB // a list, for their owners
 	rest       *SRB // of the list: those of other units
-	pending    int  // were outstanding: the unit, or its miniport, has answered
-	ended      int  // of those, go to their owners
+	answered   int  // were outstanding, and it is the unit or its miniport that has answered
+	ended      int  // were outstanding, and go to their owners
 	freed      int  // had one of the adapter's MaxNumberOfIO
 	turnedAway int  // of those, were BUSY and wait again
 }
@@ -169,7 +170,9 @@ func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
 		if wasPending {
 			lu.unlinkLocked(s)
 			lu.stats.Completed++
-			t.pending++
+			if !s.refused {
+				t.answered++
+			}
 		}
 		if wasCharged {
 			s.charged = false

@@ -37,7 +37,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 		s.owner.Store(ownerPort)
 		s.built, s.busyTries, s.SenseBytes = false, 0, 0
 		s.ServiceTime = 0
-		s.stage, s.given = stageNone, givenNot
+		s.stage, s.given, s.refused = stageNone, givenNot, false
 		s.life++
 		if p.samples.due() {
 			p.follow(s)
@@ -219,6 +219,7 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	s.channel = channel
 	s.Status, s.ScsiStatus, s.Injected, s.CutReply, s.BadCookie = StatusPending, 0, false, false, false
 	if s.Function == FunctionAbortCommand && a.config.Features&FeatureAbortCommand == 0 || !a.mapData(s) {
+		s.refused = true
 		p.finishByPort(s, StatusInvalidRequest)
 		return false
 	}

@@ -690,6 +690,48 @@ func TestTimeout_NotRearmedByPort(t *testing.T) {
 	})
 }
 
+// Nor is it one if the port refuses what it is to bring to the miniport. Such an SRB leaves
+// those beside it their own time, too.
+func TestTimeout_NotRearmedByRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
+		stuck, s := b.srb(&finished{}), b.srb(&finished{})
+		s.Flags |= FlagDataIn
+		s.TimeoutSecs = 1
+		refused := func(batch ...*SRB) {
+			t.Helper()
+			s.DataTransferBytes = 512 // without a buffer
+			b.lu.Submit(b.p, batch)
+			if s.Status != StatusInvalidRequest {
+				t.Errorf("%s, want %s", s, StatusInvalidRequest)
+			}
+		}
+		wantTimeouts := func(after time.Duration, want uint64) {
+			t.Helper()
+			time.Sleep(after)
+			synctest.Wait()
+			if n := b.a.timeouts.Load(); n != want {
+				t.Errorf("%d timeouts, want %d", n, want)
+			}
+		}
+		refused(s)
+		wantTimeouts(2*time.Second, 0) // nothing is outstanding
+		refused(s, stuck)
+		for range 2 {
+			wantTimeouts(2*time.Second, 0)
+			refused(s)
+		}
+		wantTimeouts(2*time.Second, 1)
+		for _, x := range b.d.take() { // resets among them
+			b.d.complete(b.p, x)
+		}
+		synctest.Wait()
+		b.a.FreeSRB(stuck)
+		b.a.FreeSRB(s)
+		b.wantNoViolations()
+	})
+}
+
 // Nor is it one of a unit that is gone: who waits for what that holds is told in time,
 // whatever comes for it still.
 func TestTimeout_NotRearmedByNoDevice(t *testing.T) {

@@ -198,6 +198,7 @@ type srbPort struct {
 	recovery  bool      // one of the port's own, a reset most of all: passes every gate
 	stage     Stage     // not stageNone: followed, see stage.go; the owner's
 	op        Operation // if it is followed
+	refused   bool      // by the port, when it was outstanding: no miniport has seen it
 	life      uint16    // counts submissions; changed with the unit's mu held
 	channel   int
 	busyTries int
