@@ -131,8 +131,13 @@ func (d *Device) undoLater(u *undo) {
 		d.undoLocked(u) // SetFaults has looked already, or waits for undoMu and finds nothing
 		return
 	}
-	d.undos = append(d.undos, u)
-	if u.limited != nil {
+	if u.limited == nil {
+		d.undos = append(d.undos, u)
+	} else {
+		// The same fault ends later now: a rule may do it with each command.
+		d.undos = append(slices.DeleteFunc(d.undos, func(other *undo) bool {
+			return other.limited == u.limited && other.fault == u.fault
+		}), u)
 		d.limitLocked(u.limited)
 	}
 	if after := u.fault.Rule().Action.For; after != 0 {

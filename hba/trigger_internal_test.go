@@ -198,3 +198,32 @@ func TestUndoLater(t *testing.T) {
 		t.Error("undone twice")
 	}
 }
+
+// TestUndoLater_Again: a rule that limits a unit over and over is remembered once, with
+// its last time, and counts as the latest.
+func TestUndoLater_Again(t *testing.T) {
+	w := newTimedWorld(t)
+	unit := w.d.unitAt(w.units[0])
+	small := fault.Rule{Name: "small", Budget: 9, Action: fault.Action{Kind: fault.KindCapacity, Size: 1 << 10, For: fault.Duration(time.Minute)}}
+	large := fault.Rule{Name: "large", Budget: 9, Action: fault.Action{Kind: fault.KindCapacity, Size: 1 << 20}}
+	s := w.set(t, small, large)
+	want := func(when string, blocks uint64, undos int) {
+		t.Helper()
+		if got, n := unit.Blocks(), w.d.Undos(); got != blocks || n != undos {
+			t.Errorf("%s: %d blocks, %d to undo; want %d and %d", when, got, n, blocks, undos)
+		}
+	}
+	for range 3 {
+		for _, name := range []string{"small", "large", "large", "small"} {
+			w.d.trigger(s.Fault(name), w.units[0])
+			w.clock.advance(w.clock.now + time.Second)
+		}
+	}
+	want("with both", 2, 2)
+	w.clock.advance(w.clock.now + 58*time.Second)
+	want("before the end of the last small one", 2, 2)
+	w.clock.advance(w.clock.now + time.Second)
+	want("after it", 1<<11, 1)
+	w.set(t)
+	want("without rules", 1<<12, 0)
+}
