@@ -378,25 +378,27 @@ func TestStopContext_Ended(t *testing.T) {
 
 // What a stop sends last and is back at once is back, whatever time there is.
 func TestStopContext_FlushedInTime(t *testing.T) {
-	flushes, log := 0, new(bytes.Buffer)
-	d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
-	d.startIo = func(p *Processor, srb *SRB) bool { flushes++; d.complete(p, srb); return true }
-	b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Log: slog.New(slog.NewTextHandler(log, nil))})
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	const stops = 50 // it would be by chance
-	for range stops {
-		if err := b.a.StopContext(ctx, b.p); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		flushes, log := 0, new(bytes.Buffer)
+		d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
+		d.startIo = func(p *Processor, srb *SRB) bool { flushes++; d.complete(p, srb); return true }
+		b := newBenchIn(t, d, AdapterOptions{}, SystemConfig{Log: slog.New(slog.NewTextHandler(log, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		const stops = 50 // it would be by chance
+		for range stops {
+			if err := b.a.StopContext(ctx, b.p); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.a.Restart(b.p); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if err := b.a.Restart(b.p); err != nil {
-			t.Fatal(err)
+		if flushes != stops || log.Len() != 0 {
+			t.Errorf("%d flushes, want %d; logged: %.300s", flushes, stops, log)
 		}
-	}
-	if flushes != stops || log.Len() != 0 {
-		t.Errorf("%d flushes, want %d; logged: %.300s", flushes, stops, log)
-	}
-	b.wantNoViolations()
+		b.wantNoViolations()
+	})
 }
 
 // A class driver's reset is waited for by nobody, but the verifier tells of it.
