@@ -390,8 +390,8 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 }
 
 // sendControl sends FunctionFlush or FunctionShutdown to a unit and waits for
-// it, ResetTimeout at most and not after ctx or the adapter's failure. That it has not
-// come back is logged: nothing better can be done.
+// it, ResetTimeout at most and not after ctx or the adapter's failure. That it has failed
+// or not come back is logged: nothing better can be done.
 func (a *Adapter) sendControl(ctx context.Context, p *Processor, lu *LogicalUnit, f Function) {
 	if !a.sendOwn(ctx, p, lu, a.controlSRB, f) {
 		a.sys.log.Error("the adapter's cache may not be flushed", "unit", lu.String(), "function", f.String())
