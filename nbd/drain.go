@@ -70,8 +70,10 @@ func (c *Conn) handOut() {
 //
 // +checklocks:s.mu
 func (s *Server) drainLocked(c *Conn) {
-	c.poke(wishDrain)
 	if !c.transmitting {
+		c.wishes.Or(wishDrain) // first, for negotiation.run, which may undo the deadline
+		// Before the poke: who is woken up by that may set a later one.
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) // as in poke
 	}
+	c.poke(wishDrain)
 }

@@ -634,12 +634,25 @@ func TestHandshake_ShutdownAbort(t *testing.T) {
 	})
 }
 
+// A quickPipe has its reader act on a poke before whoever poked goes on.
+type quickPipe struct{ net.Conn }
+
+func (q quickPipe) SetReadDeadline(at time.Time) error {
+	err := q.Conn.SetReadDeadline(at)
+	if at.Before(time.Now()) {
+		synctest.Wait()
+	}
+	return err
+}
+
 // TestHandshake_ShutdownLate: a client that speaks in the last moment it is given has one more to
-// take the answer.
+// take the answer, however soon the connection knows of the drain.
 func TestHandshake_ShutdownLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
-		h := &haggler{t: t, nc: pipeTo(s)}
+		ours, theirs := net.Pipe()
+		go func() { _ = s.ServeConn(quickPipe{theirs}) }()
+		h := &haggler{t: t, nc: ours}
 		expect(t, h.nc, hello)
 		h.write(hx(fixedNoZer))
 		synctest.Wait()
