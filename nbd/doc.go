@@ -62,10 +62,10 @@
 // any: in the block before the read's destination, or in the hole before the data that
 // follows it.
 //
-// Room for extents is modest at first and grows when it did not suffice: a reply
-// may end early, and the client asks again. Errors come with words from a fixed table
-// (cause.go). Structured replies are used where the protocol asks for them and
-// for errors; other successes stay simple.
+// Room for extents is modest at first, grows when it did not suffice, and shrinks when
+// hardly any of it was needed (status.go): a reply may end early, and the client asks
+// again. Errors come with words from a fixed table (cause.go). Structured replies are
+// used where the protocol asks for them and for errors; other successes stay simple.
 //
 // A WRITE with an extended header has a payload even if its flag PAYLOAD_LEN is
 // missing; other commands with a payload are refused, their payload skipped.
