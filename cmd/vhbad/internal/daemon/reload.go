@@ -9,7 +9,6 @@ import (
 	"net"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -365,16 +364,25 @@ func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, fau
 
 // inTheWay adds to the error of an address that one which is to be closed has its port.
 func (p *plan) inTheWay(a config.Address, err error) error {
-	_, port, splitErr := net.SplitHostPort(a.Target)
-	if splitErr != nil || !errors.Is(err, syscall.EADDRINUSE) {
+	if a.Network != "tcp" || !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	want, resolveErr := net.ResolveTCPAddr("tcp", a.Target)
+	if resolveErr != nil {
 		return err
 	}
 	for _, s := range p.shut {
-		if t, ok := s.Addr().(*net.TCPAddr); ok && strconv.Itoa(t.Port) == port {
-			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", err, endpointURI(t))
+		if has, ok := s.Addr().(*net.TCPAddr); ok && has.Port == want.Port && overlap(has.IP, want.IP) {
+			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", err, endpointURI(has))
 		}
 	}
 	return err
+}
+
+// overlap reports whether one port cannot be listened on at both addresses.
+func overlap(a, b net.IP) bool {
+	isAll := func(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
+	return isAll(a) || isAll(b) || a.Equal(b)
 }
 
 // inSandbox adds to the error of an address what the sandbox has to do with it.

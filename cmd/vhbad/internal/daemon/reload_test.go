@@ -341,6 +341,29 @@ func TestReload_SamePort(t *testing.T) {
 	}
 }
 
+// TestReload_OthersPort: an address that another program has is not said to be this daemon's,
+// although the address that it is to replace has the same port.
+func TestReload_OthersPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSettings(t, "one=memory:1MiB")
+	s.Listen = append(s.Listen, config.Address{Network: "tcp", Target: "127.0.0.1:" + port})
+	s.startReloadable(t)
+	s.Listen[1].Target = l.Addr().String()
+	_, err = s.control(t).Reload(t.Context())
+	wantError(t, err, client.ErrInternal, "address already in use")
+	if strings.Contains(err.Error(), "this daemon's") {
+		t.Errorf("%v; it is another program that has it", err)
+	}
+}
+
 // TestReload_SocketForgets: a socket whose mode or owner is no longer in the file
 // would silently keep it; that is refused.
 func TestReload_SocketForgets(t *testing.T) {
