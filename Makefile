@@ -164,7 +164,9 @@ pgo: ## take deploy/vhbad.pgo anew: the processor time of a daemon under the loa
 	CGO_ENABLED=0 $(GO) build -trimpath -pgo off -tags profile -o .cache/pgo/vhbad ./cmd/vhbad
 	$(GO) -C internal/bench build -o ../../.cache/bin/bench .
 	VHBAD_PROFILE_DIR=$(CURDIR)/.cache/pgo .cache/bin/bench -vhbad .cache/pgo/vhbad -rounds 3 -alone -rows '^(read|write|file)-'
-	$(GO) tool pprof -proto .cache/pgo/*.pprof > deploy/vhbad.pgo
+	$(GO) tool pprof -proto .cache/pgo/*.pprof > .cache/pgo/all
+	@# Slashes for the folder that the program lay in, which is this machine's: as many, as the length stands before it.
+	folder=$$(realpath .cache/pgo)/ && gunzip < .cache/pgo/all | LC_ALL=C sed -e "s|$$folder|$${folder//?/\/}|g" | gzip -9n > deploy/vhbad.pgo
 
 .PHONY: bench-go
 bench-go: ## Go benchmarks of every stage, COUNT times, into .cache/bench.txt, and their summary
