@@ -373,7 +373,7 @@ func (p *plan) inTheWay(a config.Address, err error) error {
 	}
 	for _, s := range p.shut {
 		if has, ok := s.Addr().(*net.TCPAddr); ok && has.Port == want.Port && overlap(has.IP, want.IP) {
-			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", err, endpointURI(has))
+			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", syscall.EADDRINUSE, endpointURI(has))
 		}
 	}
 	return err
