@@ -7,7 +7,6 @@ const (
 	KiB = quantity.KiB
 	MiB = quantity.MiB
 	GiB = quantity.GiB
-	TiB = quantity.TiB
 )
 
 // A Size is a number of bytes as people write it.
@@ -18,6 +17,3 @@ type Duration = quantity.Duration
 
 // ParseSize reads "4096", "64MiB" or "64M".
 func ParseSize(s string) (Size, error) { return quantity.ParseSize(s) }
-
-// ParseDuration reads "5ms" or "1m30s".
-func ParseDuration(s string) (Duration, error) { return quantity.ParseDuration(s) }
