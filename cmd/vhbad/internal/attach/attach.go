@@ -192,7 +192,12 @@ func (k *kernel) connectAll(ctx context.Context, o Options) (*Attachment, error)
 
 func (a *Attachment) connect(ctx context.Context) error {
 	o, k := &a.options, a.kernel
-	fds, info, err := dialAll(ctx, o.Server, o.Connections)
+	fds, info, err := dialAll(ctx, o.Server, o.Connections, func(info exportInfo) error {
+		if o.Connections > 1 && info.flags&flagMultiConn == 0 {
+			return fmt.Errorf("%d connections: the server does not promise that a flush on one covers the others (NBD_FLAG_CAN_MULTI_CONN): use one", o.Connections)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -240,8 +245,8 @@ func blockBytes(want uint32, info exportInfo) (uint32, error) {
 }
 
 // dialAll negotiates n connections to one export and returns their sockets,
-// which are the caller's to close.
-func dialAll(ctx context.Context, s Server, n int) (fds []int, first exportInfo, err error) {
+// which are the caller's to close. fits, unless nil, says what is wrong with the export.
+func dialAll(ctx context.Context, s Server, n int, fits func(exportInfo) error) (fds []int, first exportInfo, err error) {
 	defer func() {
 		if err != nil {
 			leave(fds)
@@ -260,10 +265,14 @@ func dialAll(ctx context.Context, s Server, n int) (fds []int, first exportInfo,
 		switch {
 		case info.flags&flagHasFlags == 0:
 			return fds, info, fmt.Errorf("the server's transmission flags %#x lack NBD_FLAG_HAS_FLAGS", info.flags)
-		case n > 1 && info.flags&flagMultiConn == 0:
-			return fds, info, fmt.Errorf("%d connections: the server does not promise that a flush on one covers the others (NBD_FLAG_CAN_MULTI_CONN): use one", n)
 		case info != first:
 			return fds, info, fmt.Errorf("connection %d was told %+v, the first %+v: did the export change meanwhile?", i, info, first)
+		}
+		if fits == nil {
+			continue
+		}
+		if err := fits(info); err != nil {
+			return fds, info, err
 		}
 	}
 	return fds, first, nil

@@ -59,7 +59,7 @@ func TestFarewell(t *testing.T) {
 			b, _ := io.ReadAll(c) // the bytes tell
 			got <- b
 		}()
-		if _, _, err := dialAll(context.Background(), Server{Network: "unix", Address: path, Export: "d"}, 1); err == nil {
+		if _, _, err := dialAll(context.Background(), Server{Network: "unix", Address: path, Export: "d"}, 1, nil); err == nil {
 			t.Fatal("no error")
 		}
 		want := append([]byte("\x25\x60\x95\x13\x00\x00\x00\x02"), make([]byte, 20)...)

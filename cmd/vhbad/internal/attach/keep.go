@@ -136,7 +136,7 @@ func (a *Attachment) Keep(ctx context.Context, log *slog.Logger, recheck <-chan 
 func (a *Attachment) askSize(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	fds, info, err := dialAll(ctx, a.options.Server, 1)
+	fds, info, err := dialAll(ctx, a.options.Server, 1, nil)
 	if err != nil {
 		return err
 	}
@@ -239,12 +239,8 @@ func (a *Attachment) attempt(ctx context.Context) error {
 	shutDown(dead)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	fds, info, err := dialAll(ctx, a.options.Server, n)
+	fds, info, err := dialAll(ctx, a.options.Server, n, a.fits)
 	if err != nil {
-		return err
-	}
-	if err := a.fits(info); err != nil {
-		leave(fds)
 		return err
 	}
 	id.fds = fds

@@ -119,7 +119,8 @@ func (p *keeping) keep(t *testing.T, a *Attachment) {
 		cancel()
 		<-over
 		if t.Failed() {
-			t.Logf("netlink: %q\nlog:\n%s", p.asks(), p.log)
+			asks := p.asks()
+			t.Logf("netlink, the last of %d: %q\nlog:\n%s", len(asks), asks[max(0, len(asks)-40):], p.log)
 		}
 	})
 }
@@ -233,7 +234,7 @@ func TestKeep_ServerAway(t *testing.T) {
 		{"silly", func(s *served) { s.raw = []byte("HTTP/1.1 400 Bad Request\r\n") }, "no NBD server"},
 		{"shrunk", func(s *served) { s.size -= 512 }, "shrunk to 1048064 bytes, the device has 1048576"},
 		{"read-only", func(s *served) { s.flags |= flagReadOnly }, "become read-only"},
-		{"no multi-conn", func(s *served) { s.flags &^= flagMultiConn }, "NBD_FLAG_CAN_MULTI_CONN"},
+		{"no multi-conn", func(s *served) { s.flags &^= flagMultiConn }, "has lost NBD_FLAG_CAN_MULTI_CONN"},
 		{"no flush", func(s *served) { s.flags &^= flagFlush }, "lost abilities"},
 		{"block size", func(s *served) { s.minBlock = 4096 }, "smallest block has become 4096"},
 	} {
