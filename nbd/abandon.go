@@ -1,16 +1,16 @@
 package nbd
 
 // A Loan is the memory of a request that was answered while somebody may still use
-// it. The zero Loan is of nothing.
+// the memory. The zero Loan holds none.
 type Loan struct {
 	c *Conn
 	b *block
 }
 
 // Abandon is Complete with an error, errno, for a request whose Data a device may
-// still touch: the client has its answer and the request is over, but the memory
-// stays where it is, and counts among the bytes in flight of the connection, until the
-// Loan is returned. The connection may have ended long before.
+// still touch. The client gets its answer and the request is over, but the memory
+// stays allocated, and counts as in flight on the connection, until the Loan is
+// returned. The connection may have ended long before that.
 //
 // Concurrency: as for Complete.
 func (r *Request) Abandon(errno Errno) (loan Loan, flush bool) {

@@ -9,7 +9,7 @@ import (
 var errTLSFirst = &refusal{repErrTLSReqd, NegotiationTLSRequired, "this server wants TLS: begin with STARTTLS"}
 
 // find returns the export that a client asks for by name, or why it cannot have
-// it. Every option that names an export goes by it.
+// it. Every option that names an export uses find.
 func (n *negotiation) find(name string) (Export, *refusal) {
 	e, ok := n.c.server.Exports.Lookup(name)
 	if !ok {
@@ -18,7 +18,7 @@ func (n *negotiation) find(name string) (Export, *refusal) {
 	return e, n.mayUse(e)
 }
 
-// mayUse says why e is not for this client; nil if it is.
+// mayUse returns why this client may not use e, or nil if it may.
 //
 // Source: proto.md, "SELECTIVETLS mode"; NBD_REP_ERR_POLICY under "Option reply
 // types".

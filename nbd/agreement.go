@@ -1,14 +1,14 @@
 package nbd
 
 // An agreement is what client and server have agreed on in the handshake beyond
-// the least that the protocol has. STARTTLS forgets all of it.
+// the protocol's minimum. STARTTLS discards all of it.
 //
 // Source: proto.md, "NBD_OPT_STRUCTURED_REPLY", "NBD_OPT_SET_META_CONTEXT"; the
 // extension branch's "NBD_OPT_EXTENDED_HEADERS".
 type agreement struct {
-	// structured has every reply to a read, and every error, sent as chunks.
+	// structured means that every reply to a read, and every error, is sent as chunks.
 	structured bool
-	// extended has requests and replies with 64-bit lengths. It implies
+	// extended means that requests and replies have 64-bit lengths. It implies
 	// structured.
 	extended bool
 	// allocation is the client's choice of the meta context base:allocation, for
@@ -16,24 +16,24 @@ type agreement struct {
 	allocation bool
 }
 
-// Replies says what a server offers: a format of replies and all that are older.
+// Replies says which formats of replies a server offers: one and all older ones.
 type Replies uint8
 
 // The values of Replies.
 const (
-	// RepliesExtended offers whatever there is.
+	// RepliesExtended offers all formats.
 	RepliesExtended Replies = iota
 	// RepliesStructured offers no extended headers.
 	RepliesStructured
 	// RepliesSimple offers no structured replies either, and so no meta contexts,
-	// which need them. Clients that do not look for holes lose nothing by it, and
-	// those that receive a chunk's header in several steps have less to do.
+	// which need them. Clients that do not look for holes lose nothing, and clients
+	// that receive a chunk's header in several steps have less to do.
 	RepliesSimple
 )
 
-// offers says whether an option is one that the server has. To clients those that
-// it has not are as unknown as any other, as they are to a server that is older than
-// they: ERR_POLICY would be truer, and has clients give up that could do without.
+// offers says whether the server offers an option. It treats options that it does not
+// offer as unknown, as an older server would: ERR_POLICY would be closer to the truth, but
+// makes clients give up that could do without the option.
 func (o Replies) offers(option uint32) bool {
 	switch option {
 	case optStructuredReply, optListMetaContext, optSetMetaContext:

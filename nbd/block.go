@@ -18,27 +18,27 @@ const (
 	// minReplyBlockBytes is the first size of a reply block.
 	minReplyBlockBytes = 64 << 10
 	// scarceBytes is what a connection may hold when memory is scarce: enough to
-	// get on, little enough that the reserve suffices for many.
+	// make progress, little enough that the reserve suffices for many.
 	scarceBytes = 128 << 10
 	// ownBlockBytes is the longest payload that is awaited in a receive block.
 	ownBlockBytes = 64 << 10
 )
 
 // memoryWait is how long a large request waits for arena memory before it is
-// answered with ENOMEM. Others stand in line behind it, and the arena may be too
-// fragmented to ever have such a block.
+// answered with ENOMEM. Other requests queue behind it, and the arena may be too
+// fragmented ever to have such a block.
 const memoryWait = 5 * time.Second
 
-// A small block is of at most smallBlockBytes, and of smallBlockShare of the
-// arena. There will be one once others are done.
+// A small block has at most smallBlockBytes, and at most 1/smallBlockShare of the
+// arena. One will be free as soon as others are done.
 const (
 	smallBlockBytes = 4 << 20
 	smallBlockShare = 64
 )
 
-// patience is how long a request waits for a block of sizeBytes. A small one
-// outlasts every client that stalls: a device that is slow or being reset must
-// not become an error that the client's file system gives up at.
+// patience is how long a request waits for a block of sizeBytes. The wait for a small
+// block outlasts every client that stalls: a slow device, or one being reset, must not
+// become an error that makes the client's file system give up.
 func (c *Conn) patience(sizeBytes int) time.Duration {
 	if sizeBytes <= min(smallBlockBytes, c.arena.SizeBytes()/smallBlockShare) {
 		return c.limits.ReplyTimeout + memoryWait
@@ -57,7 +57,7 @@ type block struct {
 }
 
 // allocate returns a block with one reference, or nil if there is no memory or
-// budget now: then the reader must send what it has and call awaitMemory.
+// budget now: then the reader must send the replies it has and call awaitMemory.
 //
 // Concurrency: reader only.
 func (c *Conn) allocate(sizeBytes int) *block {
@@ -71,8 +71,8 @@ func (c *Conn) allocate(sizeBytes int) *block {
 		c.granted = nil
 	}
 	c.mu.Lock()
-	// What was waited for was within the budget, and may be what makes memory scarce: to
-	// give it back is to be offered it again at once.
+	// Granted memory was within the budget when it was waited for, and may itself be what
+	// makes memory scarce now: if it were given back, it would be offered again at once.
 	if mem == nil && c.overBudgetLocked(size) {
 		c.mu.Unlock()
 		return nil
@@ -99,8 +99,8 @@ func (c *Conn) allocate(sizeBytes int) *block {
 	return b
 }
 
-// overBudgetLocked says whether size more bytes have to wait. With no request
-// in flight they never do, so the largest one always gets through.
+// overBudgetLocked says whether size more bytes have to wait. With no request in
+// flight they never do, so the largest request always gets through.
 //
 // +checklocks:c.mu
 func (c *Conn) overBudgetLocked(size int) bool {
@@ -111,8 +111,8 @@ func (c *Conn) overBudgetLocked(size int) bool {
 	return int(c.heldBytes.Load())+size > budget && c.inFlightLocked() > 0
 }
 
-// plenty says whether there is so much memory and budget that sizeBytes of it may be taken
-// which may not be needed.
+// plenty says whether there is enough memory and budget to take sizeBytes that may turn
+// out not to be needed.
 func (c *Conn) plenty(sizeBytes int) bool {
 	return c.arena.Plenty() && int(c.heldBytes.Load())+dma.BlockBytes(sizeBytes) <= c.limits.MaxBytesInFlight
 }
@@ -125,8 +125,8 @@ func (c *Conn) giveBack(b *block, size int) {
 	c.mu.Unlock()
 }
 
-// drop gives up a reference, the reader's or a loan's. True: it was the last, and the
-// memory is free.
+// drop gives up a reference, the reader's or a loan's. It returns true if that was the
+// last, and the memory is free.
 //
 // Concurrency: the owner of the reference.
 func (c *Conn) drop(b *block) (last bool) {

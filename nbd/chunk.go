@@ -12,8 +12,8 @@ const (
 	maxDataHeaderBytes = extendedHeaderBytes + 8
 )
 
-// chunkRoom is what the chunks of a reply take at most: bytes of headers, and
-// entries of a writev. It is for anything but a simple reply.
+// chunkRoom returns how many bytes of headers and entries of a writev the chunks of a
+// reply take at most. It is not for simple replies.
 func (r *Request) chunkRoom() (headerBytes, bufs int) {
 	n := r.holeCount
 	if r.errno != OK || r.Op != OpRead {
@@ -43,7 +43,7 @@ func (r *Request) replyBytes() int {
 }
 
 // appendChunks encodes one reply as chunks, or as a simple reply where that
-// does.
+// suffices.
 //
 // Source: proto.md, "Structured reply types".
 func (s *sender) appendChunks(r *Request) {
@@ -140,8 +140,8 @@ func (s *sender) appendHole(r *Request, h hole) {
 	binary.BigEndian.PutUint32(b[8:], uint32(h.length))
 }
 
-// appendStatus encodes the extents of BLOCK_STATUS, which lie in Data in the
-// form of the wire, as the one chunk of the context base:allocation.
+// appendStatus encodes the extents of BLOCK_STATUS, which are in Data in wire format,
+// as the one chunk of the context base:allocation.
 func (s *sender) appendStatus(r *Request) {
 	typ, n := chunkBlockStatus, 4
 	if s.format == formatExtended {

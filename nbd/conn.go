@@ -17,22 +17,22 @@ const slotChunk = 16
 
 // A Conn is one client's connection.
 //
-// It lives through four states, in this order: negotiating, by the rules of
-// handshake.go; transmitting, the reader in transmit; finishing, after DISC or
-// when the server drains: nothing is read any more, what is in flight is
-// answered; dead, after any failure and at the end of finishing: replies are
-// dropped. A dead Conn stays until the device has completed every request,
-// however late, and only then closes its Session and returns its memory.
+// It goes through four states, in this order: negotiating, by the rules of
+// handshake.go; transmitting, with the reader in transmit; finishing, after DISC or
+// when the server drains: nothing more is read, and what is in flight is answered;
+// dead, after any failure and at the end of finishing: replies are dropped. A dead
+// Conn stays until the device has completed every request, however late, and only
+// then closes its Session and returns its memory.
 type Conn struct {
 	// Immutable after the negotiation.
 	server  *Server
 	arena   *dma.Arena
 	limits  *Limits
 	nc      net.Conn // the socket as accepted: for deadlines and for closing
-	wire    net.Conn // what the client is talked to by: nc, or TLS over it
+	wire    net.Conn // carries the talk with the client: nc, or TLS over it
 	stream  stream
-	splicer splicer      // the stream, unless it copies everything
-	pipes   atomic.Int32 // of its requests
+	splicer splicer      // the stream; nil if everything is to be copied
+	pipes   atomic.Int32 // how many its requests have
 	id      uint64
 	remote  string
 	since   time.Time
@@ -64,12 +64,12 @@ type Conn struct {
 	dead   atomic.Bool
 	reason atomic.Uint32 // a CloseReason, once dead
 
-	// requestSince and replySince are when the client last got on with a request
-	// that it has begun or a reply that it is owed, in ns since epoch; zero if
-	// there is none.
+	// requestSince is when the client last made progress with a request that it has
+	// begun to send, replySince with a reply that it is owed, in ns since epoch; zero
+	// if there is none.
 	requestSince atomic.Int64
 	replySince   atomic.Int64
-	// reads counts reads, for the server to tell idle connections.
+	// reads counts reads, by which the server recognizes idle connections.
 	reads atomic.Uint64
 
 	heldBytes     atomic.Int64 // of blocks; stored with mu held
@@ -77,7 +77,7 @@ type Conn struct {
 	sentBytes     atomic.Uint64
 	lentBytes     atomic.Uint64 // of those sent
 	ops           [OpCount + 1]opCounters
-	// statusRoom is what the last BLOCK_STATUS says of the room for extents.
+	// statusRoom says how well the room for extents fitted the last BLOCK_STATUS.
 	statusRoom atomic.Uint32
 
 	mu   sync.Mutex
@@ -110,7 +110,7 @@ type Conn struct {
 	sender sender
 }
 
-// What a server asks of a reader by poke.
+// Wishes: what a server asks of a reader by poke.
 const (
 	wishDrain = 1 << iota // stop reading, finish
 	wishTrim              // give memory back, the connection is idle
@@ -127,7 +127,8 @@ func (c *Conn) Remote() string { return c.remote }
 // ID returns a number that no other connection of the server has.
 func (c *Conn) ID() uint64 { return c.id }
 
-// SetNumber says what the device calls the connection, for ConnStats; zero is nothing.
+// SetNumber sets the device's own number for the connection, for ConnStats; zero means
+// that it has none.
 //
 // Concurrency: in Device.Open alone.
 func (c *Conn) SetNumber(n uint8) { c.number = n }
@@ -138,8 +139,8 @@ func (c *Conn) MaxRequests() int { return c.limits.MaxRequests }
 // Flush sends the replies that are queued. A caller for whom Request.Complete
 // returned true owes one call, which may cover any number of completions.
 //
-// It does not wait for the client: what the socket does not take at once is left
-// to the connection's writer goroutine.
+// It does not wait for the client: replies that the socket does not take at once are
+// left to the connection's writer goroutine.
 //
 // Concurrency: any goroutine, no lock needed; it makes a system call, so it
 // should not be called with one held.
@@ -159,9 +160,9 @@ func (c *Conn) Flush() {
 // Complete ends the request with errno and queues its reply. The request and
 // its Data are no longer the caller's. Completing twice panics.
 //
-// If it returns true the caller must see to it that Flush of the request's Conn,
-// which it has to fetch beforehand, is called once afterwards, by any goroutine
-// and soon: nobody else will send the reply.
+// If it returns true the caller must make sure that Flush of the request's Conn is
+// called once afterwards, soon and by any goroutine: nobody else will send the reply.
+// It has to fetch the Conn before it calls Complete.
 //
 // Concurrency: any goroutine; takes a lock for a few instructions.
 func (r *Request) Complete(errno Errno) (flush bool) {
@@ -191,28 +192,27 @@ func (r *Request) Complete(errno Errno) (flush bool) {
 	return flush
 }
 
-// Fail is Complete with an error of which it is known where it happened: at
-// offsetBytes of the device. A client that has agreed on structured replies is
-// told so. An offset outside the request's range is not passed on.
+// Fail is Complete with an error that is known to have happened at offsetBytes of the
+// device. A client that has agreed on structured replies is told the offset, unless
+// it is outside the request's range.
 //
 // Concurrency: as for Complete.
 func (r *Request) Fail(errno Errno, offsetBytes uint64) (flush bool) {
-	// Written so that nothing overflows, the offset may be anything.
+	// Written so that nothing overflows: the offset may be anything.
 	if offsetBytes >= r.OffsetBytes && offsetBytes-r.OffsetBytes < r.LengthBytes {
 		r.failedAt, r.failedAtKnown = offsetBytes, true
 	}
 	return r.Complete(errno)
 }
 
-// Blame says what is behind the error that the request is about to complete with.
-// Without it, the client or the device is.
+// Blame sets what caused the error that the request is about to complete with. Without
+// it, the client or the device did.
 //
 // Concurrency: before Complete or Fail, by whoever calls that.
 func (r *Request) Blame(b Blame) { r.blame = min(b, blameCount-1) }
 
-// FollowReply has it measured how long the reply takes to be sent, for
-// Stats.ReplyTimes. It is meant for a sample of the requests: it looks at the
-// clock.
+// FollowReply measures how long the reply takes to be sent, for Stats.ReplyTimes. It
+// is meant for a sample of the requests, because it reads the clock.
 //
 // Concurrency: before Complete or Fail, by whoever calls that.
 func (r *Request) FollowReply() { r.followedNs = now() }
@@ -238,11 +238,11 @@ type transmission struct {
 	followedNs int64  // when FollowReply was called, since epoch, or zero
 	// block holds Data; nil if there is none.
 	block *block
-	// pipe may come to have what is to be read into Data, and has it when the request is
-	// completed; nil: it does not.
+	// pipe, unless nil, may receive what is to be read into Data, in place of Data. Once
+	// the request is completed, a pipe that is not nil holds the data.
 	pipe *dma.Pipe
 	// dataAt is where in block Data begins, if it is for the reply: right behind
-	// room for what goes before it, or at 0.
+	// room for its header, or at 0.
 	dataAt int
 	errno  Errno
 	cause  cause // of errno
@@ -253,7 +253,7 @@ type transmission struct {
 	failedAtKnown bool
 	// counted is the operation for statistics: Op, or opUnknown.
 	counted Op
-	// cut has the reply break off after cutAt bytes; see CutReply.
+	// cut makes the reply break off after cutAt bytes; see CutReply.
 	cut   bool
 	cutAt uint32
 	// badCookie: cookie is not the request's any more; see BadCookie.
@@ -266,9 +266,10 @@ type transmission struct {
 // +checklocks:c.mu
 func (c *Conn) inFlightLocked() int { return int(c.taken - c.answered) }
 
-// kill makes the connection dead for the first reason given and wakes all who
-// wait for the client. If it was dead before, its socket is left to who came first:
-// closed by now, or after breakOff open until the reader closes it, in mourn.
+// kill makes the connection dead, for the first reason given, and wakes everyone who
+// waits for the client. If the connection was dead before, its socket is left to
+// whoever killed it: it is closed by now or, after breakOff, open until the reader
+// closes it in mourn.
 //
 // Concurrency: any goroutine, no lock held.
 func (c *Conn) kill(reason CloseReason) {
@@ -277,8 +278,8 @@ func (c *Conn) kill(reason CloseReason) {
 	}
 }
 
-// die is kill without closing the socket, which is up to the caller if it returns
-// true: then its reason was the first.
+// die is kill without closing the socket. If it returns true, this reason was the first
+// and the caller has to close the socket.
 func (c *Conn) die(reason CloseReason) (first bool) {
 	c.mu.Lock()
 	if first = !c.dead.Load(); first {
@@ -298,10 +299,11 @@ func (c *Conn) die(reason CloseReason) (first bool) {
 // Concurrency: any goroutine.
 func (c *Conn) poke(wish uint32) {
 	c.wishes.Or(wish)
-	// A read that waits ends with a deadline error. An error here means that the
+	// A waiting read ends with a deadline error. An error here means that the
 	// connection is closed, and then nobody reads.
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
-	// Also if it waits for memory: that may not be scarce any more, which nobody else tells.
+	// A reader that waits for memory is woken, too: memory may not be scarce any more,
+	// and nobody else would tell it.
 	c.mu.Lock()
 	c.cond.Signal()
 	c.mu.Unlock()
@@ -310,8 +312,8 @@ func (c *Conn) poke(wish uint32) {
 // draining says whether the server is shutting down.
 func (c *Conn) draining() bool { return c.wishes.Load()&wishDrain != 0 }
 
-// heed is called by the reader when a read met its deadline: it lifts the
-// deadline before it looks at the wishes, so that none is lost.
+// heed is called by the reader when a read has hit its deadline. It lifts the deadline
+// before it looks at the wishes, so that none is lost.
 func (c *Conn) heed() {
 	_ = c.nc.SetReadDeadline(time.Time{})
 	if w := c.wishes.Load(); w&wishTrim != 0 {
@@ -379,13 +381,13 @@ func (c *Conn) finish() {
 	c.mu.Unlock()
 }
 
-// mournBytes are read at a time of what nobody will answer.
+// mournBytes is how much is read at a time of input that nobody will answer.
 const mournBytes = 4 << 10
 
 // linger gives the client time to take the last replies: closing a TCP socket
-// that holds unread requests resets it, and a reset throws replies away. What
-// comes meanwhile goes nowhere, least of all into the receive block: its data may be
-// on loan.
+// that holds unread requests resets it, and a reset throws replies away. Input that
+// arrives meanwhile is discarded. It must not go into the receive block, whose data may
+// be on loan.
 func (c *Conn) linger() {
 	w, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || w.CloseWrite() != nil {

@@ -13,10 +13,10 @@ func (s *Server) memoryShort() bool {
 
 // crawls says whether c should make room for others if memory is short: then a
 // client has to take or send as much as is held for it within Limits.ReplyTimeout.
-// A byte now and then, which is enough for that limit otherwise, would hold it for
-// days. Who holds little, or waits for the device, is let alone.
+// A byte now and then, which otherwise satisfies that limit, would tie the memory up for
+// days. A connection that holds little, or waits for the device, is left alone.
 //
-// visits remembers where c was when the time began; this visit is at atNs since
+// visits remembers how far c was when that time began; this visit is at atNs since
 // epoch.
 //
 // Concurrency: the sweeper.

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// A reply that breaks off: what any network may do to a client, on demand.
+// Replies that break off, on demand, as any network may make them.
 
-// HalfReply makes CutReply leave its header and half of what follows that; of a
-// header alone, half.
+// HalfReply makes CutReply leave the reply's header and half of what follows it, or half
+// of a reply that is only a header.
 const HalfReply = math.MaxUint32
 
-// CutReply has the connection end, for CloseInjected, behind the first afterBytes of
-// the request's reply as it goes over the wire, behind all of it if it is not
-// longer. Replies sent before are whole; what else is in flight is not answered.
+// CutReply ends the connection, for CloseInjected, after the first afterBytes of the
+// request's reply on the wire, or after the whole reply if that is not longer. Replies
+// sent before are whole; what else is in flight is not answered.
 //
 // Concurrency: before Complete or Fail, by whoever calls that.
 func (r *Request) CutReply(afterBytes uint32) { r.cut, r.cutAt = true, afterBytes }
 
-// encodeCut is encode for a reply that is to break off: it comes alone, and it is
-// the last.
+// encodeCut is encode for a reply that is to break off. It is encoded alone, and is the
+// last.
 func (s *sender) encodeCut() {
 	s.makeHeaders()
 	r := s.list[s.next]
@@ -62,9 +62,9 @@ func (s *sender) keepBytes(n int) {
 	}
 }
 
-// breakOff makes the connection dead and ends its sending half; the rest is the
-// reader's. Closed here, a TCP socket that holds unread requests would be reset, and
-// the client lose some of what has been sent.
+// breakOff makes the connection dead and ends its sending half; the reader does the
+// rest. If a TCP socket that holds unread requests were closed here, it would be reset,
+// and the client would lose some of what has been sent.
 //
 // Concurrency: with the right to send; no lock held.
 func (c *Conn) breakOff() {
@@ -78,9 +78,9 @@ func (c *Conn) breakOff() {
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // as in poke
 }
 
-// mourn closes the socket of a dead connection if breakOff has left that. Requests
-// in flight may still have their data in the receive block, so what comes meanwhile
-// must not go there.
+// mourn closes the socket of a dead connection if breakOff has left that to the reader.
+// Requests in flight may still have their data in the receive block, so input that
+// arrives meanwhile must not go there.
 //
 // Concurrency: reader only.
 func (c *Conn) mourn() {

@@ -15,8 +15,8 @@ const (
 	OpCount // number of operations, for tables indexed by Op
 )
 
-// Info describes a device to clients. It is asked for at each negotiation, so
-// that a change (a resize, say) is seen by the next client.
+// Info describes a device to clients. Each negotiation asks for it anew, so that the
+// next client sees a change such as a resize.
 type Info struct {
 	SizeBytes   uint64
 	Description string
@@ -42,7 +42,7 @@ type Info struct {
 type Device interface {
 	Info() Info
 
-	// SizeBytes is the size as of now. It is asked for with every batch of
+	// SizeBytes returns the current size. It is called for every batch of
 	// requests, so it must cost next to nothing.
 	SizeBytes() uint64
 
@@ -52,14 +52,14 @@ type Device interface {
 
 // A Session is one connection's way into a Device.
 type Session interface {
-	// Submit starts every request of batch, in any order, and has each
-	// completed exactly once through Request.Complete, Fail or Abandon: before Submit
-	// returns or later, from any goroutine, even after the client has gone. What completes
-	// inside Submit on the calling goroutine needs no Conn.Flush.
+	// Submit starts every request of batch, in any order. Each must be completed exactly
+	// once through Request.Complete, Fail or Abandon: before Submit returns or later, from
+	// any goroutine, even after the client has gone. Requests that complete inside Submit
+	// on the calling goroutine need no Conn.Flush.
 	//
-	// Range, alignment to the minimum block size, read-only and flags were
-	// checked by the caller. The slice is the caller's again on return; each
-	// request, its Data included, is the session's until Complete.
+	// The caller has checked range, alignment to the minimum block size, read-only and
+	// flags. The slice is the caller's again on return; each request, its Data included,
+	// is the session's until it is completed.
 	//
 	// Concurrency: one call at a time, from the connection's reader. It must
 	// not wait for the medium.
@@ -71,8 +71,7 @@ type Session interface {
 
 // A Request is one NBD command in flight.
 //
-// Requests are made once per connection, a bounded number of them, and used
-// again: see Slot.
+// A connection makes a bounded number of Requests and reuses them: see Slot.
 type Request struct {
 	// Slot is the request's index in its connection, from 0 and below
 	// Limits.MaxRequests. It does not change, so a Session can keep what belongs
@@ -88,7 +87,7 @@ type Request struct {
 	// FastZero asks OpWriteZeroes to fail with ENOTSUP at once, having done
 	// nothing, if it would take as long as writing zeros by OpWrite.
 	FastZero bool
-	// Sparse lets OpRead tell of holes by AddHole.
+	// Sparse lets OpRead report holes by AddHole.
 	Sparse bool
 	// OneExtent asks OpBlockStatus for its first extent only; see AddExtent.
 	OneExtent bool
@@ -97,8 +96,8 @@ type Request struct {
 	OffsetBytes uint64
 	LengthBytes uint64
 
-	// Data is the payload of OpWrite and the destination of OpRead, of
-	// LengthBytes in the arena of package dma. For OpBlockStatus it belongs to
+	// Data is the payload of OpWrite and the destination of OpRead: LengthBytes
+	// of memory in the arena of package dma. For OpBlockStatus it belongs to
 	// AddExtent. It is nil otherwise.
 	Data []byte
 

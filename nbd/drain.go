@@ -2,15 +2,15 @@ package nbd
 
 import "time"
 
-// A draining connection takes last orders: it goes on to read, but keeps its
-// replies back. A client has only so much in flight, so it soon falls silent, and
-// then all that it has sent is known. It is answered at once, and the connection
-// closed: no request is left behind in the socket.
+// lastOrders are what a draining connection takes: it goes on reading, but withholds its
+// replies. A client keeps a limited number of requests in flight, so it soon falls
+// silent, and then everything that it has sent has been read. All of it is answered at
+// once, and the connection closed: no request is left behind in the socket.
 //
-// A client that could not tell would have to wait for its time-out to send such
-// a request again. Linux is one: it looks for answers on each of its sockets,
-// and what is owed by one that has gone is sent elsewhere only when its time is
-// up.
+// A client cannot tell that a request was left behind, and would send it again only
+// after its time-out. Linux is such a client: it looks for answers on each of its
+// sockets, and sends what a socket that has gone still owes over another one only when
+// the time is up.
 //
 // Concurrency: the reader's.
 type lastOrders struct {
@@ -20,15 +20,16 @@ type lastOrders struct {
 }
 
 const (
-	// quietTime is how long a client says nothing that will say no more.
+	// quietTime is how long a client must be silent to be taken to have sent
+	// everything.
 	quietTime = 20 * time.Millisecond
-	// lastOrdersTime bounds them for a client that never falls silent. So do its
+	// lastOrdersTime bounds lastOrders for a client that never falls silent. So do its
 	// slots.
 	lastOrdersTime = time.Second
 )
 
 // takeLastOrders is called before each read of a draining connection. It returns
-// false if there should be none.
+// false if there should be no more reads.
 func (c *Conn) takeLastOrders() bool {
 	at := now()
 	if !c.orders.taken {
@@ -41,15 +42,14 @@ func (c *Conn) takeLastOrders() bool {
 	return at < c.orders.endNs && c.nc.SetReadDeadline(time.Now().Add(quietTime)) == nil
 }
 
-// quiet says, when a read has met its deadline, whether the client has nothing more
-// to say. It was something else if a poke came meanwhile, whose deadline is in the
-// past.
+// quiet says, when a read has hit its deadline, whether the client has nothing more
+// to say. The deadline may also be that of a poke, which is in the past.
 func (c *Conn) quiet() bool {
 	return c.orders.taken && c.wishes.Load()&wishTrim == 0 && now() >= c.orders.quietNs
 }
 
-// handOut lets replies go again. The client of a unix socket cannot send any more
-// from here on: it would hope for answers.
+// handOut lets the withheld replies go. From here on the client of a unix socket can
+// send nothing more, as it would wait for answers in vain.
 func (c *Conn) handOut() {
 	c.mu.Lock()
 	withheld := c.withheld
@@ -64,15 +64,14 @@ func (c *Conn) handOut() {
 	c.Flush()
 }
 
-// drainLocked asks a connection to finish. One that still negotiates will not transmit any
-// more: it gets a moment to take what it is told, and does not hold up the drain if it takes
-// nothing.
+// drainLocked asks a connection to finish. One that still negotiates will never transmit: it
+// gets a moment to take its refusal, and does not hold up the drain if it takes nothing.
 //
 // +checklocks:s.mu
 func (s *Server) drainLocked(c *Conn) {
 	if !c.transmitting {
 		c.wishes.Or(wishDrain) // first, for negotiation.run, which may undo the deadline
-		// Before the poke: who is woken up by that may set a later one.
+		// Before the poke: whoever that wakes may set a later deadline.
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) // as in poke
 	}
 	c.poke(wishDrain)

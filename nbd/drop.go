@@ -25,11 +25,11 @@ func (s *Server) Drop(export string) Dropped {
 	return Dropped{conns}
 }
 
-// Count is how many they are.
+// Count returns how many connections Drop has closed.
 func (d Dropped) Count() int { return len(d.conns) }
 
-// Wait waits until their devices have completed every request, and their sessions are
-// closed.
+// Wait waits until the devices of the connections have completed every request, and
+// their sessions are closed.
 //
 // Concurrency: any goroutine. Errors: the context's.
 func (d Dropped) Wait(ctx context.Context) error {

@@ -23,8 +23,8 @@ const (
 	extentExtBytes = 8 + 8
 )
 
-// extents are the answer to one OpBlockStatus as it grows, in Request.Data and
-// in the form of the wire.
+// extents are the growing answer to one OpBlockStatus. The answer itself is in
+// Request.Data, in wire format.
 type extents struct {
 	wide    bool   // of extentExtBytes each
 	count   int    // extents so far
@@ -33,11 +33,12 @@ type extents struct {
 	lastAt  uint64 // covered when the last one began
 }
 
-// AddExtent tells the client of the next lengthBytes of an OpBlockStatus, from
-// where the last call ended, at first from OffsetBytes. Neighbours of one state
-// become one extent, and what exceeds the request is cut off. It returns false
-// when nothing more is wanted: the request is covered, its room is used up, or it
-// asked for OneExtent and a second would begin. A reply needs at least one.
+// AddExtent reports the state of the next lengthBytes of an OpBlockStatus. The first
+// call begins at OffsetBytes, each later one where the last ended. Neighbours of the
+// same state become one extent, and what exceeds the request is cut off. AddExtent
+// returns false when nothing more is wanted: the request is covered, its room is used
+// up, or it asked for OneExtent and a second would begin. A reply needs at least one
+// extent.
 //
 // Concurrency: the owner of the request; no lock needed.
 func (r *Request) AddExtent(lengthBytes uint64, state ExtentState) (more bool) {
@@ -74,16 +75,17 @@ func (r *Request) AddExtent(lengthBytes uint64, state ExtentState) (more bool) {
 	return x.covered < r.LengthBytes
 }
 
-// maxHoles is how many holes one read can tell of.
+// maxHoles is how many holes one read can report.
 const maxHoles = 16
 
 // A hole is a part of a read's range that is not sent.
 type hole struct{ at, length int }
 
-// AddHole says that lengthBytes of an OpRead with Sparse, at atBytes of its
-// range, read as zeros: the client is told so, and Data need not hold them.
-// Holes come in ascending order and do not overlap; anything else panics. It returns false if there is
-// no room for another: then Data must hold zeros there.
+// AddHole says that lengthBytes of an OpRead with Sparse, at atBytes of its range, read
+// as zeros: the client is told so, and Data need not hold them. Holes must come in
+// ascending order and not overlap; anything else panics. AddHole returns false if there
+// is no room for another hole, or the request is not Sparse: then Data must hold zeros
+// there.
 //
 // Concurrency: the owner of the request; no lock needed.
 func (r *Request) AddHole(atBytes, lengthBytes int) bool {

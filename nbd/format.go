@@ -55,8 +55,8 @@ func (f format) chunkBytes() int {
 	return structuredHeaderBytes
 }
 
-// dataBytes is what goes before the data of a read: the room that is reserved in
-// a reply block. It suffices for the extents of BLOCK_STATUS, too.
+// dataBytes is the size of what precedes the data of a read: the room that is reserved
+// in a reply block. It suffices before the extents of BLOCK_STATUS, too.
 func (f format) dataBytes() int {
 	switch f {
 	case formatStructured:
@@ -84,7 +84,7 @@ type requestHeader struct {
 	length     uint64
 }
 
-// decodeRequest reads h from b, which holds requestBytes of f at least. It is
+// decodeRequest reads h from b, which holds at least requestBytes of f. It returns
 // false if b begins with something else.
 //
 // Source: proto.md, "Request message"; the extension branch's "Extended request

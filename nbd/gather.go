@@ -15,31 +15,32 @@ import (
 //
 // A server that is as fast as its client meets each request by itself, however
 // many the client has in flight: it reads one, answers it, and finds the next
-// just arriving. Both then make system calls for each request that ten could
-// share. A pause of a few requests' time puts an end to that, and costs a client
-// nothing that has more in flight than arrive in a pause. Which client is one of
-// those is found out by trying: a pause that brings few requests is followed by
-// many reads without one, twice as many each time. Whether pauses pay on this machine
-// is for a trial to say.
+// just arriving. Both then make system calls for each request that ten requests could
+// share. A pause as long as a few requests take puts an end to that. It costs nothing to a
+// client that has more requests in flight than arrive during a pause. Whether a client
+// does is found out by trying: a pause that brings few requests is followed by many reads
+// without a pause, twice as many each time. Whether pauses pay on this machine is for a
+// trial to say.
 //
 // Concurrency: the reader's.
 type gatherer struct {
 	// on says that pauses pay.
 	on bool
-	// rest is how many reads go by before a pause is tried. It becomes penalty,
-	// which doubles, when one did not pay.
+	// rest is how many reads go by before a pause is tried. When a pause has not paid,
+	// penalty doubles and rest becomes penalty.
 	rest, penalty int
 
 	paused bool // before the last read
 
 	trial *trial // the server's
-	// done are requests that the trial does not know of yet.
+	// done counts requests that the trial does not know of yet.
 	done int
-	// spared are pauses that the trial has had it do without, since the last.
+	// spared counts the pauses skipped on the trial's word since the last one made.
 	spared int
 
-	// sole says that the machine has one processor. The end of a pause would take it from
-	// the client before that has sent all it may, so a turn of others takes a pause's place.
+	// sole says that the machine has only one processor. There the end of a pause would take
+	// it from the client before the client has sent everything, so the reader gives others a
+	// turn instead of pausing.
 	sole bool // immutable
 }
 
@@ -47,12 +48,12 @@ const (
 	// gatherPause is how long the reader waits. The kernel adds its timer slack, 50
 	// us for most threads; see exactPause.
 	gatherPause = 20 * time.Microsecond
-	// gatherTooLong is a pause that slack, or something else, has made long.
+	// gatherTooLong is a pause that slack, or something else, has made too long.
 	gatherTooLong = 2 * gatherPause
-	// gatherSlack is the slack that is asked for instead.
+	// gatherSlack is the timer slack that is then asked for.
 	gatherSlack = 1 * time.Microsecond
-	// gatherLeast is how many requests a pause must bring. A client that has only
-	// so many in flight would wait for the pause to end.
+	// gatherLeast is how many requests a pause must bring. A client that has fewer in
+	// flight would wait for the pause to end.
 	gatherLeast = 6
 	// gatherMaxBytes is how long requests may be on average: longer ones are worth
 	// a system call each.
@@ -60,10 +61,10 @@ const (
 
 	minGatherPenalty = 32
 	maxGatherPenalty = 1 << 14
-	// shallowPenalty is that of a client that has not much in flight, for sure.
+	// shallowPenalty marks a client that certainly has little in flight.
 	shallowPenalty = 8 * minGatherPenalty
-	// maxSpared is how many pauses go by before one finds out what the client has in
-	// flight by now.
+	// maxSpared is how many pauses may be skipped in a row before one is made, to find
+	// out how much the client has in flight by now.
 	maxSpared = 1 << 10
 )
 
@@ -72,9 +73,9 @@ func newGatherer(t *trial) gatherer {
 	return gatherer{rest: minGatherPenalty, sole: soleProcessor(), trial: t}
 }
 
-// pause is called before a read that is to bring new requests, soon after the last one, which
-// was at atNs since epoch. It waits if that is likely to pay: for others, or else for the time to
-// pass.
+// pause is called before a read that is to bring new requests, soon after the last read, which
+// was at atNs since epoch. If a wait is likely to pay, pause gives others a turn, or else lets
+// the time pass, and returns true.
 func (g *gatherer) pause(s yielder, atNs int64) bool {
 	switch {
 	case !g.on && g.rest > 0:
@@ -91,14 +92,17 @@ func (g *gatherer) pause(s yielder, atNs int64) bool {
 	return true
 }
 
-// turn lets others have one, and reports whether that takes the pause's place.
+// turn gives others a turn, and reports whether that takes the place of the pause.
 func (g *gatherer) turn(s yielder) bool {
-	// Clients may have no processor, either. Not to try: it may take longer than a pause.
+	// If connections are in want of a processor, clients may be, too: step aside for them. A
+	// pause that is only being tried does not, unless there is but one processor: stepping
+	// aside may take longer than a pause.
 	return s.yield() && (g.on || g.sole) && s.stepAside() && g.sole
 }
 
-// soleProcessor reports whether clients of this machine have no other processor. One that
-// only the daemon is bound to is no such: NumCPU would say so.
+// soleProcessor reports whether the machine has only one processor, so that clients on it
+// have no other. A daemon that is bound to one of several does not count, though NumCPU is
+// one then, too.
 var soleProcessor = sync.OnceValue(func() bool {
 	if runtime.GOMAXPROCS(0) > 1 {
 		return false
@@ -110,19 +114,19 @@ var soleProcessor = sync.OnceValue(func() bool {
 // severalProcessors reads the kernel's list of processors, such as 0-3,8.
 func severalProcessors(list string) bool { return strings.ContainsAny(list, "-,") }
 
-// A yielder lets other connections have a turn, if there are some that have none.
+// A yielder gives a turn to other connections that lack a processor.
 type yielder interface {
 	// crowded says whether some connection may be in want of a turn.
 	crowded() bool
-	// yield is false if nobody is in want of a turn.
+	// yield gives other connections a turn. It returns false if none is in want of one.
 	yield() bool
-	// stepAside lets other processes have one. It is false if they had too long a turn
-	// not long ago.
+	// stepAside gives other processes a turn. It returns false if they had too long a
+	// turn not long ago.
 	stepAside() bool
 }
 
-// exactPause sleeps for gatherPause. If that took much longer, the thread may not
-// have been here before: from now on its timers are exact, the few there are.
+// exactPause sleeps for gatherPause. If that took much longer, the thread may be new
+// here: exactPause makes its timers, of which there are few, exact from now on.
 func exactPause() {
 	began := now()
 	t := unix.Timespec{Nsec: int64(gatherPause)}
@@ -133,8 +137,8 @@ func exactPause() {
 	}
 }
 
-// took is called when all that the last read brought, atNs since epoch, is under way or
-// done: so many requests, with dataBytes of data to read or write.
+// took is called when everything that the last read, at atNs since epoch, has brought is
+// under way or done: that many requests, with dataBytes in all to read or write.
 func (g *gatherer) took(requests, dataBytes int, atNs int64) {
 	if requests > 0 && g.penalty >= shallowPenalty {
 		g.trial.askLittle(atNs)

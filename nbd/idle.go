@@ -8,8 +8,8 @@ type rest struct {
 	sinceNs       int64 // since epoch
 }
 
-// idleFor returns how long c has had no request, as far as its visits show, of
-// which the present one is at atNs since epoch. rests remembers the last one.
+// idleFor returns how long c has had no request, as far as the sweeper's visits show.
+// This visit is at atNs since epoch. rests remembers when c was last seen to be busy.
 //
 // Concurrency: the sweeper.
 func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
@@ -22,8 +22,8 @@ func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
 	return time.Duration(atNs - last.sinceNs)
 }
 
-// hasInFlight says whether requests wait for their replies, by the counters:
-// anyone may ask, and a connection that is at work may get either answer.
+// hasInFlight says whether requests wait for their replies. It goes by the counters, so
+// anyone may ask, and for a busy connection either answer is possible.
 func (c *Conn) hasInFlight() bool {
 	for i := range c.ops {
 		o := &c.ops[i]
