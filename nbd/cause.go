@@ -1,7 +1,7 @@
 package nbd
 
-// A cause says why a request failed, more closely than its Errno. Clients with
-// structured replies are told, in words.
+// A cause says why a request failed, more precisely than its Errno. Clients with
+// structured replies are told it in words.
 type cause uint8
 
 const (

@@ -14,16 +14,16 @@ type Export struct {
 	// Device can be compared by ==; a pointer can.
 	Device Device
 
-	// Hidden keeps the export out of what NBD_OPT_LIST shows; who knows its name
-	// can use it.
+	// Hidden keeps the export out of what NBD_OPT_LIST shows; clients that know its
+	// name can use it.
 	Hidden bool
-	// TLSOnly keeps the export for clients that use TLS: others are told to, and
-	// do not see it listed.
+	// TLSOnly reserves the export for clients that use TLS: others are told to use
+	// it, and do not see the export listed.
 	TLSOnly bool
-	// AllowedNames, if there are any, keep the export for clients with one of
-	// these names in a verified certificate: as its common name or as a subject
-	// alternative name of type DNS, email or URI. It implies TLSOnly. To others
-	// the export is not listed, and they are refused.
+	// AllowedNames, unless empty, reserves the export for clients with one of these
+	// names in a verified certificate: as its common name or as a subject
+	// alternative name of type DNS, email or URI. It implies TLSOnly. Other clients
+	// are refused, and do not see the export listed.
 	AllowedNames []string
 	// MaxConnections is how many connections may use the export at once; zero
 	// means that only Limits.MaxConnections counts.

@@ -26,11 +26,11 @@ type negotiation struct {
 	fixed    bool // the client said that it knows fixed newstyle
 	spoke    bool // the client has sent something
 	deadline time.Time
-	// lastWords is set once the client has been given time in spite of a drain.
+	// lastWords is set once the client has been given extra time in spite of a drain.
 	lastWords bool
 	options   int
 	// allowance is how many options a client may send beyond Limits.MaxOptions
-	// because of what LIST has told it.
+	// because of the exports that LIST has shown it.
 	allowance int
 	// names are those of the client's verified certificate.
 	names []string
@@ -40,13 +40,13 @@ type negotiation struct {
 	haggled
 }
 
-// haggled is what a client has reached by its options so far: all that STARTTLS
-// makes the server forget.
+// haggled is what a client has settled by its options so far. STARTTLS makes the server
+// forget all of it.
 type haggled struct {
-	// agreed holds for the export mapped, as far as meta contexts go.
+	// agreed is the agreement so far; its meta contexts are only for the export mapped.
 	agreed agreement
 	mapped string
-	// sized is the export whose block sizes the client has asked for: it may
+	// sized is the export whose block sizes the client has asked for: the client may
 	// then enter transmission without asking again.
 	sized    string
 	hasSized bool
@@ -74,11 +74,11 @@ func (e negotiationError) Error() string {
 // errEnd is a handshake that the client ended in good order.
 var errEnd = negotiationError{reason: NegotiationFailureCount}
 
-// because is a negotiationError without more to tell.
+// because returns a negotiationError without detail.
 func because(reason NegotiationFailure) error { return negotiationError{reason: reason} }
 
-// A refusal is an error reply after which the client may go on: a reason why it
-// does not get an export.
+// A refusal is an error reply that says why the client does not get an export. The
+// client may go on after it.
 type refusal struct {
 	typ     uint32 // of the reply
 	reason  NegotiationFailure
@@ -91,12 +91,12 @@ func (r *refusal) Error() string { return r.message }
 type outcome struct {
 	reason NegotiationFailure
 	detail string
-	// silent is set if the client has done nothing worth telling of.
+	// silent is set if the client has done nothing worth logging.
 	silent bool
 }
 
-// negotiate carries the connection through the handshake. If ok is false it did
-// not get to transmission, for the reason given.
+// negotiate takes the connection through the handshake. If ok is false it has not
+// reached transmission, and end says why.
 func (c *Conn) negotiate() (end outcome, ok bool) {
 	n := &negotiation{c: c}
 	err := n.run()
@@ -224,8 +224,8 @@ func (n *negotiation) option() (verdict, error) {
 	return n.answer(h.ID, data)
 }
 
-// read fills b with a part of an option. When the server begins to drain, a
-// client gets a moment more to say what it wants, and thus to be told.
+// read fills b with a part of an option. When the server begins to drain, a client
+// gets a moment more to finish its option, so that it can be told.
 func (n *negotiation) read(b []byte) (k int, err error) {
 	c := n.c
 	for {
@@ -237,7 +237,7 @@ func (n *negotiation) read(b []byte) (k int, err error) {
 		}
 		n.lastWords = true
 		at := time.Now()
-		// It may say them in the last moment, and then it has one to take the answer.
+		// If the option comes at the last moment, there is one more to take the answer.
 		err = errors.Join(c.nc.SetReadDeadline(at.Add(lingerTime)), c.nc.SetWriteDeadline(at.Add(2*lingerTime)))
 		if err != nil {
 			return k, err
@@ -280,9 +280,9 @@ func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
 	return haggle, n.unsupported(id)
 }
 
-// overlong throws away the data of an option that has too much of it, so that
-// the client stays in step. There is a limit to that, and EXPORT_NAME has no
-// error reply.
+// overlong discards the data of an option that has too much of it, so that the client
+// stays in step. It fails for EXPORT_NAME, which has no error reply, and if there is more
+// data than maxDrainBytes.
 func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, error) {
 	if h.ID == optExportName || h.Length > maxDrainBytes {
 		return 0, negotiationError{NegotiationOptionTooLong, fmt.Sprintf("option %d with %d bytes", h.ID, h.Length)}

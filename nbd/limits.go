@@ -10,42 +10,41 @@ import (
 // Limits bound what clients can take from the server. A zero field means its
 // default, which is no limit where it says so.
 type Limits struct {
-	// MaxConnections counts all connections, also those that still negotiate.
-	// More are closed at once. Default 1024.
+	// MaxConnections is how many connections there may be, those that still negotiate
+	// included. More are closed at once. Default 1024.
 	MaxConnections int
-	// MaxConnectionsPerPeer counts the connections from one IP address, from one
-	// user on unix sockets (SO_PEERCRED), or from one context id on vsock; more
-	// are closed at once. Default: no limit.
+	// MaxConnectionsPerPeer is how many connections there may be from one IP address,
+	// from one user on unix sockets (SO_PEERCRED), or from one context id on vsock;
+	// more are closed at once. Default: no limit.
 	MaxConnectionsPerPeer int
-	// MaxConnectionRate is how many connections are accepted in a second, after the
+	// MaxConnectionRate is how many connections are accepted per second, after the
 	// first few; more wait in the listeners' backlogs. So clients that come and go
-	// without end leave time for those that are there. Default 500.
+	// without end leave time for connected ones. Default 500.
 	MaxConnectionRate int
 	// MaxRequests is how many requests of one connection are in flight at most,
 	// 1 to 4096. Default 256: Linux keeps up to 128 per connection.
 	MaxRequests int
-	// MaxBytesInFlight bounds the arena memory of one connection, of requests and of
-	// what is ready for the next ones. A single request may exceed it when nothing else
-	// is in flight. Default 68 MiB, or a
-	// quarter of the arena if that is less: one client that takes no replies must
-	// leave memory for others.
+	// MaxBytesInFlight bounds the arena memory that one connection has for its requests
+	// and ready for the next ones. A single request may exceed it when nothing else is in
+	// flight. Default 68 MiB, or a quarter of the arena if that is less: one client that
+	// takes no replies must leave memory for others.
 	MaxBytesInFlight int
 	// MaxPayloadBytes is the longest read or write, 4 KiB to 64 MiB. The arena
 	// must hold two. Default 64 MiB: old clients send almost 50 MB at once.
 	MaxPayloadBytes int
-	// HandshakeTimeout is the time from connect to transmission. Default 10 s.
+	// HandshakeTimeout bounds the time from connect to transmission. Default 10 s.
 	HandshakeTimeout time.Duration
 	// ReplyTimeout is how long a client may take nothing of a reply, or send
-	// nothing of a request that it began, before its connection is closed. While
-	// memory is short it has to take or send as much as is held for it. Default
-	// 60 s.
+	// nothing more of a request that it has begun, before its connection is closed.
+	// While memory is short the client has to take or send as much as is held for it
+	// in that time. Default 60 s.
 	ReplyTimeout time.Duration
-	// IdleTimeout is how long a connection may be without requests, none in
+	// IdleTimeout is how long a connection may receive no requests, with none in
 	// flight, before it is closed. Default: for ever.
 	IdleTimeout time.Duration
-	// MaxOptions is how many options a client may send in its handshake; after a
-	// LIST it may send two more for each export that it was told of, to learn
-	// more of that one. Default 64.
+	// MaxOptions is how many options a client may send in its handshake. After a
+	// LIST it may send two more for each export listed, to learn more about it.
+	// Default 64.
 	//
 	// MaxOptionBytes bounds the data of one option. Longer data is refused, and
 	// beyond 64 KiB the connection is closed. Default 64 KiB.
@@ -65,9 +64,8 @@ const (
 	skipFactor   = 2
 	minSkipBytes = 32 << 20
 
-	// optionsPerListed is how many options more a client may send for each
-	// export listed: clients that show everything ask for its INFO and its meta
-	// contexts.
+	// optionsPerListed is how many more options a client may send for each export
+	// listed: clients that show everything ask for each one's INFO and meta contexts.
 	optionsPerListed = 2
 )
 

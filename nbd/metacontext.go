@@ -105,8 +105,8 @@ func cutString(data []byte) (s string, rest []byte, err error) {
 	return string(data[:length]), data[length:], nil
 }
 
-// wantsAllocation says whether the queries select base:allocation. Wildcards, of
-// which the absence of queries is one, count for listing only.
+// wantsAllocation says whether the queries select base:allocation. Wildcards count for
+// listing only; having no queries at all is one of them.
 func (q *contextRequest) wantsAllocation(listing bool) bool {
 	if listing && (len(q.queries) == 0 || slices.Contains(q.queries, namespaceBase)) {
 		return true

@@ -62,12 +62,12 @@ func (n *negotiation) list(data []byte) error {
 			return err
 		}
 	}
-	// Not a sum over all LISTs, or there would be no end.
+	// Not a sum over all LISTs, or a client could go on for ever.
 	n.allowance = max(n.allowance, optionsPerListed*listed)
 	return n.reply(optList, repAck)
 }
 
-// clip bounds a string of ours to what the protocol carries.
+// clip cuts one of the server's strings to maxBytes.
 func clip(s string, maxBytes int) string {
 	if len(s) > maxBytes {
 		s = s[:maxBytes]
@@ -116,7 +116,7 @@ func decodeInfoRequest(data []byte) (q infoRequest, err error) {
 	return q, nil
 }
 
-// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO, which differ in what follows.
+// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO. Only the latter begins transmission.
 //
 // Source: proto.md, "NBD_OPT_INFO", "NBD_OPT_GO", "NBD_INFO_EXPORT".
 func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
@@ -199,8 +199,8 @@ func (n *negotiation) replyBlockSize(id uint32, info Info) error {
 	return n.reply(id, repInfo, b[:])
 }
 
-// open makes the connection ready to transmit for e. After it the only ways on
-// are transmission and the end of the connection.
+// open makes the connection ready to transmit for e. After it succeeds, the connection
+// can only enter transmission or end.
 //
 // Errors: a refusal leaves the connection as it was; any other ends it.
 func (n *negotiation) open(e Export) error {

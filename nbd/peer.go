@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A peer is who is behind connections, as Limits.MaxConnectionsPerPeer counts
+// A peer is where connections come from, as Limits.MaxConnectionsPerPeer counts
 // them: an IP address, a user on this machine, or a virtual machine. The zero
-// value is nobody that can be told apart.
+// value means that the peer is unknown.
 type peer struct {
 	addr  netip.Addr
 	user  uint32 // plus one, so that root is not the zero value

@@ -12,8 +12,8 @@ const (
 	// maxBatchBytes closes a batch early, so that its first reply does not wait
 	// for megabytes and data stays in the processor's cache.
 	maxBatchBytes = 1 << 20
-	// longCommandBytes is what a command counts that has little data but may be much
-	// work for the device: a trim, or a look for holes.
+	// longCommandBytes is counted for a command that has little data but may be much
+	// work for the device: a trim, or a search for holes.
 	longCommandBytes = 128 << 10
 	// minReadBytes is the least room worth a read.
 	minReadBytes = 4 << 10
@@ -27,13 +27,13 @@ const (
 type receiver struct {
 	format format // immutable; the sender has the same
 
-	// rx is the receive block. While it is alone, that is, no request's payload lies in it,
-	// all but what is not parsed may be written over.
+	// rx is the receive block. While it is alone, that is, while no request's payload lies
+	// in it, everything but unparsed input may be overwritten.
 	rx *block
-	// rx.mem[start:end] is received and not parsed.
+	// rx.mem[start:end] is the input that is received and not yet parsed.
 	start, end int
-	// needBytes is how much, from start on, the next step of parse wants: never more than
-	// rx.mem holds.
+	// needBytes is how much input, from start on, the next step of parse wants: never more
+	// than rx.mem holds.
 	needBytes int
 	// rxBytes is the size wanted for the next receive block: not less than rx.mem's, as it
 	// has to hold all that this one can. If it is more, rx should grow. Only awaitRoom makes
@@ -58,25 +58,25 @@ type receiver struct {
 	batchBytes int
 	started    [OpCount + 1]uint64 // requests since the last publication
 
-	// filling is a write whose payload is being read into its own block, filled
-	// bytes of it so far.
+	// filling is a write whose payload is being read into its own block; filled bytes
+	// of it have arrived so far.
 	filling *Request
 	filled  int
 	ahead   ahead
 	// parts are what the read that is under way may fill.
 	parts [4][]byte
 
-	// skipBytes of payload are to be thrown away, then skipFor is answered.
+	// skipBytes of payload are to be discarded before skipFor is answered.
 	skipBytes int
 	skipFor   *Request
 
-	// wantBytes is the block that could not be got, for awaitBlock to wait for; denied is
-	// set when that was in vain.
+	// wantBytes is the size of the block that could not be had, for awaitBlock to wait
+	// for; denied is set when it has waited in vain.
 	wantBytes int
 	denied    bool
 	// granted is the memory that awaitMemory got, of wantBytes. It is for the next allocate,
-	// which gives it back if another size is asked for: who was told to wait has to ask for
-	// the same then, so txBytes stays what it was.
+	// which gives it back if asked for another size. So whoever had to wait must ask for the
+	// same size again, and txBytes stays what it was.
 	granted []byte
 
 	readNs int64 // when the input was read
@@ -85,8 +85,8 @@ type receiver struct {
 	orders lastOrders
 	// untilYield is how many reads there may be before others have a turn.
 	untilYield int
-	// takenBefore is what taken was when the input was read, and dataBytes what
-	// the requests enqueued since then move.
+	// takenBefore is what taken was when the input was read, and dataBytes the data of
+	// the requests enqueued since then.
 	takenBefore uint64
 	dataBytes   int
 }
@@ -197,8 +197,8 @@ func (c *Conn) parse() step {
 	}
 }
 
-// parseRequest fills slot r from header h at c.start. If it cannot go on it
-// consumes nothing, returns the slot and says why.
+// parseRequest fills slot r from header h at c.start. If it cannot go on it consumes
+// nothing, puts the slot back and returns the reason.
 func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	consumed := c.format.requestBytes()
 	r.cookie, r.wireOffset = h.cookie, h.offset
@@ -254,7 +254,7 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 	return 0, true
 }
 
-// describe fills slot r with what h says, and nothing of the request before.
+// describe fills slot r from h, and clears what is left of the slot's last request.
 func (c *Conn) describe(r *Request, h *requestHeader, op Op) {
 	r.Op, r.counted = op, op
 	r.FUA = h.flags&cmdFlagFUA != 0 && (op == OpWrite || op == OpTrim || op == OpWriteZeroes)
@@ -269,8 +269,8 @@ func (c *Conn) describe(r *Request, h *requestHeader, op Op) {
 	r.receivedNs = c.readNs
 }
 
-// roomFor gives a request the memory that its reply needs, if it needs some. If it cannot,
-// wantBytes says what lacks.
+// roomFor gives a request the memory that its reply needs, if any. If there is none it
+// returns false, and wantBytes says how much is wanted.
 func (c *Conn) roomFor(r *Request) bool {
 	switch r.Op {
 	case OpRead:
@@ -285,8 +285,9 @@ func (c *Conn) roomFor(r *Request) bool {
 	return true
 }
 
-// parseWrite gives a write its payload: in place if it is there, else awaited
-// in place if it is short, else in its own block, where it may be already.
+// parseWrite gives a write its payload: in place, if it has arrived; if it is short,
+// parseWrite waits for it in place; else the payload gets a block of its own, where some
+// of it may be already.
 func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	header := c.format.requestBytes()
 	at := c.start + header
@@ -373,10 +374,10 @@ func (c *Conn) awaitSlot() {
 	c.mu.Unlock()
 }
 
-// awaitSent waits while the client takes the replies to what came before. There is
-// more to do, but its data would only push theirs out of the processor's cache.
+// awaitSent waits while the client takes the replies to earlier requests. There is more
+// to do, but its data would only push theirs out of the processor's cache.
 //
-// It need not park: who sends takes what completes meanwhile, too.
+// It need not park: whoever sends also takes what completes meanwhile.
 func (c *Conn) awaitSent() {
 	c.mu.Lock()
 	for c.flushing && !c.dead.Load() && !c.draining() {
@@ -423,8 +424,8 @@ func (c *Conn) submit() {
 	c.Flush()
 }
 
-// park is called before the reader waits for something: replies are sent, and
-// those that come while it sleeps are for others to send.
+// park is called before the reader waits for something. It sends what is queued, and
+// leaves replies that are queued while the reader sleeps for others to send.
 func (c *Conn) park() {
 	c.mu.Lock()
 	for len(c.replies) > 0 && !c.flushing && !c.withheld {
@@ -456,8 +457,8 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 	room := c.rx.mem[c.end:]
 	parts := append(c.parts[:0], room)
 	if c.filling != nil {
-		// All that follows, too: to copy some of it to the next payload's block costs less
-		// than to leave it in the socket, for whose room the client waits.
+		// Read what follows, too: copying some of it to the next payload's block costs less
+		// than leaving it in the socket, for whose room the client waits.
 		parts = c.lookAhead(append(c.parts[:0], c.filling.Data[c.filled:]), room)
 	}
 	c.park()
@@ -478,7 +479,7 @@ func (c *Conn) fill() (reason CloseReason, stop bool) {
 // begun says whether a request has arrived in part.
 func (c *Conn) begun() bool { return c.filling != nil || c.skipFor != nil || c.start < c.end }
 
-// beforeRead lets others have a turn, and pauses if that pays. It says whether there will be
+// beforeRead gives others a turn, and pauses if that pays. It says whether there will be
 // something to read in a moment.
 func (c *Conn) beforeRead() (soon bool) {
 	if c.untilYield--; c.untilYield <= 0 {
@@ -490,7 +491,7 @@ func (c *Conn) beforeRead() (soon bool) {
 	if !c.begun() {
 		return c.gather.pause(c.stream, c.readNs)
 	}
-	// The clock starts here: what went before may have waited for memory.
+	// The clock starts only here: earlier steps may have waited for memory.
 	c.requestSince.Store(now())
 	return c.filling != nil // a payload follows its header
 }
@@ -513,7 +514,7 @@ func (c *Conn) readFailed(err error) (reason CloseReason, stop bool) {
 	return CloseEOF, true
 }
 
-// received is called when a read has brought n bytes: of the payload that is awaited, and of
+// received is called when a read has brought n bytes, of the payload that is awaited and of
 // what follows it.
 func (c *Conn) received(n int) {
 	c.receivedBytes.Add(uint64(n))

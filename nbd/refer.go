@@ -2,16 +2,16 @@ package nbd
 
 import "github.com/vhbad/vhbad/internal/dma"
 
-// Long reads by reference: a read of 64 KiB to 1 MiB has a pipe beside its memory. A device
-// that has the data in pages puts references to those into the pipe, and a socket takes them
-// from there, so that nobody copies them but the client. Whatever knows nothing of that
-// reads and writes memory as ever.
+// Long reads go by reference: a read of 64 KiB to 1 MiB has a pipe besides its memory. A
+// device that has the data in pages puts references to the pages into the pipe, and a socket
+// takes them from there, so that only the client copies the data. A device or stream that
+// knows nothing of pipes uses the memory as usual.
 
 // maxConnPipes is how many pipes a connection may have: a client that has stopped reading
-// keeps them from others, and no more.
+// withholds only that many from others.
 const maxConnPipes = 8
 
-// refer gives a read a pipe, if its data may go that way and there is one.
+// refer gives a read a pipe, if its data may go through one and one is free.
 //
 // Concurrency: reader only.
 func (c *Conn) refer(r *Request) {
@@ -26,12 +26,13 @@ func (c *Conn) refer(r *Request) {
 	}
 }
 
-// hasPages says whether the data of a request that is done are in its pipe and are sent as
-// they are, in one piece. What breaks off or has holes is made up in memory: see toMemory.
+// hasPages says whether the data of a completed request are in its pipe and can be sent from
+// there in one piece. A reply that breaks off or has holes is sent from memory instead: see
+// toMemory.
 func (r *Request) hasPages() bool { return r.pipe != nil && !r.cut && r.holeCount == 0 }
 
-// toMemory fetches the data of a request that is done into Data, if they are in its pipe.
-// Should that fail it becomes an error, so it comes before the reply is encoded.
+// toMemory fetches the data of a completed request into Data, if they are in its pipe. If
+// that fails the reply becomes an error, so toMemory comes before the reply is encoded.
 func (r *Request) toMemory() {
 	if r.pipe == nil {
 		return
@@ -52,8 +53,8 @@ func (s *sender) appendPages(r *Request) {
 	s.pages = r.pipe
 }
 
-// tryPush sends what it can of the encoded replies without waiting; zero bytes without an
-// error as of stream.tryWrite.
+// tryPush sends what it can of the encoded replies without waiting. Zero bytes without an
+// error mean the same as from stream.tryWrite.
 func (c *Conn) tryPush() (int, error) {
 	s := &c.sender
 	switch {
@@ -65,8 +66,8 @@ func (c *Conn) tryPush() (int, error) {
 	return c.stream.tryWrite(s.bufs[s.unsent:])
 }
 
-// push is tryPush, but waits as stream.write does. A header that had no room does not wait for
-// its pages once it has.
+// push is tryPush, but waits as stream.write does. A header that found no room is sent as soon
+// as there is some, and is not held back until its pages follow.
 func (c *Conn) push() (int, error) {
 	s := &c.sender
 	if s.unsent == len(s.bufs) {
@@ -75,7 +76,7 @@ func (c *Conn) push() (int, error) {
 	return c.stream.write(s.bufs[s.unsent:])
 }
 
-// returnPipe is called when a request needs its pipe no more.
+// returnPipe is called when a request no longer needs its pipe.
 func (c *Conn) returnPipe(r *Request) {
 	if r.pipe != nil {
 		c.arena.ReturnPipe(r.pipe)

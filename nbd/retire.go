@@ -2,11 +2,11 @@ package nbd
 
 import "context"
 
-// An export goes in three steps: it is taken out of Exports, so that nobody new
-// comes; DrainDevice ends the connections that there are; Forget drops its
+// An export is retired in three steps: it is taken out of Exports, so that no new
+// client gets it; DrainDevice ends the connections that there are; Forget drops its
 // counters.
 
-// Users is how many connections use d.
+// Users returns how many connections use d.
 //
 // Concurrency: any goroutine.
 func (s *Server) Users(d Device) int {
@@ -18,9 +18,9 @@ func (s *Server) Users(d Device) int {
 	return s.users[d]
 }
 
-// Unused calls fn, which must not wait or call the server, unless connections use
-// d, and returns how many do. No connection begins to while fn runs, and what fn
-// does to Exports is in force for those that come after.
+// Unused calls fn unless connections use d, and returns how many do. No connection
+// begins to use d while fn runs, and later connections see what fn has done to
+// Exports. fn must not wait or call the server.
 //
 // Concurrency: any goroutine.
 func (s *Server) Unused(d Device, fn func()) (connections int) {
@@ -38,11 +38,12 @@ func (s *Server) Unused(d Device, fn func()) (connections int) {
 }
 
 // DrainDevice ends the connections that use d: each answers what it has in flight
-// and is closed. Those that are left when ctx ends are closed at once. It does not
-// wait for what their devices still have to complete then; call it again for that.
+// and is closed. Connections that are left when ctx ends are closed at once, without
+// waiting for what the device still has to complete; call DrainDevice again to wait
+// for that.
 //
-// d must not be in Exports any more. Errors: that of ctx, and then killed is how
-// many had to be closed.
+// d must not be in Exports any more. Errors: that of ctx; killed is then how many
+// connections had to be closed.
 //
 // Concurrency: any goroutine.
 func (s *Server) DrainDevice(ctx context.Context, d Device) (killed int, err error) {
@@ -84,8 +85,8 @@ func (s *Server) DrainDevice(ctx context.Context, d Device) (killed int, err err
 	return len(conns), ctx.Err()
 }
 
-// Forget drops the counters of an export that is gone, unless a connection has it
-// still.
+// Forget drops the counters of an export that is gone, unless a connection still
+// uses it.
 //
 // Concurrency: any goroutine.
 func (s *Server) Forget(name string) {

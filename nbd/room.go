@@ -2,9 +2,10 @@ package nbd
 
 import "errors"
 
-// Room: the memory that the reader receives into, and that it gives requests for their
-// replies. It is of blocks, see block.go. Blocks grow under load, an idle connection gives
-// them back, and where memory is scarce the reader waits, or does with what there is.
+// Room is the memory that the reader receives into, and that it gives to requests for their
+// replies. It consists of blocks, see block.go. Blocks grow under load, and an idle
+// connection gives them back. When memory is scarce the reader waits, or makes do with what
+// there is.
 //
 // Concurrency: reader only.
 
@@ -12,9 +13,9 @@ import "errors"
 // can make it false.
 func (c *Conn) rxAlone() bool { return c.rx.refs.Load() == 1 }
 
-// makeRoom sees to it that the receive block has room for what parse needs: as it is, or
-// with what is not parsed moved to its front, or by a fresh one. False means that the
-// connection is dead, or ends for want of memory.
+// makeRoom makes sure that the receive block has room for what parse needs. It may move
+// unparsed input to the block's front, or replace the block. It returns false if the
+// connection is dead, or has to end for want of memory.
 func (c *Conn) makeRoom() bool {
 	alone, grow := c.rxAlone(), len(c.rx.mem) < c.rxBytes
 	if alone && c.start == c.end {
@@ -46,9 +47,9 @@ func (c *Conn) makeRoom() bool {
 	return c.awaitRoom(need)
 }
 
-// awaitRoom is makeRoom where there is no memory for a fresh block: the old one has to do
-// once it is alone, or the least that holds need bytes once there is that. False is as of
-// makeRoom.
+// awaitRoom is makeRoom when there is no memory for a fresh block of the size wanted. It waits
+// until the old block is alone and can be used again, or until there is memory for the
+// smallest that will do for need bytes. It returns false as makeRoom does.
 func (c *Conn) awaitRoom(need int) bool {
 	for !c.rxAlone() {
 		if c.orders.taken {
@@ -73,13 +74,14 @@ func (c *Conn) awaitRoom(need int) bool {
 	return true
 }
 
-// moveToFront makes all room that there is in a receive block that is alone.
+// moveToFront makes room in a receive block that is alone, by moving unparsed input to its
+// front.
 func (c *Conn) moveToFront() {
 	c.end = copy(c.rx.mem, c.rx.mem[c.start:c.end])
 	c.start = 0
 }
 
-// receiveInto makes b the receive block, with what is not parsed at its front.
+// receiveInto makes b the receive block, with the unparsed input at its front.
 func (c *Conn) receiveInto(b *block) {
 	c.end = copy(b.mem, c.rx.mem[c.start:c.end])
 	c.start = 0
@@ -122,7 +124,7 @@ func (c *Conn) abandon() {
 	c.dropGranted()
 }
 
-// dropGranted gives back what awaitMemory got and nobody needed.
+// dropGranted gives back memory that awaitMemory got and nobody needed.
 func (c *Conn) dropGranted() {
 	if c.granted != nil {
 		c.arena.Free(c.granted)
@@ -130,8 +132,9 @@ func (c *Conn) dropGranted() {
 	}
 }
 
-// carve gives a read its destination: a short one shares a block with others, a long one has
-// its own. If it cannot, wantBytes says what lacks.
+// carve gives a read its destination: a short read shares a block with others, a long one
+// gets its own. If there is no memory it returns false, and wantBytes says how much is
+// wanted.
 func (c *Conn) carve(r *Request, length int) bool {
 	if c.format.dataBytes()+length > minReplyBlockBytes {
 		return c.carveOwn(r, length)
@@ -139,8 +142,7 @@ func (c *Conn) carve(r *Request, length int) bool {
 	return c.carveShared(r, length)
 }
 
-// carveOwn gives a read a block. What goes before its data in the reply is sent from
-// elsewhere.
+// carveOwn gives a read a block of its own. The header of its reply is sent from elsewhere.
 func (c *Conn) carveOwn(r *Request, length int) bool {
 	b := c.allocate(length)
 	if b == nil {
@@ -152,8 +154,8 @@ func (c *Conn) carveOwn(r *Request, length int) bool {
 	return true
 }
 
-// carveShared gives a read a part of the reply block, behind room for what goes before its
-// data in the reply.
+// carveShared gives a read a part of the reply block, behind room for the header of its
+// reply.
 func (c *Conn) carveShared(r *Request, length int) bool {
 	header := c.format.dataBytes()
 	size := header + length
@@ -174,10 +176,11 @@ func (c *Conn) carveShared(r *Request, length int) bool {
 	return true
 }
 
-// nextReplyBlock begins a reply block, twice as large as the one that was too small for what
-// is in flight. If it cannot, wantBytes says what lacks.
+// nextReplyBlock begins a reply block, twice as large as the last, which was too small for
+// what is in flight. If there is no memory it returns false, and wantBytes says how much is
+// wanted.
 func (c *Conn) nextReplyBlock() bool {
-	// One that was waited for is taken as it is, of txBytes: others stand in line for it.
+	// A block that was waited for is taken at its size, txBytes: others queue for memory.
 	if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
 		c.txBytes *= 2
 	} else if c.tx != nil && c.batchLen > 0 {

@@ -15,8 +15,8 @@ type commandRule struct {
 	beyond    Errno  // error for a range beyond the end
 }
 
-// rules are what a connection's requests are checked against. But for the size,
-// which is the device's as of now, they are fixed by the negotiation.
+// rules are what a connection's requests are checked against. The negotiation fixes
+// them, except for the size, which is the device's current one.
 type rules struct {
 	sizeBytes       uint64
 	alignMask       uint64 // minimum block size minus one
@@ -75,9 +75,9 @@ func (r *rules) agree(a *agreement) {
 	r.commands[cmdBlockStatus].supported = a.allocation
 }
 
-// payload returns how many bytes follow h. A WRITE has a payload always: a client
-// that forgets to say so by its flag in an extended header is tolerated, as
-// there is nothing else that it can mean.
+// payload returns how many bytes of payload follow h. A WRITE always has a payload: a
+// client that forgets the flag for it in an extended header is tolerated, as it cannot
+// mean anything else.
 func (r *rules) payload(h *requestHeader) uint64 {
 	if h.typ == cmdWrite || r.extended && h.flags&cmdFlagPayloadLen != 0 {
 		return h.length
@@ -92,8 +92,8 @@ func (r *rules) statusFilter(h *requestHeader) bool {
 		r.commands[cmdBlockStatus].supported
 }
 
-// check returns h's operation, opUnknown if there is none, and the error to
-// answer with and its cause, or OK if the request may go to the device.
+// check returns h's operation, or opUnknown, and the error to answer with and its
+// cause, or OK if the request may go to the device.
 func (r *rules) check(h *requestHeader) (Op, Errno, cause) {
 	if int(h.typ) >= len(r.commands) {
 		return opUnknown, EINVAL, causeCommand
@@ -136,8 +136,8 @@ func (r *rules) check(h *requestHeader) (Op, Errno, cause) {
 	return rule.op, OK, causeDevice
 }
 
-// flags returns the transmission flags that advertise info to a client with
-// which agreed is settled.
+// flags returns the transmission flags that advertise info to a client that has
+// agreed on agreed.
 func (info *Info) flags(agreed agreement) uint16 {
 	f := transmitHasFlags
 	for _, b := range []struct {
@@ -163,9 +163,9 @@ func (info *Info) flags(agreed agreement) uint16 {
 	return f
 }
 
-// normalize fills in block sizes that the device left at zero and bounds the
-// payload by the server's limit. It stays a multiple of the minimum, of which one has to
-// go through, and a preferred block goes with it.
+// normalize fills in block sizes that the device left at zero, and bounds the payload
+// by the server's limit. The payload stays a multiple of the minimum block, at least
+// one, and the preferred block is made no larger than it.
 //
 // Source: proto.md, "Block size constraints".
 func (info Info) normalize(maxPayloadBytes int) Info {

@@ -23,7 +23,7 @@ const (
 type sender struct {
 	format format // immutable
 
-	// list are the replies being sent: those before first are sent, those in
+	// list are the replies being sent: those before first have been sent, those in
 	// [first, next) are encoded in bufs.
 	list        []*Request
 	first, next int
@@ -31,19 +31,20 @@ type sender struct {
 	// bufs[unsent:] is what remains to be written of the encoded replies.
 	bufs   [][]byte
 	unsent int
-	// pages follow bufs, unless it is nil.
+	// pages, unless nil, holds what follows bufs.
 	pages *dma.Pipe
-	// breaks is set when the connection is to end behind bufs; see cut.go.
+	// breaks is set when the connection is to end after bufs; see cut.go.
 	breaks bool
 	// headers holds reply headers that have no room before their data.
 	headers   []byte
 	headersAt int
-	// tail is where the last of bufs ends, so that what follows in memory can be
-	// joined to it: offset tailEnd of tailBlock, or of headers if that is nil.
+	// tailBlock and tailEnd say where the last of bufs ends, so that what follows it in
+	// memory can be joined to it: at offset tailEnd of tailBlock, or of headers if that
+	// is nil.
 	tailBlock *block
 	tailEnd   int
 
-	// freed are blocks whose memory went back, freedBytes of it.
+	// freed are blocks whose memory has been freed, freedBytes in all.
 	freed      []*block
 	freedBytes int
 
@@ -59,7 +60,7 @@ func (c *Conn) takeRepliesLocked() {
 	c.sender.first, c.sender.next = 0, 0
 }
 
-// recycleLocked returns slots and budget of replies that were sent.
+// recycleLocked returns the slots and the budget of replies that were sent.
 //
 // +checklocks:c.mu
 func (c *Conn) recycleLocked() {
@@ -125,7 +126,7 @@ func (c *Conn) send(wait bool) bool {
 			}
 			s.advance(n)
 			if wait {
-				c.replySince.Store(now()) // it got on
+				c.replySince.Store(now()) // there was progress
 			}
 		}
 		if s.breaks {
@@ -153,7 +154,7 @@ func (s *sender) remains() bool {
 	return s.unsent < len(s.bufs) || s.pages != nil && s.pages.Left() > 0
 }
 
-// advance takes n written bytes off the front of bufs, or of the pages behind them.
+// advance takes n written bytes off the front of bufs, or of the pages after them.
 func (s *sender) advance(n int) {
 	if s.unsent == len(s.bufs) {
 		s.pages.Sent(n)
@@ -273,8 +274,8 @@ func (s *sender) appendBytes(b *block, mem []byte, from, to int) {
 	s.tailBlock, s.tailEnd = b, to
 }
 
-// account counts the replies in sent, of which the client was told, or was not as the
-// connection is dead. One look at the clock serves all.
+// account counts the replies in sent. told says whether the client has got them, or has not
+// because the connection is dead. One look at the clock serves all.
 func (c *Conn) account(sent []*Request, told bool) {
 	if len(sent) == 0 {
 		return
@@ -343,8 +344,8 @@ func (c *Conn) release(sent []*Request) {
 	}
 }
 
-// wakeWriter gives the right to send to the writer goroutine, which is started
-// when a connection first needs it.
+// wakeWriter hands the right to send to the writer goroutine, which is started when
+// the connection first needs it.
 func (c *Conn) wakeWriter() {
 	s := &c.sender
 	c.replySince.Store(now())

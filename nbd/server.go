@@ -19,8 +19,8 @@ import (
 // ErrServerClosed is what Serve returns after Shutdown.
 var ErrServerClosed = errors.New("nbd: server closed")
 
-// sweepInterval is how often connections are looked over for clients that have
-// stalled and for memory that idle ones do not need.
+// sweepInterval is how often connections are checked for clients that have stalled,
+// and for memory that idle connections do not need.
 const sweepInterval = time.Second
 
 // A Server serves exports to NBD clients. Set its exported fields, which must
@@ -30,27 +30,28 @@ const sweepInterval = time.Second
 type Server struct {
 	// Exports are what clients can ask for.
 	Exports Exports
-	// Arena is where all data lives on its way, reachable for devices.
+	// Arena is the memory of all data in transit, where devices can reach it.
 	Arena *dma.Arena
 	// Limits bound what clients can take.
 	Limits Limits
 	// Replies says which formats of replies clients can agree on. The zero value is
 	// RepliesExtended: all.
 	Replies Replies
-	// CopyReads has long reads copied as short ones are, and no pages of devices sent.
+	// CopyReads makes the server copy long reads, as it does short ones, instead of
+	// sending pages of the devices.
 	CopyReads bool
 	// TLSMode says whether clients may or must use TLS. The zero value is TLSOff.
 	TLSMode TLSMode
-	// TLSConfig is asked for the configuration of each TLS handshake, so that
-	// certificates can be replaced while the server runs. Versions before TLS 1.2
-	// are refused whatever it says. To have clients show certificates set
-	// ClientAuth and ClientCAs. It is needed unless TLSMode is TLSOff, and must be
-	// safe for concurrent use; nil refuses the client.
+	// TLSConfig returns the configuration for each TLS handshake, so that certificates
+	// can be replaced while the server runs. Versions before TLS 1.2 are refused
+	// whatever it says. To ask clients for certificates, set ClientAuth and
+	// ClientCAs. TLSConfig is needed unless TLSMode is TLSOff, and must be safe for
+	// concurrent use. If it returns nil the client is refused.
 	TLSConfig func() *tls.Config
-	// Log is told of connections; nil discards.
+	// Log gets messages about connections; nil discards them.
 	Log *slog.Logger
-	// Opened and Closed, unless nil, are told of each connection that enters
-	// transmission and of each that has left it, on the connection's goroutine. They
+	// Opened and Closed, unless nil, are called for each connection that enters
+	// transmission and for each that has left it, on the connection's goroutine. They
 	// must not wait.
 	Opened func(ConnStats)
 	Closed func(ConnStats, CloseReason)
@@ -75,12 +76,12 @@ type Server struct {
 	sweeping bool
 	// alone tells the sweeper that the last connection has gone.
 	alone chan struct{}
-	// nextID counts connections, ever.
+	// nextID counts all connections there have ever been.
 	// +checklocks:mu
 	nextID uint64
 	// +checklocks:mu
 	failures [NegotiationFailureCount]uint64
-	// pauses need no lock, and neither do replyTimes.
+	// pauses and replyTimes need no lock.
 	pauses     trial
 	replyTimes [OpCount]latency.Histogram
 	// +checklocks:mu
@@ -89,7 +90,7 @@ type Server struct {
 	// connection's export has an entry too.
 	// +checklocks:mu
 	folded map[string]*OpTable
-	// peers counts connections, if there is a limit on those of one peer.
+	// peers counts the connections of each peer, if they are limited.
 	// +checklocks:mu
 	peers map[peer]int
 	// inUse counts the connections of each export by its name, users those of each
@@ -98,16 +99,16 @@ type Server struct {
 	inUse map[string]int
 	// +checklocks:mu
 	users map[Device]int
-	// leaving has a channel for each device that somebody waits for to have no
-	// connections; it is closed then.
+	// leaving has a channel for each device whose last connection somebody waits for.
+	// The channel is closed when that has gone.
 	// +checklocks:mu
 	leaving map[Device]chan struct{}
-	// accepts spaces connections, complaints lines of the log.
+	// accepts paces connections, complaints lines of the log.
 	// +checklocks:mu
 	accepts pacer
 	// +checklocks:mu
 	complaints pacer
-	// untold counts what complain has kept from the log.
+	// untold counts the lines that complain has kept out of the log.
 	// +checklocks:mu
 	untold uint64
 	// +checklocks:mu
@@ -157,8 +158,8 @@ func (s *Server) setup() error {
 
 // Serve accepts connections from l until Shutdown, and closes l.
 //
-// Errors: ErrServerClosed after Shutdown; a wrong configuration; what Accept
-// returned. Running out of file descriptors is not final: it tries again.
+// Errors: ErrServerClosed after Shutdown; a wrong configuration; an error of Accept.
+// When Accept runs out of file descriptors Serve tries again.
 func (s *Server) Serve(l net.Listener) error {
 	defer func() { _ = l.Close() }() // Shutdown may have closed it
 	if err := s.setup(); err != nil {
@@ -275,7 +276,7 @@ func (s *Server) register(nc net.Conn) *Conn {
 	return c
 }
 
-// tune sets what a TCP connection should have; it works without.
+// tune sets the options that a TCP connection should have. It works without them.
 func tune(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true)
@@ -283,8 +284,8 @@ func tune(nc net.Conn) {
 	}
 }
 
-// vetLocked says why a connection cannot be taken, NegotiationFailureCount if it
-// can.
+// vetLocked returns why a connection cannot be taken, or NegotiationFailureCount if
+// it can.
 //
 // +checklocks:s.mu
 func (s *Server) vetLocked(c *Conn) NegotiationFailure {
@@ -352,13 +353,13 @@ func (s *Server) run(c *Conn) {
 	s.lentBytes += c.lentBytes.Load()
 }
 
-// reserve counts c among the connections of e, or says why it cannot be one: e has
-// as many as it may have, or is not on offer any more.
+// reserve counts c among the connections of e, or says why it cannot be one of them: e
+// has as many as it may have, or is no longer on offer.
 func (s *Server) reserve(c *Conn, e Export) *refusal {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Looked up once more, for DrainDevice: who comes after it finds no export, and
-	// who was here before is among those that it sees.
+	// Look up once more, for DrainDevice: a client that comes after it finds no export,
+	// and one that came before is among those that it sees.
 	if now, ok := s.Exports.Lookup(e.Name); !ok || now.Device != e.Device {
 		return &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q any more", clip(e.Name, maxMessageBytes))}
 	}
@@ -403,7 +404,7 @@ func (s *Server) releaseLocked(c *Conn) {
 	}
 }
 
-// enter marks c as transmitting for c.export. It is false if the server or the
+// enter marks c as transmitting for c.export. It returns false if the server or the
 // export's device is draining.
 func (s *Server) enter(c *Conn) bool {
 	s.mu.Lock()
@@ -418,7 +419,7 @@ func (s *Server) enter(c *Conn) bool {
 	return true
 }
 
-// sweep looks over the connections until none is left.
+// sweep checks the connections now and then until none is left.
 func (s *Server) sweep() {
 	interval := min(sweepInterval, s.limits.ReplyTimeout/4)
 	if s.limits.IdleTimeout > 0 {

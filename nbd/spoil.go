@@ -2,10 +2,10 @@ package nbd
 
 import "time"
 
-// What a server that has lost its way may do to a client, on demand. See also cut.go.
+// Misbehaviour of a confused server towards its client, on demand. See also cut.go.
 
-// BadCookie has the reply carry a cookie that is not the request's. The client gets
-// no other, and it may well end the connection. It does no more to call it again.
+// BadCookie makes the reply carry a cookie that is not the request's. The client gets no
+// other reply, and may well end the connection. Further calls do nothing.
 //
 // Concurrency: before Complete or Fail, by whoever calls that.
 func (r *Request) BadCookie() {
@@ -17,21 +17,21 @@ func (r *Request) BadCookie() {
 // A Greeter is a Device that may let clients wait.
 type Greeter interface {
 	Device
-	// Greet has over called, on a goroutine of its own, when a client has waited that
-	// has asked for the device, before Open is called. Its time for the handshake goes
-	// on meanwhile, and ends the wait; so does the end of the server, or the client that
-	// closes its socket. Then stop is called.
-	// A client whose export goes meanwhile is told so when it has waited. No stop: the
-	// client does not wait, and over is not called.
+	// Greet is called before Open when a client has asked for the device. It must not wait
+	// itself, and has over called, on a goroutine of its own, when the client has waited
+	// for long enough. The wait also ends when the client's time for the handshake is up,
+	// when the server drains, or when the client closes its socket. Whatever ends it,
+	// stop is called then. If stop is nil the client does not wait, and over must not be
+	// called. A client whose export is removed meanwhile is told so after the wait.
 	//
-	// Concurrency: any goroutine. It must not wait itself.
+	// Concurrency: any goroutine.
 	Greet(over func()) (stop func() bool)
 }
 
-// detain lets the client wait for as long as the device of e wants. No lock is held,
-// and the client has no place among the export's connections yet.
+// detain makes the client wait for as long as the device of e wants. No lock is held,
+// and the client does not count among the export's connections yet.
 //
-// Errors: a refusal, or that its time is up, or that it has gone.
+// Errors: a refusal; the client's time is up; the client has gone.
 func (n *negotiation) detain(e Export) error {
 	g, ok := e.Device.(Greeter)
 	if !ok {
@@ -49,8 +49,8 @@ func (n *negotiation) detain(e Export) error {
 	return nil
 }
 
-// rest waits for as long as g wants, unless the deadline comes, the client closes, or the
-// connection is dead or to be drained. It says whether the client has gone.
+// rest waits for as long as g wants, but not beyond the deadline, and not once the client has
+// closed or the connection is dead or draining. It says whether the client has gone.
 //
 // Concurrency: the goroutine that reads, in the handshake.
 func (c *Conn) rest(g Greeter, deadline time.Time) (gone bool) {
@@ -77,11 +77,11 @@ func (c *Conn) rest(g Greeter, deadline time.Time) (gone bool) {
 	return leave(deadline)
 }
 
-// watch has gone called, on a goroutine of its own, when the client closes. leave ends the
-// watch, sets the deadline for reading, and says whether the client has closed. Only a socket
-// can tell: elsewhere the client is there until something is read or written.
+// watch calls gone, on a goroutine of its own, when the client closes. leave ends the watch,
+// sets the read deadline, and says whether the client has closed. Only a socket can tell:
+// over other connections the client seems present until something is read or written.
 //
-// Concurrency: the goroutine that reads, which does not meanwhile.
+// Concurrency: the goroutine that reads, which does not read meanwhile.
 func (c *Conn) watch(gone func()) (leave func(deadline time.Time) bool) {
 	s, ok := c.nc.(interface{ AwaitHangup() error })
 	if !ok {

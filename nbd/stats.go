@@ -9,9 +9,9 @@ import (
 	"github.com/vhbad/vhbad/internal/latency"
 )
 
-// A NegotiationFailure says why a connection never reached transmission. A
-// client that ends the handshake in good order is no failure, unless it was
-// refused an export: then the last refusal is the reason.
+// A NegotiationFailure says why a connection never reached transmission. It is no
+// failure if the client ends the handshake in good order, unless it was refused an
+// export: then the last refusal is the reason.
 type NegotiationFailure uint8
 
 // Reasons of NegotiationFailure.
@@ -99,13 +99,13 @@ func LatencyBound(bucket int) float64 {
 	return latency.Bound(bucket + LatencyMinIndex - latency.MinIndex)
 }
 
-// latencyBucket returns the bucket of ns, LatencyBuckets if it is beyond all. Here
-// nothing is faster than a microsecond, so the smaller buckets are one.
+// latencyBucket returns the bucket of ns, or LatencyBuckets if ns is beyond all bounds.
+// Nothing here is faster than a microsecond, so all smaller buckets are one.
 func latencyBucket(ns int64) int {
 	return max(0, latency.Bucket(ns)-(LatencyMinIndex-latency.MinIndex))
 }
 
-// A Blame says what is behind a request's error, for statistics.
+// A Blame says what caused a request's error, for statistics.
 type Blame uint8
 
 // Values of Blame.
@@ -116,13 +116,13 @@ const (
 	blameCount
 )
 
-// OpStats count one operation of an export or a connection. A request counts
-// when its reply is sent, and one that failed also if the client is gone by then; its
-// latency runs from the read that brought its header to the writev that took its reply.
+// OpStats counts one operation of an export or a connection. A request counts when its
+// reply is sent; a failed one counts even if the client is gone by then. Its latency
+// runs from the read that brought its header to the writev that took its reply.
 type OpStats struct {
 	Requests uint64
 	Errors   uint64 // replies with an error
-	// Aborted and Injected are those of the errors that had that Blame.
+	// Aborted and Injected count the errors that had that Blame.
 	Aborted  uint64
 	Injected uint64
 	Bytes    uint64 // sum of the lengths of successful requests
@@ -192,27 +192,27 @@ type Stats struct {
 	Closes              [CloseReasonCount]uint64
 	// ReceivedBytes and SentBytes are of the transmission phase.
 	ReceivedBytes, SentBytes uint64
-	// LentBytes are those of SentBytes that were sent from devices' own pages.
+	// LentBytes counts those of SentBytes that were sent from devices' own pages.
 	LentBytes uint64
 	// WithoutPauses says that connections do not pause for more requests before they read,
-	// as more gets done so. It changes for some milliseconds while that is found out, and is
-	// false while few requests come.
+	// because more gets done that way. It changes for some milliseconds during each trial,
+	// and is false while few requests come.
 	WithoutPauses bool
-	// ReplyTimes say how long replies took from Complete to having been sent, by Op:
-	// of the requests of which FollowReply was called.
+	// ReplyTimes says how long replies took from FollowReply until they were sent, by Op.
+	// It covers only requests for which FollowReply was called.
 	ReplyTimes  [OpCount]latency.Counts
 	Exports     []ExportStats // by name
 	Connections []ConnStats   // by ID
 }
 
-// opCounters are a connection's counters of one operation. They are stored by
-// whoever holds the right to send, but started by the reader; anyone may load.
+// opCounters are a connection's counters of one operation. Whoever holds the right to
+// send stores them, except started, which the reader stores; anyone may load them.
 type opCounters struct {
 	started    atomic.Uint64
 	_          [56]byte // the reader's line and the sender's
 	successes  atomic.Uint64
 	errors     [blameCount]atomic.Uint64
-	untold     atomic.Uint64 // what would have been successes, had there been a client to tell
+	untold     atomic.Uint64 // would have been successes, but the client was gone
 	bytes      atomic.Uint64
 	latencySum atomic.Int64
 	latency    [LatencyBuckets + 1]atomic.Uint64
@@ -226,7 +226,7 @@ func (c *opCounters) failures() (n uint64) {
 	return n
 }
 
-// over is how many requests are in flight no more.
+// over is how many requests are no longer in flight.
 func (c *opCounters) over() uint64 { return c.successes.Load() + c.failures() + c.untold.Load() }
 
 // load adds the counters to s.
@@ -303,8 +303,7 @@ func (s *Server) connStats(c *Conn) ConnStats {
 	return s.connStatsLocked(c, &OpTable{})
 }
 
-// connStatsLocked is connStats for who needs the operations too, which are added to
-// ops.
+// connStatsLocked is connStats, and also adds the counters of the operations to ops.
 //
 // +checklocks:s.mu
 func (s *Server) connStatsLocked(c *Conn, ops *OpTable) ConnStats {

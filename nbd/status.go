@@ -20,8 +20,8 @@ const (
 	statusPayloadBytes = 8 + 4
 )
 
-// decodeStatusPayload reads which contexts a BLOCK_STATUS asks for, and puts the
-// true length of its range into h. It is false if there is no such context.
+// decodeStatusPayload reads which context a BLOCK_STATUS asks for, and puts the true
+// length of its range into h. It returns false if there is no such context.
 //
 // Source: the extension branch's "NBD_CMD_BLOCK_STATUS".
 func decodeStatusPayload(b []byte, h *requestHeader) (ok bool) {
@@ -31,14 +31,14 @@ func decodeStatusPayload(b []byte, h *requestHeader) (ok bool) {
 	return binary.BigEndian.Uint32(b[8:]) == allocationID
 }
 
-// What is known of the room that a BLOCK_STATUS had.
+// How well the room of a BLOCK_STATUS fitted.
 const (
 	statusRoomFits   = iota
 	statusRoomLittle // there were more extents
 	statusRoomMuch   // there were hardly any
 )
 
-// judgeStatusRoom is called when a BLOCK_STATUS has its extents.
+// judgeStatusRoom is called when the extents of a BLOCK_STATUS are complete.
 func (r *Request) judgeStatusRoom() {
 	entry := extentBytes
 	if r.wide {
@@ -49,8 +49,9 @@ func (r *Request) judgeStatusRoom() {
 	}
 }
 
-// carveStatus gives a BLOCK_STATUS room for its extents: little at first, and
-// with little memory. If it cannot, wantBytes says what lacks.
+// carveStatus gives a BLOCK_STATUS room for its extents: little at first, and when there
+// is little memory. If there is none it returns false, and wantBytes says how much is
+// wanted.
 func (c *Conn) carveStatus(r *Request) bool {
 	switch c.statusRoom.Swap(statusRoomFits) {
 	case statusRoomLittle:

@@ -16,25 +16,25 @@ import (
 type stream interface {
 	yielder
 
-	// read waits for at least one byte and fills bufs in their order, those after the
-	// first if the transport can. The first is not empty. At the end it returns io.EOF.
-	// soon says that there probably is something already, or will be in a moment.
+	// read waits for at least one byte and fills bufs in order; some transports fill only
+	// the first, which is not empty. At the end it returns io.EOF. soon says that input
+	// has probably arrived already, or will in a moment.
 	read(bufs [][]byte, soon bool) (int, error)
 
 	// tryWrite writes what it can of bufs without waiting. Zero bytes without
 	// an error means that the socket is full, or that the transport cannot tell.
 	tryWrite(bufs [][]byte) (int, error)
 
-	// write is tryWrite, but waits until it has written something. It may return
-	// zero bytes without an error, having got on with what it has accepted.
+	// write is tryWrite, but waits until it has written something. It may return zero
+	// bytes without an error when it has made progress with bytes it had accepted before.
 	write(bufs [][]byte) (int, error)
 }
 
 // A splicer is a stream that sends pages by references to them.
 type splicer interface {
-	// tryWriteMore is tryWrite of what trySplice or splice follows.
+	// tryWriteMore is tryWrite for bytes that trySplice or splice is to follow.
 	tryWriteMore(bufs [][]byte) (int, error)
-	// trySplice and splice are to pages what tryWrite and write are to bytes.
+	// trySplice and splice do for pages what tryWrite and write do for bytes.
 	trySplice(pages *dma.Pipe) (int, error)
 	splice(pages *dma.Pipe) (int, error)
 }
@@ -54,10 +54,10 @@ func newStream(nc net.Conn) stream {
 	return &connStream{nc: nc}
 }
 
-// unixSendBytes is the send buffer that is asked for on a unix socket, so that a
-// reply of the length that most clients ask for, and the next, fits whole. By
-// default, 208 KiB, it does not: the sender then waits for the client, who
-// is woken up twice for one reply.
+// unixSendBytes is the send buffer that is requested for a unix socket, so that a
+// reply of the length that most clients ask for fits whole, and so does the next. The
+// default of 208 KiB does not hold them: the sender then waits for the client, which is
+// woken up twice for one reply.
 const unixSendBytes = 1 << 20
 
 // A socketStream talks to a kernel socket.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A TLSMode says what a server makes of NBD_OPT_STARTTLS.
+// A TLSMode says how a server treats NBD_OPT_STARTTLS.
 //
 // Source: proto.md, "TLS support", "Server-side requirements".
 type TLSMode uint8
@@ -16,10 +16,10 @@ type TLSMode uint8
 const (
 	// TLSOff refuses STARTTLS: mode NOTLS of the specification.
 	TLSOff TLSMode = iota
-	// TLSOptional takes clients with and without TLS; exports marked TLSOnly
-	// are for those with: mode SELECTIVETLS.
+	// TLSOptional accepts clients with and without TLS; exports marked TLSOnly
+	// are only for clients with TLS: mode SELECTIVETLS.
 	TLSOptional
-	// TLSRequired has every client begin with STARTTLS: mode FORCEDTLS.
+	// TLSRequired makes every client begin with STARTTLS: mode FORCEDTLS.
 	TLSRequired
 )
 
@@ -36,10 +36,10 @@ func (m TLSMode) String() string {
 	return "invalid"
 }
 
-// startTLS answers NBD_OPT_STARTTLS. After its ACK nothing but TLS is read from
-// the socket, and nothing has been read ahead of it: what somebody slipped in
-// behind the option in plain text becomes a handshake that fails. What was
-// settled before is forgotten, as somebody in the middle may have settled it.
+// startTLS answers NBD_OPT_STARTTLS. After its ACK only TLS is read from the socket,
+// and nothing was read ahead: plain text that an attacker slipped in behind the option
+// makes the TLS handshake fail. What was settled before is forgotten, as a man in the
+// middle may have settled it.
 //
 // Source: proto.md, "NBD_OPT_STARTTLS", "TLS versions".
 func (n *negotiation) startTLS(data []byte) error {
@@ -87,12 +87,12 @@ func (n *negotiation) startTLS(data []byte) error {
 	return nil
 }
 
-// fitConfig returns c as an NBD server wants it.
+// fitConfig returns c as an NBD server needs it.
 func fitConfig(c *tls.Config) *tls.Config {
 	c = c.Clone()
 	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
-	// Connections are few and long. Without resumption a certificate authority
-	// that was replaced is at once replaced for all.
+	// Connections are few and long. Without resumption, a new certificate authority
+	// takes effect for every new connection at once.
 	c.SessionTicketsDisabled = true
 	// Small records at the start help browsers, not disks.
 	c.DynamicRecordSizingDisabled = true
@@ -121,9 +121,9 @@ func (n *negotiation) needsTLS(id uint32) bool {
 	return n.c.server.TLSMode == TLSRequired && !n.secured() && id != optAbort && id != optStartTLS
 }
 
-// mayDemandTLS says whether the option may be answered by NBD_REP_ERR_TLS_REQD:
-// not for a client that could not follow it, and where TLS is for some exports
-// only, not for what does not enter one.
+// mayDemandTLS says whether the option may be answered by NBD_REP_ERR_TLS_REQD. It may
+// not if the client could not comply nor, in a server where only some exports need TLS,
+// if the option does not enter an export.
 //
 // Source: proto.md, "Server-side requirements", "SELECTIVETLS mode".
 func (n *negotiation) mayDemandTLS(id uint32) bool {
@@ -133,7 +133,7 @@ func (n *negotiation) mayDemandTLS(id uint32) bool {
 // secured says whether the client has TLS.
 func (n *negotiation) secured() bool { return n.c.wire != n.c.nc }
 
-// farewell tells a TLS client that nothing more will come, so that it can tell
+// farewell tells a TLS client that nothing more will come, so that it can distinguish
 // the end from a cut cable. Nothing may be in flight.
 func (c *Conn) farewell() {
 	t, ok := c.wire.(*tls.Conn)

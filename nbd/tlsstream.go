@@ -14,23 +14,23 @@ const (
 	recordReadBytes = 32 << 10
 	// sealStepBytes bounds what is encrypted before it is written: four records.
 	sealStepBytes = 64 << 10
-	// sealGatherBytes is the longest run of short replies that is copied together
-	// into one record, which is the longest that TLS has.
+	// sealGatherBytes is how many bytes of short replies are copied together into one
+	// record at most. It is the longest record of TLS.
 	sealGatherBytes = 16 << 10
-	// maxSealedBytes bounds what waits for the socket. Besides one step there are
-	// only answers to a client's key updates; one that makes too many of them
-	// without taking replies is cut off.
+	// maxSealedBytes bounds what waits for the socket. Besides one step that is only
+	// answers to a client's key updates; a client that makes too many of them without
+	// taking replies is cut off.
 	maxSealedBytes = sealStepBytes + 64<<10
 )
 
 // A recordConn stands between crypto/tls and a socket. During the handshake it
-// passes everything on. Then it makes TLS a matter of memory: what TLS writes is
-// kept until the stream writes it out, so that encrypting never waits for the
-// client; what TLS reads comes from a buffer that the stream may forbid to wait.
+// passes everything on. After that TLS works in memory: what TLS writes is kept until
+// the stream sends it, so that encrypting never waits for the client; what TLS reads
+// comes from a buffer, and the stream may forbid waiting for more.
 type recordConn struct {
 	net.Conn
 
-	// socket is nil during the handshake, the whole one of NBD.
+	// socket is nil during the whole handshake of NBD.
 	socket *socketStream
 
 	// The reader's.
@@ -47,11 +47,11 @@ type recordConn struct {
 // newRecordConn returns the connection to give to crypto/tls in place of nc.
 func newRecordConn(nc net.Conn) *recordConn { return &recordConn{Conn: nc} }
 
-// errWouldBlock is what TLS gets instead of waiting. It has to be a timeout for
-// TLS to go on later as if nothing had been.
+// errWouldBlock is what TLS gets instead of waiting. It has to be a timeout, so that
+// TLS can go on later as if nothing had happened.
 var errWouldBlock net.Error = &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}
 
-// errKeyUpdates breaks a TLS connection whose client goes on changing keys.
+// errKeyUpdates breaks a TLS connection whose client keeps changing keys.
 var errKeyUpdates = errors.New("too much waits for the client to take it")
 
 // Read implements net.Conn.
@@ -99,7 +99,7 @@ func (rc *recordConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// swap takes what is sealed and leaves empty in its place.
+// swap returns what is sealed and puts empty in its place.
 func (rc *recordConn) swap(empty []byte) []byte {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
@@ -114,8 +114,8 @@ type tlsStream struct {
 	records *recordConn
 	socket  *socketStream
 
-	// The sender's. The first accepted bytes of bufs are encrypted, out[outAt:]
-	// is what the socket has not taken of it yet.
+	// The sender's. The first accepted bytes of bufs are encrypted; out[outAt:] is
+	// the part that the socket has not taken yet.
 	accepted int
 	out      []byte
 	outAt    int
@@ -127,10 +127,10 @@ func newTLSStream(t *tls.Conn, records *recordConn, socket *socketStream) *tlsSt
 	return &tlsStream{tls: t, records: records, socket: socket}
 }
 
-// begin ends the time in which the handshake uses the connection directly.
+// begin ends the handshake, during which TLS uses the connection directly.
 func (s *tlsStream) begin() { s.records.socket = s.socket }
 
-// read implements stream. It takes every record that has arrived and has room.
+// read implements stream. It takes every record that has arrived and fits.
 func (s *tlsStream) read(bufs [][]byte, _ bool) (n int, err error) {
 	for _, to := range bufs {
 		for len(to) > 0 && err == nil {
@@ -147,7 +147,7 @@ func (s *tlsStream) read(bufs [][]byte, _ bool) (n int, err error) {
 		return 0, err
 	}
 	s.records.mustNotWait = false
-	return n, nil // whatever the error was, it will be met again
+	return n, nil // whatever the error was, it will come again
 }
 
 func (s *tlsStream) crowded() bool   { return s.socket.crowded() }
@@ -157,9 +157,9 @@ func (s *tlsStream) stepAside() bool { return s.socket.stepAside() }
 func (s *tlsStream) tryWrite(bufs [][]byte) (int, error) { return s.writeWith(bufs, false) }
 func (s *tlsStream) write(bufs [][]byte) (int, error)    { return s.writeWith(bufs, true) }
 
-// writeWith encrypts the first of bufs and writes that. Until the socket has
-// taken the whole step it returns zero and expects to be called with the same
-// bufs again; with wait, some of it was written then.
+// writeWith encrypts a step, the first bytes of bufs, and writes it. Until the socket
+// has taken the whole step, writeWith returns zero and expects to be called with the
+// same bufs again; with wait, it has written some of the step each time.
 func (s *tlsStream) writeWith(bufs [][]byte, wait bool) (int, error) {
 	if s.accepted == 0 {
 		if err := s.seal(bufs); err != nil {

@@ -9,28 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A trial finds out whether pauses pay, by what all connections of a server get done with
-// and without, in turns, and by the processor time that it takes. It depends on the machine:
-// where it is dear to wake somebody up, pauses make half as many requests again, and where
-// it is cheap they cost a fifth. All connections do the same at a time: to one alone it
-// always pays to go on while others pause.
+// A trial finds out whether pauses pay. Windows of time with pauses and without alternate,
+// and the trial compares how many requests all connections of a server get done in them, and
+// how much processor time that takes. The answer depends on the machine: where waking up a
+// thread is expensive, pauses gain half as many requests again, and where it is cheap they
+// cost a fifth. All connections do the same at the same time: for a single one it always
+// pays to go on while the others pause.
 //
-// Concurrency: any goroutine; a connection comes by once for every trialStep requests.
+// Concurrency: any goroutine; a connection reports once for every trialStep requests.
 type trial struct {
-	// without says that connections whose pauses bring requests do without, unless that
-	// takes the turn of one that asks for little.
+	// without says that connections whose pauses bring requests skip them, unless that
+	// takes the turn of a connection that asks for little.
 	without atomic.Bool
-	// spared says that one has done without in the present window without, and held that
-	// one has paused all the same.
+	// spared says that a connection has skipped a pause in the present window without
+	// pauses, held that one has paused all the same.
 	spared, held atomic.Bool
-	// endNs is when the window or the verdict's term ends, since epoch.
+	// endNs is when the window, or the term of the verdict, ends, since epoch.
 	endNs atomic.Int64
-	// shallowNs is when a connection whose pauses bring little has last read requests, by
-	// and large, since epoch.
+	// shallowNs is about when a connection whose pauses bring little last read requests,
+	// since epoch.
 	shallowNs atomic.Int64
-	_         [32]byte // what is read often, and what is written
+	_         [32]byte // keeps what is mostly read apart from what is written
 
-	// requests are those of the present window so far.
+	// requests counts those of the present window so far.
 	requests atomic.Int64
 
 	mu sync.Mutex
@@ -40,29 +41,31 @@ type trial struct {
 	// spentNs is the processor time that the process had taken by then.
 	// +checklocks:mu
 	spentNs int64
-	// window counts those of the trial that are over. trialWindows of them end it.
+	// window counts the windows of the trial that are over; the trial ends after
+	// trialWindows of them.
 	// +checklocks:mu
 	window int
-	// worths are those of a pair of windows, with pauses and without.
+	// worths are those of a pair of windows, the first with pauses, the second without.
 	// +checklocks:mu
 	worths [2]float64
-	// ratios are those of the pairs that say something, found so many: without to with.
+	// ratios[:found] are those of the conclusive pairs: the worth without pauses over the
+	// worth with.
 	// +checklocks:mu
 	ratios [trialPairs]float64
 	// +checklocks:mu
 	found int
-	// ratio is their median, and half of it that of the trials before; zero before the
-	// first.
+	// ratio is the mean of their median and the ratio that the trials before left; zero
+	// before the first verdict.
 	// +checklocks:mu
 	ratio float64
 
-	// processor is the processor time that the process has taken; nil: ask the kernel.
+	// processor returns the processor time that the process has taken; nil: ask the kernel.
 	processor func() (ns int64) // immutable
 }
 
 const (
-	// trialWindow is long enough for a thousand requests of one client, and for the
-	// machine's ticks to be the same in all.
+	// trialWindow is long enough for a thousand requests of one client, and for all
+	// windows to have equally many of the machine's ticks.
 	trialWindow = 24 * time.Millisecond
 	// trialPairs of windows, one with and one without, make a trial.
 	trialPairs   = 5
@@ -71,34 +74,35 @@ const (
 	trialTerm = 8 * time.Second
 	// trialStep is how many requests a connection counts by itself.
 	trialStep = 64
-	// trialLeast is how many a window with pauses needs to say anything.
+	// trialLeast is how many requests a window with pauses needs to be conclusive.
 	trialLeast = 8 * trialStep
-	// trialGain is what must be won by not pausing, which others wait longer for.
+	// trialGain is the least gain for which pauses are skipped: others wait longer then.
 	trialGain = 1.0 / 16
-	// trialMost is a ratio that is not believed.
+	// trialMost bounds the ratio of a pair, in either direction: more is not credible.
 	trialMost = 1.5
 
-	// shallowTerm is how long one that asks for little is minded after it has.
+	// shallowTerm is how long a connection that asks for little is considered after its
+	// last requests.
 	shallowTerm = 100 * time.Millisecond
-	// shallowStep is how exactly the time is known.
+	// shallowStep is how exactly shallowNs is kept.
 	shallowStep = time.Millisecond
 )
 
 // askLittle is called by a connection whose pauses bring little, when it has read
-// requests, at atNs since epoch.
+// requests at atNs since epoch.
 func (t *trial) askLittle(atNs int64) {
 	if atNs-t.shallowNs.Load() > int64(shallowStep) {
 		t.shallowNs.Store(atNs)
 	}
 }
 
-// spares says whether a connection whose pauses bring requests does without one.
+// spares says whether a connection whose pauses bring requests skips this one.
 func (t *trial) spares(s yielder, atNs int64) bool {
 	if !t.without.Load() {
 		return false
 	}
 	said, spares := &t.spared, true
-	// While connections have all processors, a pause is others' turn.
+	// While connections have all processors, a pause is the turn of others.
 	if at := t.shallowNs.Load(); at != 0 && atNs-at < int64(shallowTerm) && s.crowded() {
 		said, spares = &t.held, false
 	}
@@ -132,12 +136,12 @@ func (t *trial) turnLocked(atNs int64) {
 	case t.window == trialWindows: // the term is over
 		t.window, t.found = 0, 0
 	case took > int64(2*trialWindow) || t.window%2 == 0 && requests < trialLeast:
-		// There was hardly anybody: the pair once more, from pauses on. A window without may
-		// bring little: that it is worse is an answer, too.
+		// There was hardly any load: repeat the pair, from its window with pauses. A window
+		// without pauses may bring few requests: that it is worse is an answer, too.
 		t.window -= t.window % 2
 	default:
 		t.worths[t.window%2] = worth(requests, took, spent)
-		// If nobody was spared a pause, or somebody had to make it, the pair says nothing.
+		// If nobody skipped a pause, or somebody had to make one, the pair says nothing.
 		if t.window%2 == 1 && t.spared.Load() && !t.held.Load() {
 			t.ratios[t.found] = min(max(t.worths[1]/t.worths[0], 1/trialMost), trialMost)
 			t.found++
@@ -149,7 +153,7 @@ func (t *trial) turnLocked(atNs int64) {
 		t.judgeLocked()
 		term, without = trialTerm, t.ratio > 1+trialGain
 	}
-	if without { // until then, somebody may come late who has found that a window before was
+	if without { // not before: a latecomer of an earlier window without may still set them
 		t.spared.Store(false)
 		t.held.Store(false)
 	}
@@ -158,7 +162,7 @@ func (t *trial) turnLocked(atNs int64) {
 	t.endNs.Store(atNs + int64(term))
 }
 
-// judgeLocked ends a trial. One that has found little leaves things as they were.
+// judgeLocked ends a trial. A trial with few conclusive pairs leaves the ratio as it was.
 //
 // +checklocks:t.mu
 func (t *trial) judgeLocked() {
@@ -174,8 +178,8 @@ func (t *trial) judgeLocked() {
 	t.ratio = median
 }
 
-// worth is what so many requests in so much time say for how they were served: as many a
-// second, and as many for a second of the processors.
+// worth rates how requests were served, in no particular unit: it is the product of
+// requests per time and requests per processor time.
 func worth(requests, tookNs, spentNs int64) float64 {
 	return float64(requests) / float64(tookNs) * float64(requests) / float64(max(spentNs, 1))
 }
