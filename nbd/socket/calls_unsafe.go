@@ -34,8 +34,8 @@ func (v *vector) add(b []byte) {
 // clear forgets the memory, so that it is not kept alive.
 func (v *vector) clear() { clear(v.iov) }
 
-// receive is recvmsg(2), or recvfrom(2) which is cheaper, that waits for SO_RCVTIMEO
-// at most. The scheduler is told.
+// receive is recvmsg(2), or the cheaper recvfrom(2), and waits for SO_RCVTIMEO at most.
+// The scheduler is told.
 func (v *vector) receive(fd int) (int, syscall.Errno) {
 	for {
 		var n uintptr
@@ -66,10 +66,10 @@ func (v *vector) trySend(fd int, more bool) (int, syscall.Errno) {
 	return v.try(fd, unix.SYS_SENDTO, unix.SYS_SENDMSG, flags)
 }
 
-// try makes the system call plain, or if there is more than one part, vectored. The
+// try makes the system call plain or, if there is more than one part, vectored. The
 // scheduler is not told: the call takes only as long as copying does, some 100 us
-// for a megabyte. If it were told, its monitor would take the processor away in the
-// middle of a long copy, and waking up another thread for it and back costs more
+// for a megabyte. If the scheduler were told, its monitor would take the processor away
+// in the middle of a long copy, and handing it to another thread and back costs more
 // than all the rest.
 func (v *vector) try(fd int, plain, vectored, flags uintptr) (int, syscall.Errno) {
 	for {
@@ -93,8 +93,8 @@ func (v *vector) header() unsafe.Pointer {
 	return unsafe.Pointer(&v.hdr)
 }
 
-// splice moves what is in a pipe, up to n bytes, to a socket that does not wait. The
-// scheduler is told: unix sockets before Linux 6.5 wait for a peer that receives.
+// splice moves up to n bytes from a pipe to a socket that does not wait. The scheduler is
+// told: before Linux 6.5, unix sockets wait for a peer that is receiving.
 func splice(pipe, fd, n int) (int, error) {
 	for {
 		k, _, errno := syscall.Syscall6(unix.SYS_SPLICE, uintptr(pipe), 0, uintptr(fd), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)

@@ -19,20 +19,21 @@ import (
 // the poller. The kernel rounds it up to its clock tick.
 const blockTime = 4 * time.Millisecond
 
-// blockTooLong is a wait after which a connection gives up the right to such waits.
+// blockTooLong is how long a wait in a system call may take. A connection whose wait took longer
+// gives up the right to it.
 const blockTooLong = time.Millisecond
 
-// yields is how many turns of others a connection waits before it turns to the
-// poller, if there are more than processors. Then something has come, often.
+// yields is how often a receiver gives others a turn before it turns to the poller, while
+// connections have all processors. Often something has come by then.
 const yields = 4
 
 // A Conn is a stream socket.
 //
 // Concurrency: Receive, ReceiveSoon and TryReceive belong to one goroutine at a time, Send and
-// TrySend to another, and who uses them does not use Read or Write meanwhile.
-// Everything else may be called by any.
+// TrySend to another; Read and Write must not be used at the same time as these. Everything
+// else may be called by any goroutine.
 type Conn struct {
-	fd     int // valid while users keep it
+	fd     int // valid between use and release
 	local  net.Addr
 	remote net.Addr
 	in     side
@@ -45,31 +46,31 @@ type Conn struct {
 	readMu  sync.Mutex
 	writeMu sync.Mutex
 
-	// state counts the calls that use fd; closed is added by Close. Who brings
-	// it down to closed alone closes fd.
+	// state counts the calls that use fd; Close adds closed. The call that brings
+	// it down to closed closes fd.
 	state atomic.Int64
 
 	ticket ticket // immutable
 
 	mu sync.Mutex
-	// known says that the socket has been added to epoll.
+	// known says that the socket has been added to the epoll descriptor.
 	// +checklocks:mu
 	known bool
-	// armed are the events that the poller looks for.
+	// armed holds the events that the poller looks for.
 	// +checklocks:mu
 	armed uint32
 }
 
 const closed = 1 << 32
 
-// ErrNotSocket is what Take says of a connection that is no stream socket of the
-// kernel's.
+// ErrNotSocket is returned by Take for a connection that is not a stream socket of the
+// kernel.
 var ErrNotSocket = errors.New("socket: not a stream socket")
 
-// Take makes nc, which must be a stream socket of the kernel's of whatever family,
-// a Conn, and closes nc. On an error nc is as it was.
+// Take makes a Conn of nc, which must be a stream socket of the kernel, of any family,
+// and closes nc. On an error nc is as it was.
 //
-// Errors: ErrNotSocket; a want of descriptors.
+// Errors: ErrNotSocket; a lack of descriptors.
 func Take(nc net.Conn) (*Conn, error) {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
@@ -97,8 +98,8 @@ func Take(nc net.Conn) (*Conn, error) {
 	return c, nil
 }
 
-// adopt duplicates a descriptor, and has calls on the socket wait unless they say
-// that they should not.
+// adopt duplicates a descriptor, and sets up the socket so that calls wait unless they
+// say otherwise.
 func adopt(old int) (fd int, err error) {
 	if typ, err := unix.GetsockoptInt(old, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || typ != unix.SOCK_STREAM {
 		return -1, ErrNotSocket
@@ -119,7 +120,7 @@ func adopt(old int) (fd int, err error) {
 	return fd, nil
 }
 
-// use has the descriptor kept open until release. It is false if it is closed.
+// use keeps the descriptor open until release. It returns false if c is closed.
 func (c *Conn) use() bool {
 	if c.state.Add(1) < closed {
 		return true
@@ -143,7 +144,7 @@ func (c *Conn) destroy() {
 		return // somebody has come and gone meanwhile
 	}
 	if known {
-		// Closing would do, unless another process has the socket, too.
+		// Closing would suffice, unless another process has the socket, too.
 		_ = unix.EpollCtl(c.ticket.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	}
 	_ = unix.Close(fd)
@@ -168,7 +169,7 @@ func (c *Conn) Close() error {
 		return net.ErrClosed
 	}
 	if n > 1 {
-		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR) // for who waits in a system call
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR) // ends waits in system calls
 		c.in.kick()
 		c.out.kick()
 	}
@@ -177,10 +178,10 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// CloseRead and CloseWrite shut down one direction.
+// CloseRead shuts down receiving.
 func (c *Conn) CloseRead() error { return c.shutdown(unix.SHUT_RD) }
 
-// CloseWrite has the peer read to the end and no further.
+// CloseWrite shuts down sending: the peer reads what was sent, and then the end.
 func (c *Conn) CloseWrite() error { return c.shutdown(unix.SHUT_WR) }
 
 func (c *Conn) shutdown(how int) error {
@@ -258,16 +259,16 @@ func (c *Conn) Receive(bufs [][]byte) (int, error) {
 	return c.receive(bufs, waitsLong)
 }
 
-// ReceiveSoon is Receive for what is on its way, such as the rest of a payload or what a
-// pause was for. It looks first, and does not wait in a system call while connections have
-// all processors: the scheduler's monitor would take this one's away, and look for more of
-// those every 20 us.
+// ReceiveSoon is Receive for input that is on its way, such as the rest of a payload or what
+// a pause was for. It first tries without waiting, and does not wait in a system call while
+// connections have all processors: the scheduler's monitor would take this connection's
+// processor away, and look for more to take every 20 us.
 func (c *Conn) ReceiveSoon(bufs [][]byte) (int, error) {
 	return c.receive(bufs, waitsSoon)
 }
 
-// TryReceive is Receive without waiting: zero bytes without an error mean that there
-// are none.
+// TryReceive is Receive without waiting: zero bytes without an error mean that none
+// have arrived.
 func (c *Conn) TryReceive(bufs [][]byte) (int, error) {
 	return c.receive(bufs, waitsNot)
 }
@@ -330,8 +331,8 @@ func (c *Conn) receive(bufs [][]byte, p patience) (int, error) {
 	return 0, errno
 }
 
-// blocks says whether the receiver waits in a system call now, and takes the right to.
-// It is asked first, and again when the receiver has looked in vain.
+// blocks says whether the receiver should wait in a system call now; if so it has the right
+// to. It is asked first, and again, with looked set, when the receiver has tried in vain.
 func (c *Conn) blocks(p patience, looked bool) bool {
 	switch p {
 	case waitsLong:
@@ -354,8 +355,8 @@ func (c *Conn) block() bool {
 	return c.mayBlock
 }
 
-// receiveBlocking waits in a system call. If that takes long, somebody else may have
-// more use for the right to.
+// receiveBlocking waits in a system call. If that takes long it gives up the right to do
+// so, for which another connection may have more use.
 func (c *Conn) receiveBlocking() (n int, errno syscall.Errno) {
 	began := time.Since(epoch)
 	n, errno = c.in.v.receive(c.fd)
@@ -373,11 +374,11 @@ func (c *Conn) noBlock() {
 	}
 }
 
-// Crowded says whether connections have all processors, at work or in a system call.
+// Crowded says whether connections occupy all processors, at work or in a system call.
 func (c *Conn) Crowded() bool { return polling.crowded() }
 
-// Yield lets others have a turn, if connections have all processors. It is for a
-// connection that has gone on for a while without waiting. It is false if there
+// Yield gives others a turn, if connections occupy all processors. It is for a
+// connection that has gone on for a while without waiting. It returns false if there
 // was no need.
 func (c *Conn) Yield() bool {
 	if !polling.crowded() || !c.use() {
@@ -387,9 +388,9 @@ func (c *Conn) Yield() bool {
 	return c.yield()
 }
 
-// StepAside lets other processes have the processor, clients of this machine for the
-// most part: they send more meanwhile, and one read takes it all. It is false if nobody
-// may have a turn; see package aside.
+// StepAside gives the processor to other processes for a turn, for the most part clients on
+// this machine: they send more meanwhile, and one read takes it all. It returns false if no
+// turns are given at present; see package aside.
 func (c *Conn) StepAside() bool { return aside.Step() }
 
 func (c *Conn) yield() bool {
@@ -412,7 +413,7 @@ func (c *Conn) Send(bufs [][]byte) (int, error) { return c.send(bufs, true, fals
 // no room.
 func (c *Conn) TrySend(bufs [][]byte) (int, error) { return c.send(bufs, false, false) }
 
-// TrySendMore is TrySend of what more follows at once, by Splice for example.
+// TrySendMore is TrySend for bytes that more will follow at once, by Splice for example.
 func (c *Conn) TrySendMore(bufs [][]byte) (int, error) { return c.send(bufs, false, true) }
 
 func (c *Conn) send(bufs [][]byte, wait, more bool) (int, error) {
@@ -447,7 +448,7 @@ func (c *Conn) send(bufs [][]byte, wait, more bool) (int, error) {
 	}
 }
 
-// verdict is why the side should not go on.
+// verdict returns why the side should not go on, or nil.
 func (c *Conn) verdict(s *side) error {
 	switch {
 	case c.state.Load() >= closed:
@@ -458,8 +459,8 @@ func (c *Conn) verdict(s *side) error {
 	return nil
 }
 
-// await waits for one of events, and returns nil too if there is another reason to
-// look again.
+// await waits for one of events. It also returns nil if there is another reason to look
+// again.
 func (c *Conn) await(s *side, events uint32) error {
 	if err := c.verdict(s); err != nil {
 		return err
@@ -472,7 +473,7 @@ func (c *Conn) await(s *side, events uint32) error {
 		return err
 	}
 	if s == &c.in {
-		c.noBlock() // somebody else may have more use for the right
+		c.noBlock() // another connection may have more use for the right
 		polling.waiting.Add(1)
 		defer polling.waiting.Add(-1)
 	}
@@ -480,7 +481,7 @@ func (c *Conn) await(s *side, events uint32) error {
 	return c.verdict(s)
 }
 
-// armLocked has the poller look for c.armed, once.
+// armLocked makes the poller look for the events c.armed, once.
 //
 // Errors: the first time, the kernel may be out of memory or watches.
 //
@@ -497,8 +498,8 @@ func (c *Conn) armLocked() error {
 	return err
 }
 
-// fire is called with the events that the poller has seen. It looks for none until
-// it is asked again.
+// fire is called with the events that the poller has seen. The poller looks for no more
+// until c is armed again.
 func (c *Conn) fire(events uint32) {
 	const trouble = unix.EPOLLERR | unix.EPOLLHUP
 	c.mu.Lock()

@@ -1,31 +1,32 @@
-// Package socket has stream sockets that wait without the Go runtime's poller.
+// Package socket provides stream sockets that wait without the Go runtime's poller.
 //
-// A connection of package net is with that poller all its life, edge-triggered and for
-// both directions. A server of many small requests pays for it three times:
+// A connection of package net is registered with that poller all its life, edge-triggered
+// and for both directions. A server of many small requests pays for that three times:
 //
 //   - A reader that finds nothing makes three system calls before it sleeps.
-//   - Every reply that the client takes out of the socket's buffer is an event, "there
-//     is room again". It wakes up a thread that nobody waits for, and it is the client
-//     that spends the time on waking it.
-//   - A reader cannot wait in any other way, as the poller would wake up besides.
+//   - Every reply that the client takes out of the socket's buffer is an event: there
+//     is room again. It wakes up a thread although nobody waits for the event, and it is
+//     the client that spends the time on waking it.
+//   - A reader cannot wait in any other way, as the poller would be woken up as well.
 //
-// Take takes a connection from the runtime. A Conn is a net.Conn all the same,
-// with deadlines. It waits in one of two ways:
+// Take takes a connection from the runtime. The resulting Conn is still a net.Conn, with
+// deadlines. It waits in one of two ways:
 //
 //   - In the system call. One receive call waits and receives, so that a client with
-//     one request in flight costs two system calls a request. That occupies a thread,
+//     one request in flight costs two system calls per request. That occupies a thread,
 //     and for a while a processor of the scheduler. So fewer connections have the right
-//     to it than there are processors, and a connection that has waited for long loses
-//     it, as one does that turns to the poller. For the rest of something that is on its
-//     way a connection waits in the call only if some processor is left without one.
+//     to wait this way than there are processors. A connection loses the right when it
+//     has waited for long, or turns to the poller. For something that is on its way, such
+//     as the rest of a payload, a connection waits in the call only if some processor is
+//     left without a connection.
 //   - With an epoll descriptor of the package's own, for one event each time. The
-//     runtime waits for that descriptor on behalf of a goroutine, which is there as
-//     long as there are connections.
+//     runtime waits for that descriptor on behalf of a goroutine, which lives as long as
+//     there are connections.
 //
 // When connections have all processors, neither the scheduler's idle threads nor that
-// goroutine look for events. The connections do it themselves then, whenever they let
-// others have a turn: before they wait, and in Yield. And they step aside for other
-// processes, as clients on the same machine have no processor then, either.
+// goroutine look for events. The connections then do it themselves whenever they give
+// others a turn: before they wait, and in Yield. They also step aside for other
+// processes, because clients on the same machine have no processor then, either.
 //
 // System calls that do not wait are not announced to the scheduler; see
 // calls_unsafe.go. A send call may wait after all, for memory, if the machine has

@@ -12,28 +12,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A poller waits for events of many sockets, and says who may wait without it.
+// A poller waits for events of many sockets, and says which connections may wait without
+// it.
 type poller struct {
-	// processors is GOMAXPROCS when the last connection came; asking takes a lock.
+	// processors is what GOMAXPROCS was when the last connection came; asking takes a lock.
 	processors atomic.Int32
 	// open counts the connections, waiting those that wait for the poller to receive.
 	open    atomic.Int32
 	waiting atomic.Int32
-	// blocking counts those that have the right to wait in a system call. They keep
-	// it until they wait for the poller, so that a request that is there does not touch it.
+	// blocking counts the connections that have the right to wait in a system call. They
+	// keep it until they turn to the poller or have waited for long, so that receiving a
+	// request that is already there does not touch the counter.
 	blocking atomic.Int32
 
-	// lookMu is held while somebody tells of events; before mu and any Conn.mu.
+	// lookMu is held while connections are told of events. It is taken before mu and any
+	// Conn.mu.
 	lookMu sync.Mutex
 	// +checklocks:lookMu
 	events [64]unix.EpollEvent
 
 	mu sync.Mutex
-	// epoll is the descriptor that all connections are with. The runtime waits for it
-	// on behalf of the poller's goroutine, and there is one while there are connections.
+	// epoll is the descriptor that all connections are registered with. The runtime waits
+	// for it on behalf of the poller's goroutine. Both exist while there are connections.
 	// +checklocks:mu
 	epoll *os.File
-	// fd is that of epoll.
+	// fd is the file descriptor of epoll.
 	// +checklocks:mu
 	fd int
 	// +checklocks:mu
@@ -45,13 +48,13 @@ type poller struct {
 // polling is the process's poller.
 var polling = poller{conns: make(map[uint64]*Conn)}
 
-// claim says whether one more connection may wait in a system call, and if so counts
-// it.
+// claim says whether one more connection may wait in a system call, and counts it if it
+// may.
 func (p *poller) claim() bool {
 	for {
 		n := p.blocking.Load()
 		if n >= p.limit() {
-			return false // most that ask get this answer, and write nothing
+			return false // most callers get this answer, without writing anything
 		}
 		if p.blocking.CompareAndSwap(n, n+1) {
 			return true
@@ -59,12 +62,12 @@ func (p *poller) claim() bool {
 	}
 }
 
-// tooMany says whether more connections than should may wait in a system call.
+// tooMany says whether more connections have the right to wait in a system call than should.
 func (p *poller) tooMany() bool { return p.blocking.Load() > p.limit() }
 
-// limit is how many may. One processor must be left for all others. If there is but
-// one, it may be taken by the only connection: what else there is to do comes to
-// it when the scheduler's monitor notices, after 10 ms at most.
+// limit is how many connections may wait in a system call. One processor must be left for
+// everything else. If there is only one, a connection may take it if it is the only one: other
+// work gets the processor when the scheduler's monitor notices, after 10 ms at most.
 func (p *poller) limit() int32 {
 	if n := p.processors.Load(); n > 1 {
 		return n - 1
@@ -78,16 +81,15 @@ func (p *poller) limit() int32 {
 // giveUp undoes claim.
 func (p *poller) giveUp() { p.blocking.Add(-1) }
 
-// crowded says whether connections have all processors, at work or in a system
-// call. Then nobody but they themselves looks for events, or lets others have a
-// turn, until the scheduler's monitor notices after 10 ms.
+// crowded says whether connections occupy all processors, at work or in a system
+// call. Then only the connections themselves look for events and give others a turn,
+// until the scheduler's monitor notices after 10 ms.
 func (p *poller) crowded() bool { return p.open.Load()-p.waiting.Load() >= p.processors.Load() }
 
 // oneEach says whether no connection waits for the processor of another.
 func (p *poller) oneEach() bool { return p.open.Load() <= p.processors.Load() }
 
-// enter counts c, with which the goroutine begins if it is the first, and gives it
-// its id.
+// enter registers c and gives it its ticket. The first connection starts the goroutine.
 func (p *poller) enter(c *Conn) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,7 +106,7 @@ func (p *poller) enter(c *Conn) error {
 	return nil
 }
 
-// leave forgets c. With the last connection the goroutine ends; the next begins
+// leave forgets c. The goroutine ends with the last connection; the next one starts
 // another.
 func (p *poller) leave(c *Conn) {
 	p.mu.Lock()
@@ -116,7 +118,7 @@ func (p *poller) leave(c *Conn) {
 	}
 	p.mu.Unlock()
 	if last != nil {
-		_ = last.Close() // waits until the goroutine has told of what it has seen
+		_ = last.Close() // waits until the goroutine has told of the events it has seen
 	}
 }
 
@@ -126,7 +128,7 @@ func (p *poller) startLocked() error {
 	if err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // has the runtime wait for it
+	if err := unix.SetNonblock(fd, true); err != nil { // makes the runtime wait for it
 		return errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
 	}
 	epoll := os.NewFile(uintptr(fd), "epoll")
@@ -144,14 +146,14 @@ func (p *poller) startLocked() error {
 			p.lookMu.Lock()
 			p.tellLocked(int(fd))
 			p.lookMu.Unlock()
-			return false // edge-triggered: all that there was has been seen
+			return false // edge-triggered: all events so far have been seen
 		})
 	}()
 	return nil
 }
 
-// look tells connections of the events that there are now, unless somebody does so
-// already. Those that come meanwhile are the goroutine's.
+// look tells connections of the events that there are now, unless that is being done
+// already. Events that come meanwhile are left to the goroutine.
 //
 // Concurrency: any goroutine that keeps epoll open.
 //
@@ -186,13 +188,13 @@ func (p *poller) tellLocked(epoll int) {
 	}
 }
 
-// A ticket is what a connection needs to have events looked for.
+// A ticket is what a connection needs to wait for events.
 type ticket struct {
 	epoll int
 	id    uint64
 }
 
-// control has events looked for, once.
+// control makes the poller look for events, once.
 func (t ticket) control(op, fd int, events uint32) error {
 	e := unix.EpollEvent{Events: events | unix.EPOLLONESHOT, Fd: int32(uint32(t.id)), Pad: int32(uint32(t.id >> 32))}
 	if err := unix.EpollCtl(t.epoll, op, fd, &e); err != nil {

@@ -21,7 +21,7 @@ type side struct {
 	timer *time.Timer
 }
 
-// kick has the side's user look again.
+// kick makes the side's user look again.
 func (s *side) kick() {
 	select {
 	case s.ready <- struct{}{}:

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Splice sends up to n bytes of what is in a pipe, which is not empty: the socket takes
-// over references to pages, and copies nothing. It waits until it has sent something.
+// Splice sends up to n bytes out of a pipe that is not empty: the socket takes over
+// references to pages, and copies nothing. It waits until it has sent something.
 //
 // Errors: net.ErrClosed; os.ErrDeadlineExceeded; io.ErrUnexpectedEOF if nothing is in it; a
 // syscall.Errno.
@@ -41,7 +41,7 @@ func (c *Conn) splice(pipe, n int, wait bool) (int, error) {
 			return 0, err
 		case !wait:
 			return 0, nil
-		case isEmpty(pipe): // there always is room for that
+		case isEmpty(pipe): // waiting for room would be in vain
 			return 0, io.ErrUnexpectedEOF
 		}
 		if err := c.await(&c.out, unix.EPOLLOUT); err != nil {
@@ -50,15 +50,15 @@ func (c *Conn) splice(pipe, n int, wait bool) (int, error) {
 	}
 }
 
-// isEmpty says whether nothing is in a pipe.
+// isEmpty says whether a pipe is empty.
 func isEmpty(pipe int) bool {
 	n, err := unix.IoctlGetInt(pipe, unix.TIOCINQ) // FIONREAD by its other name
 	return err == nil && n == 0
 }
 
 // spliceNow is splice(2) from a pipe to a socket without waiting. Whether the socket waits
-// is a property of it that only its user can set, and not of the call. A receiver that comes
-// meanwhile does not wait in the call, and turns to the poller.
+// cannot be said in the call: it is a flag of the socket, set for the time of the call. A
+// receiver that comes meanwhile does not wait in its system call, and turns to the poller.
 func spliceNow(pipe, fd, n int) (int, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
 		return 0, err
