@@ -8,17 +8,18 @@ import (
 )
 
 const (
-	// tooLong is a turn that has to be paid for.
+	// tooLong is the longest turn that need not be paid for.
 	tooLong = time.Millisecond
-	// price is how many times as long nobody steps aside then.
+	// price is how many times as long as such a turn nobody steps aside after it.
 	price = 4
-	// longest is the most that has to be paid for: the process may have been stopped.
+	// longest is the most of a turn that has to be paid for: the process may have been
+	// stopped.
 	longest = time.Second
 )
 
 // A stepper gives turns, and keeps account of them.
 type stepper struct {
-	paidNs atomic.Int64 // when turns will have been paid for, by now
+	paidNs atomic.Int64 // when all turns so far will have been paid for, since epoch
 	now    func() time.Duration
 	yield  func()
 }
@@ -32,12 +33,13 @@ var process = stepper{
 	yield: func() { _, _ = unix.RawSyscallNoError(unix.SYS_SCHED_YIELD, 0, 0, 0) },
 }
 
-// Step lets other threads of the machine have the processor, for a turn. It does nothing
-// and is false while a turn of more than a millisecond, whoever gave it, is paid for by
-// four times as long without: somebody has the processor then who takes all there is.
+// Step gives the processor to other threads of the machine for a turn. A turn of more than
+// a millisecond, whichever goroutine gave it, shows that some thread takes all the time it
+// can get. It is paid for by four times as long without turns, in which Step does nothing
+// and returns false.
 //
 // The scheduler of goroutines is not told. It would start another thread for the same
-// processor, and nothing would be left to those who are to have it.
+// processor, and nothing would be left for the threads that are to have it.
 //
 // Concurrency: any goroutine.
 func Step() bool { return process.step() }

@@ -1,7 +1,7 @@
-// Package aside lets others have the processor for a turn.
+// Package aside gives the processor to others for a turn.
 //
 // A goroutine that waits for something that takes microseconds gives up its processor,
-// because what it waits for, a client on this machine or another thread of ours, may have
-// none. But that gives up a whole time slice, which a process that computes without end
-// takes. So a turn that was long is paid for by a time without turns; see Step.
+// because whatever it waits for, a client on this machine or another thread of the process,
+// may have none. But a process that computes without end would take a whole time slice in
+// return. So a long turn is paid for by a time without turns; see Step.
 package aside

@@ -1,11 +1,11 @@
 // Package guest boots a kernel of its own, User-Mode Linux, as an ordinary process:
-// for tests and benchmarks that need a real /dev/nbd0 on a host without one. No
-// virtual machine is needed, and no right beyond those of its user.
+// for tests and benchmarks that need a real /dev/nbd0 on a host without one. It needs
+// no virtual machine, and no privileges.
 //
 // The guest's root is the host's file system, mounted read-only. Its process 1 is a
-// program of the host, the one that boots it as a rule, told by its environment
-// what to do there. It writes to its own tmpfs under /run, and what it has to
-// report, line by line, to Reports.
+// program of the host, as a rule the one that boots the guest; environment variables tell
+// it what to do there. It writes files to its own tmpfs under /run, and its reports, line
+// by line, to Reports.
 //
 // # Two sides
 //

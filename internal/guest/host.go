@@ -38,19 +38,19 @@ type Config struct {
 	Environment []string
 	// Folder is for the kernel's own files on the host.
 	Folder string
-	// Pinned keeps the guest on one of the host's processors. It never needs two at once,
-	// but consists of processes that take turns: where the host spreads them, each turn
+	// Pinned keeps the guest on one of the host's processors. The guest never needs two at
+	// once: it consists of processes that take turns. If the host spreads them, each turn
 	// has to wake another processor, and times vary by a factor of three.
 	Pinned bool
-	// Console gets what kernel and processes print. It is written until Wait
+	// Console gets what the kernel and the processes print. It is written to until Wait
 	// returns.
 	Console io.Writer
 }
 
-// A Machine is a guest that runs.
+// A Machine is a running guest.
 type Machine struct {
-	// Reports is what process 1 writes to the device Reports. It ends with the
-	// guest.
+	// Reports reads what process 1 writes to the device Reports. It ends when the guest
+	// does.
 	Reports *os.File
 
 	command *exec.Cmd
@@ -59,8 +59,8 @@ type Machine struct {
 
 // Boot starts a guest.
 //
-// Errors: Kernel cannot be started. What goes wrong in the guest is seen by what it
-// reports, and on its console.
+// Errors: Kernel cannot be started. What goes wrong in the guest shows in its reports
+// and on its console.
 func Boot(c Config) (*Machine, error) {
 	reports, writer, err := os.Pipe()
 	if err != nil {
@@ -98,8 +98,8 @@ func Boot(c Config) (*Machine, error) {
 	return m, nil
 }
 
-// startPinned starts a command that stays, with its children, on the last processor that
-// this process may use.
+// startPinned starts a command that runs, with its children, only on the last processor
+// that this process may use.
 func startPinned(command *exec.Cmd) (err error) {
 	runtime.LockOSThread() // a child has the affinity of the thread that starts it
 	var all, one unix.CPUSet
@@ -138,8 +138,8 @@ func (m *Machine) Wait() error {
 	return m.Reports.Close()
 }
 
-// RaiseMapCount lets the processes of guests touch more than 256 MiB each, if we
-// may. The error is for a log: what is smaller fits without.
+// RaiseMapCount lets the processes of guests touch more than 256 MiB each, if this
+// process is allowed to. The error is for a log: smaller processes fit all the same.
 func RaiseMapCount() error {
 	content, err := os.ReadFile(mapCountFile)
 	if err != nil {

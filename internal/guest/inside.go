@@ -20,8 +20,8 @@ const (
 
 // Main is the main function of a program that is process 1 of a guest: it calls run with
 // the value of the environment variable orders and the device Reports, and powers the
-// guest off. Anywhere else, which is where the variable is empty or the process not the
-// first, it returns false at once.
+// guest off. Anywhere else, that is, if the variable is empty or the process is not process
+// 1, it returns false at once.
 func Main(orders string, run func(order string, reports *os.File)) bool {
 	order := os.Getenv(orders)
 	if order == "" || os.Getpid() != 1 {
@@ -37,10 +37,10 @@ func Main(orders string, run func(order string, reports *os.File)) bool {
 	return true
 }
 
-// Enter makes of a kernel that has just started what programs expect: it mounts
+// Enter turns a kernel that has just started into what programs expect: it mounts
 // proc, sysfs and a tmpfs on /run, and sets the environment of children.
 //
-// Process 1 calls it once, first.
+// Process 1 calls Enter once, before anything else.
 func Enter() error {
 	for _, m := range []struct{ kind, folder string }{
 		{"proc", "/proc"},

@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// A Mutant is a mistake: in File, the statements New stand in the place of Old,
-// and so they do in the other places that it takes.
+// A Mutant is a mistake: in File, the statements New replace Old. Also holds any further
+// replacements that the mistake needs.
 type Mutant struct {
 	Name string
-	// Test finds it.
+	// Test is the test that finds the mutant.
 	Test string
 	File string
 	// Old is whole statements, and occurs once in File.
 	Old, New string
 	Also     []Edit
-	// Says is what the finding must say. Empty: any will do.
+	// Says is what the test's output must contain. If it is empty any failure will do.
 	Says string
 }
 
@@ -33,18 +33,18 @@ type Edit struct{ Old, New string }
 
 const (
 	mutantVariable = "VHBAD_MUTANT"
-	// mutantTimeout bounds one mutant's search: a mistake that hangs the test is
-	// no find.
+	// mutantTimeout bounds one mutant's search: a mistake that makes the test hang
+	// does not count as found.
 	mutantTimeout = time.Minute
 )
 
 // FindMutants shows that the scenarios of the package in the current folder
 // find each mutant: with that mistake its test fails by a schedule, and without
-// any it passes.
+// any mistake it passes.
 //
-// The mistakes go into copies of the package's own files, so they cannot grow
-// apart from the code. They are all in one binary, to be built once, and an
-// environment variable switches them on.
+// The mistakes go into copies of the package's own files, so they cannot drift
+// away from the code. They are all in one binary, which is built once, and an
+// environment variable switches one of them on.
 func FindMutants(t *testing.T, mutants []Mutant) {
 	t.Helper()
 	binary := buildMutants(t, mutants)

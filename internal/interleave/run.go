@@ -28,12 +28,12 @@ type Run struct {
 	steps []step
 	woken map[*sync.Cond]int // broadcasts so far
 
-	closing bool // nobody is left but those who serve
+	closing bool // only tasks in Serve are left
 	failure error
-	ended   chan struct{} // closed when nobody is to go on
+	ended   chan struct{} // closed when no task is to go on
 }
 
-// A step is one decision: who goes on, and what it does next.
+// A step is one decision: which task goes on, and what it does next.
 type step struct {
 	task  uint8
 	point string
@@ -52,8 +52,8 @@ type task struct {
 	serving bool
 }
 
-// A decider picks who goes on: a task of the bit set enabled. current is the
-// task that asks, or -1 if that cannot go on.
+// A decider picks the task that goes on, from the bit set enabled. current is the
+// task that asks, or -1 if it cannot go on.
 type decider interface {
 	pick(enabled uint16, current int) (int, error)
 }
@@ -80,8 +80,8 @@ func (r *Run) Yield(point string) {
 	}
 }
 
-// Until is a Yield that goes on only when ready returns true. ready must depend
-// on nothing but what tasks do.
+// Until is a Yield after which the task goes on only when ready returns true. ready must
+// depend on nothing but what tasks do.
 func (r *Run) Until(point string, ready func() bool) {
 	t := r.current
 	if t == nil {
@@ -93,8 +93,7 @@ func (r *Run) Until(point string, ready func() bool) {
 	r.stand(t, point, ready)
 }
 
-// Lock waits until mu is free. The caller takes it as its next act, before any
-// other step.
+// Lock waits until mu is free. The caller must take mu next, before any other step.
 func (r *Run) Lock(point string, mu *sync.Mutex) {
 	r.Until(point, func() bool { return isFree(mu) })
 }
@@ -139,9 +138,9 @@ func (r *Run) Broadcast(c *sync.Cond) {
 	c.Broadcast()
 }
 
-// Serve is Until for a task that serves others, as a worker does. It returns
-// true when ready does, and false when there is nobody left to serve: every task
-// has ended or waits in Serve in vain. The task should end then.
+// Serve is Until for a task that serves others, as a worker does. It returns true when
+// ready does, and false when no task is left to serve: every task has ended or waits in
+// Serve in vain. The calling task should end then.
 func (r *Run) Serve(point string, ready func() bool) bool {
 	t := r.current
 	t.serving = true
@@ -160,9 +159,9 @@ func (r *Run) Failf(format string, args ...any) {
 	}
 }
 
-// abort ends the run in the middle. Its tasks stay where they are for ever: to
-// run their deferred calls would be one more schedule, and a wrong one. There is
-// one such run in a search, its last.
+// abort ends the run in the middle. Its tasks stay where they are for ever: running
+// their deferred calls would be one more schedule, and a wrong one. A search has only
+// one such run, its last.
 func (r *Run) abort() {
 	r.current = nil
 	close(r.ended)
@@ -184,8 +183,8 @@ func (r *Run) stand(t *task, point string, ready func() bool) {
 	t.ready = nil
 }
 
-// next decides who goes on. Nil: nobody, and failure says why unless all have
-// ended.
+// next decides which task goes on. It returns nil if none does; failure then says why,
+// unless all have ended.
 func (r *Run) next() *task {
 	var enabled, serving uint16
 	left, current := 0, -1

@@ -10,8 +10,8 @@ import (
 // errSchedule means that a schedule does not fit the scenario.
 var errSchedule = errors.New("interleave: the schedule does not fit this scenario")
 
-// schedule writes steps as runs of a letter, which is a task, and how many steps
-// it goes.
+// schedule encodes steps as letters, each for a task, followed by how many steps that
+// task goes.
 func schedule(steps []step) string {
 	var b strings.Builder
 	for i := 0; i < len(steps); {
@@ -25,7 +25,7 @@ func schedule(steps []step) string {
 	return b.String()
 }
 
-// parseSchedule reads what schedule wrote, as the number of each step's task.
+// parseSchedule decodes what schedule wrote, into the number of each step's task.
 func parseSchedule(s string) ([]uint8, error) {
 	var out []uint8
 	for rest := s; rest != ""; {
@@ -61,7 +61,7 @@ func (f *follower) pick(enabled uint16, current int) (int, error) {
 	return i, nil
 }
 
-// story tells a run, one line for each stretch of a task.
+// story describes a run, with one line for each stretch of steps of the same task.
 func (r *Run) story() string {
 	var b strings.Builder
 	for i := 0; i < len(r.steps); {

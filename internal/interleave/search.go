@@ -8,8 +8,8 @@ import (
 
 // A Search says which schedules to try.
 type Search struct {
-	// Preemptions is how often at most a task that could go on is interrupted,
-	// in the exhaustive part.
+	// Preemptions bounds how often a task that could go on is interrupted, in the
+	// exhaustive part.
 	Preemptions int
 	// Seeds is the number of random schedules, from seed FirstSeed on.
 	Seeds     int
@@ -38,8 +38,7 @@ func (r *Run) failed(how string) *Failure {
 	return &Failure{Err: r.failure, Schedule: schedule(r.steps), Story: r.story(), How: how}
 }
 
-// Find tries schedules until one fails. Nil: none did. runs is how many it
-// tried.
+// Find tries schedules until one fails. f is nil if none did; runs is how many it tried.
 func (s Search) Find(scenario func(*Run)) (f *Failure, runs int) {
 	for bound := range s.Preemptions + 1 {
 		d := &depthFirst{bound: bound}
@@ -61,7 +60,7 @@ func (s Search) Find(scenario func(*Run)) (f *Failure, runs int) {
 	return nil, runs
 }
 
-// Replay runs one schedule. It returns an error if schedule is none.
+// Replay runs one schedule. It returns an error if schedule is not valid.
 func Replay(scenario func(*Run), schedule string) (*Failure, error) {
 	tasks, err := parseSchedule(schedule)
 	if err != nil {
@@ -78,8 +77,8 @@ func unhurried(enabled uint16, current int) int {
 	return bits.TrailingZeros16(enabled)
 }
 
-// depthFirst goes through all schedules with at most bound preemptions, by
-// running again with the last decision changed that can be.
+// depthFirst goes through all schedules with at most bound preemptions. Each run repeats
+// the one before with the last decision changed that can be.
 type depthFirst struct {
 	bound int
 	stack []choice
@@ -134,7 +133,7 @@ func (d *depthFirst) pick(enabled uint16, current int) (int, error) {
 	return c.taken, nil
 }
 
-// advance prepares the next run. False: all are done.
+// advance prepares the next run. It returns false if all are done.
 func (d *depthFirst) advance() bool {
 	d.stack = d.stack[:d.depth]
 	for len(d.stack) > 0 {
@@ -152,11 +151,11 @@ func (d *depthFirst) advance() bool {
 	return false
 }
 
-// A walk decides at random. How ready it is to preempt depends on the seed, too:
-// some bugs need many switches and some few at the right place.
+// A walk decides at random. How readily it preempts depends on the seed, too: some bugs
+// need many switches, and some need few at the right place.
 type walk struct {
 	random *rand.Rand
-	odds   int // one in so many steps is a preemption
+	odds   int // the task goes on without a random choice in all but one of so many steps
 }
 
 func newWalk(seed uint64) *walk {

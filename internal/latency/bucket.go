@@ -20,8 +20,8 @@ func Bound(bucket int) float64 {
 	return math.Exp2(float64(MinIndex+bucket) / (1 << Schema))
 }
 
-// boundNs holds Bound in whole nanoseconds, rounded down: a duration is a whole
-// number, so the bucket it falls into is the same.
+// boundNs holds Bound in nanoseconds, rounded down. A duration is a whole number of
+// them, so it falls into the same bucket.
 var boundNs = func() (b [Buckets]int64) {
 	for i := range b {
 		b[i] = int64(Bound(i) * 1e9)
@@ -29,8 +29,7 @@ var boundNs = func() (b [Buckets]int64) {
 	return b
 }()
 
-// Bucket returns the bucket of so many nanoseconds, Buckets if that is beyond all
-// bounds.
+// Bucket returns the bucket of a duration of ns, or Buckets if that is beyond all bounds.
 func Bucket(ns int64) int {
 	if ns <= boundNs[0] {
 		return 0

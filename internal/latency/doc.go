@@ -6,7 +6,6 @@
 // bound is a power of two seconds, the same counts make a classic histogram with
 // a bucket for each power of two.
 //
-// Whoever adds pays two uncontended atomic additions. A histogram that many
-// processors add to should be there several times, each on its own cache lines;
-// Counts adds them up.
+// Adding costs two uncontended atomic additions. Where many processors add, there
+// should be several histograms, each on its own cache lines; Counts adds them up.
 package latency
