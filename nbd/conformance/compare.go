@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// Compare says in which places the table of requirements and a text differ: key
+// Compare returns the places where the table of requirements and a text differ: key
 // words that are new, gone, moved to another ordinal, or of another strength, and
-// sections that the text does not have. Nothing means that the table has every
-// key word of the text.
+// sections that the text does not have. If it returns nothing, the table has every key
+// word of the text.
 func (s *Specification) Compare(table []Requirement) []string {
 	type key struct{ section, mark string }
 	has, tells := map[key][]*Requirement{}, map[key]int{}

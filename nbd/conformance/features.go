@@ -14,7 +14,7 @@ type features struct {
 
 	tls       bool
 	forcedTLS bool
-	tlsOnly   string // an export that wants TLS where others do not; "" if none
+	tlsOnly   string // an export that requires TLS while others do not; "" if none
 
 	info       bool // and GO
 	list       bool
@@ -36,7 +36,7 @@ type features struct {
 // minSizeBytes is the smallest export that rows can work on.
 const minSizeBytes = 4 << 20
 
-// discover finds out. It ends x's row if the server cannot be tested at all.
+// discover finds out x's features. It ends x's row if the server cannot be tested at all.
 func discover(x *probe) {
 	f := &features{minBlock: 1}
 	x.f = f
@@ -119,11 +119,11 @@ func discover(x *probe) {
 	}
 }
 
-// findTLSOnly looks for an export that is listed within TLS, and wants TLS.
+// findTLSOnly looks for an export that is listed within TLS, and requires TLS.
 func findTLSOnly(x *probe) string {
 	listed, _ := overTLS(x).ask(optList, nil)
 	w := x.plain()
-	for _, r := range listed[:min(len(listed), 16)] { // options are not for ever
+	for _, r := range listed[:min(len(listed), 16)] { // servers limit how many options they take
 		if _, last := w.ask(optInfo, infoData(listName(r), infoBlockSize)); last.typ == repTLSReqd {
 			return listName(r)
 		}

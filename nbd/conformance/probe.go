@@ -7,7 +7,7 @@ import (
 )
 
 // defaultPatience is how long any step may take. Only a server that does not
-// answer at all meets it.
+// answer at all takes that long.
 const defaultPatience = 10 * time.Second
 
 // patience is how long to wait for the target.
@@ -41,7 +41,7 @@ func (x *probe) end(v Verdict, format string, args ...any) {
 // failf ends the row: the rule is broken.
 func (x *probe) failf(format string, args ...any) { x.end(Fail, format, args...) }
 
-// notApplicable ends the row: it turned out that the rule has no case here.
+// notApplicable ends the row: it turned out that the rule does not apply here.
 func (x *probe) notApplicable(format string, args ...any) { x.end(NotApplicable, format, args...) }
 
 // run carries out a check.
@@ -63,7 +63,7 @@ func (x *probe) run(check func(x *probe)) (o outcome) {
 	return o
 }
 
-// dial connects and says nothing.
+// dial connects and sends nothing.
 func (x *probe) dial() *wire {
 	ctx, cancel := context.WithTimeout(x.ctx, x.target.patience())
 	defer cancel()

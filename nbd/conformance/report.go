@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 )
 
-// A Result is what became of a row.
+// A Result is the outcome of a row.
 type Result struct {
 	Name string `json:"name"`
 	// Cites are the requirements that it shows.
@@ -140,8 +140,8 @@ func tidy(detail string) string {
 	return strings.NewReplacer("\n", " ", "<", "&lt;", "|", "\\|", "*", "\\*").Replace(detail)
 }
 
-// count is the cell of a group: how many pass of those that apply, and what is
-// broken. The empty group is all.
+// count returns the table cell of a group: how many of its applicable rows pass, and how
+// many are broken. The empty group stands for all.
 func (r *Report) count(group string) string {
 	pass, must, should := 0, 0, 0
 	for _, res := range r.Results {

@@ -70,7 +70,7 @@ type chunk struct {
 	data       []byte
 }
 
-// A problem is a rule about replies that a reply breaks.
+// A problem is a breach of a rule about replies.
 type problem struct{ rule, text string }
 
 // A reply is all that the server sends for one request.
@@ -276,8 +276,8 @@ func (r *reply) finish(w *wire) {
 	}
 }
 
-// afterError is content behind an error chunk, which must not be of the place that
-// the error was told of.
+// afterError judges content that follows error chunks: it must not include a place where
+// an error was reported.
 func (r *reply) afterError(at, n uint64, failures []uint64) {
 	for _, f := range failures {
 		if f >= at && f-at < n {
@@ -286,7 +286,7 @@ func (r *reply) afterError(at, n uint64, failures []uint64) {
 	}
 }
 
-// severalErrors judges errors beside each other.
+// severalErrors judges several errors in one reply.
 func (r *reply) severalErrors(general int, failures []uint64, spans [][2]uint64) {
 	if general > 1 || general > 0 && len(failures) > 0 {
 		r.problem(ruleErrors, "%d errors without and %d with an offset", general, len(failures))
@@ -439,8 +439,8 @@ func (w *wire) wantErrno(r request, errnos ...uint32) {
 	w.alive()
 }
 
-// alive checks that the connection is in step and serves. It need not be able to
-// read if it can answer: a bad reply to anything before would show here.
+// alive checks that the connection is in step and serves. Its read may fail, as long as it is
+// answered: a bad reply to an earlier request would show here.
 func (w *wire) alive() {
 	w.ok(request{typ: cmdRead, offset: 0, length: w.x.f.block()})
 }

@@ -13,7 +13,7 @@ import (
 // of this release of the NBD project.
 const SpecificationVersion = "nbd 3.26.1"
 
-// branch is before the names of sections that only the extension's branch of the
+// branch is the prefix of the names of sections that only the extension's branch of the
 // document has.
 const branch = "extension-ext-header: "
 
@@ -28,11 +28,12 @@ type Requirement struct {
 	Rows, Tests []string
 	// Text is the requirement in a few words of our own.
 	Text string
-	// Class is why no row shows it, if none does: unseen (not to be seen from the
-	// client's end), absent (about what neither we nor the rows have), outside (a
-	// choice of whoever configures the server), client or document.
+	// Class is why no row shows it, if none does: unseen (it cannot be seen from the
+	// client's end), absent (it is about something that neither the server of package nbd
+	// nor the rows have), outside (it is up to whoever configures the server), client or
+	// document.
 	Class string
-	// Why are the words for it.
+	// Why gives the reason in words.
 	Why string
 }
 
@@ -135,8 +136,8 @@ func (r *Row) cites() string {
 	return b.String()
 }
 
-// WriteRequirements counts the requirements, by whom they bind and what shows
-// them, as a table in Markdown.
+// WriteRequirements writes a table in Markdown that counts the requirements, by whom they
+// bind and what shows that they are heeded.
 func WriteRequirements(out io.Writer) error {
 	counts := map[string][2]int{} // MUST and SHOULD, by line
 	rs := Requirements()

@@ -17,7 +17,7 @@ func (l Level) String() string {
 	return "SHOULD"
 }
 
-// A Verdict is what a row says of a server.
+// A Verdict is what a row says about a server.
 type Verdict string
 
 // Verdicts, from good to bad.
@@ -37,8 +37,8 @@ func (v Verdict) worse(u Verdict) bool {
 	return rank[v] > rank[u]
 }
 
-// A Row is one rule of the specification with the check of it. What it cites is in
-// the table of requirements, by its name.
+// A Row is one rule of the specification and the check of it. The table of requirements
+// says, under the row's name, what the row cites.
 type Row struct {
 	// Name is stable and unique: group, slash, rule.
 	Name string
@@ -46,7 +46,7 @@ type Row struct {
 	Level Level
 	// Rule is the rule in our own words.
 	Rule string
-	// needs says what a server must offer for the row to apply; nil is nothing.
+	// needs says what a server must offer for the row to apply; nil means nothing.
 	needs func(f *features) (what string, ok bool)
 	check func(x *probe)
 }

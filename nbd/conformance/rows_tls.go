@@ -101,7 +101,7 @@ func startTLS(x *probe) *wire {
 	return w
 }
 
-// overTLS is ready to haggle over TLS whatever the target does otherwise.
+// overTLS connects and gets ready to haggle over TLS, whether or not the target is Secure.
 func overTLS(x *probe) *wire {
 	w := startTLS(x)
 	w.handshakeTLS(x.target.tls())
@@ -478,7 +478,7 @@ type ask struct {
 	data []byte
 }
 
-// innocent are options that TLS must not be required for where it is not required
+// innocent are the options for which a server must not require TLS unless it requires TLS
 // for all: those that are not about entering an export.
 func innocent(exports ...string) []ask {
 	asks := []ask{{optList, nil}, {optStructured, nil}, {optUnknown, nil}, {optExtended, nil}}

@@ -331,7 +331,7 @@ func zeroLength(name string, typ uint16, needs needs) Row {
 }
 
 // badRequests are the replies to requests that fail in several ways. None has a
-// payload: what becomes of one is for rows of its own.
+// payload: how payloads are treated is for separate rows.
 func badRequests(w *wire) []*reply {
 	f := w.x.f
 	n := f.block()

@@ -7,7 +7,7 @@ import (
 )
 
 // Check runs every row against each target and returns the results. The targets
-// are exports of one server: of a row's verdicts the worst counts.
+// are exports of one server: the worst of a row's verdicts counts.
 //
 // Errors: a target that cannot be tested at all, and why.
 func Check(ctx context.Context, targets ...Target) (*Report, error) {
@@ -57,7 +57,7 @@ func (r *Result) add(o outcome, several bool, target string) {
 }
 
 // Run checks one target in a subtest for each row, and fails those whose rule is
-// broken. It returns the names of the rows that had a case.
+// broken. It returns the names of the rows that were applicable.
 func Run(t *testing.T, target Target) (applied []string) {
 	t.Helper()
 	x := &probe{ctx: t.Context(), target: &target}

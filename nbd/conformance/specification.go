@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// A Keyword is one of the specification's words of demand, in its place.
+// A Keyword is one occurrence of a key word, such as MUST, in the specification.
 type Keyword struct {
 	// Section is the heading that it stands under or, in a list of definitions,
 	// the name that is defined there, such as NBD_CMD_READ.
@@ -28,7 +28,7 @@ type Keyword struct {
 	Line int
 }
 
-// A Specification is what the suite needs to know of the text of a doc/proto.md.
+// A Specification is what the suite needs to know about the text of a doc/proto.md.
 type Specification struct {
 	// Sections are all sections of the text, also those without key words.
 	Sections []string
@@ -44,8 +44,8 @@ var (
 	keyword = regexp.MustCompile(`(^|[^"'A-Za-z])((?:MUST|SHOULD|SHALL)(?:\s+NOT)?|(?:NOT\s+)?RECOMMENDED|REQUIRED)\b`)
 )
 
-// A part is a section whose text is being gathered: an item of a list ends where
-// the indentation does, and what it interrupted goes on.
+// A part is a section whose text is being gathered. An item of a list ends where
+// its indentation does, and the section around it goes on.
 type part struct {
 	section string
 	indent  int // of the item's bullet; -1 is a heading
@@ -53,8 +53,8 @@ type part struct {
 	lines   []int // of each line of text
 }
 
-// ReadSpecification finds the sections and the key words of a doc/proto.md. Key
-// words in quotation marks are about the word, and are not counted.
+// ReadSpecification finds the sections and the key words of a doc/proto.md. A key word in
+// quotation marks is only talked about, and is not counted.
 //
 // Errors: those of the reader, and a text without any key word.
 func ReadSpecification(r io.Reader) (*Specification, error) {
@@ -105,8 +105,8 @@ func plainName(s string) string {
 	return itemNumber.ReplaceAllString(strings.ReplaceAll(s, "`", ""), "")
 }
 
-// definition says whether an item that is followed by the lines is a line of its
-// own with a text under it.
+// definition says whether an item that is followed by the lines after is a line of its
+// own with text under it.
 func definition(after []string, indent int) bool {
 	if len(after) == 0 || strings.TrimSpace(after[0]) != "" {
 		return false

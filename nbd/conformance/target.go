@@ -23,10 +23,10 @@ type Target struct {
 	// Export is the name of the export.
 	Export string
 	// Patience is how long the server may take for any step before the verdict is
-	// Hang; 0 means 10 s. It is no measure of speed: a test of a server that must
-	// not hang gives it minutes.
+	// Hang; 0 means 10 s. It does not measure speed: a test of a server that must
+	// not hang allows minutes.
 	Patience time.Duration
-	// Secure has everything but the rows about TLS itself go over TLS.
+	// Secure makes everything but the rows about TLS itself go over TLS.
 	Secure bool
 	// TLS is the client's configuration; nil trusts any server and shows no
 	// certificate.
@@ -43,9 +43,9 @@ func (t *Target) tls() *tls.Config {
 
 // ParseURI makes a Target of an NBD URI: nbd://host[:port]/export,
 // nbd+unix:///export?socket=path, and nbds:// or nbds+unix:// to go over TLS.
-// With tls-certificates=dir the server must show a certificate by ca-cert.pem,
-// and is shown client-cert.pem with client-key.pem if they are there;
-// tls-hostname=name is the name that the server's certificate is to have.
+// With tls-certificates=dir the server must show a certificate issued by ca-cert.pem,
+// and is shown client-cert.pem with client-key.pem if they exist; tls-hostname=name is
+// the name that the server's certificate must have.
 //
 // Errors: what is wrong with the URI or the files.
 func ParseURI(uri string) (Target, error) {

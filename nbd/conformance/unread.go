@@ -2,7 +2,7 @@ package conformance
 
 import "net"
 
-// unread is a connection of which something was read too early.
+// unread is a connection from which something was read too early; Read returns it again.
 type unread struct {
 	net.Conn
 	b []byte

@@ -14,7 +14,7 @@ import (
 	"unicode/utf8"
 )
 
-// A wire is one connection to the server, raw. What goes wrong on it ends the
+// A wire is one raw connection to the server. Anything that goes wrong on it ends the
 // row.
 type wire struct {
 	x  *probe
@@ -31,7 +31,7 @@ type wire struct {
 	pending map[uint64]*reply
 }
 
-// timedOut says whether err is the deadline's.
+// timedOut says whether err means that the deadline has passed.
 func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // send writes b whole.
@@ -291,7 +291,7 @@ func (w *wire) wantRefused(id uint32, data []byte) {
 	w.inStep()
 }
 
-// inStep checks that the server takes the next option for what it is.
+// inStep checks that the server understands the next option.
 func (w *wire) inStep() {
 	_, last := w.ask(optUnknown, []byte("in step?"))
 	if last.typ != repUnsup && last.typ != repTLSReqd {

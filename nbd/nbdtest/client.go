@@ -36,8 +36,8 @@ const (
 	extReplyMagic   = 0x6e8a278c
 )
 
-// A Command is one request. Length and payload are apart so that a test can say
-// something false.
+// A Command is one request. Length and payload are separate so that a test can make them
+// disagree.
 type Command struct {
 	Type, Flags uint16
 	Cookie      uint64
@@ -85,8 +85,8 @@ func (c Command) Append(b []byte) []byte {
 	return append(b, c.Payload...)
 }
 
-// A Client is the other end of a connection, for tests: it sends whatever it is
-// told to, and takes replies in the format that was negotiated and no other.
+// A Client is the client's end of a connection, for tests: it sends whatever it is
+// told to, and accepts replies only in the format that was negotiated.
 //
 // Concurrency: Send and Receive are each for one goroutine, and a command must be
 // sent before its reply is received.
@@ -94,7 +94,7 @@ type Client struct {
 	Conn      net.Conn // the socket, or TLS over it
 	SizeBytes uint64
 	Flags     uint16 // transmission flags
-	// Block sizes that the server told of; zero if it did not.
+	// Block sizes that the server has stated; zero if it has not.
 	MinBlockBytes, PreferredBlockBytes, MaxPayloadBytes uint32
 	// Contexts are the ids of the meta contexts selected, by name.
 	Contexts map[string]uint32
@@ -147,7 +147,7 @@ func (c *Client) Do(cmd Command) (Reply, error) {
 
 // Close sends DISC, reads to the end of the stream and closes.
 //
-// Errors: a stream that does not end, but goes on with something.
+// Errors: the stream goes on with something instead of ending.
 func (c *Client) Close() error {
 	if err := c.Send(Command{Type: CmdDisc}); err != nil {
 		return errors.Join(err, c.Conn.Close())

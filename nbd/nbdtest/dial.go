@@ -38,7 +38,7 @@ const (
 
 // Dial negotiates export on nc.
 //
-// Errors: whatever the server refuses, with its words.
+// Errors: whatever the server refuses, with its message.
 func Dial(nc net.Conn, export string, o Options) (*Client, error) {
 	c := &Client{
 		Conn:       nc,

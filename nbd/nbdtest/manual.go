@@ -40,7 +40,7 @@ func (m *Manual) Open(*nbd.Conn) (nbd.Session, error) {
 	return &manualSession{m}, nil
 }
 
-// Complete ends r and sends the reply if that is the caller's to do.
+// Complete ends r and sends the reply if that is up to the caller.
 func Complete(r *nbd.Request, errno nbd.Errno) {
 	c := r.Conn()
 	if r.Complete(errno) {

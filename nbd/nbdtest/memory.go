@@ -19,16 +19,16 @@ import (
 //
 // Concurrency: set the fields before the first use.
 type Memory struct {
-	// Description has what clients see; the size is that of the memory.
+	// Description is what clients see, except the size, which is that of the memory.
 	Description nbd.Info
 	Async       bool
 	Seed        uint64
-	// Sparse has blocks of SparseBytes that are zero be holes, in OpBlockStatus and
-	// to clients that can be told of them.
+	// Sparse makes holes of zero blocks of SparseBytes, in OpBlockStatus and for reads
+	// that can report them.
 	Sparse bool
-	// Lends, unless nil, is by whom the device reaches the server's memory: it then lends
-	// pages with what is read where it may, three times of four, and leaves garbage in
-	// memory.
+	// Lends, unless nil, is the IOMMU through which the device reaches the server's memory.
+	// Three times out of four the device then lends pages with the data of a read, if it
+	// may, and leaves garbage in memory.
 	Lends *dma.IOMMU
 
 	size atomic.Uint64
@@ -74,9 +74,9 @@ func (m *Memory) Info() nbd.Info {
 // SizeBytes implements nbd.Device.
 func (m *Memory) SizeBytes() uint64 { return m.size.Load() }
 
-// Resize makes the memory longer, by zeros, or shorter.
+// Resize makes the memory longer, filled with zeros, or shorter.
 //
-// Concurrency: any time, also in use.
+// Concurrency: any time, even in use.
 func (m *Memory) Resize(sizeBytes int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -165,8 +165,8 @@ func (m *Memory) doLocked(r *nbd.Request) nbd.Errno {
 	return nbd.OK
 }
 
-// Lend lends pages with data, which are all that r reads, and leaves garbage in its memory.
-// It reports false if r does not take pages.
+// Lend lends pages with data, which is everything that r reads, and leaves garbage in r's
+// memory. It returns false if r does not take pages.
 func Lend(m *dma.IOMMU, r *nbd.Request, data []byte) bool {
 	if m == nil {
 		return false
@@ -197,7 +197,8 @@ var zeros [SparseBytes]byte
 
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
-// readSparse reads at, tells of its holes and leaves garbage where they are.
+// readSparse completes the data of a read: it reports the holes in at, and leaves garbage
+// there.
 func readSparse(r *nbd.Request, at []byte) {
 	for i := 0; i < len(at); {
 		n := min(len(at)-i, SparseBytes-int((r.OffsetBytes+uint64(i))%SparseBytes))

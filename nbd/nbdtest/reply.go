@@ -56,7 +56,7 @@ type pending struct {
 
 // Receive waits for the next reply and takes it whole.
 //
-// Errors: also a reply that the protocol forbids.
+// Errors: among others, a reply that the protocol forbids.
 func (c *Client) Receive() (Reply, error) {
 	for {
 		var magic [4]byte
@@ -188,7 +188,7 @@ func (c *Client) payload(p *pending, typ, flags uint16, b []byte) error {
 	return nil
 }
 
-// cover notes that a read has got the bytes at, zeros if data is nil.
+// cover notes that a read has got the bytes at at; they are zeros if data is nil.
 func (p *pending) cover(at Range, data []byte) error {
 	base, length := p.cmd.Offset, p.cmd.length()
 	if at.Length == 0 || at.Offset < base || at.Offset-base > length || at.Length > length-(at.Offset-base) {

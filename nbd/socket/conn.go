@@ -19,8 +19,8 @@ import (
 // the poller. The kernel rounds it up to its clock tick.
 const blockTime = 4 * time.Millisecond
 
-// blockTooLong is how long a wait in a system call may take. A connection whose wait took longer
-// gives up the right to it.
+// blockTooLong is how long a wait in a system call may take. A connection that has waited for
+// longer gives up the right to such waits.
 const blockTooLong = time.Millisecond
 
 // yields is how often a receiver gives others a turn before it turns to the poller, while
