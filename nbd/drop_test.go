@@ -43,8 +43,8 @@ func TestDrop(t *testing.T) {
 	s.waitStats("close", func(st nbd.Stats) bool { return st.Closes[nbd.CloseDropped] == 1 })
 }
 
-// TestDrop_Counts: what worked and nobody was told of is not among the requests that were
-// answered, nor its bytes and times; what failed is. Nothing stays in flight.
+// TestDrop_Counts: requests that succeeded without the client's being told do not count as
+// answered, nor do their bytes and times; requests that failed do. Nothing stays in flight.
 func TestDrop_Counts(t *testing.T) {
 	for _, dia := range dialects() {
 		t.Run(dia.name, func(t *testing.T) {

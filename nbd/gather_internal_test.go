@@ -14,8 +14,8 @@ func (alone) crowded() bool   { return false }
 func (alone) yield() bool     { return false }
 func (alone) stepAside() bool { return false }
 
-// tries returns before which of n reads there is a pause, if each pause brings
-// paid requests of dataBytes each, and any other read one.
+// tries returns which of n reads follow a pause, if each pause brings paid requests of
+// dataBytes each, and any other read one request.
 func (g *gatherer) tries(n, paid, dataBytes int) (pauses []int) {
 	for i := range n {
 		g.pause(alone{}, 0)
@@ -57,7 +57,7 @@ func TestGatherer_Deep(t *testing.T) {
 	}
 }
 
-// Long requests are never waited for but to find out.
+// Long requests are waited for only to find out whether that pays.
 func TestGatherer_Long(t *testing.T) {
 	g := gatherer{trial: decided()}
 	if got := g.tries(30, 16, gatherMaxBytes+1); len(got) != 1 {

@@ -35,12 +35,13 @@ const (
 )
 
 // An attack is what hostile clients do. The connections it returns stay open until
-// the bystander has been looked at. An error is what should not happen to them.
+// the bystander has been checked. It returns an error if something happens to the
+// clients that should not.
 type attack struct {
 	name string
 	run  func(v *victim) ([]net.Conn, error)
-	// dataless are attacks that do not get into transmission: no memory for data
-	// is theirs.
+	// dataless marks attacks that do not reach transmission, and so get no memory for
+	// data.
 	dataless bool
 }
 
@@ -55,8 +56,8 @@ func (s *testServer) victim(a *nbdtest.Authority) *victim {
 	return &victim{path: s.listener.Addr().String(), tls: a.ClientConfig(false)}
 }
 
-// knock connects without the harness's clean-up, of which thousands would pile up.
-// While the backlog is full it sleeps: to try again and again would be work for the
+// knock connects without the harness's clean-up functions, as thousands would pile up.
+// While the backlog is full it sleeps: trying again and again would make work for the
 // kernel, and none for the server.
 func (v *victim) knock() net.Conn {
 	nc, err := connectAsleep(v.path)

@@ -611,8 +611,8 @@ func TestHandshake_ShutdownUnread(t *testing.T) {
 	}
 }
 
-// TestHandshake_ShutdownAbort: nor does a client that takes leave and not the answer, also where
-// TLS would end with words of its own, for which it has 5 s.
+// TestHandshake_ShutdownAbort: nor does a client that sends ABORT and does not take the answer,
+// even over TLS, which would send a farewell of its own and has 5 s for it.
 func TestHandshake_ShutdownAbort(t *testing.T) {
 	a := nbdtest.NewAuthority(t)
 	synctest.Test(t, func(t *testing.T) {

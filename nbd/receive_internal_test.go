@@ -64,8 +64,8 @@ func (d *disk) Submit(batch []*Request) {
 	}
 }
 
-// TestReceive_LongWrites: of writes that follow each other a read takes all that the
-// socket holds, whichever write it is of, and each finds its data.
+// TestReceive_LongWrites: while writes follow each other a read takes everything that the
+// socket holds, whichever write it belongs to, and each write finds its data.
 func TestReceive_LongWrites(t *testing.T) {
 	const (
 		holds  = 208 << 10 // what Linux lets a unix socket hold by default
@@ -97,8 +97,8 @@ func TestReceive_LongWrites(t *testing.T) {
 	}
 }
 
-// TestFill_Soon: only a payload is awaited as what is on its way: who has sent a part of a
-// header may take its time, as may who has sent nothing.
+// TestFill_Soon: only a payload is awaited as input on its way. A client that has sent part
+// of a header may take its time, and so may one that has sent nothing.
 func TestFill_Soon(t *testing.T) {
 	const size = 256 << 10
 	d := &disk{mem: make([]byte, size)}

@@ -188,7 +188,8 @@ func TestRefer_Failed(t *testing.T) {
 	}
 }
 
-// TestRefer_Returned: a pipe that has not what is to be sent does not wait for the reply.
+// TestRefer_Returned: a pipe that does not hold what is to be sent is returned without waiting
+// for the reply.
 func TestRefer_Returned(t *testing.T) {
 	l := newLending(t, "unix", dialects()[0])
 	for _, tt := range []struct {
@@ -262,8 +263,8 @@ func TestRefer_Holes(t *testing.T) {
 	}
 }
 
-// TestRefer_Abandoned: the pages of a request that was answered while the device may still
-// be at it are nobody's any more.
+// TestRefer_Abandoned: once a request is abandoned, the device, which may still work on it,
+// can no longer fill its pages.
 func TestRefer_Abandoned(t *testing.T) {
 	l := newLending(t, "unix", dialects()[1])
 	r := l.read(t, 256<<10)

@@ -117,8 +117,8 @@ func (o onceExports) Lookup(string) (nbd.Export, bool) {
 	}
 }
 
-// TestDrainDevice_Late: who has found an export that goes before it is opened does
-// not get it.
+// TestDrainDevice_Late: a client that has found an export does not get it if the export is
+// removed before it is opened.
 func TestDrainDevice_Late(t *testing.T) {
 	d := nbdtest.NewManual(1 << 20)
 	s := newServer(t, d, nbd.Limits{})

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A clientele makes so many requests a second, with pauses and without.
+// A clientele makes a number of requests per second, with pauses and without.
 type clientele struct {
 	with, without float64
 	dearer        float64 // what a request without takes of the processors, instead of 1; zero: the same
@@ -49,8 +49,8 @@ func (t *rehearsal) run(c clientele, fromNs int64, long time.Duration) (atNs int
 // untilVerdict is longer than a trial, and shorter than the term of its verdict.
 const untilVerdict = 2 * trialWindows * trialWindow
 
-// TestTrial: pauses end where more gets done without, in time and processor time, by so much
-// that it is worth the waits of others, and come back where it does not.
+// TestTrial: pauses end if so much more gets done without them, in time and processor time,
+// that it is worth the waits of others, and come back if not.
 func TestTrial(t *testing.T) {
 	for _, tt := range []struct {
 		c    clientele
@@ -84,7 +84,7 @@ func TestTrial(t *testing.T) {
 	}
 }
 
-// TestTrial_Gaps: that a clientele made no requests for a while says nothing.
+// TestTrial_Gaps: a time in which a clientele makes no requests counts neither way.
 func TestTrial_Gaps(t *testing.T) {
 	for _, c := range []clientele{{with: 160_000, without: 200_000}, {with: 200_000, without: 160_000}} {
 		tr := rehearse()
@@ -101,8 +101,8 @@ func TestTrial_Gaps(t *testing.T) {
 	}
 }
 
-// TestTrial_Noise: a machine that has other things to do now and then misleads it hardly
-// ever, and a trial that is misled follows others that were not.
+// TestTrial_Noise: a machine that has other things to do now and then hardly ever misleads a
+// trial, and one that is misled follows others that were not.
 func TestTrial_Noise(t *testing.T) {
 	const seeds = 100
 	for _, c := range []clientele{{with: 160_000, without: 200_000}, {with: 200_000, without: 160_000}} {
@@ -132,8 +132,8 @@ func TestTrial_Noise(t *testing.T) {
 	}
 }
 
-// TestTrial_Slow: whose requests are few is not asked, and pauses, also when that begins in
-// a window without.
+// TestTrial_Slow: a clientele with few requests decides nothing, and pauses, even if it
+// becomes slow in a window without pauses.
 func TestTrial_Slow(t *testing.T) {
 	for _, c := range []clientele{{with: 500, without: 1000}, {with: 8000, without: 12_000}} {
 		tr := rehearse()
@@ -170,7 +170,7 @@ func TestTrial_Few(t *testing.T) {
 	}
 }
 
-// TestTrial_Mad: one trial that is not to be believed is outweighed by the next two.
+// TestTrial_Mad: a trial that is not credible is outweighed by the next two.
 func TestTrial_Mad(t *testing.T) {
 	tr := rehearse()
 	at := tr.run(clientele{with: 100_000, without: 10_000_000}, 1e9, untilVerdict)
@@ -183,8 +183,9 @@ func TestTrial_Mad(t *testing.T) {
 	}
 }
 
-// TestTrial_Nothing: a trial finds nothing while nobody does without pauses, as one that asks
-// for little has its turn in them or as nobody would pause; what was found before holds.
+// TestTrial_Nothing: a trial finds nothing while nobody skips a pause, because a connection
+// that asks for little has its turn in the pauses or because nobody would pause anyway. What
+// was found before holds.
 //
 // +checklocksignore: nobody else is there.
 func TestTrial_Nothing(t *testing.T) {
@@ -206,7 +207,7 @@ func TestTrial_Nothing(t *testing.T) {
 	}
 }
 
-// TestTrial_Late: who comes late and says in a window with pauses that it was spared one in
+// TestTrial_Late: a latecomer that says, in a window with pauses, that it skipped a pause in
 // the window before adds nothing.
 //
 // +checklocksignore: nobody else is there.
@@ -245,7 +246,7 @@ func TestTrial_Crowd(t *testing.T) {
 	}
 }
 
-// TestTrial_Half: a trial of which less than half says something is none.
+// TestTrial_Half: a trial of which less than half is conclusive does not count.
 func TestTrial_Half(t *testing.T) {
 	for _, tt := range []struct{ says, want int }{{trialPairs / 2, 0}, {trialPairs/2 + 1, 1}} {
 		tr := rehearse()

@@ -439,8 +439,8 @@ func (w *wire) wantErrno(r request, errnos ...uint32) {
 	w.alive()
 }
 
-// alive checks that the connection is in step and serves. Its read may fail, as long as it is
-// answered: a bad reply to an earlier request would show here.
+// alive checks that the connection is in step and serves, by a read that must succeed: a bad
+// reply to an earlier request would show here.
 func (w *wire) alive() {
 	w.ok(request{typ: cmdRead, offset: 0, length: w.x.f.block()})
 }

@@ -39,8 +39,8 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-// TestClaim_NeverTooMany: who asks in vain takes nothing, not for a moment: one that
-// has the right would give it up.
+// TestClaim_NeverTooMany: a claim that fails takes nothing, not even for a moment, in which
+// a connection that has the right would give it up.
 func TestClaim_NeverTooMany(t *testing.T) {
 	var p poller
 	p.processors.Store(2)
@@ -68,8 +68,8 @@ func TestClaim_NeverTooMany(t *testing.T) {
 	asking.Wait()
 }
 
-// TestCrowded: one that waits to receive leaves its processor to others; one that
-// waits to send has none.
+// TestCrowded: a connection that waits to receive leaves its processor to others; one that
+// waits to send does not.
 func TestCrowded(t *testing.T) {
 	for _, tt := range []struct {
 		processors, open, waiting int32
@@ -106,9 +106,9 @@ func TestBlock_GivenUp(t *testing.T) {
 	c.noBlock()
 }
 
-// TestBlocks: who waits for what may take long does so in a system call, without a look
-// before; who waits for what is on its way looks first, and then does so only while
-// some connection leaves its processor to others.
+// TestBlocks: a receiver whose input may take long waits in a system call right away. One
+// whose input is on its way tries without waiting first, and then waits in a system call
+// only while some connection leaves its processor to others.
 func TestBlocks(t *testing.T) {
 	c := connect(t)
 	for _, tt := range []struct {
@@ -140,8 +140,8 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
-// TestReceive_LeavesRight: who waits for the poller keeps nobody from waiting in a system
-// call, whether or not it has tried to wait there itself.
+// TestReceive_LeavesRight: a connection that waits for the poller keeps no other from waiting
+// in a system call, whether or not it has tried to wait there itself.
 func TestReceive_LeavesRight(t *testing.T) {
 	c := connect(t)
 	for _, tt := range []struct {
