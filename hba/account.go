@@ -10,8 +10,8 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// Account. A medium that is to prove what a power cut left has to know what hosts
-// were told by rules in its place, and what became of writes on their way to it. See
+// Account. A medium that is to prove what a power cut left has to know what rules, in
+// its place, have told hosts, and what became of writes on their way to it. See
 // media.Promiser.
 
 // promiserAt is the unit's medium if it keeps account of promises, or nil.
@@ -19,7 +19,7 @@ func (d *Device) promiserAt(u fault.Unit) media.Promiser {
 	return promiserOf(d.unitAt(u))
 }
 
-// promiserOf is the same of a unit, which may be nil.
+// promiserOf is promiserAt for a unit, which may be nil.
 func promiserOf(unit *target.Unit) media.Promiser {
 	if unit == nil {
 		return nil
@@ -28,9 +28,10 @@ func promiserOf(unit *target.Unit) media.Promiser {
 	return m
 }
 
-// tellBroken tells the medium which hostile rules a command has met. Of those that
-// are about writes and flushes it hears when the command is answered. A unit without
-// power does nothing that they could spoil, nor for who is gone, in this order.
+// tellBroken tells the medium which hostile rules a command has met, except those about
+// writes and flushes, which are reported when the command is answered. A unit without
+// power does nothing that rules could spoil, nor does it for a lost nexus; they are
+// checked in this order.
 func (d *Device) tellBroken(u fault.Unit, nexus uint8, dec *fault.Decision) {
 	unit := d.unitAt(u)
 	if unit == nil || unit.IsOff() || unit.HasLost(nexus) {
@@ -53,8 +54,8 @@ func (d *Device) tellBroken(u fault.Unit, nexus uint8, dec *fault.Decision) {
 	}
 }
 
-// neverDone answers a command as done that is not executed. A unit without power
-// answers nothing so, nor what is from before it lost it.
+// neverDone answers a command as done without executing it. A unit without power gives
+// no such answer, nor does it to a command from before it lost its power.
 func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
 	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
@@ -77,12 +78,12 @@ func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	}
 }
 
-// lostWrite tells m what the blocks of a command that changes some were to hold.
+// lostWrite tells m what the blocks that a lost command changes were to hold.
 func (x *executor) lostWrite(m media.Promiser, h *hold, c *Command, durable bool) {
 	size := int64(h.unit.BlockBytes)
 	lba, blocks, _ := scsi.BlockRange(&c.CDB)
 	off, n := int64(lba)*size, int64(blocks)*size
-	// No other command is lost so.
+	// No other command is lost this way.
 	//exhaustive:ignore
 	switch h.command.Op {
 	case fault.OpWrite:
@@ -94,8 +95,8 @@ func (x *executor) lostWrite(m media.Promiser, h *hold, c *Command, durable bool
 			m.LostWrite(off, n, behind(x.segments, int(n)), durable)
 		}
 	case fault.OpZero:
-		// Of blocks that are not zeros, which no client's command writes so, nothing
-		// is known.
+		// Nothing is known of blocks other than zeros; no client's command writes such
+		// blocks this way.
 		if len(x.segments) == 0 || len(bytes.Trim(x.segments[0][:min(len(x.segments[0]), int(size))], "\x00")) == 0 {
 			m.LostWrite(off, n, nil, durable)
 		}
@@ -119,7 +120,7 @@ func (x *executor) lostWrite(m media.Promiser, h *hold, c *Command, durable bool
 	}
 }
 
-// behind are the segments without their first n bytes.
+// behind returns the segments without their first n bytes.
 func behind(segments [][]byte, n int) (rest [][]byte) {
 	for _, s := range segments {
 		skip := min(n, len(s))
@@ -131,8 +132,8 @@ func behind(segments [][]byte, n int) (rest [][]byte) {
 	return rest
 }
 
-// doneOtherwise tells the medium of a write, executed as c says, that was done
-// somewhere else than it was to be or not as durably.
+// doneOtherwise tells the medium of a write, executed as c says, that went elsewhere
+// than intended or was made less durable.
 func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {
 	lba, blocks, ok := scsi.BlockRange(&c.CDB)
 	m := d.promiserAt(h.unit)
@@ -148,7 +149,7 @@ func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {
 	m.PromisedRange(int64(lba)*size, int64(blocks)*size)
 }
 
-// putSense has c end with CHECK CONDITION, in the format that the unit uses.
+// putSense makes c end with CHECK CONDITION, in the format that the unit uses.
 func (c *Completion) putSense(u fault.Unit, s *scsi.Sense) {
 	c.ScsiStatus = uint8(scsi.StatusCheckCondition)
 	put := scsi.PutFixedSense

@@ -199,10 +199,9 @@ func (d *Device) writeQueueRegisterLocked(offset uint32, value uint64) {
 	}
 }
 
-// enableQueueLocked creates or deletes the selected queue pair. What cannot be
-// created is not: RegQueueEnable reads 0. Deleting drops the queue's commands
-// and is asynchronous like a reset: RegQueueEnable reads 1 until they touch host
-// memory no more.
+// enableQueueLocked creates or deletes the selected queue pair. If it cannot be created,
+// RegQueueEnable reads 0. Deleting drops the queue's commands and is asynchronous like a
+// reset: RegQueueEnable reads 1 until they no longer touch host memory.
 //
 // +checklocks:d.mu
 func (d *Device) enableQueueLocked(enable bool) {

@@ -2,16 +2,16 @@ package hba
 
 import "time"
 
-// A Clock is what a device measures time by when it holds commands back. Its
-// zero is of no meaning.
+// A Clock is what a device measures time by when it holds commands back. Its zero has no
+// meaning.
 type Clock interface {
 	Now() time.Duration
-	// AfterFunc calls fn on a goroutine of its own once d has passed. stop keeps
-	// that from happening if it is not too late.
+	// AfterFunc calls fn on a goroutine of its own once d has passed. stop prevents the
+	// call if it is not too late.
 	AfterFunc(d time.Duration, fn func()) (stop func() bool)
 }
 
-// wallClock is the time that passes by itself.
+// wallClock is real time.
 type wallClock struct{ start time.Time }
 
 func (c wallClock) Now() time.Duration { return time.Since(c.start) }

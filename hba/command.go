@@ -26,14 +26,14 @@ type Opcode uint8
 const (
 	// OpExecute runs the SCSI command in CDB. The segments add up to DataBytes.
 	OpExecute Opcode = 1
-	// OpAbort aborts the command of the same queue whose tag is in CDB. It
-	// completes after its victim, once that touches host memory no more.
+	// OpAbort aborts the command of the same queue whose tag is in CDB. It completes
+	// after its victim, once the victim no longer touches host memory.
 	OpAbort Opcode = 2
-	// OpResetLun aborts every command of the logical unit that was submitted
-	// before, on all queues. It completes after all of them, once they touch host
-	// memory no more.
+	// OpResetLun aborts every command of the logical unit that was submitted before it,
+	// on all queues. It completes after all of them, once they no longer touch host
+	// memory.
 	OpResetLun Opcode = 3
-	// OpResetTarget does so for every logical unit of the target.
+	// OpResetTarget does the same for every logical unit of the target.
 	OpResetTarget Opcode = 4
 )
 
@@ -64,8 +64,8 @@ type Command struct {
 	DataBytes    uint32
 	SegmentCount uint16
 	CDBBytes     uint8
-	// Nexus is the number of the I_T nexus that the command is of. A unit that has lost
-	// that does not execute it; see target.Unit.LoseNexus. Zero: it is of none.
+	// Nexus is the number of the I_T nexus that the command belongs to. A unit that has
+	// lost that nexus does not execute it; see target.Unit.LoseNexus. Zero means none.
 	Nexus uint8
 	// CDB is the command descriptor block; for OpAbort the first four bytes
 	// are the victim's tag.
@@ -97,10 +97,10 @@ const (
 	CodeControlFailed                       // OpAbort, OpResetLun or OpResetTarget: nothing has been done
 )
 
-// Completion flags, for those who test what is above the device. No real one has
+// Completion flags, for whoever tests the layers above the device. No real adapter has
 // them.
 const (
-	// CompletionInjected: a fault rule made the outcome up, or it failed for a power cut.
+	// CompletionInjected: a fault rule made the outcome up, or a power cut made it fail.
 	CompletionInjected uint8 = 1 << iota
 	// CompletionCutReply: the reply that the command is for is to break off after
 	// ReplyBytes.
@@ -109,8 +109,8 @@ const (
 	CompletionBadCookie
 )
 
-// HalfReply as ReplyBytes leaves it to whoever makes the reply where it breaks off:
-// in the middle.
+// HalfReply as ReplyBytes leaves the choice to whoever makes the reply: it breaks off in
+// the middle.
 const HalfReply = math.MaxUint32
 
 // A Completion is one entry of a completion ring, little endian.
@@ -124,12 +124,12 @@ type Completion struct {
 	Flags      uint8 // CompletionInjected and the like
 	// DataBytes is how much was transferred.
 	DataBytes uint32
-	// SubmissionHead is how far the device has fetched, as a free-running
-	// count: entries before it may be used again. It never goes back from one
-	// completion of a ring to the next.
+	// SubmissionHead is how far the device has fetched, as a free-running count: entries
+	// before it may be reused. It never decreases from one completion of a ring to the
+	// next.
 	SubmissionHead uint32
 	Sense          [CompletionSenseBytes]byte
-	// ReplyBytes counts with CompletionCutReply.
+	// ReplyBytes is meaningful with CompletionCutReply only.
 	ReplyBytes uint32
 	// Phase is 1 on the ring's odd passes and 0 on its even ones, the first
 	// pass being odd. It is stored last, and atomically: an entry is the

@@ -30,9 +30,9 @@ const (
 	pinINTA                = 1
 )
 
-// configSpace is what a bus scan shows: identity, one 64-bit memory range, the
-// MSI-X capability and interrupt pin A. Nothing in it can be written. The MSI-X
-// table lies behind the registers and belongs to the bus, which offers it as
+// configSpace returns what a bus scan finds: identity, one 64-bit memory range, the
+// MSI-X capability and interrupt pin A. Nothing in it can be written. The MSI-X table
+// lies behind the registers and belongs to the bus, which operates it through
 // MaskMessage and UnmaskMessage.
 func configSpace(barBytes uint32, messages int) (c [configSpaceBytes]byte) {
 	le := binary.LittleEndian

@@ -19,28 +19,29 @@ const (
 	controlSettle                    // none: it only waits for what is being executed
 )
 
-// A control waits until certain commands touch host memory no more, and then
-// completes: an OpAbort, OpResetLun or OpResetTarget, RemoveUnit or Settle. It is made
-// on a cold path and may be allocated. Guarded by Device.mu.
+// A control waits until certain commands no longer touch host memory, and then
+// completes. It is an OpAbort, OpResetLun or OpResetTarget, RemoveUnit or Settle. It is
+// made on a cold path and may be allocated. Guarded by Device.mu.
 type control struct {
 	kind   controlKind
 	target uint8
 	lun    uint8
 	allLun bool // every unit of the target
 
-	// queue and tag are where it completes; who only waits closes done instead.
+	// queue and tag say where it completes; a control that only waits closes done
+	// instead.
 	queue *queue
 	tag   uint32
 	done  chan struct{}
 
-	// victim is the record that an abort waits for. Whoever releases a record
-	// looks at the controls before anybody else can take it.
+	// victim is the record that an abort waits for. Whoever releases a record looks at
+	// the controls before the record can be reused.
 	victim *record
-	// marks are how far the others wait, for each queue that there was.
+	// marks are how far the other kinds wait, one for each queue that existed.
 	marks []mark
 }
 
-// A mark is a position in a queue: commands before it are meant.
+// A mark is a position in a queue: the control covers commands before it.
 type mark struct {
 	queue    *queue
 	position uint32
@@ -93,8 +94,8 @@ func (d *Device) isDrainedLocked(rec *record) bool {
 	return false
 }
 
-// startControl begins an abort or reset that the engine of q has fetched. All
-// that came before it on q is posted or has a record.
+// startControl begins an abort or reset that the engine of q has fetched. Every earlier
+// command on q is posted or has a record.
 func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
 	if q.gate.Load()&gateFaults != 0 && d.controlFails(q, position, cmd) {
 		return
@@ -121,7 +122,7 @@ func (d *Device) startControl(q *queue, position uint32, cmd *Command) {
 		c.marks = d.marksLocked((*queue).submitted)
 		for i := range c.marks {
 			if c.marks[i].queue == q {
-				c.marks[i].position = position // what follows the reset is not meant
+				c.marks[i].position = position // commands after the reset are not covered
 			}
 		}
 		match = func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }
@@ -270,8 +271,8 @@ func (c *control) waitsFor(rec *record) bool {
 	return !ends && c.means(rec.queue, rec.position, &rec.cmd)
 }
 
-// notOverLocked is why c, which only waits, was given up: err, and a command that it
-// waited for, if that has a record.
+// notOverLocked returns the reason why the wait of c was given up: err, and a command
+// that it waited for, if that has a record.
 //
 // +checklocks:d.mu
 func (d *Device) notOverLocked(c *control, err error) error {
@@ -319,9 +320,9 @@ func (d *Device) drain(ctx context.Context, targetID, lun uint8) error {
 }
 
 // Settle waits until no command that the device has fetched is being executed on a unit.
-// Those that wait for a worker, or that a rule holds, have not begun, or are done but for
-// the answer. Who has taken the unit's power away calls it before giving it back: then
-// nothing that found the power on is still on its way to the medium.
+// Commands that wait for a worker or are held by a rule either have not begun or lack
+// only their answer. Whoever has taken the unit's power away calls Settle before giving
+// it back: then nothing that found the power on is still on its way to the medium.
 //
 // Concurrency: any goroutine. Errors: the context's cause, with a command that has not
 // ended.
@@ -329,7 +330,7 @@ func (d *Device) Settle(ctx context.Context, targetID, lun uint8) error {
 	return d.wait(ctx, &control{kind: controlSettle, target: targetID, lun: lun})
 }
 
-// wait waits for what c means of all that has been fetched.
+// wait waits for the fetched commands that c covers.
 func (d *Device) wait(ctx context.Context, c *control) error {
 	c.done = make(chan struct{})
 	raise := uint64(0)
@@ -338,8 +339,8 @@ func (d *Device) wait(ctx context.Context, c *control) error {
 	d.controls = append(d.controls, c)
 	d.updateGatesLocked()
 	if c.kind == controlDrain {
-		// What faults hold would not end by itself; see holdLocked for what they would
-		// hold from here on.
+		// Commands held by faults would not end by themselves; see holdLocked for those
+		// that would be held from here on.
 		raise = d.endParkedLocked(func(rec *record) bool { return c.means(rec.queue, rec.position, &rec.cmd) }, CodeNoDevice)
 	}
 	raise |= d.advanceLocked()

@@ -55,25 +55,25 @@ type Config struct {
 	// to MaxRingEntries. 0 means DefaultRingEntries.
 	RingEntries int
 	// Workers is the number of goroutines for commands that would block, 1 to
-	// MaxWorkers. A flush or trim occupies one, so there should be more than
-	// units that flush at once; three of eight are kept for reads, writes
-	// and looks for holes. 0 means DefaultWorkers.
+	// MaxWorkers. A flush or trim occupies one, so there should be more workers than
+	// units that flush at once; three of eight are kept for reads, writes and GET LBA
+	// STATUS. 0 means DefaultWorkers.
 	Workers int
 	// IOMMU is how the device reaches host memory. Mandatory.
 	IOMMU *dma.IOMMU
 	// Log receives fatal conditions and resets. Nil means slog.Default.
 	Log *slog.Logger
-	// Clock is what faults go by. Nil means time itself.
+	// Clock is the clock that faults go by. Nil means real time.
 	Clock Clock
-	// OnPowerCut cuts a unit's power, and returns once that is done; the command
-	// that set it off is held meanwhile. Nil: there is no switch.
+	// OnPowerCut cuts a unit's power and returns once that is done; the command that set
+	// it off is held meanwhile. Nil means that there is no switch.
 	OnPowerCut func(PowerCut)
-	// OnDisconnect closes the connections of a unit's clients, likewise.
+	// OnDisconnect closes the connections of a unit's clients, on the same terms.
 	OnDisconnect func(targetID, lun uint8)
 }
 
-// A Device is a host bus adapter. It is the driver's as a pci.Function and its
-// owner's through the remaining methods.
+// A Device is a host bus adapter. Its driver uses it as a pci.Function, its owner
+// through the remaining methods.
 //
 // # Locks
 //
@@ -87,7 +87,7 @@ type Config struct {
 //	interrupts.mu
 //	  interrupts.lineMu
 //
-// The engine of a queue is no lock: nobody waits for it.
+// The role of a queue's engine is not a lock: nobody waits for it.
 type Device struct {
 	iommu   *dma.IOMMU
 	log     *slog.Logger
@@ -112,14 +112,14 @@ type Device struct {
 	// faults are the rules in force, nil if there are none. Stored under mu.
 	faults atomic.Pointer[faultTable]
 
-	undoMu sync.Mutex // serialises the ends of faults of units
+	undoMu sync.Mutex // serialises the ending of unit faults
 	// +checklocks:undoMu
 	undos []*undo
 
 	stop       chan struct{} // closed by Close
 	goroutines sync.WaitGroup
 
-	unitMu sync.Mutex // serialises AddUnit, RemoveUnit and what unplugs
+	unitMu sync.Mutex // serialises AddUnit, RemoveUnit and unplugging
 	// unplugged are the units that a fault has pulled out, by address.
 	// +checklocks:unitMu
 	unplugged map[address]*target.Unit
@@ -139,32 +139,32 @@ type Device struct {
 	// +checklocks:mu
 	lines [lineCount]recordList
 	// +checklocks:mu
-	arrivals uint64 // in lines, ever
-	// lanes are the units' lanes by address, lanesMade those that there are.
+	arrivals uint64 // commands ever put into lines
+	// lanes are the units' lanes by address; lanesMade lists those that exist.
 	// +checklocks:mu
 	lanes []*lane
 	// +checklocks:mu
 	lanesMade []*lane
-	// now is the clock of lanes, and watches says that they have timers.
+	// now is the clock of lanes; watches says whether they have timers.
 	now     func() time.Time // immutable
 	watches bool             // immutable
 	// busy counts the workers that run a command of a line.
 	// +checklocks:mu
 	busy [lineCount]int
-	// controls are the aborts, resets and others that wait for commands to
-	// end. Each of the former two holds a place in a completion ring.
+	// controls are the aborts, resets and other controls that wait for commands to end.
+	// Each abort or reset holds a place in a completion ring.
 	// +checklocks:mu
 	controls []*control
-	// resetStuck: a reset of the device has been asked for, and is not done.
+	// resetStuck: a reset of the device has been requested and has not been carried out.
 	// +checklocks:mu
 	resetStuck bool
-	// parked counts the commands that faults hold, timed are those of them that
-	// go on by themselves.
+	// parked counts the commands that faults hold; timed are those of them that go on by
+	// themselves.
 	// +checklocks:mu
 	parked int
 	// +checklocks:mu
 	timed timedRecords
-	// stopTimer and timerDue are about the call that is due for them.
+	// stopTimer stops the pending timer for timed; timerDue is when it expires.
 	// +checklocks:mu
 	stopTimer func() bool
 	// +checklocks:mu
@@ -172,10 +172,10 @@ type Device struct {
 	// hauntings are the late completions and transfers to come.
 	// +checklocks:mu
 	hauntings map[*haunting]struct{}
-	// muted are the queue pairs for which a fault has left an interrupt out.
+	// muted are the queue pairs for which a fault has suppressed an interrupt.
 	// +checklocks:mu
 	muted map[*fault.Fault]uint64
-	// ruleTimers are the rules about time, by unit.
+	// ruleTimers are the timers of time-triggered rules, by rule and unit.
 	// +checklocks:mu
 	ruleTimers map[ruleUnit]*ruleTimer
 
@@ -183,7 +183,7 @@ type Device struct {
 	quiet sync.Cond // on mu: broadcast when a reset has finished
 }
 
-// An address is where a unit is.
+// An address is the target and unit number of a unit.
 type address struct{ target, lun uint8 }
 
 // A slot is the place of one queue pair: the registers that describe it, the
@@ -266,9 +266,9 @@ func newDevice(c Config) (*Device, error) {
 	return d, nil
 }
 
-// Close resets the device, waits until it touches host memory no more and
-// stops its goroutines. A command that is blocked in its medium is waited for.
-// Register accesses afterwards do nothing.
+// Close resets the device, waits until it no longer touches host memory and stops its
+// goroutines. It waits for a command that is blocked in its medium. Later register
+// accesses do nothing.
 func (d *Device) Close() {
 	d.mu.Lock()
 	first := !d.closed
@@ -297,7 +297,7 @@ func (d *Device) isClosed() bool {
 // IOMMU is how the device reaches host memory.
 func (d *Device) IOMMU() *dma.IOMMU { return d.iommu }
 
-// AddUnit attaches u at an address, at any time. The driver learns of it by
+// AddUnit attaches u at an address, at any time. The driver is notified through
 // RegUnitsChanged and the event message.
 //
 // Errors: ErrBadAddress, ErrUnitExists, ErrClosed.
@@ -316,7 +316,7 @@ func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
 	return d.attachLocked(targetID, lun, u)
 }
 
-// attachLocked attaches a unit and tells of it.
+// attachLocked attaches a unit and signals the change.
 //
 // +checklocks:d.unitMu
 func (d *Device) attachLocked(targetID, lun uint8, u *target.Unit) error {
@@ -336,13 +336,13 @@ func (d *Device) attachLocked(targetID, lun uint8, u *target.Unit) error {
 	return nil
 }
 
-// RemoveUnit detaches the unit at an address, at any time, and waits until no
-// command runs on it any more: its medium may then be closed. Commands that
-// come later find no unit, and meet none of its faults. The driver learns of it as of
-// AddUnit. A unit that a fault has unplugged is removed too, and does not come back.
+// RemoveUnit detaches the unit at an address, at any time, and waits until no command
+// runs on it any more: its medium may then be closed. Later commands find no unit and
+// meet none of its faults. The driver is notified as by AddUnit. A unit that a fault has
+// unplugged is removed, too, and does not come back.
 //
-// Errors: ErrBadAddress, ErrNoUnit, or the context's error: then the unit is
-// detached, but a command may still run.
+// Errors: ErrBadAddress, ErrNoUnit, or the context's error, in which case the unit is
+// detached but a command may still run.
 func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 	if targetID >= MaxTargets || lun >= MaxLuns {
 		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
@@ -350,7 +350,8 @@ func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 	if _, err := d.detachUnit(targetID, lun); err != nil {
 		return err
 	}
-	// Its rules are not about what comes for it now, nor about the next unit here.
+	// Its rules apply neither to commands that still come for it nor to the next unit
+	// here.
 	d.mu.Lock()
 	if t := d.faults.Load(); t != nil {
 		d.faults.Store(t.without(targetID, lun))
@@ -359,7 +360,7 @@ func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
 	return d.drain(ctx, targetID, lun)
 }
 
-// detachUnit detaches a unit, plugged in or not, and tells of it.
+// detachUnit detaches a unit, plugged in or not, and signals the change.
 func (d *Device) detachUnit(targetID, lun uint8) (*target.Unit, error) {
 	d.unitMu.Lock()
 	defer d.unitMu.Unlock()
@@ -400,9 +401,9 @@ func (d *Device) fail(reason string, queueIndex int) {
 	d.failLocked(reason, queueIndex)
 }
 
-// strayDoorbell handles a doorbell of a queue pair that does not exist. Around a
-// reset that is one that came late, and harmless; on a running device it is a
-// driver that has lost its way.
+// strayDoorbell handles a doorbell of a queue pair that does not exist. Around a reset,
+// the doorbell is merely late, and harmless; on a running device, the driver has lost
+// its way.
 func (d *Device) strayDoorbell(queueIndex int) {
 	yieldLock("lock for a stray doorbell", &d.mu)
 	d.mu.Lock()

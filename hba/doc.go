@@ -42,27 +42,27 @@
 // # Stopping
 //
 // A reset, the deletion of a queue pair, an abort and RemoveUnit all promise that
-// certain commands touch host memory no more. None of them makes a goroutine wait:
-// they mark those commands, drop the ones that wait for a worker, and are over when
+// certain commands will no longer touch host memory. None of them makes a goroutine
+// wait: they mark those commands, drop the ones that wait for a worker, and finish when
 // the last engine or worker that still executes one is done with it. A command that
 // hangs in its medium is waited for, as its DMA may still happen.
 //
 // # Power
 //
-// A unit that has lost its power executes nothing that came before the power was back.
-// A command that waits has the unit's power cycle in its record, which tells; Settle
-// waits for what is being executed when the power goes. If the machine that sends the
-// commands went down, too, what it had sent is known by Command.Nexus, and refused
-// however late it comes.
+// A unit that has lost its power executes nothing that arrived before the power came
+// back. The record of a waiting command holds the unit's power cycle, so that such a
+// command is recognized; Settle waits for whatever was being executed when the power
+// went. If the machine that sends the commands went down, too, the commands it had sent
+// are recognized by Command.Nexus and refused, however late they arrive.
 //
 // # Faults
 //
-// SetFaults puts rules of package fault into force. The device carries out what
-// they decide: before, instead of and after the execution of a command, on its
-// data, on rings, completions and interrupts, on aborts and resets, and on units as a
-// whole. A command that a fault holds back is parked with its record, and occupies
-// neither engine nor worker; an abort or reset ends it as any other. Without rules no
-// command looks for them: their bit is in a word that the engine reads anyway.
+// SetFaults puts rules of package fault into force. The device carries out their
+// decisions: before, instead of and after the execution of a command, and on its data,
+// on rings, completions and interrupts, on aborts and resets, and on units as a whole. A
+// command that a fault holds back is parked with its record and occupies neither engine
+// nor worker; an abort or reset ends it like any other. Without rules, commands pay
+// nothing: the bit that announces rules is in a word that the engine reads anyway.
 //
 // # Where to read on
 //

@@ -15,31 +15,31 @@ func (q *queue) runnable() bool {
 	return q.gate.Load()&gateOpen != 0 && q.fetchable() > 0
 }
 
-// fetchable is how many commands could be fetched now: those submitted, as far
-// as the completion ring has room for them.
+// fetchable is how many commands could be fetched now: those submitted, limited by the
+// room in the completion ring.
 func (q *queue) fetchable() uint32 {
 	yieldPoint("engine: head")
 	head := q.head.Load()
 	yieldPoint("engine: tail and room")
 	submitted := q.tail.Load() - head
-	// Before surplus: what a completion that answers no command takes is seen before
-	// what its consumption gives back.
+	// Loaded before surplus: if this counts the consumption of a surplus completion,
+	// surplus counts the completion.
 	consumed := q.consumed.Load()
 	// Signed: postSurplus counts its completion before it knows of room for it.
 	room := int32(q.completionEntries) - int32(head+q.surplus.Load()-consumed)
 	return min(submitted, uint32(max(0, room)))
 }
 
-// run makes the calling goroutine the queue's engine if there is work and no
-// other goroutine is it, and executes commands until there is no more.
+// run makes the calling goroutine the queue's engine, if there is work and no other
+// goroutine is the engine, and executes commands until there are no more.
 //
-// No wake-up is lost: a goroutine that has stored a new tail and then finds an
-// engine running leaves its entries to that one, and an engine looks at the
-// tail again after it has stopped being the engine.
+// No wake-up is lost: a goroutine that stores a new tail and then finds an engine
+// running leaves its entries to that engine, and an engine looks at the tail again after
+// it has stopped being the engine.
 //
-// Whoever rings runs what others have submitted, too, but not for ever: after
-// maxTurns the event goroutine goes on, so that a client's goroutine comes back
-// to its own client while others keep the queue full.
+// A goroutine that rings also runs what others have submitted, but not for ever: after
+// maxTurns the event goroutine takes over, so that a client's goroutine gets back to its
+// own client while others keep the queue full.
 func (q *queue) run(src source) {
 	for turn := 1; ; turn++ {
 		commands, bytes, raise, news := 0, uint64(0), uint64(0), 0
@@ -152,7 +152,7 @@ func (q *queue) dispatch(position uint32, c *Command) {
 		}
 		q.results++
 	case OpAbort, OpResetLun, OpResetTarget:
-		// What came before must be out of the engine's hands.
+		// Earlier commands must be out of the engine's hands.
 		q.flush()
 		q.settled.Store(position)
 		q.dev.startControl(q, position, c)
@@ -162,8 +162,8 @@ func (q *queue) dispatch(position uint32, c *Command) {
 	}
 }
 
-// examine is dispatch for a command that a reset may have aborted, or that may
-// meet a fault. It reports whether the command is no longer the engine's.
+// examine is dispatch for a command that a reset may have aborted or that may meet a
+// fault. It reports whether the command is no longer the engine's.
 func (q *queue) examine(position uint32, c *Command, gate uint32, out *Completion) (taken bool) {
 	treated := treatmentNone
 	if gate&gateControl != 0 && q.dev.isAborted(q, position, c) {

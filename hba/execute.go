@@ -15,12 +15,12 @@ type executor struct {
 	// translated. They grow to the longest list met, MaxSegments at most.
 	list     []Segment
 	segments [][]byte
-	// inMemory says that what is read must be there when run returns.
+	// inMemory says that the data read must be in the segments when run returns.
 	inMemory bool
 }
 
-// newExecutor makes one whose lists, short as they are, begin as whole pairs of cache
-// lines: those of two engines must not share one.
+// newExecutor returns an executor whose lists, however short, begin on pairs of cache
+// lines of their own: two engines must not share one.
 func newExecutor() executor {
 	const least = 16
 	return executor{list: make([]Segment, 0, least), segments: make([][]byte, 0, least)}
@@ -61,7 +61,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 	task.DataBytes = int(c.DataBytes)
 	task.Pages = dma.Pages{}
 	if access == dma.Write && len(x.segments) == 1 && c.DataBytes >= dma.PipeLeastBytes {
-		// Asked for in any case: what came of it before is void.
+		// Asked for in any case, as this voids what came of it before.
 		if pages := d.iommu.PagesAt(dma.Addr(x.list[0].Addr), x.segments[0]); !x.inMemory {
 			task.Pages = pages
 		}
@@ -101,7 +101,7 @@ func directionOf(flags uint8) target.Direction {
 	return target.NoData
 }
 
-// valid checks what can be told from the command alone.
+// valid checks what can be checked from the command alone.
 func (c *Command) valid() bool {
 	const directions = CommandDataIn | CommandDataOut
 	switch {

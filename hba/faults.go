@@ -10,11 +10,11 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// Faults. While rules are in force, each queue's gate says so, and its engine has
-// every command looked at before it runs. One that meets a fault gets a record,
-// as one that would block does, with a hold that remembers the decision; from
-// there on it is the business of parking.go and of the workers. Without rules the
-// engine pays for none of this: it looks at the gate anyway.
+// Faults. While rules are in force, each queue's gate says so, and its engine has every
+// command examined before it runs. A command that meets a fault gets a record, like one
+// that would block, with a hold that remembers the decision; from then on parking.go and
+// the workers deal with it. Without rules the engine pays for none of this: it looks at
+// the gate anyway.
 
 // A faultTable is the rules in force, by address.
 type faultTable struct {
@@ -22,8 +22,9 @@ type faultTable struct {
 	plans [MaxTargets]*[target.MaxUnits]*fault.Plan
 }
 
-// newFaultTable leaves out what is about an address without a unit: who removed that
-// has taken its rules from the table before, and a unit that comes is another one.
+// newFaultTable leaves out plans for addresses without a unit: whoever removed the unit
+// has already taken its rules from the table, and a unit attached later is a different
+// one.
 func (d *Device) newFaultTable(s *fault.Set) *faultTable {
 	d.unitMu.Lock()
 	defer d.unitMu.Unlock()
@@ -41,7 +42,7 @@ func (d *Device) newFaultTable(s *fault.Set) *faultTable {
 	return t
 }
 
-// plan is what is in force at an address; nil if nothing is.
+// plan returns the plan in force at an address, or nil.
 func (t *faultTable) plan(targetID, lun uint8) *fault.Plan {
 	if int(targetID) >= len(t.plans) || t.plans[targetID] == nil {
 		return nil
@@ -49,7 +50,7 @@ func (t *faultTable) plan(targetID, lun uint8) *fault.Plan {
 	return t.plans[targetID][lun]
 }
 
-// without is t but for what is in force at an address.
+// without returns t less the plan at an address.
 func (t *faultTable) without(targetID, lun uint8) *faultTable {
 	if t.plan(targetID, lun) == nil {
 		return t
@@ -61,7 +62,7 @@ func (t *faultTable) without(targetID, lun uint8) *faultTable {
 	return &less
 }
 
-// planOf is what is in force for a command; nil if nothing is.
+// planOf returns the plan in force for a command, or nil.
 func (d *Device) planOf(c *Command) *fault.Plan {
 	if table := d.faults.Load(); table != nil {
 		return table.plan(c.Target, c.Lun)
@@ -69,7 +70,7 @@ func (d *Device) planOf(c *Command) *fault.Plan {
 	return nil
 }
 
-// A treatment is what becomes of a command that was looked at.
+// A treatment is what becomes of a command that was examined.
 type treatment uint8
 
 const (
@@ -78,13 +79,13 @@ const (
 	treatmentAborted                  // it has been aborted, and is still the engine's
 )
 
-// misbehave has the rules look at a command. The caller is the engine.
+// misbehave has the rules examine a command. The caller is the engine.
 func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	plan := d.planOf(c)
 	if plan == nil || !c.valid() {
 		return treatmentNone
 	}
-	if u := d.unitAt(plan.Unit()); u == nil || u.HasLost(c.Nexus) { // who is gone fails in no other way
+	if u := d.unitAt(plan.Unit()); u == nil || u.HasLost(c.Nexus) { // a lost nexus fails in no other way
 		return treatmentNone
 	}
 	cmd := fault.Describe(&c.CDB)
@@ -105,8 +106,8 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	return d.take(q, position, c, func(h *hold) { h.command, h.decision, h.unit = cmd, *dec, plan.Unit() })
 }
 
-// fillRing has the engine of q take nothing more from its submission ring for some
-// time; what it has taken goes on. The caller is the engine.
+// fillRing keeps the engine of q from taking more from its submission ring for some
+// time; commands already taken go on. The caller is the engine.
 func (d *Device) fillRing(q *queue, f *fault.Fault, span time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -128,8 +129,8 @@ func (q *queue) fullBy(f *fault.Fault) int {
 	return slices.IndexFunc(q.full, func(r fullRing) bool { return r.by == f })
 }
 
-// emptyRing undoes fillRing for a fault if it is time to, or has itself called again. If
-// the rule has gone meanwhile, SetFaults has been here.
+// emptyRing undoes fillRing for a fault if its time is up, and otherwise schedules
+// itself again. If the rule has gone meanwhile, SetFaults has undone it already.
 func (d *Device) emptyRing(q *queue, f *fault.Fault) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -146,8 +147,8 @@ func (d *Device) emptyRing(q *queue, f *fault.Fault) {
 	q.runLater()
 }
 
-// emptyRingsLocked undoes fillRing for the rules that are not in force any more. It
-// returns the queues that are to be run once the caller has updated the gates.
+// emptyRingsLocked undoes fillRing for rules that are no longer in force. It returns the
+// queues to run once the caller has updated the gates.
 //
 // +checklocks:d.mu
 func (d *Device) emptyRingsLocked() (run []*queue) {
@@ -185,7 +186,7 @@ func (d *Device) take(q *queue, position uint32, c *Command, fill func(*hold)) t
 	return treatmentTaken
 }
 
-// executeHeld runs a command with what its decision says. The caller is a worker.
+// executeHeld runs a command as its decision says. The caller is a worker.
 func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally) {
 	h := rec.hold
 	dec := &h.decision
@@ -243,7 +244,7 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	}
 }
 
-// spoilReply asks for what a decision has become of the reply to whoever asked.
+// spoilReply requests what a decision says is to happen to the client's reply.
 func (c *Completion) spoilReply(dec *fault.Decision) {
 	if dec.BadCookie {
 		c.Flags |= CompletionBadCookie
@@ -259,7 +260,8 @@ func (c *Completion) spoilReply(dec *fault.Decision) {
 	}
 }
 
-// An overwritten is what blocks from lba on held before a write, for a rule that keeps it.
+// An overwritten is what the blocks from lba on held before a write, for a rule that
+// keeps it.
 type overwritten struct {
 	keeper *fault.Versions
 	lba    uint64
@@ -285,8 +287,8 @@ func (d *Device) overwrites(h *hold) (all []overwritten) {
 	return all
 }
 
-// wrote has rules see what has been written, and what it has overwritten. Of an UNMAP that is
-// what its list says, which may have gaps.
+// wrote shows rules what has been written, and what it has overwritten. For an UNMAP the
+// ranges come from its list, which may have gaps.
 func (x *executor) wrote(d *Device, h *hold, old []overwritten) {
 	c := &h.command
 	if c.Op != fault.OpTrim {
@@ -308,7 +310,7 @@ func (x *executor) wrote(d *Device, h *hold, old []overwritten) {
 	}
 }
 
-// wroteBlocks is wrote of those of the blocks from lba on that the command has written.
+// wroteBlocks is wrote for those of the blocks from lba on that the command has written.
 func (h *hold) wroteBlocks(lba, blocks uint64, old []overwritten) {
 	h.decision.Heal(&h.command, lba, blocks)
 	blockBytes := uint64(h.unit.BlockBytes)
@@ -321,9 +323,9 @@ func (h *hold) wroteBlocks(lba, blocks uint64, old []overwritten) {
 	}
 }
 
-// Handshake has the rules of a unit look at a client that is about to get it. If that is
-// to wait, over is called when it has, unless stop is called before; otherwise there is
-// no stop, and over is not called.
+// Handshake has the rules of a unit examine a client that is about to get the unit. If
+// the client has to wait, over is called when the wait has ended, unless stop is called
+// first; otherwise stop is nil and over is not called.
 //
 // Concurrency: any goroutine.
 func (d *Device) Handshake(targetID, lun uint8, over func()) (stop func() bool) {
@@ -338,8 +340,8 @@ func (d *Device) Handshake(targetID, lun uint8, over func()) (stop func() bool) 
 	return d.clock.AfterFunc(dec.Delay, over)
 }
 
-// controlFails has the rules look at an abort or reset, and reports whether it
-// has been dealt with.
+// controlFails has the rules examine an abort or reset, and reports whether they have
+// dealt with it.
 func (d *Device) controlFails(q *queue, position uint32, c *Command) bool {
 	plan := d.planOf(c)
 	if plan == nil {
@@ -374,7 +376,7 @@ func (d *Device) controlFails(q *queue, position uint32, c *Command) bool {
 	return true
 }
 
-// resetFailsLocked has the rules look at a reset of the whole device.
+// resetFailsLocked has the rules examine a reset of the whole device.
 //
 // +checklocks:d.mu
 func (d *Device) resetFailsLocked() bool {
@@ -386,9 +388,10 @@ func (d *Device) resetFailsLocked() bool {
 	return table.set.Bus().Decide(&fault.Command{Op: fault.OpResetBus}, d.clock.Now(), &dec) && dec.ResetFails != nil
 }
 
-// SetFaults puts rules into force, in place of those before; nil means none. Of units
-// only those meet them that are attached, or unplugged. What rules that are gone have held goes on, also in a ring; what was lost is answered,
-// and interrupts that were are raised.
+// SetFaults puts rules into force in place of the previous ones; nil means none. Rules
+// apply only to units that are attached or unplugged. Whatever rules that are gone have
+// held goes on, in a ring as well; lost answers are given, and suppressed interrupts are
+// raised.
 //
 // Concurrency: any goroutine.
 func (d *Device) SetFaults(s *fault.Set) {
@@ -408,7 +411,7 @@ func (d *Device) SetFaults(s *fault.Set) {
 		if h.by != nil {
 			return !d.isInForce(h.by)
 		}
-		return !d.areInForce(h.decision.Fired()) // any of them may have a part in the delay
+		return !d.areInForce(h.decision.Fired()) // any of them may have contributed to the delay
 	})
 	for f, queues := range d.muted {
 		if !d.isInForce(f) {
@@ -423,15 +426,15 @@ func (d *Device) SetFaults(s *fault.Set) {
 	d.undoTriggers(func(f *fault.Fault) bool { return !d.isInForce(f) })
 }
 
-// isInForce reports whether a fault is one of those in force. Who holds mu keeps it
-// so.
+// isInForce reports whether a fault is in force. That does not change while the caller
+// holds mu.
 func (d *Device) isInForce(f *fault.Fault) bool { return d.Faults().Fault(f.Rule().Name) == f }
 
 func (d *Device) areInForce(faults []*fault.Fault) bool {
 	return !slices.ContainsFunc(faults, func(f *fault.Fault) bool { return !d.isInForce(f) })
 }
 
-// Faults are the rules in force; nil if there are none.
+// Faults returns the rules in force; nil if there are none.
 func (d *Device) Faults() *fault.Set {
 	if t := d.faults.Load(); t != nil {
 		return t.set
@@ -442,9 +445,8 @@ func (d *Device) Faults() *fault.Set {
 // Now is the time on the clock that rules go by.
 func (d *Device) Now() time.Duration { return d.clock.Now() }
 
-// ReleaseHeld lets go up to n commands that f holds, the longest held first; all
-// of them if n is zero. It returns how many. Commands that f holds later are held
-// again.
+// ReleaseHeld lets up to n commands that f holds go on, the longest held first; all of
+// them if n is zero. It returns how many. Commands that f meets later are held again.
 //
 // Concurrency: any goroutine.
 func (d *Device) ReleaseHeld(f *fault.Fault, n int) int {

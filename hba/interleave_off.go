@@ -4,7 +4,7 @@ package hba
 
 import "sync"
 
-// A turn of an engine is so many commands, and a goroutine has so many turns in a
+// How many commands make a turn of an engine, and how many turns a goroutine takes in a
 // row before it hands over.
 const (
 	turnCommands = 256

@@ -13,12 +13,12 @@ import (
 // ErrConnected means that interrupts are connected already.
 var ErrConnected = errors.New("hba: interrupts are connected")
 
-// ErrNoRunner means that a goroutine of the device got no runner.
+// ErrNoRunner means that no runner could be made for a goroutine of the device.
 var ErrNoRunner = errors.New("hba: no runner")
 
-// Bits of an interrupt message's state word. Everything that decides whether a
-// message is delivered, kept or in delivery is in one word, so that each change
-// is one compare-and-swap and no edge falls between two looks.
+// Bits of an interrupt message's state word. Everything that decides whether a message
+// is delivered, kept or in delivery is in one word, so that each change is one
+// compare-and-swap and no edge is lost between two reads.
 const (
 	messageMasked    uint32 = 1 << iota // the bus has masked it
 	messagePending                      // raised, but not delivered yet (PBA bit)
@@ -62,8 +62,8 @@ type interrupts struct {
 	messages []interruptMessage
 	conn     atomic.Pointer[connection]
 
-	// kick wakes the event goroutine to deliver what was kept while there was
-	// no goroutine to deliver it on. Capacity 1.
+	// kick wakes the event goroutine to deliver what was kept while no goroutine could
+	// deliver it. Capacity 1.
 	kick chan struct{}
 
 	mu   sync.Mutex // serialises connecting and disconnecting
@@ -82,8 +82,8 @@ func (x *interrupts) init(messages int) {
 	x.idle.L = &x.mu
 }
 
-// raise signals message m, or in line mode sets cause. While nobody is
-// connected, or m is masked, it is kept as one pending bit.
+// raise signals message m, or in line mode sets cause. While nobody is connected, or m
+// is masked, the signal is kept as one pending bit.
 func (x *interrupts) raise(src source, m pci.Message, cause uint64) {
 	w := &x.messages[m]
 	for {
@@ -184,7 +184,7 @@ func (x *interrupts) deliverPending(src source, m pci.Message, clearBits uint32)
 		if !deliver {
 			return
 		}
-		// A line that went down meanwhile has nothing to tell.
+		// If the line went down meanwhile there is nothing to deliver.
 		if s&messageLine == 0 || x.asserted() {
 			x.call(src, m)
 		}
@@ -239,7 +239,7 @@ func (x *interrupts) clearCauses(bits uint64) {
 	x.lineMu.Unlock()
 }
 
-// maskCauses stores the line's mask; taking bits away may bring the line up.
+// maskCauses stores the line's mask; clearing bits may raise the line.
 func (x *interrupts) maskCauses(src source, mask uint64) {
 	yieldPoint("mask causes")
 	x.lineMu.Lock()
@@ -252,8 +252,8 @@ func (x *interrupts) maskCauses(src source, mask uint64) {
 	}
 }
 
-// connect routes interrupts to c. causeOf says which causes stand for a
-// message: what was kept in one form is carried over into the other.
+// connect routes interrupts to c. causeOf says which causes correspond to a message:
+// what was kept in one form is converted into the other.
 func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) error {
 	yieldLock("lock to connect", &x.mu)
 	x.mu.Lock()
@@ -272,7 +272,7 @@ func (x *interrupts) connect(c *connection, causeOf func(pci.Message) uint64) er
 	return nil
 }
 
-// connectMessages makes the causes that were kept pending messages.
+// connectMessages turns the causes that were kept into pending messages.
 //
 // +checklocks:x.mu
 func (x *interrupts) connectMessages(causeOf func(pci.Message) uint64) {
@@ -290,7 +290,7 @@ func (x *interrupts) connectMessages(causeOf func(pci.Message) uint64) {
 	}
 }
 
-// connectLine makes the messages that were kept causes.
+// connectLine turns the messages that were kept into causes.
 //
 // +checklocks:x.mu
 func (x *interrupts) connectLine(causeOf func(pci.Message) uint64) {
@@ -307,7 +307,7 @@ func (x *interrupts) connectLine(causeOf func(pci.Message) uint64) {
 	}
 }
 
-// toLine has w come by the line from now on, and reports whether it was pending.
+// toLine switches w to the line, and reports whether it was pending.
 func (w *interruptMessage) toLine() (pending bool) {
 	for {
 		yieldPoint("connect: look at a message")
@@ -340,9 +340,8 @@ func (x *interrupts) disconnect() {
 	x.conn.Store(nil)
 }
 
-// ConnectInterrupt implements pci.Function. What was raised before is delivered
-// on the device's event goroutine, soon after ConnectInterrupt returns or
-// before.
+// ConnectInterrupt implements pci.Function. What was raised earlier is delivered on the
+// device's event goroutine, possibly before ConnectInterrupt returns.
 //
 // Errors: ErrConnected, ErrClosed, ErrNoRunner, or an unknown mode.
 func (d *Device) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFunc, newRunner func(name string) pci.Runner) error {
@@ -353,7 +352,7 @@ func (d *Device) ConnectInterrupt(mode pci.InterruptMode, raise pci.InterruptFun
 		return ErrClosed
 	}
 	if d.intr.conn.Load() != nil {
-		return ErrConnected // before runners are made for nothing
+		return ErrConnected // before making runners for nothing
 	}
 	c := &connection{mode: mode, raise: raise, runners: make([]pci.Runner, ownEvents+1+d.workers)}
 	c.runners[ownEvents] = newRunner("hba-events")
@@ -380,16 +379,16 @@ func (d *Device) causesOfMessage(m pci.Message) uint64 {
 	return causes
 }
 
-// DisconnectInterrupt implements pci.Function. It must not be called from an
-// interrupt function of this device, for which it would wait.
+// DisconnectInterrupt implements pci.Function. It must not be called from an interrupt
+// function of this device, as it would wait for that function.
 func (d *Device) DisconnectInterrupt() { d.intr.disconnect() }
 
 // Asserted implements pci.Function.
 func (d *Device) Asserted() bool { return d.intr.asserted() }
 
-// MaskMessage implements pci.Function. A call that has begun is not waited
-// for, as a message already on the bus is not called back. In line mode message
-// 0 stands for the line.
+// MaskMessage implements pci.Function. It does not wait for a call that has begun, just
+// as a message already on the bus cannot be called back. In line mode message 0 stands
+// for the line.
 func (d *Device) MaskMessage(m pci.Message) {
 	if int(m) < len(d.intr.messages) {
 		d.intr.maskMessage(m)
@@ -403,16 +402,14 @@ func (d *Device) UnmaskMessage(r pci.Runner, m pci.Message) {
 	}
 }
 
-// Messages implements pci.Function: one for each queue pair and the event
-// message, which is the last.
+// Messages implements pci.Function: one for each queue pair, and last the event message.
 func (d *Device) Messages() int { return len(d.intr.messages) }
 
 func (d *Device) eventMessage() pci.Message { return pci.Message(len(d.intr.messages) - 1) }
 
-// events is the body of the event goroutine. It raises what no other goroutine
-// is there to raise on: changes of units and status, and interrupts kept from
-// before they were connected. And it runs queues that others have run for long
-// enough.
+// events is the body of the event goroutine. It raises what no other goroutine can
+// raise: changes of units and status, and interrupts kept from before they were
+// connected. It also runs queues that other goroutines have run for long enough.
 func (d *Device) events() {
 	for {
 		select {
@@ -424,7 +421,8 @@ func (d *Device) events() {
 	}
 }
 
-// raiseOwed raises what the event goroutine has been asked for.
+// raiseOwed does what the event goroutine has been asked for: it raises interrupts and
+// runs queues.
 func (d *Device) raiseOwed() {
 	src := source{own: ownEvents}
 	yieldPoint("events: owed")

@@ -9,38 +9,37 @@ import (
 // A lane takes the writes of one unit through a single worker while they are
 // quick.
 //
-// A file system lets one write at a time into a file. Workers that write side by
-// side only wait for each other there, spinning, and each write costs a worker
-// that is woken up and an interrupt. One worker that goes from write to write, and
-// posts what it has done in one go, does several times as many.
+// A file system lets one write at a time into a file. Workers that write side by side
+// only spin waiting for each other there, and each write costs the wake-up of a worker
+// and an interrupt. One worker that goes from write to write, and posts the results
+// together, gets several times as many done.
 //
-// Writes that take long are another matter: a disk, or a server, does many of
-// those at once. So a run that was slow sends the next writes down the line
-// like everything else, a few at first and twice as many each time. And a write
-// that does not come back takes none with it: what waits behind it goes to other
-// workers (overtake).
+// Slow writes are another matter: a disk, or a server, does many of those at once. So
+// after a slow run the next writes go down the line like everything else, a few at first
+// and twice as many each time. And a write that does not come back does not block the
+// others: those waiting behind it go to other workers (overtake).
 //
 // All of it is guarded by Device.mu.
 type lane struct {
 	dev *Device
-	// waiting are the writes behind the leader, which is in line or on a worker
-	// while led is set.
+	// waiting are the writes behind the leader. While led is set, the leader is in line
+	// or on a worker.
 	waiting recordList
 	led     bool
-	// crew is the worker that has the leader, if it is running.
+	// crew is the worker that runs the leader, if it is running.
 	crew *crew
-	// detours is how many writes are still to go down the line. When a run was
-	// slow it becomes penalty, which doubles.
+	// detours is how many writes are still to bypass the lane. After a slow run it is
+	// set to penalty, which doubles.
 	detours, penalty int
 
-	// watch calls overtake; armed says that it will.
+	// watch calls overtake; armed says whether it is set.
 	watch *time.Timer
 	armed bool
 }
 
 const (
-	// runCommands and runTime are how many writes a worker makes before it posts
-	// them, and how long a completion may be kept back.
+	// runCommands is how many writes a worker makes before it posts them, and runTime
+	// how long a completion may be kept back.
 	runCommands = 16
 	runTime     = 200 * time.Microsecond
 
@@ -49,8 +48,8 @@ const (
 	slowCommand = 100 * time.Microsecond
 	slowByte    = time.Nanosecond
 
-	// stallTime is how long a write takes until others overtake it. It is looked
-	// at that often.
+	// stallTime is how long a write may take before others overtake it, and the interval
+	// at which this is checked.
 	stallTime = 2 * time.Millisecond
 
 	minLanePenalty = 32
@@ -63,21 +62,21 @@ type crew struct {
 	out  Completion // of the command that runs
 	own  int        // for source
 
-	// The rest is guarded by Device.mu: a run, of one queue and one lane. A command
-	// without a lane is a run by itself.
-	rec   *record              // which runs
-	done  [runCommands]*record // which have run, and are not posted
+	// The rest is guarded by Device.mu: a run of commands from one queue and one lane. A
+	// command without a lane is a run by itself.
+	rec   *record              // the command that runs
+	done  [runCommands]*record // commands that have run and are not posted
 	outs  [runCommands]Completion
 	count int
-	made  int    // of this run, posted or not
+	made  int    // commands of this run, posted or not
 	bytes uint64 // likewise
-	// began is when the run began, and current when its present command did. They
-	// are for lanes only.
+	// began is when the run began, and current when its present command did. They are
+	// used for lanes only.
 	began, current time.Time
 }
 
-// laneOfLocked returns the lane of a command, or nil if it has none: it is no
-// write, it is one that waits for the medium, or it has met a fault.
+// laneOfLocked returns the lane of a command, or nil if it has none: it is not a write,
+// it has to wait for the medium, or it has met a fault.
 //
 // +checklocks:d.mu
 func (d *Device) laneOfLocked(rec *record) *lane {
@@ -104,8 +103,8 @@ func (d *Device) laneOfLocked(rec *record) *lane {
 	return *at
 }
 
-// queueLocked puts a record in line or, if it is to wait for its lane's leader,
-// there. It reports whether there is work for one more worker.
+// queueLocked puts a record in line or, if its lane has a leader, behind the leader. It
+// reports whether there is work for one more worker.
 //
 // +checklocks:d.mu
 func (d *Device) queueLocked(rec *record) (more bool) {
@@ -126,7 +125,7 @@ func (d *Device) queueLocked(rec *record) (more bool) {
 	return true
 }
 
-// leadLocked puts the first of those that wait in line, as the new leader.
+// leadLocked puts the first of the waiting writes in line, as the new leader.
 //
 // +checklocks:d.mu
 func (d *Device) leadLocked(l *lane) {
@@ -157,7 +156,7 @@ func (d *Device) beginLocked(w *crew, rec *record) {
 	}
 }
 
-// nextOfRunLocked notes that the present command has run, and returns the one that
+// nextOfRunLocked notes that the present command has run, and returns the command that
 // the same worker runs next, before anything is posted. Nil: the run is over.
 //
 // +checklocks:d.mu
@@ -190,7 +189,7 @@ func (d *Device) nextOfRunLocked(w *crew) *record {
 	return nil
 }
 
-// judgeLocked decides from a run that is over which way the next writes go.
+// judgeLocked decides from a finished run which way the next writes go.
 //
 // +checklocks:d.mu
 func (d *Device) judgeLocked(l *lane, w *crew) {
@@ -240,9 +239,9 @@ func (d *Device) postDoneLocked(w *crew) (raise uint64) {
 	return raise
 }
 
-// overtake is called now and then while a lane is in use. If its worker is stuck
-// in a write, the others go past it; if its leader is in line, a worker that is free
-// takes it.
+// overtake is called periodically while a lane is in use. If its worker is stuck in a
+// write, the writes behind it go past; if its leader is in line, an idle worker is woken
+// to take it.
 func (d *Device) overtake(l *lane) {
 	yieldLock("lock to overtake", &d.mu)
 	d.mu.Lock()
@@ -253,8 +252,8 @@ func (d *Device) overtake(l *lane) {
 		l.armed = false
 		return
 	case w == nil:
-		// The worker that has made the leader one mostly takes it itself, once it has raised
-		// its interrupt. But what that delivers may keep it.
+		// The worker that made this write the leader mostly takes it itself, once it has
+		// raised its interrupt. But the interrupt's handler may keep it busy.
 		d.work.Signal()
 		l.watch.Reset(stallTime)
 		return

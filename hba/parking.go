@@ -37,9 +37,9 @@ type hold struct {
 	unit     fault.Unit
 
 	stage holdStage
-	// by is the fault that holds the command; nil if only time does.
+	// by is the fault that holds the command; nil if it only waits for time to pass.
 	by *fault.Fault
-	// since numbers those parked; due is when it goes on by itself.
+	// since numbers parked commands in order; due is when the command goes on by itself.
 	since     uint64
 	due       time.Duration
 	heapIndex int
@@ -58,8 +58,8 @@ type timedRecords []*record
 // Len implements heap.Interface.
 func (t timedRecords) Len() int { return len(t) }
 
-// Less implements heap.Interface. Of two that are due at once, the one parked
-// first goes first.
+// Less implements heap.Interface. If two are due at once, the one parked first goes
+// first.
 func (t timedRecords) Less(i, j int) bool {
 	a, b := t[i].hold, t[j].hold
 	return a.due < b.due || a.due == b.due && a.since < b.since
@@ -88,9 +88,9 @@ func (t *timedRecords) Pop() any {
 	return rec
 }
 
-// proceedLocked takes a held command as far as it can go now: until it is parked,
-// in line for a worker, or answered. It returns the queues whose interrupt is to
-// be raised. A rule that has gone since it was asked holds nothing any more.
+// proceedLocked takes a held command as far as it can go now: until it is parked, in
+// line for a worker, or answered. It returns the queues whose interrupt is to be raised.
+// A rule that has been removed since it was asked no longer holds anything.
 //
 // +checklocks:d.mu
 func (d *Device) proceedLocked(rec *record) (raise uint64) {
@@ -129,7 +129,7 @@ func (d *Device) proceedLocked(rec *record) (raise uint64) {
 	}
 }
 
-// endOf is when a hold ends that takes so long; zero is for ever.
+// endOf returns when a hold of the given span ends; zero means never.
 func (d *Device) endOf(span time.Duration) time.Duration {
 	if span == 0 {
 		return forever
@@ -154,7 +154,7 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if f := dec.Lost; f != nil && d.isInForce(f) {
 		return raise | d.holdLocked(rec, f, forever)
 	}
-	if f := dec.DMAAfter; f != nil { // before the answer, so that who has that finds it to come
+	if f := dec.DMAAfter; f != nil { // before the answer: whoever has that finds this scheduled
 		d.hauntLaterLocked(rec, f, dec.DMAAfterFor, hauntTransferAnswered)
 	}
 	one := [1]Completion{h.out}
@@ -176,8 +176,8 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	return raise
 }
 
-// checkPowerLocked has a held command fail if its unit has lost its power since it
-// came: what it did may be gone, and what it promised is.
+// checkPowerLocked makes a held command fail if its unit has lost its power since the
+// command arrived: what it did may be gone, and what it promised is.
 //
 // +checklocks:d.mu
 func (d *Device) checkPowerLocked(rec *record) {
@@ -189,19 +189,19 @@ func (d *Device) checkPowerLocked(rec *record) {
 		return
 	}
 	h.out.setNoPower(rec.cmd.Tag, h.unit)
-	h.out.spoilReply(&h.decision) // what the rule does to the reply is done to this one
+	h.out.spoilReply(&h.decision) // the rule spoils this reply as it would have the original one
 }
 
-// wrongTag turns a tag into one that the driver does not use now: it differs in
-// the highest bit, which drivers use last, or for generations.
+// wrongTag turns a tag into one that the driver is not using: it differs in the highest
+// bit, which drivers use last, or for generations.
 const wrongTag = 1 << 31
 
-// postSurplus posts a completion that answers no command, as f has it, if the ring has
-// room beyond what it owes to commands; otherwise it has the decision count that. It
-// returns the queue's bit, or zero.
+// postSurplus posts a completion that answers no command, as f demands, if the ring has
+// room beyond what commands need; otherwise it counts in the decision that f was left
+// out. It returns the queue's bit, or zero.
 func (q *queue) postSurplus(c *Completion, dec *fault.Decision, f *fault.Fault) (raise uint64) {
-	// Counted first: an engine that has not seen it yet fetches one batch at the
-	// most, for which there is room too.
+	// Counted first: an engine that has not seen it yet fetches one batch at the most,
+	// and there is room for that, too.
 	surplus := q.surplus.Add(1)
 	if q.head.Load()+surplus-q.consumed.Load()+batchCommands > q.completionEntries {
 		q.surplus.Add(^uint32(0))
@@ -216,8 +216,8 @@ func (q *queue) postSurplus(c *Completion, dec *fault.Decision, f *fault.Fault) 
 	return 1 << q.index
 }
 
-// holdLocked parks a command, unless its unit is being removed: then it ends, as
-// those did that were parked when the removal began.
+// holdLocked parks a command, unless its unit is being removed: then it ends the
+// command, as it ended those that were parked when the removal began.
 //
 // +checklocks:d.mu
 func (d *Device) holdLocked(rec *record, f *fault.Fault, due time.Duration) (raise uint64) {
@@ -247,8 +247,7 @@ func (d *Device) parkLocked(rec *record, f *fault.Fault, due time.Duration) {
 	}
 }
 
-// unparkLocked takes a command out of the parking. Where it goes is the caller's
-// to say.
+// unparkLocked takes a command out of the parking. The caller decides where it goes.
 //
 // +checklocks:d.mu
 func (d *Device) unparkLocked(rec *record) {
@@ -261,10 +260,10 @@ func (d *Device) unparkLocked(rec *record) {
 		h.by = nil
 	}
 	d.parked--
-	rec.state = recordRunning // until the caller has said it; d.mu is held
+	rec.state = recordRunning // until the caller decides; d.mu is held
 }
 
-// armLocked has the clock call when the first parked command is due.
+// armLocked sets a timer for when the first parked command is due.
 //
 // +checklocks:d.mu
 func (d *Device) armLocked() {
@@ -282,7 +281,7 @@ func (d *Device) armLocked() {
 	d.stopTimer = d.clock.AfterFunc(max(0, due-d.clock.Now()), d.timeHasCome)
 }
 
-// timeHasCome lets those go on that are due.
+// timeHasCome lets the commands that are due go on.
 func (d *Device) timeHasCome() {
 	d.mu.Lock()
 	d.stopTimer = nil
@@ -321,9 +320,9 @@ func (d *Device) parkedLocked(match func(*record) bool) []*record {
 	return out
 }
 
-// letGoLocked lets up to n parked commands go on that match; any number if n is
-// negative. What was lost is answered. It returns how many there were, of which some may
-// be parked again by now.
+// letGoLocked lets up to n matching parked commands go on; all of them if n is negative.
+// Lost ones are answered. It returns how many there were, some of which may be parked
+// again by now.
 //
 // +checklocks:d.mu
 func (d *Device) letGoLocked(n int, match func(*hold) bool) (released int, raise uint64) {
@@ -343,8 +342,8 @@ func (d *Device) letGoLocked(n int, match func(*hold) bool) (released int, raise
 	return released, raise
 }
 
-// endParkedLocked ends the parked commands that match, by code. It returns the
-// queues whose interrupt is to be raised.
+// endParkedLocked ends the matching parked commands with code. It returns the queues
+// whose interrupt is to be raised.
 //
 // +checklocks:d.mu
 func (d *Device) endParkedLocked(match func(*record) bool, code CompletionCode) (raise uint64) {
@@ -355,7 +354,7 @@ func (d *Device) endParkedLocked(match func(*record) bool, code CompletionCode) 
 	return raise
 }
 
-// endLocked ends a held command that is not parked, by code.
+// endLocked ends a held command that is not parked with code.
 //
 // +checklocks:d.mu
 func (d *Device) endLocked(rec *record, code CompletionCode) (raise uint64) {
@@ -365,11 +364,11 @@ func (d *Device) endLocked(rec *record, code CompletionCode) (raise uint64) {
 	return raise
 }
 
-// lateDefault is when a late completion or transfer comes if its rule does not say.
+// lateDefault is the delay of a late completion or transfer whose rule gives none.
 const lateDefault = 10 * time.Millisecond
 
 // A haunting is a late completion or transfer that is to come. Guarded by Device.mu,
-// but for what does not change.
+// except for what does not change.
 type haunting struct {
 	queue    *queue
 	command  Command
@@ -378,7 +377,8 @@ type haunting struct {
 	by       *fault.Fault
 	kind     hauntKind
 	stop     func() bool
-	// powerCycle is the record's: what lost its power since transfers nothing.
+	// powerCycle is the record's: a unit that has lost its power since transfers
+	// nothing.
 	powerCycle uint32
 }
 
@@ -391,8 +391,8 @@ const (
 	hauntTransferAnswered                  // transfers, of a command that was answered
 )
 
-// comeBackLocked sees to it that a command that was ended is heard of again, if
-// that is its fault.
+// comeBackLocked schedules a late completion or transfer for a command that was ended,
+// if its fault demands one.
 //
 // +checklocks:d.mu
 func (d *Device) comeBackLocked(rec *record) {
@@ -406,9 +406,9 @@ func (d *Device) comeBackLocked(rec *record) {
 	}
 }
 
-// hauntLaterLocked has a command that ends now answered, or its data transferred,
-// after some time, unless its rule has gone by then. Of these the device remembers as
-// many as a ring has entries, and counts those that it leaves out.
+// hauntLaterLocked schedules a late answer or data transfer for a command that ends now;
+// it does not come if its rule has gone by then. The device remembers as many of these
+// as a ring has entries, and counts those that it leaves out.
 //
 // +checklocks:d.mu
 func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Duration, kind hauntKind) {
@@ -428,7 +428,7 @@ func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Durati
 	h.stop = d.clock.AfterFunc(after, func() { d.haunt(h) })
 }
 
-// endHauntingsLocked ends those that match before they come.
+// endHauntingsLocked cancels the matching hauntings.
 //
 // +checklocks:d.mu
 func (d *Device) endHauntingsLocked(match func(*haunting) bool) {
@@ -467,10 +467,10 @@ func (d *Device) haunt(h *haunting) {
 // latePieceBytes is how much transferLate reads at once.
 const latePieceBytes = 64 << 10
 
-// transferLate writes to host memory what a READ would have, past all that a unit
-// checks. Memory that the driver has unmapped is not reached: that is a DMA fault. As
-// nobody waits for this command before he unmaps its memory, and the medium may take its
-// time, that is looked up anew for each piece that has been read.
+// transferLate writes to host memory what a READ would have, bypassing all checks of the
+// unit. Memory that the driver has unmapped is not reached: that is a DMA fault. The
+// driver does not wait for this command before it unmaps memory, and the medium may take
+// its time, so the mapping is looked up anew for each piece that has been read.
 func (d *Device) transferLate(h *haunting) {
 	c, unit := &h.command, d.unitAt(h.unit)
 	lba, _, ok := scsi.BlockRange(&c.CDB)
@@ -501,8 +501,8 @@ func (d *Device) transferLate(h *haunting) {
 	}
 }
 
-// stray copies data to memory that is somebody else's by now. That is the fault, so the
-// race detector is not to find it.
+// stray copies data to memory that belongs to somebody else by now. That is the fault's
+// purpose, so the race detector must not report it.
 //
 //go:norace
 func stray(to, data []byte) {

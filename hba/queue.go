@@ -27,17 +27,16 @@ const (
 	engineGone           // the queue is deleted; nobody will be the engine again
 )
 
-// A queue is a queue pair from its creation to its deletion. Creating it again
-// makes a new one, so that nobody who still holds the old one can do harm.
+// A queue is a queue pair from its creation to its deletion. Creating it again makes a
+// new queue, so that a goroutine that still holds the old one can do no harm.
 //
 // Positions are free-running counts (ring.go):
 //
 //	consumed <= posted, consumed - surplus <= settled <= head <= tail
 //
-// up to settled, commands are posted or have a record; up to head they are
-// fetched. Each fetched command makes one completion, and a fault may make some
-// more, surplus in all, so that head + surplus - consumed is what the completion
-// ring must be able to hold.
+// Up to settled, commands are posted or have a record; up to head they are fetched. Each
+// fetched command makes one completion. Faults may add more, surplus in all, so the
+// completion ring must be able to hold head + surplus - consumed.
 type queue struct {
 	// Immutable.
 	dev                                  *Device
@@ -67,19 +66,19 @@ type queue struct {
 	postMu sync.Mutex
 	// posted is how far completions have been posted. It is stored under postMu.
 	posted atomic.Uint32
-	// unannounced counts those that others than the engine have posted since an
-	// interrupt was raised for them: for statistics only.
+	// unannounced counts the completions posted by others than the engine since an
+	// interrupt was last raised for them: for statistics only.
 	unannounced atomic.Uint32
 
 	// The rest is guarded by Device.mu: commands that workers have or wait for.
 	records []record // as many as completion entries: one for each command in flight
 	free    *record
 	busy    int // records that a worker runs
-	// full are the faults that have the submission ring appear full, each once.
+	// full are the faults that make the submission ring appear full, each once.
 	full []fullRing
 }
 
-// A fullRing is a fault that has a submission ring appear full until some time.
+// A fullRing is a fault that makes a submission ring appear full until some time.
 type fullRing struct {
 	by    *fault.Fault
 	until time.Duration
@@ -98,7 +97,7 @@ type engineState struct {
 	decision fault.Decision
 }
 
-// A tally counts during a batch what counters get at its end.
+// A tally collects during a batch what is added to counters at its end.
 type tally struct {
 	commands, handed             uint64
 	bytesIn, bytesOut, dmaFaults uint64
@@ -202,8 +201,8 @@ func (q *queue) post(results []Completion) bool {
 		panic(fmt.Sprintf("hba: queue %d: completion ring overrun: posted %d, %d more, consumed %d",
 			q.index, position, len(results), q.consumed.Load()))
 	}
-	// Stored first, so that a driver that consumes an entry at once is not taken
-	// for one that consumes what was never posted.
+	// Stored first, so that a driver that consumes an entry at once is not mistaken for
+	// one that consumes what was never posted.
 	q.posted.Store(position + uint32(len(results)))
 	for i := range results {
 		from, to := &results[i], &entries[position&(q.completionEntries-1)]
@@ -227,16 +226,16 @@ func (q *queue) post(results []Completion) bool {
 	return true
 }
 
-// postForOthers is post for whoever is not the engine, and so keeps no account of
+// postForOthers is post for callers other than the engine, which do not keep account of
 // what the next interrupt announces.
 func (q *queue) postForOthers(results []Completion) bool {
 	q.unannounced.Add(uint32(len(results)))
 	return q.post(results)
 }
 
-// interrupt raises the queue's interrupt, which announces so many completions. No
-// lock is held and the caller is not the engine: the handler may come back through
-// the registers.
+// interrupt raises the queue's interrupt, which announces so many completions. The
+// caller holds no lock and is not the engine: the handler may call back through the
+// registers.
 func (q *queue) interrupt(src source, completions int) {
 	q.count.interrupts[batchBucket(completions)].Add(1)
 	q.dev.intr.raise(src, q.message, 1<<q.index)

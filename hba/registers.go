@@ -27,12 +27,12 @@ const (
 	RegQueueEnable    = 0x58 // write 1: create, 0: delete; reads back as its state
 	RegUnitsChanged   = 0x60 // read: number of changes to the set of units so far
 
-	// RegDoorbells starts the doorbells: for queue pair q, the submission tail
-	// at RegDoorbells+16q and the completion head at RegDoorbells+16q+8, both
-	// [32] and free-running counts. A value at or up to 2^31 behind the last one
-	// is ignored, so that doorbells may be rung without a lock and overtake each
-	// other. One that is ahead of what the rings can hold is StatusFatal, and so
-	// is one of a queue pair that does not exist, unless the device is disabled.
+	// RegDoorbells starts the doorbells: for queue pair q, the submission tail at
+	// RegDoorbells+16q and the completion head at RegDoorbells+16q+8, both [32] and
+	// free-running counts. A value equal to the last one, or up to 2^31 behind it, is
+	// ignored, so that doorbells may be rung without a lock and overtake each other. A
+	// value beyond what the rings can hold causes StatusFatal, and so does a doorbell of
+	// a queue pair that does not exist, unless the device is disabled.
 	RegDoorbells   = 0x1000
 	DoorbellStride = 16
 )
@@ -45,10 +45,10 @@ const (
 // or the Status bits have changed. See RegUnitsChanged and RegStatus.
 const CauseEvent = 1 << 63
 
-// Control bits. A reset is asynchronous: the write starts it, ControlReset reads
-// back 1 until the device touches host memory no more, then everything is as
-// after power on but RegInterruptMask and a CauseEvent, which stay. Writes to
-// queue and control registers are ignored meanwhile.
+// Control bits. A reset is asynchronous: the write starts it, and ControlReset reads
+// back 1 until the device no longer touches host memory. Then everything is as after
+// power on, except for RegInterruptMask and a CauseEvent, which stay. Writes to queue
+// and control registers are ignored meanwhile.
 const (
 	ControlEnable = 1 << 0 // the device fetches commands
 	ControlReset  = 1 << 1 // stop all DMA, drop all commands, delete all queues; clears itself

@@ -1,10 +1,10 @@
 package hba
 
-// A reset deletes every queue. A queue is deleted in two steps: its gate is
-// marked dead, which stops fetching and drops what waits for a worker; and it is
-// gone once its engine has stopped and no worker runs a command of it, because
-// only then is host memory its driver's again. Whoever ends such work looks
-// whether it was the last (settle), so nobody waits for it but Close.
+// A reset deletes every queue. A queue is deleted in two steps. First its gate is marked
+// dead, which stops fetching and drops what waits for a worker. It is gone once its
+// engine has stopped and no worker runs a command of it, because only then is host
+// memory its driver's again. Whoever ends such work checks whether it was the last
+// (settle), so nobody but Close has to wait.
 
 // startResetLocked begins a reset, unless one is under way.
 //
@@ -48,7 +48,7 @@ func (d *Device) closeQueueLocked(q *queue) {
 	d.updateGatesLocked()
 }
 
-// settle finishes what waits for an engine or a worker to stop.
+// settle completes what was waiting for an engine or a worker to stop.
 func (d *Device) settle() {
 	yieldLock("lock to settle", &d.mu)
 	d.mu.Lock()
@@ -87,7 +87,7 @@ func (d *Device) settleLocked() {
 	d.quiet.Broadcast()
 }
 
-// updateGatesLocked tells the engines of a change.
+// updateGatesLocked notifies the engines of a change.
 //
 // +checklocks:d.mu
 func (d *Device) updateGatesLocked() {

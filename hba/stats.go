@@ -5,9 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// counters are those of one queue pair. The groups are written by different
-// goroutines and lie on different cache lines. Whoever counts adds once per
-// batch.
+// counters are those of one queue pair. The groups are written by different goroutines
+// and lie on different cache lines. Each is updated once per batch.
 type counters struct {
 	// By those who ring.
 	submissionDoorbells, completionDoorbells atomic.Uint64
@@ -33,10 +32,10 @@ type QueueStats struct {
 	Commands    uint64 // fetched
 	Completions uint64 // posted
 	Interrupts  uint64 // raised: at most one for each batch of completions
-	// Batches are the interrupts by how many completions each announced: bucket i
-	// is up to 2^i, the last has no bound. Where several goroutines complete at once,
-	// the first interrupt may announce what is another's, and that one's then counts
-	// as one of one.
+	// Batches counts the interrupts by the number of completions each announced: bucket
+	// i is up to 2^i, the last has no bound. Where several goroutines complete at once,
+	// the first interrupt may also announce another goroutine's completions; the other's
+	// interrupt then counts as announcing one.
 	Batches             [BatchBuckets]uint64
 	SubmissionDoorbells uint64
 	CompletionDoorbells uint64
@@ -50,7 +49,7 @@ type QueueStats struct {
 	Unconsumed uint32 // in the completion ring, not yet consumed by the driver
 }
 
-// Stats is a snapshot of a device. The numbers are each exact, but not of the
+// Stats is a snapshot of a device. Each number is exact, but they are not all of the
 // same instant.
 type Stats struct {
 	Resets         uint64

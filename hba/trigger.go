@@ -9,26 +9,26 @@ import (
 	"github.com/vhbad/vhbad/hba/target"
 )
 
-// Faults of a unit as a whole. They take time and wait for commands, so each runs
-// on a goroutine of its own, while the command that set it off is held.
+// Faults of a unit as a whole. They take time and wait for commands, so each runs on a
+// goroutine of its own, while the command that triggered it is held.
 
-// A PowerCut is what the owner of the device is asked to do to a unit's power.
+// A PowerCut is a request to the owner of the device to cut a unit's power.
 type PowerCut struct {
 	Fault       *fault.Fault
 	Target, Lun uint8
-	// How says how; it may be nil.
+	// How says how the power fails; it may be nil.
 	How *fault.PowerCut
 }
 
-// An undo is how to end a fault of a unit: by run, or it has limited a unit.
+// An undo says how to end a fault of a unit: by calling run, or, if limited is set, by
+// limiting that unit anew.
 type undo struct {
 	fault   *fault.Fault
 	run     func()
 	limited *target.Unit
 }
 
-// triggersLocked sets off what a command that has come to a place does to its
-// unit.
+// triggersLocked sets off the unit faults of a command that has come to a place.
 //
 // +checklocks:d.mu
 func (d *Device) triggersLocked(h *hold, at fault.Place) {
@@ -39,7 +39,7 @@ func (d *Device) triggersLocked(h *hold, at fault.Place) {
 	}
 }
 
-// triggerLocked does to a unit what f says, soon.
+// triggerLocked does what f says to a unit, on a goroutine of its own.
 //
 // +checklocks:d.mu
 func (d *Device) triggerLocked(f *fault.Fault, u fault.Unit) {
@@ -52,7 +52,7 @@ func (d *Device) triggerLocked(f *fault.Fault, u fault.Unit) {
 	})
 }
 
-// trigger does to a unit what f says.
+// trigger does what f says to a unit.
 func (d *Device) trigger(f *fault.Fault, u fault.Unit) {
 	a := &f.Rule().Action
 	// The others concern commands.
@@ -89,13 +89,13 @@ func (d *Device) unplug(u fault.Unit) *target.Unit {
 	if err != nil {
 		return nil
 	}
-	// What rules hold ends, what runs is waited for; Close ends the wait, too.
+	// Commands held by rules end, running ones are waited for; Close ends the wait, too.
 	_ = d.drain(context.Background(), u.Target, u.Lun)
 	return unit
 }
 
-// plugIn undoes unplug, unless the unit has been removed meanwhile: another may have its
-// address by now, and be unplugged, too.
+// plugIn undoes unplug, unless the unit has been removed meanwhile: another unit may be
+// at its address by now, and be unplugged, too.
 func (d *Device) plugIn(u fault.Unit, unit *target.Unit) {
 	if d.isClosed() {
 		return
@@ -121,20 +121,20 @@ func (d *Device) unitAt(u fault.Unit) *target.Unit {
 	return t.Unit(u.Lun)
 }
 
-// undoLater ends a fault of a unit after the time that its rule says, or when the
-// rule is gone, whichever comes first: at once, if that has been while it was done. What
-// limits a unit does so from here on.
+// undoLater ends a fault of a unit after the time that its rule gives, or when the rule
+// is removed, whichever comes first: at once, if it was removed while the fault was
+// being carried out. A limit takes effect from here on.
 func (d *Device) undoLater(u *undo) {
 	d.undoMu.Lock()
 	defer d.undoMu.Unlock()
 	if !d.isInForce(u.fault) {
-		d.undoLocked(u) // SetFaults has looked already, or waits for undoMu and finds nothing
+		d.undoLocked(u) // SetFaults has looked already, or waits for undoMu and will find nothing
 		return
 	}
 	if u.limited == nil {
 		d.undos = append(d.undos, u)
 	} else {
-		// The same fault ends later now: a rule may do it with each command.
+		// The same fault now ends later: a rule may set the limit with each command.
 		d.undos = append(slices.DeleteFunc(d.undos, func(other *undo) bool {
 			return other.limited == u.limited && other.fault == u.fault
 		}), u)
@@ -147,7 +147,7 @@ func (d *Device) undoLater(u *undo) {
 	}
 }
 
-// undoLocked ends what is not, or not any more, among the undos.
+// undoLocked ends a fault that is not, or no longer, among the undos.
 //
 // +checklocks:d.undoMu
 func (d *Device) undoLocked(u *undo) {
@@ -158,8 +158,8 @@ func (d *Device) undoLocked(u *undo) {
 	u.run()
 }
 
-// limitLocked has a unit's capacity be what the latest fault says that is about it and
-// has not ended, if there is one.
+// limitLocked sets a unit's capacity to that of the latest fault that limits it and has
+// not ended, if any.
 //
 // +checklocks:d.undoMu
 func (d *Device) limitLocked(unit *target.Unit) {
@@ -193,21 +193,21 @@ func (d *Device) undoTriggersWhere(match func(*undo) bool) {
 	}
 }
 
-// A ruleUnit is a rule about time as far as one unit goes.
+// A ruleUnit is a rule about time as it applies to one unit.
 type ruleUnit struct {
 	fault *fault.Fault
 	unit  fault.Unit // without its size: a disk that has grown is the same disk
 }
 
-// A ruleTimer is when such a rule is asked next. It stays as it is while other rules
-// and units come and go, also when it has been asked for the last time.
+// A ruleTimer says when such a rule is asked next. It persists while other rules and
+// units come and go, even after the rule has been asked for the last time.
 type ruleTimer struct {
 	at   time.Duration
 	stop func() bool // ends the call that is due
 }
 
-// setTimersLocked has the rules about time asked when it comes; at once, if it has
-// passed and they have not been.
+// setTimersLocked arranges for the rules about time to be asked when their time comes;
+// at once, if it has passed and they have not been asked.
 //
 // +checklocks:d.mu
 func (d *Device) setTimersLocked(s *fault.Set) {
@@ -243,8 +243,8 @@ func (d *Device) startTimerLocked(key ruleUnit, t *ruleTimer) {
 	t.stop = d.clock.AfterFunc(max(0, t.at-d.clock.Now()), func() { d.tick(key, t) })
 }
 
-// tick asks a rule about time, and sees to it that it is asked again after its
-// period, until it is used up. Periods that nobody was awake for are left out.
+// tick asks a rule about time, and arranges for it to be asked again after its period,
+// until it is used up. Periods that were missed are skipped.
 func (d *Device) tick(key ruleUnit, t *ruleTimer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -264,7 +264,7 @@ func (d *Device) tick(key ruleUnit, t *ruleTimer) {
 	}
 }
 
-// askLocked has the rules of a unit look at something that is no command, unless the
+// askLocked has the rules of a unit examine an event that is not a command, unless the
 // unit has been removed.
 //
 // +checklocks:d.mu
@@ -278,7 +278,7 @@ func (d *Device) askLocked(p *fault.Plan, c *fault.Command) {
 	}
 }
 
-// Mark tells the rules of a mark, and returns how many wait for it.
+// Mark announces a mark to the rules, and returns how many wait for it.
 //
 // Concurrency: any goroutine.
 func (d *Device) Mark(text string) int {

@@ -18,46 +18,47 @@ const (
 	recordParked                     // held by a fault; see parking.go
 )
 
-// A record is a command that is or will be on a worker. Its queue has one for
-// each command that can be in flight. Guarded by Device.mu, but for cmd, which
-// does not change while the record is in use.
+// A record is a command that is, or will be, on a worker. Its queue has one for each
+// command that can be in flight. Guarded by Device.mu, except for cmd, which does not
+// change while the record is in use.
 type record struct {
 	cmd      Command
 	queue    *queue
 	position uint32
-	// powerCycle is its unit's when it came: if the power was cut since, nobody knows
-	// of it any more. Zero if there is no unit.
+	// powerCycle is its unit's when the command arrived: if the power has been cut
+	// since, the command is forgotten. Zero if there is no unit.
 	powerCycle uint32
 	state      recordState
 	aborted    bool  // completes with CodeAborted
-	held       bool  // has met a fault, which hold is about
+	held       bool  // has met a fault, which is in hold
 	hold       *hold // made when it is first needed
 	line       line
 	lane       *lane  // nil if it has none
-	arrival    uint64 // when it was put in line, in records
+	arrival    uint64 // position in the order of all records ever put in line
 	// next links free records and those in line.
 	next *record
 }
 
-// isForgotten reports whether its unit has lost its power since it came.
+// isForgotten reports whether the unit has lost its power since the command arrived.
 func (rec *record) isForgotten(unit *target.Unit) bool {
 	return isForgotten(rec.powerCycle, unit)
 }
 
-// isForgotten is record.isForgotten for what came in a power cycle of its unit, or in 0.
+// isForgotten is record.isForgotten for a command that arrived in powerCycle, which may
+// be zero.
 func isForgotten(powerCycle uint32, unit *target.Unit) bool {
 	return powerCycle != 0 && powerCycle != unit.PowerCycle()
 }
 
-// A line is one of those in which commands wait for a worker. What may take long
-// has its own, and never gets all workers: however many flushes and trims hang,
-// reads go on, and so do looks for holes, which may be for a read. Between the
+// A line is one of those in which commands wait for a worker. Commands that may take
+// long have their own, which never gets all workers: however many flushes and trims
+// hang, reads go on, and so does GET LBA STATUS, which a read may depend on. Between the
 // lines, first come is first served.
 type line uint8
 
 const (
 	lineTransfers line = iota // READ and WRITE
-	lineStatus                // GET LBA STATUS, if nothing else has its operation code
+	lineStatus                // GET LBA STATUS, along with everything else that has its operation code
 	lineOthers
 	lineCount
 )
@@ -75,14 +76,14 @@ func lineOf(c *Command) line {
 	return lineOthers
 }
 
-// Shares of the workers that are kept, but one at least if there are enough.
+// Shares of the workers that are reserved, at least one worker each if there are enough.
 const (
 	transferShare = 4 // for transfers
-	statusShare   = 8 // for transfers and looks for holes
+	statusShare   = 8 // for transfers and GET LBA STATUS
 )
 
-// kept returns how many of so many workers may run what is no transfer, and how
-// many may run what is no look for holes either.
+// kept returns how many of so many workers may run what is not a transfer, and how many
+// may run what is neither a transfer nor GET LBA STATUS.
 func kept(workers int) (maxStatus, maxOthers int) {
 	maxStatus = max(1, workers-max(1, workers/transferShare))
 	return maxStatus, max(1, maxStatus-max(1, workers/statusShare))
@@ -160,10 +161,10 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 	q.free = rec.next
 	rec.cmd, rec.queue, rec.position, rec.aborted, rec.held = *c, q, position, false, false
 	rec.powerCycle = 0
-	if int(c.Target) < len(d.targets) && scsi.Opcode(c.CDB[0]) != scsi.OpReportLUNs { // which the target answers
+	if int(c.Target) < len(d.targets) && scsi.Opcode(c.CDB[0]) != scsi.OpReportLUNs { // the target answers it
 		if u := d.unitAt(fault.Unit{Target: c.Target, Lun: c.Lun}); u != nil {
 			if rec.powerCycle = u.PowerCycle(); u.IsOff() {
-				rec.powerCycle-- // what comes without power is not done when that is back
+				rec.powerCycle-- // a command that arrives without power must not run when it is back
 			}
 		}
 	}
@@ -207,7 +208,7 @@ func (d *Device) takeWaitingLocked(match func(*record) bool) (taken recordList) 
 	return taken
 }
 
-// nextInLineLocked is the line that a worker serves next. False: none.
+// nextInLineLocked returns the line that a worker serves next. False: none.
 //
 // +checklocks:d.mu
 func (d *Device) nextInLineLocked() (next line, ok bool) {
