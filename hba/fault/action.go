@@ -55,8 +55,7 @@ const (
 	PlaceAfter  Place = "after"  // it is done, and not answered
 )
 
-// An Action is a kind and what that kind needs; see Kinds for which kind takes
-// which field.
+// An Action is a kind and its parameters; see Kinds for which kind takes which field.
 type Action struct {
 	Kind Kind `json:"kind" yaml:"kind"`
 
@@ -72,31 +71,31 @@ type Action struct {
 	Bits uint32 `json:"bits,omitempty" yaml:"bits,omitempty"`
 	// Share is how much of the range is bad or rotten, from 0 to 1. Default 1.
 	Share *float64 `json:"share,omitempty" yaml:"share,omitempty"`
-	// ShiftBlocks is how far a write goes astray; zero draws a place on the disk.
+	// ShiftBlocks is how far a write goes astray; if zero, a place on the disk is drawn.
 	ShiftBlocks int64 `json:"shift-blocks,omitempty" yaml:"shift-blocks,omitempty"`
 	// Keep is how many bytes are still transferred, rounded down to blocks.
 	Keep Size `json:"keep,omitempty" yaml:"keep,omitempty"`
-	// After is how many bytes of the reply, as on the wire, still go out. Without,
-	// its header and half of what follows that; of a header alone, half.
+	// After is how many bytes of the reply, as on the wire, still go out. The default is
+	// its header and half of what follows; of a reply that is only a header, half.
 	After *Size `json:"after,omitempty" yaml:"after,omitempty"`
 	// At is where a command is held, and when power fails.
 	At Place `json:"at,omitempty" yaml:"at,omitempty"`
-	// For is how long it takes: until a hang ends by itself, a disk is plugged in
-	// again, a size is restored, a late completion or transfer comes, a ring is
-	// looked at again, a client gets the disk, at the most until a reordered one does.
+	// For is how long the fault lasts: until a hang ends by itself, a disk is plugged in
+	// again, a size is restored, a late completion or transfer comes, a ring is looked
+	// at again or a client gets the disk, and at most until a reordered command goes on.
 	For Duration `json:"for,omitempty" yaml:"for,omitempty"`
-	// Period is from the beginning of one stall to that of the next.
+	// Period is the time from the beginning of one stall to the beginning of the next.
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
-	// Latency is how long a command takes longer, or its service time.
+	// Latency is how much longer a command takes, or its service time.
 	Latency *Latency `json:"latency,omitempty" yaml:"latency,omitempty"`
-	// BytesPerSecond and IOPS are caps, Burst and BurstIOs what may come at once.
+	// BytesPerSecond and IOPS are caps; Burst and BurstIOs are what may come at once.
 	BytesPerSecond Size   `json:"bytes-per-second,omitempty" yaml:"bytes-per-second,omitempty"`
 	IOPS           uint64 `json:"iops,omitempty" yaml:"iops,omitempty"`
 	Burst          Size   `json:"burst,omitempty" yaml:"burst,omitempty"`
 	BurstIOs       uint64 `json:"burst-ios,omitempty" yaml:"burst-ios,omitempty"`
 	// Lanes is how many commands are served at once.
 	Lanes int `json:"lanes,omitempty" yaml:"lanes,omitempty"`
-	// Silent has a reset that fails not answer at all.
+	// Silent makes a reset that fails give no answer at all.
 	Silent bool `json:"silent,omitempty" yaml:"silent,omitempty"`
 	// Size is the new capacity.
 	Size Size `json:"size,omitempty" yaml:"size,omitempty"`
@@ -116,12 +115,12 @@ type Sense struct {
 	LBA bool `json:"lba,omitempty" yaml:"lba,omitempty"`
 }
 
-// A PowerCut says how power fails. The device only passes it on: to whoever has
-// the switch.
+// A PowerCut says how power fails. The device only passes it on to whoever controls the
+// power.
 type PowerCut struct {
 	// Policy is which of the writes that were not flushed survive.
 	Policy string `json:"policy,omitempty" yaml:"policy,omitempty"`
-	// Seed is that of the choice.
+	// Seed is the seed of that choice.
 	Seed uint64 `json:"seed,omitempty" yaml:"seed,omitempty"`
 	// Tear is the unit in which a write may be torn.
 	Tear string `json:"tear,omitempty" yaml:"tear,omitempty"`
@@ -133,7 +132,7 @@ type PowerCut struct {
 	DropConnections *bool `json:"drop-connections,omitempty" yaml:"drop-connections,omitempty"`
 }
 
-// A stage is who carries an action out.
+// A stage says who carries an action out.
 type stage uint8
 
 const (
@@ -166,16 +165,16 @@ const (
 	fieldAfter
 )
 
-// A kindInfo is what there is to know of a kind.
+// A kindInfo describes a kind.
 type kindInfo struct {
 	kind     Kind
 	hostile  bool
 	once     bool // a thing that happens to a unit, not a state
 	stage    stage
-	ops      Op    // that a rule means which names none
-	allowed  Op    // that it may name
-	optional field // it takes
-	needs    field // it does not do without
+	ops      Op    // what a rule that names no ops applies to
+	allowed  Op    // what a rule may name
+	optional field // fields it takes
+	needs    field // fields it requires
 	ranged   bool  // it needs a range, because it keeps something for each block of it
 	summary  string
 }
@@ -238,7 +237,7 @@ type KindDoc struct {
 	Kind    Kind   `json:"kind"`
 	Hostile bool   `json:"hostile"`
 	Summary string `json:"summary"`
-	// Fields are the parameters it takes, those that it needs first.
+	// Fields are the parameters it takes, the required ones first.
 	Fields []string `json:"fields,omitempty"`
 }
 

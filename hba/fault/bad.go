@@ -6,12 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// MaxMarked is how many blocks a rule may know to be bad or rotten.
+// MaxMarked is how many blocks a rule may track as bad or rotten.
 const MaxMarked = 1 << 28
 
-// badBlocks are the blocks of a span that are bad or rotten: a share of them that
-// the seed chooses, less those that have healed. A command may be about all of them,
-// so blocks are gone through by words, and words by pages.
+// badBlocks are the blocks of a span that are bad or rotten: a share of them that the
+// seed chooses, less those that have healed. A command may cover all of them, so blocks
+// are processed by words, and words by pages.
 //
 // Concurrency: any goroutine.
 type badBlocks struct {
@@ -101,8 +101,8 @@ func (m *badBlocks) page(block uint64) *badPage {
 	return m.keep(block, m.choose(block/pageBlocks))
 }
 
-// keep makes page that of a block, unless there is one already, and returns which it
-// is.
+// keep stores page as that of a block, unless there is one already, and returns the one
+// that is stored.
 func (m *badBlocks) keep(block uint64, page *badPage) *badPage {
 	if at := m.at(block); !at.CompareAndSwap(nil, page) {
 		return at.Load()
@@ -110,7 +110,7 @@ func (m *badBlocks) keep(block uint64, page *badPage) *badPage {
 	return page
 }
 
-// choose draws the bad blocks of a page: how far it is from one to the next is
+// choose draws the bad blocks of a page: the distance from one to the next is
 // distributed geometrically, so that a small share costs little.
 func (m *badBlocks) choose(number uint64) *badPage {
 	page := cleanPage

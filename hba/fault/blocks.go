@@ -2,14 +2,15 @@ package fault
 
 import "sync"
 
-// MaxKept is how many bytes of a disk a rule may keep earlier versions of.
+// MaxKept is how many bytes of a disk a rule may cover if it keeps earlier versions of
+// them.
 const MaxKept = Size(64 << 20)
 
 // A span is a range of blocks: from first up to, and without, end.
 type span struct{ first, end uint64 }
 
-// overlap is what two spans have in common; its first is not below its end if
-// that is nothing.
+// overlap returns what two spans have in common. If that is nothing, its first is not
+// below its end.
 func (s span) overlap(t span) span { return span{max(s.first, t.first), min(s.end, t.end)} }
 
 func (s span) empty() bool { return s.first >= s.end }
@@ -30,8 +31,8 @@ func newVersions(in span, blockBytes int) *Versions {
 	return &Versions{in: in, blockBytes: blockBytes, old: map[uint64][]byte{}}
 }
 
-// Keep takes the data of the blocks from lba on as earlier versions, as far as
-// they are of interest. It copies.
+// Keep stores data as earlier versions of the blocks from lba on, as far as they are of
+// interest. It copies.
 func (v *Versions) Keep(lba uint64, data []byte) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

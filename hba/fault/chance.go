@@ -2,8 +2,8 @@ package fault
 
 import "math"
 
-// A chance is a source of random numbers that is a function of what it was made
-// from. It is splitmix64.
+// A chance is a source of random numbers that depends only on what it was made from. It
+// is splitmix64.
 type chance uint64
 
 // chanceOf returns the chance of a rule's k-th match. seed already has the rule's

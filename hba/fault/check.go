@@ -18,8 +18,8 @@ const (
 	MaxNameBytes = 63
 	// MaxRules is how many may be in force at once.
 	MaxRules = 1024
-	// MaxConnection is the highest number of a connection; it travels in the GROUP
-	// NUMBER field of CDBs.
+	// MaxConnection is the highest connection number; it travels in the GROUP NUMBER
+	// field of CDBs.
 	MaxConnection = 63
 	MaxLanes      = 4096
 	MaxBits       = 4096
@@ -29,7 +29,7 @@ const (
 	MinPeriod = Duration(time.Millisecond)
 )
 
-// oneOf lists what is allowed.
+// oneOf lists the allowed names.
 func oneOf(names []string) string { return strings.Join(names, ", ") }
 
 // A named is a value that rules spell by name.
@@ -38,9 +38,9 @@ type named[T any] struct {
 	value T
 }
 
-// choose returns the value of a name that a field has.
+// choose returns the value in table that the name given in a field stands for.
 //
-// Errors: there is none of that name.
+// Errors: there is no such name.
 func choose[T any](field, name string, table []named[T]) (value T, err error) {
 	names := make([]string, len(table))
 	for i, x := range table {
@@ -62,8 +62,8 @@ var statuses = []named[scsi.Status]{
 	{"task-aborted", scsi.StatusTaskAborted},
 }
 
-// errnos are the errors that clients can be made to see, and the sense data that
-// the class driver turns into them. ESHUTDOWN is a device that is not there.
+// errnos are the errors that clients can be made to see, with the sense data that the
+// class driver turns into them. ESHUTDOWN means that the device is not there.
 var errnos = []named[scsi.Sense]{
 	{"EIO", scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
 	{"EPERM", scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.WriteProtected}},
@@ -107,9 +107,8 @@ func (e *RuleError) Error() string { return fmt.Sprintf("fault %q: %v", e.Rule, 
 // Unwrap is the reason.
 func (e *RuleError) Unwrap() error { return e.Err }
 
-// Check fills in what has a default and names the first thing that is wrong with
-// the rule by itself. Whether other rules, disks and ranges that it names exist is
-// for NewSet to say.
+// Check fills in defaults and reports the first thing that is wrong with the rule by
+// itself. NewSet checks whether the other rules, disks and ranges that it names exist.
 func (r *Rule) Check() error {
 	for _, check := range []func() error{r.checkName, r.checkKind, r.checkFields, r.checkMatch, r.checkAction} {
 		if err := check(); err != nil {
@@ -160,7 +159,7 @@ func (f field) names() (out []string) {
 	return out
 }
 
-// given are the fields that an action has.
+// given returns the fields that are set in an action.
 func (a *Action) given() (f field) {
 	for _, g := range []struct {
 		is  bool

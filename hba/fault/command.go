@@ -6,7 +6,7 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// A Command is what a rule can tell of a command.
+// A Command is what a rule can know of a command.
 type Command struct {
 	Op Op
 	// LBA and Blocks are its range, if it is Ranged.
@@ -15,16 +15,15 @@ type Command struct {
 	FUA         bool
 	// Connection is the GROUP NUMBER of its CDB, or zero.
 	Connection uint8
-	// Tag is the device's name for it. It is not matched, only told.
+	// Tag is the device's name for the command. It is not matched, only reported.
 	Tag uint32
-	// Mark is the text of a mark, for OpMark, and Timer whose time has come, for
-	// OpTime.
+	// Mark is the text of a mark, for OpMark, and Timer the rule whose time has come,
+	// for OpTime.
 	Mark  string
 	Timer *Fault
 }
 
-// Describe is what a CDB says. The range of an UNMAP is in its data: see
-// AddUnmap.
+// Describe describes a CDB. The range of an UNMAP is in its data: see AddUnmap.
 func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
 	c := Command{Op: OpOf(cdb)}
 	if c.Op&opsRanged != 0 && c.Op != OpTrim {

@@ -1,12 +1,12 @@
 package fault
 
-// What a decision does to data: to what a write overwrites, and to what a
-// read has brought.
+// What a decision does to data: to the data that a write overwrites, and to the data
+// that a read has returned.
 
 // Overwrites reports whether Keepers and Heal would do anything.
 func (d *Decision) Overwrites() bool { return d.overwrites != nil }
 
-// Keepers are to get what c has overwritten.
+// Keepers returns the Versions that are to get what c has overwritten.
 func (d *Decision) Keepers(c *Command) (all []*Versions) {
 	for i := range d.overwrites.entries {
 		if e := &d.overwrites.entries[i]; e.versions != nil && !e.in.overlap(d.written(c)).empty() {
@@ -16,8 +16,8 @@ func (d *Decision) Keepers(c *Command) (all []*Versions) {
 	return all
 }
 
-// Written is the part, up to end, of the blocks from lba on that c has written. There is none
-// if it is not below end.
+// Written returns the part, up to end, of the blocks from lba on that c has written. It
+// is empty if first is not below end.
 func (d *Decision) Written(c *Command, lba, blocks uint64) (first, end uint64) {
 	s := span{lba, lba + blocks}.overlap(d.written(c))
 	return s.first, s.end
@@ -33,8 +33,8 @@ func (d *Decision) Heal(c *Command, lba, blocks uint64) {
 	}
 }
 
-// Clip is the part of a command's blocks that v is about; ok says whether there
-// is any.
+// Clip returns the part of a command's blocks that v covers; ok says whether there is
+// any.
 func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
 	s := v.clip(c.span())
 	return s.first, s.end - s.first, !s.empty()
@@ -73,7 +73,8 @@ func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
 	}
 }
 
-// corrupt flips the bits of those blocks of in that are rotten, where segments have them.
+// corrupt flips bits in those blocks of in that are rotten, as far as segments have
+// them.
 func (e *entry) corrupt(in span, blockBytes int, segments [][]byte) {
 	from := in.first
 	for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {

@@ -7,7 +7,7 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// An End is how a command ends that is not executed.
+// An End is how a command that is not executed ends.
 type End uint8
 
 // Ends.
@@ -18,26 +18,25 @@ const (
 	EndDone                // GOOD, as if it had been executed
 )
 
-// maxFired is how many faults can come together in one command. Rules behind
-// that do not fire.
+// maxFired is how many faults can come together in one command. Rules beyond that do not
+// fire.
 const maxFired = 8
 
-// A Decision is what is to become of one command. Its zero value is: nothing
-// unusual.
+// A Decision is what is to become of one command. Its zero value means nothing unusual.
 type Decision struct {
-	// fired are the faults that the command met, n of them, and entries are theirs.
+	// fired are the n faults that the command met, and entries are theirs.
 	fired   [maxFired]*Fault
 	entries [maxFired]*entry
 	n       int
 
-	// Before it is executed: wait for Delay; then be held by HoldBefore, at most
-	// for HoldBeforeFor if that is not zero.
+	// Before execution: wait for Delay; then be held by HoldBefore, for at most
+	// HoldBeforeFor if that is not zero.
 	Delay         time.Duration
 	HoldBefore    *Fault
 	HoldBeforeFor time.Duration
 
-	// End is instead of executing it. Status and Sense are those of EndStatus; if they
-	// are not zero with another, they take the place of GOOD.
+	// End replaces execution. Status and Sense belong to EndStatus; with any other End,
+	// they take the place of GOOD if they are not zero.
 	End    End
 	Status scsi.Status
 	Sense  scsi.Sense
@@ -48,43 +47,42 @@ type Decision struct {
 	Target   uint64
 	Short    bool // to the first Keep blocks
 	Keep     uint64
-	// overwrites has the rules that look at what a write overwrites; see Keepers.
+	// overwrites is set if rules look at what a write overwrites; see Keepers.
 	overwrites *Plan
 
-	// flips are bits to flip in what was read. stales and rots: some of the entries have
-	// earlier versions of blocks, or rotten ones.
+	// flips is how many bits to flip in what was read. stales and rots say that some of
+	// the entries have earlier versions of blocks, or rotten blocks.
 	flips        uint32
 	flip         chance
 	stales, rots bool
 
-	// Before it is answered: wait for DelayAfter, then be held by HoldAfter,
-	// likewise.
+	// Before the answer: wait for DelayAfter, then be held by HoldAfter, likewise.
 	DelayAfter   time.Duration
 	HoldAfter    *Fault
 	HoldAfterFor time.Duration
 
-	// CutReply has the reply to whoever asked break off and its connection end. Its
-	// rule says where.
+	// CutReply makes the reply to the client break off and its connection end. The rule
+	// says where.
 	CutReply *Fault
-	// BadCookie has it carry a cookie that is not the request's.
+	// BadCookie makes the reply carry a cookie that is not the request's.
 	BadCookie bool
 
-	// Lost is never answered, Mistagged under another tag only.
+	// With Lost the command is never answered, with Mistagged only under another tag.
 	Lost, Mistagged *Fault
-	// Late is answered once more, LateFor after what ended it; with LateDMA it
-	// transfers its data then instead.
+	// With Late the command is answered once more, LateFor after what ended it; with
+	// LateDMA it transfers its data then instead.
 	Late    *Fault
 	LateFor time.Duration
 	LateDMA bool
-	// DMAAfter transfers its data once more, DMAAfterFor after its answer.
+	// With DMAAfter it transfers its data once more, DMAAfterFor after its answer.
 	DMAAfter    *Fault
 	DMAAfterFor time.Duration
-	// Duplicate is answered twice.
+	// With Duplicate it is answered twice.
 	Duplicate *Fault
-	// NoInterrupt is answered without an interrupt.
+	// With NoInterrupt it is answered without an interrupt.
 	NoInterrupt *Fault
 
-	// RingFull has its ring appear full for RingFullFor from now on.
+	// With RingFull its ring appears full for RingFullFor from now on.
 	RingFull    *Fault
 	RingFullFor time.Duration
 
@@ -92,7 +90,7 @@ type Decision struct {
 	ResetFails *Fault
 	Silent     bool
 
-	// Triggers are things to be done to the unit as a whole.
+	// Triggers are the faults that happen to the unit as a whole.
 	Triggers  [maxTriggers]*Fault
 	NTriggers int
 }
@@ -102,8 +100,8 @@ const maxTriggers = 2
 // Fired are the faults that the command met.
 func (d *Decision) Fired() []*Fault { return d.fired[:d.n] }
 
-// LeaveOut counts that f, one of those that the command met, has no room for what it
-// was to do.
+// LeaveOut counts that f, one of the faults that the command met, was left out for want
+// of room.
 func (d *Decision) LeaveOut(f *Fault) {
 	for i, fired := range d.Fired() {
 		if fired == f {
@@ -113,8 +111,8 @@ func (d *Decision) LeaveOut(f *Fault) {
 	}
 }
 
-// Decide says what is to become of a command that arrives at now. False: nothing
-// unusual, and d is of no meaning.
+// Decide decides what is to become of a command that arrives at now. False: nothing
+// unusual, and d has no meaning.
 //
 // Concurrency: any goroutine.
 func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
@@ -147,7 +145,8 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	return d.n > 0 || d.overwrites != nil
 }
 
-// matches is all of Match that does not depend on how many have matched before.
+// matches checks everything in Match that does not depend on how many have matched
+// before.
 func (e *entry) matches(c *Command, now time.Duration) bool {
 	f := e.fault
 	m := &f.rule.Match
@@ -164,7 +163,7 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 	if m.hasRange() && c.Op&opsEvents == 0 && (!c.Ranged || e.in.overlap(c.span()).empty()) {
 		return false
 	}
-	// Some are about certain blocks, or only about commands that they would change.
+	// Some kinds apply to certain blocks, or only to commands that they would change.
 	//exhaustive:ignore
 	switch f.rule.Action.Kind {
 	case KindMediumError:
@@ -179,12 +178,12 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 	return true
 }
 
-// hasSize reports whether a command of n bytes is of a size that is wanted.
+// hasSize reports whether m wants a command of n bytes.
 func (m *Match) hasSize(n int64) bool {
 	return n >= int64(m.MinSize) && (m.MaxSize == 0 || n <= int64(m.MaxSize))
 }
 
-// bytes is how many bytes of the unit the command is about.
+// bytes is how many bytes of the unit the command covers.
 func (p *Plan) bytes(c *Command) int64 { return int64(c.Blocks * uint64(p.unit.BlockBytes)) }
 
 // firstBad is the first block of s that is bad or rotten.
@@ -196,8 +195,8 @@ func (e *entry) firstBad(s span) (lba uint64, ok bool) {
 	return s.first, !s.empty()
 }
 
-// add puts what a fault does into the decision. Of two that say the same thing,
-// the first has it; times and bits add up, and the longest full ring counts.
+// add puts the effect of a fault into the decision. Where two faults set the same thing,
+// the first wins; times and bits add up, and the longest full ring counts.
 func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Duration) {
 	f := e.fault
 	a := &f.rule.Action
@@ -291,8 +290,8 @@ func first(has, f *Fault) *Fault {
 	return f
 }
 
-// hold has the command held by f at a place, for at most a time if that is not zero,
-// unless another fault holds it there.
+// hold makes f hold the command at a place, for at most the given time if that is not
+// zero, unless another fault holds it there.
 func (d *Decision) hold(at Place, f *Fault, most Duration) {
 	by, span := &d.HoldBefore, &d.HoldBeforeFor
 	if at == PlaceAfter {
@@ -303,7 +302,7 @@ func (d *Decision) hold(at Place, f *Fault, most Duration) {
 	}
 }
 
-// shorten has a command keep the blocks that the action says, or half of its own.
+// shorten limits a command to as many blocks as the action says, or to half of its own.
 func (p *Plan) shorten(d *Decision, a *Action, c *Command) {
 	if d.Short {
 		return
@@ -315,7 +314,7 @@ func (p *Plan) shorten(d *Decision, a *Action, c *Command) {
 	}
 }
 
-// end has the command end as the fault says.
+// end makes the command end as the fault says.
 func (p *Plan) end(d *Decision, e *entry, c *Command) {
 	f := e.fault
 	if d.End != EndNot && d.End != EndDone || d.Status != scsi.StatusGood {
@@ -340,7 +339,7 @@ func (p *Plan) end(d *Decision, e *entry, c *Command) {
 	}
 }
 
-// astray is where a write goes instead: always inside the unit, never where it
+// astray returns where a write goes instead: always inside the unit, never where it
 // should. ok says whether there is such a place.
 func (p *Plan) astray(c *Command, shift int64, chance *chance) (lba uint64, ok bool) {
 	if c.Blocks == 0 || c.Blocks >= p.unit.Blocks || c.LBA > p.unit.Blocks-c.Blocks {
@@ -357,8 +356,8 @@ func (p *Plan) astray(c *Command, shift int64, chance *chance) (lba uint64, ok b
 	return (c.LBA + by) % places, true
 }
 
-// watch looks for rules that have something to do with a write that they are not about:
-// it repairs blocks, and earlier versions of them are kept.
+// watch looks for rules that are affected by a write although they do not match it: it
+// repairs their blocks, or they keep earlier versions.
 func (p *Plan) watch(c *Command, d *Decision) {
 	if d.End != EndNot || d.Redirect {
 		return
@@ -388,7 +387,7 @@ func (d *Decision) written(c *Command) span {
 	return s
 }
 
-// tell reports that f has fired, if it is time to.
+// tell reports that f has fired, if a report is due.
 func (p *Plan) tell(f *Fault, c *Command, now time.Duration) {
 	if p.set.onFire == nil {
 		return

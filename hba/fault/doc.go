@@ -25,11 +25,11 @@
 //
 // # Legal and hostile
 //
-// A correct drive may be slow, busy, broken or gone, and says so. It never loses
-// what it acknowledged as durable, never answers twice, and never makes up data.
-// Kinds that do are hostile; a rule has to say `hostile: true` to use one, so that
-// nobody who tests against legal drives meets one by accident, and every count of
-// them is kept apart.
+// A correct drive may be slow, busy, broken or gone, and says so. It never loses what it
+// acknowledged as durable, never answers twice, and never makes up data. Kinds of faults
+// that do are hostile; a rule has to say `hostile: true` to use one, so that nobody who
+// tests against legal drives meets one by accident. Counts of hostile faults are kept
+// apart.
 //
 // # Determinism
 //
@@ -40,6 +40,6 @@
 //
 // # Concurrency
 //
-// A Set does not change. What changes in it is atomic, or behind a lock of the
-// one rule that has it. Any number of goroutines may ask one Plan.
+// A Set is immutable, except for state that is atomic or guarded by a lock of the one
+// rule that it belongs to. Any number of goroutines may ask one Plan.
 package fault

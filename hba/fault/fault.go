@@ -8,7 +8,7 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// notArmed is when a fault that waits for its mark came into force.
+// notArmed is the armed time of a fault that waits for its mark.
 const notArmed = math.MinInt64
 
 // A Fault is a rule in force. It lives on in the next Set if its rule does not
@@ -20,8 +20,8 @@ type Fault struct {
 	info kindInfo
 	ops  Op
 	seed uint64
-	// end, status and sense are how it ends commands, if it does; with EndNot those
-	// that have worked.
+	// end, status and sense say how it ends commands, if it does; with EndNot, how it
+	// ends commands that have been executed.
 	end    End
 	status scsi.Status
 	sense  scsi.Sense
@@ -29,12 +29,11 @@ type Fault struct {
 
 	// armed is when it came into force, on the device's clock.
 	armed atomic.Int64
-	// matched numbers the commands that match; fired counts those that met the
-	// fault, leftOut those of them that had no room for it, held those that it holds
-	// now.
+	// matched numbers the commands that match; fired counts those that met the fault,
+	// leftOut those of them for which it had no room, held those that it holds now.
 	matched, fired, leftOut atomic.Uint64
 	held                    atomic.Int64
-	// told is when its firing was told last, and untold how often it has fired
+	// told is when its firing was last reported, and untold how often it has fired
 	// since.
 	told   atomic.Int64
 	untold atomic.Uint64
@@ -66,7 +65,7 @@ func (f *Fault) compileEnd() {
 	check := func(key scsi.SenseKey, additional scsi.Additional) {
 		f.end, f.status, f.sense = EndStatus, scsi.StatusCheckCondition, scsi.Sense{Key: key, Additional: additional}
 	}
-	// The others end nothing.
+	// The other kinds end nothing.
 	//exhaustive:ignore
 	switch a.Kind {
 	case KindStatus:
@@ -99,7 +98,7 @@ func (f *Fault) compileEnd() {
 	}
 }
 
-// Rule is the rule, with its defaults. It is not to be changed.
+// Rule returns the rule, with its defaults. It must not be changed.
 func (f *Fault) Rule() *Rule { return &f.rule }
 
 // Hostile reports whether a correct drive would never do it.
@@ -113,16 +112,16 @@ func (f *Fault) Class() string {
 	return "legal"
 }
 
-// States are all of them.
+// States returns all states.
 func States() []State { return []State{StateArmed, StateWaiting, StateOver, StateExhausted} }
 
-// Hold counts a command that the fault holds, Release one that it holds no more.
+// Hold counts a command that the fault now holds.
 func (f *Fault) Hold() { f.held.Add(1) }
 
-// Release is described at Hold.
+// Release counts a command that the fault no longer holds.
 func (f *Fault) Release() { f.held.Add(-1) }
 
-// arm brings the fault into force again from now, if it waits for the mark.
+// arm puts the fault into force from now on, if it waits for its mark.
 func (f *Fault) arm(now time.Duration) { f.armed.CompareAndSwap(notArmed, int64(now)) }
 
 // inWindow reports whether the fault is in force at now.
@@ -142,8 +141,8 @@ func (f *Fault) inWindow(now time.Duration) bool {
 	return m.For == 0 || at < time.Duration(m.For)
 }
 
-// choose numbers a match and says whether the fault fires on it, and with which
-// chance.
+// choose numbers a match and says whether the fault fires on it, and with which random
+// numbers.
 func (f *Fault) choose() (c chance, fires bool) {
 	m := &f.rule.Match
 	k := f.matched.Add(1) - 1
@@ -187,7 +186,7 @@ const (
 type Stats struct {
 	Matched uint64 // commands, before skip, every and probability
 	Fired   uint64 // commands that met the fault
-	LeftOut uint64 // of what it was to do for them, for want of room
+	LeftOut uint64 // effects that were left out for want of room
 	Held    int64  // commands that it holds now
 }
 
@@ -196,7 +195,7 @@ func (f *Fault) Stats() Stats {
 	return Stats{Matched: f.matched.Load(), Fired: f.fired.Load(), LeftOut: f.leftOut.Load(), Held: f.held.Load()}
 }
 
-// State tells what the rule waits for, if anything.
+// State returns what has become of the rule of f.
 func (s *Set) State(f *Fault, now time.Duration) State {
 	m := &f.rule.Match
 	armed := f.armed.Load()

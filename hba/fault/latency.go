@@ -22,13 +22,13 @@ const (
 // A Latency is a distribution of times. Without a Distribution it is fixed.
 type Latency struct {
 	Distribution Distribution `json:"distribution,omitempty" yaml:"distribution,omitempty"`
-	// Mean is of fixed and normal, Deviation of normal.
+	// Mean is for fixed and normal, Deviation for normal.
 	Mean      Duration `json:"mean,omitempty" yaml:"mean,omitempty"`
 	Deviation Duration `json:"deviation,omitempty" yaml:"deviation,omitempty"`
-	// Median and Sigma are of lognormal: the logarithm's standard deviation.
+	// Median and Sigma are for lognormal; Sigma is the logarithm's standard deviation.
 	Median Duration `json:"median,omitempty" yaml:"median,omitempty"`
 	Sigma  float64  `json:"sigma,omitempty" yaml:"sigma,omitempty"`
-	// Low, High and HighShare, from 0 to 1, are of bimodal.
+	// Low, High and HighShare, from 0 to 1, are for bimodal.
 	Low       Duration `json:"low,omitempty" yaml:"low,omitempty"`
 	High      Duration `json:"high,omitempty" yaml:"high,omitempty"`
 	HighShare float64  `json:"high-share,omitempty" yaml:"high-share,omitempty"`
@@ -129,8 +129,8 @@ func (l *Latency) draw(c *chance) time.Duration {
 	return time.Duration(min(max(d, 0), float64(most)))
 }
 
-// quantile looks up the table. Before its first entry the line comes from zero,
-// behind the last it is flat.
+// quantile interpolates in the table. Below the first entry the line starts from zero,
+// beyond the last it is flat.
 func (l *Latency) quantile(u float64) float64 {
 	at, from := 0.0, 0.0
 	for _, q := range l.Table {

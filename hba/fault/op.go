@@ -12,8 +12,8 @@ import (
 // An Op is a kind of command, or a set of kinds, a bit each.
 type Op uint32
 
-// Kinds of commands. Those up to OpStatus are what a block device's users cause,
-// and what a rule means that names none.
+// Kinds of commands. Those up to OpStatus are what a block device's users cause, and
+// what a rule that names none applies to.
 const (
 	OpRead         Op = 1 << iota // READ
 	OpWrite                       // WRITE
@@ -74,7 +74,7 @@ func (o Op) String() string {
 	return strings.Join(names, ",")
 }
 
-// parseOp is the kind, or the kinds, of a name.
+// parseOp returns the kind, or the kinds, that a name stands for.
 func parseOp(name string) (Op, error) {
 	if o, ok := opSets[name]; ok {
 		return o, nil
@@ -85,8 +85,8 @@ func parseOp(name string) (Op, error) {
 	return 0, fmt.Errorf("%q: want %s", name, oneOf(OpNames()))
 }
 
-// Ops are the names of kinds of commands. In a file or request a single one may
-// stand without a list.
+// Ops are the names of kinds of commands. In a file or request, a single name needs no
+// list.
 type Ops []string
 
 // set is what the names mean.

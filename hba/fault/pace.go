@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// A pacer keeps what caps and lanes have to remember: until when each of them is
-// taken.
+// A pacer remembers until when each cap and lane is taken.
 type pacer struct {
 	mu sync.Mutex
 	// bytes and ios are the times at which the caps have caught up.
@@ -18,8 +17,8 @@ type pacer struct {
 	lanes []time.Duration
 }
 
-// longAgo is when caps had caught up last that have never been asked: their buckets are
-// full, also on a clock that has just begun.
+// longAgo is the initial time of caps: their buckets are full, even on a clock that has
+// just begun.
 const longAgo = time.Duration(math.MinInt64)
 
 // newPacer returns a pacer for a; nil if a needs none.
@@ -44,9 +43,9 @@ func (p *pacer) rate(a *Action, bytes int64, now time.Duration) time.Duration {
 		bucket(&p.ios, now, 1, int64(a.IOPS), int64(a.BurstIOs)))
 }
 
-// bucket takes n from a bucket that gets perSecond and holds burst, and returns
-// how long it takes until it has held them. level is the time at which the
-// bucket is full again, less what burst fills.
+// bucket takes n from a bucket that gets perSecond and holds burst, and returns how long
+// it takes until the bucket can supply them. level is the time at which the bucket is
+// full again, less the time in which burst is filled.
 func bucket(level *time.Duration, now time.Duration, n, perSecond, burst int64) time.Duration {
 	if perSecond == 0 || n == 0 {
 		return 0
@@ -54,13 +53,13 @@ func bucket(level *time.Duration, now time.Duration, n, perSecond, burst int64) 
 	span := func(n int64) time.Duration {
 		return time.Duration(min(float64(n)/float64(perSecond)*float64(time.Second), float64(MaxTime)))
 	}
-	// What is earlier than that overflows.
+	// Anything earlier than that overflows.
 	*level = min(max(*level, now-span(burst))+span(n), now+time.Duration(MaxTime))
 	return max(0, *level-now)
 }
 
-// serve returns how long a command takes that has to wait for a free lane and then
-// for its service time.
+// serve returns how long a command takes that has to wait for a free lane and is then
+// served.
 func (p *pacer) serve(service, now time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,8 +73,8 @@ func (p *pacer) serve(service, now time.Duration) time.Duration {
 	return p.lanes[free] - now
 }
 
-// stall returns how long until the end of the stall that now is in, or zero. Time
-// counts from when the rule came into force; each period begins with a stall.
+// stall returns how long it is until the end of the current stall, or zero if there is
+// none. Time counts from when the rule came into force; each period begins with a stall.
 func stall(a *Action, since time.Duration) time.Duration {
 	return max(0, time.Duration(a.For)-since%time.Duration(a.Period))
 }

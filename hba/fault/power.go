@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// What the fields of a PowerCut may be. They are the words of the disks' write
-// caches; empty leaves the choice to those.
+// The values that the fields of a PowerCut may have. They are the words of the disks'
+// write caches; empty leaves the choice to the cache.
 var (
 	PowerPolicies = []string{"subset", "none", "all", "prefix", "reverse", "one-missing"}
 	PowerTears    = []string{"none", "512", "4096"}

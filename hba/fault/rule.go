@@ -13,70 +13,68 @@ type Size = quantity.Size
 // Duration is a span of time as rules spell it.
 type Duration = quantity.Duration
 
-// A Rule says which commands meet a fault, and which.
+// A Rule says which commands meet a fault, and which fault.
 type Rule struct {
 	// Name tells rules apart; it is a label of metrics. It is 1 to 63 letters,
 	// digits, dots, dashes and underscores.
 	Name string `json:"name,omitempty" yaml:"name"`
 	// Disk is the disk that the rule is about. Empty means every disk.
 	Disk string `json:"disk,omitempty" yaml:"disk,omitempty"`
-	// Match says which commands. Without it, what users of a disk cause: reads,
+	// Match says which commands. The default is what users of a disk cause: reads,
 	// writes, flushes and the like.
 	Match Match `json:"match,omitzero" yaml:"match,omitempty"`
 	// Action says what becomes of them.
 	Action Action `json:"action" yaml:"action"`
-	// Budget is how often the rule may fire; zero means without limit, and for
-	// what happens to a whole disk once.
+	// Budget is how often the rule may fire. Zero means without limit, except for faults
+	// of a whole disk, where it means once.
 	Budget uint64 `json:"budget,omitempty" yaml:"budget,omitempty"`
-	// Seed makes the rule's chances other ones.
+	// Seed varies the rule's random choices.
 	Seed uint64 `json:"seed,omitempty" yaml:"seed,omitempty"`
-	// Hostile has to be set for what a correct drive never does.
+	// Hostile must be set for faults that a correct drive never shows.
 	Hostile bool `json:"hostile,omitempty" yaml:"hostile,omitempty"`
 }
 
-// A Match says which commands a rule is about. Everything that is given has to be
-// true of a command. Of those that match, Skip, Every and Probability choose, in
-// this order.
+// A Match says which commands a rule applies to. A command must meet everything that is
+// given. Among those that match, Skip, Every and Probability choose, in this order.
 type Match struct {
 	// Op are kinds of commands; see OpNames.
 	Op Ops `json:"op,omitempty" yaml:"op,omitempty"`
-	// FUA, if given, wants writes that have the FUA bit, or have it not.
+	// FUA, if given, requires writes with the FUA bit set, or clear.
 	FUA *bool `json:"fua,omitempty" yaml:"fua,omitempty"`
 
-	// Offset and Length are a range in bytes, to the end of the disk without
-	// Length; LBA and Blocks are one in logical blocks. A command matches if it
-	// touches the range. Flushes have none and touch no range.
+	// Offset and Length are a range in bytes, which without Length extends to the end of
+	// the disk; LBA and Blocks are one in logical blocks. A command matches if it
+	// touches the range. Flushes have no range and touch none.
 	Offset *Size   `json:"offset,omitempty" yaml:"offset,omitempty"`
 	Length Size    `json:"length,omitempty" yaml:"length,omitempty"`
 	LBA    *uint64 `json:"lba,omitempty" yaml:"lba,omitempty"`
 	Blocks uint64  `json:"blocks,omitempty" yaml:"blocks,omitempty"`
-	// MinSize and MaxSize are how many bytes the command is about, both
-	// inclusive.
+	// MinSize and MaxSize bound how many bytes the command covers, both inclusive.
 	MinSize Size `json:"min-size,omitempty" yaml:"min-size,omitempty"`
 	MaxSize Size `json:"max-size,omitempty" yaml:"max-size,omitempty"`
 
-	// Connection is the number that the disk gave to the client's connection: the
-	// lowest free one from 1 to 63. Beyond, connections have none.
+	// Connection is the number that the disk gave to the client's connection: the lowest
+	// free one from 1 to 63. Further connections have none.
 	Connection uint64 `json:"connection,omitempty" yaml:"connection,omitempty"`
 
-	// Skip lets so many go by first.
+	// Skip lets so many commands pass first.
 	Skip uint64 `json:"skip,omitempty" yaml:"skip,omitempty"`
-	// Every takes one of so many: the last.
+	// Every chooses the last of each group of so many.
 	Every uint64 `json:"every,omitempty" yaml:"every,omitempty"`
 	// Probability is from 0 to 1.
 	Probability *float64 `json:"probability,omitempty" yaml:"probability,omitempty"`
 
-	// Start is how long after the rule came into force it begins to match, For is
-	// how long it does then; Period repeats that.
+	// Start is how long after it came into force the rule begins to match, and For is
+	// how long it then matches; Period repeats that.
 	Start  Duration `json:"start,omitempty" yaml:"start,omitempty"`
 	For    Duration `json:"for,omitempty" yaml:"for,omitempty"`
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
 
-	// AfterRule is another rule, which must have fired AfterCount times; without,
-	// once.
+	// AfterRule is another rule, which must have fired AfterCount times, or once if that
+	// is not given.
 	AfterRule  string `json:"after-rule,omitempty" yaml:"after-rule,omitempty"`
 	AfterCount uint64 `json:"after-count,omitempty" yaml:"after-count,omitempty"`
-	// AtMark is a mark that has to be set before the rule comes into force.
+	// AtMark is a mark that must be set before the rule comes into force.
 	AtMark string `json:"at-mark,omitempty" yaml:"at-mark,omitempty"`
 }
 

@@ -24,18 +24,18 @@ type Config struct {
 	// Rules, in the order in which they decide.
 	Rules []Rule
 	Units []Unit
-	// Hostile allows rules that are.
+	// Hostile allows hostile rules.
 	Hostile bool
 	// Now is the time on the clock that Decide will be given.
 	Now time.Duration
-	// Old is the Set before: rules that have not changed go on where they are.
+	// Old is the previous Set: rules that have not changed keep their state.
 	Old *Set
-	// OnFire is told of faults that fire, of each rule at most once in TellEvery.
-	// It must not block: it runs on the device's way. Nil: nobody is told.
+	// OnFire is called when faults fire, for each rule at most once in TellEvery. It
+	// must not block: it runs on the device's data path. It may be nil.
 	OnFire func(Firing)
 }
 
-// TellEvery is the least time between two firings of one rule that are told.
+// TellEvery is the least time between two reported firings of one rule.
 const TellEvery = 100 * time.Millisecond
 
 // A Firing is a command that met a fault.
@@ -43,8 +43,8 @@ type Firing struct {
 	Fault   *Fault
 	Disk    string
 	Command Command
-	// Times counts this firing and those that were not told since the last. First:
-	// there was none before.
+	// Times counts this firing and those since the last reported one. First: no firing
+	// has been reported before.
 	Times uint64
 	First bool
 }
@@ -68,8 +68,8 @@ type Plan struct {
 	entries []entry
 }
 
-// An entry is a fault as far as one unit goes. What it keeps is carried over to
-// the next Set together with the fault.
+// An entry is a fault as it applies to one unit. Its state is carried over to the next
+// Set together with the fault.
 type entry struct {
 	fault    *Fault
 	after    *Fault // has to have fired before, or nil
@@ -110,7 +110,7 @@ func NewSet(c Config) (*Set, error) {
 		s.faults = append(s.faults, f)
 		s.byName[r.Name] = f
 	}
-	elsewhere := make(map[*Fault]error) // for every disk, but not for one of them
+	elsewhere := make(map[*Fault]error) // rules for every disk that do not fit one of them
 	for _, u := range c.Units {
 		p, err := s.plan(u, c.Old, func(f *Fault) bool { return f.rule.Disk == "" || f.rule.Disk == u.Disk }, elsewhere)
 		if err != nil {
@@ -128,8 +128,8 @@ func NewSet(c Config) (*Set, error) {
 	return s, err
 }
 
-// CheckRules is Check of each rule, and whether they go together and with the
-// disks of these names. It returns the index of the rule that is wrong.
+// CheckRules runs Check on each rule, and checks whether the rules go together and with
+// the disks of these names. It returns the index of the rule that is wrong.
 func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err error) {
 	if len(rules) > MaxRules {
 		return MaxRules, fmt.Errorf("%d faults: want at most %d", len(rules), MaxRules)
@@ -156,8 +156,8 @@ func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err erro
 	return checkOrder(rules)
 }
 
-// checkOrder checks that the rules which others come after are there, and wait for none
-// of those in turn. It returns the index of the rule that is wrong.
+// checkOrder checks that every rule named by AfterRule exists, and that no rules wait
+// for each other in a circle. It returns the index of the rule that is wrong.
 func checkOrder(rules []Rule) (index int, err error) {
 	after := make(map[string]string, len(rules))
 	for i := range rules {
@@ -185,11 +185,11 @@ func checkOrder(rules []Rule) (index int, err error) {
 // ErrHostile means that a hostile rule is not allowed.
 var ErrHostile = errors.New("the rule is hostile, and hostile rules are not allowed: start the daemon with --hostile (or `hostile: true` in its configuration) if data may be lost")
 
-// errTooSmall means that a disk has no blocks that a rule is about.
+// errTooSmall means that a disk lacks the blocks that a rule covers.
 var errTooSmall = errors.New("the disk is too small")
 
-// plan compiles the rules for a unit. Those for every disk that are about blocks which
-// this one does not have go into elsewhere instead.
+// plan compiles the rules for a unit. A rule for every disk that covers blocks which
+// this unit does not have goes into elsewhere instead.
 func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool, elsewhere map[*Fault]error) (*Plan, error) {
 	p := &Plan{set: s, unit: u}
 	for _, f := range s.faults {
@@ -216,7 +216,7 @@ func (s *Set) plan(u Unit, old *Set, concerns func(*Fault) bool, elsewhere map[*
 	return p, nil
 }
 
-// carryOver is what a fault has kept for a unit in s, or else a new entry.
+// carryOver returns the entry that a fault has in s for a unit, or else a new one.
 func (s *Set) carryOver(u Unit, f *Fault) (entry, error) {
 	was := s.entry(u, f)
 	if was == nil {
@@ -228,14 +228,14 @@ func (s *Set) carryOver(u Unit, f *Fault) (entry, error) {
 	}
 	e := *was
 	if f.rule.Match.hasRange() && e.bad == nil && e.versions == nil {
-		if in, err := f.rule.Match.blocks(u); err == nil { // to the end is where that is now
+		if in, err := f.rule.Match.blocks(u); err == nil { // an open range ends where the unit now ends
 			e.in = in
 		}
 	}
 	return e, nil
 }
 
-// concerns reports whether f is one of the plan's.
+// concerns reports whether f is one of the plan's faults.
 func (p *Plan) concerns(f *Fault) bool {
 	return slices.ContainsFunc(p.entries, func(e entry) bool { return e.fault == f })
 }
@@ -245,7 +245,7 @@ func (e *entry) watches() bool {
 	return e.versions != nil || e.bad != nil && e.fault.rule.Action.heals()
 }
 
-// newEntry prepares what a fault keeps for a unit.
+// newEntry prepares the state of a fault for a unit.
 func newEntry(u Unit, f *Fault) (entry, error) {
 	e := entry{fault: f, in: span{0, ^uint64(0)}, counts: new(counts)}
 	m := &f.rule.Match
@@ -255,7 +255,7 @@ func newEntry(u Unit, f *Fault) (entry, error) {
 			return e, err
 		}
 	}
-	// The others keep nothing.
+	// The other kinds have no state.
 	//exhaustive:ignore
 	switch f.rule.Action.Kind {
 	case KindMediumError, KindRot:
@@ -309,7 +309,7 @@ func (m *Match) blocks(u Unit) (span, error) {
 	return s, nil
 }
 
-// entry finds what a fault has kept for a unit; nil if there is nothing.
+// entry returns the state of a fault for a unit; nil if there is none.
 func (s *Set) entry(u Unit, f *Fault) *entry {
 	if s == nil {
 		return nil
@@ -336,7 +336,7 @@ func (s *Set) Faults() []*Fault {
 	return s.faults
 }
 
-// Fault is the rule of a name, or nil.
+// Fault returns the fault whose rule has the given name, or nil.
 func (s *Set) Fault(name string) *Fault {
 	if s == nil {
 		return nil
@@ -367,7 +367,7 @@ func (s *Set) Bus() *Plan { return s.bus }
 // Unit is what the plan is for.
 func (p *Plan) Unit() Unit { return p.unit }
 
-// Mark brings rules into force that wait for a mark, and returns how many.
+// Mark puts rules that wait for a mark into force, and returns how many.
 func (s *Set) Mark(text string, now time.Duration) int {
 	n := 0
 	for _, f := range s.Faults() {
@@ -379,7 +379,7 @@ func (s *Set) Mark(text string, now time.Duration) int {
 	return n
 }
 
-// follows reports whether the rule that f comes after has fired often enough.
+// follows reports whether the rule that f waits for has fired often enough.
 func (s *Set) follows(f *Fault) bool {
 	after := s.byName[f.rule.Match.AfterRule]
 	return after == nil || after.fired.Load() >= max(1, f.rule.Match.AfterCount)
@@ -391,8 +391,8 @@ type Start struct {
 	At    time.Duration
 }
 
-// Starts are those of the rules that have come into force, and have not fired yet or
-// do so again and again.
+// Starts returns the start times of rules that are in force and have not fired yet or
+// fire repeatedly.
 func (p *Plan) Starts() (out []Start) {
 	for i := range p.entries {
 		f := p.entries[i].fault

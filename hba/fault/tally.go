@@ -5,54 +5,53 @@ import (
 	"sync"
 )
 
-// MaxPast is how many counts of rules that have gone a Tally keeps.
+// MaxPast is how many counts of removed rules a Tally keeps.
 const MaxPast = 1024
 
 // An Injection is how often the rules of one name, kind and class have fired on one
-// disk; no disk means the adapter.
+// disk; an empty disk means the adapter.
 type Injection struct {
 	Disk, Rule string
 	Kind       Kind
 	Class      string
 	Times      uint64
-	// LeftOut is how much of what they were to do there was no room for.
+	// LeftOut is how many of their effects were left out for want of room.
 	LeftOut uint64
 }
 
-// A series is what an Injection counts.
+// A series identifies what an Injection counts.
 type series struct {
 	disk, rule string
 	kind       Kind
 	class      string
 }
 
-// A Tally counts what rules have injected, for whoever reads it now and then: a count
-// outlives its rule, and goes on when one of the same name, kind and disk comes again,
-// so that none is lost between two readings or goes backwards. Of rules that have gone
-// it keeps MaxPast counts, those that went last. Its zero value is ready.
+// A Tally counts what rules have injected, for somebody who reads it now and then: a
+// count outlives its rule and continues when a rule of the same name, kind and disk
+// returns, so that no count is lost between two readings or goes backwards. Of removed
+// rules it keeps the MaxPast counts most recently removed. Its zero value is ready.
 //
 // Concurrency: any goroutine.
 type Tally struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	past map[series]past
-	// order are the keys of past that have counted something, those first that went
-	// first.
+	// order are the keys of past with nonzero counts, in order of removal.
 	// +checklocks:mu
 	order []series
-	// idle are those that had not when they went, at the last Replace.
+	// idle are the keys whose counts were zero when removed, at the last Replace.
 	// +checklocks:mu
 	idle []series
 }
 
-// A past is what rules that have gone have counted. The last of them may still be
-// asked about a command that was on its way.
+// A past is what removed rules have counted. The last of them may still count for a
+// command that was under way.
 type past struct {
 	times, leftOut uint64 // before the last
 	last           *counts
 }
 
-// sum is what all of them have counted, the last included.
+// sum returns what all of them have counted, the last included.
 func (p past) sum() (times, leftOut uint64) {
 	if p.last == nil {
 		return p.times, p.leftOut
@@ -66,8 +65,8 @@ func (p past) isIdle() bool {
 	return times == 0
 }
 
-// Replace has install put a Set into force in place of another, and keeps what the
-// other has counted and the new one does not. Either may be nil.
+// Replace calls install to put a Set into force in place of another, and keeps the
+// counts of the old Set that the new one does not. Either may be nil.
 func (t *Tally) Replace(old, s *Set, install func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -105,7 +104,7 @@ func (t *Tally) Replace(old, s *Set, install func()) {
 	}
 	excess, kept := len(t.order)-MaxPast, t.order[:0]
 	for _, key := range t.order {
-		if excess <= 0 || inForce[key] { // whose count must not go back
+		if excess <= 0 || inForce[key] { // its count must not go back
 			kept = append(kept, key)
 			continue
 		}
@@ -115,8 +114,8 @@ func (t *Tally) Replace(old, s *Set, install func()) {
 	t.order = kept
 }
 
-// Injections are all counts: those of the Set in force, which current returns, and
-// those of rules that have gone.
+// Injections returns all counts: those of the Set in force, which current returns, and
+// those of removed rules.
 func (t *Tally) Injections(current func() *Set) []Injection {
 	t.mu.Lock()
 	defer t.mu.Unlock()
