@@ -43,8 +43,8 @@ func (u *Unit) serviceActionIn(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// rangeToEnd is the range of a command in which 0 blocks mean all to the end. It
-// ends t if it is out of range.
+// rangeToEnd returns the range of a command in which 0 blocks mean everything up to the
+// end. It ends t if the range is not on the unit.
 func (u *Unit) rangeToEnd(t *Task) (lba, blocks uint64, ok bool) {
 	lba, n, _ := scsi.BlockRange(&t.CDB)
 	if !u.inRange(t, lba, uint64(n)) {
@@ -57,10 +57,9 @@ func (u *Unit) rangeToEnd(t *Task) (lba, blocks uint64, ok bool) {
 	return lba, blocks, true
 }
 
-// synchronizeCache is SYNCHRONIZE CACHE (10) and (16); SBC-3 5.26. The medium
-// flushes as a whole, so the range is checked and no more. IMMED allows to
-// answer before the flush has ended; we do not, so that GOOD always means
-// durable.
+// synchronizeCache is SYNCHRONIZE CACHE (10) and (16); SBC-3 5.26. The medium flushes as
+// a whole, so the range is only checked. IMMED permits an answer before the flush has
+// ended; we do not make use of that, so that GOOD always means durable.
 func (u *Unit) synchronizeCache(t *Task, mayBlock bool) (done bool) {
 	if _, _, ok := u.rangeToEnd(t); !ok {
 		return true
@@ -97,8 +96,8 @@ func (u *Unit) preFetch(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// verify is VERIFY (10), (12) and (16); SBC-3 5.31. A block that differs is told
-// by its address in the information field.
+// verify is VERIFY (10), (12) and (16); SBC-3 5.31. The address of a block that differs
+// is reported in the information field.
 func (u *Unit) verify(t *Task, mayBlock bool) (done bool) {
 	n := scsi.CDBBytes(scsi.Opcode(t.CDB[0]))
 	check := scsi.Bytchk(t.CDB[1] & scsi.CDBBytchkMask >> 1)

@@ -1,10 +1,10 @@
 // Package target is the SCSI side of the device: targets, and the direct access
 // logical units behind them, which execute commands on a medium.
 //
-// A Target holds logical units by number. It answers for addresses that have
-// none. A Unit executes a Task, the form in which the device hands a command
-// over: the CDB, the direction and the translated data buffers; status, sense
-// data and the number of bytes transferred come back in it.
+// A Target holds logical units by number, and answers itself for addresses without one.
+// A Unit executes a Task, the form in which the device hands a command over: the CDB,
+// the direction and the translated data buffers; status, sense data and the number of
+// bytes transferred come back in it.
 //
 //	Target.Execute -> Unit.Execute -> one function for each command -> media.Media
 //
@@ -23,20 +23,20 @@
 //
 // # Blocking
 //
-// Execute with mayBlock false does what needs no waiting and reports whether the
-// command is done. If it is not, nothing has been reported and the caller
-// executes the same Task again where it may wait; doing a part of a command
-// twice is harmless. On memory nothing waits, but a command that would zero more
-// than 8 MiB is put off all the same, as it takes long.
+// Execute with mayBlock false does what needs no waiting and reports whether the command
+// is done. If it is not, nothing has been reported and the caller executes the same Task
+// again where it may wait; doing a part of a command twice is harmless. Nothing waits on
+// memory, but a command that would zero more than 8 MiB is put off all the same, as it
+// takes long.
 //
 // # Unit attentions
 //
-// There is one I_T nexus, so a unit keeps one set of conditions. A unit comes up
-// without one: nobody has seen an earlier state of it, so nothing is lost that a
-// power-on condition would warn of. PowerOn and Reset set one, a change of size another.
-// Adding or removing a unit sets one on the target's other units, once anybody
-// has read the list of units. INQUIRY, REPORT LUNS and REQUEST SENSE go through
-// while one is pending; the latter two clear what they tell.
+// There is one I_T nexus, so a unit keeps one set of conditions. A unit comes up without
+// any: nobody has seen an earlier state of it, so there is no loss that a power-on
+// condition would warn of. PowerOn and Reset set one, a change of size another. Adding
+// or removing a unit sets one on the target's other units, once the list of units has
+// been read. INQUIRY, REPORT LUNS and REQUEST SENSE are executed while one is pending;
+// the latter two clear what they report.
 //
 // # Concurrency
 //

@@ -7,9 +7,8 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// fail ends t with CHECK CONDITION. Sense data are in fixed format, but for
-// units whose addresses do not fit it; D_SENSE in the control mode page tells
-// which.
+// fail ends t with CHECK CONDITION. Sense data are in fixed format, except on units
+// whose addresses do not fit it; D_SENSE in the control mode page says which.
 func (u *Unit) fail(t *Task, s scsi.Sense) { t.fail(s, u.descriptorSense()) }
 
 func (u *Unit) descriptorSense() bool { return u.blocks.Load() > 1<<32 }
@@ -47,15 +46,15 @@ func (u *Unit) writeProtected(t *Task) {
 	u.failCode(t, scsi.KeyDataProtect, scsi.WriteProtected)
 }
 
-// mediumFailed ends t because of the medium's error err. code tells reading
-// from writing; lba is what to blame if err does not say where it stopped, or not in the
-// blocks of t: a cache may have failed to make room.
+// mediumFailed ends t because of the medium's error err. code tells reading from
+// writing. lba is the block to blame if err does not say where it stopped, or names a
+// place outside the blocks of t: a cache may have failed to make room.
 func (u *Unit) mediumFailed(t *Task, err error, code scsi.Additional, lba uint64) {
 	first, blocks, _ := scsi.BlockRange(&t.CDB)
 	u.rangeFailed(t, err, code, lba, first, uint64(blocks))
 }
 
-// rangeFailed is mediumFailed of a part of t: of blocks from first on.
+// rangeFailed is mediumFailed for a part of t: the blocks from first on.
 func (u *Unit) rangeFailed(t *Task, err error, code scsi.Additional, lba, first, blocks uint64) {
 	var where *media.Error
 	if errors.As(err, &where) && where.OffsetBytes >= 0 {

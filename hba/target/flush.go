@@ -6,11 +6,12 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 )
 
-// A medium tells once of writes that it has lost, to whoever flushes it just then, and
-// they need not be of that command. So if that is no SYNCHRONIZE CACHE, the next one fails
-// as well. And whatever flushes and was under way as the medium told fails too: its own
-// flush may have come after that, and what it covers, or has written itself, be lost. Two
-// SYNCHRONIZE CACHEs at a time are the medium's to order: it shares or serializes flushes.
+// A medium reports lost writes once, to whichever caller is flushing it just then, and
+// the writes need not belong to that command. So if the command is not SYNCHRONIZE
+// CACHE, the next SYNCHRONIZE CACHE fails as well. Every other command that flushes and
+// was under way when the medium reported also fails: its own flush may have come after
+// the report, and what it covers, or has written itself, may be lost. Two SYNCHRONIZE
+// CACHEs at a time are the medium's to order: it shares or serializes flushes.
 
 // flushFor flushes as a part of t, which is not SYNCHRONIZE CACHE, and ends t if
 // that fails.
@@ -24,17 +25,18 @@ func (u *Unit) flushFor(t *Task) (ok bool) {
 	return err == nil
 }
 
-// synchronized is what becomes of t, a SYNCHRONIZE CACHE whose own flush gave err.
+// synchronized returns the outcome of t, a SYNCHRONIZE CACHE whose own flush returned
+// err.
 func (u *Unit) synchronized(t *Task, err error) error {
-	if err == nil { // wait until what others have been told by now is written down
+	if err == nil { // wait until every loss reported to others by now has been recorded
 		u.flushingMu.Lock()
 		defer u.flushingMu.Unlock()
 	}
 	return u.told(t, err, true)
 }
 
-// told is what becomes of t, whose flush gave err. Who comes after a power cut is not
-// concerned by what was before.
+// told returns the outcome of t, whose flush returned err. A command that comes after a
+// power cut is not affected by losses before it.
 func (u *Unit) told(t *Task, err error, synchronizes bool) error {
 	if errors.Is(err, media.ErrPowerLost) {
 		return err

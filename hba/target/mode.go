@@ -9,7 +9,7 @@ func (u *Unit) mode(writeCache bool) scsi.Mode {
 	}
 }
 
-// WriteCache is WCE as it is now: hosts can change it.
+// WriteCache returns the current WCE, which hosts can change.
 func (u *Unit) WriteCache() bool { return !u.writeThrough.Load() }
 
 // modeSense is MODE SENSE (6) and (10); SPC-4 6.13, 6.14.
@@ -48,8 +48,8 @@ func (u *Unit) modeSense(t *Task, ten bool) {
 }
 
 // modeSelect is MODE SELECT (6) and (10); SPC-4 6.11, 6.12. WCE is all that it can
-// change: when it is cleared, what the cache has becomes durable first, and each
-// write from then on before it is done.
+// change. When WCE is cleared, first everything in the cache becomes durable, and every
+// write from then on becomes durable before it is done.
 func (u *Unit) modeSelect(t *Task, ten, mayBlock bool) (done bool) {
 	if t.CDB[1]&scsi.CDBSP != 0 || t.CDB[1]&scsi.CDBPF == 0 {
 		u.invalidCDB(t, 1)
@@ -96,7 +96,8 @@ func (u *Unit) modeSelect(t *Task, ten, mayBlock bool) (done bool) {
 	return true
 }
 
-// setWriteThrough is for t to set writeThrough, unless the power has gone since it came.
+// setWriteThrough sets writeThrough on behalf of t, unless the power has gone since t
+// came.
 func (u *Unit) setWriteThrough(t *Task, on bool) {
 	u.cycleMu.Lock()
 	defer u.cycleMu.Unlock()

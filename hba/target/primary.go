@@ -66,7 +66,7 @@ func (u *Unit) putVPD(b []byte, page scsi.VPDPage) int {
 		if !u.provisioned {
 			return 0
 		}
-		// A unit that cannot be written to has holes, and nothing makes new ones.
+		// A read-only unit has holes, but nothing makes new ones.
 		return scsi.PutVPDProvisioning(b, &scsi.Provisioning{
 			Unmap: u.thin, WriteSame16: u.thin, WriteSame10: u.thin, ReadZeros: true, Anchor: u.anchor, Thin: true,
 		})
@@ -92,8 +92,8 @@ func (u *Unit) blockLimits() *scsi.BlockLimits {
 	return l
 }
 
-// requestSense is REQUEST SENSE; SPC-4 6.39. Sense data go along with CHECK
-// CONDITION, so what is left to tell is the unit's condition.
+// requestSense is REQUEST SENSE; SPC-4 6.39. Sense data are delivered along with CHECK
+// CONDITION, so all that is left to report is the unit's condition.
 func (u *Unit) requestSense(t *Task) {
 	s := scsi.Sense{Key: scsi.KeyNoSense, Additional: scsi.NoAdditionalSense}
 	if code, ok := u.takeAttention(); ok {
@@ -104,8 +104,8 @@ func (u *Unit) requestSense(t *Task) {
 	putSenseData(t, &s)
 }
 
-// reportLUNs is REPORT LUNS, which the target answers. A unit that is attached
-// to none knows only of itself.
+// reportLUNs is REPORT LUNS, which the target answers. A unit that is not attached to
+// one knows only of itself.
 func (u *Unit) reportLUNs(t *Task) {
 	at := u.target.Load()
 	if at == nil {
@@ -141,8 +141,8 @@ func (u *Unit) startStop(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// setStopped is for t to set or clear conditionStopped, unless the power has gone since it
-// came.
+// setStopped sets or clears conditionStopped on behalf of t, unless the power has gone
+// since t came.
 func (u *Unit) setStopped(t *Task, stopped bool) {
 	u.cycleMu.Lock()
 	defer u.cycleMu.Unlock()

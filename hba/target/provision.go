@@ -47,7 +47,8 @@ func (u *Unit) unmap(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// release unmaps blocks, or anchors them: zeros, but with their place reserved.
+// release unmaps blocks, or anchors them: they read as zeros, but their place is
+// reserved.
 func (u *Unit) release(lba, blocks uint64, anchor bool) error {
 	off, n := int64(lba<<u.shift), int64(blocks<<u.shift)
 	if anchor {
@@ -105,8 +106,8 @@ func (t *Task) unmapDescriptor(i int) (lba uint64, blocks uint32) {
 	return lba, blocks
 }
 
-// writeSame is WRITE SAME (10) and (16); SBC-3 5.47. Zeros are zeroed, and
-// released too if UNMAP allows it; other blocks are written again and again.
+// writeSame is WRITE SAME (10) and (16); SBC-3 5.47. Zeros are zeroed, and released as
+// well if UNMAP permits it; any other pattern is written repeatedly.
 func (u *Unit) writeSame(t *Task, mayBlock bool) (done bool) {
 	long := scsi.Opcode(t.CDB[0]) == scsi.OpWriteSame16
 	flags := t.CDB[1]
@@ -180,10 +181,9 @@ func (u *Unit) fill(pattern []byte, off, n int64, unmap, anchor bool) error {
 	return nil
 }
 
-// getLBAStatus is GET LBA STATUS; SBC-3 5.5. Neighbouring runs of one status are
-// told as one, most of the time. A medium that does not know its holes has none.
-// The answer ends where there is no more room, or when enough has been looked at
-// for one command.
+// getLBAStatus is GET LBA STATUS; SBC-3 5.5. Neighbouring runs of one status are mostly
+// reported as one. A medium that does not know its holes has none. The answer ends where
+// there is no more room, or when enough has been examined for one command.
 func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	n, _ := scsi.AllocationBytes(&t.CDB)
 	lba := binary.BigEndian.Uint64(t.CDB[2:])
@@ -219,9 +219,9 @@ func (u *Unit) getLBAStatus(t *Task, mayBlock bool) (done bool) {
 	return true
 }
 
-// statusFrom is a run of blocks from lba that have one provisioning status. A
-// block that is a hole only in part is mapped. What was looked at is taken off
-// the budget, and the run ends when that is used up.
+// statusFrom returns a run of blocks from lba that have one provisioning status. A block
+// that is only partly a hole is mapped. What was examined is deducted from the budget,
+// and the run ends when that is used up.
 func (u *Unit) statusFrom(lba, total uint64, budget *int64) (scsi.LBAStatus, error) {
 	run := scsi.LBAStatus{LBA: lba, Status: scsi.StatusMapped}
 	end := min(total, lba+1<<32-1)

@@ -1,12 +1,12 @@
 package target
 
-// scratchBytes is what commands that need a buffer of their own work in.
+// scratchBytes is the size of the buffer for commands that need one of their own.
 const scratchBytes = 64 << 10
 
 type scratch [scratchBytes]byte
 
-// scratches keeps a few buffers for the next command. A longer queue of such
-// commands than that allocates.
+// scratches keeps a few buffers for later commands. If more such commands run at once,
+// they allocate.
 var scratches = make(chan *scratch, 8)
 
 func getScratch() *scratch {

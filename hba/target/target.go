@@ -18,8 +18,8 @@ type Target struct {
 	// units is the table, replaced as a whole: index is the unit's number.
 	units atomic.Pointer[[MaxUnits]*Unit]
 
-	// reported says that the list of units has been read, so that a change of it
-	// is news.
+	// reported says that the list of units has been read, so that changes must be
+	// reported.
 	reported atomic.Bool
 }
 
@@ -55,9 +55,9 @@ func (t *Target) AddUnit(lun uint8, u *Unit) error {
 	return nil
 }
 
-// RemoveUnit detaches the unit at lun. Commands that it has already keep
-// running; the caller waits for them before it closes the medium. Other units
-// report that the list has changed.
+// RemoveUnit detaches the unit at lun. Commands that it already has keep running; the
+// caller waits for them before it closes the medium. Other units report that the list
+// has changed.
 //
 // Errors: there is no unit at lun.
 func (t *Target) RemoveUnit(lun uint8) error {
@@ -171,8 +171,8 @@ func (t *Target) reportLUNs(task *Task) (field uint16, ok bool) {
 	var units *[MaxUnits]*Unit
 	switch task.CDB[2] {
 	case reportAddressable, reportAll:
-		// Before the list is taken: a change is in the table before the units are told, so
-		// that what is not in this list is news.
+		// Before the list is read: a change is in the table before the units are told,
+		// so that any change missing from this list will be reported.
 		t.reported.Store(true)
 		for _, u := range t.units.Load() {
 			if u != nil {

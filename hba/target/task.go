@@ -20,24 +20,24 @@ const (
 // SenseMaxBytes is the room for sense data in a Task.
 const SenseMaxBytes = 40
 
-// A Task is one command being executed. The device makes it once, sets the
-// upper fields anew for each command and reads the lower ones when Execute
-// reports that it is done. Nothing of it is kept by the unit.
+// A Task is one command being executed. The device makes it once, sets the upper fields
+// anew for each command and reads the lower ones when Execute reports that it is done.
+// The unit keeps nothing of it.
 type Task struct {
 	CDB      [scsi.CDBMaxBytes]byte
 	CDBBytes int
-	// Direction is that of the data buffers, as the transport has it.
+	// Direction is that of the data buffers, according to the transport.
 	Direction Direction
 	// Segments are the data buffers in order. They hold DataBytes bytes.
 	Segments  [][]byte
 	DataBytes int
-	// Pages may be filled instead of Segments, with DataBytes bytes, by a unit that has them
-	// on pages which it lends.
+	// Pages may be filled with the DataBytes bytes instead of Segments, by a unit whose
+	// data are on pages that it can lend.
 	Pages dma.Pages
 	// PowerCycle is Unit.PowerCycle as it was when the command came, if it has waited
-	// since; zero if not.
+	// since; zero otherwise.
 	PowerCycle uint32
-	// Nexus is the number of the I_T nexus that the command is of, or zero.
+	// Nexus is the number of the I_T nexus that the command belongs to, or zero.
 	Nexus uint8
 
 	Status scsi.Status
@@ -46,14 +46,15 @@ type Task struct {
 	// SenseBytes of Sense are sense data if the status is CHECK CONDITION.
 	SenseBytes int
 	Sense      [SenseMaxBytes]byte
-	// NoPower: it has failed because somebody has taken the unit's power away, or its nexus.
+	// NoPower: the command failed because the unit's power, or its nexus, was taken
+	// away.
 	NoPower bool
 
 	// cycle is Unit.powerCycles as execution began, and losses Unit.losses.
 	cycle, losses uint32
 }
 
-// String tells the command and what has become of it.
+// String describes the command and its outcome.
 func (t *Task) String() string {
 	return fmt.Sprintf("%v % x, %d data bytes: %v, %d transferred",
 		scsi.Opcode(t.CDB[0]), t.CDB[:min(max(t.CDBBytes, 0), len(t.CDB))], t.DataBytes, t.Status, t.TransferredBytes)
@@ -78,8 +79,8 @@ type dataIn struct {
 	left    int // bytes that may still be put
 }
 
-// dataIn returns a writer for as much as both the allocation length and the
-// buffers have room for.
+// dataIn returns a writer for as much as both the allocation length and the buffers can
+// hold.
 func (t *Task) dataIn(allocationBytes uint32) dataIn {
 	d := dataIn{t: t}
 	if t.Direction == DataIn {

@@ -23,7 +23,7 @@ func (u *Unit) transferOf(t *Task, want Direction) (x transfer, ok bool) {
 		return x, false
 	}
 	lba, blocks, _ := scsi.BlockRange(&t.CDB)
-	if n > 6 { // the short ones have no flags, but address bits instead
+	if n > 6 { // the short ones have address bits instead of flags
 		if t.CDB[1]&scsi.CDBProtectMask != 0 {
 			u.invalidCDB(t, 1)
 			return x, false
@@ -135,7 +135,7 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 	if !ok || x.length == 0 {
 		return true
 	}
-	// What must be durable outlives a power cut once it is done: by one write
+	// A write that must be durable outlives a power cut once it is done: by one write
 	// through the cache, or by writes and a flush.
 	durable := (x.fua || u.writeThrough.Load()) && !u.neverBlocks
 	if durable && !mayBlock {
@@ -154,8 +154,9 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 			_, err = u.can.FUA.WriteAtFUA(p, x.off)
 		case mayBlock || u.neverBlocks:
 			_, err = u.medium.WriteAt(p, x.off)
-		// Only whole commands are tried: what the medium takes without waiting is for it
-		// to say of all of one, and nothing of one that it refuses has been done.
+		// Only whole commands are tried: the medium decides about all of a command
+		// whether it can take it without waiting, and nothing of a command that it
+		// refuses has been done.
 		case u.can.TryWrite != nil && len(p) == x.length:
 			if done, err = u.can.TryWrite.TryWriteAt(p, x.off); !done {
 				return false
@@ -174,8 +175,8 @@ func (u *Unit) write(t *Task, mayBlock bool) (done bool) {
 	return u.written(t, durable, durable && !through, mayBlock)
 }
 
-// writeVector is write from several buffers to a medium that cares where a write
-// ends.
+// writeVector is write from several buffers to a medium for which the bounds of a write
+// matter.
 func (u *Unit) writeVector(t *Task, x *transfer, durable, mayBlock bool) (done bool) {
 	var err error
 	through := durable && u.can.FUA != nil
@@ -195,11 +196,11 @@ func (u *Unit) writeVector(t *Task, x *transfer, durable, mayBlock bool) (done b
 	return u.written(t, durable, durable && !through, mayBlock)
 }
 
-// written ends a write that the medium has taken, durable or not, and flushes if
-// that is still to be done.
+// written ends a write that the medium has taken, durably or not, and flushes if that is
+// still to be done.
 func (u *Unit) written(t *Task, durable, flush, mayBlock bool) (done bool) {
-	// MODE SELECT may have switched the write cache off meanwhile, and its flush
-	// have been too early for this write.
+	// MODE SELECT may have switched the write cache off meanwhile, and its flush may
+	// have come too early for this write.
 	switched := !durable && u.writeThrough.Load() && !u.neverBlocks
 	if switched && !mayBlock {
 		t.TransferredBytes = 0

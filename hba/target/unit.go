@@ -21,9 +21,8 @@ const (
 	maxUnmapBlocks = 1<<32 - 1
 	// maxWriteSameBytes bounds WRITE SAME, which may have to write it all.
 	maxWriteSameBytes = 4 << 30
-	// inlineMaxBytes is how much a medium that never blocks zeroes, releases or
-	// compares where waiting is not allowed: other commands, reads among them,
-	// wait meanwhile.
+	// inlineMaxBytes is how much a medium that never blocks may zero, release or compare
+	// where waiting is not allowed: other commands, reads among them, wait meanwhile.
 	inlineMaxBytes = 8 << 20
 	// statusScanBytes is how many bytes of data one GET LBA STATUS looks through,
 	// for the same reason. Holes cost less, by statusHoleShift.
@@ -48,18 +47,18 @@ type Config struct {
 	Vendor, Product, Revision string
 	// BlockBytes is the logical block length, 512 or 4096; 512 if zero.
 	BlockBytes uint32
-	// PhysicalBlockBytes is a multiple of BlockBytes by a power of two up to
-	// 2^15, below which writes are slow; BlockBytes if zero.
+	// PhysicalBlockBytes is BlockBytes times a power of two up to 2^15; shorter writes
+	// are slow. BlockBytes if zero.
 	PhysicalBlockBytes uint32
 	// ReadOnly refuses everything that writes.
 	ReadOnly bool
 	// Rotational makes the unit a spinning disk in the eyes of hosts.
 	Rotational bool
-	// WriteCache says that the medium has a volatile cache which hosts have to
-	// flush. Without, the unit makes every write durable before it is done.
+	// WriteCache says that the medium has a volatile cache which hosts have to flush.
+	// Otherwise the unit makes every write durable before it is done.
 	WriteCache bool
-	// NoCache says that there is no such cache, and that it is no use to ask for one:
-	// WCE is clear and cannot be set. WriteCache is of no meaning then.
+	// NoCache says that there is no such cache and that one cannot be requested: WCE is
+	// clear and cannot be set. WriteCache has no meaning then.
 	NoCache bool
 }
 
@@ -96,27 +95,27 @@ type Unit struct {
 	writeThrough atomic.Bool
 	// powerCycles counts PowerOff, from two.
 	powerCycles atomic.Uint32
-	// losses is how often the medium has told of writes that it has lost; see flush.go.
-	// It is stored under cycleMu.
+	// losses is how often the medium has reported lost writes; see flush.go. It is
+	// stored under cycleMu.
 	losses atomic.Uint32
-	// nexus is the number of the I_T nexus that there is, zero before the first loss.
+	// nexus is the number of the current I_T nexus, zero before the first loss.
 	nexus atomic.Uint32
 	// blocks is the capacity in logical blocks. Stored by NewUnit and under
 	// sizeMu.
 	blocks atomic.Uint64
 	sizeMu sync.Mutex
-	// limit, if not zero, is the most blocks that the unit owns up to.
+	// limit, if not zero, is the most blocks that the unit reports.
 	// +checklocks:sizeMu
 	limit uint64
 
 	// target is where the unit is attached, or nil.
 	target atomic.Pointer[Target]
 
-	// cycleMu is held by what changes something that a power cycle resets, so that no
-	// command from before changes it thereafter.
+	// cycleMu is held while changing anything that a power cycle resets, so that no
+	// command from before the power cycle changes it afterwards.
 	cycleMu sync.Mutex
-	// loss is what the medium told of last, and owed what of that no SYNCHRONIZE CACHE
-	// has been told.
+	// loss is the latest loss that the medium has reported, and owed the loss that is
+	// still to be reported to a SYNCHRONIZE CACHE.
 	// +checklocks:cycleMu
 	loss, owed error
 	// flushingMu is shared by flushFor, and held for a moment by SYNCHRONIZE CACHE. Lock
@@ -140,7 +139,7 @@ func NewUnit(m media.Media, c Config) (*Unit, error) {
 	u.neverBlocks = u.can.NeverBlocks
 	u.maxBlocks = MaxTransferBytes >> u.shift
 	if u.can.CompareAndWrite != nil && !c.ReadOnly {
-		// What is compared and what is written share a scratch buffer.
+		// The compared and the written data share a scratch buffer.
 		u.maxCompare = uint8(min(scratchBytes/2>>u.shift, 255))
 	}
 	u.thin = u.can.Discard != nil && !c.ReadOnly
@@ -196,8 +195,8 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// naaLocal is an NAA locally assigned name, 3h and 60 bits from the unit's
-// names by FNV-1a, so it is the same after a restart.
+// naaLocal returns an NAA locally assigned name: 3h and 60 bits from the unit's names by
+// FNV-1a, so that it is the same after a restart.
 func naaLocal(names ...string) uint64 {
 	h := uint64(14695981039346656037)
 	for _, s := range names {
@@ -218,16 +217,15 @@ func (u *Unit) Medium() media.Media { return u.medium }
 // Blocks is the capacity in logical blocks.
 func (u *Unit) Blocks() uint64 { return u.blocks.Load() }
 
-// Reset is told of a logical unit reset, after which the next command reports
-// it. Commands in progress are not the unit's to end. A stopped unit stays
-// stopped.
+// Reset tells the unit of a logical unit reset, which the next command reports. It does
+// not end commands in progress. A stopped unit stays stopped.
 func (u *Unit) Reset() { u.conditions.Or(attentionReset) }
 
 // ErrNoResize means that the medium has a size that cannot change.
 var ErrNoResize = errors.New("target: the medium cannot be resized")
 
-// Resize changes the size of the medium and has the next command report it.
-// Commands beyond a smaller size fail from now on.
+// Resize changes the size of the medium and makes the next command report the change.
+// Commands beyond a smaller size fail from then on.
 //
 // Concurrency: any goroutine; commands may be running.
 // Errors: ErrNoResize, a size that is no multiple of the block length, or the
@@ -242,7 +240,7 @@ func (u *Unit) Resize(sizeBytes int64) error {
 		return fmt.Errorf("target: size of %d bytes: want a multiple of the block length, %d bytes", sizeBytes, u.config.BlockBytes)
 	}
 	if sizeBytes < u.medium.Size() {
-		// First nobody may go there any more.
+		// The medium shrinks only after its end is out of reach.
 		u.setBlocks(uint64(sizeBytes) >> u.shift)
 	}
 	err := u.can.Resize.Resize(sizeBytes)
@@ -250,9 +248,10 @@ func (u *Unit) Resize(sizeBytes int64) error {
 	return err
 }
 
-// Limit has the unit report a capacity of at most so many bytes, rounded down to
-// blocks and at least one, and refuse what lies behind as out of range, as a disk
-// does whose maximum address was set. The medium keeps it all. Zero ends that.
+// Limit makes the unit report a capacity of at most so many bytes, rounded down to
+// blocks and at least one, and refuse everything beyond as out of range, like a disk
+// whose maximum address was set. The medium keeps all of its data. Zero removes the
+// limit.
 //
 // Concurrency: any goroutine; commands may be running.
 func (u *Unit) Limit(sizeBytes int64) {
@@ -265,8 +264,8 @@ func (u *Unit) Limit(sizeBytes int64) {
 	u.setBlocks(uint64(u.medium.Size()) >> u.shift)
 }
 
-// setBlocks sets the capacity, as far as there is no limit, and the unit attention
-// if that is a change.
+// setBlocks sets the capacity, subject to the limit, and the unit attention if that is a
+// change.
 //
 // +checklocks:u.sizeMu
 func (u *Unit) setBlocks(blocks uint64) {
@@ -280,24 +279,23 @@ func (u *Unit) setBlocks(blocks uint64) {
 
 // Execute runs t.
 //
-// If it reports false, which it does only if mayBlock is false, the command
-// would have to wait: nothing has been reported, and the caller executes t again
-// where it may wait.
+// If it reports false, which it does only if mayBlock is false, the command would have
+// to wait: nothing has been reported, and the caller executes t again where it may wait.
 //
 // Concurrency: any number of calls, each with its own task.
 func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	t.Status, t.TransferredBytes, t.SenseBytes, t.NoPower = scsi.StatusGood, 0, 0, false
 	op := scsi.Opcode(t.CDB[0])
-	// Before the conditions: PowerOff sets them first, so that a command which does
-	// not find the power off finds another count in the end.
+	// Loaded before the conditions: PowerOff sets them first, so that a command that
+	// does not find the power off finds a different count in the end.
 	cycle := u.powerCycles.Load()
 	t.cycle, t.losses = cycle, u.losses.Load()
 	if t.PowerCycle != 0 && t.PowerCycle != cycle {
-		u.notPowered(t) // a drive that has lost its power knows of no command from before
+		u.notPowered(t) // a drive that has lost its power knows no command from before
 		return true
 	}
 	conditions := u.conditions.Load()
-	// Behind the conditions: who does not find the power off, and has it back, finds
+	// Checked after the conditions: a command that finds the power on again also finds
 	// which nexus has been lost meanwhile.
 	if u.HasLost(t.Nexus) {
 		u.notPowered(t)
@@ -313,7 +311,7 @@ func (u *Unit) Execute(t *Task, mayBlock bool) (done bool) {
 	return done
 }
 
-// execute is Execute without the conditions.
+// execute is Execute without checking the conditions.
 func (u *Unit) execute(t *Task, op scsi.Opcode, mayBlock bool) (done bool) {
 	// The others follow.
 	//exhaustive:ignore
@@ -376,8 +374,8 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 	return true
 }
 
-// checkConditions ends t if the unit had no power as conditions were loaded, or if a unit
-// attention is pending or the unit is stopped and op is not one that goes through.
+// checkConditions ends t if the unit had no power when conditions were loaded, or if a
+// unit attention is pending or the unit is stopped and op is not exempt.
 func (u *Unit) checkConditions(t *Task, op scsi.Opcode, conditions uint32) (ended bool) {
 	if conditions&conditionOff != 0 {
 		if op == scsi.OpReportLUNs {
@@ -425,8 +423,8 @@ func (u *Unit) takeAttention() (code scsi.Additional, ok bool) {
 	}
 }
 
-// mayRun reports whether a command that is not READ or WRITE and covers n bytes
-// may touch the medium now.
+// mayRun reports whether a command other than READ or WRITE that covers n bytes may
+// touch the medium now.
 func (u *Unit) mayRun(mayBlock bool, n int64) bool {
 	return mayBlock || u.neverBlocks && n <= inlineMaxBytes
 }
