@@ -1,10 +1,10 @@
 // Package trace is a file of what a disk with a write cache did, and its replay.
 //
-// A Recorder writes each step of a cache.Cache (hba/cache) to a file, in the
-// cache's order. Replay does the steps again on a medium that holds what the disk
-// held when the recording began, and leaves what a power cut at any of them would
-// have left, for any seed and policy: the image is a function of trace, place and
-// options alone, on any machine, without the daemon and without the load.
+// A Recorder writes each step of a cache.Cache (hba/cache) to a file, in the cache's
+// order. Replay repeats the steps on a medium that holds what the disk held when the
+// recording began, and leaves what a power cut at any of them would have left, for any
+// seed and policy. The image depends on trace, place and options alone, and can be made
+// on any machine, without the daemon and without the load.
 //
 // # The file
 //
@@ -54,26 +54,27 @@
 //	14 leave      id
 //	15 end        text: why nothing more was recorded, empty at the disk's end
 //
-// A sum is the CRC-32C of what comes before it in the header or record, continued from
-// the sum before, so that a record that is missing, or comes from another file, is found
-// out like a damaged one. A file without an end is of a daemon that still runs or was
-// killed; what it has is good up to there. Version 1 does not change: a layout with more
-// in it gets another number, and a reader refuses versions and kinds that it does not
-// know.
+// A sum is the CRC-32C of everything before it in the header or record, continued from
+// the previous sum, so that a record that is missing, or comes from another file, is
+// detected like a damaged one. A file without an end comes from a daemon that is still
+// running or was killed; it is good as far as it goes. Version 1 does not change: a
+// layout with more in it gets another number, and a reader refuses versions and kinds
+// that it does not know.
 //
 // # Room
 //
 // What is recorded and not yet in the file takes room in Config.BufferBytes. A write to
-// the disk waits for room, or if it is longer than all of that until nothing else is
-// there: a slow file makes a slow disk. Some steps cannot wait: what a cache chooses to
-// become durable, what it has done by then, marks, and what rules do to commands. They
-// may take 4 MiB more, and 28 bytes for each sector of the cache, which is one step for
-// each write that it can hold. Beyond that the trace ends. The buffers grow by doubling.
+// the disk waits for room, or, if it is longer than the whole buffer, until nothing else
+// is in it: a slow file makes a slow disk. Some steps cannot wait: the writes that a
+// cache chooses to make durable, what it has done by then, marks, and what rules do to
+// commands. They may take 4 MiB more, and 28 bytes for each sector of the cache, which
+// is one step for each write that it can hold. Beyond that the trace ends. The buffers
+// grow by doubling.
 //
-// A file that fails, or is full, ends the trace, too, at the last whole record. The
-// trace has the reason if there is room for it; the disk goes on.
+// A file that fails or is full also ends the trace, at the last whole record. The trace
+// gives the reason if there is room for it; the disk goes on.
 //
 // # Concurrency
 //
-// A Recorder takes any goroutine, a Reader and Replay one.
+// A Recorder may be used by any goroutine, a Reader and Replay by one at a time.
 package trace

@@ -26,7 +26,7 @@ const (
 	maxNameBytes    = 255
 	// MaxTextBytes is the longest text of a record.
 	MaxTextBytes = 1024
-	// MaxBodyBytes is the longest body of a record. No longer write is recorded.
+	// MaxBodyBytes is the longest body of a record. Longer writes are not recorded.
 	MaxBodyBytes = 128 << 20
 )
 
@@ -76,7 +76,7 @@ func (h *Header) appendTo(b []byte) (out []byte, sum uint32) {
 	return le.AppendUint32(b, sum), sum
 }
 
-// parseHeader reads a whole header. Its length has been looked at.
+// parseHeader parses a whole header. Its length has been checked.
 func parseHeader(b []byte) (h Header, sum uint32, err error) {
 	le := binary.LittleEndian
 	body := b[:len(b)-sumBytes]
@@ -97,7 +97,7 @@ func parseHeader(b []byte) (h Header, sum uint32, err error) {
 	return h, sum, h.check()
 }
 
-// check reports why there is no such disk.
+// check reports why no disk has such a header.
 func (h *Header) check() error {
 	sector := int64(h.SectorBytes)
 	switch {
@@ -171,7 +171,7 @@ func appendRecord(b []byte, s *cache.Step, at time.Duration, sum uint32) (out []
 	return le.AppendUint32(b, sum), sum
 }
 
-// text is s as far as a record has room for it.
+// text returns s, shortened to the room that a record has for it.
 func text(s string) string {
 	s = strings.ToValidUTF8(s, "\ufffd") // errors name files, which need not be
 	if len(s) <= MaxTextBytes {
@@ -222,7 +222,7 @@ func (p *parser) text() string {
 	return s
 }
 
-// parseRecord reads the step of a record whose sum fits. Its data is of b.
+// parseRecord parses the step of a record whose sum is right. Its data refer to b.
 func parseRecord(head, b []byte) (s cache.Step, err error) {
 	kind, flags, op := head[4], head[5], head[6]
 	if kind == 0 || kind > byte(kindEnd) {

@@ -12,7 +12,7 @@ import (
 	"github.com/vhbad/vhbad/hba/cache"
 )
 
-// A FormatError says where a file is not a trace, or is damaged.
+// A FormatError says where a file is not a trace or is damaged, and how.
 type FormatError struct {
 	// Record is its number; 0 is the header.
 	Record uint64
@@ -31,14 +31,14 @@ func (e *FormatError) Error() string {
 
 func (e *FormatError) Unwrap() error { return e.Err }
 
-// A Record is one step, with its number and when it was.
+// A Record is one step, with its number and time.
 type Record struct {
 	Number uint64
 	Time   time.Time
 	cache.Step
 }
 
-// A Reader reads a trace. Its memory is the longest record.
+// A Reader reads a trace. It needs memory for the longest record.
 type Reader struct {
 	in     *bufio.Reader
 	header Header
@@ -53,8 +53,8 @@ type Reader struct {
 
 // NewReader reads the header.
 //
-// Errors: *FormatError, around io.ErrUnexpectedEOF if the file is cut off; what in
-// fails with.
+// Errors: *FormatError, around io.ErrUnexpectedEOF if the file is cut off; in's own
+// errors.
 func NewReader(in io.Reader) (*Reader, error) {
 	r := &Reader{in: bufio.NewReaderSize(in, 1<<16)}
 	if err := r.readHeader(); err != nil {
@@ -92,8 +92,8 @@ func (r *Reader) readHeader() error {
 	return nil
 }
 
-// broken makes a FormatError of what is wrong with the file, and no more of what is
-// wrong with reading it.
+// broken returns a *FormatError for the current record. An end of the file in the middle
+// of the record becomes io.ErrUnexpectedEOF.
 func (r *Reader) broken(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("the file ends in the middle of it: %w", io.ErrUnexpectedEOF)
@@ -105,7 +105,7 @@ func (r *Reader) broken(err error) error {
 func (r *Reader) Header() Header { return r.header }
 
 // End says, once Next has returned io.EOF, whether the trace is all that the disk did.
-// If not, reason is why: the recording failed, or nothing says why.
+// If not, reason says why: the recording failed, or the trace does not say.
 func (r *Reader) End() (complete bool, reason string) {
 	if !r.ended {
 		return false, "it has no end: the daemon still writes it, or was killed"
@@ -115,7 +115,8 @@ func (r *Reader) End() (complete bool, reason string) {
 
 // Next reads the next record. Its Data is good until the next call.
 //
-// Errors: io.EOF after the last; *FormatError; what the file fails with. They stay.
+// Errors: io.EOF after the last record; *FormatError; the file's own errors. Later calls
+// return the same error.
 func (r *Reader) Next() (*Record, error) {
 	if r.err != nil {
 		return nil, r.err
@@ -170,8 +171,8 @@ func (r *Reader) next() (*Record, error) {
 	return &Record{Number: r.number, Time: r.header.Start.Add(time.Duration(at)), Step: s}, nil
 }
 
-// readBody reads n bytes into body. It takes memory for what has come, and not for
-// what a length says.
+// readBody reads n bytes into body. It takes memory for the bytes that arrive, not for
+// what a length claims.
 func (r *Reader) readBody(n int) error {
 	const atOnce = 1 << 20
 	r.body = r.body[:0]

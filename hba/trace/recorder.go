@@ -17,9 +17,9 @@ import (
 // DefaultBufferBytes is Config.BufferBytes unless said otherwise.
 const DefaultBufferBytes = 8 << 20
 
-// excessBytes is how much of what nobody is admitted for may wait for the file, and
-// leaveBytes the record of a write that is chosen to become durable: a cache may choose
-// all that it holds at once.
+// excessBytes is how much that was never admitted may wait for the file, and leaveBytes
+// the record of a write that is chosen to become durable: a cache may choose all that it
+// holds at once.
 const (
 	excessBytes = 4 << 20
 	leaveBytes  = recordHeadBytes + 8 + sumBytes
@@ -29,12 +29,12 @@ const (
 type Config struct {
 	Header
 	// BufferBytes bounds what is admitted and not yet in the file; DefaultBufferBytes if
-	// zero. See the package comment for what comes without admission.
+	// zero. See the package comment for steps that are not admitted.
 	BufferBytes int
 	// Now is the clock; time.Now if nil.
 	Now func() time.Time
-	// OnFail is told once when the recording fails, from a goroutine of the recorder;
-	// nil: nobody is. Close waits for it.
+	// OnFail is called once when the recording fails, from a goroutine of the recorder;
+	// it may be nil. Close waits for it.
 	OnFail func(error)
 }
 
@@ -52,7 +52,7 @@ type Stats struct {
 	Records, Bytes uint64
 	// Waits counts the calls that had to wait for the file.
 	Waits uint64
-	// Err is why nothing is recorded any more, nil if it is.
+	// Err is why nothing is recorded any more; nil while recording.
 	Err error
 }
 
@@ -64,18 +64,18 @@ type Recorder struct {
 	start  time.Time
 	now    func() time.Time
 	onFail func(error)
-	done   chan struct{} // closed when the file is written no more
+	done   chan struct{} // closed when nothing more is written to the file
 	tells  sync.WaitGroup
 
-	// offset and kept are where the next batch goes, and the sum before it. They are
-	// the writing goroutine's.
+	// offset and kept are where the next batch goes, and the sum before it. They belong
+	// to the writing goroutine.
 	offset int64
 	kept   uint32
 
 	mu   sync.Mutex
 	work sync.Cond // there is something to write
 	room sync.Cond // something has been written
-	// pending is what the next batch has, spare is for the one after it.
+	// pending is the next batch; spare is the buffer for the one after it.
 	// +checklocks:mu
 	pending []byte
 	// +checklocks:mu
@@ -83,23 +83,23 @@ type Recorder struct {
 	// writing is the length of the batch that is being written.
 	// +checklocks:mu
 	writing int64
-	// admitted is what was admitted and not given back.
+	// admitted is how much was admitted and not given back.
 	// +checklocks:mu
 	admitted int64
-	// ceiling bounds what was admitted and is not in the file: the limit, or who is
-	// longer and was admitted alone.
+	// ceiling bounds what was admitted and is not in the file: the limit, or the length
+	// of a longer write that was admitted alone.
 	// +checklocks:mu
 	ceiling int64
-	// turn and turns are those of who waits to be admitted: in order, so that long
-	// writes have theirs.
+	// turn is the number of the caller that is admitted next, and turns the next number
+	// to give out. Callers are admitted in order, so that long writes are not starved.
 	// +checklocks:mu
 	turn uint64
 	// +checklocks:mu
 	turns uint64
-	// sum is that of the last record in pending.
+	// sum is the sum of the last record in pending.
 	// +checklocks:mu
 	sum uint32
-	// recorded counts bytes, as written does.
+	// recorded counts bytes, and so does written.
 	// +checklocks:mu
 	recorded uint64
 	// +checklocks:mu
@@ -112,8 +112,8 @@ type Recorder struct {
 
 var _ cache.Recorder = (*Recorder)(nil)
 
-// Create begins a trace in the file at path. One that is there is written over if it
-// is a trace, or empty.
+// Create begins a trace in the file at path. An existing file is overwritten if it is a
+// trace, or empty.
 //
 // Errors: name the path, and what is wrong with it.
 func Create(path string, c Config) (*Recorder, error) {
@@ -142,7 +142,7 @@ func create(path string) (*os.File, error) {
 	return f, nil
 }
 
-// mayWrite makes f empty, and its owner's alone, if nothing but a trace is lost by that.
+// mayWrite empties f and makes it private to its owner, if nothing but a trace is lost.
 func mayWrite(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -198,7 +198,7 @@ func New(file File, c Config) (*Recorder, error) {
 	return r, nil
 }
 
-// backlogLocked is what the file has not got yet.
+// backlogLocked is how much is not in the file yet.
 //
 // +checklocks:r.mu
 func (r *Recorder) backlogLocked() int64 { return int64(len(r.pending)) + r.writing }
@@ -208,7 +208,7 @@ func (r *Recorder) backlogLocked() int64 { return int64(len(r.pending)) + r.writ
 // +checklocks:r.mu
 func (r *Recorder) endedLocked() bool { return r.stats.Err != nil || r.closing }
 
-// Admit implements cache.Recorder. What is longer than the buffer is admitted alone.
+// Admit implements cache.Recorder. A write longer than the buffer is admitted alone.
 func (r *Recorder) Admit(n int64, wait bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -229,7 +229,7 @@ func (r *Recorder) Admit(n int64, wait bool) bool {
 	return true
 }
 
-// fitsLocked reports whether it is that turn, and there is room for n bytes.
+// fitsLocked reports whether it is the given turn's turn and there is room for n bytes.
 //
 // +checklocks:r.mu
 func (r *Recorder) fitsLocked(turn uint64, n int64) bool {
@@ -261,8 +261,8 @@ func (r *Recorder) Pace() {
 	}
 }
 
-// Record implements cache.Recorder. It never waits: when too much is recorded by those
-// whom nobody has admitted, the trace ends.
+// Record implements cache.Recorder. It never waits: if too much is recorded without
+// having been admitted, the trace ends.
 func (r *Recorder) Record(s cache.Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -279,7 +279,7 @@ func (r *Recorder) Record(s cache.Step) {
 	}
 }
 
-// giveUpLocked ends the trace behind what is recorded.
+// giveUpLocked ends the trace after what is recorded.
 //
 // +checklocks:r.mu
 func (r *Recorder) giveUpLocked(why string) {
@@ -287,7 +287,7 @@ func (r *Recorder) giveUpLocked(why string) {
 	r.failLocked(errors.New(why))
 }
 
-// Mark records what somebody has said.
+// Mark records a mark.
 func (r *Recorder) Mark(text string) { r.Record(cache.Step{Kind: cache.StepMark, Text: text}) }
 
 // +checklocks:r.mu
@@ -306,10 +306,10 @@ func (r *Recorder) recordLocked(s *cache.Step) {
 	r.stats.Records++
 }
 
-// Flush waits until the file has what has been recorded by now. It is not durable
-// by that.
+// Flush waits until the file has everything recorded so far. That does not make it
+// durable.
 //
-// Errors: why the file has not.
+// Errors: why the file does not have it.
 func (r *Recorder) Flush() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -382,7 +382,7 @@ func (r *Recorder) next() []byte {
 	return batch
 }
 
-// wrote notes that a batch is in the file, or is not.
+// wrote notes that a batch was written, or could not be.
 func (r *Recorder) wrote(batch []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -413,11 +413,12 @@ func (r *Recorder) failLocked(err error) {
 	r.room.Broadcast()
 }
 
-// curtail writes of a batch that could not be written the records that can be, and
-// behind them why there are no more, if there is room for that.
+// curtail writes as many records of a failed batch as it can, and after them the reason
+// why there are no more, if there is room for it.
 func (r *Recorder) curtail(batch []byte, why error) {
-	// What was written in part a file does not tell for sure. An end in the batch is not
-	// written: it has one below.
+	// After a failed write a file does not say for sure how much of it was written, so
+	// all of it is written again. An end in the batch is not: it is replaced by the one
+	// below.
 	for len(batch) > 0 && cache.StepKind(batch[4]) != kindEnd {
 		n := recordHeadBytes + int(binary.LittleEndian.Uint32(batch)) + sumBytes
 		if _, err := r.file.WriteAt(batch[:n], r.offset); err != nil {

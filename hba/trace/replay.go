@@ -10,7 +10,7 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 )
 
-// A Choice is what is to be other than recorded about a power cut.
+// A Choice says what is to differ from the recording about a power cut.
 type Choice struct {
 	Seed      *uint64
 	Policy    *cache.Policy
@@ -18,7 +18,7 @@ type Choice struct {
 	Damage    *cache.Damage
 }
 
-// Any reports whether anything is.
+// Any reports whether anything is chosen.
 func (c *Choice) Any() bool {
 	return c.Seed != nil || c.Policy != nil || c.TearBytes != nil || c.Damage != nil
 }
@@ -38,39 +38,39 @@ func (c *Choice) apply(o *cache.CutOptions) {
 	}
 }
 
-// Options say how far a replay goes. At the most one of Until and Cut is set.
+// Options say how far a replay goes. At most one of Until and Cut is set.
 type Options struct {
 	// Until is the number of the last record; all if zero. The power is cut there if
 	// anything is chosen.
 	Until uint64
-	// Cut is the number of the recorded power cut that is the last step; they count from
-	// 1. It is as recorded but for what is chosen.
+	// Cut is the number of the recorded power cut at which the replay ends; they count
+	// from 1. It is as recorded except for what is chosen.
 	Cut    int
 	Choice Choice
 }
 
-// A Result is what a replay came to.
+// A Result is the outcome of a replay.
 type Result struct {
-	// Records is how many were replayed, Cuts how many recorded power cuts.
+	// Records is how many records were replayed, Cuts how many recorded power cuts.
 	Records uint64
 	Cuts    int
 	// Report is of the last power cut; nil if there was none.
 	Report *cache.Report
 	// UnreadableSectors hold garbage on the medium.
 	UnreadableSectors int64
-	// Doubt is why the medium need not be what the disk's was; empty if it is.
+	// Doubt is why the medium may differ from the disk's; empty if it does not.
 	Doubt string
-	// Incomplete is why the disk did more than the trace has; empty if it did not, or
-	// the replay ended before.
+	// Incomplete is why the disk did more than is in the trace; empty if it did not, or
+	// if the replay ended before that.
 	Incomplete string
 }
 
-// Replay does the steps of r on m, which holds what the disk held when the
-// recording began, and has that size. Each recorded power cut on the way has to leave
-// what it has left on the disk.
+// Replay repeats the steps of r on m, which holds what the disk held when the recording
+// began, and has that size. Each recorded power cut on the way has to leave what it left
+// on the disk.
 //
-// Errors: *FormatError; a step that cannot be, with its number; the medium's; Until or
-// Cut are beyond the end. What m holds then means nothing.
+// Errors: *FormatError; an impossible step, with its number; the medium's errors; Until
+// or Cut beyond the end. What m holds then means nothing.
 func Replay(r *Reader, m media.Media, o Options) (*Result, error) {
 	h := r.Header()
 	if m.Size() != h.DiskBytes {
@@ -94,7 +94,7 @@ func Replay(r *Reader, m media.Media, o Options) (*Result, error) {
 	return p.result, nil
 }
 
-// A player is a replay on its way.
+// A player is a replay in progress.
 type player struct {
 	r      *Reader
 	again  *cache.Replay
@@ -129,7 +129,7 @@ func (p *player) play() error {
 	}
 }
 
-// ends is the end of the file.
+// ends handles the end of the file.
 func (p *player) ends() error {
 	complete, reason := p.r.End()
 	switch {
@@ -143,7 +143,7 @@ func (p *player) ends() error {
 	return p.stop()
 }
 
-// stop is where the replay ends.
+// stop ends the replay: if anything is chosen, it cuts the power there.
 func (p *player) stop() error {
 	if p.o.Cut != 0 || !p.o.Choice.Any() {
 		return nil
@@ -154,7 +154,7 @@ func (p *player) stop() error {
 // cut cuts the power as chosen.
 func (p *player) cut(o cache.CutOptions) (err error) {
 	p.o.Choice.apply(&o)
-	o.LoseFlushed = 0 // cache.Replay says of recorded ones that it cannot do them; nobody has chosen this
+	o.LoseFlushed = 0 // cache.Replay reports that it cannot repeat recorded ones; nobody has chosen this
 	p.result.Report, err = p.again.Cut(o, p.at)
 	return err
 }
