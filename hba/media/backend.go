@@ -10,9 +10,9 @@ import (
 	"github.com/pojntfx/go-nbd/pkg/backend"
 )
 
-// A Backend is any backend.Backend of go-nbd as a medium. Discard, Zero,
-// ExtentAt, WriteAtFUA, Prefetch and Resize reach the backend if it has methods
-// of these names and types; see Discarder and so on.
+// A Backend makes any backend.Backend of go-nbd a medium. Discard, Zero, ExtentAt,
+// WriteAtFUA, Prefetch and Resize reach the backend if it has methods of these names and
+// types; see Discarder and so on.
 //
 // The backend is never asked for a range beyond its end, nor for an empty one:
 // some backends hang on those.
@@ -23,7 +23,7 @@ type Backend struct {
 	size    atomic.Int64 // bytes; negative once closed
 	ranges  rangeLock    // as in File
 	lifeMu  sync.RWMutex // as in File
-	flushes flushGroup   // of Sync, which may tell of a lost write once, as fsync does
+	flushes flushGroup   // of Sync, which may report a lost write only once, as fsync does
 }
 
 var (
@@ -67,7 +67,7 @@ func NewBackend(name string, b backend.Backend) (*Backend, error) {
 // Supports implements Supporter.
 func (m *Backend) Supports(a Ability) bool { return a == AbilityCompareAndWrite || m.inner.Has(a) }
 
-// ZeroIsFast implements FastZeroer: it is the backend's word.
+// ZeroIsFast implements FastZeroer: the backend's answer is trusted.
 func (m *Backend) ZeroIsFast() bool { return m.inner.ZeroIsFast }
 
 // Size is the number of bytes.
@@ -90,7 +90,7 @@ func (m *Backend) refuse(op string, off, n int64) error {
 	return &Error{Op: op, Name: m.name, OffsetBytes: off, LengthBytes: n, Kind: kind}
 }
 
-// fail keeps the kind of err if the backend speaks our errors.
+// fail keeps the kind of err if the backend returns errors of this package.
 func (m *Backend) fail(op string, off, n int64, err error) error {
 	for _, kind := range []error{ErrNoSpace, ErrReadOnly} {
 		if errors.Is(err, kind) {
@@ -143,8 +143,8 @@ func (m *Backend) writeShared(p []byte, off int64) (int, error) {
 	return m.wrote(p, off, n, err)
 }
 
-// wrote is what a write of p ends with of which the backend says n and err; it may be
-// short and say nothing.
+// wrote returns the outcome of a write of p for which the backend returned n and err.
+// The backend may write less without an error.
 func (m *Backend) wrote(p []byte, off int64, n int, err error) (int, error) {
 	if err == nil && n < len(p) {
 		err = io.ErrShortWrite
@@ -175,7 +175,7 @@ func (m *Backend) Flush() error {
 	return m.callLong("flush", 0, 0, m.flushes.do)
 }
 
-// callLong runs fn, which may last long and writes nothing, with lifeMu shared.
+// callLong runs fn, which may take long and writes nothing, with lifeMu shared.
 func (m *Backend) callLong(op string, off, n int64, fn func() error) error {
 	m.lifeMu.RLock()
 	defer m.lifeMu.RUnlock()
@@ -224,8 +224,9 @@ func (m *Backend) Prefetch(off, n int64) error {
 	})
 }
 
-// ExtentAt implements ExtentLister. Of the backend's extent it tells what is behind off;
-// one that ends before, or begins behind, would have callers go backwards or jump.
+// ExtentAt implements ExtentLister. It returns the part of the backend's extent from off
+// on; an extent that ends before off, or begins after it, would make callers go
+// backwards or jump.
 func (m *Backend) ExtentAt(off int64) (e Extent, err error) {
 	err = m.callLong("extent", off, 1, func() error {
 		e, err = m.inner.Extents.ExtentAt(off)

@@ -13,9 +13,10 @@ func inside(off, n, sizeBytes int64) bool {
 	return off >= 0 && n >= 0 && off <= sizeBytes && n <= sizeBytes-off
 }
 
-// A rangeLock excludes calls on overlapping byte ranges from each other: shared
-// for reads and writes, exclusive for what must be alone. Ranges fold onto a
-// fixed number of stripes, so calls on distant ranges may meet, but no more.
+// A rangeLock excludes calls on overlapping byte ranges from each other: shared for
+// reads and writes, exclusive for calls that must be alone. Ranges fold onto a fixed
+// number of stripes, so calls on distant ranges may exclude each other, too, which only
+// costs time.
 //
 // Stripes are taken in ascending order, so callers cannot deadlock.
 type rangeLock struct {

@@ -1,9 +1,9 @@
 // Package media is where a logical unit's bytes are at rest.
 //
-// A Media is a flat range of bytes with read, write and flush. What else a
-// medium can do (discard, zero, tell its holes, answer without blocking) is a
-// one-method interface each. Probe finds these once, when the medium is attached, so
-// that no request has to.
+// A Media is a flat range of bytes with read, write and flush. Everything else that a
+// medium may be able to do (discard, zero, list its holes, answer without blocking) is a
+// one-method interface. Probe finds these once, when the medium is attached, so that no
+// request has to.
 //
 //	Memory   sparse, in memory outside the Go heap; gone when closed
 //	File     a sparse file or a block device; survives the process
@@ -24,11 +24,11 @@
 //
 // # Concurrency
 //
-// Any number of calls may run at once, on the same range too; then a read sees
-// each byte as it was before or after a write to it. Memory never shows a block half
+// Any number of calls may run at once, on the same range too; a read then sees each byte
+// as it was before or after a concurrent write to it. Memory never shows a block half
 // written. File may, as the kernel's reads do not wait for its writes. Pages that a
-// Referrer has lent may show what was written there later.
-// Close waits for calls in progress; later ones give ErrClosed.
+// Referrer has lent may show later writes to them. Close waits for calls in progress;
+// later ones return ErrClosed.
 //
 // # Lock order
 //

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A File is a medium in a sparse file or on a block device. It is locked against
-// other processes, and other Files of this one, while it is open.
+// A File is a medium in a sparse file or on a block device. While it is open, it is
+// locked against other processes and other Files of this one.
 //
 // Reads and writes go through the page cache; Flush is fdatasync, FUA is
 // RWF_DSYNC.
@@ -22,7 +22,8 @@ type File struct {
 	device   bool // a block device, whose size is not ours to set
 	linked   bool // had a name when it was opened
 	zeroFast bool // Zero writes no zeros
-	// zeroUnit is what is zeroed in whole multiples only: of a device, its logical block.
+	// zeroUnit is the unit in whole multiples of which zeroing works: a device's logical
+	// block.
 	zeroUnit int64
 	// allocate is unix.Fallocate. Set before use.
 	allocate func(fd int, mode uint32, off, n int64) error
@@ -33,15 +34,15 @@ type File struct {
 
 	size atomic.Int64 // bytes; negative once closed
 
-	// What the file system turned out not to do. They are stored at open or when
-	// the kernel first says so, and never go back.
+	// What the file system turned out not to support. They are set at open or when the
+	// kernel first says so, and never cleared.
 	noTryRead, noTryWrite, noDSync atomic.Bool
 	noHoles, noExtents             atomic.Bool
 	noCacheStat, noSplice          atomic.Bool
 
-	// ranges keeps COMPARE AND WRITE alone on its range: writes share their
-	// stripes. Reads share their first, and what may last long but writes nothing
-	// shares lifeMu, so that Close closes no descriptor in use.
+	// ranges keeps COMPARE AND WRITE alone on its range: writes share their stripes.
+	// Reads share their first stripe, and calls that may take long but write nothing
+	// share lifeMu, so that Close closes no descriptor in use.
 	ranges  rangeLock
 	lifeMu  sync.RWMutex
 	flushes flushGroup
@@ -94,8 +95,8 @@ func (f *File) Supports(a Ability) bool {
 	return false
 }
 
-// enter checks a range and takes its stripes for shared use. Who gets nil
-// leaves by f.ranges.unshare(s).
+// enter checks a range and takes its stripes for shared use. If it returns nil, the
+// caller leaves with f.ranges.unshare(s).
 func (f *File) enter(op string, off, n int64, s stripeSet) error {
 	f.ranges.share(s)
 	if !inside(off, n, f.size.Load()) {
@@ -105,8 +106,8 @@ func (f *File) enter(op string, off, n int64, s stripeSet) error {
 	return nil
 }
 
-// enterChange is enter for what writes, and keeps others from writing at once. Who
-// gets nil leaves by leaveChange.
+// enterChange is enter for calls that write, and keeps others from writing at once. If
+// it returns nil, the caller leaves with leaveChange.
 func (f *File) enterChange(op string, off, n int64, s stripeSet) error {
 	if err := f.enter(op, off, n, s); err != nil {
 		return err
@@ -232,8 +233,8 @@ func (f *File) writeShared(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// TryWriteAt implements NonBlockingWriter, where the file system does; where it does
-// not, by a write if writes were quick so far; see atOnce.
+// TryWriteAt implements NonBlockingWriter, where the file system does; elsewhere it
+// makes an ordinary write if writes have been quick so far; see atOnce.
 func (f *File) TryWriteAt(p []byte, off int64) (bool, error) {
 	s := stripesOf(off, int64(len(p)))
 	if len(p) == 0 || !f.ranges.tryShare(s) {
@@ -248,7 +249,7 @@ func (f *File) TryWriteAt(p []byte, off int64) (bool, error) {
 		if noSuchFlag(errno) {
 			f.noTryWrite.Store(true)
 		}
-		// WriteAt tells every other error, should it happen again.
+		// WriteAt reports any other error, should it happen again.
 		return errno == 0 && n == len(p), nil
 	}
 	began, ok := f.atOnce.begin(off, int64(len(p)))
@@ -265,8 +266,8 @@ func noSuchFlag(errno unix.Errno) bool {
 	return errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.EINVAL
 }
 
-// WriteAtFUA implements FUAWriter by RWF_DSYNC, or by fdatasync where that is
-// not to be had.
+// WriteAtFUA implements FUAWriter by RWF_DSYNC, or by fdatasync where RWF_DSYNC is not
+// available.
 func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	s := stripesOf(off, int64(len(p)))
 	f.atOnce.long.Add(1)
@@ -294,8 +295,8 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// writeDSync is WriteAtFUA by RWF_DSYNC. If it says that less than all of p is done, and no
-// error, the kernel does not know that flag.
+// writeDSync is WriteAtFUA by RWF_DSYNC. If it returns less than len(p) and no error,
+// the kernel does not know that flag.
 func (f *File) writeDSync(p []byte, off int64) (done int, err error) {
 	write := f.flushes.begin()
 	for done < len(p) {
@@ -319,8 +320,8 @@ func (f *File) writeDSync(p []byte, off int64) (done int, err error) {
 // Flush implements Media. Calls at the same time share one fdatasync, if it
 // begins after all of them.
 //
-// Errors: ErrMedium or ErrNoSpace, as the kernel tells them: to every Flush that
-// shared the fdatasync or came while it ran, and once.
+// Errors: ErrMedium or ErrNoSpace, as the kernel reports them: once, and to every Flush
+// that shared the fdatasync or came while it ran.
 func (f *File) Flush() error {
 	f.lifeMu.RLock()
 	defer f.lifeMu.RUnlock()
@@ -344,12 +345,12 @@ func (f *File) flushShared() error {
 	return nil
 }
 
-// maxPrefetchExtents is how many runs of data one Prefetch has read, so that none looks
-// through a long file of short ones.
+// maxPrefetchExtents is how many runs of data one Prefetch reads ahead, so that it does
+// not go through a long file of short runs.
 const maxPrefetchExtents = 256
 
-// Prefetch implements Prefetcher. Holes are passed over: the kernel would fill the page
-// cache with their zeros, which takes as long as to read them.
+// Prefetch implements Prefetcher. Holes are skipped: the kernel would fill the page
+// cache with their zeros, which takes as long as reading them.
 func (f *File) Prefetch(off, n int64) error {
 	f.lifeMu.RLock()
 	defer f.lifeMu.RUnlock()
@@ -379,7 +380,7 @@ func (f *File) Prefetch(off, n int64) error {
 
 func (f *File) prefetchData(off, n int64) error {
 	if n == 0 {
-		return nil // to fadvise it would mean everything
+		return nil // fadvise would take zero to mean everything
 	}
 	if err := f.advise(f.fd, off, n, unix.FADV_WILLNEED); err != nil {
 		return f.fail("prefetch", off, n, err)
@@ -400,7 +401,8 @@ func (f *File) CompareAndWriteAt(compare, data []byte, off int64) (int, error) {
 	return compareAndWrite(compare, data, off, f.readShared, f.writeShared)
 }
 
-// compareAndWrite does so by read and write; the caller excludes others.
+// compareAndWrite implements CompareAndWriteAt by read and write; the caller excludes
+// others.
 func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, int64) (int, error)) (int, error) {
 	if len(compare) != len(data) {
 		panic(fmt.Sprintf("media: compare %d bytes and write %d", len(compare), len(data)))
@@ -420,7 +422,7 @@ func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, i
 	return -1, err
 }
 
-// end is where the file ends, at size unless somebody has cut it short.
+// end returns where the file ends: at size, unless somebody has cut it short.
 func (f *File) end(size int64) int64 {
 	var st unix.Stat_t
 	if f.device || unix.Fstat(f.fd, &st) != nil {
@@ -429,8 +431,8 @@ func (f *File) end(size int64) int64 {
 	return min(size, st.Size)
 }
 
-// whole reports what somebody else has done to the file, whose size was bytes: nobody
-// should take it for one that can grow.
+// whole reports that somebody else has changed the file, which had the given size: such
+// a file should not be taken for one that can grow.
 func (f *File) whole(size int64) error {
 	var st unix.Stat_t
 	switch err := unix.Fstat(f.fd, &st); {

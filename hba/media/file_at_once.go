@@ -26,45 +26,45 @@ import (
 //     for by lateShare times as much time without such writes, but for what is lent,
 //     lateCredit. After one of 200 ms writes are refused for 1.6 s.
 //
-// So of what a submitter has behind a write, one write in its way is late at the most
-// before others go to the workers, and late writes take it no more than 1/lateShare of
-// its time.
+// So of the commands that a submitter has behind a write, at most one write in their way
+// is late before the others go to the workers, and late writes take no more than
+// 1/lateShare of the submitter's time.
 type atOnce struct {
 	// able is set once, at open: the file system is one of those.
 	able bool
 	// changes counts calls in progress that write to the file or sync it.
 	changes atomic.Int32
-	// long counts those among them that may take long: they sync, zero or trim. It is
-	// raised before changes, so that nobody takes one of them for a short write.
+	// long counts those of them that may take long: they sync, zero or trim. It is
+	// raised before changes, so that none of them is taken for a short write.
 	long atomic.Int32
-	// turning counts writes that others have turns for.
+	// turning counts writes that are giving turns to others.
 	turning atomic.Int32
-	// noTurns is when, by now, turns may begin again after some in vain, in ns. It is 0 once
-	// the file has been found free.
+	// noTurns is when turns may begin again after turns in vain, as known by now, in ns.
+	// It is 0 once the file has been found free.
 	noTurns atomic.Int64
-	// paid is when, by now, all lateness will have been paid for, in ns.
+	// paid is when all lateness will have been paid for, as known by now, in ns.
 	paid atomic.Int64
-	// now is the time since some moment. Set before use.
+	// now returns the time since some fixed moment. Set before use.
 	now func() time.Duration
-	// stepAside lets other processes have a turn: aside.Step, which is false if a turn
-	// was long not long ago, anybody's. Set before use.
+	// stepAside lets other processes have a turn: aside.Step, which returns false if
+	// anybody's turn was long not long ago. Set before use.
 	stepAside func() bool
 }
 
 const (
 	maxAtOnceBytes = 256 << 10
-	// turnsTime is how long new turns begin, before a write that meets a short one is
-	// refused: three of 256 KiB are over by then, as a rule; hence maxTurning.
+	// turnsTime is how long new turns may begin before a write that meets a short one is
+	// refused: three of 256 KiB are usually over by then; hence maxTurning.
 	turnsTime  = 400 * time.Microsecond
 	maxTurning = 3
-	// blindTurns is how many turns there are if other processes have none.
+	// blindTurns is how many turns there are if other processes get none.
 	blindTurns = 3
 
 	lateTime   = 100 * time.Microsecond
 	lateByte   = time.Nanosecond
 	lateShare  = 8
 	lateCredit = 4 * time.Millisecond
-	// lateMost is the most that one write, or its turns, have to be paid for.
+	// lateMost is the most that has to be paid for one write or its turns.
 	lateMost = time.Minute
 )
 
@@ -91,8 +91,8 @@ func (a *atOnce) begin(off, n int64) (began time.Duration, ok bool) {
 	return began, ok
 }
 
-// stay reports whether a write that has found the file free is made. If the one before,
-// which has just ended, was late, it leaves again.
+// stay reports whether a write that has found the file free may go on. It leaves again
+// if the previous write, which has just ended, was late.
 func (a *atOnce) stay(began time.Duration) bool {
 	if a.noTurns.Load() != 0 {
 		a.noTurns.Store(0)
@@ -104,15 +104,15 @@ func (a *atOnce) stay(began time.Duration) bool {
 	return false
 }
 
-// turns is begin for a write that has met another. Other goroutines, then other
-// processes, have turns until that is over: most writes soon are. A worker would wait for
-// the same file, and the scheduler's monitor takes processors from all who write then,
-// one after the other.
+// turns is begin for a write that has met another. Other goroutines, and then other
+// processes, get turns until the other write is over: most writes soon are. A worker
+// would wait for the same file, and the scheduler's monitor takes the processors away
+// from all writers that wait, one after the other.
 //
-// But all that is behind this write on its queue waits meanwhile, whoever it is from. So
-// there are no more turns once something is under way that takes long, nor after turns in
-// vain until the file has been found free, or they have been paid for by lateShare times as
-// long.
+// But everything behind this write on its queue waits meanwhile, whoever submitted it.
+// So there are no more turns once a call that takes long is under way, nor after turns
+// in vain until the file has been found free or the turns have been paid for by
+// lateShare times their length.
 func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
 	began = from
 	for blind := 0; blind < blindTurns && began-from < turnsTime; {
@@ -132,7 +132,7 @@ func (a *atOnce) turns(from time.Duration) (began time.Duration, ok bool) {
 	return 0, false
 }
 
-// inDebt reports whether lateness has to be paid for first, beyond what is lent.
+// inDebt reports whether lateness beyond the credit has to be paid for first.
 func (a *atOnce) inDebt(now time.Duration) bool {
 	return time.Duration(a.paid.Load())-now > lateShare*lateCredit
 }

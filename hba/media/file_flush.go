@@ -26,17 +26,18 @@ type flushGroup struct {
 	// +checklocks:mu
 	failure error
 	// tainted is an error that the round under way and the next one that serves a flush
-	// report though their syncs say nothing.
+	// report even if their syncs succeed.
 	// +checklocks:mu
 	tainted error
-	// losses counts what the kernel has told of, whoever it told; loss is the latest.
+	// losses counts the losses that the kernel has reported, to whomever; loss is the
+	// latest.
 	// +checklocks:mu
 	losses uint64
 	// +checklocks:mu
 	loss error
 	// alone counts, by generation, the writes under way that the kernel makes durable
-	// without a round. Each round whose sync goes well begins a generation, and ends after
-	// the one before. Of earlier ones there are none.
+	// without a round. Each round whose sync succeeds begins a generation, and ends only
+	// after the writes of the previous one. There are none of earlier ones.
 	// +checklocks:mu
 	alone [2]int
 	// +checklocks:mu
@@ -55,7 +56,8 @@ type alone struct {
 	losses     uint64 // of its group as it began
 }
 
-// begin begins a write that the kernel makes durable without a round; endAlone ends it.
+// begin begins a write that the kernel makes durable without a round; endAlone ends the
+// write.
 func (g *flushGroup) begin() alone {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -63,12 +65,13 @@ func (g *flushGroup) begin() alone {
 	return alone{g.generation, g.losses}
 }
 
-// endAlone ends w, which gave err, and is what has become of it: the kernel tells of a lost
-// write once, so whom it told meanwhile, it may have told of this one. A round whose sync is
-// being told just now is not waited for: others take long, and that one is about to end.
+// endAlone ends w, which returned err, and returns its outcome. The kernel reports a
+// lost write once, so a loss that it has meanwhile reported to somebody else may be of
+// this one. It does not wait for a round whose sync is just receiving such a report: any
+// other round would take long, and that one is about to end.
 //
-// If w was told, an older write may be meant as well, so the next flush has to say so too,
-// and one that is under way.
+// If the loss was reported to w, it may be of an older write as well, so a flush under
+// way and the next flush have to report it, too.
 func (g *flushGroup) endAlone(w alone, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -84,7 +87,7 @@ func (g *flushGroup) endAlone(w alone, err error) error {
 	return err
 }
 
-// toldLocked notes that the kernel has told somebody of a lost write.
+// toldLocked notes that the kernel has reported a lost write to somebody.
 //
 // +checklocks:g.mu
 func (g *flushGroup) toldLocked(err error) {
@@ -93,8 +96,8 @@ func (g *flushGroup) toldLocked(err error) {
 }
 
 // do returns after a sync that began after the call did, with its error. A write lost
-// before the call may have been told to a sync that was under way as it came, and is
-// told once: then the call fails with that error.
+// before the call may have been reported to a sync that was under way when the call
+// came, and is reported only once: then the call fails with that error.
 func (g *flushGroup) do() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -102,8 +105,8 @@ func (g *flushGroup) do() error {
 	return g.doLocked()
 }
 
-// doAsPart is do as a part of a call that is no flush. What that is told of may be
-// anybody's, so the next flush fails as well.
+// doAsPart is do as a part of a call that is not a flush. A loss reported to it may
+// concern anybody's writes, so the next flush fails as well.
 func (g *flushGroup) doAsPart() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -153,7 +156,7 @@ func (g *flushGroup) runLocked() {
 		g.toldLocked(err)
 	} else {
 		g.awaitAloneLocked()
-		err = g.tainted // the kernel has told somebody else meanwhile; the next flush still reports it
+		err = g.tainted // reported to another call meanwhile; the next flush still reports it
 	}
 	switch {
 	case err != nil:
@@ -162,7 +165,7 @@ func (g *flushGroup) runLocked() {
 		}
 	case serves:
 		err = owed
-	default: // what was told before is of no concern to parts
+	default: // earlier reports do not concern parts
 		g.tainted = owed
 	}
 	if err != nil {
@@ -173,8 +176,8 @@ func (g *flushGroup) runLocked() {
 	g.cond.Broadcast()
 }
 
-// awaitAloneLocked waits for the writes without a round that are under way: any of them may
-// have been told what the sync that has just ended was not.
+// awaitAloneLocked waits for the writes without a round that are under way: any of them
+// may have received a report that the sync that has just ended did not.
 //
 // +checklocks:g.mu
 func (g *flushGroup) awaitAloneLocked() {

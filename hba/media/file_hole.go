@@ -39,8 +39,8 @@ func (f *File) Zero(off, n int64, allocate bool) error {
 // ZeroIsFast implements FastZeroer.
 func (f *File) ZeroIsFast() bool { return f.zeroFast }
 
-// zeroSlice is Zero of at most holeSliceBytes. A device zeroes whole blocks of its own,
-// which may be longer than the disk's; parts of them are written.
+// zeroSlice is Zero for at most holeSliceBytes. A device zeroes only whole logical
+// blocks, which may be longer than the disk's; parts of them are written.
 func (f *File) zeroSlice(off, n int64, allocate bool) error {
 	end := off + n
 	first, last := (off+f.zeroUnit-1)/f.zeroUnit*f.zeroUnit, end/f.zeroUnit*f.zeroUnit
@@ -56,7 +56,7 @@ func (f *File) zeroSlice(off, n int64, allocate bool) error {
 	return f.zeroByWriting(last, end-last)
 }
 
-// zeroWhole zeroes what it need not write, if the kernel can.
+// zeroWhole zeroes a range without writing zeros, if the kernel can.
 func (f *File) zeroWhole(off, n int64, allocate bool) error {
 	var err error
 	if allocate {
@@ -121,7 +121,7 @@ func (f *File) ExtentAt(off int64) (Extent, error) {
 	return f.extentShared(off, size)
 }
 
-// extentShared is ExtentAt with lifeMu held, of a disk of that size.
+// extentShared is ExtentAt for a disk of the given size. lifeMu is held.
 func (f *File) extentShared(off, size int64) (Extent, error) {
 	e := Extent{OffsetBytes: off}
 	data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)

@@ -10,9 +10,9 @@ import (
 // ErrInUse is why a file cannot be locked: others have it open.
 var ErrInUse = errors.New("is in use: another disk or process holds its lock")
 
-// Bytes of a file that qemu and its tools lock, all for reading (its block/file-posix.c):
-// qemuDoes and a number for each thing that they do with an image, qemuAlone and the
-// number for each that nobody else may do meanwhile.
+// Bytes of a file that qemu and its tools lock, all for reading (its
+// block/file-posix.c): qemuDoes plus a number for each thing that they do with an image,
+// and qemuAlone plus the number for each thing that nobody else may do meanwhile.
 const (
 	qemuDoes  = 100
 	qemuAlone = 200
@@ -22,13 +22,13 @@ const (
 	qemuResize = 3
 )
 
-// LockFile takes the locks that OpenFile takes of an image that is to be written, and
+// LockFile takes the locks that OpenFile takes for an image that is to be written.
 // UnlockFile gives them up; so does closing the file.
 //
 // Errors: ErrInUse; what the kernel says.
 func LockFile(f *os.File) error { return lock(int(f.Fd()), false) }
 
-// UnlockFile is the end of LockFile.
+// UnlockFile undoes LockFile.
 func UnlockFile(f *os.File) error {
 	all := unix.Flock_t{Type: unix.F_UNLCK, Whence: unix.SEEK_SET, Start: qemuDoes, Len: 2 * (qemuAlone - qemuDoes)}
 	err := ignoringEINTR(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) })
@@ -38,9 +38,9 @@ func UnlockFile(f *os.File) error {
 	return errors.Join(err, ignoringEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }))
 }
 
-// lock takes the file for this disk alone, or to be read by several. There are two
-// kinds of locks: that of flock, which most programs take, and those of qemu, which
-// does not look at flock's.
+// lock takes the file for this disk alone, or for several readers. There are two kinds
+// of locks: that of flock, which most programs take, and those of qemu, which ignores
+// flock's.
 //
 // Errors: ErrInUse; what the kernel says.
 func lock(fd int, readOnly bool) error {
@@ -69,7 +69,7 @@ func lock(fd int, readOnly bool) error {
 			}
 		}
 	}
-	// First take, then look: of two that come together none may overlook the other.
+	// First take, then look: of two that come together, neither may overlook the other.
 	for _, at := range [][]int64{added(does, qemuAlone), added(alone, qemuDoes)} {
 		for _, off := range at {
 			if err := byteLock(fd, unix.F_OFD_GETLK, unix.F_WRLCK, off); err != nil {
@@ -80,9 +80,10 @@ func lock(fd int, readOnly bool) error {
 	return nil
 }
 
-// flockLocksBytes reports whether the file system, that of fd, makes of flock a lock of
-// all bytes, as a rule: mount options may say otherwise. There qemu's meet it as it is. More of them would keep readers from each other
-// on NFS, and on SMB, where they are mandatory, the disk from its own first block.
+// flockLocksBytes reports whether the file system of fd implements flock as a lock of
+// all bytes, as a rule: mount options may say otherwise. There, qemu's locks conflict
+// with flock's anyway. More byte locks would keep readers from each other on NFS, and on
+// SMB, where they are mandatory, keep the disk from its own first block.
 //
 // Source: flock(2), "NFS details" and "CIFS details".
 func flockLocksBytes(fd int) (bool, error) {
@@ -106,8 +107,8 @@ func added(numbers []int64, base int64) []int64 {
 	return out
 }
 
-// byteLock takes a lock of one byte, or asks whether it could be had. A file system
-// without such locks has none that stand against it.
+// byteLock takes a lock of one byte, or asks whether it is available. On a file system
+// without such locks nothing conflicts.
 func byteLock(fd, command int, kind int16, off int64) error {
 	l := unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: off, Len: 1}
 	err := ignoringEINTR(func() error { return unix.FcntlFlock(uintptr(fd), command, &l) })

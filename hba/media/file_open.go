@@ -25,11 +25,11 @@ type FileConfig struct {
 	// AllowBlockDevice lets Path be a block device. It is a guard against
 	// overwriting one by mistake.
 	AllowBlockDevice bool
-	// Preallocate gives all of the file its place on the file system before it is
-	// used; what it holds stays. It is for regular files that may be written.
+	// Preallocate reserves space on the file system for all of the file before it is
+	// used; its contents stay. It is for regular files that may be written.
 	Preallocate bool
-	// Progress, unless nil, is told how far Preallocate has come. An error of its
-	// ends the opening with that error.
+	// Progress, if not nil, is told how far Preallocate has come. If it returns an
+	// error, OpenFile fails with that error.
 	Progress func(doneBytes, totalBytes int64) error
 }
 
@@ -93,7 +93,7 @@ func (c *FileConfig) open() (fd int, created bool, err error) {
 	if c.ReadOnly {
 		flags = unix.O_RDONLY
 	} else if st.Mode&0o222 == 0 {
-		// Root could write it nevertheless; its owner has said not to.
+		// Root could write it nevertheless, but its owner does not want it written.
 		return -1, false, c.errorf("is write-protected (mode %#o); serve it with the read-only option or chmod it", st.Mode&0o777)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
@@ -224,7 +224,7 @@ func (f *File) makeSize(c FileConfig, created bool) error {
 	return nil
 }
 
-// probe asks for what changes nothing, to learn what the file system can do.
+// probe tries operations that change nothing, to learn what the file system can do.
 func (f *File) probe(st *unix.Stat_t) {
 	size := f.size.Load()
 	switch {
@@ -251,10 +251,9 @@ func (f *File) probe(st *unix.Stat_t) {
 	}
 }
 
-// zeroesFast reports whether the file system of path, on device dev, zeroes a
-// range and allocates it without writing it. To ask for that changes a file, so a
-// file without a name next to path is asked. Where there can be none, the answer
-// is no.
+// zeroesFast reports whether the file system of path, on device dev, zeroes and
+// allocates a range without writing it. Trying that changes a file, so a nameless file
+// next to path is tried. Where there can be none, the answer is no.
 func zeroesFast(path string, dev uint64) bool {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -272,7 +271,7 @@ func zeroesFast(path string, dev uint64) bool {
 	return errors.Join(err, unix.Close(fd)) == nil && fast
 }
 
-// deviceZeroes reports whether a block device zeroes without being sent zeros;
+// deviceZeroes reports whether a block device zeroes without being sent zeros; otherwise
 // the kernel would write them itself.
 func deviceZeroes(rdev uint64) bool {
 	at := fmt.Sprintf("/sys/dev/block/%d:%d/", unix.Major(rdev), unix.Minor(rdev))

@@ -28,14 +28,14 @@ func (f *File) ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool {
 	return to.End(f.spliceAll(pipe, n, off))
 }
 
-// probeBytes is how far apart pages are that are looked at: what is read ahead at a time, by
-// default.
+// probeBytes is the distance between the pages that are checked: the default length of
+// read-ahead.
 const probeBytes = 128 << 10
 
-// cached reports whether all pages with the n bytes from off are in the page cache, and some
-// have been read, the last among them: what is read ahead is there before it is read. The
-// kernel may still drop some at once, and have who splices wait for them; it does so with
-// those that nobody has used for long.
+// cached reports whether all pages with the n bytes from off are in the page cache and
+// some of them, including the last, have been read: pages read ahead are present before
+// they are read. The kernel may still drop some at once, and make a splice wait for
+// them; it does so with pages that have not been used for long.
 func (f *File) cached(off int64, n int) bool {
 	if f.noCacheStat.Load() || f.noTryRead.Load() {
 		return false

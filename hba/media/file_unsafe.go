@@ -6,10 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quickBytes is how much is copied from the page cache without telling the
-// scheduler: some 100 us. If it were told, its monitor would take the processor
-// away after 20 us, and two threads would be woken up for a copy that waits for
-// nothing.
+// quickBytes is how much is copied from the page cache without telling the scheduler:
+// some 100 us. If it were told, its monitor would take the processor away after 20 us,
+// and two threads would be woken up for a copy that waits for nothing.
 const quickBytes = 512 << 10
 
 // preadNoWait is preadv2 with RWF_NOWAIT and one buffer. p must not be empty.

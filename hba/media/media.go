@@ -15,7 +15,7 @@ type Media interface {
 	// WriteAt stores p at off. It returns len(p), or an error and how many bytes
 	// it has written before it. It does not keep p.
 	WriteAt(p []byte, off int64) (int, error)
-	// Flush makes all writes durable that have returned before it was called.
+	// Flush makes all writes durable that returned before it was called.
 	Flush() error
 	// Size is the number of bytes. It never blocks.
 	Size() int64
@@ -26,26 +26,26 @@ type Media interface {
 
 // A NonBlockingReader may be able to read without waiting.
 type NonBlockingReader interface {
-	// TryReadAt reads as ReadAt does if that needs no waiting. If it does,
-	// TryReadAt reports false; p may then be overwritten in part.
+	// TryReadAt reads as ReadAt does if that needs no waiting. Otherwise it reports
+	// false; p may then be overwritten in part.
 	TryReadAt(p []byte, off int64) (done bool, err error)
 }
 
 // A NonBlockingWriter may be able to write without waiting.
 type NonBlockingWriter interface {
-	// TryWriteAt writes as WriteAt does if that needs no waiting. If it does,
-	// TryWriteAt reports false; a part of p may then be written already, and
-	// the caller writes all of p again by WriteAt. Media that bound what they take so
-	// bound a call, so whoever is to do one thing without waiting makes one call.
+	// TryWriteAt writes as WriteAt does if that needs no waiting. Otherwise it reports
+	// false; a part of p may then be written already, and the caller writes all of p
+	// again by WriteAt. Media that limit such writes limit each call, so a caller that
+	// is to do one thing without waiting makes one call.
 	TryWriteAt(p []byte, off int64) (done bool, err error)
 }
 
 // A Referrer can lend the pages that its bytes are on.
 type Referrer interface {
 	// ReferAt fills to, if it has not expired, with references to the n bytes from off,
-	// and reports whether it has. If not, ReadAt has to be called, which tells errors, too.
-	// It waits for next to nothing unless mayBlock. What is written to the range later may be seen
-	// through the references, and nothing else.
+	// and reports whether it has. If not, ReadAt has to be called, which also reports
+	// errors. Unless mayBlock, it waits for next to nothing. Later writes to the range
+	// may be seen through the references, but nothing else.
 	ReferAt(to dma.Pages, n int, off int64, mayBlock bool) bool
 }
 
@@ -62,28 +62,27 @@ type FUAWriter interface {
 	WriteAtFUA(p []byte, off int64) (int, error)
 }
 
-// A VectorWriter keeps the bounds of writes, so that one from several buffers is
-// something else than several.
+// A VectorWriter preserves the bounds of writes, so that one write from several buffers
+// differs from several writes.
 type VectorWriter interface {
-	// WriteVectorAt writes the first n bytes of the segments, taken together, as
-	// one write: as WriteAtFUA does if fua, which needs FUAWriter, else as WriteAt.
+	// WriteVectorAt writes the first n bytes of the segments, taken together, as one
+	// write: like WriteAtFUA if fua, which needs FUAWriter, else like WriteAt.
 	WriteVectorAt(segments [][]byte, n int, off int64, fua bool) (int, error)
 	// TryWriteVectorAt is to WriteVectorAt without fua as TryWriteAt is to WriteAt.
 	TryWriteVectorAt(segments [][]byte, n int, off int64) (done bool, err error)
 }
 
-// A Discarder gives bytes back to where they came from.
+// A Discarder can release the space of bytes.
 type Discarder interface {
-	// Discard makes n bytes from off read as zeros and releases what held them
-	// as far as it can.
+	// Discard makes n bytes from off read as zeros and releases their space as far as it
+	// can.
 	Discard(off, n int64) error
 }
 
 // A Zeroer zeroes without being sent zeros.
 type Zeroer interface {
-	// Zero makes n bytes from off read as zeros. With allocate it also sees to it
-	// that later writes there do not run out of space; without, it may release
-	// what held them.
+	// Zero makes n bytes from off read as zeros. With allocate it also ensures that
+	// later writes there do not run out of space; without, it may release their space.
 	Zero(off, n int64, allocate bool) error
 }
 
@@ -135,24 +134,25 @@ type ComparerWriter interface {
 	CompareAndWriteAt(compare, data []byte, off int64) (mismatch int, err error)
 }
 
-// A Promiser keeps account of what hosts were told is durable. Who tells them so
-// without the medium having a part in it says so here, and a check after a power
-// cut can name the lie.
+// A Promiser keeps account of what hosts were told is durable. Whoever tells them so
+// without involving the medium reports it here, so that a check after a power cut can
+// name the lie.
 type Promiser interface {
 	// PromisedAll: a flush was answered that covers all writes done so far.
 	PromisedAll()
-	// PromisedRange: a write of n bytes at off with FUA, which is done, was answered: the
-	// latest such.
+	// PromisedRange: a completed write of n bytes at off was answered as if with FUA:
+	// the latest such write.
 	PromisedRange(off, n int64)
-	// LostWrite: a write of n bytes at off is answered that never came, as durable or
-	// not. data are its bytes; without, they are zeros. It does not keep them. Broke
-	// counts the command, which may have been of several such writes.
+	// LostWrite: a write of n bytes at off that never came is answered, as durable or
+	// not. data are its bytes; nil means zeros. It does not keep them. Broke counts the
+	// command, which may have consisted of several such writes.
 	LostWrite(off, n int64, data [][]byte, durable bool)
-	// Misdirected: the latest write of n bytes at off, which is done, was one for
-	// another place, and is answered as that. ignored: as durable, which it is not.
+	// Misdirected: the latest write of n bytes at off, which is done, was meant for
+	// another place, and is answered as such. ignored: it is answered as durable, which
+	// it is not.
 	Misdirected(off, meant, n int64, ignored bool)
-	// Broke: something happened to a command that no correct drive does. act is its
-	// name in reports. A flush of PromisedAll and a write of PromisedRange are counted.
+	// Broke: something happened to a command that no correct drive does. act is its name
+	// in reports. PromisedAll counts its flush itself, and PromisedRange its write.
 	Broke(act string)
 }
 
@@ -174,16 +174,15 @@ const (
 	AbilityRefer                               // Referrer
 )
 
-// A Supporter is a medium that cannot do all that it has methods for: a file
-// on a file system without holes, or a wrapper around some other medium.
+// A Supporter is a medium that does not support all that it has methods for: a file on a
+// file system without holes, or a wrapper around some other medium.
 type Supporter interface {
 	// Supports reports whether the methods of the ability work. The answer does
 	// not change.
 	Supports(a Ability) bool
 }
 
-// Abilities are what a medium can do: its ability interfaces, nil for those it
-// does not have.
+// Abilities are what a medium can do: its ability interfaces, nil where it lacks one.
 type Abilities struct {
 	TryRead         NonBlockingReader
 	TryWrite        NonBlockingWriter
@@ -242,8 +241,7 @@ func ability[T any](v any, a Ability) (t T) {
 	return got
 }
 
-// Has is the set of abilities that are there, which is what a wrapper's
-// Supports answers from.
+// Has reports whether the ability is present. A wrapper's Supports answers from it.
 func (a *Abilities) Has(want Ability) bool {
 	switch want {
 	case AbilityTryRead:

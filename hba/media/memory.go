@@ -31,32 +31,32 @@ type MemoryConfig struct {
 	Name string
 	// SizeBytes is what the medium offers, from 1 to MaxMemoryBytes.
 	SizeBytes int64
-	// LimitBytes bounds what it really takes, in whole chunks of 64 KiB; writes
-	// beyond fail with ErrNoSpace. Zero means no limit. Pages that were lent and then
-	// discarded are on top, until who has them has looked.
+	// LimitBytes bounds what it really takes, in whole chunks of 64 KiB; writes beyond
+	// that fail with ErrNoSpace. Zero means no limit. Pages that were lent and then
+	// discarded come on top, until whoever has them has looked at them.
 	LimitBytes int64
 }
 
-// A Memory is a sparse medium in memory outside the Go heap. Chunks of 64 KiB
-// are taken when first written and given back when nothing written is left in
-// them; what was never written takes nothing and reads as zeros. Its size may
-// exceed the machine's memory by far.
+// A Memory is a sparse medium in memory outside the Go heap. Chunks of 64 KiB are taken
+// when first written and given back when they hold no written page any more; bytes that
+// were never written take nothing and read as zeros. Its size may exceed the machine's
+// memory by far.
 //
-// Of what is given back, up to 64 MiB wait for 5 to 10 s to be taken again before
-// the operating system has them: a page that it must hand out anew costs more than
-// the write into it. A chunk that waited is taken whole, with all the memory that it
-// had; of any other, only pages that are written take memory.
+// Up to 64 MiB of what is given back stay for 5 to 10 s to be taken again before they
+// return to the operating system: a page that it must hand out anew costs more than the
+// write into it. A chunk that stayed is taken whole, with all the memory that it had; of
+// any other chunk, only pages that are written take memory.
 //
-// It never blocks. A block of up to 4 KiB is never seen half written, as each
-// chunk is read and written under its stripe's lock, but through pages that were
-// lent. Calls on different chunks run side by side, and so do reads of one chunk.
+// It never blocks. A block of up to 4 KiB is never seen half written, except through
+// pages that were lent, as each chunk is read and written under its stripe's lock. Calls
+// on different chunks run side by side, and so do reads of one chunk.
 type Memory struct {
 	name string
 	pool pool
 
 	resizeMu sync.Mutex // held by Resize and Close
-	// lifeMu is shared by what returns chunks to the pool with no stripe held, so
-	// that Close unmaps none of them meanwhile.
+	// lifeMu is shared by calls that return chunks to the pool with no stripe held, so
+	// that Close unmaps none of those chunks meanwhile.
 	lifeMu sync.RWMutex
 
 	// size is in bytes; negative once closed. It is stored by NewMemory and under
@@ -85,8 +85,9 @@ type leaf struct {
 type cell struct {
 	chunk atomic.Pointer[chunk] // nil: all zeros
 	pages atomic.Uint32         // a bit for each page written or allocated since it was last a hole
-	// stale has a bit for each page that reads as zeros whatever the chunk has there,
-	// be it a hole or allocated. Other pages that are holes are zeros.
+	// stale has a bit for each page that reads as zeros whatever the chunk contains
+	// there, whether the page is a hole or allocated. Other pages that are holes contain
+	// zeros.
 	stale uint32
 }
 
@@ -261,7 +262,7 @@ func (m *Memory) writeChunkLocked(p []byte, i int64, at int) error {
 	l := m.leafOf(i)
 	c := &l.cells[i%chunksPerLeaf]
 	ch, err := m.chunkLocked(l, c)
-	if ch == nil { // not err != nil: the compiler would look at the chunk's first byte to see that
+	if ch == nil { // not err != nil: for that the compiler would load the chunk's first byte
 		return err
 	}
 	if c.stale != 0 {
@@ -295,9 +296,9 @@ func (m *Memory) chunkLocked(l *leaf, c *cell) (*chunk, error) {
 	return ch, nil
 }
 
-// refresh is called before n bytes are written at offset at of ch, the cell's chunk: what
-// else is on their pages becomes zeros if the chunk does not have them yet. The stripe
-// is held for exclusive use.
+// refresh is called before n bytes are written at offset at of ch, the cell's chunk: the
+// rest of their pages becomes zeros if the chunk does not contain zeros there yet. The
+// stripe is held for exclusive use.
 func (c *cell) refresh(ch *chunk, at, n int) {
 	end := at + n
 	before, after := at&^(pageBytes-1), (end+pageBytes-1)&^(pageBytes-1)
@@ -372,8 +373,8 @@ func (m *Memory) CompareAndWriteAt(compare, data []byte, off int64) (int, error)
 	return -1, nil
 }
 
-// takeChunksLocked has the chunks from first to last be there, or none that was not. Their
-// stripes are held for exclusive use.
+// takeChunksLocked makes all chunks from first to last exist, or adds none of them.
+// Their stripes are held for exclusive use.
 //
 // +checklocksignore: which locks is decided at run time.
 func (m *Memory) takeChunksLocked(first, last int64) error {
@@ -461,9 +462,9 @@ func (m *Memory) Resize(sizeBytes int64) error {
 		m.size.Store(sizeBytes)
 		return nil
 	}
-	// From here on nobody writes beyond the new end: whoever holds a stripe now is
-	// waited for, and whoever takes it later sees the new size. hole alone would
-	// not do: it passes over chunks that are still to come.
+	// From here on nobody writes beyond the new end: holders of a stripe are waited for,
+	// and whoever takes it later sees the new size. hole alone would not do: it skips
+	// chunks that do not exist yet.
 	m.size.Store(sizeBytes)
 	m.lockChunks(0, memoryStripes)
 	m.unlockChunks(0, memoryStripes)

@@ -40,11 +40,11 @@ func (m *Memory) Zero(off, n int64, allocate bool) error {
 	return nil
 }
 
-// ZeroIsFast implements FastZeroer: a chunk that is there is cleared where it was
-// written, others are taken as they come, whose pages are only marked.
+// ZeroIsFast implements FastZeroer: an existing chunk is cleared only where it was
+// written; others are taken as they come, and their pages only marked.
 func (m *Memory) ZeroIsFast() bool { return true }
 
-// missingChunks is how many chunks of the range are not there.
+// missingChunks is how many chunks of the range do not exist.
 func (m *Memory) missingChunks(off, n int64) int64 {
 	if n == 0 {
 		return 0
@@ -82,7 +82,7 @@ func (m *Memory) zeroChunk(i int64, at, n int, off int64) error {
 	if ch == nil { // as in writeChunkLocked
 		return &Error{Op: "zero", Name: m.name, OffsetBytes: off, LengthBytes: int64(n), Kind: ErrNoSpace, Err: err}
 	}
-	// What is stale stays so, and so becomes what was not written: their memory is
+	// Stale pages stay stale, and pages that were not written become so: their memory is
 	// untouched.
 	written := c.pages.Load()
 	clearPages(ch[at:at+n], written&^c.stale, at)
@@ -109,7 +109,7 @@ func (m *Memory) hole(off, n int64) {
 		for off < leafEnd {
 			i, at := off>>chunkShift, int(off&(chunkBytes-1))
 			k := int(min(leafEnd-off, int64(chunkBytes-at)))
-			// A chunk that is not there now reads as zeros now, which is when this
+			// A chunk that does not exist now reads as zeros now, which is when this
 			// call took effect for it.
 			if l.cells[i%chunksPerLeaf].chunk.Load() != nil {
 				m.holeChunk(l, i, at, k, &emptied)
@@ -127,8 +127,8 @@ type emptiedChunks struct {
 	lent releaseBatch // but these by references to their pages
 }
 
-// holeChunk zeroes n bytes at offset at of chunk i, which is in l, if it is there. If
-// nothing is left in it, it is added to emptied.
+// holeChunk zeroes n bytes at offset at of chunk i, which is in l, if it exists. A chunk
+// that this empties is added to emptied.
 func (m *Memory) holeChunk(l *leaf, i int64, at, n int, emptied *emptiedChunks) {
 	c := &l.cells[i%chunksPerLeaf]
 	s := &m.stripes[i%memoryStripes]

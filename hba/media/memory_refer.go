@@ -6,14 +6,14 @@ import (
 	"github.com/vhbad/vhbad/internal/dma"
 )
 
-// smallPages says that the system's pages are ours: a pipe has a place for each page, and not
-// for each 4 KiB.
+// smallPages says that the system's page size is ours: a pipe has one slot for each
+// page, not for each 4 KiB.
 var smallPages = os.Getpagesize() == pageBytes
 
-// ReferAt implements Referrer. A chunk that was lent does not come back warm when it is
-// released: whoever has references keeps its pages, and it gets others.
+// ReferAt implements Referrer. A chunk that was lent is not kept warm when it is
+// released: holders of references keep its pages, and the chunk gets others.
 //
-// Blocks may be seen half written through references, as by whoever reads them at leisure.
+// Blocks may be seen half written through references, as by any slow reader.
 func (m *Memory) ReferAt(to dma.Pages, n int, off int64, _ bool) bool {
 	if !slabsLendable || !smallPages || to.Expired() || n < 1 || off&(pageBytes-1)+int64(n) > dma.PipeMostBytes || !m.lendable(off, n) {
 		return false
@@ -33,8 +33,8 @@ func (m *Memory) ReferAt(to dma.Pages, n int, off int64, _ bool) bool {
 	return to.End(true)
 }
 
-// lendable reports whether all of n bytes from off are in chunks, as they read. It may be
-// out of date when it arrives.
+// lendable reports whether all of the n bytes from off are in chunks exactly as they
+// read. The answer may be out of date when it arrives.
 func (m *Memory) lendable(off int64, n int) bool {
 	if !inside(off, int64(n), m.size.Load()) {
 		return false
@@ -55,7 +55,7 @@ func (m *Memory) lendable(off int64, n int) bool {
 	return true
 }
 
-// lendableLocked is the chunk i with its leaf, if n bytes of it from at are as they read.
+// lendableLocked returns chunk i and its leaf, if its n bytes from at are as they read.
 //
 // +checklocksignore: one of many stripes, chosen at run time.
 func (m *Memory) lendableLocked(i int64, at, n int) (l *leaf, ch *chunk, ok bool) {
@@ -85,7 +85,7 @@ func (m *Memory) lendChunk(pipe int, off int64, n int) bool {
 	return vmspliceAll(pipe, ch[at:at+n])
 }
 
-// lend says that pages of a chunk were lent.
+// lend notes that pages of a chunk were lent.
 //
 // Concurrency: with the chunk's stripe held.
 func (l *leaf) lend(i int) {
@@ -95,7 +95,7 @@ func (l *leaf) lend(i int) {
 	}
 }
 
-// takeBack says whether pages of a chunk were lent, which then counts as a new one.
+// takeBack reports whether pages of a chunk were lent; the chunk then counts as new.
 //
 // Concurrency: with the chunk's stripe held for exclusive use.
 func (l *leaf) takeBack(i int) bool {

@@ -12,17 +12,17 @@ import (
 const (
 	// maxWarmChunks bounds the memory that waits to be taken again: 64 MiB.
 	maxWarmChunks = 64 << 20 / chunkBytes
-	// coolTime is for how long chunks wait at least, and half of how long at most.
+	// coolTime is how long chunks stay at least, and half of how long they stay at most.
 	coolTime = 5 * time.Second
 )
 
 // A chunk is a piece of a slab.
 type chunk [chunkBytes]byte
 
-// A pool hands out chunks from slabs outside the Go heap, which it maps as they
-// are needed and keeps until it is closed. What a released chunk held goes back
-// to the operating system: after some seconds, so that who discards and writes, as
-// who makes a file system does, has the same memory again; at once if much is released.
+// A pool hands out chunks from slabs outside the Go heap, which it maps as needed and
+// keeps until it is closed. The memory of released chunks goes back to the operating
+// system: after some seconds, so that a program that alternates between discarding and
+// writing, such as mkfs, gets the same memory again; at once if much is released.
 //
 // Concurrency: any goroutine. coolMu comes before mu, which is a leaf.
 type pool struct {
@@ -37,13 +37,13 @@ type pool struct {
 	// free are chunks of zeros.
 	// +checklocks:mu
 	free []*chunk
-	// warm are chunks as they were released, the oldest first. With those handed out
-	// they are within limit, as they are the first that are taken. The up to 64 that cool
-	// is emptying are neither: by those, 4 MiB, more than limit may be resident while
-	// the operating system takes them back.
+	// warm are chunks as they were released, the oldest first. Together with those
+	// handed out they are within limit, as they are taken first. The chunks that cool is
+	// emptying, up to 64, count as neither: so 4 MiB more than limit may be resident
+	// while the operating system takes them back.
 	// +checklocks:mu
 	warm []*chunk
-	// unused is how many of warm nobody has wanted since they were last looked at.
+	// unused is how many of warm have not been needed since they were last checked.
 	// +checklocks:mu
 	unused int
 	// timer runs cool; nil if warm is empty.
@@ -95,8 +95,8 @@ func (p *pool) take() (c *chunk, warm bool, err error) {
 	return c, false, nil
 }
 
-// A releaseBatch collects chunks on their way back, so that neighbours go back
-// in one system call.
+// A releaseBatch collects chunks that are being released, so that neighbours go back in
+// one system call.
 type releaseBatch struct {
 	chunks [64]*chunk
 	n      int
@@ -109,8 +109,7 @@ func (b *releaseBatch) add(c *chunk) (full bool) {
 	return b.n == len(b.chunks)
 }
 
-// release takes back the chunks of b, which the caller alone could reach, and
-// empties b.
+// release takes back the chunks of b, which only the caller could reach, and empties b.
 func (p *pool) release(b *releaseBatch) {
 	if b.n == 0 {
 		return
@@ -130,7 +129,8 @@ func (p *pool) release(b *releaseBatch) {
 	*b = releaseBatch{}
 }
 
-// replace is release of chunks whose pages somebody may still look at: they get others.
+// replace is release for chunks whose pages somebody may still look at: they get new
+// pages.
 func (p *pool) replace(b *releaseBatch) {
 	if b.n > 0 {
 		p.empty(b.chunks[:b.n], int64(b.n))
@@ -138,7 +138,7 @@ func (p *pool) replace(b *releaseBatch) {
 	}
 }
 
-// cool gives back what has been warm for coolTime and nobody wanted.
+// cool gives back the chunks that have been warm for coolTime without being needed.
 func (p *pool) cool() {
 	p.coolMu.Lock()
 	defer p.coolMu.Unlock()
@@ -158,7 +158,7 @@ func (p *pool) cool() {
 	}
 }
 
-// restLocked has cool look again, if there is reason to.
+// restLocked schedules cool again, if there is reason to.
 //
 // +checklocks:p.mu
 func (p *pool) restLocked() {

@@ -7,7 +7,7 @@ package media
 
 const slabBytes = 1 << 20
 
-// slabsLendable: the garbage collector knows of no references but Go's.
+// slabsLendable: the garbage collector knows only of Go's own references.
 const slabsLendable = false
 
 func mapSlab() ([]byte, error) { return make([]byte, slabBytes), nil }
@@ -16,5 +16,5 @@ func unmapSlab([]byte) error { return nil }
 
 func adjacent(_, _ *chunk) bool { return false }
 
-// emptyRun zeroes the chunk; n is always one, as no two are called adjacent.
+// emptyRun zeroes the chunk; n is always one, as no two chunks count as adjacent.
 func emptyRun(first *chunk, _ int) { clear(first[:]) }

@@ -11,8 +11,8 @@ import (
 
 const slabBytes = 64 << 20
 
-// slabsLendable says that pages of slabs stay what they are while somebody has references
-// to them.
+// slabsLendable says that pages of slabs keep their contents while somebody has
+// references to them.
 const slabsLendable = true
 
 // mapSlab reserves a slab that the garbage collector does not see. Its pages

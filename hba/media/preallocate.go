@@ -3,9 +3,9 @@ package media
 // allocationPieceBytes is how much is allocated between two reports of progress.
 const allocationPieceBytes = 64 << 20
 
-// preallocate gives every byte of the file its place on the file system, so that
-// no write runs out of space. What the file holds stays. A fresh file, of nothing
-// but zeros, is written where the file system cannot allocate by itself.
+// preallocate reserves space on the file system for every byte of the file, so that no
+// write runs out of it. The file's contents stay. A fresh file, which holds only zeros,
+// is written where the file system cannot allocate by itself.
 func (f *File) preallocate(c FileConfig, size int64, fresh bool) error {
 	written := false
 	for done := int64(0); done < size; {
