@@ -6,31 +6,31 @@ import (
 	"slices"
 )
 
-// What a sector may hold after a power cut, by what callers were told of their
-// writes to it:
+// What a sector may hold after a power cut, by what callers were told of their writes to
+// it:
 //
-// A write that was promised to be durable, or a later one. One is later unless it
-// was answered before the other came: of two that were under way together nobody
-// knows the order. A write that was not answered, or was answered by an error, may be
-// there or not. Nothing is said of a sector that no write was promised of: what was
-// there before all entries may still be.
+// It may hold a write that was promised to be durable, or a later one. A write counts as
+// later unless it was answered before the other came: the order of two that were under
+// way together is not known. A write that was not answered, or was answered with an
+// error, may be there or not. Nothing is claimed about a sector for which no write was
+// promised: it may still hold what was there before all entries.
 
-// castagnoli is the polynomial of the hashes: processors compute it.
+// castagnoli is the polynomial of the hashes; processors have an instruction for it.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sum is the hash of a sector. That two contents have the same hides a loss once in
+// sum is the hash of a sector. Equal hashes of different contents hide a loss once in
 // 2^32.
 func sum(p []byte) uint32 { return crc32.Update(0, castagnoli, p) }
 
-// A claim is that an entry has one sector with that hash.
+// A claim says that an entry gives one sector that hash.
 type claim struct {
 	sector int64
 	entry  int32
 	sum    uint32
 }
 
-// claims lists the claims of the account, by sector. Of long zeros it has the first
-// sectors only.
+// claims lists the claims of the account, by sector. Of long runs of zeros it lists only
+// the first sectors.
 func (a *account) claims(shift uint8) []claim {
 	zero := sum(make([]byte, 1<<shift))
 	var out []claim
@@ -54,7 +54,7 @@ func (a *account) claims(shift uint8) []claim {
 }
 
 // wide are the entries that are not in claims, or not with all of their sectors, in
-// order of their first. They are asked for sectors in ascending order.
+// order of their first sector. They are looked up by sector in ascending order.
 type wide struct {
 	a      *account
 	coming []int32
@@ -72,7 +72,7 @@ func (a *account) wide() *wide {
 	return w
 }
 
-// at are the entries that have sector.
+// at returns the entries that have sector.
 func (w *wide) at(sector int64) []int32 {
 	for len(w.coming) > 0 && w.a.entries[w.coming[0]].first <= sector {
 		w.here = append(w.here, w.coming[0])
@@ -90,11 +90,11 @@ func (w *wide) at(sector int64) []int32 {
 type ruling struct {
 	checked bool
 	act     Act    // what was broken, if anything
-	write   uint64 // the promise that was
+	write   uint64 // the promise that was broken
 }
 
-// A bar is the latest promise of one kind about a sector: what was answered before
-// it came must not be there any more.
+// A bar is the latest promise of one kind about a sector: a write that was answered
+// before the promised one came must not be there any more.
 type bar struct {
 	arrived uint64
 	write   uint64
@@ -119,8 +119,8 @@ func (a *account) keeps(e *entry) bool {
 	return e.durable || slices.ContainsFunc(a.kept, func(s span) bool { return e.answered > s.after && e.answered < s.before })
 }
 
-// rule judges a sector that has claims, and wide entries, and holds what has that
-// hash; ok is false if it cannot be read.
+// rule judges a sector that has claims and wide entries and whose contents have hash
+// now; ok is false if it cannot be read.
 func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) ruling {
 	var v evidence
 	for _, i := range wide {
@@ -149,7 +149,7 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 		case entryUnknown:
 			v.addPromise(a, e)
 			if e.astray == astrayGone {
-				continue // whatever it was, it is not here
+				continue // whatever this write was, it is not here
 			}
 			v.addFound(e)
 			v.vague = max(v.vague, e.end())
@@ -161,23 +161,23 @@ func (a *account) rule(claims []claim, wide []int32, zero, now uint32, ok bool) 
 
 // An evidence is what the entries of an account say of one sector and what it holds.
 type evidence struct {
-	// honest is the latest promise that a drive keeps, lie the latest of those that
-	// lies about flushes and FUA have made.
+	// honest is the latest promise that a drive keeps, lie the latest of those made by a
+	// drive that lies about flushes and FUA.
 	honest, lie bar
-	// latestLie is when the latest FUA came that was a lie.
+	// latestLie is when the latest FUA write came whose answer was a lie.
 	latestLie uint64
-	// found: some writes may be what the sector holds. latest is when the latest of
-	// them was answered.
+	// found: the sector may hold some of the writes. latest is when the latest of those
+	// was answered.
 	found  bool
 	latest uint64
-	// vague is when the latest of those was answered whose bytes nobody knows; zero if
-	// there is none.
+	// vague is when the latest of those with unknown bytes was answered; zero if there
+	// is none.
 	vague uint64
-	// stray is the latest write that is what the sector holds and was not meant for it.
+	// stray is the latest write that the sector holds and that was not meant for it.
 	stray *entry
 }
 
-// addPromise takes note of what e's answer has promised.
+// addPromise records what e's answer has promised.
 func (v *evidence) addPromise(a *account, e *entry) {
 	if e.answered == 0 || e.failed || e.astray == astrayHere {
 		return
@@ -194,14 +194,14 @@ func (v *evidence) addPromise(a *account, e *entry) {
 	}
 }
 
-// addFound takes note that e may be what the sector holds.
+// addFound records that the sector may hold e.
 func (v *evidence) addFound(e *entry) {
 	v.found = true
 	v.latest = max(v.latest, e.end())
 }
 
-// judge says which promise is broken, if any. Promises that came before horizon are not
-// held against the sector.
+// judge returns which promise is broken, if any. Promises that came before horizon are
+// not enforced.
 func (v *evidence) judge(horizon uint64) ruling {
 	if v.vague > 0 && v.vague >= max(v.honest.arrived, v.lie.arrived) {
 		return ruling{}
@@ -216,13 +216,13 @@ func (v *evidence) judge(horizon uint64) ruling {
 			return ruling{true, b.act, b.write}
 		}
 	}
-	if v.stray != nil && !v.found && v.vague == 0 { // nothing was promised, but nobody has written that
+	if v.stray != nil && !v.found && v.vague == 0 { // nothing was promised, but nobody wrote that here
 		return ruling{true, ActMisdirected, 0}
 	}
 	return ruling{checked: max(v.honest.arrived, v.lie.arrived) > horizon}
 }
 
-// end is when e was answered; if it has not been, never.
+// end returns when e was answered; if it was not, the end of time.
 func (e *entry) end() uint64 {
 	if e.answered == 0 {
 		return maxTime

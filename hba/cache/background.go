@@ -3,16 +3,17 @@ package cache
 import "slices"
 
 // Background write-out. Which writes become durable early is decided when a write comes
-// that the high-water mark, or chance, has decide, or a comparison that it may follow: by
-// what has come until then, in its order, and the seed, and never by how far the durable
-// medium has come. What is chosen leaves: it counts as pending no more where something is
-// decided. A goroutine, there while it has work, carries that out behind everybody's back,
-// in order of the sectors. Reads see it until it is durable; a flush covers it; a power cut
-// first ends it, as if it had been done at once.
+// for which the high-water mark or chance requires it, or a comparison that such a write
+// may follow. The decision depends on the calls so far, their order and the seed, and
+// never on how far the durable medium has come. A chosen write leaves: in later
+// decisions it no longer counts as pending. A goroutine, which exists while it has work,
+// writes out what leaves in the background, in order of the sectors. Reads see it until
+// it is durable; a flush covers it; a power cut first completes it, as if it had been
+// written at once.
 //
-// What leaves takes room until it has left. Whoever needs the room helps and waits.
+// A leaving write takes room until it has left. Whoever needs the room helps and waits.
 
-// A leaver is a write that was chosen. Writes are used again, and then have another id.
+// A leaver is a write that was chosen. write structures are reused, with another id.
 type leaver struct {
 	w  *write
 	id uint64
@@ -22,14 +23,14 @@ type leaver struct {
 const (
 	// highShift: above 7/8 of the room writes are chosen, until there are at most
 	highShift = 3
-	// 13/16, so that the durable medium gets few long writes, in order, instead of a
+	// 13/16, so that the durable medium gets a few long writes, in order, instead of a
 	// short one for each new one. EvictRandom draws up to a quarter of the room more.
 	batchShift  = 4
 	randomShift = 2
 )
 
-// chooseLocked chooses what becomes durable as need sectors come, by the policy. To
-// choose twice for the same changes nothing.
+// chooseLocked chooses what becomes durable when need sectors come, by the policy.
+// Choosing again for the same sectors changes nothing.
 //
 // +checklocks:c.mu
 func (c *Cache) chooseLocked(need int) {
@@ -74,8 +75,8 @@ func (c *Cache) chooseOneLocked(w *write, reason EvictionReason) {
 }
 
 // background writes out what leaves, until nothing does or the durable medium fails.
-// What it failed to take is tried again with what is chosen next, by who needs the
-// room, and by the next flush, which fails if that does: nothing of it is lost.
+// What the medium failed to take is retried with what is chosen next, by whoever needs
+// the room, and by the next flush, which fails if the retry does: nothing of it is lost.
 func (c *Cache) background() {
 	defer c.group.Done()
 	for c.leaveOnce() {
@@ -102,8 +103,8 @@ func (c *Cache) leaveOnce() (more bool) {
 	return true
 }
 
-// pickLeaving picks what leaves, and returns how many writes that is. Without any, or
-// without power but for a cut, the goroutine ends.
+// pickLeaving picks what leaves, and returns how many writes that is. If there are none,
+// or there is no power and this is not for a cut, the goroutine ends.
 //
 // +checklocks:c.outMu
 func (c *Cache) pickLeaving(cut bool) (n int) {
@@ -124,24 +125,24 @@ func (c *Cache) pickLeaving(cut bool) (n int) {
 	return n
 }
 
-// trimLeavingLocked forgets those that have left without a call of left: by a flush, or
-// when something else that was picked with them has failed. It is not for when what
-// leaves has been counted for left.
+// trimLeavingLocked forgets writes that have left without a call of left: by a flush, or
+// when another write picked with them failed. It must not be called between counting the
+// leaving writes and passing the count to left.
 //
 // +checklocks:c.mu
 func (c *Cache) trimLeavingLocked() {
 	c.leaving = slices.DeleteFunc(c.leaving, func(l leaver) bool { return l.w.id != l.id })
 }
 
-// left forgets the first n that were to leave.
+// left forgets the first n leaving writes.
 func (c *Cache) left(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.leaving = c.leaving[:copy(c.leaving, c.leaving[n:])]
 }
 
-// roomOut makes room for need sectors that are to come: it chooses, as they would have,
-// and writes out all that leaves, of failed flushes too.
+// roomOut makes room for need sectors to come: it chooses, as inserting them would have,
+// and writes out everything that leaves, including what failed flushes left behind.
 //
 // +checklocks:c.outMu
 func (c *Cache) roomOut(life uint64, need int) error {
@@ -174,8 +175,9 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	return nil
 }
 
-// endLeaving carries out what was chosen before the power went. From here on every call
-// fails, if it does not already. What the durable medium does not take is pending like the rest.
+// endLeaving writes out what was chosen before the power went. From here on every call
+// fails, if it does not already. What the durable medium does not take is pending like
+// the rest.
 //
 // +checklocks:c.outMu
 func (c *Cache) endLeaving() {

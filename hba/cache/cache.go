@@ -20,16 +20,16 @@ const (
 	MaxSizeBytes     = 4 << 30
 )
 
-// An Eviction says which pending write becomes durable before a flush asks.
+// An Eviction says which pending writes become durable before a flush asks.
 type Eviction uint8
 
 // Evictions.
 const (
 	// EvictFIFO makes the oldest writes durable: when 7/8 of the room are taken, until
-	// it is 13/16.
+	// 13/16 are.
 	EvictFIFO Eviction = iota
-	// EvictRandom makes some durable that are drawn by the seed, as is how many: when
-	// 7/8 of the room are taken; and besides one with one in eight writes.
+	// EvictRandom makes writes durable that are drawn by the seed, and so is their
+	// number: when 7/8 of the room are taken, and one more on one in eight writes.
 	EvictRandom
 	// EvictNone makes nothing durable early. When the cache is full, new writes
 	// go through to the durable medium.
@@ -55,7 +55,7 @@ func ParseEviction(s string) (Eviction, error) {
 type Config struct {
 	// Name is used in errors; "cache" if empty.
 	Name string
-	// SectorBytes is 512 or 4096; 512 if zero. It is what is written whole.
+	// SectorBytes is the unit that is written whole: 512 or 4096; 512 if zero.
 	SectorBytes int
 	// SizeBytes bounds what is pending; DefaultSizeBytes if zero.
 	SizeBytes int64
@@ -64,11 +64,11 @@ type Config struct {
 	Seed uint64
 	// Now is the clock of ages in reports; time.Now if nil.
 	Now func() time.Time
-	// CanLoseFlushed has the cache remember what it overwrites, up to SizeBytes of it,
-	// so that a power cut can lose what was flushed: CutOptions.LoseFlushed. Each
-	// write to the durable medium then reads first. Hostile.
+	// CanLoseFlushed makes the cache remember what it overwrites, up to SizeBytes of it,
+	// so that a power cut can lose what was flushed: CutOptions.LoseFlushed. Each write
+	// to the durable medium then reads first. Hostile.
 	CanLoseFlushed bool
-	// Recorder is told what the cache does; nil: nobody is.
+	// Recorder is told what the cache does; it may be nil.
 	Recorder Recorder
 }
 
@@ -110,26 +110,26 @@ type Cache struct {
 	// plain: nothing is pending and no sector is damaged, so that reads need not
 	// look here. It is stored under mu.
 	plain atomic.Bool
-	// cutting: the power goes, or has gone; who writes out gives up.
+	// cutting: the power is going, or has gone; whoever writes out gives up.
 	cutting atomic.Bool
 
-	// losses counts what the durable medium has told of: lost writes. syncsBegun
-	// counts its flushes.
+	// losses counts the durable medium's reports of lost writes. syncsBegun counts its
+	// flushes.
 	losses     atomic.Uint64
 	syncsBegun atomic.Uint64
 
 	lieAboutFlush atomic.Bool
 	ignoreFUA     atomic.Bool
 
-	// ledger is what callers were told. zeroSums are hashes of so many zeros as it
-	// enters one by one.
+	// ledger is what callers were told. zeroSums are hashes of zeros, for as many
+	// sectors as it enters one by one.
 	ledger   ledger
 	zeroSums []uint32
 
 	// syncMu is held by whoever flushes the durable medium for others.
 	syncMu sync.Mutex
-	// owed is the error of a flush of the durable medium that another call than
-	// Flush was told of; see syncFor. lastLoss is that of the latest loss.
+	// owed is the error of a flush of the durable medium that was reported to a call
+	// other than Flush; see syncFor. lastLoss is the error of the latest loss.
 	// +checklocks:syncMu
 	owed error
 	// +checklocks:syncMu
@@ -144,7 +144,7 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
-	// ending: who writes out does so though the power goes.
+	// ending: whoever writes out does so although the power is going.
 	// +checklocks:outMu
 	ending bool
 	// undo is nil without Config.CanLoseFlushed.
@@ -162,8 +162,8 @@ type Cache struct {
 	life uint64
 	// +checklocks:mu
 	store store
-	// leaving are the writes that were chosen to become durable. writing: a goroutine
-	// of group is there to do it.
+	// leaving are the writes that were chosen to become durable. writing: a goroutine of
+	// group exists to write them out.
 	// +checklocks:mu
 	leaving []leaver
 	// +checklocks:mu
@@ -236,8 +236,8 @@ func (c *Cache) Inner() media.Media { return c.inner }
 // Config is the configuration, completed by defaults.
 func (c *Cache) Config() Config { return c.config }
 
-// LieAboutFlush makes flushes say that they are done and do nothing, or ends
-// that. Hostile.
+// LieAboutFlush makes flushes report success without doing anything, or ends that.
+// Hostile.
 func (c *Cache) LieAboutFlush(on bool) { c.lieAboutFlush.Store(on) }
 
 // IgnoreFUA makes WriteAtFUA the same as WriteAt, or ends that. Hostile.
@@ -258,9 +258,9 @@ func (c *Cache) Hostile() []Act {
 // Size implements media.Media.
 func (c *Cache) Size() int64 { return c.inner.Size() }
 
-// Supports implements media.Supporter. Everything that the durable medium can
-// do, and write through, compare and write, and write vectors always. Writes never wait if there
-// is room.
+// Supports implements media.Supporter: everything that the durable medium can do, and in
+// any case write through, compare and write, and vector writes. Writes never wait if
+// there is room.
 func (c *Cache) Supports(a media.Ability) bool {
 	switch a {
 	case media.AbilityTryWrite, media.AbilityFUA, media.AbilityCompareAndWrite, media.AbilityVector:
@@ -268,7 +268,7 @@ func (c *Cache) Supports(a media.Ability) bool {
 	case media.AbilityTryRead, media.AbilityDiscard, media.AbilityZero, media.AbilityExtents,
 		media.AbilityResize, media.AbilityPrefetch:
 		return c.can.Has(a)
-	case media.AbilityRefer: // what waits in the cache is on no pages to lend
+	case media.AbilityRefer: // pending data are on no pages that could be lent
 	}
 	return false
 }
@@ -280,9 +280,9 @@ func (c *Cache) ZeroIsFast() bool { return c.can.ZeroIsFast }
 // Prefetch implements media.Prefetcher.
 func (c *Cache) Prefetch(off, n int64) error { return c.can.Prefetch.Prefetch(off, n) }
 
-// Close implements media.Media. A cache that is closed has not lost its power:
-// what is pending goes to the durable medium first, even if a flush lied about it,
-// but is not flushed there.
+// Close implements media.Media. A cache that is closed has not lost its power: pending
+// writes go to the durable medium first, even those that a flush lied about, but are not
+// flushed there.
 //
 // Errors: of the durable medium. If it cannot be written, what was pending is
 // lost and the error says so; if it cannot be closed, neither is the cache.
@@ -357,7 +357,7 @@ func (c *Cache) Resize(sizeBytes int64) error {
 	if now := c.inner.Size(); now != max(old, sizeBytes) {
 		c.recordStep(Step{Kind: StepResize, LengthBytes: now})
 	}
-	// Whatever err is: a medium may have become smaller all the same, and would take nothing
+	// Whatever err is: the medium may have shrunk all the same, and would accept nothing
 	// beyond its end any more.
 	end := c.inner.Size() >> c.shift
 	c.store.dropFrom(end)

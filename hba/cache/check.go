@@ -2,14 +2,13 @@ package cache
 
 import "bytes"
 
-// judge checks one pending sector after a cut: base is what was durable, now is
-// what is, and each is nil if it cannot be read. It does not ask how the cut
-// decided, but which versions there were and what had been promised about them:
+// judge checks one pending sector after a cut. base is what was durable and now is what
+// is; each is nil if it cannot be read. It does not consider how the cut decided, but
+// which versions there were and what had been promised about them:
 //
-// The newest promised version, or one after it, must be there; if none was
-// promised, what was durable may be there too. Parts of several are harm to the
-// sector. They break a promise as well if any part is older than what was
-// promised.
+// The newest promised version, or one after it, must be there; if none was promised,
+// what was durable may be there, too. Parts of several versions are damage to the
+// sector. They also break a promise if any part is older than what was promised.
 func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 	v := &k.report.Verdict
 	v.CheckedSectors++
@@ -35,7 +34,7 @@ func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 		if w.promised == promiseNone {
 			continue
 		}
-		// Harm to a sector that nobody has written since the promise is no excuse.
+		// Damage is no excuse for a sector that nobody has written since the promise.
 		written := i != newest
 		excused := f.Outcome == OutcomeTorn && pieces == allPieces(allowed) ||
 			written && (f.Outcome == OutcomeGarbage || f.Outcome == OutcomeUnreadable)
@@ -49,7 +48,7 @@ func (c *Cache) judge(k *cut, f *Fate, base, now []byte) {
 	}
 	switch {
 	case now == nil && base == nil && f.Outcome != OutcomeUnreadable: // as it was
-	case now != nil && bytes.Equal(now, base): // what that may be is for audit to say
+	case now != nil && bytes.Equal(now, base): // audit judges what that may be
 	case harm != "":
 		v.find(off, harm, 0)
 	case now == nil:
@@ -72,7 +71,7 @@ func samePieces(a, b []byte) uint64 {
 
 func allPieces(p []byte) uint64 { return 1<<(len(p)>>9) - 1 }
 
-// actOf names the harm that was asked for, if the outcome is one.
+// actOf names the damage that was asked for, if the outcome is damage.
 func actOf(o Outcome) Act {
 	switch o {
 	case OutcomeTorn:

@@ -14,7 +14,7 @@ import (
 )
 
 // PowerOff takes the power away: calls fail from now on until PowerOn, those in progress
-// as soon as they can, and what is pending stays as it is for Lose.
+// as soon as they can, and pending writes stay as they are for Lose.
 //
 // Concurrency: any goroutine.
 func (c *Cache) PowerOff() {
@@ -38,9 +38,9 @@ func (c *Cache) PowerOn() {
 	c.settleLocked()
 }
 
-// Cut is PowerOff, Lose and PowerOn, one such at a time.
+// Cut is PowerOff, Lose and PowerOn; only one Cut runs at a time.
 //
-// Concurrency: as for Lose; but not beside those three.
+// Concurrency: as for Lose, but not concurrently with those three.
 func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	c.cutMu.Lock()
 	defer c.cutMu.Unlock()
@@ -48,20 +48,20 @@ func (c *Cache) Cut(o CutOptions) (*Report, error) {
 	return c.Lose(o)
 }
 
-// Lose has what is pending survive or not, as o says, and empties the cache, whose power
-// is off from now on if it was not. It returns when the durable medium holds the outcome
-// and has been checked. Until PowerOn nothing is written there.
+// Lose decides which pending writes survive, as o says, and empties the cache, whose
+// power is off from now on if it was not. It returns when the durable medium holds the
+// outcome and has been checked. Until PowerOn nothing is written there.
 //
-// A call that was made before, and has not got here, goes on when the power is back; what
-// PromisedAll and the like tell, of a command from before, counts for the next cut. Who
-// wants neither calls PowerOff, waits until there are no such, and then calls Lose.
+// A call made before but not yet at work goes on when the power is back, and what
+// PromisedAll and the like report for a command from before counts for the next cut. To
+// avoid both, call PowerOff, wait until there are no such calls, and then call Lose.
 //
-// Errors: options that cannot be, or an error of the durable medium; then the
-// cache is empty all the same, and what the medium holds is legal but not what
-// the seed decided. The report says so, too, and what had been pending. Without a report
+// Errors: impossible options, or an error of the durable medium. In the latter case the
+// cache is empty all the same, and what the medium holds is legal but not what the seed
+// decided; the report says so, too, and what had been pending. If no report is returned,
 // nothing is lost.
 //
-// Concurrency: any goroutine, but not from inside of a call of the durable medium.
+// Concurrency: any goroutine, but not from within a call of the durable medium.
 func (c *Cache) Lose(o CutOptions) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -117,8 +117,8 @@ func (c *Cache) beginCut(o CutOptions) (*cut, error) {
 	return k, nil
 }
 
-// endCut ends the report, into which what was told meanwhile goes, of commands that had
-// been executed.
+// endCut completes the report, including what was reported meanwhile about commands that
+// had been executed.
 //
 // +checklocks:c.outMu
 func (c *Cache) endCut(k *cut) {
@@ -126,7 +126,7 @@ func (c *Cache) endCut(k *cut) {
 		c.undo = make(undo)
 	}
 	c.syncMu.Lock()
-	c.owed = nil // who comes after the cut is not concerned
+	c.owed = nil // calls after the cut are not concerned
 	c.syncMu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,8 +145,8 @@ func (c *Cache) endCut(k *cut) {
 	c.store.slabs = k.store.slabs
 }
 
-// A cut is one power cut on its way. It belongs to the goroutine that cuts, so
-// that nobody waits for mu while the durable medium works.
+// A cut is one power cut in progress. It belongs to the goroutine that cuts, so that
+// nobody waits for mu while the durable medium works.
 type cut struct {
 	o      CutOptions
 	store  store // what was pending
@@ -154,17 +154,17 @@ type cut struct {
 	fates  []Fate
 	report *Report
 	image  hash.Hash
-	// base is what was durable, now is what is, of the sectors at hand.
+	// For the sectors at hand, base is what was durable and now is what is.
 	base, now sectors
-	// account is what callers had been told. found are the sectors that judge has
-	// found something about, rest the fates that audit has not come to.
+	// account is what callers had been told. found are the sectors about which judge has
+	// found something; rest are the fates that audit has not reached.
 	account *account
 	found   map[int64]struct{}
 	rest    []Fate
 }
 
-// sectors are the bytes of some that follow each other. Those whose bit is set in
-// bad cannot be read, and are zeros.
+// sectors are the bytes of consecutive sectors. Those whose bit is set in bad cannot be
+// read, and are zeros.
 type sectors struct {
 	p   []byte
 	bad gaps
@@ -209,7 +209,7 @@ func sortedFates(m map[int64]*Fate) []Fate {
 	return out
 }
 
-// decide decides, and tells of the writes.
+// decide decides the fates, and fills in what they say about writes.
 func (k *cut) decide(shift uint8) {
 	s := &k.store
 	k.trace = Trace{SectorBytes: 1 << shift, Writes: make([]TracedWrite, 0, s.writes)}
@@ -340,8 +340,8 @@ func (c *Cache) applyRun(k *cut, run []Fate) error {
 	return nil
 }
 
-// uncertain prepares for a run that may fail half way: sectors that are to be
-// unreadable are.
+// uncertain prepares for a run that may fail half way: it marks the sectors that are to
+// become unreadable as such.
 //
 // +checklocks:c.outMu
 func (c *Cache) uncertain(run []Fate) {
@@ -388,7 +388,7 @@ func (c *Cache) judgeRun(k *cut, run []Fate) {
 	}
 }
 
-// compose makes of p, which is what is durable, what f says.
+// compose turns p, which is what is durable, into what f says.
 func (k *cut) compose(p []byte, f *Fate) {
 	if f.Outcome == OutcomeGarbage || f.Outcome == OutcomeUnreadable {
 		k.o.garbage(p, f.Sector)
@@ -421,8 +421,8 @@ func (k *cut) version(sector int64, write int) int32 {
 	panic(fmt.Sprintf("cache: write %d has no version of sector %d", id, sector))
 }
 
-// kind is what has to be done to the durable medium for f, if anything. A part of
-// a sector that is bad, so that nobody knows the rest, does not change it.
+// kind returns what has to be done to the durable medium for f, if anything. A part of a
+// sector does not change one that is bad, as nobody knows the rest of it.
 func (k *cut) kind(f *Fate, bad bool) (kind Kind, changes bool) {
 	switch {
 	case f.Outcome == OutcomeGarbage || f.Outcome == OutcomeUnreadable:
@@ -435,7 +435,7 @@ func (k *cut) kind(f *Fate, bad bool) (kind Kind, changes bool) {
 	return k.store.versions[k.version(f.Sector, f.Layers[0].Write)].kind, true
 }
 
-// audit holds the durable medium against what callers were told, and says what is
+// audit compares the durable medium with what callers were told, and returns what is
 // known of it from now on.
 //
 // +checklocks:c.outMu
@@ -474,8 +474,8 @@ func ofOne(claims []claim) int {
 	return n
 }
 
-// hold puts the ruling about a sector into the report, unless judge has found
-// something there. They ask for sectors in ascending order.
+// hold puts the ruling about a sector into the report, unless judge has found something
+// there. It must be called in ascending order of sectors.
 func (k *cut) hold(sector int64, shift uint8, r ruling) {
 	for len(k.rest) > 0 && k.rest[0].Sector < sector {
 		k.rest = k.rest[1:]
@@ -493,7 +493,7 @@ func (k *cut) hold(sector int64, shift uint8, r ruling) {
 	}
 }
 
-// unsure is an opening that knows nothing of the sectors that a failed cut was to
+// unsure returns an opening that knows nothing of the sectors that a failed cut was to
 // change.
 func (k *cut) unsure() *opening {
 	open := new(opening)

@@ -7,11 +7,11 @@ var (
 	errWouldBlock = errors.New("would block")
 	// errDamaged is the cause of a read of a sector that a cut made unreadable.
 	errDamaged = errors.New("damaged when the power was cut; a write heals it")
-	// errNoPower makes whoever writes out give up for a cut.
+	// errNoPower makes whoever is writing out give up because of a cut.
 	errNoPower = errors.New("the power is being cut")
 )
 
-// notBlocking is err, without the one that says that something would block.
+// notBlocking returns err, or nil if err says that something would block.
 func notBlocking(err error) error {
 	if errors.Is(err, errWouldBlock) {
 		return nil

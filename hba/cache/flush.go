@@ -5,9 +5,9 @@ import "github.com/vhbad/vhbad/hba/media"
 // Flush implements media.Media. It covers all writes that were done before it
 // began.
 //
-// Errors: what cannot be made durable stays pending, and the next flush tries
-// again. An error of the durable medium's own flush is told once, and the writes
-// may be gone; see media.Media.
+// Errors: what cannot be made durable stays pending, and the next flush tries again. An
+// error of the durable medium's own flush is reported once, and the writes may be gone;
+// see media.Media.
 func (c *Cache) Flush() error {
 	c.pace()
 	losses := c.losses.Load() // before it arrives: see syncAll
@@ -32,15 +32,16 @@ func (c *Cache) flush(f *flush) error {
 	return c.outcome("flush", 0, 0, c.endFlush(f, err))
 }
 
-// syncAll flushes the durable medium as a part of Flush, and tells what another
-// call was told since the last one.
+// syncAll flushes the durable medium as a part of Flush, and also returns an error that
+// was reported to another call since the last one.
 //
-// The medium tells once of writes that it has lost, to whoever flushes it just then.
-// They may be of any flush that is under way, so each of those fails. One goes to the
-// medium at a time, that none is answered while another learns of a loss. Who waits for
-// one that has begun after it came needs none of its own.
+// The medium reports lost writes once, to whoever is flushing it just then. They may
+// concern any flush that is under way, so each of those fails. Only one flush goes to
+// the medium at a time, so that none is answered while another learns of a loss. A
+// caller that has waited for a flush that began after the caller came needs none of its
+// own.
 //
-// begun is how many flushes of the medium had begun when all was there.
+// begun is how many flushes of the medium had begun when all writes had reached it.
 func (c *Cache) syncAll(f *flush, begun uint64) error {
 	c.syncMu.Lock()
 	defer c.syncMu.Unlock()
@@ -60,7 +61,7 @@ func (c *Cache) syncAll(f *flush, begun uint64) error {
 		c.owed = nil
 		return c.lastLoss
 	}
-	if owed := c.owed; owed != nil { // who served it is not Flush, and was told nothing
+	if owed := c.owed; owed != nil { // reported to a call other than Flush
 		c.owed = nil
 		c.lostLocked(owed)
 		return owed
@@ -68,9 +69,9 @@ func (c *Cache) syncAll(f *flush, begun uint64) error {
 	return nil
 }
 
-// lostLocked notes that the medium has told of writes that it has lost. No flush that
-// has begun by now makes them durable; the ledger hears of it first, so that one which
-// begins thereafter begins thereafter there, too.
+// lostLocked notes that the medium has reported lost writes. No flush that has begun by
+// now makes them durable. The ledger is told first, so that a flush that begins
+// afterwards also begins afterwards there.
 //
 // +checklocks:c.syncMu
 func (c *Cache) lostLocked(err error) {
@@ -79,11 +80,11 @@ func (c *Cache) lostLocked(err error) {
 	c.losses.Add(1)
 }
 
-// syncFor flushes the durable medium as a part of x, which is not Flush. What it
-// tells of need not be of x: the next Flush fails as well.
+// syncFor flushes the durable medium as a part of x, which is not Flush. A loss that it
+// reports need not concern x, so the next Flush fails as well.
 //
-// Nor need x be the one that was told: if another call has been since x came, what is
-// lost may be of x, which fails, too. The medium would not tell again.
+// Conversely, a loss reported to another call since x came may concern x, so x fails,
+// too. The medium would not report it again.
 func (c *Cache) syncFor(x *change) error {
 	c.syncMu.Lock()
 	defer c.syncMu.Unlock()
@@ -99,9 +100,9 @@ func (c *Cache) syncFor(x *change) error {
 	return err
 }
 
-// A flush is one that is running.
+// A flush is a flush in progress.
 type flush struct {
-	losses  uint64 // how many the medium had told of when it came
+	losses  uint64 // how many losses the medium had reported when it came
 	before  uint64 // it covers writes with smaller ids
 	life    uint64
 	covered int
@@ -145,7 +146,7 @@ func (c *Cache) flushOut(f *flush) error {
 	return c.writeOut(nil)
 }
 
-// pickBeforeLocked picks what write before finds pending.
+// pickBeforeLocked picks the versions that are pending of writes before the given one.
 //
 // +checklocks:c.outMu
 // +checklocks:c.mu
@@ -171,9 +172,9 @@ func (c *Cache) endFlush(f *flush, err error) error {
 	return nil
 }
 
-// answeredLocked records the promise that an answered flush is. If the flush was
-// honest, nothing that it covers is pending any more; what is nevertheless gets a
-// mark that Cut finds.
+// answeredLocked records the promise made by answering a flush. If the flush was honest,
+// nothing that it covers is pending any more; anything that is nevertheless gets a mark
+// that Cut finds.
 //
 // +checklocks:c.mu
 func (c *Cache) answeredLocked(f *flush) {

@@ -5,26 +5,26 @@ import (
 	"sync"
 )
 
-// A ledger is what the callers of a cache were told, in the order in which they
-// were told it. It knows nothing of what the cache does, so that the check after a
-// power cut can tell what the cache itself has lost; see account.
+// A ledger records what the callers of a cache were told, in the order in which they
+// were told. It knows nothing of what the cache does, so that the check after a power
+// cut can find what the cache itself has lost; see account.
 //
-// A write is entered when it comes, with a hash of each of its sectors, and again
-// when it is answered. A flush that is answered promises all writes that had been
-// answered when it came. What fails promises nothing, and may be there all the same.
+// A write is entered when it comes, with a hash of each of its sectors, and again when
+// it is answered. Answering a flush promises all writes that had been answered when the
+// flush came. A failed write promises nothing, and may be there all the same.
 //
-// It is bounded: it has the latest ledgerEntries writes, and of those the latest
-// ledgerBytes. What is older is not judged.
+// It is bounded to the latest ledgerEntries writes, and the latest ledgerBytes of those.
+// Anything older is not judged.
 //
-// Concurrency: any goroutine. mu is taken for copies of hashes only, and by nobody who
-// holds Cache.mu.
+// Concurrency: any goroutine. mu is held only for copies of hashes, and never taken
+// while holding Cache.mu.
 type ledger struct {
 	shift   uint8
 	room    uint64 // how many entries there can be
 	sumRoom uint64 // how many hashes
 
 	mu sync.Mutex
-	// now counts arrivals and answers: it is the time of all that is entered.
+	// now counts arrivals and answers: it is the time of all entries.
 	// +checklocks:mu
 	now uint64
 	// entries and sums are rings, by numbers that only grow.
@@ -40,18 +40,18 @@ type ledger struct {
 	sumFirst uint64
 	// +checklocks:mu
 	sumNext uint64
-	// kept are the times that answered flushes cover, oldest first. There are
-	// several only if the medium has lost writes in between.
+	// kept are the times that answered flushes cover, oldest first. There are several
+	// only if the medium has lost writes in between.
 	// +checklocks:mu
 	kept []span
-	// lie is when the latest flush came that was answered by a lie.
+	// lie is when the latest flush came that was answered with a lie.
 	// +checklocks:mu
 	lie uint64
-	// horizon is the latest time at which a write was answered, or may have been, that
-	// is not in entries any more.
+	// horizon is the latest time at which a write that is no longer in entries was
+	// answered, or may have been.
 	// +checklocks:mu
 	horizon uint64
-	// adrift counts writes that went out of entries before they were answered.
+	// adrift counts writes that were dropped from entries before they were answered.
 	// +checklocks:mu
 	adrift int
 }
@@ -59,7 +59,8 @@ type ledger struct {
 const (
 	ledgerEntries = 1 << 16
 	ledgerBytes   = 128 << 20 // of sectors that have a hash
-	// longBytes: longer zeros have no hashes, and take the room of those of so many.
+	// longBytes: longer zeros have no hashes, but are charged as many as zeros of this
+	// length.
 	longBytes = 2 << 20
 	// maxSpans bounds ledger.kept.
 	maxSpans = 64
@@ -70,18 +71,18 @@ type entryKind uint8
 
 const (
 	entrySums    entryKind = iota // the hash of each
-	entryZeros                    // they are zeros; too many to be entered each
+	entryZeros                    // they are zeros; too many to be entered one by one
 	entryUnknown                  // nothing: anything may be there
-	entryLie                      // that what was there was answered as if with FUA
-	entryNothing                  // it has come to nothing
+	entryLie                      // what was there was answered as if with FUA
+	entryNothing                  // it counts no more: not done, or replaced after a cut
 )
 
-// An astray says that what was done with a write is not what its writer asked for.
+// An astray says that a write was handled otherwise than its writer asked for.
 type astray uint8
 
 const (
 	astrayNot  astray = iota
-	astrayLost        // nothing was done, and it was answered as if it had been
+	astrayLost        // nothing was done, but it was answered as if it had been
 	astrayGone        // nothing was done here: it was done elsewhere
 	astrayHere        // nobody has asked for it here
 )
@@ -92,12 +93,12 @@ type entry struct {
 	astray astray
 	// failed: it was answered by an error.
 	failed bool
-	// durable: it had FUA and was answered. lied: so it was, by a lie.
+	// durable: it had FUA and was answered. lied: the same, but the answer was a lie.
 	durable, lied bool
 	first, count  int64
 	// sums is the number of its first hash.
 	sums uint64
-	// arrived and answered are when. answered is zero until it is.
+	// arrived and answered are times. answered is zero until the write is answered.
 	arrived, answered uint64
 	// write is its number in reports, if it has one.
 	write uint64
@@ -110,7 +111,7 @@ func (l *ledger) init(shift uint8) {
 	l.shift, l.room, l.sumRoom = shift, ledgerEntries, ledgerBytes>>shift
 }
 
-// charge is how many hashes e takes the room of.
+// charge returns how many hashes e is charged for.
 func (l *ledger) charge(e *entry) uint64 {
 	switch e.kind {
 	case entrySums:
@@ -122,7 +123,7 @@ func (l *ledger) charge(e *entry) uint64 {
 	return 0
 }
 
-// arrive enters a write that comes now. The ticket is for answer.
+// arrive enters a write that comes now. Its ticket is to be passed to answer.
 func (l *ledger) arrive(kind entryKind, first, count int64, sums []uint32) (ticket uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,7 +132,7 @@ func (l *ledger) arrive(kind entryKind, first, count int64, sums []uint32) (tick
 	return e + 1
 }
 
-// addLocked adds an entry, for which the oldest go if they have to.
+// addLocked adds an entry, dropping the oldest ones if necessary.
 //
 // +checklocks:l.mu
 func (l *ledger) addLocked(e *entry, sums []uint32) (number uint64) {
@@ -156,11 +157,11 @@ func (l *ledger) addLocked(e *entry, sums []uint32) (number uint64) {
 	return number
 }
 
-// at is where a ring, whose length is a power of two, has the element of that number.
+// at returns the element with that number in a ring whose length is a power of two.
 func at[T any](ring []T, number uint64) *T { return &ring[number&uint64(len(ring)-1)] }
 
-// grown is a ring of twice the length, or of least, that has the same from number
-// first to before next.
+// grown returns a ring of twice the length, or of least, with the same elements from
+// number first to before next.
 func grown[T any](ring []T, first, next uint64, least int) []T {
 	out := make([]T, max(2*len(ring), least))
 	for i := first; i < next; i++ {
@@ -169,7 +170,7 @@ func grown[T any](ring []T, first, next uint64, least int) []T {
 	return out
 }
 
-// unrolled is what a ring has from number first to before next, in order.
+// unrolled returns the elements of a ring from number first to before next, in order.
 func unrolled[T any](ring []T, first, next uint64) []T {
 	out := make([]T, next-first)
 	if len(out) > 0 {
@@ -201,12 +202,12 @@ func (l *ledger) dropLocked() {
 // An answer is what a caller was told of its write.
 type answer struct {
 	write         uint64
-	nothing       bool // that it has to come again, as nothing was done
+	nothing       bool // nothing was done, and it has to be tried again
 	failed        bool
 	durable, lied bool // as in entry
 }
 
-// answer enters what is told now of the write with that ticket.
+// answer enters what the caller is told now of the write with that ticket.
 func (l *ledger) answer(ticket uint64, a answer) {
 	if ticket == 0 {
 		return
@@ -230,7 +231,7 @@ func (l *ledger) answer(ticket uint64, a answer) {
 	}
 }
 
-// flushArrives enters a flush that comes now, and returns when that is.
+// flushArrives enters a flush that comes now, and returns the time.
 func (l *ledger) flushArrives() (arrived uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -238,7 +239,8 @@ func (l *ledger) flushArrives() (arrived uint64) {
 	return l.now
 }
 
-// flushAnswered enters that the flush that came then was answered, by a lie or not.
+// flushAnswered enters that the flush that arrived then was answered, possibly with a
+// lie.
 func (l *ledger) flushAnswered(arrived uint64, lie bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,8 +255,8 @@ func (l *ledger) flushAnswered(arrived uint64, lie bool) {
 	latest.before = max(latest.before, arrived)
 }
 
-// lost enters that the medium has told of writes that it has lost: no later flush
-// makes durable what was answered until now.
+// lost enters that the medium has reported lost writes: no later flush makes durable
+// what was answered until now.
 func (l *ledger) lost() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -265,7 +267,7 @@ func (l *ledger) lost() {
 	l.kept = append(l.kept, span{after: l.now})
 }
 
-// liedAll enters that a flush is answered, by a lie, which never came.
+// liedAll enters that a flush that never came is answered, which is a lie.
 func (l *ledger) liedAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -273,8 +275,8 @@ func (l *ledger) liedAll() {
 	l.lie = l.now
 }
 
-// liedRange enters that the latest write of count sectors from first on is answered as if
-// with FUA. If it is not known any more, all that was written there is.
+// liedRange enters that the latest write of count sectors from first on is answered as
+// if with FUA. If that write is no longer known, everything written there counts.
 func (l *ledger) liedRange(first, count int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -299,8 +301,9 @@ func (l *ledger) lostWrite(e *entry, sums []uint32) {
 	l.addLocked(e, sums)
 }
 
-// misdirected enters that the latest write of count sectors from first on was for
-// sectors from meant on, and is answered now, as if with FUA and by a lie if ignored.
+// misdirected enters that the latest write of count sectors from first on was meant for
+// sectors from meant on, and is answered now; if ignored, as if with FUA, which is a
+// lie.
 func (l *ledger) misdirected(first, meant, count int64, ignored bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -324,7 +327,7 @@ func (l *ledger) misdirected(first, meant, count int64, ignored bool) {
 	}
 }
 
-// forgetFrom enters that nobody knows what sectors from one on hold.
+// forgetFrom enters that the contents of all sectors from first on are unknown.
 func (l *ledger) forgetFrom(first int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -349,7 +352,7 @@ type account struct {
 	horizon  uint64
 }
 
-// powerGoes is the account of what callers have been told by now.
+// powerGoes returns the account of what callers have been told by now.
 func (l *ledger) powerGoes() *account {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -371,8 +374,8 @@ type opening struct {
 	sums    []uint32
 }
 
-// add adds a sector with that hash, or one that nobody knows, behind those that
-// were added before. With other sectors in between it begins a new entry.
+// add adds a sector with that hash, or an unknown one, behind those added before. If it
+// does not follow the last one directly, it begins a new entry.
 func (o *opening) add(sector int64, sum uint32, known bool) {
 	kind := entryUnknown
 	if known {
@@ -388,8 +391,8 @@ func (o *opening) add(sector int64, sum uint32, known bool) {
 	o.entries = append(o.entries, entry{kind: kind, first: sector, count: 1})
 }
 
-// reopen goes on after a power cut: what o says was so, durably, when the account
-// was closed. all: that is all that was in the account, and takes its place.
+// reopen goes on after a power cut: what o says was true, and durable, when the account
+// was closed. all: o is complete and replaces everything that was in the account.
 func (l *ledger) reopen(a *account, o *opening, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -47,8 +47,7 @@ func ParsePolicy(s string) (Policy, error) {
 	return 0, fmt.Errorf("policy %q: want one of %s", s, strings.Join(policyNames[:], ", "))
 }
 
-// A Damage says what becomes of the place that was being written when the power
-// failed.
+// A Damage says what becomes of the place that was being written when the power failed.
 type Damage uint8
 
 // Damages.
@@ -86,14 +85,14 @@ func ParseDamage(s string) (Damage, error) {
 type CutOptions struct {
 	Seed   uint64
 	Policy Policy
-	// TearBytes is 0, 512 or 4096: half of the writes that survive and are longer
-	// do so in pieces of that length, each by a coin. Pieces that are shorter than
-	// a sector tear the sector.
+	// TearBytes is 0, 512 or 4096: half of the writes that survive and are longer do so
+	// only in pieces of that length, by a coin for each piece. Pieces shorter than a
+	// sector tear the sector.
 	TearBytes int
 	Damage    Damage
 	// LoseFlushed is how many sectors, drawn by the seed, lose what a flush or FUA has
 	// promised since the last cut: by a coin each, they hold what they held at that cut,
-	// or zeros. Hostile, and only where Config.CanLoseFlushed.
+	// or zeros. Hostile, and possible only with Config.CanLoseFlushed.
 	LoseFlushed int
 }
 
@@ -114,10 +113,10 @@ func (o *CutOptions) Check() error {
 	return nil
 }
 
-// A Trace is what a power cut decides on.
+// A Trace is the input of a power cut's decisions.
 type Trace struct {
 	SectorBytes int
-	// Writes are the pending ones in order of arrival.
+	// Writes are the pending writes in order of arrival.
 	Writes []TracedWrite
 }
 
@@ -128,7 +127,7 @@ type TracedWrite struct {
 	Sectors []int64
 }
 
-// An Outcome is what became of a sector that something was pending for.
+// An Outcome is what became of a sector with pending versions.
 type Outcome uint8
 
 // Outcomes.
@@ -149,10 +148,10 @@ func (o Outcome) String() string {
 	return [...]string{"kept", "lost", "torn", "garbage", "unreadable"}[o]
 }
 
-// A Layer is a version that lies on what is below it in a sector.
+// A Layer is a version laid on top of what a sector holds.
 type Layer struct {
 	Write int // index in Trace.Writes
-	// Pieces are those that it has, a bit for each TearBytes of the sector; all
+	// Pieces has a bit for each TearBytes of the sector that the version covers; all
 	// bits: the whole sector.
 	Pieces uint64
 }
@@ -168,9 +167,9 @@ type Fate struct {
 	Outcome Outcome
 }
 
-// Streams of numbers, so that one choice does not move the others: each is the
-// sequence of PCG with the seed and one of these. A sector's garbage is the
-// sequence of PCG with the seed and streamGarbage plus the sector's number.
+// Streams of random numbers, so that one choice does not affect the others: each is the
+// sequence of PCG with the seed and one of these. A sector's garbage is the sequence of
+// PCG with the seed and streamGarbage plus the sector's number.
 const (
 	streamPolicy   = 1
 	streamTear     = 2
@@ -248,8 +247,8 @@ func Decide(t *Trace, o CutOptions) []Fate {
 	return sorted
 }
 
-// pieces draws which pieces of the j-th sector of a torn write survive. before is
-// the answer for the sector before it.
+// pieces draws which pieces of the j-th sector of a torn write survive. before is the
+// result for the sector before it.
 func (o *CutOptions) pieces(random *rand.PCG, sectorBytes int, sectors []int64, j int, before uint64) uint64 {
 	perSector := sectorBytes / o.TearBytes
 	if perSector <= 1 {
@@ -293,8 +292,8 @@ func (f *Fate) settle() {
 	}
 }
 
-// damage harms the sector that was being written: a pending one, drawn by the
-// seed. If tears are longer than a sector, so is the harm.
+// damage harms the sector that was being written: a pending one, drawn by the seed. If
+// tears are longer than a sector, so is the damaged range.
 func (o *CutOptions) damage(t *Trace, fates []Fate) {
 	if o.Damage == DamageOld || len(fates) == 0 {
 		return
@@ -312,7 +311,7 @@ func (o *CutOptions) damage(t *Trace, fates []Fate) {
 	}
 }
 
-// garbage fills p with what nobody wrote.
+// garbage fills p with bytes that nobody wrote.
 func (o *CutOptions) garbage(p []byte, sector int64) {
 	random := rand.NewPCG(o.Seed, streamGarbage+uint64(sector))
 	for i := 0; i < len(p); i += 8 {

@@ -1,8 +1,9 @@
 package cache
 
-// What is told here may be told while the power is being cut: the command had been
-// executed. Then it is in the report of that cut, where nothing of the command is
-// pending any more, and in a recording before the StepImage of that cut; see endCut.
+// These methods may be called while the power is being cut, for a command that had been
+// executed. What they report then is in the report of that cut, where nothing of the
+// command is pending any more, and in a recording before the StepImage of that cut; see
+// endCut.
 
 // PromisedAll implements media.Promiser: a flush was answered that never came here.
 func (c *Cache) PromisedAll() {
@@ -17,9 +18,10 @@ func (c *Cache) PromisedAll() {
 	c.answeredLocked(&f)
 }
 
-// PromisedRange implements media.Promiser: a write was answered as durable that
-// came here without FUA. It is known by its range: of two of the same, under way together,
-// it may be the wrong one. One that is not done yet is none of them.
+// PromisedRange implements media.Promiser: a write that came here without FUA was
+// answered as durable. It is identified by its range: of two with the same range, under
+// way together, it may be the wrong one. Writes that are not done yet are not
+// considered.
 func (c *Cache) PromisedRange(off, n int64) {
 	c.ledger.liedRange(off>>c.shift, n>>c.shift)
 	c.mu.Lock()
@@ -62,13 +64,12 @@ func (c *Cache) LostWrite(off, n int64, data [][]byte, durable bool) {
 	c.ledger.lostWrite(&e, sums)
 }
 
-// Misdirected implements media.Promiser: a write that came here was for elsewhere.
+// Misdirected implements media.Promiser: a write that came here was meant for elsewhere.
 func (c *Cache) Misdirected(off, meant, n int64, ignored bool) {
 	c.ledger.misdirected(off>>c.shift, meant>>c.shift, n>>c.shift, ignored)
 }
 
-// Broke implements media.Promiser: it is what counts acts that the cache did not do
-// itself.
+// Broke implements media.Promiser: it counts acts that the cache did not do itself.
 func (c *Cache) Broke(act string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,8 +95,8 @@ func (r *record) broke(act Act) {
 	r.stats.Acts[act]++
 }
 
-// BrokenSinceCut reports whether something hostile has happened since the power was
-// cut last.
+// BrokenSinceCut reports whether something hostile has happened since the last power
+// cut.
 //
 // Concurrency: any goroutine.
 func (c *Cache) BrokenSinceCut() bool {
@@ -104,8 +105,8 @@ func (c *Cache) BrokenSinceCut() bool {
 	return len(c.record.acts) > 0
 }
 
-// takeActsLocked adds what has happened since acts were taken last to the report of a
-// power cut, and finds its class.
+// takeActsLocked adds the acts since it was last called to the report of a power cut,
+// and determines the report's class.
 //
 // +checklocks:c.mu
 func (c *Cache) takeActsLocked(r *Report) {
@@ -126,7 +127,7 @@ func (c *Cache) takeActsLocked(r *Report) {
 func (c *Cache) coveredLocked() int {
 	n := 0
 	for w := c.store.first; w != nil; w = w.after {
-		if w.acknowledged && w.staying > 0 { // what leaves is done, as far as can be told
+		if w.acknowledged && w.staying > 0 { // a leaving write is done, as far as can be known
 			n++
 		}
 	}

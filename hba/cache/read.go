@@ -17,7 +17,7 @@ func (g *gaps) has(i int) bool { return g[i/64]>>(i%64)&1 != 0 }
 
 func (g *gaps) add(i int) { g[i/64] |= 1 << (i % 64) }
 
-// addAll adds those from i to before n.
+// addAll adds the sectors from i to before n.
 func (g *gaps) addAll(i, n int) {
 	for i < n {
 		end := min(i&^63+64, n)
@@ -69,7 +69,7 @@ func (c *Cache) TryReadAt(p []byte, off int64) (bool, error) {
 
 // read fills p from the cache and, by below, from the durable medium.
 //
-// What the cache does not have is read after mu is released. That is right: a
+// Sectors that the cache does not have are read after mu is released. That is right: a
 // version leaves the cache only when it, or a newer one, is on the durable medium.
 func (c *Cache) read(p []byte, off int64, below func([]byte, int64) (int, error)) (n int, done bool, err error) {
 	for first := true; first || n < len(p); first = false {
@@ -101,16 +101,16 @@ func (c *Cache) read(p []byte, off int64, below func([]byte, int64) (int, error)
 	return n, true, nil
 }
 
-// span is how many sectors n bytes from off touch, and how many bytes of the
-// first come before off.
+// span returns how many sectors n bytes from off touch, and how many bytes of the first
+// one come before off.
 func (c *Cache) span(off int64, n int) (sectors, lead int) {
 	lead = int(off & (1<<c.shift - 1))
 	return (lead + n + 1<<c.shift - 1) >> c.shift, lead
 }
 
-// look copies what the cache has of p into it and marks what it has not. It does
-// so for the first lookSectors sectors of p, or to the first unreadable one,
-// which failure tells.
+// look copies what the cache has of p into it and marks what it does not have. It stops
+// after the first lookSectors sectors of p, or at the first unreadable one, which
+// failure reports.
 func (c *Cache) look(p []byte, off int64, missing *gaps) (part []byte, failure, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,9 +152,9 @@ func (c *Cache) look(p []byte, off int64, missing *gaps) (part []byte, failure, 
 	return part, nil, nil
 }
 
-// ExtentAt implements media.ExtentLister. What is pending is data, zeros too.
+// ExtentAt implements media.ExtentLister. Pending bytes are data, even zeros.
 //
-// The cache is asked first, as read does and for the same reason.
+// The cache is asked first, as in read and for the same reason.
 func (c *Cache) ExtentAt(off int64) (media.Extent, error) {
 	if c.plain.Load() {
 		return c.can.Extents.ExtentAt(off)
@@ -167,14 +167,14 @@ func (c *Cache) ExtentAt(off int64) (media.Extent, error) {
 		return media.Extent{OffsetBytes: off, LengthBytes: limit - off, Data: true}, nil
 	}
 	e, err := c.can.Extents.ExtentAt(off)
-	if err == nil && !e.Data { // data that something is pending for is data all the same
+	if err == nil && !e.Data { // a pending write makes a hole data
 		e.LengthBytes = min(e.End(), limit) - off
 	}
 	return e, err
 }
 
-// pendingAt reports whether something is pending at off, and up to where that
-// does not change as far as it has looked.
+// pendingAt reports whether something is pending at off, and up to where, as far as it
+// has looked, that does not change.
 func (c *Cache) pendingAt(off int64) (limit int64, pending bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// An EvictionReason says why a write became durable, or went through, unasked.
+// An EvictionReason says why a write became durable early, or went through.
 type EvictionReason uint8
 
 // Reasons.
@@ -37,8 +37,8 @@ type Stats struct {
 	// durable; CoveredWrites is the sum of those.
 	FlushCovered  [CoveredBuckets]uint64
 	CoveredWrites uint64
-	Evictions     [EvictionReasons]uint64 // writes, as they are chosen
-	// FailedWriteOuts counts what the durable medium failed to take in the background.
+	Evictions     [EvictionReasons]uint64 // writes, counted when chosen
+	// FailedWriteOuts counts failed background writes to the durable medium.
 	FailedWriteOuts uint64
 	Cuts            uint64
 	// CutSectors counts the pending sectors of all cuts, by the class in their reports.
@@ -47,7 +47,7 @@ type Stats struct {
 	Acts map[Act]uint64
 }
 
-// CoveredBound is the upper bound of bucket i of Stats.FlushCovered, but for the
+// CoveredBound is the upper bound of bucket i of Stats.FlushCovered, except for the
 // last, which has none.
 func CoveredBound(i int) uint64 {
 	if i == 0 {
@@ -60,18 +60,18 @@ func CoveredBound(i int) uint64 {
 type FlushRecord struct {
 	// Number counts flushes from 1.
 	Number uint64 `json:"number"`
-	// Before: it covers the acknowledged writes with smaller ids.
+	// Before: the flush covers the acknowledged writes with smaller ids.
 	Before uint64    `json:"before_write"`
 	Writes int       `json:"writes"`
 	Time   time.Time `json:"time"`
 	Lie    bool      `json:"lie,omitempty"`
 }
 
-// recentFlushes is how many answered flushes a report can tell of.
+// recentFlushes is how many answered flushes a report can list.
 const recentFlushes = 16
 
-// A record is the flushes that were answered, as far as reports tell of them, and the
-// counters. It is guarded by Cache.mu.
+// A record holds the answered flushes, as far as reports list them, and the counters. It
+// is guarded by Cache.mu.
 type record struct {
 	flushes uint64
 	recent  [recentFlushes]FlushRecord

@@ -1,58 +1,58 @@
 package cache
 
-// A Recorder is told what a cache does: all that what it holds, and what a power
-// cut leaves, depends on. A Replay does the same again.
+// A Recorder is told what a cache does: every step that its contents, and what a power
+// cut leaves, depend on. A Replay repeats the steps.
 //
 // Record is called in the cache's order, often under its locks, and must not wait;
-// what keeps a recorder from filling memory is Admit, which comes before and waits.
-// Both take any goroutine, and never call the cache.
+// Admit, which is called before and may wait, keeps a recorder from filling memory. Both
+// may be called by any goroutine, and must not call the cache.
 type Recorder interface {
-	// Admit waits until there is room for n bytes more. Without wait it does not, and
-	// is false instead. Release gives the room back once the steps are recorded.
+	// Admit waits until there is room for n more bytes. If wait is false, it returns
+	// false instead of waiting. Release gives the room back once the steps are recorded.
 	Admit(n int64, wait bool) bool
 	Release(n int64)
-	// Pace waits until what has been recorded leaves room. It is for those whom others
-	// wait for who have been admitted.
+	// Pace waits until what has been recorded leaves room. It is for work that admitted
+	// callers wait for.
 	Pace()
-	// Record takes a step. It keeps nothing of Data.
+	// Record takes a step. It does not keep Data.
 	Record(s Step)
 }
 
 // A StepKind says what a step is.
 type StepKind uint8
 
-// Kinds of steps. In brackets is what of a Step they have.
+// Kinds of steps. In brackets are the fields of Step that they use.
 const (
 	// StepWrite: a write is pending from now on [Write, Op, range, FUA, Lie, Data of
 	// OpWrite].
 	StepWrite StepKind = iota + 1
-	// StepDurable: what a write has in the range is on the durable medium, and
-	// older versions of it are gone [Write, range].
+	// StepDurable: what a write has in the range is on the durable medium, and older
+	// versions of the range are gone [Write, range].
 	StepDurable
-	// StepThrough: so it is, and it never was pending [as StepWrite].
+	// StepThrough: likewise, but the write never was pending [as StepWrite].
 	StepThrough
-	// StepUnsure: the durable medium failed to write the range, and holds who knows
-	// what there [range].
+	// StepUnsure: the durable medium failed to write the range, whose contents are now
+	// unknown [range].
 	StepUnsure
 	// StepAnswer: the write is answered, as if with FUA if that is a lie [Write, Op,
 	// Failed, Lie].
 	StepAnswer
-	// StepFlush: a flush comes, which covers what was answered of the writes before
-	// Write [Write, Lie].
+	// StepFlush: a flush comes, which covers those of the writes before Write that were
+	// answered [Write, Lie].
 	StepFlush
-	// StepFlushed: it is answered [Write, Covered, Lie, Failed].
+	// StepFlushed: the flush is answered [Write, Covered, Lie, Failed].
 	StepFlushed
-	// StepLie: the range was answered as if with FUA, by who told Cache.PromisedRange
+	// StepLie: the range was answered as if with FUA, according to Cache.PromisedRange
 	// [range]. PromisedAll is a StepFlushed without a StepFlush.
 	StepLie
 	// StepCut: the power goes [Cut].
 	StepCut
-	// StepImage: the cut is done, and the medium holds what it has left [Failed, Text:
+	// StepImage: the cut is done, and the medium holds the outcome [Failed, Text:
 	// Report.ImageSHA256, or the error].
 	StepImage
 	// StepResize: the medium has another size [LengthBytes].
 	StepResize
-	// StepMark: somebody has said something [Text]. No cache does.
+	// StepMark: somebody has set a mark [Text]. Caches do not record this step.
 	StepMark
 	// StepBroke: something was done to a command above the cache that no correct drive
 	// does [Text: the Act].
@@ -101,9 +101,10 @@ func (c *Cache) admit(kind Kind, n int64, wait bool) (bytes int64, ok bool) {
 	return bytes, c.config.Recorder.Admit(bytes, wait)
 }
 
-// told records what the caller is told of its change, and gives back what admit has
-// taken. It reports whether that is a lie about FUA, of which there is one however many
-// parts the change had. That counts with its step, for the same power cut as in a replay.
+// told records what the caller is told of its change, and releases what admit has taken.
+// It reports whether the answer is a lie about FUA, which counts once however many parts
+// the change had. The lie is counted together with its step, so that it belongs to the
+// same power cut in a replay.
 func (c *Cache) told(bytes int64, x *change, failed bool) (lied bool) {
 	lied = x.fua && x.lie && x.id != 0 && !failed
 	s := Step{Kind: StepAnswer, Write: x.id, Op: x.kind, Failed: failed, Lie: lied}
@@ -151,7 +152,7 @@ func (c *Cache) recordRun(run []pick) {
 	}
 }
 
-// recordStep records a step that is no write.
+// recordStep records a step that is not a write.
 func (c *Cache) recordStep(s Step) {
 	if r := c.config.Recorder; r != nil {
 		r.Record(s)

@@ -7,19 +7,19 @@ import (
 	"github.com/vhbad/vhbad/hba/media"
 )
 
-// A Replay does again what a cache has told its Recorder, to another medium that
-// holds what the first one held when the recording began. It is a cache that takes
-// its decisions from the steps: which writes become durable early, and when, depends
-// on time and chance, but what is done about them is the same code. So a power cut
-// anywhere in the steps leaves what it would have left there.
+// A Replay repeats what a cache has told its Recorder, on another medium that holds what
+// the first one held when the recording began. It is a cache that takes its decisions
+// from the steps: which writes become durable early, and when, depends on time and
+// chance, but they are carried out by the same code. So a power cut anywhere in the
+// steps leaves what it would have left on the first medium.
 //
 // Concurrency: one goroutine.
 type Replay struct {
 	c    *Cache
 	now  time.Time
 	seen uint64 // the latest write that was pending
-	// cut is the report of a StepCut whose StepImage has not come, last that of the
-	// latest cut.
+	// cut is the report of a StepCut whose StepImage has not come yet; last is that of
+	// the latest cut.
 	cut     *Report
 	last    *Report
 	inexact string
@@ -32,8 +32,8 @@ type ReplayConfig struct {
 	SizeBytes   int64 // of the cache
 }
 
-// NewReplay returns a replay to m, which stays the caller's. It uses as much memory
-// as the cache did.
+// NewReplay returns a replay on m, which remains the caller's. It uses as much memory as
+// the cache did.
 //
 // Errors: of New.
 func NewReplay(m media.Media, config ReplayConfig) (*Replay, error) {
@@ -49,17 +49,17 @@ func NewReplay(m media.Media, config ReplayConfig) (*Replay, error) {
 	return r, nil
 }
 
-// Inexact says why the medium need not be what the first one was, "" if it is.
+// Inexact returns why the medium may differ from the first one; "" if it does not.
 func (r *Replay) Inexact() string { return r.inexact }
 
 // UnreadableSectors is how many sectors cuts have made unreadable and nothing has
-// rewritten. The medium holds garbage there.
+// rewritten since. The medium holds garbage there.
 func (r *Replay) UnreadableSectors() int64 { return r.c.Stats().UnreadableSectors }
 
-// Do does a step that was recorded at a time.
+// Do performs a step that was recorded at the given time.
 //
-// Errors: the step cannot follow those before it, or does not fit into the cache or
-// the medium: then the steps are not all, or the medium is not the one that they
+// Errors: the step cannot follow those before it, or does not fit into the cache or the
+// medium, which means that steps are missing, or that the medium is not the one they
 // began with; or the medium fails.
 func (r *Replay) Do(s *Step, at time.Time) error {
 	r.now = at
@@ -84,7 +84,7 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		r.c.PromisedRange(s.OffsetBytes, s.LengthBytes)
 	case StepCut:
 		o := s.Cut
-		if o.LoseFlushed > 0 { // of what was promised, which no step tells
+		if o.LoseFlushed > 0 { // no step records what was promised
 			r.doubt("a power cut was to lose what had been flushed")
 			o.LoseFlushed = 0
 		}
@@ -113,8 +113,8 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 	return nil
 }
 
-// Cut cuts the power now, as Cache.Cut does. Its report is by the pending writes
-// alone: what was promised about sectors that were durable by then, no step tells.
+// Cut cuts the power now, as Cache.Cut does. Its report is based on the pending writes
+// alone: no step records what was promised about sectors that were durable by then.
 func (r *Replay) Cut(o CutOptions, at time.Time) (report *Report, err error) {
 	r.now = at
 	report, err = r.c.Cut(o)
@@ -143,7 +143,7 @@ func (r *Replay) inside(s *Step) error {
 	return nil
 }
 
-// change is the call that s was.
+// change returns the call that s records.
 func (r *Replay) change(s *Step) (*change, error) {
 	if err := r.inside(s); err != nil {
 		return nil, err
@@ -197,8 +197,8 @@ func (r *Replay) durable(s *Step) error {
 	return c.writeOut(nil)
 }
 
-// maxLeft is how many writes that have left are remembered, besides as many as are
-// pending.
+// maxLeft is how many writes that have left are remembered, in addition to as many as
+// are pending.
 const maxLeft = 64
 
 // leave chooses a write to become durable.
@@ -272,8 +272,8 @@ func (r *Replay) flushed(s *Step) {
 	c.answeredLocked(&flush{before: s.Write, life: c.life, covered: s.Covered, lie: s.Lie})
 }
 
-// duringCut reports whether a step can come between those that a power cut is: calls
-// that were in progress end, or are told of.
+// duringCut reports whether a step can come between StepCut and StepImage: calls that
+// were in progress end, or are reported.
 func (k StepKind) duringCut() bool {
 	switch k {
 	case StepImage, StepAnswer, StepFlushed, StepLie, StepMark, StepBroke:
@@ -283,13 +283,13 @@ func (k StepKind) duringCut() bool {
 	return false
 }
 
-// image holds a cut against what it has left the first time.
+// image compares a cut with what it left the first time.
 func (r *Replay) image(s *Step) error {
 	report := r.cut
 	r.cut = nil
 	if report != nil {
 		r.c.mu.Lock()
-		r.c.takeActsLocked(report) // what was told during the cut
+		r.c.takeActsLocked(report) // what was reported during the cut
 		r.c.mu.Unlock()
 	}
 	switch {

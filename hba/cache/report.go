@@ -12,11 +12,11 @@ type Class uint8
 const (
 	// ClassLegal: a correct drive with a volatile cache.
 	ClassLegal Class = iota
-	// ClassDamaged: one that kept its promises, but harmed the sector that it was
-	// writing. It was asked to, by TearBytes or Damage.
+	// ClassDamaged: a drive that kept its promises but damaged the sector that it was
+	// writing, as requested by TearBytes or Damage.
 	ClassDamaged
-	// ClassHostile: one that broke a promise. It was asked to, by LieAboutFlush,
-	// IgnoreFUA or what its media.Promiser was told of, or something below did.
+	// ClassHostile: a drive that broke a promise, because LieAboutFlush, IgnoreFUA or an
+	// act reported to its media.Promiser made it, or because something below did.
 	ClassHostile
 	classes
 )
@@ -57,7 +57,7 @@ const (
 	ActDefect      Act = "defect"       // none of the above explains it: the cache is wrong
 )
 
-// Class is that of an image in which the act shows.
+// Class returns the class of an image in which the act shows.
 func (a Act) Class() Class {
 	switch a {
 	case ActTornSector, ActGarbage, ActUnreadable:
@@ -67,7 +67,7 @@ func (a Act) Class() Class {
 	return ClassHostile
 }
 
-// maxFindings is how many sectors a report names for what is not legal.
+// maxFindings is how many sectors that are not legal a report names.
 const maxFindings = 64
 
 // maxReportWrites is how many writes a report lists.
@@ -81,12 +81,12 @@ type Report struct {
 	Policy    Policy    `json:"policy"`
 	TearBytes int       `json:"tear_bytes"`
 	Damage    Damage    `json:"damage"`
-	// LoseFlushed is how many sectors were to lose what was promised of them.
+	// LoseFlushed is how many sectors were to lose what was promised about them.
 	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// SectorBytes is the unit of Sectors.
 	SectorBytes int         `json:"sector_bytes"`
 	Sectors     SectorTally `json:"sectors"`
-	// Class is that of the drive: hostile if it has done anything hostile since the
+	// Class is the class of the drive: hostile if it has done anything hostile since the
 	// last cut, seen or not; otherwise that of the image, in Verdict.
 	Class Class `json:"class"`
 	// Hostile counts commands since the last cut by what no correct drive does to them,
@@ -94,20 +94,20 @@ type Report struct {
 	Hostile map[Act]uint64 `json:"hostile,omitempty"`
 	// Verdict is the class of the image, as the check after the cut found it.
 	Verdict Verdict `json:"verdict"`
-	// ImageSHA256 is a digest of the pending sectors' numbers and bytes after the
-	// cut. The same trace and options give the same.
+	// ImageSHA256 is a digest of the pending sectors' numbers and bytes after the cut.
+	// The same trace and options give the same digest.
 	ImageSHA256 string `json:"image_sha256"`
-	// Error says that the durable medium failed: it holds neither what the seed
-	// decided nor has it been checked, and the rest is what was to be.
+	// Error says that the durable medium failed: it does not hold what the seed decided,
+	// and has not been checked. The rest of the report is what was intended.
 	Error string `json:"error,omitempty"`
 	// Flushes are the last answered ones before the cut, oldest first.
 	Flushes []FlushRecord `json:"flushes"`
-	// Writes are those that were pending, in order of arrival: the latest 4096.
+	// Writes are the writes that were pending, in order of arrival: the latest 4096.
 	Writes        []WriteReport `json:"writes"`
 	WritesOmitted int           `json:"writes_omitted,omitempty"`
 }
 
-// settle finds the class.
+// settle determines the class.
 func (r *Report) settle() {
 	r.Class = r.Verdict.Class
 	if len(r.Hostile) > 0 {
@@ -115,7 +115,7 @@ func (r *Report) settle() {
 	}
 }
 
-// A SectorTally counts the sectors that something was pending for.
+// A SectorTally counts the sectors with pending versions.
 type SectorTally struct {
 	Pending    int `json:"pending"`
 	Kept       int `json:"kept"`
@@ -123,7 +123,8 @@ type SectorTally struct {
 	Torn       int `json:"torn"`
 	Garbage    int `json:"garbage"`
 	Unreadable int `json:"unreadable"`
-	// LostFlushed are none of the pending ones: CutOptions.LoseFlushed took them.
+	// LostFlushed counts sectors without pending versions: CutOptions.LoseFlushed took
+	// them.
 	LostFlushed int `json:"lost_flushed,omitempty"`
 }
 
@@ -147,20 +148,20 @@ func (t *SectorTally) add(o Outcome) {
 // A Verdict is what the check after a cut found.
 type Verdict struct {
 	Class Class `json:"class"`
-	// CheckedSectors are the pending ones and those that a write was promised of, as
-	// far as the ledger goes back.
+	// CheckedSectors counts the pending sectors and those for which a write was
+	// promised, as far as the ledger goes back.
 	CheckedSectors int `json:"checked_sectors"`
 	// Acts counts sectors by what a correct drive would not have done to them.
 	Acts map[Act]int `json:"acts,omitempty"`
-	// Findings name the first of them.
+	// Findings name the first of those sectors.
 	Findings []Finding `json:"findings,omitempty"`
 }
 
-// A Finding is a sector that a correct drive would not have left so.
+// A Finding is a sector that a correct drive would not have left in this state.
 type Finding struct {
 	OffsetBytes int64 `json:"offset_bytes"`
 	Act         Act   `json:"act"`
-	// Write is the one that was promised to be durable there; 0 if none was.
+	// Write is the write that was promised to be durable there; 0 if none was.
 	Write uint64 `json:"write,omitempty"`
 }
 
@@ -183,17 +184,17 @@ func (v *Verdict) count() (n int) {
 	return n
 }
 
-// A WriteReport is what became of one write that was pending. Its sectors that
-// had become durable before are not counted.
+// A WriteReport is what became of one pending write. Sectors of it that had become
+// durable before are not counted.
 type WriteReport struct {
 	ID          uint64 `json:"id"`
 	Kind        Kind   `json:"kind"`
 	OffsetBytes int64  `json:"offset_bytes"`
 	LengthBytes int64  `json:"length_bytes"`
 	FUA         bool   `json:"fua,omitempty"`
-	// Acknowledged: its writer had been told that it is done, or could have been.
+	// Acknowledged: its writer had been told that it was done, or could have been.
 	Acknowledged bool `json:"acknowledged"`
-	// Promised: its writer had been told that it is durable, which was a lie.
+	// Promised: its writer had been told that it was durable, which was a lie.
 	Promised bool `json:"promised,omitempty"`
 	// Epoch is how many flushes had been answered before it.
 	Epoch     uint64  `json:"epoch"`
@@ -206,7 +207,7 @@ type WriteReport struct {
 	Damaged     int `json:"sectors_damaged"`
 }
 
-// settle finds the word for the counts.
+// settle determines the word for the counts.
 func (w *WriteReport) settle() {
 	switch {
 	case w.Damaged > 0 || w.Kept > 0 && w.Lost > 0:

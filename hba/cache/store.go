@@ -45,9 +45,9 @@ type promise uint8
 
 const (
 	promiseNone  promise = iota
-	promiseFlush         // a flush was answered that covers it; then it is not pending
-	promiseLie           // so it was, by a drive that lies about flushes
-	promiseFUA           // it had FUA and was acknowledged, by one that ignores it
+	promiseFlush         // a flush that covers it was answered; then it is not pending
+	promiseLie           // the same, by a drive that lies about flushes
+	promiseFUA           // it had FUA and was acknowledged, by a drive that ignores FUA
 )
 
 // none is the index of no version.
@@ -60,8 +60,8 @@ type version struct {
 	kind         Kind
 	older, newer int32 // of the same sector
 	before, next int32 // of the same write
-	// leaves: it has been chosen to become durable, as are all older ones of its
-	// sector. It is here until it is.
+	// leaves: it has been chosen to become durable, as have all older versions of its
+	// sector. It stays here until it is durable.
 	leaves bool
 }
 
@@ -71,8 +71,9 @@ const (
 	areaShift  = 14 // sectors of an area
 )
 
-// A group is the lists of pending versions of sectors that follow each other, from a
-// multiple of their number on. To find one costs more than all that is done in it.
+// A group holds the lists of pending versions of consecutive sectors, starting at a
+// multiple of their number. Finding a group costs more than everything that is done in
+// it.
 type group struct {
 	has    uint64 // a bit for each sector that has versions
 	newest [1 << groupShift]int32
@@ -90,12 +91,12 @@ type store struct {
 	slabs    [][]byte // data of the versions, by index
 	free     int32    // list by newer
 	used     int
-	// stay is how many versions of them do not leave.
+	// stay is how many versions are not leaving.
 	stay int
 
 	groups map[int64]*group // by number, those that have something
-	// found is the group that was looked for last, of that number; nil if there is
-	// none. Who goes from sector to sector finds it again.
+	// found is the group that was looked up last, by its number; nil if it does not
+	// exist. It saves the lookup when going from sector to sector.
 	found       *group
 	foundNumber int64
 	spareGroups []*group
@@ -103,8 +104,8 @@ type store struct {
 
 	first, last *write
 	writes      int
-	// staying are those of which something stays: in no order that means anything, but
-	// in the same for the same calls, however far those that leave have come.
+	// staying are the writes of which something stays. Their order has no meaning, but
+	// is the same for the same calls, however far the leaving writes have come.
 	staying []*write
 	spare   []*write
 	nextID  uint64
@@ -137,7 +138,7 @@ func (s *store) content(dst []byte, i int32) {
 	clear(dst[:s.sectorBytes])
 }
 
-// group is the group of sector, or nil if nothing in it is pending.
+// group returns the group of sector, or nil if nothing in it is pending.
 func (s *store) group(sector int64) *group {
 	number := sector >> groupShift
 	if s.found == nil || s.foundNumber != number {
@@ -146,7 +147,7 @@ func (s *store) group(sector int64) *group {
 	return s.found
 }
 
-// newGroup is the group of sector, which has none.
+// newGroup makes the group of sector, which has none.
 func (s *store) newGroup(sector int64) *group {
 	var g *group
 	if last := len(s.spareGroups) - 1; last >= 0 {
@@ -160,7 +161,7 @@ func (s *store) newGroup(sector int64) *group {
 	return g
 }
 
-// dropGroup removes the group of sector, which has nothing any more.
+// dropGroup removes the group of sector, which has become empty.
 func (s *store) dropGroup(sector int64, g *group) {
 	delete(s.groups, sector>>groupShift)
 	s.found = nil
@@ -173,7 +174,7 @@ func (s *store) dropGroup(sector int64, g *group) {
 	}
 }
 
-// maxSpareGroups is how many groups are kept for the next ones.
+// maxSpareGroups is how many groups are kept for reuse.
 const maxSpareGroups = 1024
 
 func (s *store) take() int32 {
@@ -322,9 +323,9 @@ func (s *store) dropFrom(first int64) {
 	}
 }
 
-// between lists the sectors from first to before end that have versions, in
-// ascending order, so that EvictRandom goes on the same each time. It goes through
-// the groups of the range or through all that there are, whichever are fewer.
+// between lists the sectors from first to before end that have versions, in ascending
+// order, so that EvictRandom proceeds the same way each time. It goes through the groups
+// of the range or through all existing groups, whichever are fewer.
 func (s *store) between(first, end int64) []int64 {
 	var numbers []int64
 	from, to := first>>groupShift, (end-1)>>groupShift
@@ -354,7 +355,7 @@ func (s *store) between(first, end int64) []int64 {
 	return sectors
 }
 
-// unlink takes version i from its write, and ends the write with its last one.
+// unlink takes version i from its write, and ends the write if it was the last one.
 func (s *store) unlink(i int32) {
 	v := &s.versions[i]
 	w := v.write
@@ -393,7 +394,7 @@ func (s *store) drop(w *write) {
 	}
 }
 
-// maxSpareWrites is how many writes are kept for the next ones.
+// maxSpareWrites is how many writes are kept for reuse.
 const maxSpareWrites = 1024
 
 // newest is the newest pending version of sector, or none.
@@ -423,5 +424,5 @@ func (s *store) nextPending(sector, end int64) (next int64) {
 	return sector
 }
 
-// maxScanSteps bounds how much one look for pending sectors passes over, or finds.
+// maxScanSteps bounds how much one search for pending sectors passes over, or finds.
 const maxScanSteps = 1 << 14

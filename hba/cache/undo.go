@@ -7,16 +7,16 @@ import (
 	"slices"
 )
 
-// Losing what was flushed. No correct drive does it, so a cache is ready for it only if
-// Config.CanLoseFlushed says that it may be asked to.
+// Losing what was flushed. No correct drive does it, so a cache is prepared for it only
+// if Config.CanLoseFlushed says that it may be asked to.
 
-// An undo is what sectors of the durable medium held when the power was cut last, or
-// the cache was made: of those that have been written since, the first ones, as many
-// as the cache has room for. It is guarded by Cache.outMu.
+// An undo holds what sectors of the durable medium held at the last power cut, or when
+// the cache was made: of the sectors written since, the first ones, as many as the cache
+// has room for. It is guarded by Cache.outMu.
 type undo map[int64][]byte
 
-// remember keeps what n bytes at off hold, which are to be overwritten: of long zeros,
-// the first bufferBytes. What cannot be read is not kept.
+// remember keeps the n bytes at off, which are about to be overwritten; of long zeros,
+// only the first bufferBytes. Bytes that cannot be read are not kept.
 //
 // +checklocks:c.outMu
 func (c *Cache) remember(off, n int64) {
@@ -55,16 +55,16 @@ func (c *Cache) checkLoss(o *CutOptions) error {
 }
 
 // A losable is a sector whose bytes were promised to be durable, and what it may hold
-// instead: what it held at the last cut, and zeros. Nil is what would be no loss, as it
-// was promised before and anything may be there since.
+// instead: what it held at the last cut, and zeros. Either is nil if it would be no
+// loss, as it was promised before and anything may be there since.
 type losable struct {
 	sector  int64
 	instead [2][]byte
 }
 
-// loseFlushed takes sectors back, drawn by the seed, that were promised to be durable:
-// by a coin each holds what it held at the last cut, or zeros. It ends with as many as
-// were asked for, or all that would show it.
+// loseFlushed takes back sectors, drawn by the seed, that were promised to be durable:
+// by a coin, each holds what it held at the last cut, or zeros. It stops at the number
+// that was asked for, or when all sectors that would show a loss are used.
 //
 // +checklocks:c.outMu
 func (c *Cache) loseFlushed(k *cut) error {
@@ -90,7 +90,7 @@ func (c *Cache) loseFlushed(k *cut) error {
 			p = instead[1]
 		}
 		if p == nil || slices.Equal(p, now.p) {
-			continue // it held nothing else, so nothing can be missing
+			continue // it held nothing else, so no loss would show
 		}
 		if _, err := c.inner.WriteAt(p, sector<<c.shift); err != nil {
 			return err
@@ -113,8 +113,8 @@ func (c *Cache) loseFlushed(k *cut) error {
 	return nil
 }
 
-// losables lists the remembered sectors that nothing is pending for and whose bytes a
-// flush, or FUA, has promised, in ascending order.
+// losables lists, in ascending order, the remembered sectors that have no pending
+// versions and whose bytes a flush, or FUA, has promised.
 //
 // +checklocks:c.outMu
 func (c *Cache) losables(k *cut) (out []losable) {

@@ -23,7 +23,7 @@ func (c *Cache) TryWriteVectorAt(segments [][]byte, n int, off int64) (bool, err
 	return c.TryWriteAt(*b, off)
 }
 
-// gathered are buffers of *[]byte.
+// gathered holds spare buffers of type *[]byte.
 var gathered = sync.Pool{New: func() any { return new([]byte) }}
 
 // gather copies the first n bytes of the segments into a buffer from gathered.

@@ -18,23 +18,23 @@ type change struct {
 	off  int64
 	n    int64
 	fua  bool
-	// lie: FUA is ignored. It is set once, for all that a call does.
+	// lie: FUA is ignored. It is set once, for the whole call.
 	lie bool
-	// losses is how many the medium had told of when it came: see syncFor.
+	// losses is how many losses the medium had reported when the call came: see syncFor.
 	losses uint64
-	// id is its number, once it has one; of several parts, the last one's.
+	// id is its number, once it has one; with several parts, that of the last part.
 	id uint64
-	// part: it is one of several, whose call began in life.
+	// part: it is one part of several, of a call that began in life.
 	part bool
 	life uint64
 }
 
 func (x *change) op() string { return x.kind.String() }
 
-// durable reports whether x has to be durable when it is done.
+// durable reports whether x must be durable when it is done.
 func (x *change) durable() bool { return x.fua && !x.lie }
 
-// lives reports whether the call that x is of is one of this life.
+// lives reports whether the call that x belongs to began in this life.
 func (x *change) lives(life uint64) bool { return !x.part || x.life == life }
 
 // WriteAt implements media.Media.
@@ -49,8 +49,8 @@ func (c *Cache) WriteAtFUA(p []byte, off int64) (int, error) {
 	return written(p, off, err), err
 }
 
-// maxTryBytes is the longest write where waiting is not allowed: it takes time for
-// each sector, in which others wait.
+// maxTryBytes is the longest write where waiting is not allowed: each sector takes time,
+// and others wait meanwhile.
 const maxTryBytes = 256 << 10
 
 // TryWriteAt implements media.NonBlockingWriter: it writes if p is not long, there
@@ -78,7 +78,7 @@ func (c *Cache) Zero(off, n int64, allocate bool) error {
 	return err
 }
 
-// written is how much of p is done if writing it at off gave err.
+// written returns how much of p is done if writing it at off returned err.
 func written(p []byte, off int64, err error) int {
 	if err == nil {
 		return len(p)
@@ -90,10 +90,10 @@ func written(p []byte, off int64, err error) int {
 	return 0
 }
 
-// enter is change with entries in the ledger.
+// enter is change with entry into the ledger.
 func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	if !mayBlock && c.wouldBlock(x) {
-		return false, nil // before anything is computed that who comes again computes
+		return false, nil // before computing what the next attempt computes again
 	}
 	room, ok := c.admit(x.kind, x.n, mayBlock)
 	if !ok {
@@ -108,8 +108,8 @@ func (c *Cache) enter(x *change, mayBlock bool) (done bool, err error) {
 	return done, err
 }
 
-// answer enters what is told of a change of n bytes at off. One that has no ticket and has
-// been done came before there were such sectors: the disk has become larger since.
+// answer enters what the caller is told of a change of n bytes at off. A change that was
+// done but has no ticket came before its sectors existed: the disk has grown since.
 func (c *Cache) answer(ticket uint64, off, n int64, a answer) {
 	if ticket == 0 && a.write != 0 {
 		first := off >> c.shift
@@ -118,14 +118,14 @@ func (c *Cache) answer(ticket uint64, off, n int64, a answer) {
 	c.ledger.answer(ticket, a)
 }
 
-// arrives enters a change into the ledger, if it is one of sectors that there are.
+// arrives enters a change into the ledger, if its sectors exist.
 func (c *Cache) arrives(kind Kind, p []byte, off, n int64) (ticket uint64) {
 	if size := c.inner.Size(); n <= 0 || off < 0 || off > size || n > size-off {
 		return 0
 	}
 	first, count := off>>c.shift, n>>c.shift
 	switch mask := int64(1)<<c.shift - 1; {
-	case (off|n)&mask != 0: // parts of sectors, of which the rest is not known here
+	case (off|n)&mask != 0: // parts of sectors; the rest of those is not known here
 		return c.ledger.arrive(entryUnknown, first, (off+n+mask)>>c.shift-first, nil)
 	case kind != KindWrite && n > longBytes:
 		return c.ledger.arrive(entryZeros, first, count, nil)
@@ -143,10 +143,10 @@ func (c *Cache) arrives(kind Kind, p []byte, off, n int64) (ticket uint64) {
 	return c.ledger.arrive(entrySums, first, count, *long)
 }
 
-// shortSums is how many hashes have room on a stack.
+// shortSums is how many hashes are kept on the stack.
 const shortSums = 64
 
-// summed are buffers of *[]uint32.
+// summed holds spare buffers of type *[]uint32.
 var summed = sync.Pool{New: func() any { return new([]uint32) }}
 
 // appendSums appends the hashes of the sectors of p.
@@ -157,7 +157,7 @@ func appendSums(sums []uint32, p []byte, shift uint8) []uint32 {
 	return sums
 }
 
-// change splits x at sectors: what covers a part of one reads the rest of it.
+// change splits x at sector bounds: a part that does not cover a sector reads its rest.
 func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 	mask := int64(1)<<c.shift - 1
 	if (x.off|x.n)&mask == 0 {
@@ -189,7 +189,7 @@ func (c *Cache) change(x *change, mayBlock bool) (done bool, err error) {
 	return true, nil
 }
 
-// beginParts checks x, which is done in parts. They are of one life, or fail.
+// beginParts checks x, which is done in parts. They must be of one life, or fail.
 func (c *Cache) beginParts(x *change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,12 +212,12 @@ func (c *Cache) check(op string, off, n int64) error {
 	return c.refuseLocked(op, off, n)
 }
 
-// verdict is what a change has to do next.
+// A verdict is what a change has to do next.
 type verdict uint8
 
 const (
 	verdictInserted  verdict = iota
-	verdictEvict             // make room and come again
+	verdictEvict             // make room and try again
 	verdictThrough           // write to the durable medium
 	verdictUnchanged         // nothing: there is nothing to write
 )
@@ -244,7 +244,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 		if err = c.roomOut(life, int(x.n>>c.shift)); err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
 		}
-		// The life is that of before: roomOut has looked, and a cut needs outMu.
+		// The life is still the same: roomOut has checked it, and a cut needs outMu.
 		if _, v, err = c.insert(x); err != nil {
 			return true, err
 		}
@@ -255,7 +255,7 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 	return true, c.outcome(x.op(), x.off, x.n, c.forceOut(x, life))
 }
 
-// outcome turns the error of writing out into that of a call.
+// outcome turns an error of writing out into that of a call.
 func (c *Cache) outcome(op string, off, n int64, err error) error {
 	if errors.Is(err, errNoPower) {
 		return c.powerLost(op, off, n)
@@ -263,8 +263,8 @@ func (c *Cache) outcome(op string, off, n int64, err error) error {
 	return err
 }
 
-// wouldBlock reports whether x, of whose call it is not known yet whether it can be,
-// cannot be done now without waiting.
+// wouldBlock reports whether x, whose range has not been checked yet, cannot be done now
+// without waiting.
 func (c *Cache) wouldBlock(x *change) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,9 +306,8 @@ func (c *Cache) insert(x *change) (life uint64, v verdict, err error) {
 	return c.life, verdictEvict, nil
 }
 
-// fits reports whether need sectors may become pending at all. Zeros hold no
-// data, but each version costs time to go through, and trims of whole disks are
-// common.
+// fits reports whether need sectors may become pending at all. Zeros hold no data, but
+// each version costs time to process, and trims of whole disks are common.
 func (c *Cache) fits(kind Kind, need int64) bool {
 	if kind == KindWrite {
 		return need <= int64(c.room)
@@ -328,7 +327,7 @@ func (c *Cache) insertLocked(x *change) *write {
 	w.at, w.epoch = c.config.Now(), c.record.flushes
 	if x.fua {
 		// It is acknowledged when it is durable; a drive that ignores FUA promises
-		// right away.
+		// durability right away.
 		w.acknowledged = x.lie
 		if w.acknowledged {
 			w.promised = promiseFUA
@@ -342,7 +341,7 @@ func (c *Cache) insertLocked(x *change) *write {
 			copy(s.data(tail), x.p[i<<c.shift:])
 		}
 	}
-	if x.durable() { // it leaves, too: see forceOut
+	if x.durable() { // it leaves as well: see forceOut
 		s.leaveAll(w)
 	}
 	c.draw = c.random.Uint64()
@@ -378,7 +377,7 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	if err != nil {
 		return err
 	}
-	// Only who holds outMu takes something out of the cache or changes the durable
+	// Only the holder of outMu removes anything from the cache or changes the durable
 	// medium, so what is read here can only be covered by newer writes.
 	if _, _, err := c.read(x.p, x.off, c.inner.ReadAt); err != nil {
 		return err
@@ -396,9 +395,10 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	return c.outcome(op, y.off, y.n, c.forceOut(x, life))
 }
 
-// makeRoomOut evicts until n sectors fit, if anything is left to evict. It chooses what
-// becomes durable for them first, whatever the room, which is a matter of how far the
-// durable medium has come: they may then not come, after a comparison.
+// makeRoomOut evicts until the sectors fit, if anything is left to evict. First it
+// chooses what becomes durable for them, whether or not there is room, as room depends
+// on how far the durable medium has come. After a comparison, the sectors may then not
+// come at all.
 //
 // +checklocks:c.outMu
 func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, err error) {
@@ -420,9 +420,9 @@ func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, 
 	}
 }
 
-// updateFrom is the part of update that nothing comes between. x is the sectors
-// around y, as they were a moment ago. If there is no room, what they are now has
-// an id and goes to the durable medium next.
+// updateFrom is the part of update that must not be interrupted. x is the sectors around
+// y, as they were a moment ago. If there is no room, their new contents get an id and go
+// to the durable medium next.
 //
 // +checklocks:c.outMu
 func (c *Cache) updateFrom(op string, y, x *change, fn func(part []byte) bool) (id uint64, v verdict, err error) {

@@ -16,8 +16,8 @@ type pick struct {
 // bufferBytes is the longest write to the durable medium.
 const bufferBytes = 1 << 20
 
-// pickLocked adds to picked, for each sector of w, its version if no newer one
-// is older than write before.
+// pickLocked adds to picked, for each sector of w, its version if that is the newest one
+// older than write before.
 //
 // +checklocks:c.outMu
 // +checklocks:c.mu
@@ -31,14 +31,14 @@ func (c *Cache) pickLocked(w *write, before uint64) {
 	}
 }
 
-// writeOut makes the picked versions durable, in order of their sectors, and
-// lets them and all older ones of their sectors go. It gives up with errNoPower
-// when the power is about to be cut; what it has done by then is done.
+// writeOut makes the picked versions durable, in order of their sectors, and drops them
+// and all older ones of their sectors. It gives up with errNoPower when the power is
+// about to be cut; what it has done by then is done.
 //
-// by is the change that is to be durable when writeOut returns: what is picked then goes
-// through whatever caches the durable medium has, too. It need not if by is nil.
+// by is the change that must be durable when writeOut returns: picked versions then go
+// through any caches of the durable medium, too. If by is nil they need not.
 //
-// No version goes while outMu is held but here and in Cut, so picks stay valid.
+// While outMu is held, versions are removed only here and in Cut, so picks stay valid.
 //
 // +checklocks:c.outMu
 func (c *Cache) writeOut(by *change) error {
@@ -92,8 +92,9 @@ func (c *Cache) writeRun(run []pick, by *change) error {
 	return nil
 }
 
-// changeMedium changes n bytes at off of the durable medium in one call: a KindWrite has
-// them in p. by is that of writeOut: not nil, they go through the medium's caches too.
+// changeMedium changes n bytes at off of the durable medium in one call; for KindWrite
+// they are in p. by is that of writeOut: if it is not nil, they go through the medium's
+// caches, too.
 //
 // +checklocks:c.outMu
 func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) error {
@@ -136,8 +137,7 @@ func (c *Cache) pickAllLocked(w *write) {
 	}
 }
 
-// newestOut leaves the newest of the picks of each sector, with which the others
-// go.
+// newestOut keeps only the newest of the picks of each sector; the others go with it.
 //
 // +checklocks:c.outMu
 func (c *Cache) newestOut() {
@@ -147,8 +147,8 @@ func (c *Cache) newestOut() {
 	c.picked = slices.CompactFunc(c.picked, func(a, b pick) bool { return a.sector == b.sector })
 }
 
-// forceOut makes x, which has become pending, durable, through whatever caches the
-// durable medium has.
+// forceOut makes x, which has become pending, durable, through any caches of the durable
+// medium.
 //
 // +checklocks:c.outMu
 func (c *Cache) forceOut(x *change, life uint64) error {
@@ -169,14 +169,14 @@ func (c *Cache) forceOut(x *change, life uint64) error {
 	if err := c.writeOut(x); err != nil {
 		return err
 	}
-	if gone { // somebody else wrote a part of it out, not through those caches
+	if gone { // part of it has been written out by another call, not through those caches
 		return c.syncFor(x)
 	}
 	return nil
 }
 
-// throughOut writes x to the durable medium. Pending versions of its sectors that
-// are older go with it.
+// throughOut writes x to the durable medium. Older pending versions of its sectors are
+// dropped.
 //
 // +checklocks:c.outMu
 func (c *Cache) throughOut(x *change, life uint64) error {
@@ -227,8 +227,8 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 	return nil
 }
 
-// tookLocked lets go what was pending for the sectors of x, which as write id
-// is on the durable medium.
+// tookLocked drops what was pending for the sectors of x, which as write id is on the
+// durable medium.
 //
 // +checklocks:c.mu
 func (c *Cache) tookLocked(x *change, id uint64) {
