@@ -23,8 +23,8 @@ var ErrNotRunning = errors.New("no daemon there")
 // maxBodyBytes bounds what a client accepts as one answer.
 const maxBodyBytes = 64 << 20
 
-// timeout bounds a question whose context has no deadline of its own. What changes
-// the daemon has none: draining a disk takes as long as it was asked to.
+// timeout bounds a query whose context has no deadline of its own. Calls that change the
+// daemon have no such bound: draining a disk takes as long as it was asked to.
 const timeout = 30 * time.Second
 
 // A Client talks to one daemon. Any goroutine may call any method.
@@ -33,12 +33,12 @@ type Client struct {
 	http *http.Client
 }
 
-// AdminVariable of the environment is the path of the admin socket.
+// AdminVariable is the environment variable that holds the path of the admin socket.
 const AdminVariable = "VHBAD_ADMIN"
 
-// DefaultPath is where the daemon and its clients put the admin socket unless
-// told otherwise: AdminVariable of the environment if that is set, vhbad.sock in
-// $XDG_RUNTIME_DIR if that is, or in /run.
+// DefaultPath is where the daemon and its clients expect the admin socket unless told
+// otherwise: the value of AdminVariable if that is set; otherwise vhbad.sock in
+// $XDG_RUNTIME_DIR if that is set, or else in /run.
 func DefaultPath() string {
 	if path := os.Getenv(AdminVariable); filepath.IsAbs(path) {
 		return path
@@ -65,7 +65,7 @@ func New(path string) *Client {
 	}}
 }
 
-// Path is the admin socket.
+// Path returns the path of the admin socket.
 func (c *Client) Path() string { return c.path }
 
 // Close drops idle connections.
@@ -73,7 +73,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Status asks the daemon about itself.
 //
-// Errors: ErrNotRunning; one that names the socket for anything else.
+// Errors: ErrNotRunning; for anything else, an error that names the socket.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	s := &Status{}
 	if err := c.get(ctx, "/v1/status", s); err != nil {
@@ -82,7 +82,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return s, nil
 }
 
-// get asks for what is at path, within a time.
+// get fetches path, within timeout.
 func (c *Client) get(ctx context.Context, path string, out any) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -92,8 +92,8 @@ func (c *Client) get(ctx context.Context, path string, out any) error {
 	return c.call(ctx, http.MethodGet, path, nil, out)
 }
 
-// call makes one request: path begins with a slash and has its parts escaped, in is
-// the body, nil for none, and the answer goes into out unless that is nil.
+// call makes one request. path begins with a slash, and its segments are escaped; in is
+// the body, nil for none; the answer goes into out unless that is nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	res, err := c.do(ctx, method, path, in)
 	if err != nil {
@@ -109,8 +109,8 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
-// do makes a request and returns the answer if it is a success. Its body is the
-// caller's to close.
+// do makes a request and returns the response if it is a success. The caller must close
+// its body.
 func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
@@ -142,7 +142,8 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 	return nil, &Error{Code: p.Code, Message: p.Message}
 }
 
-// segment makes s one part of a path. Dots alone would be taken for steps.
+// segment escapes s as one segment of a path. Dots alone would be taken for relative
+// steps.
 func segment(s string) string {
 	if s == "." || s == ".." {
 		return strings.ReplaceAll(s, ".", "%2E")

@@ -13,9 +13,9 @@ type DiskState string
 // The states of a disk.
 const (
 	DiskServing DiskState = "serving"
-	// DiskLeaving is a disk that is being removed: nobody new can use it.
+	// DiskLeaving is a disk that is being removed: no new client can use it.
 	DiskLeaving DiskState = "leaving"
-	// DiskUnplugged is one that a fault has pulled out: nobody can use it until it is
+	// DiskUnplugged is a disk that a fault has pulled out: nobody can use it until it is
 	// plugged in again.
 	DiskUnplugged DiskState = "unplugged"
 )
@@ -25,10 +25,10 @@ type DiskOrigin string
 
 // The origins of a disk.
 const (
-	// OriginConfiguration is a disk of the configuration file or the command line.
+	// OriginConfiguration is a disk from the configuration file or the command line.
 	OriginConfiguration DiskOrigin = "configuration"
-	// OriginAPI is one that was added while the daemon ran, and will be gone when it
-	// is started again.
+	// OriginAPI is a disk that was added while the daemon ran; it is gone after a
+	// restart.
 	OriginAPI DiskOrigin = "api"
 )
 
@@ -96,12 +96,12 @@ type DiskRemoval struct {
 
 // RemoveOptions say how a disk is removed.
 type RemoveOptions struct {
-	// Force removes a disk that clients use: each gets answers to what it has in
-	// flight, and its connection is closed. It also removes one that cannot be
+	// Force removes a disk even while clients use it: each gets answers to its requests
+	// in flight, and its connection is closed. It also removes a disk that cannot be
 	// flushed.
 	Force bool
-	// DrainTimeout is how long clients may take to finish, and the flush; zero means
-	// as long as the daemon's drain-timeout.
+	// DrainTimeout is how long clients, and the flush, may take to finish; zero means the
+	// daemon's drain-timeout.
 	DrainTimeout time.Duration
 }
 
@@ -127,11 +127,11 @@ func (c *Client) Disk(ctx context.Context, name string) (*Disk, error) {
 	return d, nil
 }
 
-// AddDisk adds a disk, until it is removed or the daemon ends. If there is one with
-// the same name and specification, that is a success.
+// AddDisk adds a disk, which stays until it is removed or the daemon ends. It succeeds if
+// there already is a disk of the same name and specification.
 //
-// Errors: ErrInvalid; ErrConflict for a name or a file that is taken; ErrInternal
-// for a medium that cannot be opened. Then nothing has changed.
+// Errors: ErrInvalid; ErrConflict for a name or a file that is taken; ErrInternal for a
+// medium that cannot be opened. On an error nothing has changed.
 func (c *Client) AddDisk(ctx context.Context, name string, spec DiskSpec) (*Disk, error) {
 	d := &Disk{}
 	if err := c.call(ctx, http.MethodPut, "/v1/disks/"+segment(name), spec, d); err != nil {
@@ -142,8 +142,8 @@ func (c *Client) AddDisk(ctx context.Context, name string, spec DiskSpec) (*Disk
 
 // RemoveDisk removes a disk. Its file stays.
 //
-// Errors: ErrNotFound; ErrConflict for one that clients use, or that cannot be
-// flushed, without Force: then it is served as before.
+// Errors: ErrNotFound; without Force, ErrConflict for a disk that clients use or that
+// cannot be flushed: it is then served as before.
 func (c *Client) RemoveDisk(ctx context.Context, name string, o RemoveOptions) (*DiskRemoval, error) {
 	q := url.Values{}
 	if o.Force {

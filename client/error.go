@@ -9,18 +9,18 @@ const (
 	// CodeInvalid is a request that cannot be right whatever the daemon's state:
 	// 400.
 	CodeInvalid Code = "invalid"
-	// CodeNotFound is one about something that there is not: 404.
+	// CodeNotFound is a request about something that does not exist: 404.
 	CodeNotFound Code = "not_found"
-	// CodeMethodNotAllowed is a method that the path does not have: 405.
+	// CodeMethodNotAllowed is a request with a method that the path does not have: 405.
 	CodeMethodNotAllowed Code = "method_not_allowed"
-	// CodeConflict is one that the daemon's state stands against: 409.
+	// CodeConflict is a request that the daemon's state does not allow: 409.
 	CodeConflict Code = "conflict"
-	// CodeTooLarge is a body that is too long: 413.
+	// CodeTooLarge is a request whose body is too long: 413.
 	CodeTooLarge Code = "too_large"
 	// CodeInternal is a failure of the daemon or of the machine: 500.
 	CodeInternal Code = "internal"
-	// CodeUnavailable is a daemon that starts or stops, or what has to wait for a medium that
-	// hangs: 503.
+	// CodeUnavailable is a request to a daemon that is starting or stopping, or one that
+	// has to wait for a medium that hangs: 503.
 	CodeUnavailable Code = "unavailable"
 )
 
@@ -48,7 +48,8 @@ func (e *Error) Error() string {
 	return e.Message
 }
 
-// Is reports whether target is the error without a message of the same code.
+// Is reports whether target is the sentinel (an Error without a message) of the same
+// code.
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
 	return ok && t.Message == "" && t.Code == e.Code

@@ -22,64 +22,64 @@ const (
 	// EventReady and EventStopping frame the life of the daemon.
 	EventReady    EventType = "daemon.ready"
 	EventStopping EventType = "daemon.stopping"
-	// EventConnectionOpened is a client that begins to use a disk: connection,
+	// EventConnectionOpened: a client has begun to use a disk. Fields: connection,
 	// remote, tls, client, replies.
 	EventConnectionOpened EventType = "connection.opened"
-	// EventConnectionClosed is one that does no more: connection, remote, reason,
-	// requests, received_bytes, sent_bytes.
+	// EventConnectionClosed: a client has stopped using a disk. Fields: connection,
+	// remote, reason, requests, received_bytes, sent_bytes.
 	EventConnectionClosed EventType = "connection.closed"
-	// EventDiskAdded is a disk that is served from now on: address, backend,
-	// size_bytes, origin.
+	// EventDiskAdded: a disk is served from now on. Fields: address, backend, size_bytes,
+	// origin.
 	EventDiskAdded EventType = "disk.added"
-	// EventDiskRemoved is one that is not any more: connections_closed,
+	// EventDiskRemoved: a disk is no longer served. Fields: connections_closed,
 	// connections_killed, flush_error.
 	EventDiskRemoved EventType = "disk.removed"
-	// EventDiskUnplugged is a disk that a fault has pulled out: connections_closed,
-	// connections_killed. EventDiskPlugged is one that is served again: address.
+	// EventDiskUnplugged: a fault has pulled a disk out. Fields: connections_closed,
+	// connections_killed. EventDiskPlugged: the disk is served again. Field: address.
 	EventDiskUnplugged EventType = "disk.unplugged"
 	EventDiskPlugged   EventType = "disk.plugged"
-	// EventDiskGrown is one that is larger than before: size_bytes, was_bytes.
+	// EventDiskGrown: a disk is larger than before. Fields: size_bytes, was_bytes.
 	EventDiskGrown EventType = "disk.grown"
-	// EventReloaded is a configuration that was read again and is in force:
-	// disks_added, disks_removed, disks_changed, listeners_added, listeners_removed,
-	// how many. EventReloadFailed is one that is not: error.
+	// EventReloaded: the configuration was read again and is in force. Fields, all
+	// counts: disks_added, disks_removed, disks_changed, listeners_added,
+	// listeners_removed. EventReloadFailed: it is not in force. Field: error.
 	EventReloaded     EventType = "config.reloaded"
 	EventReloadFailed EventType = "config.failed"
-	// EventReset is a reset of a unit, a target or a bus of the adapter: level,
-	// address, ok, outstanding. Its disk is the one on whose account it was.
+	// EventReset: a unit, a target or a bus of the adapter was reset. Fields: level,
+	// address, ok, outstanding. Its disk is the one that caused the reset.
 	EventReset EventType = "adapter.reset"
-	// EventViolation is a breach of the port's contract, seen by the verifier:
+	// EventViolation: the verifier has seen a breach of the port's contract. Fields:
 	// check, what.
 	EventViolation EventType = "verifier.violation"
-	// EventPowerCut is a disk that lost its power: trigger, seed, policy, class,
-	// pending_sectors, lost_sectors. EventPowerOn is one that has it again:
+	// EventPowerCut: a disk lost its power. Fields: trigger, seed, policy, class,
+	// pending_sectors, lost_sectors. EventPowerOn: it has power again. Field:
 	// off_seconds.
 	EventPowerCut EventType = "power.cut"
 	EventPowerOn  EventType = "power.on"
-	// EventFault is a command that has met a fault: rule, kind, class (legal or
-	// hostile), op, lba, blocks, tag, seed, times (those not told before included).
+	// EventFault: a command has met a fault. Fields: rule, kind, class (legal or
+	// hostile), op, lba, blocks, tag, seed, times (including those not reported before).
 	EventFault EventType = "fault.injected"
-	// EventFaultSet is a fault rule that has come into force: rule, kind, hostile,
-	// seed; EventFaultRemoved one that has ended: rule, fired (how often). One that is
-	// replaced by another of its name has no EventFaultRemoved.
+	// EventFaultSet: a fault rule has come into force. Fields: rule, kind, hostile, seed.
+	// EventFaultRemoved: a rule has ended. Fields: rule, fired (how often). A rule that
+	// is replaced by another of its name has no EventFaultRemoved.
 	EventFaultSet     EventType = "fault.set"
 	EventFaultRemoved EventType = "fault.removed"
-	// EventFaultReleased is a rule that has let commands go: rule, released.
+	// EventFaultReleased: a rule has let commands go. Fields: rule, released.
 	EventFaultReleased EventType = "fault.released"
-	// EventTraceStarted is a disk whose steps are recorded from now on: path.
-	// EventTraceEnded is one whose recording is complete: path, records, bytes;
-	// EventTraceFailed one that goes on without: path, error.
+	// EventTraceStarted: a disk's steps are recorded from now on. Field: path.
+	// EventTraceEnded: the recording is complete. Fields: path, records, bytes.
+	// EventTraceFailed: the disk goes on without a recording. Fields: path, error.
 	EventTraceStarted EventType = "trace.started"
 	EventTraceEnded   EventType = "trace.ended"
 	EventTraceFailed  EventType = "trace.failed"
-	// EventMark is a mark that somebody has set: text.
+	// EventMark: somebody has set a mark. Field: text.
 	EventMark EventType = "mark"
-	// EventLost stands for events that this reader was too slow for: events, how
-	// many. Its number is that of the last one of them.
+	// EventLost stands for events that this reader was too slow to receive. Field:
+	// events, their count. Its Seq is that of the last one lost.
 	EventLost EventType = "lost"
 )
 
-// EventTypes are all of them.
+// EventTypes returns all event types.
 func EventTypes() []EventType {
 	return []EventType{
 		EventReady, EventStopping, EventConnectionOpened, EventConnectionClosed, EventDiskAdded, EventDiskRemoved, EventDiskUnplugged, EventDiskPlugged, EventDiskGrown,
@@ -102,10 +102,10 @@ type Event struct {
 
 // EventFilter says which events are wanted.
 type EventFilter struct {
-	// Since, unless nil, asks for those behind this number first, 0 for all that
-	// the daemon remembers. Nil asks for those that are to come.
+	// Since, unless nil, asks for the remembered events with numbers above it first; 0
+	// asks for all that the daemon remembers. Nil asks for new events only.
 	Since *uint64
-	// Types, if there are any, are those wanted. EventLost always comes.
+	// Types, unless empty, are the types wanted. EventLost always comes.
 	Types []EventType
 	// NoFollow ends the stream with the newest event there is.
 	NoFollow bool
@@ -136,11 +136,11 @@ type EventStream struct {
 	body io.ReadCloser
 }
 
-// Events asks for events. What happens after it has returned is in the stream,
-// until ctx ends or the stream is closed.
+// Events opens a stream of events. It has everything that happens after Events has
+// returned, until ctx ends or the stream is closed.
 //
-// Errors: ErrInvalid for a number that the daemon has not reached or a type that
-// it does not know; otherwise as Status.
+// Errors: ErrInvalid for a number that the daemon has not reached or a type that it does
+// not know; otherwise as Status.
 func (c *Client) Events(ctx context.Context, f EventFilter) (*EventStream, error) {
 	res, err := c.do(ctx, http.MethodGet, "/v1/events"+f.query(), nil)
 	if err != nil {
@@ -155,8 +155,8 @@ func (s *EventStream) Close() error { return s.body.Close() }
 // maxEventBytes bounds one event.
 const maxEventBytes = 1 << 20
 
-// All are the events, one after the other as they come. It ends without an error
-// when the daemon stops, and with one in any other case.
+// All iterates over the events as they come. It ends without an error when the daemon
+// stops, and with one in any other case.
 func (s *EventStream) All() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		lines := bufio.NewScanner(s.body)

@@ -7,8 +7,8 @@ import (
 	"github.com/vhbad/vhbad/hba/fault"
 )
 
-// FaultRule says which commands meet a fault, and which. It has the shape that it
-// has in configuration files.
+// FaultRule says which commands meet a fault, and which fault that is. It has the same
+// shape in configuration files.
 type FaultRule = fault.Rule
 
 // Fault is a rule in force and what has become of it.
@@ -58,7 +58,7 @@ type MarkSet struct {
 	Rules int `json:"rules"`
 }
 
-// ResetLevel is how much a reset is about.
+// ResetLevel is the scope of a reset.
 type ResetLevel string
 
 // Levels of resets.
@@ -74,7 +74,7 @@ type DiskReset struct {
 	Level ResetLevel `json:"level"`
 }
 
-// Faults are the rules in force.
+// Faults returns the rules in force.
 //
 // Errors: as Status.
 func (c *Client) Faults(ctx context.Context) (*Faults, error) {
@@ -85,7 +85,7 @@ func (c *Client) Faults(ctx context.Context) (*Faults, error) {
 	return out, nil
 }
 
-// Fault is the rule of a name.
+// Fault returns the rule of that name.
 //
 // Errors: ErrNotFound.
 func (c *Client) Fault(ctx context.Context, name string) (*Fault, error) {
@@ -96,10 +96,10 @@ func (c *Client) Fault(ctx context.Context, name string) (*Fault, error) {
 	return out, nil
 }
 
-// PutFault puts a rule into force, in place of the one of its name if there is
-// one. A rule that is in force already goes on as it is.
+// PutFault puts a rule into force, replacing any rule of the same name. An identical rule
+// that is already in force carries on undisturbed.
 //
-// Errors: ErrInvalid names what is wrong with the rule; ErrConflict if it is
+// Errors: ErrInvalid, which names what is wrong with the rule; ErrConflict if the rule is
 // hostile and the daemon takes no such rules.
 func (c *Client) PutFault(ctx context.Context, r FaultRule) (*Fault, error) {
 	out := &Fault{}
@@ -109,15 +109,16 @@ func (c *Client) PutFault(ctx context.Context, r FaultRule) (*Fault, error) {
 	return out, nil
 }
 
-// RemoveFault ends a rule. What it holds goes on, what it has lost is answered.
+// RemoveFault ends a rule. Commands that it holds go on; those that it has lost are
+// answered.
 //
-// Errors: ErrNotFound; ErrConflict if another rule comes after it.
+// Errors: ErrNotFound; ErrConflict if another rule comes after it (Match.AfterRule).
 func (c *Client) RemoveFault(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/faults/"+segment(name), nil, nil)
 }
 
-// ReleaseFault lets up to count commands go that the rule holds, the longest held
-// first; zero means all. What it holds from then on stays held.
+// ReleaseFault releases up to count of the commands that the rule holds, the longest held
+// first; zero means all. Commands that it catches from then on stay held.
 //
 // Errors: ErrNotFound.
 func (c *Client) ReleaseFault(ctx context.Context, name string, count int) (released int, err error) {
@@ -126,17 +127,18 @@ func (c *Client) ReleaseFault(ctx context.Context, name string, count int) (rele
 	return out.Released, err
 }
 
-// SetMark tells the rules of a mark, and returns how many have waited for it.
+// SetMark sets a mark, and returns how many rules were waiting for it.
 func (c *Client) SetMark(ctx context.Context, text string) (rules int, err error) {
 	var out MarkSet
 	err = c.call(ctx, http.MethodPost, "/v1/marks", Mark{Text: text}, &out)
 	return out.Rules, err
 }
 
-// ResetDisk resets a disk's logical unit, its target or the bus, and waits until
-// that is done.
+// ResetDisk resets a disk's logical unit, its target or the bus, and waits until the
+// reset is done.
 //
-// Errors: ErrNotFound; ErrConflict if a reset is under way or it failed.
+// Errors: ErrNotFound; ErrConflict if a reset is already under way, or if this one
+// failed.
 func (c *Client) ResetDisk(ctx context.Context, disk string, level ResetLevel) error {
 	return c.call(ctx, http.MethodPost, "/v1/disks/"+segment(disk)+"/reset", DiskReset{Level: level}, nil)
 }

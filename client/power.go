@@ -182,14 +182,14 @@ type PowerTrace struct {
 	Error string `json:"error,omitempty"`
 }
 
-// CutPower cuts the power of a disk that has a write cache, and returns when the
-// disk has power again.
+// CutPower cuts the power of a disk that has a write cache, and returns when the disk has
+// power again.
 //
 // Errors: ErrNotFound; ErrConflict if the disk has no write cache, or no power;
-// ErrInvalid for options that cannot be; ErrUnavailable if the disk has not lost what it
-// is to lose within 30 s, because a command hangs in the medium or the cut itself takes
-// longer: it is made all the same, and Power has the report; if it fails without one,
-// the daemon's log says why.
+// ErrInvalid for impossible options; ErrUnavailable if the disk has not lost its pending
+// writes within 30 s, because a command hangs in the medium or the cut itself takes
+// longer. The cut is then made all the same, and Power has the report; if it fails
+// without a report, the daemon's log says why.
 func (c *Client) CutPower(ctx context.Context, disk string, o PowerCutOptions) (*PowerReport, error) {
 	r := &PowerReport{}
 	if err := c.call(ctx, http.MethodPost, "/v1/disks/"+segment(disk)+"/power-cut", o, r); err != nil {
@@ -198,7 +198,8 @@ func (c *Client) CutPower(ctx context.Context, disk string, o PowerCutOptions) (
 	return r, nil
 }
 
-// Power asks about the write cache of a disk and its last power cuts.
+// Power returns the state of a disk's write cache and the reports of its latest power
+// cuts.
 //
 // Errors: ErrNotFound; ErrConflict if the disk has no write cache.
 func (c *Client) Power(ctx context.Context, disk string) (*Power, error) {

@@ -18,12 +18,12 @@ type Reload struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Reload has the daemon read its configuration again, and returns when that is in
-// force and what it has removed is gone.
+// Reload has the daemon read its configuration again. It returns once the new
+// configuration is in force and everything it removed is gone.
 //
-// Errors: ErrInvalid for a file that is wrong, ErrConflict for what cannot change
-// while the daemon runs, ErrInternal for what cannot be opened. Then nothing has
-// changed.
+// Errors: ErrInvalid if the file is wrong, ErrConflict if it changes something that
+// cannot change while the daemon runs, ErrInternal if something cannot be opened. On an
+// error nothing has changed.
 func (c *Client) Reload(ctx context.Context) (*Reload, error) {
 	r := &Reload{}
 	if err := c.call(ctx, http.MethodPost, "/v1/reload", nil, r); err != nil {

@@ -9,14 +9,14 @@
 //		d.CutPower(client.PowerCutOptions{Seed: new(uint64(1)), DropConnections: true})
 //		if got := ledger.New(d.Dial()).Entries(); len(got) != 1 { ...
 //
-// Package example beside this one has all of it, and docs/tutorial-go-test.md the
-// story.
+// Package example beside this one has the complete program; docs/tutorial-go-test.md
+// explains it.
 //
-// The program is $VHBAD, or vhbad in the PATH. Each Daemon has its own, with sockets in
-// a folder of its own, so that tests can run in parallel. When the test ends the
-// daemon does, too, also if the test's process is killed; if the test has failed, its
-// log has the daemon's. Methods fail the test when something goes wrong, so they are
-// for the test's own goroutine, but for those of Conn, which return errors.
+// The program is $VHBAD, or vhbad in the PATH. Each Daemon runs its own, with sockets in
+// a folder of its own, so tests can run in parallel. The daemon ends when the test does,
+// even if the test's process is killed; if the test has failed, its log includes the
+// daemon's. Methods fail the test when something goes wrong, so they must be called from
+// the test's own goroutine, except those of Conn, which return errors.
 //
-// The package needs Linux, and besides the standard library nothing but package client.
+// The package needs Linux and, besides the standard library, only package client.
 package vhbadtest

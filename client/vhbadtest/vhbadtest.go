@@ -21,31 +21,31 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// Variable of the environment is the path of the program.
+// Variable is the environment variable that holds the path of the program.
 const Variable = "VHBAD"
 
 // Writeback is a Disk.Cache: a volatile write cache, whose power can be cut.
 const Writeback = "writeback"
 
-// patience bounds how long a daemon may take to start, to end, and to have an event
+// patience bounds how long a daemon may take to start, to end, or to publish an event
 // that is waited for.
 const patience = 60 * time.Second
 
-// A Disk is one to be served.
+// A Disk describes a disk to be served.
 type Disk struct {
-	// Name is its name and its export's; "disk0" for the first, "disk1" for the second
-	// and so on if empty.
+	// Name is the name of the disk and of its export. If empty, it is "disk0" for the
+	// first disk, "disk1" for the second and so on.
 	Name string
-	// SizeBytes is its size, in memory or of a File that is to be made; 64 MiB if both
-	// are missing.
+	// SizeBytes is the size of a disk in memory, or of a File that is to be created; 64
+	// MiB if both SizeBytes and File are missing.
 	SizeBytes int64
-	// File is the path of an image; without, the disk is in memory.
+	// File is the path of an image; if empty, the disk is in memory.
 	File string
 	// BlockBytes is 512 or 4096; 512 if zero.
 	BlockBytes int
-	// Cache is Writeback or empty, for none; CacheSizeBytes, CacheEviction ("fifo",
-	// "random" or "none"), CacheSeed and Trace, a file that records what the disk
-	// does, are for the former.
+	// Cache is Writeback, or empty for none. The rest applies to Writeback only:
+	// CacheSizeBytes, CacheEviction ("fifo", "random" or "none"), CacheSeed, and Trace,
+	// the path of a file that records what the disk does.
 	Cache          string
 	CacheSizeBytes int64
 	CacheEviction  string
@@ -55,7 +55,7 @@ type Disk struct {
 	Hostile []string
 }
 
-// spec is the disk as flags of vhbad have it.
+// spec returns the disk in the form of vhbad's flags.
 func (d *Disk) spec() string {
 	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	var b strings.Builder
@@ -103,14 +103,14 @@ func number(n int64) string {
 
 // Options say how a daemon is started.
 type Options struct {
-	// Disks are what it serves; a Disk of defaults if there are none.
+	// Disks are the disks it serves; if empty, one Disk with the defaults.
 	Disks []Disk
-	// Flags are further ones of vhbad serve, such as --hostile.
+	// Flags are further flags for vhbad serve, such as --hostile.
 	Flags []string
 }
 
-// A Daemon is one that runs for a test. Its first disk is embedded, as most tests have
-// one only.
+// A Daemon is a daemon that runs for one test. Its first disk is embedded, as most tests
+// have only one.
 type Daemon struct {
 	*Export
 	t      testing.TB
@@ -189,8 +189,8 @@ func find() (string, error) {
 	return path, nil
 }
 
-// run runs the daemon to its end. It keeps a thread: the daemon dies with the one
-// that has started it.
+// run runs the daemon to its end. It keeps its thread: the daemon dies with the thread
+// that started it.
 func (d *Daemon) run(program string, args []string, ready chan<- struct{}) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -226,7 +226,7 @@ func (d *Daemon) run(program string, args []string, ready chan<- struct{}) {
 	d.ended <- cmd.Wait()
 }
 
-// stop ends the daemon, and shows what it has said if the test has failed.
+// stop ends the daemon, and shows its log if the test has failed.
 func (d *Daemon) stop() {
 	defer func() { _ = os.RemoveAll(d.folder) }()
 	if d.admin != nil {
@@ -249,14 +249,14 @@ func (d *Daemon) stop() {
 	}
 }
 
-// logs are the last of what a daemon has said, and its process.
+// logs keeps the tail of a daemon's log, and its process.
 type logs struct {
 	mu      sync.Mutex
 	b       []byte
 	process *os.Process
 }
 
-// maxLogBytes is how much is kept.
+// maxLogBytes is how much of the log is kept.
 const maxLogBytes = 64 << 10
 
 // Write implements io.Writer.
@@ -270,7 +270,7 @@ func (l *logs) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is what there is.
+// String returns what has been kept.
 func (l *logs) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -287,7 +287,7 @@ func (l *logs) signal(s os.Signal) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.process != nil {
-		_ = l.process.Signal(s) // it may have ended, which Wait says
+		_ = l.process.Signal(s) // it may have ended, as Wait will say
 	}
 }
 
@@ -296,16 +296,16 @@ func (d *Daemon) adminPath() string { return filepath.Join(d.folder, "admin.sock
 // Socket is the path of the NBD socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.folder, "nbd.sock") }
 
-// Client is a client of the daemon's API, for what has no method here.
+// Client returns a client of the daemon's API, for what has no method here.
 func (d *Daemon) Client() *client.Client { return d.admin }
 
-// Environ is the environment for commands: NBD_URI is the first disk, and other
+// Environ returns the environment for commands: NBD_URI is the first disk, and other
 // commands of vhbad find the daemon.
 func (d *Daemon) Environ() []string {
 	return append(os.Environ(), "NBD_URI="+d.URI(), client.AdminVariable+"="+d.adminPath())
 }
 
-// Disk is the disk of that name.
+// Disk returns the disk of that name.
 func (d *Daemon) Disk(name string) *Export {
 	d.t.Helper()
 	if _, err := d.admin.Disk(d.t.Context(), name); err != nil {
@@ -314,7 +314,7 @@ func (d *Daemon) Disk(name string) *Export {
 	return &Export{Name: name, d: d}
 }
 
-// Fault puts a rule into force; see docs/faults.md. It ends with the daemon, or by
+// Fault puts a rule into force; see docs/faults.md. The rule ends with the daemon or by
 // RemoveFault.
 func (d *Daemon) Fault(r client.FaultRule) {
 	d.t.Helper()
@@ -323,7 +323,7 @@ func (d *Daemon) Fault(r client.FaultRule) {
 	}
 }
 
-// RemoveFault ends a rule, and is how often it has fired.
+// RemoveFault ends a rule, and returns how often it has fired.
 func (d *Daemon) RemoveFault(name string) (fired uint64) {
 	d.t.Helper()
 	f, err := d.admin.Fault(d.t.Context(), name)
@@ -336,7 +336,7 @@ func (d *Daemon) RemoveFault(name string) (fired uint64) {
 	return f.Fired
 }
 
-// ReleaseFault lets go what a rule holds, and is how many that were.
+// ReleaseFault releases the commands that a rule holds, and returns how many there were.
 func (d *Daemon) ReleaseFault(name string) (released int) {
 	d.t.Helper()
 	released, err := d.admin.ReleaseFault(d.t.Context(), name, 0)
@@ -346,7 +346,7 @@ func (d *Daemon) ReleaseFault(name string) (released int) {
 	return released
 }
 
-// Mark sets a mark: rules can wait for it, and traces have it.
+// Mark sets a mark, which rules can wait for and traces record.
 func (d *Daemon) Mark(text string) {
 	d.t.Helper()
 	if _, err := d.admin.SetMark(d.t.Context(), text); err != nil {
@@ -354,7 +354,7 @@ func (d *Daemon) Mark(text string) {
 	}
 }
 
-// Events are what has happened by now, of these types if any are given.
+// Events returns the events so far, only those of the given types if there are any.
 func (d *Daemon) Events(types ...client.EventType) (events []client.Event) {
 	d.t.Helper()
 	stream, err := d.admin.Events(d.t.Context(), client.EventFilter{Since: new(uint64), Types: types, NoFollow: true})
@@ -371,8 +371,8 @@ func (d *Daemon) Events(types ...client.EventType) (events []client.Event) {
 	return events
 }
 
-// WaitEvent waits for the first event of a type since the daemon started, or the first
-// after another event. The test fails if there is none for a minute.
+// WaitEvent waits for the first event of a type since the daemon started, or since the
+// event after. The test fails if none comes within a minute.
 func (d *Daemon) WaitEvent(kind client.EventType, after client.Event) client.Event {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), d.wait)
@@ -387,7 +387,7 @@ func (d *Daemon) WaitEvent(kind client.EventType, after client.Event) client.Eve
 	return e
 }
 
-// event is the first event of a type after another one.
+// event returns the first event of a type that follows after.
 func (d *Daemon) event(ctx context.Context, kind client.EventType, after client.Event) (client.Event, error) {
 	stream, err := d.admin.Events(ctx, client.EventFilter{Since: &after.Seq, Types: []client.EventType{kind}})
 	if err != nil {
@@ -405,12 +405,12 @@ func (d *Daemon) event(ctx context.Context, kind client.EventType, after client.
 	return client.Event{}, fmt.Errorf("vhbad has ended before there was an event %s after number %d", kind, after.Seq)
 }
 
-// URI is the NBD URI of the disk.
+// URI returns the NBD URI of the disk.
 func (e *Export) URI() string {
 	return "nbd+unix:///" + url.PathEscape(e.Name) + "?socket=" + url.QueryEscape(e.d.Socket())
 }
 
-// CutPower cuts the power of the disk, which needs a write cache, and gives it back.
+// CutPower cuts the power of the disk, which must have a write cache, and restores it.
 func (e *Export) CutPower(o client.PowerCutOptions) *client.PowerReport {
 	e.d.t.Helper()
 	r, err := e.d.admin.CutPower(e.d.t.Context(), e.Name, o)
@@ -420,7 +420,8 @@ func (e *Export) CutPower(o client.PowerCutOptions) *client.PowerReport {
 	return r
 }
 
-// Power is what waits in the disk's write cache, and what its power cuts did.
+// Power returns what is pending in the disk's write cache, and the reports of its power
+// cuts.
 func (e *Export) Power() *client.Power {
 	e.d.t.Helper()
 	p, err := e.d.admin.Power(e.d.t.Context(), e.Name)
@@ -430,7 +431,7 @@ func (e *Export) Power() *client.Power {
 	return p
 }
 
-// Image is all bytes of the disk, as a client reads them now.
+// Image returns all bytes of the disk, as a client reads them now.
 func (e *Export) Image() []byte {
 	e.d.t.Helper()
 	c := e.Dial()
@@ -442,8 +443,8 @@ func (e *Export) Image() []byte {
 	return p
 }
 
-// Dial connects to the disk. The test's end closes the connection, if nothing did
-// before.
+// Dial connects to the disk. The connection is closed at the end of the test if it is
+// still open.
 func (e *Export) Dial() *Conn {
 	e.d.t.Helper()
 	c, err := dial(e.d.Socket(), e.Name)

@@ -1,3 +1,3 @@
-// Package example is a program with a bug that no test finds without a power cut, and
-// the test that finds it. docs/tutorial-go-test.md goes through it.
+// Package example is a program with a bug that only a power cut reveals, and the test
+// that finds it. docs/tutorial-go-test.md walks through it.
 package example

@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// A Disk is what a ledger needs of one.
+// A Disk is what a ledger needs from its disk.
 type Disk interface {
 	io.ReaderAt
 	io.WriterAt
@@ -16,8 +16,8 @@ type Disk interface {
 
 const blockBytes = 512
 
-// A Ledger keeps entries on a disk: each in a block of its own, behind block 0, which
-// has their number.
+// A Ledger keeps entries on a disk, each in a block of its own. Block 0, in front of
+// them, holds their number.
 type Ledger struct {
 	disk Disk
 	n    uint64
@@ -31,7 +31,7 @@ func Format(d Disk) (*Ledger, error) {
 	return l, l.setCount(0)
 }
 
-// Open opens a ledger, and says if it is none.
+// Open opens a ledger. It fails if the disk does not hold one.
 func Open(d Disk) (*Ledger, error) {
 	block := make([]byte, blockBytes)
 	if _, err := d.ReadAt(block, 0); err != nil {
@@ -49,14 +49,14 @@ func Open(d Disk) (*Ledger, error) {
 // Len is how many entries there are.
 func (l *Ledger) Len() int { return int(l.n) }
 
-// Add adds an entry, which is there for ever when Add has returned.
+// Add adds an entry, which is permanent once Add has returned.
 func (l *Ledger) Add(text string) error {
 	block := make([]byte, blockBytes)
 	block[0] = byte(copy(block[1:], text))
 	if _, err := l.disk.WriteAt(block, int64(l.n+1)*blockBytes); err != nil {
 		return err
 	}
-	if !l.Careless { // or block 0 may be durable before the entry is
+	if !l.Careless { // otherwise block 0 may become durable before the entry does
 		if err := l.disk.Sync(); err != nil {
 			return err
 		}
