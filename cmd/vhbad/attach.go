@@ -20,7 +20,7 @@ import (
 const (
 	// defaultWait bounds attach and detach.
 	defaultWait = config.Duration(30 * time.Second)
-	// What --persist takes where the user names no timeouts.
+	// Defaults of --persist for the timeouts that the user does not name.
 	persistTimeout         = config.Duration(30 * time.Second)
 	persistDeadConnTimeout = config.Duration(5 * time.Minute)
 )
@@ -169,11 +169,11 @@ func (a *attachFlags) print(cmd *cobra.Command, d attach.Device) error {
 	return err
 }
 
-// minRecheck is the shortest --recheck: each is a connection to the server.
+// minRecheck is the shortest --recheck: each one connects to the server.
 const minRecheck = 100 * time.Millisecond
 
-// remind sends to ch again and again, unless it holds something still. The result
-// ends that.
+// remind sends to ch every so often, unless the previous value has not been received yet.
+// stop ends that.
 func remind(ch chan<- os.Signal, every time.Duration) (stop func()) {
 	tick := time.NewTicker(every)
 	end := make(chan struct{})
@@ -196,7 +196,7 @@ func remind(ch chan<- os.Signal, every time.Duration) (stop func()) {
 
 // runPersist attaches and stays. A second signal ends it at once.
 func (a *attachFlags) runPersist(cmd *cobra.Command) error {
-	signal.Ignore(syscall.SIGPIPE) // a reader of our output that goes away ends nothing
+	signal.Ignore(syscall.SIGPIPE) // a reader of our output may go away; that ends nothing
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
@@ -214,7 +214,7 @@ func (a *attachFlags) runPersist(cmd *cobra.Command) error {
 		"timeout", a.timeout.Std(), "dead_conn_timeout", a.deadConn.Std(), "taken_over", held.TakenOver)
 	tellManager(log, sdnotify.Ready, sdnotify.Status(d.Path+" is "+a.options.Server.String()))
 	if err := a.print(cmd, d); err != nil {
-		log.Warn("could not print the device", "error", err) // its reader has gone: the device need not
+		log.Warn("could not print the device", "error", err) // its reader has gone; the device need not go, too
 	}
 
 	recheck := make(chan os.Signal, 1)

@@ -31,7 +31,7 @@ addresses and sandbox paths of the command line come after those of the file.`,
 	return cmd
 }
 
-// configCheck is what `config check --json` prints about a good file.
+// configCheck is what `config check --json` prints about a valid file.
 type configCheck struct {
 	File   string           `json:"file"`
 	Listen []config.Address `json:"listen"`
@@ -75,7 +75,8 @@ size is not in the file. Exit code 2 means that the file is wrong.`,
 	return cmd
 }
 
-// resolveFile is what a file means; without one, the defaults.
+// resolveFile returns the configuration that the file means; without a file, the
+// defaults.
 func resolveFile(args []string) (*config.Config, error) {
 	f := &config.File{}
 	if len(args) > 0 {

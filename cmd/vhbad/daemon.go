@@ -16,12 +16,12 @@ import (
 // askTimeout bounds commands that only ask.
 const askTimeout = config.Duration(10 * time.Second)
 
-// daemonFlags are those of commands that ask a daemon.
+// daemonFlags are the flags of commands that talk to a daemon.
 type daemonFlags struct {
 	path    string
 	asJSON  bool
-	timeout config.Duration // zero is never
-	late    string          // what to do when it is over
+	timeout config.Duration // zero means never
+	late    string          // what to do once it has passed
 }
 
 // add adds the flags of a command that only asks.
@@ -31,8 +31,8 @@ func (d *daemonFlags) add(f *pflag.FlagSet) {
 		"the daemon is stopped, stuck or very busy: look at its log and the state of its process, or wait longer with --timeout")
 }
 
-// addPatient adds the flags of a command that waits for what it asks for, however long
-// that takes.
+// addPatient adds the flags of a command that waits until what it asked for is done,
+// however long that takes.
 func (d *daemonFlags) addPatient(f *pflag.FlagSet) {
 	d.addFlags(f, "print JSON", "give up if the daemon has not answered by then; it may do what it was asked to all the same (default never)",
 		"it may be done all the same: see `vhbad status` and `vhbad events --since 0 --no-follow`, or wait longer with --timeout")
@@ -48,8 +48,8 @@ func (d *daemonFlags) addFlags(f *pflag.FlagSet, asJSON, timeout, late string) {
 	d.late = late
 }
 
-// with calls fn with a client of the daemon, within --timeout. What the daemon calls
-// invalid is wrong usage.
+// with calls fn with a client of the daemon, within --timeout. A request that the daemon
+// calls invalid is wrong usage.
 func (d *daemonFlags) with(cmd *cobra.Command, fn func(ctx context.Context, c *client.Client) error) error {
 	ctx := cmd.Context()
 	if cmd.Flags().Changed("timeout") && d.timeout == 0 {

@@ -35,10 +35,10 @@ forgets it when it ends.`,
 	return cmd
 }
 
-// completionPatience is how long whoever completes waits for a daemon.
+// completionPatience is how long a shell's completion waits for a daemon.
 const completionPatience = time.Second
 
-// namesOf completes the first argument by what the running daemon has.
+// namesOf completes the first argument with names that the running daemon is asked for.
 func namesOf(path *string, ask func(ctx context.Context, c *client.Client) ([]cobra.Completion, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -56,7 +56,7 @@ func namesOf(path *string, ask func(ctx context.Context, c *client.Client) ([]co
 	}
 }
 
-// diskNames completes the first argument by the running daemon's disks.
+// diskNames completes the first argument with the running daemon's disks.
 func diskNames(path *string) cobra.CompletionFunc {
 	return namesOf(path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
 		disks, err := c.Disks(ctx)
@@ -128,7 +128,7 @@ name and SPEC, nothing changes.`,
 			if err != nil {
 				return usage(err)
 			}
-			if err := rootPaths(&spec); err != nil { // the daemon's working directory is another
+			if err := rootPaths(&spec); err != nil { // the daemon has another working directory
 				return err
 			}
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
@@ -152,7 +152,7 @@ name and SPEC, nothing changes.`,
 	return cmd
 }
 
-// rootPaths has the paths of a disk begin at the root.
+// rootPaths makes the paths of a disk absolute.
 func rootPaths(d *config.Disk) (err error) {
 	for _, file := range []*string{&d.File, &d.Trace} {
 		if *file == "" {

@@ -1,8 +1,8 @@
-// Command vhbad serves block devices over NBD from a virtual host bus adapter,
-// attaches them to this machine's kernel and tells how they are doing.
+// Command vhbad serves block devices over NBD from a virtual host bus adapter, attaches
+// them to this machine's kernel and tells how they are doing.
 //
-// Each command has a file of its own; what they do is in the packages under
-// internal. This is the only package that knows all layers.
+// Each command has a file of its own; the work is done by the packages under internal.
+// This is the only package that knows all layers.
 //
 //	serve    run the daemon                         internal/daemon
 //	run      run a command with a daemon of its own internal/daemon
@@ -20,9 +20,9 @@
 //	config   check and print configuration files    internal/config
 //	version  say what this was built from
 //
-// Exit codes are 0 for success, 1 for a failure at run time and 2 for wrong
-// usage or configuration. Commands that control a running daemon also exit with 3
-// if there is no such thing, and with 4 if the daemon's state stands against it.
-// Output is for people, or with --json for programs; only that and serve's ready
-// lines are stable.
+// Exit codes are 0 for success, 1 for a failure at run time and 2 for wrong usage or
+// configuration. Commands that control a running daemon also exit with 3 if what they
+// name does not exist there, and with 4 if the daemon's state does not allow it. Output
+// is for people, or with --json for programs; only the latter and the lines that serve
+// prints when it is ready are stable.
 package main

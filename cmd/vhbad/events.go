@@ -85,7 +85,7 @@ The daemon remembers its newest events: --since 0 shows those first, and
 	return cmd
 }
 
-// printEvent prints one line.
+// printEvent prints one event, on one line.
 func printEvent(w io.Writer, e *client.Event, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(e)
@@ -111,7 +111,7 @@ func printEvent(w io.Writer, e *client.Event, asJSON bool) error {
 	return err
 }
 
-// word is s, in quotes if it would not stay one word.
+// word returns s, quoted if it would not remain one word.
 func word(s string) string {
 	if quoted := strconv.Quote(s); strings.ContainsAny(s, " =") || len(quoted) != len(s)+2 {
 		return quoted

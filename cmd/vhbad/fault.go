@@ -105,7 +105,7 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 	return cmd
 }
 
-// completeFaultAdd offers kinds, and then fields.
+// completeFaultAdd offers the kinds, and after that the fields.
 func completeFaultAdd(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	switch len(args) {
 	case 0:
@@ -173,7 +173,7 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 	return t.Flush()
 }
 
-// faultByName is a command about one rule.
+// faultByName makes a command about one rule.
 func faultByName(use, short, example string, d *daemonFlags, run func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example,
@@ -266,7 +266,7 @@ func newFaultRemove() *cobra.Command {
 	return cmd
 }
 
-// removeAll ends rules, those that come after another before that one.
+// removeAll ends rules. A rule that comes after another is ended before that one.
 func removeAll(ctx context.Context, cmd *cobra.Command, c *client.Client, d *daemonFlags, fs []client.Fault) error {
 	for len(fs) > 0 {
 		var left []client.Fault

@@ -22,7 +22,7 @@ const (
 	exitUsage   = 2 // wrong command line or configuration
 	// What a running daemon answered.
 	exitNotFound = 3 // there is no such disk
-	exitConflict = 4 // its state stands against it: a name is taken, clients use the disk
+	exitConflict = 4 // the daemon's state does not allow it: a name is taken, clients use the disk
 )
 
 // version is set by the linker: -X main.version=v1.2.3.
@@ -55,12 +55,12 @@ func usage(err error) error {
 	return &usageError{err}
 }
 
-// usageArgs makes what check refuses a usage error.
+// usageArgs turns the errors of check into usage errors.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error { return usage(check(cmd, args)) }
 }
 
-// wantArgs are so many arguments, which cmd.Use names.
+// wantArgs wants from least to most arguments, whose names are in cmd.Use.
 func wantArgs(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) >= least && len(args) <= most {
@@ -71,7 +71,8 @@ func wantArgs(least, most int) cobra.PositionalArgs {
 	}
 }
 
-// noArgs wants none, but perhaps a command.
+// noArgs wants no arguments. Where there are subcommands it takes one for an unknown
+// command.
 func noArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
@@ -82,7 +83,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return usage(fmt.Errorf("%q: want no argument but flags", args[0]))
 }
 
-// unknownCommand says what may have been meant by name.
+// unknownCommand suggests what may have been meant by name.
 func unknownCommand(parent *cobra.Command, name string) error {
 	parent.SuggestionsMinimumDistance = 2 // letters that are wrong
 	meant := parent.SuggestionsFor(name)
@@ -95,13 +96,13 @@ func unknownCommand(parent *cobra.Command, name string) error {
 	return usage(fmt.Errorf("unknown command %q for %q: is %s meant?", name, parent.CommandPath(), strings.Join(meant, " or ")))
 }
 
-// unknownFlag adds to the error about an unknown flag which may have been meant.
+// unknownFlag adds to the error about an unknown flag the flag that may have been meant.
 func unknownFlag(cmd *cobra.Command, err error) error {
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok || len(unknown.GetSpecifiedName()) < 2 {
 		return err
 	}
-	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // as those of commands are found
+	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // flags are suggested as commands are
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
 			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
@@ -114,13 +115,14 @@ func unknownFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: is --%s meant?", err, strings.Join(meant, " or --"))
 }
 
-// wantOfFlag is what flags of pflag's own types want: pflag names functions of Go.
+// wantOfFlag says what flags of pflag's own types want; pflag's errors would name Go
+// functions.
 var wantOfFlag = map[string]string{
 	"bool": "true or false", "int": "a whole number", "uint": "a whole number from 0", "uint64": "a whole number from 0",
 	"duration": "numbers with a unit of ns, us, ms, s, m or h, as in 5ms or 1m30s",
 }
 
-// wrongValue makes the error about the value of a flag say what is wanted.
+// wrongValue makes the error about a flag's value say what is wanted.
 func wrongValue(err error) error {
 	wrong, ok := errors.AsType[*pflag.InvalidValueError](err)
 	if !ok {
@@ -128,12 +130,12 @@ func wrongValue(err error) error {
 	}
 	want := wantOfFlag[wrong.GetFlag().Value.Type()]
 	if want == "" {
-		return err // it says so
+		return err // it says so itself
 	}
 	return fmt.Errorf("--%s %q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
 }
 
-// count is a number of things.
+// count returns n with the name of what is counted.
 func count(n int, thing string) string {
 	switch n {
 	case 0:
@@ -144,7 +146,8 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// addCobrasOwn adds the commands that cobra would, made to treat wrong usage as ours do.
+// addCobrasOwn adds the commands that cobra would add, but has them treat wrong usage as
+// ours do.
 func addCobrasOwn(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
@@ -167,7 +170,7 @@ func addCobrasOwn(root *cobra.Command) {
 	}
 }
 
-// wantOneOf is what a command does that is nothing without another behind it.
+// wantOneOf returns the RunE of a command that does nothing without a subcommand.
 func wantOneOf(what string) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		cmd.SetOut(cmd.ErrOrStderr())

@@ -101,8 +101,8 @@ are cut off, as by the power cut of a whole machine.`,
 	return cmd
 }
 
-// maxPrintedWrites is how many writes that did not survive a report for people
-// lists.
+// maxPrintedWrites is how many of the writes that did not survive are listed in a report
+// for people.
 const maxPrintedWrites = 20
 
 func printPowerReport(w io.Writer, r *client.PowerReport) error {

@@ -18,7 +18,7 @@ import (
 // A ruleField is one field of a rule that takes a value.
 type ruleField struct {
 	path string // with dots, as match.op
-	// shortest is the end of the path by which no other field is meant.
+	// shortest is the shortest end of the path that means no other field.
 	shortest string
 }
 
@@ -56,8 +56,8 @@ func ruleFields() []ruleField {
 	return out
 }
 
-// meant are the paths that a field may mean: those that end with it, and of them
-// the least deep.
+// meant returns the paths that field may mean: those that end with it, and of these the
+// least deep.
 func meant(paths []string, field string) (out []string) {
 	depth := func(path string) int { return strings.Count(path, ".") }
 	for _, p := range paths {
@@ -72,7 +72,7 @@ func meant(paths []string, field string) (out []string) {
 	return out
 }
 
-// ruleOfWords makes a rule of what stands on a command line.
+// ruleOfWords makes a rule from the words of a command line.
 func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	root := map[string]any{"name": name}
 	put(root, "action.kind", kind)
@@ -105,7 +105,7 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	return r, r.Check()
 }
 
-// pathOf is the path of the one field that is meant.
+// pathOf returns the path of the one field that is meant.
 func pathOf(fields []ruleField, field string) (string, error) {
 	paths, known := make([]string, len(fields)), make([]string, len(fields))
 	for i, f := range fields {
@@ -122,13 +122,13 @@ func pathOf(fields []ruleField, field string) (string, error) {
 	return "", fmt.Errorf("field %q: want %s", field, strings.Join(found, " or "))
 }
 
-// valueOf is what a word says of the field at path, as it is to be written into a file;
-// nil if it says nothing.
+// valueOf returns the value that word gives the field at path, as it is to be written
+// into a file; nil if it gives none.
 func valueOf(path, word string) (any, error) {
 	if path == "match.op" {
 		return strings.Split(word, ","), nil
 	}
-	var doc yaml.Node // as it is written: a mark may be 1.0, or 007
+	var doc yaml.Node // keeps the spelling: a mark may be 1.0, or 007
 	if err := yaml.Unmarshal([]byte(word), &doc); err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func valueOf(path, word string) (any, error) {
 	return doc.Content[0], nil
 }
 
-// put sets what is at a path with dots; false: it is set.
+// put sets the value at a dotted path, and reports whether there was none before.
 func put(root map[string]any, path string, v any) bool {
 	parts := strings.Split(path, ".")
 	for _, p := range parts[:len(parts)-1] {
@@ -176,7 +176,7 @@ func readRules(stdin io.Reader, path string) ([]client.FaultRule, error) {
 	return config.ParseRules(name, text)
 }
 
-// ruleText is a rule as a file has it.
+// ruleText returns a rule in the form that it has in a file.
 func ruleText(r *client.FaultRule) (string, error) {
 	var b strings.Builder
 	e := yaml.NewEncoder(&b)

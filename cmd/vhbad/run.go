@@ -22,11 +22,11 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 )
 
-// An exitError is the exit code of a command that was run, which has said itself what
-// is wrong, or of one that could not be, and why.
+// An exitError is the exit code of a command that was run and has reported itself what is
+// wrong, or of a command that could not be run, and why.
 type exitError struct {
 	code int
-	why  error // nil if it has said so itself
+	why  error // nil if the command has said so itself
 }
 
 // Exit codes of a command that cannot be run, as shells and timeout(1) have them.
@@ -84,10 +84,10 @@ Files and flags are those of vhbad serve.`,
 	return cmd
 }
 
-// notWithRun are flags of serve that make no sense with a daemon for one command.
+// notWithRun are flags of serve that make no sense for a daemon that serves one command.
 var notWithRun = []string{"single", "takeover", "takeover-discard-memory", "admin"}
 
-// serveArgs are the flags that were given, as serve takes them.
+// serveArgs returns the flags that were given, in the form that serve takes.
 func serveArgs(f *pflag.FlagSet) (args []string) {
 	f.Visit(func(flag *pflag.Flag) {
 		values := []string{flag.Value.String()}
@@ -116,11 +116,11 @@ type captive struct {
 	stderr io.Writer
 	folder string
 	daemon *exec.Cmd
-	ended  chan error // gets what the daemon ended with
+	ended  chan error // gets the daemon's result when it has ended
 }
 
 func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err error) {
-	// The daemon dies with the thread that has started it.
+	// The daemon dies with the thread that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	signals := make(chan os.Signal, 1)
@@ -130,7 +130,7 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 		return fmt.Errorf("$TMPDIR: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(c.folder)) }()
-	if n := len(c.admin()); n > config.MaxUnixPathBytes { // that of clients is shorter
+	if n := len(c.admin()); n > config.MaxUnixPathBytes { // the NBD socket's path is shorter
 		return fmt.Errorf("$TMPDIR %s: %s has %d bytes, and a unix socket's path at the most %d: want a shorter $TMPDIR, as /tmp",
 			filepath.Dir(c.folder), c.admin(), n, config.MaxUnixPathBytes)
 	}
@@ -154,7 +154,7 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 	for {
 		select {
 		case sig := <-signals:
-			if sig != syscall.SIGINT { // which a terminal has sent to both
+			if sig != syscall.SIGINT { // a terminal has sent that to both
 				_ = command.Process.Signal(sig) // it may have ended
 			}
 			continue
@@ -170,7 +170,7 @@ func (c *captive) run(args []string, stdin io.Reader, stdout io.Writer) (err err
 		err = &exitError{code: code}
 	}
 	if stopped := c.stop(); stopped != nil {
-		return stopped // which is worse: the command may not have seen it
+		return stopped // this is worse: the command may not have noticed
 	}
 	return err
 }
@@ -182,8 +182,8 @@ func (c *captive) uri() string {
 	return "nbd+unix:///?socket=" + url.QueryEscape(c.socket())
 }
 
-// start starts the daemon and waits until it serves, or until a signal says that it
-// should not. A second one has no patience.
+// start starts the daemon and waits until it serves, or until a signal calls that off. A
+// second signal kills it.
 func (c *captive) start(signals <-chan os.Signal) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -192,7 +192,7 @@ func (c *captive) start(signals <-chan os.Signal) error {
 	c.daemon = exec.Command(self)
 	c.daemon.Args = append([]string{os.Args[0], "serve", "--listen=unix://" + c.socket(), "--admin=" + c.admin()}, c.flags...)
 	c.daemon.Stderr = c.stderr
-	// Not for the terminal's signals: the command may need it to the end.
+	// Out of reach of the terminal's signals: the command may need the daemon to the end.
 	c.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	out, err := c.daemon.StdoutPipe()
 	if err != nil {
@@ -217,7 +217,7 @@ func (c *captive) start(signals <-chan os.Signal) error {
 	case <-ready:
 		return nil
 	case sig := <-signals:
-		_ = c.daemon.Process.Signal(syscall.SIGTERM) // it has not served, and may have ended
+		_ = c.daemon.Process.Signal(syscall.SIGTERM) // it has not served yet, and may have ended
 		var err error
 		select {
 		case err = <-c.ended:
@@ -229,7 +229,7 @@ func (c *captive) start(signals <-chan os.Signal) error {
 		return &exitError{code: 128 + int(sig.(syscall.Signal))}
 	case err := <-c.ended:
 		if ee, ok := errors.AsType[*exec.ExitError](err); ok {
-			return &exitError{code: ee.ExitCode()} // it has said why
+			return &exitError{code: ee.ExitCode()} // it has reported why
 		}
 		return fmt.Errorf("the daemon has ended before it served: %w", err)
 	}
@@ -237,7 +237,7 @@ func (c *captive) start(signals <-chan os.Signal) error {
 
 // stop ends the daemon in good order.
 func (c *captive) stop() error {
-	_ = c.daemon.Process.Signal(syscall.SIGTERM) // it may have ended, which Wait says
+	_ = c.daemon.Process.Signal(syscall.SIGTERM) // it may have ended, as Wait will say
 	if err := <-c.ended; err != nil {
 		return fmt.Errorf("the daemon: %w", err)
 	}

@@ -11,10 +11,10 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sandbox"
 )
 
-// enterSandbox gives up what a daemon that serves does not need.
+// enterSandbox gives up whatever a daemon that serves does not need.
 //
-// Errors: the kernel has landlock, and does not take the rules. That it has none is
-// no error, but a line in the log.
+// Errors: the kernel has landlock but does not accept the rules. A kernel without
+// landlock is no error, only a line in the log.
 func (s *serveFlags) enterSandbox(c *config.Config, log *slog.Logger) error {
 	if c.Sandbox.Mode == config.SandboxOff {
 		return nil
@@ -30,14 +30,15 @@ func (s *serveFlags) enterSandbox(c *config.Config, log *slog.Logger) error {
 	return nil
 }
 
-// accessOf is what a daemon with this configuration may need later on.
+// accessOf returns what a daemon with this configuration may still need after it has
+// started.
 func accessOf(c *config.Config, configPath string) sandbox.Access {
 	a := sandbox.Access{
-		// Metrics of the process; what a block device can do.
+		// For metrics of the process, and for what a block device can do.
 		Read:   []string{"/proc/self", "/proc/stat", "/proc/sys/net/core/somaxconn", "/sys/dev/block", "/sys/devices"},
 		Images: append([]string(nil), c.Sandbox.Paths...),
 	}
-	if configPath != "" { // its folder, for editors replace the file
+	if configPath != "" { // the whole folder, because editors replace the file
 		a.Read = append(a.Read, filepath.Dir(configPath), resolvedFolder(configPath))
 	}
 	for i := range c.Disks {
@@ -50,10 +51,10 @@ func accessOf(c *config.Config, configPath string) sandbox.Access {
 	}
 	if dir := c.TLS.Certificates; dir != "" {
 		a.Read = append(a.Read, dir)
-		// Tools that renew certificates keep them elsewhere and link to them.
+		// Tools that renew certificates keep them elsewhere and put links here.
 		links, err := filepath.Glob(filepath.Join(dir, "*.pem"))
 		if err != nil {
-			links = nil // the folder's name looks like a pattern: it is there itself
+			links = nil // the folder's name looks like a pattern; the folder itself is in the list
 		}
 		for _, link := range links {
 			a.Read = append(a.Read, resolvedFolder(link))
@@ -70,8 +71,8 @@ func accessOf(c *config.Config, configPath string) sandbox.Access {
 	return a
 }
 
-// imageAccess is the folder of an image, where more may come, but of a device only
-// the device: its folder has all others.
+// imageAccess returns the folder of an image, where more images may be made later. For a
+// device it returns only the device: its folder has all other devices.
 func imageAccess(path string) string {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return path

@@ -24,8 +24,8 @@ import (
 	"github.com/vhbad/vhbad/internal/progress"
 )
 
-// signalPause is how long after the first signal others do not count: timeout(1)
-// and terminals send the same one twice.
+// signalPause is for how long after the first signal further ones are ignored: timeout(1)
+// and terminals send the same signal twice.
 const signalPause = time.Second
 
 // forceGrace is how long an orderly stop may go on after its time is up, to put
@@ -52,7 +52,7 @@ func (l *listFlag[T]) Type() string { return l.kind }
 
 func (l *listFlag[T]) String() string { return strings.Join(l.each(), " ") }
 
-// each is what was given, one by one.
+// each returns the values that were given, one by one.
 func (l *listFlag[T]) each() (parts []string) {
 	for _, v := range l.values {
 		parts = append(parts, v.String())
@@ -63,12 +63,12 @@ func (l *listFlag[T]) each() (parts []string) {
 // serveFlags are the command line of serve.
 type serveFlags struct {
 	configPath string
-	file       config.File // what the flags say, with a file's shape
+	file       config.File // what the flags say, in the shape of a configuration file
 	listen     listFlag[config.Address]
 	disks      listFlag[config.Disk]
 	single     bool
 	takeover   bool
-	discard    bool // memory disks of the daemon taken over from
+	discard    bool // give up the memory disks of the daemon that is replaced
 }
 
 func newServeFlags() *serveFlags {
@@ -259,7 +259,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	if err != nil {
 		return nil, err
 	}
-	for i := range c.Disks { // so that the same path is the same file, to whoever says it
+	for i := range c.Disks { // so that the same path is the same file whoever names it
 		if err := rootPaths(&c.Disks[i]); err != nil {
 			return nil, err
 		}
@@ -267,7 +267,7 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 	return c, nil
 }
 
-// makeSingle changes file to what --single means.
+// makeSingle turns file into what --single means.
 func (s *serveFlags) makeSingle(file *config.File) error {
 	if s.takeover {
 		return errors.New("--takeover with --single: a single client cannot be handed over")
@@ -281,7 +281,7 @@ func (s *serveFlags) makeSingle(file *config.File) error {
 	return nil
 }
 
-// newLog makes the daemon's log, on w.
+// newLog makes the daemon's log, which writes to w.
 func newLog(w io.Writer, c *config.Config, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	asText := c.LogFormat == "text"
@@ -335,8 +335,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		return errors.Join(err, stop(d, c.Limits.DrainTimeout.Std(), signals, log))
 	}
 	log.Info("serving", "disks", len(c.Disks), "http", d.HTTPAddress(), "admin", c.Admin)
-	// The log comes first: who waits for these lines finds it complete. Who reads
-	// them may be gone; the disks are served all the same.
+	// The log comes first, so that whoever waits for these lines finds it complete. Their
+	// reader may be gone; the disks are served all the same.
 	out := cmd.OutOrStdout()
 	if s.single { // standard output is the client's
 		out = cmd.ErrOrStderr()
@@ -359,10 +359,10 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	return serveUntilEnd(cmd.Context(), d, signals, log)
 }
 
-// catchSignals has the signals that end the daemon come through signals and the one that
-// has it read its configuration again through hups, until ignore is called.
+// catchSignals delivers the signals that end the daemon through signals, and the one that
+// makes it read its configuration again through hups, until ignore is called.
 func (s *serveFlags) catchSignals() (signals, hups chan os.Signal, ignore func()) {
-	// A reader of our output that goes away must not take clients' disks along.
+	// If the reader of our output goes away, clients must not lose their disks.
 	signal.Ignore(syscall.SIGPIPE)
 	signals, hups = make(chan os.Signal, 2), make(chan os.Signal, 1)
 	stopOn := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
@@ -379,8 +379,8 @@ func (s *serveFlags) catchSignals() (signals, hups chan os.Signal, ignore func()
 	}
 }
 
-// singleConn is the connection of --single, which is nil if it is to come from the one
-// socket that was inherited.
+// singleConn is the connection of --single. It is nil if the client is to come by the one
+// inherited socket.
 func (s *serveFlags) singleConn(inherited daemon.Sockets) (net.Conn, error) {
 	switch {
 	case s.single && len(inherited.NBD) > 1:
@@ -391,8 +391,8 @@ func (s *serveFlags) singleConn(inherited daemon.Sockets) (net.Conn, error) {
 	return nil, nil
 }
 
-// serveUntilEnd waits until the daemon is to end, by whatever asks for that, and stops it
-// in good order.
+// serveUntilEnd waits until something asks the daemon to end, and then stops it in good
+// order.
 func serveUntilEnd(ctx context.Context, d *daemon.Daemon, signals <-chan os.Signal, log *slog.Logger) error {
 	var broken error
 	hurry := signals
@@ -414,8 +414,8 @@ func serveUntilEnd(ctx context.Context, d *daemon.Daemon, signals <-chan os.Sign
 	return errors.Join(broken, stop(d, limit, hurry, log))
 }
 
-// afterFirst passes all signals on but the first: it asks for what is under way
-// already.
+// afterFirst passes on all signals but the first, which asks for what is already under
+// way.
 func afterFirst(signals <-chan os.Signal) <-chan os.Signal {
 	rest := make(chan os.Signal, 1)
 	go func() {
@@ -427,7 +427,7 @@ func afterFirst(signals <-chan os.Signal) <-chan os.Signal {
 	return rest
 }
 
-// takeOver asks the daemon that runs for its place, if it is to.
+// takeOver asks the running daemon for its place, if the flags say so.
 func (s *serveFlags) takeOver(ctx context.Context, c *config.Config, log *slog.Logger) (*daemon.Predecessor, error) {
 	switch {
 	case !s.takeover && s.discard:
@@ -444,7 +444,7 @@ func (s *serveFlags) takeOver(ctx context.Context, c *config.Config, log *slog.L
 	return p, err
 }
 
-// start starts the daemon, in the place of the one that runs if it is to take that.
+// start starts the daemon, in place of the running one if it is to take over.
 func (s *serveFlags) start(ctx context.Context, o daemon.Options) (*daemon.Daemon, error) {
 	var err error
 	if o.Predecessor, err = s.takeOver(ctx, o.Config, o.Log); err != nil {
@@ -453,7 +453,8 @@ func (s *serveFlags) start(ctx context.Context, o daemon.Options) (*daemon.Daemo
 	return daemon.Start(ctx, o)
 }
 
-// startUnlessSignalled is start. A signal meanwhile undoes it, and the result is nil.
+// startUnlessSignalled is start, but a signal meanwhile undoes it; the result is then
+// nil.
 func (s *serveFlags) startUnlessSignalled(ctx context.Context, signals <-chan os.Signal, o daemon.Options) (*daemon.Daemon, error) {
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -485,13 +486,13 @@ func (s *serveFlags) startUnlessSignalled(ctx context.Context, signals <-chan os
 	return nil, err
 }
 
-// A stopper is a daemon.Daemon, or a test's.
+// A stopper is a daemon.Daemon, or a stand-in in tests.
 type stopper interface {
 	Stop(ctx context.Context) error
 }
 
-// stop ends the daemon in good order, unless time runs out or a signal says to
-// hurry. An error means exit code 1.
+// stop ends the daemon in good order, unless time runs out or a signal cuts that short.
+// An error means exit code 1.
 func stop(d stopper, limit time.Duration, signals <-chan os.Signal, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

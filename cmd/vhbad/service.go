@@ -12,7 +12,7 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/sdnotify"
 )
 
-// tellManager tells the service manager, if there is one; that it cannot be told
+// tellManager tells the service manager, if there is one, of states. A failure to do so
 // stops nothing.
 func tellManager(log *slog.Logger, states ...string) {
 	if err := sdnotify.Send(states...); err != nil {
@@ -40,12 +40,12 @@ func statusLine(disks int, addresses []string) string {
 	return s
 }
 
-// watchdogBeats is how many signs of life fit into the service manager's patience.
+// watchdogBeats is how many signs of life are sent within the service manager's patience.
 const watchdogBeats = 3
 
-// keepAlive tells the service manager, if it wants to know, that the daemon lives:
-// each time after alive has returned, which needs the locks that a daemon at work
-// needs. The result ends that.
+// keepAlive keeps telling the service manager, if it has asked for that, that the daemon
+// lives: each time after alive has returned, which takes the locks that a working daemon
+// needs. stop ends that.
 func keepAlive(log *slog.Logger, alive func()) (stop func()) {
 	patience, err := sdnotify.Watchdog()
 	if err != nil {
@@ -81,15 +81,15 @@ func tellServing(d *daemon.Daemon, log *slog.Logger) {
 	tellManager(log, sdnotify.Ready, sdnotify.Status(statusLine(len(d.Disks()), addresses)))
 }
 
-// reloadOn has the daemon read its configuration again at each signal, but once for
-// those that come while it does. How that goes is in the log. The result ends it.
+// reloadOn has the daemon read its configuration again at each signal, or once for all
+// signals that come during a reload. The outcome is in the log. stop ends that.
 func reloadOn(signals <-chan os.Signal, d *daemon.Daemon) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		for {
 			select {
 			case <-signals:
-				_, _ = d.Reload(ctx) // it logs
+				_, _ = d.Reload(ctx) // Reload logs the outcome
 			case <-ctx.Done():
 				return
 			}

@@ -46,7 +46,7 @@ and policy, without the daemon and without the load that led to it.`,
 	return cmd
 }
 
-// An openedTrace is one that is being read.
+// An openedTrace is a trace that is being read.
 type openedTrace struct {
 	*trace.Reader
 	file  fs.FileInfo // nil if it comes from no file
@@ -54,10 +54,10 @@ type openedTrace struct {
 	close func() error
 }
 
-// followed is a reader whose progress is shown.
+// followed is a reader that shows its progress.
 type followed struct {
 	in          io.Reader
-	bar         *progress.Bar // nil while nobody looks
+	bar         *progress.Bar // nil if no person is watching
 	done, total int64
 }
 
@@ -66,13 +66,13 @@ func (f *followed) Read(p []byte) (n int, err error) {
 	n, err = f.in.Read(p)
 	before := f.done
 	f.done += int64(n)
-	if f.bar != nil && before < f.total { // what comes behind the end that there was is not counted
+	if f.bar != nil && before < f.total { // what is appended while it is read does not count
 		f.bar.Update(min(f.done, f.total), f.total)
 	}
 	return n, err
 }
 
-// newBar begins to show people what is being done; nil if nobody looks.
+// newBar begins a progress bar for what is being done; nil if no person is watching.
 func newBar(w io.Writer, what string) *progress.Bar {
 	if !progress.IsTerminal(w) {
 		return nil
@@ -162,7 +162,7 @@ type traceHeader struct {
 	Start       time.Time `json:"start"`
 }
 
-// A traceLine is any other.
+// A traceLine is any other line.
 type traceLine struct {
 	Number      uint64    `json:"number"`
 	Seconds     float64   `json:"seconds"` // since the header's start
@@ -226,7 +226,7 @@ func tearName(bytes int) string {
 	return strconv.Itoa(bytes)
 }
 
-// String is the line for people.
+// String returns the line as people see it.
 func (l *traceLine) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%6d %12.6f  %-8s", l.Number, l.Seconds, l.Kind)
@@ -303,7 +303,7 @@ func showTrace(w io.Writer, remarks io.Writer, r *trace.Reader, asJSON bool) err
 	return nil
 }
 
-// traceReplay are the flags of vhbad trace replay.
+// traceReplay has the flags of vhbad trace replay.
 type traceReplay struct {
 	image, base          string
 	until                uint64
@@ -357,7 +357,7 @@ TRACE may be - for standard input.`,
 	return cmd
 }
 
-// options are what was given, and nothing else.
+// options returns the flags that were given, and no defaults.
 func (o *traceReplay) options(cmd *cobra.Command) (r trace.Options, err error) {
 	changed := cmd.Flags().Changed
 	if changed("until") && o.until == 0 {
@@ -421,7 +421,7 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	// Until the end it is no image of anything, and ours.
+	// Until it is complete it is an image of nothing, and ours to remove.
 	kept := removeBySignal(o.image)
 	result, err := o.replay(&t, m, base, how, cmd.ErrOrStderr())
 	if err != nil {
@@ -435,12 +435,12 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	return o.print(cmd, t.Header(), result)
 }
 
-// removeBySignal has a signal that ends the process remove a file before, until kept is
-// called. The process ends by the signal all the same: a loop of a shell ends, too, then.
+// removeBySignal makes a signal that ends the process remove a file first, until kept is
+// called. The process still dies by the signal, so that a shell's loop ends, too.
 func removeBySignal(path string) (kept func()) {
 	signals := make(chan os.Signal, 1)
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(sig) { // nohup stays in force
+		if !signal.Ignored(sig) { // under nohup it stays ignored
 			signal.Notify(signals, sig)
 		}
 	}
@@ -448,9 +448,9 @@ func removeBySignal(path string) (kept func()) {
 	go func() {
 		select {
 		case sig := <-signals:
-			_ = os.Remove(path) // nobody is there any more who could do something about it
+			_ = os.Remove(path) // there is nobody left to tell of an error
 			signal.Reset(sig)
-			_ = unix.Kill(os.Getpid(), sig.(syscall.Signal)) // ends us before anything else is said
+			_ = unix.Kill(os.Getpid(), sig.(syscall.Signal)) // ends the process before it can print anything else
 		case <-over:
 			close(ended)
 		}
@@ -462,7 +462,7 @@ func removeBySignal(path string) (kept func()) {
 	}
 }
 
-// replay makes of m what the trace says, and shows on w how far that has come.
+// replay applies the trace to m, and shows its progress on w.
 func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how trace.Options, w io.Writer) (*trace.Result, error) {
 	if base != nil {
 		if err := copyBase(m, base, newBar(w, "copying the base")); err != nil {
@@ -476,7 +476,8 @@ func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how t
 	return trace.Replay(t.Reader, m, how)
 }
 
-// open makes the image that the replay begins with, blank. It is locked, as a disk's is.
+// open makes the blank image that the replay begins with. It is locked as a disk's image
+// is.
 func (o *traceReplay) open(t *openedTrace, base *os.File) (m media.Media, err error) {
 	h := t.Header()
 	f, err := o.take(t, base)
@@ -484,7 +485,7 @@ func (o *traceReplay) open(t *openedTrace, base *os.File) (m media.Media, err er
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	// The lock goes from this descriptor to the medium's.
+	// The lock passes from this descriptor to the medium's.
 	if err = f.Truncate(0); err == nil {
 		err = media.UnlockFile(f)
 	}
@@ -500,12 +501,12 @@ func (o *traceReplay) open(t *openedTrace, base *os.File) (m media.Media, err er
 	return m, nil
 }
 
-// take opens the file that the image goes to, and locks it. What it holds is whole
-// yet, and is nobody's who would miss it.
+// take opens the file that the image goes to and locks it, but changes nothing in it yet.
+// It refuses files that must not be written over.
 func (o *traceReplay) take(t *openedTrace, base *os.File) (f *os.File, err error) {
 	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
 	if o.force {
-		// To open what is no file can have effects.
+		// Opening what is not a regular file can have effects.
 		if info, err := os.Stat(o.image); err == nil && !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
 		}
@@ -536,7 +537,7 @@ func (o *traceReplay) mayWrite(f *os.File, t *openedTrace, base *os.File) error 
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
 	}
-	if info.Mode().Perm()&0o222 == 0 { // which does not keep root from it
+	if info.Mode().Perm()&0o222 == 0 { // which would not stop root
 		return fmt.Errorf("--image %s: is write-protected (mode %#o)", o.image, info.Mode().Perm())
 	}
 	if t.file != nil && os.SameFile(info, t.file) {
@@ -580,7 +581,8 @@ func (o *traceReplay) openBase(sizeBytes int64) (*os.File, error) {
 	return f, nil
 }
 
-// copyBase copies the base to a blank medium of its size, but for its zeros. bar may be nil.
+// copyBase copies the base, without its zeros, to a blank medium of the same size. bar
+// may be nil.
 func copyBase(to media.Media, base *os.File, bar *progress.Bar) error {
 	if bar != nil {
 		defer bar.End()
