@@ -16,20 +16,20 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// A change of what is served goes the way of the hardware: a unit is attached to
-// the device or taken from it, the device raises its event message, the miniport
-// reports a bus change, and the port enumerates. Only then does the daemon make a
-// disk of the unit and publish its export, all at once. A removal goes the same way
-// backwards, and begins with the export: nobody new, then nobody at all, then a
-// flush through the whole stack, then the unit.
+// A change of what is served takes the hardware's way: a unit is attached to the device or
+// removed from it, the device raises its event message, the miniport reports a bus change,
+// and the port enumerates. Only then does the daemon make a disk of the unit and publish
+// its export, all at once. A removal goes the same way backwards, beginning with the
+// export: first no new client can use it, then the present ones end, then the disk is
+// flushed through the whole stack, and then the unit goes.
 //
-// One change is made at a time.
+// Only one change is made at a time.
 
 // unitTimeout is how long the port may take to see a unit come or go.
 const unitTimeout = 30 * time.Second
 
-// beginChange waits for its turn to change what is served. The context that it
-// returns ends with the daemon too; end gives the turn to the next.
+// beginChange waits for its turn to change what is served. The context that it returns also
+// ends with the daemon; end passes the turn on.
 func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *machine, end func(), err error) {
 	gone := func() error {
 		return admin.Unavailable("the daemon is %s: want one that is ready", state(d.state.Load()))
@@ -61,7 +61,7 @@ func (d *Daemon) beginChange(ctx context.Context) (changing context.Context, m *
 // Disks implements admin.Disks.
 func (d *Daemon) Disks() []client.Disk { return d.Status().Disks }
 
-// diskNow is what the API says about one disk.
+// diskNow returns what the API says about one disk.
 func (d *Daemon) diskNow(name string) client.Disk {
 	disks := d.Disks()
 	if i := slices.IndexFunc(disks, func(x client.Disk) bool { return x.Name == name }); i >= 0 {
@@ -70,7 +70,7 @@ func (d *Daemon) diskNow(name string) client.Disk {
 	return client.Disk{Name: name}
 }
 
-// configs are the configurations of disks.
+// configs returns the configurations of disks.
 func configs(disks []*export) []config.Disk {
 	out := make([]config.Disk, len(disks))
 	for i, e := range disks {
@@ -118,7 +118,7 @@ func (d *Daemon) AddDisk(ctx context.Context, name string, spec client.DiskSpec)
 	return d.diskNow(name), nil
 }
 
-// add makes a disk of the API and publishes it, or leaves everything as it was.
+// add adds a disk for the API and publishes it, or leaves everything as it was.
 func (d *Daemon) add(ctx context.Context, m *machine, c *config.Disk) error {
 	e, err := d.bring(ctx, m, c, true)
 	if err != nil {
@@ -138,7 +138,8 @@ func (d *Daemon) tellAdded(e *export) {
 		slog.String("backend", c.Backend()), slog.Uint64("size_bytes", e.SizeBytes()), slog.String("origin", string(e.origin())))
 }
 
-// bring makes a disk that is ready to be published. When it fails nothing is left.
+// bring makes a disk that is ready to be published. If it fails, nothing of the disk is
+// left.
 func (d *Daemon) bring(ctx context.Context, m *machine, c *config.Disk, fromAPI bool) (*export, error) {
 	e, err := d.openDisk(ctx, m, c)
 	if err != nil {
@@ -173,8 +174,8 @@ func (d *Daemon) takeBack(m *machine, e *export) error {
 	return d.discard(m, e)
 }
 
-// discard closes a medium that was opened for nothing, and removes the file if it
-// was made for nothing.
+// discard closes a medium that was opened in vain, and removes its file if that was created
+// in vain.
 func (d *Daemon) discard(m *machine, e *export) error {
 	err := m.media.close(e.medium)
 	if e.createdTheFile && err == nil {
@@ -183,10 +184,10 @@ func (d *Daemon) discard(m *machine, e *export) error {
 	return err
 }
 
-// detach takes a unit from the device and waits until the port has seen it go and
-// no command runs on it.
+// detach removes a unit from the device and waits until the port has seen it go and no
+// command runs on it.
 //
-// Errors: it has not come to that in time. Then its address stays taken, and the
+// Errors: that has not happened in time. The unit's address then stays taken, and the
 // medium open, until it has.
 func (d *Daemon) detach(ctx context.Context, m *machine, e *export) error {
 	idle := make(chan error, 1)
@@ -232,13 +233,14 @@ func (d *Daemon) RemoveDisk(ctx context.Context, name string, o client.RemoveOpt
 	return d.remove(ctx, m, e, o.Force, limit)
 }
 
-// remove takes a disk away, or, unless it is forced to, leaves it if that cannot be
-// done without harm.
+// remove removes a disk. Unless forced, it leaves the disk alone if removing it would do
+// harm.
 func (d *Daemon) remove(ctx context.Context, m *machine, e *export, force bool, limit time.Duration) (client.DiskRemoval, error) {
 	return d.removeWithin(ctx, m, e, force, limit, unitTimeout)
 }
 
-// removeWithin is remove with the time that the port and the device have to let go.
+// removeWithin is remove, with a limit on the time that the port and the device have to let
+// go.
 func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force bool, limit, unitLimit time.Duration) (client.DiskRemoval, error) {
 	r := client.DiskRemoval{Name: e.name()}
 	var err error
@@ -268,14 +270,14 @@ func (d *Daemon) removeWithin(ctx context.Context, m *machine, e *export, force 
 	return d.removed(m, e, r, d.leave(ctx, m, e, unitLimit))
 }
 
-// vacate ends the connections of a disk that is not published any more, flushes it,
-// and takes its unit away. When ctx ends, because the daemon stops, connections have
-// no more time; the flush has: nobody would do it later.
+// vacate ends the connections of a disk that is no longer published, flushes it, and
+// removes its unit. When ctx ends, because the daemon stops, the connections get no more
+// time, but the flush does: nobody would do it later.
 func (d *Daemon) vacate(ctx context.Context, m *machine, e *export, limit, unitLimit time.Duration) (client.DiskRemoval, error) {
 	r := client.DiskRemoval{Name: e.name(), ConnectionsClosed: m.server.Users(e)}
 	drain, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	// That time was up is told by how many were killed.
+	// The number killed says whether time was up.
 	r.ConnectionsKilled, _ = m.server.DrainDevice(drain, e)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
@@ -285,17 +287,18 @@ func (d *Daemon) vacate(ctx context.Context, m *machine, e *export, limit, unitL
 	return r, d.leave(ctx, m, e, unitLimit)
 }
 
-// leave takes a disk's unit away and closes its medium.
+// leave removes a disk's unit and closes its medium.
 //
-// Errors: a command still runs on it; then the medium is closed when it has ended.
+// Errors: a command still runs on the unit; the medium is then closed when the command has
+// ended.
 func (d *Daemon) leave(ctx context.Context, m *machine, e *export, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := d.detach(ctx, m, e); err != nil {
 		return err
 	}
-	// Sessions of connections that were killed end with their last command. They
-	// cannot reach the medium any more.
+	// The sessions of killed connections end with their last command. They cannot reach the
+	// medium any more.
 	_, err := m.server.DrainDevice(ctx, e)
 	if err != nil {
 		err = fmt.Errorf("disk %q: its connections have not ended: %w", e.name(), err)
@@ -303,7 +306,7 @@ func (d *Daemon) leave(ctx context.Context, m *machine, e *export, limit time.Du
 	return errors.Join(err, m.media.close(e.medium))
 }
 
-// removed takes a disk that has left out of the list, and tells of it.
+// removed deletes a disk that has left from the list, and reports that it is gone.
 func (d *Daemon) removed(m *machine, e *export, r client.DiskRemoval, err error) (client.DiskRemoval, error) {
 	err = errors.Join(err, m.publish(slices.DeleteFunc(slices.Clone(m.list()), func(x *export) bool { return x == e })))
 	d.tellRemoved(m, &r, err)
@@ -317,8 +320,8 @@ func (d *Daemon) tellRemoved(m *machine, r *client.DiskRemoval, err error) {
 		slog.Int("connections_killed", r.ConnectionsKilled), slog.String("flush_error", r.FlushError))
 }
 
-// flushOne makes one disk durable. It gives up when ctx ends; a medium that hangs keeps
-// the goroutine that waits for it.
+// flushOne makes one disk durable. It gives up when ctx ends; if a medium hangs, the
+// goroutine that waits for it stays behind.
 func (m *machine) flushOne(ctx context.Context, e *export) error {
 	done := make(chan error, 1)
 	go func() { done <- m.onProcessor("flush", e.flush) }()
@@ -347,8 +350,8 @@ func (d *Daemon) GrowDisk(ctx context.Context, name string, sizeBytes int64) (cl
 	return d.diskNow(name), nil
 }
 
-// grow makes a disk larger: the medium, then the unit, which has a unit attention
-// for it, then the port's view of it, by READ CAPACITY.
+// grow makes a disk larger: first the medium, then the unit, which raises a unit attention,
+// then the port's view of it, by READ CAPACITY.
 func (d *Daemon) grow(m *machine, e *export, sizeBytes int64) error {
 	c, was := *e.config(), e.SizeBytes()
 	switch {

@@ -29,29 +29,28 @@ type Options struct {
 	// Inherited listeners are served besides those of Config, and closed by Stop
 	// or by a Start that fails.
 	Inherited Sockets
-	// OpenMedium opens a disk's medium. Nil: what its configuration says. It is
-	// for tests, which have media that fail.
+	// OpenMedium opens a disk's medium; nil means as configured. It is for tests, whose
+	// media fail.
 	OpenMedium func(c *config.Disk) (media.Media, error)
-	// Progress begins to show how far something has come that takes long. Nil: the log
-	// tells of the end.
+	// Progress begins to show the progress of something that takes long. If nil, the log
+	// reports only its end.
 	Progress func(what string) Progress
 	// Predecessor is the daemon whose place this one takes; nil if there is none.
 	// Start closes it.
 	Predecessor *Predecessor
-	// Single serves one client and no more: Conn, or if that is nil the first to
-	// connect to the inherited NBD listener. See Daemon.ClientGone.
+	// Single serves only one client: Conn or, if that is nil, the first to connect to the
+	// inherited NBD listener. See Daemon.ClientGone.
 	Single bool
 	Conn   net.Conn
-	// Reload reads the configuration again, for Daemon.Reload; nil if there is none
-	// to read. Reloaded, unless nil, is told how that went, perhaps before Start has
-	// returned.
+	// Reload reads the configuration again, for Daemon.Reload; nil if there is none to
+	// read. Reloaded, unless nil, is told the outcome, perhaps before Start has returned.
 	Reload   func() (*config.Config, error)
 	Reloaded func(d *Daemon, err error)
 	// LogLevel is set by a reload; nil if the level does not change.
 	LogLevel *slog.LevelVar
 	// HoldLimit is port.SystemConfig.HoldLimit: zero for its default.
 	HoldLimit time.Duration
-	// Clock is what fault rules go by; nil for the time that passes by itself.
+	// Clock is the clock of fault rules; nil means real time.
 	Clock hba.Clock
 }
 
@@ -76,7 +75,7 @@ type Endpoint struct {
 	AttachHint string
 }
 
-// A step is something that Start has done.
+// A step is something that Start has done and that can be undone.
 type step struct {
 	name string
 	undo func(ctx context.Context) error
@@ -97,19 +96,18 @@ type Daemon struct {
 
 	// steps belongs to the goroutine that calls Start and Stop.
 	steps []step
-	// sockets are changed by who holds changing.
+	// sockets may be changed only by the holder of changing.
 	sockets []*socket
 	// accepting counts the listeners that are served.
 	accepting sync.WaitGroup
-	// reshape are the unix sockets taken over, which may want another mode or
-	// owner.
+	// reshape are the unix sockets that were taken over and may need another mode or owner.
 	reshape []admin.UnixSocket
 	faults  faults
 
 	// failed gets the error of a listener that broke.
 	failed chan error
 
-	// events is what the admin socket tells of what happens.
+	// events is what happens, as the admin socket reports it.
 	events *events.Log
 
 	// certificates are nil if TLS is off.
@@ -126,10 +124,10 @@ type Daemon struct {
 	successor  *net.UnixConn
 	handedOver chan struct{}
 
-	// changing is the right to change what is served: whoever puts something in has
-	// it, until it takes it out.
+	// changing is the right to change what is served: whoever has put a value in holds the
+	// right, until it takes the value out.
 	changing chan struct{}
-	// matching: matchDisks waits for its turn.
+	// matching is set while matchDisks waits for its turn.
 	matching atomic.Bool
 	// life ends when the daemon begins to stop, by endLife.
 	life    context.Context
@@ -152,7 +150,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d.life, d.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {
-		// The reason for failing may be that ctx has ended.
+		// ctx may have ended: that may be why the start failed.
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Config.Limits.DrainTimeout.Std())
 		defer cancel()
 		d.endLife()
@@ -230,9 +228,9 @@ func (d *Daemon) start(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// startFront starts what works without the machine. If there is a predecessor,
-// it has ended then; before it is told to, everything that can be known to fail
-// has been tried.
+// startFront starts what works without the machine. A predecessor, if there is one, has
+// ended by the time it returns; before the predecessor is told to go, everything whose
+// failure can be foreseen has been tried.
 func (d *Daemon) startFront(ctx context.Context) error {
 	p := d.o.Predecessor
 	if p != nil {
@@ -249,7 +247,7 @@ func (d *Daemon) startFront(ctx context.Context) error {
 	}
 	if p != nil {
 		if err := ctx.Err(); err != nil {
-			return err // while the predecessor serves on
+			return err // the predecessor goes on serving
 		}
 		undo, err := reshape(d.reshape)
 		if err == nil {
@@ -266,7 +264,7 @@ func (d *Daemon) startFront(ctx context.Context) error {
 	return p.wait(ctx)
 }
 
-// checkImages looks for images that are not there.
+// checkImages reports images that do not exist.
 func (d *Daemon) checkImages() error {
 	for i := range d.o.Config.Disks {
 		c := &d.o.Config.Disks[i]
@@ -280,7 +278,7 @@ func (d *Daemon) checkImages() error {
 	return nil
 }
 
-// openControl opens the admin socket and that of HTTP. The result serves them.
+// openControl opens the admin socket and the HTTP listener. serve starts serving both.
 func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	c := d.o.Config
 	adminListener, err := d.openOne(purposeAdmin, c.Admin, d.o.Inherited.Admin, func() (net.Listener, error) {
@@ -317,8 +315,8 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	}, nil
 }
 
-// openOne returns the listener for a purpose: one that was inherited, or one
-// taken over, or a new one; nil if there is to be none.
+// openOne returns the listener for a purpose: an inherited one, one that is taken over, or
+// a new one; nil if there is to be none.
 func (d *Daemon) openOne(purpose, origin string, inherited net.Listener, open func() (net.Listener, error)) (net.Listener, error) {
 	l := inherited
 	switch {
@@ -356,7 +354,7 @@ func (d *Daemon) Endpoints() []Endpoint {
 	return slices.Clone(d.endpoints)
 }
 
-// HTTPAddress is where metrics are, empty if nowhere.
+// HTTPAddress returns the address of the metrics, empty if they are switched off.
 func (d *Daemon) HTTPAddress() string { return d.httpAddr }
 
 // Ready implements metrics.Health.
@@ -369,22 +367,22 @@ func (d *Daemon) ClientGone() <-chan struct{} { return d.clientGone }
 // Failed gets an error if a listener breaks; the daemon should be stopped then.
 func (d *Daemon) Failed() <-chan error { return d.failed }
 
-// lastChange waits until what is served changes no more.
+// lastChange waits until nothing can change what is served any more.
 func (d *Daemon) lastChange(ctx context.Context) error {
 	select {
 	case d.changing <- struct{}{}:
-		<-d.changing // whoever comes next finds that the daemon stops
+		<-d.changing // the next to come finds that the daemon stops
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("a change of disks has not ended: %w", ctx.Err())
 	}
 }
 
-// Stop drains clients, flushes every disk and takes all down. When ctx ends it
-// gives up what is not finished.
+// Stop drains clients, flushes every disk and takes everything down. When ctx ends it gives
+// up on what is not finished.
 //
-// Errors: whatever could not be finished; data that clients were told is durable
-// is durable all the same.
+// Errors: whatever could not be finished. Data that clients were told is durable is durable
+// all the same.
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.state.Store(uint32(stateDraining))
 	d.events.Publish(client.EventStopping, "")

@@ -25,9 +25,9 @@ import (
 	"github.com/vhbad/vhbad/port/disk"
 )
 
-// An export is a disk under its name: a medium, the unit on it, the port's view of
-// that, and what clients are told. The description is the daemon's to give: a unit
-// knows its serial number and no more.
+// An export is a disk under its name: a medium, the unit on it, the port's view of the
+// unit, and what clients are told. The daemon provides the description: a unit knows only
+// its serial number.
 type export struct {
 	*disk.Disk // set by attach
 
@@ -45,7 +45,7 @@ type export struct {
 
 var _ nbd.Greeter = (*export)(nil)
 
-// config is what the export is to be. It is replaced as a whole.
+// config returns the export's configuration, which is only ever replaced as a whole.
 func (e *export) config() *config.Disk { return e.settings.Load() }
 
 func (e *export) name() string { return e.config().Name }
@@ -79,7 +79,7 @@ func (e *export) Greet(over func()) (stop func() bool) {
 	return e.device.Handshake(e.targetID, e.lun, over)
 }
 
-// list is the disks in their order. The slice must not be changed.
+// list returns the disks in their order. The slice must not be changed.
 func (m *machine) list() []*export { return *m.disks.Load() }
 
 // find returns the disk of that name, or nil.
@@ -102,8 +102,8 @@ func (m *machine) exportAt(targetID, lun uint8) *export {
 	return nil
 }
 
-// publish makes disks the list, and those of them that are there and not leaving the
-// exports.
+// publish makes disks the list. The exports become those of them that are plugged in and
+// not leaving.
 func (m *machine) publish(disks []*export) error {
 	if err := m.exports.Replace(exportList(disks)...); err != nil {
 		return err
@@ -125,7 +125,7 @@ func exportList(disks []*export) []nbd.Export {
 	return out
 }
 
-// A mediaSet is the media that are open, with the names of their disks.
+// A mediaSet holds the open media and the names of their disks.
 //
 // Concurrency: any goroutine.
 type mediaSet struct {
@@ -143,7 +143,7 @@ func (s *mediaSet) add(md media.Media, name string) {
 	s.names[md] = name
 }
 
-// close closes a medium, unless somebody has.
+// close closes a medium, unless it is closed already.
 func (s *mediaSet) close(md media.Media) error {
 	s.mu.Lock()
 	_, there := s.names[md]
@@ -170,7 +170,7 @@ func (s *mediaSet) closeAll(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// openDisks opens what the configuration has.
+// openDisks opens the disks of the configuration.
 func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 	d.push("media", m.media.closeAll)
 	var disks []*export
@@ -185,8 +185,8 @@ func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 	return nil
 }
 
-// openDisk opens a disk's medium and makes its unit, which is not attached to
-// anything yet. What takes long ends with ctx.
+// openDisk opens a disk's medium and makes its unit, which is not attached to anything yet.
+// Slow operations end with ctx.
 func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *export, err error) {
 	creates := false
 	if c.File != "" && c.Size != 0 {
@@ -244,8 +244,8 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 	return e, nil
 }
 
-// removeMade removes a disk's file that was made for nothing. In the sandbox, where files
-// cannot be removed, it makes it empty at least.
+// removeMade removes a disk's file that was created in vain. In the sandbox, where files
+// cannot be removed, it at least empties it.
 func (d *Daemon) removeMade(c *config.Disk) {
 	if err := os.Remove(c.File); err != nil {
 		err = errors.Join(err, os.Truncate(c.File, 0))
@@ -261,14 +261,14 @@ func isMemory(md media.Media) bool {
 
 // A Progress shows how far something has come.
 type Progress interface {
-	// Update tells how much is done; with the last of it, it is over.
+	// Update tells how much is done. When done reaches total, the task is over.
 	Update(done, total int64)
-	// End says that nothing more is told, done or not.
+	// End says that there will be no more updates, whether the task is done or not.
 	End()
 }
 
-// preallocate opens a disk's medium, tells how far that has come if it is preallocated,
-// and gives it up with ctx.
+// preallocate opens a disk's medium, shows the progress of preallocating it if it is to be
+// preallocated, and gives up with ctx.
 func (d *Daemon) preallocate(ctx context.Context, c *config.Disk) (media.Media, error) {
 	var shown Progress
 	defer func() {
@@ -279,7 +279,7 @@ func (d *Daemon) preallocate(ctx context.Context, c *config.Disk) (media.Media, 
 	return openMedium(c, func(done, total int64) error {
 		switch {
 		case d.o.Progress != nil:
-			if shown == nil { // the first piece is there
+			if shown == nil { // the first piece is done
 				shown = d.o.Progress("preallocating disk " + c.Name)
 			}
 			shown.Update(done, total)
@@ -290,15 +290,15 @@ func (d *Daemon) preallocate(ctx context.Context, c *config.Disk) (media.Media, 
 	})
 }
 
-// formatOf is the format of an image that has been opened, empty if it is raw, as far as its
-// beginning tells.
+// formatOf returns the format of an opened image as far as its beginning tells, empty for a
+// raw one.
 func formatOf(md media.Media, c *config.Disk, err error) string {
 	var begin [8]byte
 	if err != nil || c.File == "" {
 		return ""
 	}
 	if _, err := md.ReadAt(begin[:], 0); err != nil {
-		return "" // whoever reads it hears of it
+		return "" // reads will report the error
 	}
 	for magic, format := range map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "vhdxfile": "vhdx"} {
 		if strings.HasPrefix(string(begin[:]), magic) {
@@ -343,7 +343,7 @@ func (m *machine) place(e *export) error {
 	return err
 }
 
-// free gives an address back. Neither the device nor the port has a unit there.
+// free gives an address back. Neither the device nor the port has a unit there any more.
 func (m *machine) free(e *export) {
 	m.addressMu.Lock()
 	defer m.addressMu.Unlock()
@@ -401,7 +401,7 @@ func serial(name string) string {
 //
 // Concurrency: any goroutine.
 type unitWatch struct {
-	// tell is called after each change; nil: nobody is told. It must not wait.
+	// tell, unless nil, is called after each change. It must not wait.
 	tell func()
 
 	mu sync.Mutex
@@ -412,7 +412,7 @@ type unitWatch struct {
 	changed chan struct{}
 }
 
-// update is what port.Adapter.OnUnitsChanged wants.
+// update is a callback for port.Adapter.OnUnitsChanged.
 func (w *unitWatch) update(added, removed []*port.LogicalUnit) {
 	if w.tell != nil {
 		defer w.tell()
@@ -444,7 +444,8 @@ func (w *unitWatch) atLocked(targetID, lun uint8) *port.LogicalUnit {
 	return nil
 }
 
-// wait waits until there is, or is no, unit at an address, and returns it.
+// wait waits until an address has a unit or, if there is false, until it has none, and
+// returns the unit.
 //
 // Errors: that of ctx.
 func (w *unitWatch) wait(ctx context.Context, targetID, lun uint8, there bool) (*port.LogicalUnit, error) {

@@ -1,5 +1,5 @@
-// Package daemon puts the layers together and takes them apart: media, device,
-// driver, port, disks, NBD server, and the listeners around them.
+// Package daemon puts the layers together and takes them apart: media, device, driver,
+// port, disks, NBD server, and the listeners around them.
 //
 // # Life
 //
@@ -14,30 +14,29 @@
 //	         every disk through the whole stack, stop the adapter, close device,
 //	         memory and media, and the admin socket last.
 //
-// Each step of Start pushes how to undo it, so a failure in the middle and an
-// orderly stop walk the same list. When clients' requests cannot be finished in
-// time, Stop goes no further: taking memory away under a device that still uses
-// it would be worse than exiting.
+// Each step of Start pushes its undo, so a failure in the middle and an orderly stop walk
+// the same list. If clients' requests cannot be finished in time, Stop goes no further:
+// taking memory away from under a device that still uses it would be worse than exiting.
 //
 // # Taking over
 //
-// TakeOver gets the listening sockets of the daemon that runs, and Start with
-// that Predecessor replaces it: what can fail is tried before the other is told
-// to go, and nothing of its images is touched before it has let go of them. The
-// talk between the two is in handover.go, the reasons in docs/adr.
+// TakeOver gets the listening sockets of the running daemon, and Start with that
+// Predecessor replaces it. Whatever can fail is tried before the predecessor is told to go,
+// and its images are not touched before it has let go of them. The protocol between the two
+// is in handover.go, the reasons in docs/adr.
 //
 // # Changes
 //
-// AddDisk, RemoveDisk and GrowDisk change what is served, one at a time and each
-// whole or not at all: change.go. Disks that there are are in disks.go. Reload makes
-// what is served the same as what the configuration says: reload.go.
+// AddDisk, RemoveDisk and GrowDisk (change.go) change what is served, one change at a time,
+// each completely or not at all. The disks themselves are in disks.go. Reload (reload.go)
+// brings what is served into line with the configuration.
 //
 // # Where to read on
 //
 //	daemon.go machine.go                      Start and Stop; everything between media and NBD server
 //	listen.go stdio.go                        sockets: opened, inherited, or standard input
 //	tls.go revocation.go                      files of certificates, read again when they change
-//	takeover.go handover.go                   the new daemon's side, and the talk of both
+//	takeover.go handover.go                   the new daemon's side, and the protocol of both
 //	disks.go change.go spec.go                disks, and what changes them
 //	reload.go                                 all of that for a new configuration
 //	faults.go power.go plug.go trace.go       rules, power cuts, units pulled out, traces
@@ -45,5 +44,5 @@
 //
 // # Concurrency
 //
-// Start and Stop are for one goroutine; all else is for any.
+// Start and Stop are for one goroutine; everything else is for any.
 package daemon

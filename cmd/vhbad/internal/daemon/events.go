@@ -9,8 +9,8 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// What the layers below tell becomes events here. None of it waits, not for a lock
-// of the daemon's either: who holds one may be waiting for the layer that tells.
+// What the layers below report becomes events here. None of this may wait, not even for one
+// of the daemon's locks: whoever holds that may be waiting for the layer that reports.
 
 func (d *Daemon) connectionOpened(c nbd.ConnStats) {
 	d.events.Publish(client.EventConnectionOpened, c.Export,
@@ -24,7 +24,7 @@ func (d *Daemon) connectionClosed(c nbd.ConnStats, why nbd.CloseReason) {
 		slog.Uint64("requests", c.Requests), slog.Uint64("received_bytes", c.ReceivedBytes), slog.Uint64("sent_bytes", c.SentBytes))
 }
 
-// logged is an error that the log has whether there is one or not.
+// logged is an attribute for err that the log has even if err is nil.
 func logged(err error) slog.Attr {
 	if err == nil {
 		return slog.String("error", "")
@@ -33,7 +33,7 @@ func logged(err error) slog.Attr {
 }
 
 func (d *Daemon) resetDone(m *machine, r port.ResetReport) {
-	disk, address := "", fmt.Sprint(r.Path) // of a bus without units
+	disk, address := "", fmt.Sprint(r.Path) // the address of a bus without units
 	if r.Unit != nil {
 		disk, address = m.diskOf(r.Unit), unitAddress(r.Unit)
 	}
@@ -46,7 +46,7 @@ func (d *Daemon) violation(v port.Violation) {
 	d.events.Publish(client.EventViolation, "", slog.String("check", v.Check.String()), slog.String("what", v.What))
 }
 
-// diskOf is the name of the disk on a unit, empty if there is none.
+// diskOf returns the name of the disk on a unit, empty if there is none.
 func (m *machine) diskOf(lu *port.LogicalUnit) string {
 	if e := m.exportAt(lu.Target(), lu.Lun()); e != nil {
 		return e.name()

@@ -14,24 +14,25 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// faults are the rules of the daemon. The device has them compiled.
+// faults are the daemon's rules. The device has the compiled ones.
 type faults struct {
 	mu sync.Mutex // serialises changes; before Daemon.mu
 	// +checklocks:mu
 	rules []fault.Rule
-	// ended: the daemon stops, and nothing misbehaves any more.
+	// ended is set once the daemon stops: nothing misbehaves any more.
 	// +checklocks:mu
 	ended bool
-	// coming are disks that are not in the machine's list yet, and meet the rules
-	// as soon as they are.
+	// coming are disks that are not in the machine's list yet, but are already covered by
+	// the rules.
 	// +checklocks:mu
 	coming []*export
 }
 
-// errNoMachine is the answer before the disks are there and once they go.
+// errNoMachine is the answer while there is no machine: before the disks are there, and
+// once they are being taken down.
 func errNoMachine() error { return admin.Unavailable("the daemon starts or stops: try again") }
 
-// withMachine calls fn, which must not take long, while the machine stays.
+// withMachine calls fn while the machine is sure to stay. fn must not take long.
 func (d *Daemon) withMachine(fn func(m *machine) error) error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -48,19 +49,19 @@ func (d *Daemon) startFaults() error {
 	return d.setFaultsLocked(slices.Clone(d.o.Config.Faults))
 }
 
-// endFaults ends all rules for good: the daemon stops, and waits for nothing that
-// a rule holds.
+// endFaults ends all rules for good, so that a daemon that stops waits for nothing that a
+// rule holds.
 func (d *Daemon) endFaults() {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
 	d.faults.ended = true
-	// An empty list has nothing wrong; and without a machine there are no rules.
+	// No rules cannot be wrong rules; and without a machine there are none.
 	_ = d.setFaultsLocked(nil)
 }
 
-// meetFaults has a disk meet the rules from before it is on offer. At the end of the
-// change it has to be in the machine's list, or it was taken back; and rules that do not
-// fit it end then.
+// meetFaults makes a disk subject to the rules before it is on offer. At the end of the
+// change the disk is in the machine's list, or it was taken back; rules that do not fit
+// then end (refreshFaults).
 func (d *Daemon) meetFaults(e *export) {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
@@ -70,8 +71,8 @@ func (d *Daemon) meetFaults(e *export) {
 	}
 }
 
-// refreshFaults compiles the rules anew for the disks that there are now, at the end of
-// a change. Rules of a disk that is gone end, and those that come after them.
+// refreshFaults compiles the rules anew for the present disks, at the end of a change.
+// Rules for a disk that is gone end, as do the rules that come after them.
 func (d *Daemon) refreshFaults() {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
@@ -96,10 +97,11 @@ func (d *Daemon) refreshFaults() {
 		if err == nil {
 			return
 		}
-		// Its range is too long for what it keeps of each block of a new disk, say.
+		// For example, its range may be too long for the state that it keeps for each block
+		// of a new disk.
 		wrong, ok := errors.AsType[*fault.RuleError](err)
 		if !ok {
-			return // there is no machine any more
+			return // the machine is gone
 		}
 		d.log.Error("a fault is not in force any more: it does not fit the disks", "rule", wrong.Rule, "error", err)
 		rules = slices.DeleteFunc(rules, func(r fault.Rule) bool { return r.Name == wrong.Rule })
@@ -121,7 +123,7 @@ func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 		if err != nil {
 			return err
 		}
-		for _, f := range comers(was, s) { // before the first command meets them
+		for _, f := range comers(was, s) { // before a command can meet them
 			r := f.Rule()
 			d.events.Publish(client.EventFaultSet, r.Disk,
 				slog.String("rule", r.Name), slog.String("kind", string(r.Action.Kind)), slog.Bool("hostile", r.Hostile), slog.Uint64("seed", r.Seed))
@@ -140,7 +142,7 @@ func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 	for _, f := range was.Faults() {
 		r, fired := f.Rule(), f.Stats().Fired
 		if d.faults.ended || s.Fault(r.Name) != nil {
-			continue // the daemon goes with all its rules, or another has taken its place
+			continue // the daemon stops with all its rules, or another rule has replaced it
 		}
 		d.log.Info("fault removed", "rule", r.Name, "fired", fired)
 		d.events.Publish(client.EventFaultRemoved, r.Disk, slog.String("rule", r.Name), slog.Uint64("fired", fired))
@@ -148,7 +150,7 @@ func (d *Daemon) setFaultsLocked(rules []fault.Rule) error {
 	return nil
 }
 
-// comers are the rules of a set that were not in force before as they are.
+// comers returns the rules of a set that were not already in force in the same form.
 func comers(was, is *fault.Set) (out []*fault.Fault) {
 	for _, f := range is.Faults() {
 		if was.Fault(f.Rule().Name) != f {
@@ -158,8 +160,8 @@ func comers(was, is *fault.Set) (out []*fault.Fault) {
 	return out
 }
 
-// faultUnits are the units of the disks, as rules see them, with those that are coming
-// or have come. The device knows which of them it has.
+// faultUnits returns the units of the disks, as rules see them, including disks that are
+// being added. The device knows which of them it has.
 func faultUnits(m *machine, coming []*export) []fault.Unit {
 	disks := slices.Clone(m.list())
 	for _, e := range coming {
@@ -172,14 +174,14 @@ func faultUnits(m *machine, coming []*export) []fault.Unit {
 		c := e.config()
 		out = append(out, fault.Unit{
 			Disk: c.Name, Target: e.targetID, Lun: e.lun, BlockBytes: uint32(c.BlockSize), PowerSwitch: e.power.cache != nil,
-			Blocks: uint64(e.medium.Size()) / uint64(c.BlockSize), // whatever capacity a rule has it report
+			Blocks: uint64(e.medium.Size()) / uint64(c.BlockSize), // not the capacity that a rule may have it report
 		})
 	}
 	return out
 }
 
-// faultFired tells of a fault that a command has met. It runs on the device's way,
-// at most some times a second for each rule.
+// faultFired reports a fault that a command has met. It runs on the device's path, at most
+// a few times a second for each rule.
 func (d *Daemon) faultFired(f fault.Firing) {
 	r, c := f.Fault.Rule(), &f.Command
 	fields := []slog.Attr{
@@ -191,7 +193,8 @@ func (d *Daemon) faultFired(f fault.Firing) {
 	}
 	d.events.Publish(client.EventFault, f.Disk, fields...)
 	if f.First {
-		// Writing may take time, and this happens once for each rule.
+		// Writing the log may take time, so it is not done here; it happens once for each
+		// rule.
 		go d.log.LogAttrs(context.Background(), slog.LevelWarn, "fault injected; more of this rule are events only",
 			append([]slog.Attr{slog.String("disk", f.Disk)}, fields...)...)
 	}
@@ -262,7 +265,7 @@ func (d *Daemon) PutFault(r client.FaultRule) (client.Fault, error) {
 	return d.Fault(r.Name)
 }
 
-// faultProblem is what a rule's error is to a client.
+// faultProblem turns a rule's error into one for a client.
 func faultProblem(err error) error {
 	switch {
 	case errors.Is(err, fault.ErrHostile):
@@ -316,7 +319,7 @@ func (d *Daemon) SetMark(text string) (rules int, err error) {
 	err = d.withMachine(func(m *machine) error {
 		d.events.Publish(client.EventMark, "", slog.String("text", text))
 		for _, e := range m.list() {
-			e.power.trace.mark(text) // before what the mark may cause
+			e.power.trace.mark(text) // before anything that the mark may cause
 		}
 		rules = m.device.Mark(text)
 		return nil
@@ -340,7 +343,7 @@ func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
 	if err != nil {
 		return err
 	}
-	// It takes its time, and an adapter that is gone says so.
+	// A reset takes its time; an adapter that is gone reports that.
 	err = m.onProcessor("reset", func(p *port.Processor) error {
 		return m.adapter.ResetNow(p, e.LogicalUnit(), levels[level])
 	})
@@ -350,7 +353,7 @@ func (d *Daemon) ResetDisk(name string, level client.ResetLevel) error {
 	return nil
 }
 
-// faultSnapshot is what metrics tell of the rules in force.
+// faultSnapshot returns the metrics of the rules in force.
 func (m *machine) faultSnapshot() (out []metrics.Fault) {
 	s := m.device.Faults()
 	for _, f := range s.Faults() {

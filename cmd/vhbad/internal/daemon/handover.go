@@ -39,7 +39,7 @@ import (
 // From draining on the sockets are the successor's; connects wait in their
 // backlogs.
 
-// A talk says one message.
+// What a message says.
 const (
 	saySend     = "send"
 	saySocket   = "socket"
@@ -52,14 +52,13 @@ const (
 // A handoverMessage is one message, as JSON behind its length in 4 bytes.
 type handoverMessage struct {
 	Say string `json:"say"`
-	// Of a socket: its descriptor comes along, and that of its path's lock if
-	// Locked.
+	// For a socket: its descriptor is attached, and if Locked also that of its path's lock.
 	Purpose string `json:"purpose,omitempty"`
 	Origin  string `json:"origin,omitempty"`
 	Locked  bool   `json:"locked,omitempty"`
-	// Of an offer: how long draining takes at most.
+	// For an offer: how long draining takes at most.
 	DrainSeconds float64 `json:"drain_seconds,omitempty"`
-	// Of done: what went wrong. Then the end of the connection says that all is
+	// For done: what went wrong. The end of the connection then says that everything is
 	// closed.
 	Error string `json:"error,omitempty"`
 }
@@ -69,8 +68,8 @@ const (
 	maxHandoverBytes = 64 << 10
 	// maxHandoverFiles is how many descriptors a message has at most.
 	maxHandoverFiles = 2
-	// stepTimeout bounds the wait for a message that comes at once, and
-	// successorTimeout that for go.
+	// stepTimeout bounds the wait for a message that should come at once, successorTimeout
+	// that for go.
 	stepTimeout      = 30 * time.Second
 	successorTimeout = 2 * time.Minute
 )
@@ -96,7 +95,7 @@ func sendMessage(c *net.UnixConn, m handoverMessage, fds ...int) error {
 	return err
 }
 
-// receiveMessage waits for a message that says want, and returns it with its
+// receiveMessage waits for a message whose Say is one of want, and returns it with its
 // descriptors.
 func receiveMessage(c *net.UnixConn, timeout time.Duration, want ...string) (m handoverMessage, files []*os.File, err error) {
 	defer func() {
@@ -164,11 +163,11 @@ func filesOf(oob []byte) ([]*os.File, error) {
 
 func closeFiles(files []*os.File) {
 	for _, f := range files {
-		_ = f.Close() // another process has it too
+		_ = f.Close() // another process has its own copy
 	}
 }
 
-// duplicate returns a descriptor of what c stands for.
+// duplicate returns a duplicate of c's descriptor.
 func duplicate(c interface {
 	SyscallConn() (syscall.RawConn, error)
 },
@@ -220,17 +219,17 @@ func (s *socket) send(c *net.UnixConn) error {
 	return sendMessage(c, m, fds...)
 }
 
-// leave makes closing the socket leave its path alone.
+// leave makes Close leave the socket's path alone.
 func (s *socket) leave() {
 	if l, ok := s.Listener.(*admin.Listener); ok {
 		l.Leave()
 	}
 }
 
-// HandOver implements admin.HandOver: it decides whether another daemon may take
-// this one's place. The result talks with it.
+// HandOver implements admin.HandOver: it decides whether another daemon may take this one's
+// place. The function that it returns talks with that daemon.
 //
-// Errors: who or what stands against it; ctx's.
+// Errors: the reason why not; that of ctx.
 func (d *Daemon) HandOver(ctx context.Context, r client.HandOver) (func(c *net.UnixConn), error) {
 	if !d.Ready() {
 		return nil, fmt.Errorf("the daemon is %s: want one that is ready", state(d.state.Load()))
@@ -242,7 +241,7 @@ func (d *Daemon) HandOver(ctx context.Context, r client.HandOver) (func(c *net.U
 		return nil, errors.New("another daemon is taking over")
 	}
 	select {
-	case d.changing <- struct{}{}: // which disks and sockets there are must not change until talk has ended
+	case d.changing <- struct{}{}: // disks and sockets must not change until talk has ended
 	case <-d.life.Done():
 		return nil, errors.New("the daemon stops")
 	case <-ctx.Done(): // it has been told to end, say; another may ask
@@ -257,7 +256,8 @@ func (d *Daemon) HandOver(ctx context.Context, r client.HandOver) (func(c *net.U
 	return d.talk, nil
 }
 
-// losesNothing reports which disk would be lost that may not be.
+// losesNothing returns an error that names a disk whose content would be lost without
+// leave, if there is one.
 func (d *Daemon) losesNothing(r client.HandOver) error {
 	d.mu.RLock()
 	m := d.machine
@@ -273,7 +273,7 @@ func (d *Daemon) losesNothing(r client.HandOver) error {
 	return nil
 }
 
-// talk is the predecessor's side of a hand-over. It gives up the right to change what is
+// talk is the predecessor's side of a hand-over. It gives back the right to change what is
 // served, which HandOver has taken.
 func (d *Daemon) talk(c *net.UnixConn) {
 	log := d.log.With("successor", peerPID(c))
@@ -292,7 +292,7 @@ func (d *Daemon) talk(c *net.UnixConn) {
 	close(d.handedOver)
 }
 
-// offer goes as far as draining.
+// offer carries out the hand-over up to draining.
 func (d *Daemon) offer(c *net.UnixConn) error {
 	if _, _, err := receiveMessage(c, stepTimeout, saySend); err != nil {
 		return err
@@ -318,8 +318,8 @@ func (d *Daemon) offer(c *net.UnixConn) error {
 			_ = s.Close() // the successor has it
 		}
 	}
-	// It may be gone: the sockets are left all the same, for there is no way to
-	// tell.
+	// The successor may be gone, but there is no way to tell: the sockets are left to it
+	// all the same.
 	if err := sendMessage(c, handoverMessage{Say: sayDraining}); err != nil {
 		d.log.Error("the daemon that takes over is gone: draining all the same", "error", err)
 	}
@@ -351,11 +351,11 @@ func (d *Daemon) farewell(err error) {
 		_ = d.successor.Close() // the message is sent
 		d.successor = nil
 	}
-	// Else images may be open still: the end of the process closes them and the
+	// Otherwise images may still be open: the end of the process closes them and the
 	// connection.
 }
 
-// peerPID is the process at the other end, 0 if unknown.
+// peerPID returns the process at the other end, 0 if unknown.
 func peerPID(c *net.UnixConn) int32 {
 	raw, err := c.SyscallConn()
 	if err != nil {

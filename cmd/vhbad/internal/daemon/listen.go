@@ -36,14 +36,14 @@ const (
 type socket struct {
 	net.Listener
 	purpose string
-	// origin is what the configuration asked for; empty if a service manager
-	// opened the socket.
+	// origin is the configured address that the socket is for; empty if a service manager
+	// opened it.
 	origin string
-	// gone is set before the socket is closed because it is not wanted any more.
+	// gone is set before the socket is closed on purpose.
 	gone atomic.Bool
 }
 
-// origin is what a socket for an address has as its origin.
+// origin returns the origin of a socket for an address.
 func origin(a config.Address) string {
 	return config.Address{Network: a.Network, Target: a.Target}.String()
 }
@@ -74,8 +74,8 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 	return d.adoptManaged()
 }
 
-// isRemoved reports whether the socket of an address that is served has been removed.
-// Nobody can connect by it any more.
+// isRemoved reports whether the socket file of an address that is being served has been
+// removed, so that nobody can connect by it any more.
 func isRemoved(a config.Address) bool {
 	if a.Network != "unix" {
 		return false
@@ -84,7 +84,7 @@ func isRemoved(a config.Address) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// renew makes the socket of an address again, which was taken over.
+// renew creates the socket file of an address again whose listener was taken over.
 func renew(ctx context.Context, l net.Listener, a config.Address) error {
 	u, err := unixSocket(a)
 	if err != nil {
@@ -107,7 +107,7 @@ func (d *Daemon) adoptManaged() error {
 		}
 		for _, s := range d.sockets {
 			if s.purpose == purposeNBD && endpointURI(s.Addr()) == endpointURI(l.Addr()) {
-				_ = l.Close() // it is the same socket
+				_ = l.Close() // this process has the same socket already
 				l = nil
 				break
 			}
@@ -148,7 +148,7 @@ func (d *Daemon) serveSocket(m *machine, s *socket) {
 		}
 		select {
 		case d.failed <- err:
-		default: // one is enough to stop for
+		default: // one error is enough to stop for
 		}
 	})
 }
@@ -159,7 +159,7 @@ func (d *Daemon) accept(m *machine, s *socket) {
 	d.serveSocket(m, s)
 }
 
-// shut closes a socket that is served. Connections that came by it stay. The caller
+// shut closes a socket that is being served. Connections accepted from it stay. The caller
 // holds changing.
 func (d *Daemon) shut(s *socket) {
 	uri := endpointURI(s.Addr())
@@ -187,7 +187,7 @@ func (d *Daemon) serveSingle(m *machine) {
 	}
 	d.push("client", func(ctx context.Context) error {
 		if l != nil {
-			_ = l.Close() // it may have been, after the first client
+			_ = l.Close() // it may be closed already, after the first client
 		}
 		err := m.server.Shutdown(ctx)
 		if err == nil {
@@ -205,7 +205,7 @@ func (d *Daemon) serveSingle(m *machine) {
 				d.log.Debug("no client came", "error", err)
 				return
 			}
-			_ = l.Close() // nobody else is waited for
+			_ = l.Close() // no other client is waited for
 		}
 		if err := m.server.ServeConn(nc); err != nil {
 			d.failed <- err
@@ -237,8 +237,8 @@ func listen(ctx context.Context, a config.Address) (net.Listener, error) {
 	return l, nil
 }
 
-// listenTCP listens on HOST:PORT. Where there is no IPv6, all addresses of the
-// machine, and localhost, are those of IPv4; localhost also where no name can be looked
+// listenTCP listens on HOST:PORT. Where there is no IPv6, "all addresses of the machine"
+// and localhost mean those of IPv4. localhost also means IPv4's where no name can be looked
 // up, as in the sandbox.
 func listenTCP(target string, listen func(network, address string) (net.Listener, error)) (net.Listener, error) {
 	l, err := listen("tcp", target)
@@ -258,7 +258,7 @@ func listenTCP(target string, listen func(network, address string) (net.Listener
 	return nil, err
 }
 
-// unixSocket finds the numbers of an address's owner.
+// unixSocket resolves the owner of an address to numbers.
 func unixSocket(a config.Address) (admin.UnixSocket, error) {
 	s := admin.UnixSocket{Path: a.Target, Perm: a.Mode, UID: -1, GID: -1}
 	name, group, _ := strings.Cut(a.Owner, ":")
@@ -284,8 +284,8 @@ func unixSocket(a config.Address) (admin.UnixSocket, error) {
 	return s, err
 }
 
-// reshape gives sockets that are there their owners and permissions. undo, which is to be
-// called if that has failed too, gives them back what they had.
+// reshape gives existing sockets their owners and permissions. undo, which is to be called
+// even if reshape fails, gives them back what they had.
 func reshape(sockets []admin.UnixSocket) (undo func() error, err error) {
 	var had []admin.UnixSocket
 	undo = func() error {
@@ -308,11 +308,11 @@ func reshape(sockets []admin.UnixSocket) (undo func() error, err error) {
 	return undo, nil
 }
 
-// owners are the numbers that numberOf has found, by kind and name.
+// owners caches the numbers that numberOf has found, by kind and name.
 var owners sync.Map
 
-// numberOf is the number of a user or a group that is given by its number or by a name
-// to look up. In the sandbox nothing can be looked up, and what was found before counts.
+// numberOf returns the number of a user or a group, which is given as a number or as a name
+// to look up. In the sandbox nothing can be looked up, so numbers found earlier are used.
 func numberOf(kind, name string, lookUp func() (string, error)) (int, error) {
 	if n, err := strconv.Atoi(name); err == nil {
 		return n, nil
@@ -337,7 +337,7 @@ func numberOf(kind, name string, lookUp func() (string, error)) (int, error) {
 	return n, nil
 }
 
-// A vsockListener is a vsock.Listener whose descriptor can be had.
+// A vsockListener is a vsock.Listener that gives access to its descriptor.
 type vsockListener struct {
 	*vsock.Listener
 	f *os.File // a duplicate
@@ -407,13 +407,13 @@ func listenerOf(f *os.File) (net.Listener, error) {
 		return nil, plain(err)
 	}
 	if u, ok := l.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false) // the path is that of who opened it
+		u.SetUnlinkOnClose(false) // the path belongs to whoever opened it
 	}
 	return l, nil
 }
 
-// plain drops what package net wraps around a system call's error, and says what
-// to do about the usual ones.
+// plain strips what package net wraps around a system call's error, and says what to do
+// about the usual ones.
 func plain(err error) error {
 	if oe, ok := errors.AsType[*net.OpError](err); ok {
 		err = oe.Err
@@ -443,7 +443,7 @@ type Sockets struct {
 	Admin, HTTP net.Listener
 }
 
-// All lists them.
+// All returns all of them.
 func (s *Sockets) All() []net.Listener {
 	all := append([]net.Listener{}, s.NBD...)
 	for _, l := range []net.Listener{s.Admin, s.HTTP} {
@@ -527,9 +527,9 @@ func endpointURI(a net.Addr) string {
 	return a.Network() + "://" + a.String()
 }
 
-// attachHint is a command line that attaches a disk; for vsock, which the kernel
-// does not take, one that copies it. Where TLS is a must, the files of the client
-// are those in its working directory.
+// attachHint returns a command line that attaches a disk or, for vsock, which the kernel
+// does not support, one that copies it. Where TLS is required, the client's files are
+// expected in its working directory.
 //
 // Source: nbd-client(8) 3.24.
 func attachHint(a net.Addr, d *config.Disk, t *config.TLS) string {
@@ -569,7 +569,7 @@ func attachHint(a net.Addr, d *config.Disk, t *config.TLS) string {
 	return strings.Join(append(words, "/dev/nbd0"), " ")
 }
 
-// shellQuote makes s one word of a POSIX shell.
+// shellQuote quotes s as one word of a POSIX shell.
 func shellQuote(s string) string {
 	const plainBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@%+=,"
 	if s != "" && strings.Trim(s, plainBytes) == "" {

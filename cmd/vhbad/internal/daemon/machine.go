@@ -17,7 +17,7 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// spareProcessors are for the port's services and for operations of the daemon.
+// spareProcessors are processors for the port's services and for operations of the daemon.
 const spareProcessors = 64
 
 // machine is everything between the media and the NBD server.
@@ -33,19 +33,19 @@ type machine struct {
 	units   unitWatch
 	cuts    *cuts
 
-	// disks are replaced as a whole, by who holds Daemon.changing.
+	// disks is replaced as a whole, by the holder of Daemon.changing.
 	disks atomic.Pointer[[]*export]
 	// addresses are those in use, by target and unit.
 	// +checklocks:addressMu
 	addresses [config.MaxDisks]bool
 	addressMu sync.Mutex
-	// media are those of all disks that have been opened and not closed.
+	// media are the media of all disks that are open.
 	media mediaSet
 
-	// injected counts what fault rules have done, those that have gone included.
+	// injected counts what fault rules have done, including rules that are gone.
 	injected fault.Tally
 
-	// statsMu has one snapshot at a time: each needs a processor.
+	// statsMu allows one snapshot at a time: each needs a processor.
 	statsMu sync.Mutex
 }
 
@@ -181,7 +181,7 @@ func (d *Daemon) startAdapter(m *machine) error {
 	if err != nil {
 		return err
 	}
-	// Always: when time is up it takes a moment, and tells which SRBs were stuck.
+	// Always: if time is up this takes only a moment, and it reports which SRBs were stuck.
 	d.pushAlways("adapter", func(ctx context.Context) error {
 		return m.onProcessor("stop", func(p *port.Processor) error {
 			if err := m.adapter.StopContext(ctx, p); err != nil {
@@ -208,8 +208,8 @@ func interrupts(i config.Interrupts) miniport.Interrupts {
 	return miniport.PerMessage
 }
 
-// flush makes all disks durable. It gives up when ctx ends; a medium that hangs keeps the goroutine that waits for
-// it.
+// flush makes all disks durable. It gives up when ctx ends; if a medium hangs, the
+// goroutine that waits for it stays behind.
 func (m *machine) flush(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -224,8 +224,8 @@ func (m *machine) flush(ctx context.Context) error {
 	}
 }
 
-// flush makes the disk durable, by SYNCHRONIZE CACHE through the whole stack, or by its
-// medium if its unit has been unplugged.
+// flush makes the disk durable, by SYNCHRONIZE CACHE through the whole stack, or directly
+// by its medium if its unit has been unplugged.
 func (e *export) flush(p *port.Processor) error {
 	switch {
 	case e.config().ReadOnly:

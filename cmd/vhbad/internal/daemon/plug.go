@@ -9,19 +9,19 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// A disk that a rule pulls out goes the way of a disk that is removed: the unit leaves
-// the device, the port finds it gone, its export goes, and its connections end. But the
-// disk is kept, with its medium and its address, and when the port finds the unit again
-// the export is back. To the port, the class driver and clients it is a new one.
+// A disk that a rule pulls out goes the way of a disk that is removed: the unit leaves the
+// device, the port notices, its export goes, and its connections end. But the disk is kept,
+// with its medium and its address, and when the port finds the unit again the export is
+// back. To the port, the class driver and clients it is a new unit.
 
-// unitsChanged is told that the port has found units, or found them gone.
+// unitsChanged is called when the port has found new units, or found some gone.
 func (d *Daemon) unitsChanged() {
 	if d.matching.CompareAndSwap(false, true) {
 		go d.matchDisks()
 	}
 }
 
-// matchDisks makes the disks served those whose units are there.
+// matchDisks brings the disks served into line with the units that are there.
 func (d *Daemon) matchDisks() {
 	select {
 	case d.changing <- struct{}{}:
@@ -29,9 +29,9 @@ func (d *Daemon) matchDisks() {
 		return
 	}
 	defer func() { <-d.changing }()
-	d.matching.Store(false) // from here on changes may be missed
+	d.matching.Store(false) // a later change may not be seen below: it needs another run
 	var m *machine
-	// Until there is one, its units are those that it begins with.
+	// A machine that is still being built starts with the units that it finds.
 	_ = d.withMachine(func(now *machine) error { m = now; return nil })
 	if m == nil || d.life.Err() != nil {
 		return
@@ -59,13 +59,13 @@ func (d *Daemon) unplugged(m *machine, e *export) {
 	closed := m.server.Users(e)
 	ctx, cancel := context.WithTimeout(d.life, d.Config().Limits.DrainTimeout.Std())
 	defer cancel()
-	// That time was up is told by how many were killed.
+	// The number killed says whether time was up.
 	killed, _ := m.server.DrainDevice(ctx, e)
 	d.log.Warn("disk unplugged, its connections are closed", "disk", e.name(), "connections_closed", closed, "connections_killed", killed)
 	d.events.Publish(client.EventDiskUnplugged, e.name(), slog.Int("connections_closed", closed), slog.Int("connections_killed", killed))
 }
 
-// pluggedIn serves a disk again whose unit is lu now.
+// pluggedIn serves a disk again, whose unit is now lu.
 func (d *Daemon) pluggedIn(m *machine, e *export, lu *port.LogicalUnit) {
 	back := e.again()
 	err := d.attach(m, back, lu)
@@ -82,8 +82,8 @@ func (d *Daemon) pluggedIn(m *machine, e *export, lu *port.LogicalUnit) {
 	d.events.Publish(client.EventDiskPlugged, e.name(), slog.String("address", unitAddress(lu)))
 }
 
-// again is the same disk for another unit of the port's, which attach gives it.
-// Connections of before belong to e.
+// again returns the same disk for another unit of the port's, which attach will set.
+// Earlier connections belong to e.
 func (e *export) again() *export {
 	back := &export{
 		medium: e.medium, power: e.power, unit: e.unit, device: e.device, targetID: e.targetID, lun: e.lun,

@@ -36,7 +36,7 @@ const (
 	triggerRule    = "rule"
 )
 
-// classFailed stands for the class of a cut that nothing is known of.
+// classFailed stands for the class of a cut of which nothing is known.
 const classFailed = "failed"
 
 // power is the switch of one disk, and its write cache.
@@ -46,8 +46,8 @@ type power struct {
 	unit  *target.Unit
 	// nexus is the number of the I_T nexus; see loseNexus.
 	nexus atomic.Uint32
-	// stragglers and drops, which counts cuts that dropped connections, are whose who
-	// cuts the power.
+	// stragglers and drops belong to whoever is cutting the power. drops counts the cuts
+	// that dropped connections.
 	stragglers []straggler
 	drops      uint64
 
@@ -62,7 +62,7 @@ type power struct {
 	reports []client.PowerReport // the latest, oldest first
 }
 
-// withCache puts the write cache that c asks for before md, if it does.
+// withCache puts the write cache that c asks for, if any, in front of md.
 func withCache(md media.Media, c *config.Disk, hostile bool, record cache.Recorder) (*cache.Cache, error) {
 	if c.Cache != config.CacheWriteback {
 		return nil, nil
@@ -89,7 +89,7 @@ func withCache(md media.Media, c *config.Disk, hostile bool, record cache.Record
 	return wc, nil
 }
 
-// exportOf finds a disk that has a switch.
+// exportOf finds a disk whose power can be cut.
 func (d *Daemon) exportOf(name string) (*machine, *export, error) {
 	d.mu.RLock()
 	m := d.machine
@@ -138,7 +138,7 @@ func cutOptions(o *client.PowerCutOptions) (c cache.CutOptions, off time.Duratio
 	return c, time.Duration(o.OffForSeconds * float64(time.Second)), nil
 }
 
-// cutPatience is how long who asks for a power cut waits for the medium.
+// cutPatience is how long a request for a power cut waits for the medium.
 const cutPatience = 30 * time.Second
 
 // CutPower implements admin.Power.
@@ -146,8 +146,9 @@ func (d *Daemon) CutPower(name string, o client.PowerCutOptions) (client.PowerRe
 	return d.cutPowerWithin(name, o, cutPatience)
 }
 
-// cutPowerWithin is CutPower with the time after which the answer is that the cut waits. It
-// is made all the same, whoever has asked for it is there or not.
+// cutPowerWithin is CutPower with the time after which the answer is that the cut is still
+// waiting. The cut is made all the same, whether whoever asked for it is still there or
+// not.
 func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience time.Duration) (client.PowerReport, error) {
 	type outcome struct {
 		report client.PowerReport
@@ -163,11 +164,11 @@ func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience 
 	case x = <-done:
 	case x = <-waits:
 		select {
-		case x = <-done: // at the same moment
+		case x = <-done: // it came at the same moment
 			return x.report, x.err
 		default:
 		}
-		go func() { // nobody else hears why there is no report
+		go func() { // nobody else learns why there is no report
 			if late := <-done; late.err != nil && late.report.Number == 0 {
 				d.log.Error("power cut", "disk", name, "trigger", triggerCommand, "error", late.err)
 			}
@@ -176,7 +177,7 @@ func (d *Daemon) cutPowerWithin(name string, o client.PowerCutOptions, patience 
 	return x.report, x.err
 }
 
-// onPowerCut is the switch of fault rules.
+// onPowerCut cuts the power for fault rules.
 func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 	e := m.exportAt(p.Target, p.Lun)
 	if e == nil {
@@ -198,15 +199,15 @@ func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 	}
 }
 
-// cutPower cuts the power of a disk and gives it back after the time asked for,
-// or when the daemon stops. If nothing is lost yet after patience, waits is called, once,
-// with what for.
+// cutPower cuts the power of a disk and restores it after the time asked for, or when the
+// daemon stops. If the losses are not decided within patience, waits is called, once, with
+// what the cut is waiting for.
 //
-// The order matters. The unit goes first, so that nothing is done and answered
-// between the cut and the moment when clients know of it. They know, by their
-// connection's end or by Disk.LostWrites, before the unit is there again. What is lost
-// is decided when no command is on its way any more that found the power on: what those
-// have done, and what rules told of them, is of this cut.
+// The order matters. The unit goes first, so that nothing is done and answered between the
+// cut and the moment when clients know of it. They know of it, by their connection's end or
+// by Disk.LostWrites, before the unit is back. What is lost is decided only when no command
+// that found the power on is still on its way: what those commands did, and what rules told
+// the cache of them, counts toward this cut.
 func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule string, patience time.Duration, waits func(error)) (client.PowerReport, error) {
 	options, off, err := cutOptions(&o)
 	if err != nil {
@@ -236,7 +237,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 		waits(admin.Unavailable("disk %q: its power is off, and the cut waits for its medium: %v; it is made, with seed %d, when that has ended: see vhbad power status %s",
 			name, err, options.Seed, name))
 	})
-	p.trace.settle()   // who has the report can replay it
+	p.trace.settle()   // so that whoever has the report can replay it
 	if report == nil { // nothing is lost
 		m.powerOn(e)
 		p.switchOn()
@@ -261,13 +262,13 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 		class = cache.Classes
 	}
 	p.done(&out, trigger, class)
-	// Who hears of it finds the report, and may cut the power again.
+	// Whoever receives this event finds the report, and may cut the power again.
 	d.events.Publish(client.EventPowerOn, name, slog.Float64("off_seconds", offSeconds))
 	return out, err
 }
 
-// lose has a disk without power lose what is pending, once nothing is being executed on it.
-// If both together take longer than patience, waits is called, once.
+// lose makes a disk without power lose what is pending, once nothing is being executed on
+// it. If the two together take longer than patience, waits is called, once.
 func (m *machine) lose(e *export, o cache.CutOptions, patience time.Duration, waits func(error)) (*cache.Report, error) {
 	late := fmt.Errorf("it has not ended within %v", patience)
 	deadline := time.Now().Add(patience)
@@ -275,7 +276,7 @@ func (m *machine) lose(e *export, o cache.CutOptions, patience time.Duration, wa
 	defer cancel()
 	if err := m.device.Settle(ctx, e.targetID, e.lun); err != nil && m.cuts.ctx.Err() == nil {
 		waits(err)
-		_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or the daemon stops
+		_ = m.device.Settle(m.cuts.ctx, e.targetID, e.lun) // or until the daemon stops
 		return e.power.cache.Lose(o)
 	}
 	timer := time.AfterFunc(time.Until(deadline), func() { waits(fmt.Errorf("what the cache has begun to write or to read there: %w", late)) })
@@ -283,8 +284,9 @@ func (m *machine) lose(e *export, o cache.CutOptions, patience time.Duration, wa
 	return e.power.cache.Lose(o)
 }
 
-// powerOn gives a disk its power back. If it was plugged in without, the port has not
-// found out yet what it is, and looks again, or the daemon has not.
+// powerOn gives a disk its power back. If the disk was plugged in without power, the port
+// has not yet found out what it is, and enumerates again; or the port has, but the daemon
+// has not.
 func (m *machine) powerOn(e *export) {
 	e.power.cache.PowerOn()
 	e.power.unit.PowerOn()
@@ -295,27 +297,27 @@ func (m *machine) powerOn(e *export) {
 		m.units.tell()
 		return
 	}
-	// If no processor is free, the disk is found with the next change.
+	// If no processor is free, the next bus change finds the disk.
 	_ = m.onProcessor("power", func(p *port.Processor) error {
 		m.adapter.BusChangeDetected(p)
 		return nil
 	})
 }
 
-// A straggler is a power cut whose dropped connections may still have commands under
-// way, by how many there had been before.
+// A straggler is a power cut whose dropped connections may still have commands under way.
+// cut is how many such cuts there had been before it.
 type straggler struct {
 	nbd.Dropped
 	cut uint64
 }
 
-// maxStraggle is how many power cuts a straggler may be behind. Nexuses have 255 numbers,
-// of which none must be that of a command that is under way from before.
+// maxStraggle is how many power cuts a straggler may lag behind. There are 255 nexus
+// numbers, and one must not be used again while an earlier command with it is under way.
 const maxStraggle = 128
 
 // loseNexus loses what dropped connections have under way. A machine that loses its power
-// forgets what it has sent: wherever that is, from the connection's goroutine to the HBA,
-// and however late it gets there, the unit does not execute it any more.
+// forgets what it has sent: wherever a command is, from the connection's goroutine to the
+// HBA, and however late it arrives, the unit no longer executes it.
 func (p *power) loseNexus(ctx context.Context, dropped nbd.Dropped) {
 	over, cancel := context.WithCancel(ctx)
 	cancel()
@@ -329,7 +331,7 @@ func (p *power) loseNexus(ctx context.Context, dropped nbd.Dropped) {
 	p.unit.LoseNexus(next)
 }
 
-// tellCut publishes a cut, one that failed as well.
+// tellCut publishes a cut, including one that failed.
 func (d *Daemon) tellCut(name, trigger string, r *cache.Report, err error) {
 	event := []slog.Attr{
 		slog.String("trigger", trigger), slog.Uint64("seed", r.Seed), slog.String("policy", r.Policy.String()),
@@ -353,7 +355,7 @@ func joinTrigger(trigger, rule string) string {
 	return trigger + " " + rule
 }
 
-// switchOff is false if the power is off already.
+// switchOff reports whether it has switched the power off: false if it was off already.
 func (p *power) switchOff() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -370,7 +372,7 @@ func (p *power) switchOn() {
 	p.mu.Unlock()
 }
 
-// done keeps the report, and numbers it.
+// done numbers the report and keeps it.
 func (p *power) done(r *client.PowerReport, trigger string, class int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -430,8 +432,9 @@ func (c *cuts) wait(d time.Duration) {
 	}
 }
 
-// stop gives every disk its power back and lets no more be cut. Errors: the context's; then
-// a medium hangs.
+// stop gives every disk its power back and allows no more cuts.
+//
+// Errors: that of ctx, which means that a medium hangs.
 func (c *cuts) stop(ctx context.Context) error {
 	c.mu.Lock()
 	c.stopped = true
@@ -485,8 +488,8 @@ func (m *machine) hostileRule(disk string) bool {
 	})
 }
 
-// metrics is what the collector tells of the disk's write cache, nil if it has
-// none. hostile: a rule breaks promises of the disk.
+// metrics returns what the collector reports about the disk's write cache, nil if it has
+// none. hostile says that a rule breaks promises of the disk.
 func (p *power) metrics(hostile bool) *metrics.Cache {
 	if p.cache == nil {
 		return nil
@@ -498,7 +501,7 @@ func (p *power) metrics(hostile bool) *metrics.Cache {
 	return c
 }
 
-// PowerReport is r in the words of the API.
+// PowerReport converts r to the API's form.
 func PowerReport(r *cache.Report) client.PowerReport {
 	out := client.PowerReport{
 		Time: r.Time.Round(0), Seed: r.Seed, Policy: r.Policy.String(), Tear: "none", Damage: r.Damage.String(),

@@ -21,15 +21,14 @@ import (
 	"github.com/vhbad/vhbad/hba/fault"
 )
 
-// A reload reads the configuration again and makes what is served the same as what
-// it says. First comes everything that can fail: reading, checking, opening media,
-// attaching units, opening addresses, giving sockets their owners, and last, for it
-// cannot be undone, growing disks. If it does fail, what has been opened is closed,
-// and the last good configuration stays in force. Then the new set of exports is
-// published at once, and then whatever has gone is drained and closed.
+// A reload reads the configuration again and brings what is served into line with it.
+// Everything that can fail comes first: reading, checking, opening media, attaching units,
+// opening addresses, giving sockets their owners, and last, because it cannot be undone,
+// growing disks. If any of it fails, what has been opened is closed, and the last good
+// configuration stays in force. Otherwise the new set of exports is published at once, and
+// then whatever has gone is drained and closed.
 
-// live are the parts of a configuration that a reload can change; anything else
-// that differs is an error.
+// The parts of a configuration that a reload can change. Any other difference is an error.
 var (
 	liveConfig = map[string]bool{"Listen": true, "Disks": true, "LogLevel": true, "ReadOnly": true, "Faults": true}
 	liveLimits = map[string]bool{"DrainTimeout": true}
@@ -39,8 +38,8 @@ var (
 	}
 )
 
-// differences names the fields, but those that may change, in which two structures
-// differ, with their values.
+// differences describes the fields, with their values, in which two structures differ,
+// except those that live allows to change.
 func differences(was, is any, live map[string]bool) []string {
 	a, b := reflect.ValueOf(was), reflect.ValueOf(is)
 	var out []string
@@ -64,7 +63,7 @@ func differences(was, is any, live map[string]bool) []string {
 	return out
 }
 
-// show is a value as people write it.
+// show formats a value as people write it.
 func show(v reflect.Value) string {
 	if v.Kind() == reflect.String && v.Len() == 0 {
 		return "none"
@@ -72,7 +71,7 @@ func show(v reflect.Value) string {
 	return fmt.Sprint(v.Interface())
 }
 
-// lastReload is how reading the configuration went the last time.
+// lastReload is the outcome of reading the configuration the last time.
 type lastReload struct {
 	mu sync.Mutex
 	// +checklocks:mu
@@ -95,7 +94,7 @@ func (l *lastReload) get() (goodAt time.Time, err error) {
 	return l.goodAt, l.err
 }
 
-// Config is the configuration in force. It must not be changed.
+// Config returns the configuration in force. It must not be changed.
 func (d *Daemon) Config() *config.Config { return d.current.Load() }
 
 // Reload implements admin.Reload.
@@ -124,7 +123,7 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 		d.events.Publish(client.EventReloadFailed, "", slog.String("error", err.Error()))
 		return client.Reload{}, err
 	}
-	all := func(names []string) []string { return append([]string{}, names...) } // none are an empty list, not null
+	all := func(names []string) []string { return append([]string{}, names...) } // so that none is an empty list, not null
 	d.log.Info("configuration reloaded", "disks_added", all(r.DisksAdded), "disks_removed", all(r.DisksRemoved), "disks_changed", all(r.DisksChanged),
 		"listeners_added", all(r.ListenersAdded), "listeners_removed", all(r.ListenersRemoved))
 	d.events.Publish(client.EventReloaded, "",
@@ -133,7 +132,7 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 	return r, nil
 }
 
-// A plan is what a reload is to do, and what has been made for it.
+// A plan says what a reload is to do, and holds what has been made for it.
 type plan struct {
 	add     []*config.Disk
 	change  map[*export]*config.Disk
@@ -143,10 +142,10 @@ type plan struct {
 	open    []config.Address
 	reshape []admin.UnixSocket
 	shut    []*socket
-	// changeFaults: the configuration has other rules than before.
+	// changeFaults is set if the configuration has other rules than before.
 	changeFaults bool
 
-	// These are of prepare.
+	// Set by prepare.
 	opened    []*socket
 	brought   []*export
 	undoShape func() error
@@ -154,7 +153,7 @@ type plan struct {
 
 // plan compares what is served with a configuration.
 //
-// Errors: what cannot change while it is served, all of it.
+// Errors: everything that would have to change but cannot while it is served.
 func (d *Daemon) plan(m *machine, next *config.Config) (*plan, error) {
 	var errs []error
 	for _, what := range differences(*d.Config(), *next, liveConfig) {
@@ -181,7 +180,7 @@ func (d *Daemon) plan(m *machine, next *config.Config) (*plan, error) {
 			p.remove = append(p.remove, e)
 		}
 	}
-	// Disks of the API stay: they and the new ones must agree.
+	// Disks added by the API stay: they must be compatible with the new ones.
 	if _, err := next.WithDisks(all); err != nil {
 		errs = append(errs, admin.Conflict("with the disks that were added by the API: %v", err))
 	}
@@ -225,7 +224,7 @@ func (p *plan) keep(e *export, c *config.Disk) error {
 	return errors.Join(errs...)
 }
 
-// listeners plans for addresses, those that the configuration had and has.
+// listeners plans for the addresses, given those that the configuration had and has.
 func (p *plan) listeners(sockets []*socket, was, is []config.Address) error {
 	var errs []error
 	left := slices.DeleteFunc(slices.Clone(sockets), func(s *socket) bool { return s.purpose != purposeNBD || s.origin == "" })
@@ -258,15 +257,15 @@ func (p *plan) listeners(sockets []*socket, was, is []config.Address) error {
 	return errors.Join(errs...)
 }
 
-// forgets reports whether the address of a socket no longer gives the mode or the
-// owner that it gave.
+// forgets reports whether the address of a socket no longer specifies the mode or the owner
+// that it did.
 func forgets(was, is config.Address) bool {
 	oldUser, oldGroup, _ := strings.Cut(was.Owner, ":")
 	user, group, _ := strings.Cut(is.Owner, ":")
 	return oldUser != "" && user == "" || oldGroup != "" && group == "" || was.Mode != 0 && is.Mode == 0 && is.Owner == ""
 }
 
-// become makes what is served that of a configuration, or leaves it as it is.
+// become brings what is served into line with a configuration, or leaves it as it is.
 func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (client.Reload, error) {
 	p, err := d.plan(m, next)
 	if err != nil {
@@ -282,8 +281,8 @@ func (d *Daemon) become(ctx context.Context, m *machine, next *config.Config) (c
 	return d.finish(ctx, m, p, had, next.Faults), nil
 }
 
-// prepare does what can fail. Whatever it says, undo takes back what it has done, but for
-// disks that have grown.
+// prepare does everything that can fail. Whether it fails or not, undo takes back what it
+// has done, except for disks that have grown.
 func (d *Daemon) prepare(ctx context.Context, m *machine, p *plan, next *config.Config) (err error) {
 	for _, a := range p.open {
 		l, err := listen(ctx, a)
@@ -317,7 +316,7 @@ func (d *Daemon) prepare(ctx context.Context, m *machine, p *plan, next *config.
 	return nil
 }
 
-// undo takes back what prepare has done, as far as it came.
+// undo takes back what prepare has done, however far it got.
 func (d *Daemon) undo(m *machine, p *plan) error {
 	var errs []error
 	for _, s := range p.opened {
@@ -333,7 +332,7 @@ func (d *Daemon) undo(m *machine, p *plan) error {
 }
 
 // finish does what is left once the disks are published: it serves the new addresses, puts
-// the faults into force, and drains and closes what has gone. It tells what has changed.
+// the faults into force, and drains and closes what has gone. It returns what has changed.
 func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, faults []fault.Rule) (r client.Reload) {
 	for _, e := range p.brought {
 		d.tellAdded(e)
@@ -362,7 +361,8 @@ func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, fau
 	return r
 }
 
-// inTheWay adds to the error of an address that one which is to be closed has its port.
+// inTheWay adds to the error of an address that its port belongs to an address that is
+// about to be closed.
 func (p *plan) inTheWay(a config.Address, err error) error {
 	if a.Network != "tcp" || !errors.Is(err, syscall.EADDRINUSE) {
 		return err
@@ -379,13 +379,13 @@ func (p *plan) inTheWay(a config.Address, err error) error {
 	return err
 }
 
-// overlap reports whether one port cannot be listened on at both addresses.
+// overlap reports whether listening at both addresses on one port would conflict.
 func overlap(a, b net.IP) bool {
 	isAll := func(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
 	return isAll(a) || isAll(b) || a.Equal(b)
 }
 
-// inSandbox adds to the error of an address what the sandbox has to do with it.
+// inSandbox adds to the error of an address how the sandbox may have caused it.
 func inSandbox(a config.Address, err error) error {
 	_, noName := errors.AsType[*net.DNSError](err)
 	switch {
@@ -398,8 +398,8 @@ func inSandbox(a config.Address, err error) error {
 	return err
 }
 
-// faultsWith is the rules in force, but with those that the configuration has
-// instead of those that it had.
+// faultsWith returns the rules in force, with the configuration's old rules (had) replaced
+// by its new ones (has).
 func (d *Daemon) faultsWith(had, has []fault.Rule) []fault.Rule {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
@@ -415,8 +415,8 @@ func (d *Daemon) faultsWithLocked(had, has []fault.Rule) []fault.Rule {
 	return slices.Concat(has, all)
 }
 
-// tryFaults reports which rule does not fit the disks that there will be: those that go
-// are there still when the rules come into force.
+// tryFaults returns an error if a rule does not fit the disks of the plan. Disks that are
+// to go count: they are still there when the rules come into force.
 func (d *Daemon) tryFaults(m *machine, p *plan, next *config.Config) error {
 	units := faultUnits(m, p.brought)
 	for i := range units {
@@ -433,8 +433,8 @@ func (d *Daemon) tryFaults(m *machine, p *plan, next *config.Config) error {
 	return nil
 }
 
-// changeFaults puts the rules that the configuration has into force, all or none,
-// instead of those that it had and beside those that the API has set by now.
+// changeFaults puts the configuration's rules into force, all or none, in place of those
+// that it had before and alongside those that the API has set meanwhile.
 func (d *Daemon) changeFaults(had, has []fault.Rule) error {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
@@ -444,7 +444,7 @@ func (d *Daemon) changeFaults(had, has []fault.Rule) error {
 	return d.setFaultsLocked(d.faultsWithLocked(had, has))
 }
 
-// commit publishes what a plan has made of the disks.
+// commit publishes the disks as the plan has them.
 func (d *Daemon) commit(m *machine, p *plan, next *config.Config) error {
 	was := make(map[*export]*config.Disk, len(p.change))
 	for e, c := range p.change {
@@ -481,8 +481,8 @@ func (d *Daemon) commit(m *machine, p *plan, next *config.Config) error {
 	return nil
 }
 
-// removeAll removes disks that are not published any more, all at once, and returns
-// their names and what went wrong.
+// removeAll removes disks that are no longer published, all at once, and returns their
+// names and what went wrong.
 func (d *Daemon) removeAll(ctx context.Context, m *machine, disks []*export) (names, warnings []string) {
 	limit := d.Config().Limits.DrainTimeout.Std()
 	type outcome struct {

@@ -11,13 +11,12 @@ import (
 	"time"
 )
 
-// revoked are certificates by issuer and serial number.
+// revoked is a set of certificates by issuer and serial number.
 type revoked map[string]bool
 
 func revokedKey(issuer []byte, c string) string { return string(issuer) + "\x00" + c }
 
-// readRevoked reads the revocation lists of authorities, none if there is no
-// file.
+// readRevoked reads the authorities' revocation lists; there are none if there is no file.
 func (s *certificates) readRevoked(authorities []*x509.Certificate) (revoked, error) {
 	path := filepath.Join(s.dir, revokedFile)
 	text, err := os.ReadFile(path)
@@ -67,8 +66,8 @@ func signedByOne(list *x509.RevocationList, authorities []*x509.Certificate) boo
 	return false
 }
 
-// verify is for tls.Config.VerifyPeerCertificate: one of the chains that have
-// been verified must be without a revoked certificate.
+// verify is for tls.Config.VerifyPeerCertificate: at least one of the verified chains must
+// contain no revoked certificate.
 func (r revoked) verify(_ [][]byte, chains [][]*x509.Certificate) error {
 	for _, chain := range chains {
 		good := true

@@ -7,8 +7,8 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 )
 
-// diskConfig is the configuration that the API's specification stands for. Each key
-// of a disk in the configuration has its field there: TestDiskConfig.
+// diskConfig converts the API's specification of a disk to a configuration. TestDiskConfig
+// makes sure that it has a field for every key of a configured disk.
 func diskConfig(name string, s *client.DiskSpec) config.Disk {
 	return config.Disk{
 		Name: name, Memory: config.Size(s.MemoryBytes), File: s.File, Size: config.Size(s.SizeBytes), Preallocate: s.Preallocate,
@@ -19,7 +19,7 @@ func diskConfig(name string, s *client.DiskSpec) config.Disk {
 	}
 }
 
-// DiskSpec is the API's form of a disk; see diskConfig.
+// DiskSpec converts a disk to the API's form; see diskConfig.
 func DiskSpec(c *config.Disk) client.DiskSpec {
 	return client.DiskSpec{
 		MemoryBytes: int64(c.Memory), File: c.File, SizeBytes: int64(c.Size), Preallocate: c.Preallocate, BlockBytes: int64(c.BlockSize),

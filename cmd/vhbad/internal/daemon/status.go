@@ -30,7 +30,7 @@ func (d *Daemon) Snapshot() (metrics.Snapshot, bool) {
 	return s, true
 }
 
-// snapshot returns the counters of everything, and the disks in the order of its
+// snapshot returns everything's counters, and the disks in the order of the snapshot's
 // Disks.
 func (m *machine) snapshot(verify bool, complain func(string, ...any)) (metrics.Snapshot, []*export) {
 	m.statsMu.Lock()
@@ -113,7 +113,7 @@ func (d *Daemon) Status() client.Status {
 		})
 	}
 	st.Adapter = adapterStatus(d.machine, &snap)
-	if d.o.Config.HBA.Interrupts == config.InterruptsSingle { // the driver's choice, of which the port knows nothing
+	if d.o.Config.HBA.Interrupts == config.InterruptsSingle { // the driver's choice; the port does not know of it
 		st.Adapter.Interrupts = "one message for all queues"
 	}
 	st.Memory = client.Memory{

@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stdioName is what addresses and errors call standard input and output.
+// stdioName is the name of standard input and output in addresses and errors.
 const stdioName = "stdio"
 
-// Stdio makes a connection of standard input and output, and puts /dev/null in
-// their places: nothing else may get between the two.
+// Stdio makes a connection of standard input and output, and puts /dev/null in their
+// places, so that nothing else can get into the conversation.
 //
-// Errors: there is no client, but a terminal for example.
+// Errors: there is no client but, for example, a terminal.
 func Stdio() (net.Conn, error) {
 	return stdio(unix.Stdin, unix.Stdout)
 }
@@ -52,7 +52,7 @@ func stdio(inFD, outFD int) (net.Conn, error) {
 	return &pipeConn{in: in, out: out}, nil
 }
 
-// takeFD moves a descriptor away and leaves /dev/null there.
+// takeFD moves a descriptor to another number and leaves /dev/null in its place.
 func takeFD(fd int) (*os.File, error) {
 	moved, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {

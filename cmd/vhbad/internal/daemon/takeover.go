@@ -19,22 +19,22 @@ import (
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 )
 
-// A Predecessor is a running daemon that is ready to be replaced. It serves on
-// until Start with this Predecessor has come as far as it can beside it.
+// A Predecessor is a running daemon that is ready to be replaced. It goes on serving until
+// Start with this Predecessor has come as far as it can beside it.
 //
-// A nil one has no sockets. It is for one goroutine.
+// A nil Predecessor has no sockets. Concurrency: one goroutine.
 type Predecessor struct {
 	c       *net.UnixConn
 	log     *slog.Logger
 	pid     int32
 	drain   time.Duration
 	offered []*offeredSocket
-	// taken are those that Start has asked for.
+	// taken are the sockets that Start has asked for.
 	taken []*admin.Listener
-	gone  bool // go has been said
+	gone  bool // go has been sent
 }
 
-// An offeredSocket is a socket that nobody has asked for yet.
+// An offeredSocket is an offered socket that nobody has asked for yet.
 type offeredSocket struct {
 	purpose, origin string
 	files           []*os.File
@@ -44,11 +44,10 @@ type offeredSocket struct {
 // before its successor gives up.
 const drainGrace = 30 * time.Second
 
-// TakeOver asks the daemon at the admin socket for its place. There is none, and
-// no error, if no daemon runs there.
+// TakeOver asks the daemon at the admin socket for its place. If no daemon runs there, it
+// returns nil and no error.
 //
-// Errors: what the daemon has against it; a daemon that does not answer as it
-// should.
+// Errors: the daemon's objection; a daemon that does not answer as it should.
 func TakeOver(ctx context.Context, path string, r client.HandOver, log *slog.Logger) (*Predecessor, error) {
 	nc, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -86,8 +85,8 @@ func (p *Predecessor) ask(r client.HandOver) error {
 	if err := req.Write(p.c); err != nil {
 		return err
 	}
-	// Nothing follows the answer before it is asked for, so the buffer takes no
-	// descriptors away.
+	// The daemon sends nothing after its answer before it is asked to, so the buffer cannot
+	// swallow descriptors.
 	res, err := http.ReadResponse(bufio.NewReader(p.c), req)
 	if err != nil {
 		return err
@@ -148,7 +147,7 @@ func (p *Predecessor) take(purpose, origin string) (net.Listener, error) {
 	return nil, nil
 }
 
-// sayGo has the predecessor drain; its sockets are this process's from then on.
+// sayGo tells the predecessor to drain; from then on its sockets are this process's.
 func (p *Predecessor) sayGo() error {
 	if err := sendMessage(p.c, handoverMessage{Say: sayGo}); err != nil {
 		return fmt.Errorf("take over from process %d: %w", p.pid, err)
@@ -158,7 +157,7 @@ func (p *Predecessor) sayGo() error {
 	}
 	p.gone = true
 	for _, l := range p.taken {
-		if err := l.Keep(); err != nil { // which only others would read; there is no way back
+		if err := l.Keep(); err != nil { // the lock file's content is only for readers, and there is no way back
 			p.log.Warn("the lock of a socket does not say whose it is", "socket", l.Addr().String(), "error", err)
 		}
 	}
@@ -193,8 +192,8 @@ func (p *Predecessor) wait(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the talk. Sockets that nobody asked for are closed, and those with a
-// path removed if they are this process's by now.
+// Close ends the conversation. Sockets that nobody asked for are closed; those with a path
+// are also removed if they are this process's by now.
 func (p *Predecessor) Close() {
 	if p == nil {
 		return

@@ -39,26 +39,27 @@ type certificates struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	current *tls.Config
-	// expiry is when the current certificate ends.
+	// expiry is when the current certificate expires.
 	// +checklocks:mu
 	expiry time.Time
-	// seen are the files as they were when they were last read, well or not.
+	// seen are the files as they were when last read, successfully or not.
 	// +checklocks:mu
 	seen [4]fingerprint
-	// retry is when files that could not be used are read again though they have not
-	// changed; zero if they could.
+	// retry is when files that could not be used are read again even if they have not
+	// changed; zero if they could be used.
 	// +checklocks:mu
 	retry time.Time
-	// said is what the log has of files that could not be used; empty if they could.
+	// said is the error last logged about files that could not be used; empty if they
+	// could.
 	// +checklocks:mu
 	said string
 }
 
-// retryEvery is how often files that could not be used are read again: a certificate
-// may become valid only by the clock.
+// retryEvery is how often files that could not be used are read again: a certificate may
+// become valid merely with time.
 const retryEvery = time.Minute
 
-// A fingerprint changes when a file does, be it only who may read it.
+// A fingerprint changes when a file does, even if only its permissions do.
 type fingerprint struct {
 	file   fs.FileInfo // for os.SameFile
 	size   int64
@@ -69,8 +70,8 @@ func fingerprintOf(fi fs.FileInfo) fingerprint {
 	return fingerprint{file: fi, size: fi.Size(), change: fi.Sys().(*syscall.Stat_t).Ctim}
 }
 
-// loadCertificates reads the certificates that the configuration names; there
-// are none, and no error, if TLS is off.
+// loadCertificates reads the certificates that the configuration names. It returns nil, and
+// no error, if TLS is off.
 func loadCertificates(c *config.TLS, log *slog.Logger) (*certificates, error) {
 	if c.Mode == config.TLSOff {
 		return nil, nil
@@ -87,8 +88,8 @@ func loadCertificates(c *config.TLS, log *slog.Logger) (*certificates, error) {
 	return s, nil
 }
 
-// config is the configuration of one more TLS handshake. Files that are being
-// replaced, and do not fit each other yet, leave the last good ones in force.
+// config returns the configuration for one TLS handshake. While files are being replaced
+// and do not fit each other yet, the last good ones stay in force.
 func (s *certificates) config() *tls.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,14 +114,14 @@ func (s *certificates) config() *tls.Config {
 	return s.current
 }
 
-// notAfter is when the certificate ends.
+// notAfter returns when the certificate expires.
 func (s *certificates) notAfter() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.expiry
 }
 
-// files are those that matter.
+// files returns the names of the files that are in use.
 func (s *certificates) files() []string {
 	files := []string{certificateFile, keyFile}
 	if s.verifyPeer {
@@ -154,7 +155,7 @@ func (s *certificates) changedLocked() (bool, error) {
 	return changed, errors.Join(errs...)
 }
 
-// explain says what a file that cannot be read is for.
+// explain adds to the error about a file that cannot be read what the file is for.
 func (s *certificates) explain(name string, err error) error {
 	what := map[string]string{
 		certificateFile: "the server's certificate, with those between it and its authority",
@@ -214,7 +215,7 @@ func (s *certificates) loadLocked() error {
 	return nil
 }
 
-// readAuthorities reads whose certificates clients are to have.
+// readAuthorities reads the authorities that clients' certificates must come from.
 func (s *certificates) readAuthorities() ([]*x509.Certificate, error) {
 	path := filepath.Join(s.dir, authorityFile)
 	text, err := os.ReadFile(path)

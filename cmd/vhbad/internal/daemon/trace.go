@@ -14,15 +14,16 @@ import (
 	"github.com/vhbad/vhbad/hba/trace"
 )
 
-// A recording is the trace of a disk. Methods of nil do nothing: nothing is recorded.
+// A recording is the trace of a disk. A nil one records nothing, and its methods do
+// nothing.
 type recording struct {
 	*trace.Recorder
 	path string
-	end  func() // tells of the end
+	end  func() // reports the end
 	once sync.Once
 }
 
-// record begins the trace that c asks for, if it does, and tells of what becomes of it.
+// record begins the trace that c asks for, if any, and reports what becomes of it.
 func (d *Daemon) record(md media.Media, c *config.Disk) (*recording, error) {
 	if c.Trace == "" {
 		return nil, nil
@@ -61,7 +62,7 @@ func (d *Daemon) record(md media.Media, c *config.Disk) (*recording, error) {
 	}}, nil
 }
 
-// recorder is what the cache is to tell, nil if it is to tell nobody.
+// recorder returns the recorder for the cache, nil if nothing is recorded.
 func (r *recording) recorder() cache.Recorder {
 	if r == nil {
 		return nil
@@ -69,21 +70,22 @@ func (r *recording) recorder() cache.Recorder {
 	return r.Recorder
 }
 
-// mark records what somebody has said.
+// mark records a mark.
 func (r *recording) mark(text string) {
 	if r != nil {
 		r.Mark(text)
 	}
 }
 
-// settle waits until the file has what has been recorded. Why it has not been told of.
+// settle waits until what has been recorded is in the file. A failure has been reported
+// elsewhere.
 func (r *recording) settle() {
 	if r != nil {
 		_ = r.Flush()
 	}
 }
 
-// metrics is what the collector tells.
+// metrics returns what the collector reports.
 func (r *recording) metrics() *trace.Stats {
 	if r == nil {
 		return nil
@@ -92,7 +94,7 @@ func (r *recording) metrics() *trace.Stats {
 	return &s
 }
 
-// status is what the API tells.
+// status returns what the API reports.
 func (r *recording) status() *client.PowerTrace {
 	if r == nil {
 		return nil
@@ -105,8 +107,7 @@ func (r *recording) status() *client.PowerTrace {
 	return t
 }
 
-// Close ends the trace. What is wrong with it is told, and no reason to keep the
-// disk.
+// Close ends the trace. A failure is reported, but is no reason to keep the disk.
 func (r *recording) Close() error {
 	if r != nil {
 		r.once.Do(r.end)
