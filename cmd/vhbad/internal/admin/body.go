@@ -32,8 +32,8 @@ func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
 	return decode(text, into)
 }
 
-// decode reads one JSON value into what into points to. All fields are known, each
-// by its exact name, and those that are no option are there.
+// decode reads one JSON value into what into points to. All fields must be known, each by
+// its exact name, and those that are not optional must be there.
 func decode(text []byte, into any) error {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return Invalid("body: empty: want a JSON object")
@@ -60,7 +60,7 @@ func decode(text []byte, into any) error {
 	return nil
 }
 
-// checkShape holds what v has against the fields of t.
+// checkShape returns what is wrong with v, compared with the fields of t.
 func checkShape(v any, t reflect.Type, path string) error {
 	for t.Kind() == reflect.Pointer {
 		if v == nil {
@@ -104,8 +104,8 @@ func checkShape(v any, t reflect.Type, path string) error {
 	return nil
 }
 
-// checkLeaf checks the value of what has no parts. Those that decode themselves say
-// what they want.
+// checkLeaf checks a value that has no parts. Types that decode themselves say what they
+// want.
 func checkLeaf(v any, t reflect.Type, where string, decodesItself bool) error {
 	text, err := json.Marshal(v)
 	if err == nil {
@@ -120,7 +120,7 @@ func checkLeaf(v any, t reflect.Type, where string, decodesItself bool) error {
 	return Invalid("body: %s %s: want %s", where, text, quantity.Want(t))
 }
 
-// checkFields is checkShape of a structure.
+// checkFields is checkShape for a structure.
 func checkFields(v any, t reflect.Type, path, where string) error {
 	object, ok := v.(map[string]any)
 	if !ok {
@@ -143,7 +143,7 @@ func checkFields(v any, t reflect.Type, path, where string) error {
 	for name := range object {
 		given = append(given, name)
 	}
-	slices.Sort(given) // the same message each time
+	slices.Sort(given) // so that the message is always the same
 	for _, name := range given {
 		ft, ok := known[name]
 		if !ok {
@@ -163,7 +163,7 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// decodesItself reports whether a type has its own idea of JSON.
+// decodesItself reports whether a type decodes JSON by itself.
 func decodesItself(t reflect.Type) bool {
 	p := reflect.PointerTo(t)
 	return p.Implements(reflect.TypeFor[json.Unmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())

@@ -9,12 +9,12 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// Disks adds, changes and removes disks. What it is asked to do it does to the end,
-// whether or not the client that asked is still there.
+// Disks adds, changes and removes disks. An operation is carried through whether or not the
+// client that asked for it is still there.
 type Disks interface {
 	// Disks lists them.
 	Disks() []client.Disk
-	// AddDisk adds one, RemoveDisk takes one away and GrowDisk makes one larger. Their
+	// AddDisk adds a disk, RemoveDisk removes one and GrowDisk makes one larger. Their
 	// errors are those of this package.
 	AddDisk(ctx context.Context, name string, spec client.DiskSpec) (client.Disk, error)
 	RemoveDisk(ctx context.Context, name string, o client.RemoveOptions) (client.DiskRemoval, error)

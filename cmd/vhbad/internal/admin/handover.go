@@ -12,8 +12,8 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// HandOverPath is where another daemon asks for this one's place, and
-// HandOverProtocol what the connection speaks from then on.
+// HandOverPath is where another daemon asks for this one's place, and HandOverProtocol the
+// protocol of the connection from then on.
 const (
 	HandOverPath     = "/v1/handover"
 	HandOverProtocol = "vhbad-handover"
@@ -21,8 +21,9 @@ const (
 
 // HandOver lets another daemon take this one's place.
 type HandOver interface {
-	// HandOver decides whether it may, and gives that up with ctx. The result, which
-	// must be called, talks with that daemon and closes the connection.
+	// HandOver decides whether another daemon may take over; it gives up when ctx ends. The
+	// function that it returns talks with that daemon and closes the connection; it must be
+	// called.
 	HandOver(ctx context.Context, r client.HandOver) (func(c *net.UnixConn), error)
 }
 
@@ -40,7 +41,7 @@ func handOverRoutes(h HandOver) []Route {
 	}}
 }
 
-// handOver asks h, and gives it the connection if it agrees.
+// handOver asks h and, if it agrees, gives it the connection.
 func handOver(w http.ResponseWriter, r *http.Request, h HandOver) {
 	if r.Header.Get("Upgrade") != HandOverProtocol {
 		answer(w, http.StatusUpgradeRequired, client.Problem{

@@ -21,23 +21,24 @@ import (
 // ErrInUse means that another process serves a socket.
 var ErrInUse = errors.New("already served by another process")
 
-// dialTimeout bounds the question whether anybody listens at a path.
+// dialTimeout bounds the check whether anybody listens at a path.
 const dialTimeout = 2 * time.Second
 
 // A Listener is a unix listener that owns its path's lock until closed.
 type Listener struct {
 	*net.UnixListener
 	lock *pathLock
-	// left: the path is another process's.
+	// left is set while the path is another process's.
 	left atomic.Bool
-	// renewed: the socket at the path is from Renew, and nobody else's yet.
+	// renewed is set while the socket at the path comes from Renew and is nobody else's
+	// yet.
 	renewed atomic.Bool
 	once    sync.Once
 	err     error
 }
 
-// Close implements net.Listener: it removes the socket and gives up the path,
-// unless another process has them.
+// Close implements net.Listener. It removes the socket and gives up the path, unless they
+// are another process's.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
 		release := l.lock.release
@@ -50,7 +51,7 @@ func (l *Listener) Close() error {
 	return l.err
 }
 
-// Leave makes Close leave socket and lock to another process, which shares them.
+// Leave makes Close leave the socket and the lock to another process, which shares them.
 func (l *Listener) Leave() { l.left.Store(true) }
 
 // Keep undoes Leave: the path is this process's, and the lock file says so.
@@ -64,12 +65,11 @@ func (l *Listener) Keep() error {
 // can share.
 func (l *Listener) LockConn() (syscall.RawConn, error) { return l.lock.f.SyscallConn() }
 
-// Adopt makes a Listener of a socket and of the lock of its path, both shared
-// with the process that they come from. Close leaves them to it until Keep. It
-// takes the two files over, also when it fails.
+// Adopt makes a Listener from a socket and the lock of its path, both shared with the
+// process that they come from. Close leaves them to that process until Keep is called.
+// Adopt takes ownership of the two files, even if it fails.
 //
-// Errors: the socket is no listening unix socket, or the lock is not that of its
-// path.
+// Errors: socket is not a listening unix socket, or lock is not the lock of its path.
 func Adopt(socket, lock *os.File) (*Listener, error) {
 	l, err := net.FileListener(socket)
 	_ = socket.Close() // the listener has a duplicate
@@ -89,11 +89,11 @@ func Adopt(socket, lock *os.File) (*Listener, error) {
 	return a, nil
 }
 
-// Renew makes the socket of a Listener from Adopt again, as s says, where somebody has
-// removed it. Close removes it, with or without Keep; whoever shares the old one keeps
-// that.
+// Renew creates the socket of a Listener from Adopt again, as s says, where somebody has
+// removed it. Close then removes it, whether or not Keep was called; a process that shares
+// the old socket keeps that one.
 //
-// Errors: as ListenUnix, and then l is what it was.
+// Errors: as ListenUnix, and l is then unchanged.
 func (l *Listener) Renew(ctx context.Context, s UnixSocket) error {
 	u, err := s.listenLocked(ctx)
 	if err != nil {
@@ -106,7 +106,7 @@ func (l *Listener) Renew(ctx context.Context, s UnixSocket) error {
 	return nil
 }
 
-// A UnixSocket is how a unix socket is to be.
+// A UnixSocket says how a unix socket is to be made.
 type UnixSocket struct {
 	Path string
 	// Perm are the permissions from the start; zero leaves them to the umask.
@@ -115,11 +115,10 @@ type UnixSocket struct {
 	UID, GID int
 }
 
-// ListenUnix listens on a unix socket at path, with the given permissions from
-// the start; zero leaves them to the umask. A socket that nobody serves any more
-// is replaced.
+// ListenUnix listens on a unix socket at path, with the given permissions from the start;
+// zero leaves them to the umask. A socket that nobody serves any more is replaced.
 //
-// Errors: ErrInUse; fs.ErrExist if something else than a socket is there.
+// Errors: ErrInUse; fs.ErrExist if something other than a socket is there.
 func ListenUnix(ctx context.Context, path string, perm fs.FileMode) (*Listener, error) {
 	return UnixSocket{Path: path, Perm: perm, UID: -1, GID: -1}.Listen(ctx)
 }
@@ -154,11 +153,11 @@ func (s UnixSocket) listenLocked(ctx context.Context) (*net.UnixListener, error)
 	return l, nil
 }
 
-// bind makes the socket with no permission that Shape would not give it.
+// bind makes the socket. It never has a permission that Shape would not give it.
 func (s UnixSocket) bind(ctx context.Context) (*net.UnixListener, error) {
 	perm := s.Perm
 	if s.UID >= 0 || s.GID >= 0 {
-		perm = 0o600 // nobody else before it has its owner
+		perm = 0o600 // nobody else may connect before it has its owner
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		if perm == 0 {
@@ -179,7 +178,7 @@ func (s UnixSocket) bind(ctx context.Context) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// Current is a socket that is there as it is now; its Shape undoes another.
+// Current returns an existing socket as it is now; its Shape undoes the Shape of another.
 func Current(path string) (UnixSocket, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -188,7 +187,7 @@ func Current(path string) (UnixSocket, error) {
 	return UnixSocket{Path: path, Perm: fs.FileMode(st.Mode) & fs.ModePerm, UID: int(st.Uid), GID: int(st.Gid)}, nil
 }
 
-// Shape gives a socket that is there its owner and permissions.
+// Shape gives an existing socket its owner and permissions.
 func (s UnixSocket) Shape() error {
 	perm := s.Perm
 	if s.UID >= 0 || s.GID >= 0 {
@@ -203,13 +202,13 @@ func (s UnixSocket) Shape() error {
 	return os.Chmod(s.Path, perm)
 }
 
-// ownedPerm are the permissions of a socket with an owner if none are given.
+// ownedPerm are the permissions of a socket with an owner if none are specified.
 const ownedPerm fs.FileMode = 0o660
 
-// lockSuffix makes a socket's path that of its lock.
+// lockSuffix turns a socket's path into that of its lock.
 const lockSuffix = ".lock"
 
-// plain drops what net wraps around a system call's error.
+// plain strips what net wraps around a system call's error.
 func plain(err error) error {
 	if oe, ok := errors.AsType[*net.OpError](err); ok {
 		return oe.Err
@@ -242,14 +241,15 @@ func removeStale(ctx context.Context, path string) error {
 	return os.Remove(path)
 }
 
-// A pathLock is an exclusive lock on a file made for it. The kernel drops it
-// when the process dies, however it dies.
+// A pathLock is an exclusive lock on a file created for it. The kernel drops the lock when
+// the process dies, however it dies.
 type pathLock struct {
 	f    *os.File
 	path string
 }
 
-// lockTries bounds how often lockPath meets a lock file that is being removed.
+// lockTries bounds how often lockPath tries again after finding a lock file that is being
+// removed.
 const lockTries = 100
 
 func lockPath(path string) (*pathLock, error) {
@@ -278,7 +278,7 @@ func lockPath(path string) (*pathLock, error) {
 	return nil, fmt.Errorf("lock file %s comes and goes", path)
 }
 
-// isAt reports whether f is still what path names.
+// isAt reports whether path still names f.
 func isAt(f *os.File, path string) bool {
 	mine, err := f.Stat()
 	if err != nil {
@@ -305,8 +305,8 @@ func readHolder(f *os.File) string {
 	return ""
 }
 
-// release removes the file while the lock is held, so that nobody can lock it
-// and lose it afterwards.
+// release removes the file while the lock is held, so that nobody can lock the file and
+// then lose it.
 func (l *pathLock) release() error {
 	var err error
 	if isAt(l.f, l.path) {

@@ -14,7 +14,7 @@ import (
 //go:embed openapi.json
 var document []byte
 
-// pathParameters says what the parts in braces of paths are.
+// pathParameters describes the parameters in braces of paths.
 var pathParameters = map[string]string{
 	"name":  "Name of a disk",
 	"fault": "Name of a fault rule",

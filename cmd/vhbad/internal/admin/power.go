@@ -6,12 +6,12 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// Power is about the write caches of disks and their power.
+// Power controls the power and the write caches of disks.
 //
 // Concurrency: any goroutine.
 type Power interface {
-	// CutPower returns when the disk has power again, or with an error before that if the
-	// cut has to wait for the disk's medium for too long.
+	// CutPower returns when the disk has power again, or earlier with an error if the cut
+	// has to wait too long for the disk's medium.
 	CutPower(disk string, o client.PowerCutOptions) (client.PowerReport, error)
 	Power(disk string) (client.Power, error)
 }

@@ -10,22 +10,22 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// Invalid is a request that cannot be right whatever the daemon's state. The
-// message names the value and says what is allowed.
+// Invalid returns the error for a request that cannot be right whatever the daemon's state.
+// The message names the value and says what is allowed.
 func Invalid(format string, args ...any) error { return problem(client.CodeInvalid, format, args) }
 
-// NotFound is a request about something that there is not.
+// NotFound returns the error for a request about something that does not exist.
 func NotFound(format string, args ...any) error { return problem(client.CodeNotFound, format, args) }
 
-// NoDisk is a request about a disk that there is not.
+// NoDisk returns the error for a request about a disk that does not exist.
 func NoDisk(name string) error {
 	return NotFound("disk %q: there is none of that name: `vhbad disk list` shows those there are", name)
 }
 
-// Conflict is a request that the daemon's state stands against.
+// Conflict returns the error for a request that the daemon's state does not allow.
 func Conflict(format string, args ...any) error { return problem(client.CodeConflict, format, args) }
 
-// Unavailable is a request to a daemon that starts or stops.
+// Unavailable returns the error for a request to a daemon that is starting or stopping.
 func Unavailable(format string, args ...any) error {
 	return problem(client.CodeUnavailable, format, args)
 }
@@ -38,7 +38,7 @@ func problem(c client.Code, format string, args []any) error {
 	return &client.Error{Code: c, Message: fmt.Sprintf(format, args...)}
 }
 
-// statuses are those of the codes of problems.
+// statuses maps codes to HTTP statuses.
 var statuses = map[client.Code]int{
 	client.CodeInvalid:          http.StatusBadRequest,
 	client.CodeNotFound:         http.StatusNotFound,
@@ -49,8 +49,8 @@ var statuses = map[client.Code]int{
 	client.CodeUnavailable:      http.StatusServiceUnavailable,
 }
 
-// refuse answers with a problem: that of a client.Error in err's chain, whose
-// message is what err says all in all, or an internal one.
+// refuse answers with a problem: that of a client.Error in err's chain, with err's whole
+// text as its message, or else an internal one.
 func refuse(w http.ResponseWriter, err error) {
 	code := client.CodeInternal
 	if e, ok := errors.AsType[*client.Error](err); ok && statuses[e.Code] != 0 {
@@ -68,9 +68,9 @@ func answer(w http.ResponseWriter, status int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// allowWrite gives the client writeTimeout from now on to take what is written
-// next. How long the handler took does not count.
+// allowWrite gives the client writeTimeout, from now on, to receive what is written next.
+// The time that the handler took does not count.
 func allowWrite(w http.ResponseWriter) {
-	// It fails for tests' recorders, which need no deadline.
+	// This fails for the recorders of tests, which need no deadline.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 }

@@ -9,8 +9,8 @@ import (
 
 // Reload reads the configuration again.
 type Reload interface {
-	// Reload makes it take effect, or changes nothing. Its errors are those of this
-	// package.
+	// Reload puts the new configuration into force, or changes nothing. Its errors are
+	// those of this package.
 	Reload(ctx context.Context) (client.Reload, error)
 }
 

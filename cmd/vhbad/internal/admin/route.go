@@ -19,12 +19,12 @@ type Route struct {
 	ID string
 	// Summary is one line, Detail what else there is to know.
 	Summary, Detail string
-	// Query are the parameters after the question mark; others are refused.
+	// Query are the parameters that may follow the question mark; others are refused.
 	Query []Parameter
 	// Problems are the kinds that the operation's own answers can be, besides those
 	// that any can.
 	Problems []int
-	// Endpoint does it.
+	// Endpoint serves the route.
 	Endpoint
 }
 
@@ -33,19 +33,19 @@ type Parameter struct {
 	Name, Summary string
 	// Of is an example of its type: a string, a bool, an uint64.
 	Of any
-	// Values, if there are any, are those allowed.
+	// Values, unless empty, are the allowed values.
 	Values []string
-	// Many: it may be given several times.
+	// Many is set if the parameter may be given several times.
 	Many bool
 }
 
 // An Endpoint serves one route.
 type Endpoint struct {
-	// Body and Answer are what it takes and gives, nil for nothing.
+	// Body and Answer are the types of the request's body and of the answer, nil for none.
 	Body, Answer reflect.Type
-	// Status is what a success is answered with.
+	// Status is the HTTP status of a success.
 	Status int
-	// Media is the type of the answer if it is not JSON.
+	// Media is the media type of the answer if it is not JSON.
 	Media string
 	serve http.HandlerFunc
 }
@@ -53,7 +53,7 @@ type Endpoint struct {
 // None stands for no body or no answer.
 type None struct{}
 
-// call makes an Endpoint of a function from a body to an answer.
+// call makes an Endpoint from a function that turns a body into an answer.
 func call[In, Out any](fn func(r *http.Request, in In) (Out, error)) Endpoint {
 	e := Endpoint{Body: typeUnlessNone[In](), Answer: typeUnlessNone[Out](), Status: http.StatusOK}
 	if e.Answer == nil {
@@ -106,7 +106,7 @@ func (rt *Route) checkQuery(q url.Values) error {
 	return nil
 }
 
-// pathParameters are the names of the parts in braces.
+// pathParameters returns the names of the parameters in braces.
 func (rt *Route) pathParameters() []string {
 	var names []string
 	for part := range strings.SplitSeq(rt.Path, "/") {
@@ -117,7 +117,7 @@ func (rt *Route) pathParameters() []string {
 	return names
 }
 
-// mux makes the handler of a table.
+// mux makes a handler from a table of routes.
 func mux(routes []Route) http.Handler {
 	m := http.NewServeMux()
 	methods := make(map[string][]string)
@@ -160,7 +160,7 @@ func mux(routes []Route) http.Handler {
 	return m
 }
 
-// check panics if a table cannot be right: that is a mistake in this package.
+// check panics if a table cannot be right, which would be a mistake in this package.
 func check(routes []Route) []Route {
 	ids := make(map[string]bool)
 	for i := range routes {

@@ -17,15 +17,15 @@ type Server struct {
 	done chan struct{}
 
 	mu sync.Mutex
-	// silent are connections that have not said anything yet.
+	// silent are the connections that have not sent anything yet.
 	// +checklocks:mu
 	silent map[net.Conn]bool
 	// +checklocks:mu
 	closing bool
 }
 
-// Time limits for one request. writeTimeout is for writing the answer alone, if
-// the handler says so (allowWrite).
+// Time limits for one request. writeTimeout is for writing the answer alone, if the handler
+// calls allowWrite.
 const (
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second
@@ -55,7 +55,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	return s
 }
 
-// connState keeps account of silent connections.
+// connState keeps track of silent connections.
 func (s *Server) connState(c net.Conn, state http.ConnState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,17 +70,17 @@ func (s *Server) connState(c net.Conn, state http.ConnState) {
 }
 
 // closeSilent closes silent connections. The HTTP server would give them 5 s to say
-// something, and who stops or hands over the daemon with it.
+// something, and so delay whoever stops or hands over the daemon.
 func (s *Server) closeSilent() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closing = true
 	for c := range s.silent {
-		_ = c.Close() // nothing has been asked
+		_ = c.Close() // it has not asked for anything
 	}
 }
 
-// Close lets requests finish until ctx ends, and stops.
+// Close lets requests finish until ctx ends, then stops the server.
 func (s *Server) Close(ctx context.Context) error {
 	s.closeSilent()
 	err := s.http.Shutdown(ctx)
@@ -94,8 +94,8 @@ func (s *Server) Close(ctx context.Context) error {
 	return err
 }
 
-// Sources are what the API is about, one field for each concern. A concern that is
-// nil has no routes.
+// Sources are the parts of the daemon that the API serves, one field for each concern. A
+// concern that is nil has no routes.
 type Sources struct {
 	Status   Status
 	Disks    Disks
@@ -106,7 +106,7 @@ type Sources struct {
 	Faults   Faults
 }
 
-// Routes is the API as a table.
+// Routes returns the API as a table.
 func Routes(s Sources) []Route {
 	var routes []Route
 	if s.Status != nil {
@@ -133,5 +133,5 @@ func Routes(s Sources) []Route {
 	return check(append(routes, openAPIRoutes()...))
 }
 
-// Handler is the API without a listener.
+// Handler returns the API's handler, without a listener.
 func Handler(s Sources) http.Handler { return mux(Routes(s)) }

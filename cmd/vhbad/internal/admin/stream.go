@@ -12,13 +12,13 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// Events tells what happens; see package events.
+// Events reports what happens; see package events.
 type Events interface {
-	// Newest is the number of the newest event.
+	// Newest returns the number of the newest event.
 	Newest() uint64
-	// Read copies events behind number after into the buffer, and returns how many
-	// and how many before them are lost. If there are none it waits for one, if it
-	// is to.
+	// Read copies events with numbers above after into the buffer. It returns how many it
+	// copied and how many before those are lost. If there are none and wait is set, it
+	// waits for one.
 	Read(ctx context.Context, after uint64, buffer []client.Event, wait bool) (n int, lost uint64, err error)
 }
 
@@ -62,8 +62,8 @@ func streamEvents(w http.ResponseWriter, r *http.Request, e Events) {
 		return
 	}
 	rc := http.NewResponseController(w)
-	// The reader says nothing more, however long it takes. Errors here are those of
-	// tests' recorders.
+	// The reader sends nothing more, however long the stream lasts. These calls fail only
+	// for the recorders of tests.
 	_ = rc.SetReadDeadline(time.Time{})
 	w.Header().Set("Content-Type", MediaNDJSON)
 	w.WriteHeader(http.StatusOK)
@@ -75,7 +75,7 @@ func streamEvents(w http.ResponseWriter, r *http.Request, e Events) {
 	buffer := make([]client.Event, streamBatch)
 	for {
 		n, lost, err := e.Read(r.Context(), after, buffer, follow)
-		allowWrite(w) // the end of the stream, too, which may come long after the last event
+		allowWrite(w) // also for the end of the stream, which may come long after the last event
 		if n == 0 || err != nil {
 			return
 		}

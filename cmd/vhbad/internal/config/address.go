@@ -151,7 +151,7 @@ func checkHostPort(s string) error {
 	return nil
 }
 
-// place is a without what only shapes the socket there.
+// place returns a without the parts that only shape the socket there.
 func (a Address) place() Address { return Address{Network: a.Network, Target: a.Target} }
 
 func (a Address) String() string {

@@ -50,20 +50,21 @@ const (
 	MaxOptionBytes    = MiB
 	MinPayload        = 4 * KiB
 	MaxPayload        = 64 * MiB
-	// PayloadShare of the memory is the longest read or write, and by default as
-	// much is in flight for one connection: others must find some too.
+	// PayloadShare is the share of the memory, as a divisor, that the longest read or write
+	// may take and that, by default, one connection may have in flight: others must find
+	// some memory, too.
 	PayloadShare = 4
 	MinTimeout   = Duration(10 * time.Millisecond)
 	MaxTimeout   = Duration(24 * time.Hour)
-	// MinDrainTimeout is the least time for an orderly stop, which in effect is none.
+	// MinDrainTimeout is the shortest time for an orderly stop; in effect, none.
 	MinDrainTimeout = Duration(time.Millisecond)
-	// UnitsPerTarget is how many disks share a target address, and MaxDisks what
-	// one adapter can address: 16 targets of as many units.
+	// UnitsPerTarget is how many disks share a target address. MaxDisks is what one adapter
+	// can address: 16 targets with that many units each.
 	UnitsPerTarget = 128
 	MaxDisks       = 16 * UnitsPerTarget
 )
 
-// Off switches a listener off where an address is expected.
+// Off takes the place of an address to switch a listener off.
 const Off = "none"
 
 // A File is a configuration file. Whatever is absent keeps its zero value, which
@@ -95,12 +96,12 @@ type File struct {
 	Faults []fault.Rule `yaml:"faults"`
 	// Hostile allows rules that break what a correct drive promises.
 	Hostile bool `yaml:"hostile"`
-	// Zeros are the keys of Limits and HBA that somebody has set to 0, which does not
-	// leave them to their defaults.
+	// Zeros are the keys of Limits and HBA that were explicitly set to 0, which does not
+	// mean their defaults.
 	Zeros map[string]bool `yaml:"-"`
 }
 
-// Set notes that a key of Limits or HBA has been set, and whether to 0.
+// Set notes that a key of Limits or HBA has been set explicitly, and whether to 0.
 func (f *File) Set(key string, isZero bool) {
 	if f.Zeros == nil {
 		f.Zeros = make(map[string]bool)
@@ -192,7 +193,7 @@ const (
 	RepliesSimple     Replies = "simple"     // simple replies only, and no meta contexts
 )
 
-// Config is a File with its defaults, checked.
+// A Config is a File that was checked and has its defaults filled in.
 type Config struct {
 	Listen []Address
 	Disks  []Disk
@@ -200,7 +201,7 @@ type Config struct {
 	HTTP    string
 	Admin   string
 	Replies Replies
-	// CopyReads is that of File.
+	// CopyReads is File.CopyReads.
 	CopyReads bool
 	// LogFormat is "text", "json" or "auto".
 	LogFormat string
@@ -211,11 +212,11 @@ type Config struct {
 	Sandbox   Sandbox
 	Faults    []fault.Rule
 	Hostile   bool
-	// ReadOnly has made every disk read-only, and will any other.
+	// ReadOnly says that every disk is read-only, including those added later.
 	ReadOnly bool
 }
 
-// WithDisks returns c with these disks instead of its own, checked as Resolve does.
+// WithDisks returns c with these disks in place of its own, checked as Resolve checks them.
 func (c *Config) WithDisks(disks []Disk) (*Config, error) {
 	with := *c
 	with.Disks = append([]Disk(nil), disks...)
@@ -225,8 +226,8 @@ func (c *Config) WithDisks(disks []Disk) (*Config, error) {
 	return &with, with.resolveTLS()
 }
 
-// CheckFaults holds the rules against the disks, as far as the configuration has their
-// sizes: those of images that have no size in it are not known.
+// CheckFaults checks the rules against the disks, as far as the configuration has their
+// sizes: an image without a configured size is of unknown size.
 func (c *Config) CheckFaults() error {
 	var units []fault.Unit
 	unknown := make(map[string]bool)
@@ -243,7 +244,7 @@ func (c *Config) CheckFaults() error {
 	var rules []fault.Rule
 	for _, r := range c.Faults {
 		if !unknown[r.Disk] {
-			r.Match.AfterRule, r.Match.AfterCount = "", 0 // which may be one of the others
+			r.Match.AfterRule, r.Match.AfterCount = "", 0 // that rule may be among those left out
 			rules = append(rules, r)
 		}
 	}
@@ -253,9 +254,9 @@ func (c *Config) CheckFaults() error {
 	return nil
 }
 
-// Resolve fills in defaults and checks everything that can be checked without
-// touching the machine. defaultAdmin is the control socket's path if f has none.
-// If noListen, an empty list of addresses stays so: sockets were inherited.
+// Resolve fills in defaults and checks everything that can be checked without touching the
+// machine. defaultAdmin is the path of the control socket if f has none. If noListen, an
+// empty list of addresses stays empty: sockets were inherited.
 func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	c := &Config{
 		Listen:    f.Listen,
@@ -299,7 +300,7 @@ func (f *File) Resolve(defaultAdmin string, noListen bool) (*Config, error) {
 	return c, c.resolveNumbers(f.Zeros)
 }
 
-// fillEmpty gives c the default address and disk where it has none.
+// fillEmpty gives c the default address and disk if it has none.
 func (c *Config) fillEmpty(noListen bool) error {
 	if len(c.Listen) == 0 && !noListen {
 		a, err := ParseAddress(DefaultListen)
@@ -318,8 +319,8 @@ func (c *Config) fillEmpty(noListen bool) error {
 	return nil
 }
 
-// resolvePlaces settles where metrics and the control socket are, and checks that no two
-// sockets, those for clients among them, are at the same place.
+// resolvePlaces decides where metrics and the control socket are, and checks that no two
+// sockets, including those for clients, are at the same place.
 func (c *Config) resolvePlaces(http, admin string) error {
 	seen := make(map[Address]bool, len(c.Listen))
 	for _, a := range c.Listen {
@@ -410,7 +411,8 @@ func (c *Config) resolveLog(l Log) error {
 	return nil
 }
 
-// orDefault is what a key is set to: zeros has those that are 0 by intent.
+// orDefault returns value or, if it is zero, def. A key in zeros is 0 on purpose and stays
+// so.
 func orDefault[T comparable](zeros map[string]bool, key string, value, def T) T {
 	if zeros[key] {
 		return value

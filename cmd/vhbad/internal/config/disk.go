@@ -200,8 +200,8 @@ func setSize(size *Size, key, value string) error {
 	return nil
 }
 
-// zeroOfDisk says why a key of a disk cannot be 0, nil if it can. Left out it is another
-// number.
+// zeroOfDisk returns why a key of a disk cannot be 0, nil if it can. A key that is left out
+// means another number.
 func zeroOfDisk(key string) error {
 	switch key {
 	case "memory", "size":
@@ -260,7 +260,7 @@ func splitOptions(s string) []string {
 	return append(parts, b.String())
 }
 
-// blockBytes is the block size with its default.
+// blockBytes returns the block size, with its default.
 func (d *Disk) blockBytes() Size {
 	if d.BlockSize == 0 {
 		return BlockBytes512
@@ -268,7 +268,7 @@ func (d *Disk) blockBytes() Size {
 	return d.BlockSize
 }
 
-// check reports what is wrong with d by itself.
+// check reports what is wrong with d on its own.
 func (d *Disk) check() error {
 	if err := CheckName(d.Name); err != nil {
 		return err
@@ -307,7 +307,7 @@ func (d *Disk) check() error {
 	return nil
 }
 
-// checkCache is check for the write cache.
+// checkCache is the part of check for the write cache.
 func (d *Disk) checkCache() error {
 	if d.Cache != "" && d.Cache != CacheNone && d.Cache != CacheWriteback {
 		return fmt.Errorf("cache %q: want %s or %s", d.Cache, CacheNone, CacheWriteback)
@@ -347,7 +347,7 @@ func CheckName(name string) error {
 	return nil
 }
 
-// String is the command line's form of d.
+// String returns the command line's form of d.
 func (d Disk) String() string {
 	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	var b strings.Builder

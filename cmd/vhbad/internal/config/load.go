@@ -36,7 +36,7 @@ func Load(path string) (*File, error) {
 	return Parse(path, b)
 }
 
-// Parse is Load for text at hand; name stands for the file in errors.
+// Parse is Load for a text in memory; name stands for the file in errors.
 func Parse(name string, text []byte) (*File, error) {
 	f := &File{}
 	top, err := document(name, text)
@@ -55,8 +55,8 @@ func Parse(name string, text []byte) (*File, error) {
 	return f, checkRules(name, f.Faults, func(i int) int { return lineOf(top, "faults", i) })
 }
 
-// ParseRules reads a file of fault rules: one, a list of them, or a configuration. Its
-// errors name the file and the line, too.
+// ParseRules reads a file of fault rules, which is one rule, a list of rules, or a
+// configuration. Its errors name the file and the line, too.
 func ParseRules(name string, text []byte) (rules []fault.Rule, err error) {
 	top, err := document(name, text)
 	if err != nil {
@@ -90,7 +90,7 @@ func ParseRules(name string, text []byte) (rules []fault.Rule, err error) {
 	return rules, err
 }
 
-// document is the top of the one document of a text, nil if there is none.
+// document returns the root of the only document of a text, nil if there is none.
 func document(name string, text []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var root yaml.Node
@@ -108,7 +108,8 @@ func document(name string, text []byte) (*yaml.Node, error) {
 	return root.Content[0], nil
 }
 
-// read makes into, a pointer, of a text whose top is at hand, and is called path in errors.
+// read decodes text, whose root is top, into what into points to. Errors call the root
+// path.
 func read(name string, text []byte, top *yaml.Node, path string, into any, zero func(path string) error) error {
 	if err := checkValues(name, top, reflect.TypeOf(into).Elem(), path, zero); err != nil {
 		return err
@@ -119,7 +120,7 @@ func read(name string, text []byte, top *yaml.Node, path string, into any, zero 
 	return nil
 }
 
-// checkRules checks each rule so that its error has its line.
+// checkRules checks each rule by itself, so that an error has the rule's line.
 func checkRules(name string, rules []fault.Rule, line func(i int) int) error {
 	for i := range rules {
 		if err := rules[i].Check(); err != nil {
@@ -129,7 +130,7 @@ func checkRules(name string, rules []fault.Rule, line func(i int) int) error {
 	return nil
 }
 
-// lineOf is the line of item i of a list at the top.
+// lineOf returns the line of item i of a list at the top.
 func lineOf(top *yaml.Node, list string, i int) int {
 	for k := 0; k+1 < len(top.Content); k += 2 {
 		if items := top.Content[k+1].Content; top.Content[k].Value == list && i < len(items) {
@@ -139,8 +140,8 @@ func lineOf(top *yaml.Node, list string, i int) int {
 	return 1
 }
 
-// ParseRule reads one fault rule, as an item of `faults`. Its errors name the field;
-// what the rule says is not checked.
+// ParseRule reads one fault rule, in the form of an item of `faults`. Its errors name the
+// field; whether the rule makes sense is not checked.
 func ParseRule(text []byte) (r fault.Rule, err error) {
 	var root yaml.Node
 	if err := yaml.Unmarshal(text, &root); err != nil {
@@ -168,14 +169,14 @@ func ParseRule(text []byte) (r fault.Rule, err error) {
 	return r, err
 }
 
-// decodeStrictly fills what into points to, and refuses keys that it does not have.
+// decodeStrictly fills what into points to, and refuses unknown keys.
 func decodeStrictly(text []byte, into any) error {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
 	return dec.Decode(into)
 }
 
-// checkDiskLines checks each disk so that its error has its line.
+// checkDiskLines checks each disk by itself, so that an error has the disk's line.
 func checkDiskLines(name string, top *yaml.Node, f *File) error {
 	for i := range f.Disks {
 		if err := f.Disks[i].check(); err != nil {
@@ -190,8 +191,8 @@ var (
 	otherError = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 )
 
-// nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds to an
-// unknown key those that are known.
+// nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds the known keys to
+// an error about an unknown one.
 func nameErrors(name string, err error) error {
 	lines := []string{err.Error()}
 	if te, ok := errors.AsType[*yaml.TypeError](err); ok {

@@ -18,7 +18,7 @@ import (
 //go:embed schema.json
 var Schema []byte
 
-// File is a configuration file that means c, with nothing left to defaults.
+// File returns a configuration file that means c, with nothing left to defaults.
 func (c *Config) File() *File {
 	f := &File{
 		Listen: c.Listen, Disks: c.Disks, HTTP: c.HTTP, Admin: c.Admin, Replies: c.Replies, CopyReads: c.CopyReads, Log: Log{Format: c.LogFormat, Level: levelName(c.LogLevel)},
@@ -35,7 +35,7 @@ func (c *Config) File() *File {
 
 func levelName(l slog.Level) string { return strings.ToLower(l.String()) }
 
-// YAML is the text of the file, which Parse reads back. With comments, each key has
+// YAML returns the text of the file, which Parse reads back. With comments, each key has
 // its description from the schema.
 func (f *File) YAML(comments bool) ([]byte, error) {
 	var root yaml.Node
@@ -58,7 +58,7 @@ func (f *File) YAML(comments bool) ([]byte, error) {
 	return b.Bytes(), e.Close()
 }
 
-// JSON is the file with the keys of YAML.
+// JSON returns the file with the same keys as YAML.
 func (f *File) JSON() (map[string]any, error) {
 	text, err := f.YAML(false)
 	if err != nil {
@@ -68,7 +68,7 @@ func (f *File) JSON() (map[string]any, error) {
 	return out, yaml.Unmarshal(text, &out)
 }
 
-// A schemaNode is what comments need of a JSON Schema.
+// A schemaNode is the part of a JSON Schema that comments need.
 type schemaNode struct {
 	Description string                `json:"description"`
 	Ref         string                `json:"$ref"`
@@ -77,8 +77,8 @@ type schemaNode struct {
 	Definitions map[string]schemaNode `json:"$defs"`
 }
 
-// comment gives the keys of n their descriptions, those of the first element if n is
-// a list.
+// comment adds their descriptions to the keys of n. If n is a list, only its first element
+// gets them.
 func (s *schemaNode) comment(n *yaml.Node, definitions map[string]schemaNode) {
 	if name, ok := strings.CutPrefix(s.Ref, "#/$defs/"); ok {
 		target := definitions[name]

@@ -28,7 +28,7 @@ const (
 	TLSRequired TLSMode = "required" // by TLS only
 )
 
-// resolveTLS checks TLS and what disks want of it.
+// resolveTLS checks TLS and what disks require of it.
 func (c *Config) resolveTLS() error {
 	t := &c.TLS
 	def := TLSOff

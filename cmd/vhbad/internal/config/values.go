@@ -18,10 +18,10 @@ import (
 	"github.com/vhbad/vhbad/internal/quantity"
 )
 
-// checkValues parses every scalar by itself first: the YAML package does not give the
-// line of what UnmarshalText refuses, takes fractions for whole numbers, and names
-// types of Go where a number is wanted. It tells zero, if that is not nil, what is 0:
-// where it is left out it is another number.
+// checkValues first parses every scalar by itself: the YAML package does not give the line
+// of what UnmarshalText refuses, takes fractions for whole numbers, and names Go types
+// where a number is wanted. It calls zero, unless nil, for every value that is 0 where
+// leaving it out would mean another number.
 func checkValues(name string, top *yaml.Node, t reflect.Type, path string, zero func(path string) error) error {
 	return walk(top, t, path, func(n *yaml.Node, t reflect.Type, path string) error {
 		isText, err := checkValue(n, t)
@@ -44,10 +44,10 @@ func isZero(n *yaml.Node, t reflect.Type) bool {
 	return n.Kind == yaml.ScalarNode && n.ShortTag() != "!!null" && v.CanInt() && n.Decode(v.Addr().Interface()) == nil && v.IsZero()
 }
 
-// inDisk is the path of a key of a disk.
+// inDisk matches the path of a key of a disk.
 var inDisk = regexp.MustCompile(`^disks\[\d+\]\.([a-z-]+)$`)
 
-// noteZero is told of what is 0 in the file.
+// noteZero notes a key that is 0 in the file. Its error says why the key cannot be 0.
 func (f *File) noteZero(path string) error {
 	if m := inDisk.FindStringSubmatch(path); m != nil {
 		return zeroOfDisk(m[1])
@@ -59,8 +59,8 @@ func (f *File) noteZero(path string) error {
 	return nil
 }
 
-// checkValue checks a scalar that is to become a t. isText: t reads text by itself, and
-// its errors say what the text was to be.
+// checkValue checks a scalar that is to become a t. isText says that t parses text by
+// itself, so that its errors say what is wanted.
 func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
 	if n.Kind == 0 {
 		return false, errors.New("is missing")
@@ -75,18 +75,18 @@ func checkValue(n *yaml.Node, t reflect.Type) (isText bool, err error) {
 	if k < reflect.Bool || k > reflect.Float64 || n.ShortTag() == "!!null" {
 		return false, nil
 	}
-	cut := k <= reflect.Uint64 && k >= reflect.Int && n.ShortTag() == "!!float" // which the decoder does
+	cut := k <= reflect.Uint64 && k >= reflect.Int && n.ShortTag() == "!!float" // the decoder would cut the fraction off
 	if cut || n.Decode(reflect.New(t).Interface()) != nil {
 		return false, fmt.Errorf("%s: want %s", n.Value, quantity.Want(t))
 	}
 	return false, nil
 }
 
-// checkShape checks that what is to become a t is a list, keys or one value, as t is: the
-// YAML package names types of Go.
+// checkShape checks that a node that is to become a t is a list, a mapping or a single
+// value, as t is: the YAML package would name Go types.
 func checkShape(n *yaml.Node, t reflect.Type) error {
 	if _, decides := reflect.PointerTo(t).MethodByName("UnmarshalYAML"); decides || isNull(n) {
-		return nil // it says itself what it takes; nothing is the default
+		return nil // t says itself what it takes; null means the default
 	}
 	isText := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 	var want string
@@ -104,7 +104,7 @@ func checkShape(n *yaml.Node, t reflect.Type) error {
 	return fmt.Errorf("%s: want %s", is, want)
 }
 
-// shortQuote is the beginning of s, quoted: it may be all of a file.
+// shortQuote returns the beginning of s, quoted: s may be a whole file.
 func shortQuote(s string) string {
 	const most = 40
 	if utf8.RuneCountInString(s) > most {
@@ -113,24 +113,24 @@ func shortQuote(s string) string {
 	return strconv.Quote(s)
 }
 
-// A visit is called by walk.
+// A visit is a function that walk calls.
 type visit func(n *yaml.Node, t reflect.Type, path string) error
 
-// walk calls fn for every scalar of n, and for aliases of what is none, together with the
-// type it will have and where it is, as in faults[0].match.op. Where one is missing that
-// has no default, it has nothing but a line.
+// walk calls fn for every scalar of n, and for aliases that stand for something else, with
+// the type it will have and its path, as in faults[0].match.op. A missing value that has no
+// default is a node with nothing but a line.
 func walk(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	isAlias := n.Kind == yaml.AliasNode
-	if isAlias { // what it stands for may be of another type here
+	if isAlias { // the same value may be of another type here
 		value := *n.Alias
 		value.Line = n.Line
 		n = &value
 	}
 	switch {
-	case isAlias: // if it is no scalar, what is in it is walked where its anchor stands
+	case isAlias: // unless it is a scalar, its parts are walked where its anchor is
 		return fn(n, t, path)
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		return walkItems(n, t, path, fn)
@@ -140,7 +140,7 @@ func walk(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	return fn(n, t, path)
 }
 
-// walkItems is walk of a list.
+// walkItems is walk for a list.
 func walkItems(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	for i, item := range n.Content {
 		at := fmt.Sprintf("%s[%d]", path, i)
@@ -154,7 +154,7 @@ func walkItems(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	return nil
 }
 
-// walkKeys is walk of a mapping.
+// walkKeys is walk for a mapping.
 func walkKeys(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	if t == reflect.TypeFor[fault.Quantile]() {
 		for f := range t.Fields() {
@@ -187,8 +187,8 @@ func walkKeys(n *yaml.Node, t reflect.Type, path string, fn visit) error {
 	return nil
 }
 
-// merged are the mappings that stand in the value of a merge key, which is one or a list
-// of them. Those that it has by an alias stand elsewhere.
+// merged returns the mappings written out in the value of a merge key, which is a mapping
+// or a list of them. Those that it refers to by an alias are elsewhere in the file.
 func merged(value *yaml.Node) []*yaml.Node {
 	all := []*yaml.Node{value}
 	if value.Kind == yaml.SequenceNode {
@@ -209,7 +209,7 @@ func hasKey(n *yaml.Node, key string) bool {
 	return false
 }
 
-// keyOf is the key of a field, empty if it has none.
+// keyOf returns the key of a field, empty if it has none.
 func keyOf(f reflect.StructField) string {
 	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 	return strings.TrimPrefix(key, "-")

@@ -16,10 +16,10 @@ const DefaultCapacity = 4096
 // ErrClosed means that there will be no more events.
 var ErrClosed = errors.New("events: no more")
 
-// A Log remembers events, the newest Capacity of them.
+// A Log remembers events: the newest, up to its capacity.
 //
-// Concurrency: any goroutine; mu is a
-// leaf, held for a few copies, so Publish may be called where nothing may wait.
+// Concurrency: any goroutine. mu is a leaf, held for a few copies, so Publish may be called
+// where nothing may wait.
 type Log struct {
 	now func() time.Time
 
@@ -48,8 +48,8 @@ func NewLog(capacity int, now func() time.Time) *Log {
 	return &Log{now: now, ring: make([]client.Event, capacity)}
 }
 
-// Publish adds an event. disk is empty if it concerns none. Fields that are
-// durations are told in seconds, errors and Stringers as text.
+// Publish adds an event. disk is empty if the event concerns none. Fields that are
+// durations become seconds, errors and Stringers become text.
 func (l *Log) Publish(t client.EventType, disk string, fields ...slog.Attr) {
 	e := client.Event{Type: t, Disk: disk, Fields: fieldMap(fields)}
 	l.mu.Lock()
@@ -73,18 +73,18 @@ func (l *Log) wakeLocked() {
 	}
 }
 
-// Newest is the number of the newest event, 0 if there has been none.
+// Newest returns the number of the newest event, 0 if there has been none.
 func (l *Log) Newest() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.newest
 }
 
-// Read copies events behind number after into the buffer and returns how many,
-// and how many came before them that are forgotten. If there are none and wait is
-// set, it waits for one.
+// Read copies events with numbers above after into the buffer. It returns how many it
+// copied, and how many events between after and those are forgotten. If there are none and
+// wait is set, it waits for one.
 //
-// Errors: ErrClosed if there are none and will be none; that of ctx.
+// Errors: ErrClosed if there are none and there will be none; that of ctx.
 func (l *Log) Read(ctx context.Context, after uint64, buffer []client.Event, wait bool) (n int, lost uint64, err error) {
 	for {
 		n, lost, changed, err := l.look(after, buffer, wait)
@@ -99,7 +99,7 @@ func (l *Log) Read(ctx context.Context, after uint64, buffer []client.Event, wai
 	}
 }
 
-// look is Read without waiting: changed is closed when there is more.
+// look is Read without waiting; changed is closed when there is more.
 func (l *Log) look(after uint64, buffer []client.Event, wait bool) (n int, lost uint64, changed <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,8 +122,7 @@ func (l *Log) look(after uint64, buffer []client.Event, wait bool) (n int, lost 
 	return n, lost, nil, nil
 }
 
-// Close says that there will be no more events. Those that there are can still be
-// read.
+// Close says that there will be no more events. The events in the log can still be read.
 func (l *Log) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,7 +130,7 @@ func (l *Log) Close() {
 	l.wakeLocked()
 }
 
-// fieldMap makes JSON values of attributes.
+// fieldMap turns attributes into JSON values.
 func fieldMap(fields []slog.Attr) map[string]any {
 	if len(fields) == 0 {
 		return nil

@@ -236,7 +236,7 @@ func (s sink) disks(snap *Snapshot) {
 			s.counter(requests, o.Aborted, d.Name, name, "aborted")
 			s.counter(requests, o.Injected, d.Name, name, "injected")
 			if op == int(nbd.OpCount) {
-				continue // commands that do not exist move nothing and take no time
+				continue // unknown commands transfer nothing and take no time
 			}
 			s.counter(bytesMoved, o.Bytes, d.Name, name)
 			s.gauge(inFlight, float64(o.InFlight), d.Name, name)
@@ -269,8 +269,8 @@ func (s sink) disks(snap *Snapshot) {
 	}
 }
 
-// acts are what can make a disk hostile: what its cache does itself or is told of by
-// its own name, and the other kinds of hostile rules.
+// acts are what can make a disk hostile: the acts of its cache itself, those that rules
+// report to the cache under their own names, and the other kinds of hostile rules.
 var acts = func() []cache.Act {
 	own := []cache.Act{cache.ActLyingFlush, cache.ActIgnoredFUA, cache.ActLostWrite, cache.ActMisdirected, cache.ActLostFlushed}
 	for _, k := range fault.Kinds() {
@@ -283,7 +283,7 @@ var acts = func() []cache.Act {
 	return own
 }()
 
-// cache tells of the write cache of a disk, and of its power.
+// cache sends the metrics of a disk's write cache and of its power.
 func (s sink) cache(name string, c *Cache) {
 	s.gauge(cacheDirty, float64(c.PendingBytes), name)
 	s.gauge(cachePending, float64(c.PendingWrites), name)
@@ -323,7 +323,7 @@ func (s sink) cache(name string, c *Cache) {
 	s.flag(hostileMode, c.Hostile, name)
 }
 
-// trace tells of what is recorded of a disk.
+// trace sends the metrics of a disk's trace.
 func (s sink) trace(name string, t *trace.Stats) {
 	s.counter(traceRecords, t.Records, name)
 	s.gauge(traceBytes, float64(t.Bytes), name)
@@ -331,7 +331,7 @@ func (s sink) trace(name string, t *trace.Stats) {
 	s.flag(traceFailed, t.Err != nil, name)
 }
 
-// Why the queue of a unit is held back, and those of all.
+// Why a unit's queue, or all queues, are held back.
 var (
 	unitReasons    = []port.GateReason{port.GatePaused, port.GateBusy, port.GateFrozen, port.GateLocked, port.GateRecovering, port.GateGivenUp}
 	adapterReasons = []port.GateReason{port.GatePaused, port.GateBusy, port.GateStopped, port.GateLinkDown, port.GateHold}
@@ -352,7 +352,7 @@ func (s sink) connections(n *nbd.Stats) {
 	s.flag(withoutPauses, n.WithoutPauses)
 }
 
-// stages sends where the time goes: what the port knows, and the reply.
+// stages sends where the time goes: the stages that the port measures, and the reply.
 func (s sink) stages(snap *Snapshot) {
 	for op := range port.Operations {
 		for stage := port.StageQueue; stage < port.Stages; stage++ {

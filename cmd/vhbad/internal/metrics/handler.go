@@ -14,18 +14,18 @@ type Health interface {
 	Ready() bool
 }
 
-// index is for who opens the address in a browser.
+// index is for people who open the address in a browser.
 const index = `vhbad shows here:
   /metrics  for Prometheus
   /healthz  whether the process answers
   /readyz   whether clients are served
 `
 
-// Handler serves /metrics, /healthz and /readyz, and at / says so. It controls nothing, so it may
-// be shown to others.
+// Handler serves /metrics, /healthz and /readyz, and an index of them at /. It controls
+// nothing, so others may be given access to it.
 //
-// /healthz is 200 as long as the process answers; /readyz is 200 while clients
-// are served and 503 otherwise.
+// /healthz is 200 as long as the process answers; /readyz is 200 while clients are served
+// and 503 otherwise.
 func Handler(r *prometheus.Registry, h Health) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{Registry: r, EnableOpenMetrics: true}))

@@ -11,8 +11,8 @@ import (
 	"github.com/vhbad/vhbad/nbd"
 )
 
-// A span is the exponents of two of the first and last classic bucket's bound in
-// seconds. The native buckets have no such ends.
+// A span is the range of the classic buckets, as the exponents of two of the first and the
+// last bound in seconds. The native buckets have no such limits.
 type span struct {
 	first, last int
 	bounds      []float64
@@ -32,7 +32,7 @@ func newSpan(first, last int) span {
 	return s
 }
 
-// perOctave is how many native buckets make a classic one.
+// perOctave is how many native buckets there are for each classic one.
 const perOctave = 1 << latency.Schema
 
 // distribution is a histogram with classic and native buckets at once, which
@@ -67,8 +67,8 @@ func countsHistogram(c *latency.Counts, classic span) *dto.Histogram {
 	return durations(c.Sum.Seconds(), c.Buckets[:], latency.MinIndex, classic)
 }
 
-// durations makes a histogram of counts by bucket, of which the first has the
-// native index minIndex and the last has no bound.
+// durations makes a histogram from counts by bucket. The first bucket has the native index
+// minIndex; the last has no upper bound.
 func durations(sum float64, counts []uint64, minIndex int, classic span) *dto.Histogram {
 	h := &dto.Histogram{
 		SampleSum:     new(sum),
@@ -76,10 +76,10 @@ func durations(sum float64, counts []uint64, minIndex int, classic span) *dto.Hi
 		ZeroThreshold: new(float64),
 		ZeroCount:     new(uint64),
 	}
-	// Native buckets: runs of those that are not empty, each as the difference
-	// from the one before.
+	// Native buckets: runs of buckets that are not empty, each count as the difference from
+	// the one before.
 	var total, last uint64
-	next := 0 // index that a bucket would need to continue the last span
+	next := 0 // the index of a bucket that would continue the last span
 	for i, n := range counts {
 		total += n
 		if n == 0 {
@@ -94,7 +94,7 @@ func durations(sum float64, counts []uint64, minIndex int, classic span) *dto.Hi
 		last, next = n, index+1
 	}
 	if len(h.PositiveSpan) == 0 {
-		h.PositiveSpan = []*dto.BucketSpan{{Offset: new(int32), Length: new(uint32)}} // empty, and native all the same
+		h.PositiveSpan = []*dto.BucketSpan{{Offset: new(int32), Length: new(uint32)}} // empty, but still native
 	}
 	h.SampleCount = new(total)
 	// Classic buckets: cumulative counts at every whole power of two.
@@ -115,7 +115,7 @@ func durations(sum float64, counts []uint64, minIndex int, classic span) *dto.Hi
 	return h
 }
 
-// batches makes a histogram of how many completions each interrupt announced.
+// batches makes a histogram of how many completions each interrupt reported.
 func batches(queues []hba.QueueStats) *dto.Histogram {
 	var counts [hba.BatchBuckets]uint64
 	var completions uint64

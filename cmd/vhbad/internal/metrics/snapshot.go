@@ -25,15 +25,15 @@ type Snapshot struct {
 	Arena   dma.Stats
 	Windows int // IOMMU windows in use
 	Faults  uint64
-	// Rules are the fault rules in force, Hostile whether hostile ones may be, and
-	// Injected what these and others before them have injected.
+	// Rules are the fault rules in force; Hostile is whether hostile ones are allowed;
+	// Injected counts what these and earlier rules have injected.
 	Rules    []Fault
 	Hostile  bool
 	Injected []fault.Injection
 	Verify   bool
 	Verifier *port.Verifier // nil-safe
-	// ReloadedAt is when the configuration in force was read, Reloaded whether the
-	// last reading went well.
+	// ReloadedAt is when the configuration in force was read; Reloaded is whether the last
+	// attempt to read it succeeded.
 	ReloadedAt time.Time
 	Reloaded   bool
 	// CertificateNotAfter is when the server's certificate ends, zero without TLS.
@@ -60,18 +60,18 @@ type Disk struct {
 // A Cache is the write cache of a disk, and what its power cuts did.
 type Cache struct {
 	cache.Stats
-	// Hostile: the disk breaks promises, or has since its power was cut last.
+	// Hostile says that the disk breaks promises, or has since its power was last cut.
 	Hostile bool
 	// CutsByCommand and CutsByRule count power cuts by the class in their reports.
 	CutsByCommand, CutsByRule PowerCuts
 }
 
-// PowerCuts counts power cuts by class; the last are those that failed.
+// PowerCuts counts power cuts by class; the last element counts those that failed.
 type PowerCuts [cache.Classes + 1]uint64
 
 // A Source gives snapshots.
 type Source interface {
-	// Snapshot may be called from any goroutine. It is false while there is
-	// nothing to tell yet, or any more.
+	// Snapshot may be called from any goroutine. It returns false while there is nothing to
+	// report, yet or any more.
 	Snapshot() (Snapshot, bool)
 }

@@ -19,39 +19,38 @@ import (
 // off. The process has given up new privileges all the same.
 var ErrUnsupported = errors.New("the kernel has no landlock")
 
-// Access is what may still be named. A folder stands for all below it. What is not
-// there is left out.
+// Access is what may still be named. A folder includes everything below it. What does not
+// exist is left out.
 type Access struct {
 	// Read are files and folders to read.
 	Read []string
-	// Images are files and folders to read, write, cut and, in a folder, make
-	// regular files.
+	// Images are files and folders to read, write and truncate; in a folder, regular files
+	// may also be made.
 	Images []string
-	// Sockets are folders to remove sockets and their locks from.
+	// Sockets are folders in which sockets and their locks may be removed.
 	Sockets []string
 }
 
 const (
 	read   = ll.AccessFSReadFile | ll.AccessFSReadDir
 	images = read | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg
-	// ofFolders are the rights that a rule for a file cannot have.
+	// ofFolders are the rights that only a rule for a folder can have.
 	ofFolders = ll.AccessFSReadDir | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
 )
 
-// entered is what Enter has left of the file system; nil if it has not restricted
-// it.
+// entered is what Enter has left of the file system; nil if Enter has not restricted it.
 var entered atomic.Pointer[Access]
 
-// Enter leaves this process, all its threads and its children, with a and nothing
-// else of the file system: no other file can be opened, made, renamed, removed or
-// executed. No set-user-ID program gives them rights any more, and they connect to
-// nobody by TCP.
+// Enter leaves this process, all its threads and its children, with a and nothing else of
+// the file system: no other file can be opened, made, renamed, removed or executed.
+// Set-user-ID programs no longer give them rights, and they cannot connect to anything by
+// TCP.
 //
 // Errors: ErrUnsupported.
 //
 // Source: landlock(7), PR_SET_NO_NEW_PRIVS(2const).
 func Enter(a Access) error {
-	// The local time is that of a file which is read when it is first asked for.
+	// The local time zone is in a file that is read when the zone is first needed.
 	_, _ = time.Now().Zone()
 	// Landlock sets it too, but not where there is no landlock.
 	if err := ll.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -96,11 +95,11 @@ func Enter(a Access) error {
 // Entered reports whether Enter has restricted the file system.
 func Entered() bool { return entered.Load() != nil }
 
-// Reaches says whether an image can be opened, as far as the sandbox is concerned;
-// permissions of the file may still refuse it. Any goroutine may call it.
+// Reaches reports whether an image can be opened, as far as the sandbox is concerned; the
+// file's permissions may still forbid it. Any goroutine may call it.
 //
-// Errors: one for who has named the path, that says where images may be, and how
-// to have them elsewhere.
+// Errors: one for whoever has named the path. It says where images may be, and how to have
+// them elsewhere.
 func Reaches(path string) error {
 	a := entered.Load()
 	if a == nil {
@@ -121,7 +120,7 @@ func Reaches(path string) error {
 		path, has, filepath.Dir(at))
 }
 
-// resolve is where path leads, as far as there is something.
+// resolve returns where path leads, as far as it exists.
 func resolve(path string) string {
 	path, err := filepath.Abs(path)
 	if err != nil {

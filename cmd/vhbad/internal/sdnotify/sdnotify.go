@@ -28,14 +28,13 @@ const (
 	Alive    = "WATCHDOG=1"
 )
 
-// Status is a line for whoever asks the service manager.
+// Status returns the assignment of a line for people who ask the service manager.
 func Status(line string) string { return "STATUS=" + strings.ReplaceAll(line, "\n", " ") }
 
-// Reloading says that the configuration is being read again. Ready says that it
-// has been.
+// Reloading says that the configuration is being read again. Ready says that this is over.
 //
-// Source: systemd.service(5), Type=notify-reload, which wants the time of the
-// monotonic clock.
+// Source: systemd.service(5), Type=notify-reload, which wants the time of the monotonic
+// clock.
 func Reloading() string {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -44,13 +43,14 @@ func Reloading() string {
 	return "RELOADING=1\nMONOTONIC_USEC=" + strconv.FormatInt(now.Nano()/int64(time.Microsecond/time.Nanosecond), 10)
 }
 
-// Extend asks for so much more time to start, reload or stop, from now on.
+// Extend asks for that much more time to start, reload or stop, from now on.
 func Extend(by time.Duration) string {
 	return "EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(by.Microseconds(), 10)
 }
 
-// Watchdog returns how long the service manager waits for Alive before it ends
-// this process; zero means that it does not. Half of it is a good pace.
+// Watchdog returns how long the service manager waits for Alive before it ends this
+// process; zero means that it does not wait for Alive at all. Half that time is a good
+// interval.
 //
 // Source: sd_watchdog_enabled(3).
 func Watchdog() (time.Duration, error) {
@@ -59,7 +59,7 @@ func Watchdog() (time.Duration, error) {
 		return 0, nil
 	}
 	if pid := os.Getenv(watchdogPIDVariable); pid != "" && pid != strconv.Itoa(os.Getpid()) {
-		return 0, nil // it waits for another process
+		return 0, nil // the watchdog is for another process
 	}
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil || n <= 0 || n > int64(24*time.Hour/time.Microsecond) {
