@@ -10,22 +10,21 @@ import (
 // acts accordingly.
 const adoptTries = 4
 
-// errNoneDead means that nothing was dead, after all.
+// errNoneDead means that no connection was dead after all.
 var errNoneDead = errors.New("no connection is dead")
 
-// errNotYetDead means to look again for a dead connection.
+// errNotYetDead means that the caller should look again for a dead connection.
 var errNotYetDead = errors.New("the kernel has not yet given up any connection")
 
-// An adoption is what is known of connections that another process has made, and
-// of which we have no descriptor. Only the kernel's LINK_DEAD tells of their end,
-// and only an attempt to replace them tells how many have ended. Each that is
-// replaced becomes one of ours.
+// An adoption is what is known of connections that another process has made, and of which
+// we have no descriptors. Only the kernel's LINK_DEAD tells that some have ended, and only
+// an attempt to replace them tells how many. Each one that is replaced becomes one of ours.
 type adoption struct {
 	foreign int
-	tries   int // that are left; zero while nothing suggests that any has ended
+	tries   int // attempts left; zero while nothing suggests that any connection has ended
 }
 
-// suspect has the next attempt replace what is dead.
+// suspect makes the next attempt replace whatever is dead.
 func (d *adoption) suspect() {
 	if d.foreign > 0 {
 		d.tries = adoptTries
@@ -34,8 +33,8 @@ func (d *adoption) suspect() {
 
 func (d *adoption) suspected() bool { return d.tries > 0 }
 
-// settle notes how an attempt went: how many sockets took the place of ours and
-// how many of foreign ones.
+// settle records the outcome of an attempt: how many sockets took the place of ours and how
+// many that of another process's.
 //
 // Errors: errNoneDead, errNotYetDead.
 func (d *adoption) settle(ours, foreign int) error {
@@ -43,7 +42,7 @@ func (d *adoption) settle(ours, foreign int) error {
 	switch {
 	case d.tries == 0:
 		return nil
-	case ours+foreign > 0: // that was what suspect was called for
+	case ours+foreign > 0: // what suspect was called for is done
 		d.tries = 0
 		return nil
 	}
@@ -53,8 +52,8 @@ func (d *adoption) settle(ours, foreign int) error {
 	return errNoneDead
 }
 
-// adopt takes a device over that a process which has ended attached. It returns
-// nil if there is nothing to take over.
+// adopt takes over a device that was attached by a process that has ended. It returns nil
+// if there is nothing to take over.
 func (k *kernel) adopt(o Options) (*Attachment, error) {
 	if err := o.check(&k.sysfs); err != nil || o.Device == "" {
 		return nil, err
@@ -80,10 +79,11 @@ func (k *kernel) adopt(o Options) (*Attachment, error) {
 			ReadOnly: st.readOnly, Connections: o.Connections, BackendID: st.backend,
 		},
 		kernel: k, driver: d, options: o, index: index, pid: st.pid, exportBytes: st.sizeBytes,
-		// Whatever has ended while nobody looked, the kernel noticed long ago.
+		// The kernel noticed long ago whatever ended while nobody was looking.
 		adoption: adoption{foreign: o.Connections, tries: 1}, TakenOver: true,
 	}
-	// What flags the kernel was told cannot be asked: attempt takes the server's.
+	// The kernel cannot be asked for the flags that it was given: attempt takes the
+	// server's.
 	err = d.reconfigure(reconfigureRequest{
 		index: index, backend: st.backend, timeout: o.Timeout, deadConnTimeout: o.DeadConnTimeout,
 	})

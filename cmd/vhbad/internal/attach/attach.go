@@ -25,7 +25,7 @@ const (
 // MaxConnections is the most connections that Attach makes.
 const MaxConnections = 64
 
-// freeTries bounds how many lost races Attach takes before it gives up.
+// freeTries bounds how many races Attach may lose before it gives up.
 const freeTries = 64
 
 // Options say what to attach and how.
@@ -34,12 +34,12 @@ type Options struct {
 	// Connections is how many sockets the device uses, 1 to MaxConnections.
 	// More than one needs a server that promises NBD_FLAG_CAN_MULTI_CONN.
 	Connections int
-	// Timeout is after what time without an answer the kernel gives a connection
-	// up; zero waits for ever.
+	// Timeout is how long the kernel waits for an answer before it gives a connection up;
+	// zero waits for ever.
 	Timeout time.Duration
-	// DeadConnTimeout is how long the kernel holds requests back, waiting for a
-	// new connection, once none is left; zero fails them at once. The kernel
-	// counts both in whole seconds; fractions are rounded up.
+	// DeadConnTimeout is how long the kernel holds requests back when no connection is
+	// left, waiting for a new one; zero fails them at once. The kernel counts both timeouts
+	// in whole seconds; fractions are rounded up.
 	DeadConnTimeout time.Duration
 	// BlockBytes is the device's logical block, 512 to 4096; zero is the server's
 	// smallest, at least 512.
@@ -52,12 +52,12 @@ type Options struct {
 	Device string
 }
 
-// MaxBackendID is the most bytes of a backend identifier. The kernel prints it
-// into one page without looking.
+// MaxBackendID is the most bytes of a backend identifier. The kernel prints it into one
+// page without checking its length.
 const MaxBackendID = 255
 
-// Check reports what is wrong with o, as far as that can be seen without asking
-// server or kernel.
+// Check reports what is wrong with o, as far as that can be seen without asking the server
+// or the kernel.
 func (o *Options) Check() error { return o.check(&thisKernel().sysfs) }
 
 func (o *Options) check(s *sysfs) error {
@@ -76,8 +76,8 @@ func (o *Options) check(s *sysfs) error {
 	return nil
 }
 
-// backendID is the identifier that the kernel gets. It depends on nothing but
-// the options, so that whoever attaches the same again gives the same.
+// backendID returns the identifier given to the kernel. It depends on nothing but the
+// options, so attaching the same export again gives the same identifier.
 func (o *Options) backendID() string {
 	id := o.BackendID
 	if id == "" {
@@ -90,7 +90,7 @@ func (o *Options) backendID() string {
 	return id
 }
 
-// CheckDevice reports whether device is not the name of an nbd device.
+// CheckDevice returns an error unless device is the name of an nbd device.
 func CheckDevice(device string) error { return checkDevice(&thisKernel().sysfs, device) }
 
 func checkDevice(s *sysfs, device string) error {
@@ -109,7 +109,7 @@ type Device struct {
 	BackendID   string `json:"backend_id"`
 }
 
-// kernel is the machine under the package; tests have their own.
+// kernel is the machine that the package works on; tests substitute their own.
 type kernel struct {
 	dial func() (*genetlink.Conn, error)
 	sysfs
@@ -139,15 +139,15 @@ func openExclusive(path string) error {
 	return unix.Close(fd)
 }
 
-// Attach connects a device and waits until it is usable. ctx bounds all of it;
-// when it ends too early the device is let go again.
+// Attach connects a device and waits until it is usable. ctx bounds the whole operation; if
+// it ends too early, the device is disconnected again.
 //
 // Errors: ErrNoModule, ErrNoPrivilege, ErrBusy and whatever the server says.
 func Attach(ctx context.Context, o Options) (Device, error) { return thisKernel().attach(ctx, o) }
 
-// Hold attaches as Attach does, for Attachment.Keep to look after the device. It
-// needs both timeouts. If the device is attached already, with the same backend
-// identifier, and the process that did so has ended, Hold takes over from it.
+// Hold attaches as Attach does, but for Attachment.Keep to look after the device. It needs
+// both timeouts. If the device is attached already, with the same backend identifier, by a
+// process that has ended, Hold takes over from that process.
 func Hold(ctx context.Context, o Options) (*Attachment, error) { return thisKernel().hold(ctx, o) }
 
 // Detach disconnects a device and waits until nothing of it is left. Unless
@@ -278,8 +278,8 @@ func dialAll(ctx context.Context, s Server, n int, fits func(exportInfo) error) 
 	return fds, first, nil
 }
 
-// connect hands the sockets over, to the device named or to one that is free,
-// whose number it leaves in r.
+// connect hands the sockets over, to the named device or to a free one, whose number it
+// stores in r.
 func (k *kernel) connect(d *driver, r *connectRequest, device string) error {
 	if device != "" {
 		var err error
@@ -312,12 +312,12 @@ func (k *kernel) connect(d *driver, r *connectRequest, device string) error {
 		if tries++; !errors.Is(err, ErrBusy) || tries == freeTries {
 			return fmt.Errorf("%s: %w", k.path(index), err)
 		}
-		next = index + 1 // somebody was faster
+		next = index + 1 // somebody else was faster
 	}
 }
 
-// freeFrom finds the first free device of number least or above. If there is
-// none it returns the number after the last, which the kernel then creates.
+// freeFrom finds the first free device with a number of at least least. If there is none it
+// returns the number after the last, which the kernel then creates.
 func (k *kernel) freeFrom(least int) (int, error) {
 	all, err := k.indices()
 	if err != nil {

@@ -15,8 +15,8 @@ const (
 // A backoff spaces attempts. The zero value is ready.
 type backoff struct{ attempts int }
 
-// next is how long to wait after another failure: a random time in the upper half
-// of the step, so that clients of one server do not come back all at once.
+// next returns how long to wait after another failure: a random time in the upper half of
+// the step, so that the clients of one server do not all come back at once.
 func (b *backoff) next() time.Duration {
 	step := lastBackoff
 	if b.attempts < 16 {

@@ -51,15 +51,15 @@ type exportInfo struct {
 	minBlockBytes uint32
 }
 
-// dial connects to s and negotiates its export. The connection whose socket it
-// returns is in the transmission phase, and not a byte further.
+// dial connects to s and negotiates its export. The connection whose socket it returns is
+// at the very beginning of the transmission phase.
 func dial(ctx context.Context, s Server) (fd int, info exportInfo, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, s.Network, s.Address)
 	if err != nil {
 		return -1, exportInfo{}, fmt.Errorf("%w: is the server running there?", err)
 	}
-	// The runtime watches conn for data, which costs a wake-up for every reply to
-	// the kernel: so it is given up, and a descriptor of our own kept.
+	// The runtime watches conn for data, which would cost a wake-up for every reply to the
+	// kernel. So conn is closed, and a descriptor of our own kept.
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	info, err = negotiate(conn, s.Export)
@@ -78,9 +78,9 @@ func dial(ctx context.Context, s Server) (fd int, info exportInfo, err error) {
 	return fd, info, nil
 }
 
-// negotiate runs the fixed newstyle handshake up to NBD_OPT_GO's ACK. It never
-// reads ahead: the bytes that follow are the kernel's. A server that refuses is
-// left by NBD_OPT_ABORT.
+// negotiate runs the fixed newstyle handshake up to NBD_OPT_GO's ACK. It never reads ahead:
+// the bytes that follow are the kernel's. If the server refuses, negotiate ends the session
+// by NBD_OPT_ABORT.
 //
 // Source: proto.md, "Termination of the session during option haggling".
 func negotiate(rw io.ReadWriter, export string) (exportInfo, error) {
@@ -109,7 +109,7 @@ func negotiate(rw io.ReadWriter, export string) (exportInfo, error) {
 	}
 	info, err := readGo(rw, export)
 	if errors.As(err, new(refusalError)) {
-		// The server waits for another option: leave in good order. It may be gone.
+		// The server waits for another option: leave in good order. The server may be gone.
 		msg = be.AppendUint64(nil, protocol.NEGOTIATION_MAGIC_OPTION)
 		msg = be.AppendUint32(msg, protocol.NEGOTIATION_ID_OPTION_ABORT)
 		_, _ = rw.Write(be.AppendUint32(msg, 0))
@@ -168,7 +168,7 @@ func readGo(r io.Reader, export string) (exportInfo, error) {
 	}
 }
 
-// refusal words the server's error reply.
+// refusal puts the server's error reply into words.
 func refusal(kind uint32, export string, body []byte) error {
 	name := "the default export"
 	if export != "" {

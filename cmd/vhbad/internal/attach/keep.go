@@ -10,12 +10,12 @@ import (
 )
 
 const (
-	// checkInterval is how often Keep looks at the device though nothing woke it.
+	// checkInterval is how often Keep looks at the device even if nothing wakes it.
 	checkInterval = time.Second
 	// dialTimeout bounds one attempt to reconnect, handshakes included.
 	dialTimeout = 10 * time.Second
-	// steadyTime is how long connections must last for the next loss to be
-	// answered at once: some servers take every connection and close it.
+	// steadyTime is how long connections must have lasted for their loss to be answered at
+	// once: some servers accept every connection and close it.
 	steadyTime = 2 * lastBackoff
 	// resizeGrace is added to the device's timeout: see Attachment.grow.
 	resizeGrace = 2 * time.Second
@@ -26,7 +26,7 @@ const (
 // Concurrency: one goroutine.
 type Attachment struct {
 	Device Device
-	// TakenOver is whether another process had attached the device.
+	// TakenOver says that another process had attached the device.
 	TakenOver bool
 
 	kernel  *kernel
@@ -34,14 +34,14 @@ type Attachment struct {
 	options Options
 	sockets sockets
 	index   int
-	// flags are the transmission flags that the kernel was told, once; zero while
-	// they are not known.
+	// flags are the transmission flags given to the kernel when the device was attached;
+	// zero while they are not known.
 	flags uint16
-	// exportBytes is the size that the server said last. It may exceed the
-	// device's until grow.
+	// exportBytes is the size that the server reported last. It may exceed the device's
+	// size until grow.
 	exportBytes uint64
-	// pid is what sysfs calls the device's owner: us, as the first process id
-	// namespace knows us. Another means another attachment.
+	// pid is the device's owner according to sysfs: this process, as numbered in the first
+	// process id namespace. Any other value means another attachment.
 	pid int
 	// reconnected is when the kernel last got a socket.
 	reconnected time.Time
@@ -59,19 +59,19 @@ func (k *kernel) hold(ctx context.Context, o Options) (*Attachment, error) {
 	return k.connectAll(ctx, o)
 }
 
-// Close gives up our descriptors. The device stays attached.
+// Close closes our descriptors. The device stays attached.
 func (a *Attachment) Close() error {
 	a.sockets.close()
 	return a.driver.close()
 }
 
-// Keep replaces connections that have ended by new ones, until the device is
-// detached, which is no error, or until ctx ends. While none is left the kernel
-// holds requests back for the dead connection timeout. A request that was under
-// way on a connection that ended is sent again once it is older than the timeout.
-// A value from recheck has it ask the server whether the export has grown.
+// Keep replaces connections that have ended, until the device is detached, which is no
+// error, or until ctx ends. While no connection is left, the kernel holds requests back for
+// the dead connection timeout. A request that was under way on a connection that ended is
+// sent again once it is older than the timeout. A value from recheck makes Keep ask the
+// server whether the export has grown.
 //
-// Errors: the context's.
+// Errors: that of ctx.
 func (a *Attachment) Keep(ctx context.Context, log *slog.Logger, recheck <-chan os.Signal) error {
 	log = log.With("device", a.Device.Path)
 	wake := make(chan struct{}, 1)
@@ -132,7 +132,7 @@ func (a *Attachment) Keep(ctx context.Context, log *slog.Logger, recheck <-chan 
 	}
 }
 
-// askSize asks the server, on a connection made for it, for the export's size.
+// askSize asks the server for the export's size, on a connection made for that.
 func (a *Attachment) askSize(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -173,7 +173,7 @@ func (a *Attachment) check(ctx context.Context, log *slog.Logger, wake <-chan st
 //
 // Errors: errDetached, the context's.
 func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-chan struct{}, lost int) error {
-	// A device that is being detached loses its connections, too.
+	// A device that is being detached also loses its connections.
 	if err := a.driver.reconfigure(reconfigureRequest{index: a.index, backend: a.Device.BackendID}); errors.Is(err, errDetached) {
 		return err
 	}
@@ -201,7 +201,7 @@ func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-cha
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
-		if text := err.Error(); text != last { // a server that stays away is told of once
+		if text := err.Error(); text != last { // a server that stays away is reported only once
 			log.Warn("cannot reconnect yet: trying again", "error", err)
 			last = text
 		}
@@ -215,10 +215,10 @@ func (a *Attachment) reconnect(ctx context.Context, log *slog.Logger, wake <-cha
 	}
 }
 
-// attempt dials once and replaces what is dead. It succeeds when nothing is dead
-// any more.
+// attempt dials once and replaces whatever is dead. It succeeds if nothing is dead any
+// more.
 //
-// Errors: errDetached, errNoneDead; any other means to try again.
+// Errors: errDetached, errNoneDead; after any other, try again.
 func (a *Attachment) attempt(ctx context.Context) error {
 	dead, err := a.sockets.ended()
 	if err != nil {
@@ -235,7 +235,7 @@ func (a *Attachment) attempt(ctx context.Context) error {
 	if err := a.driver.reconfigure(id); err != nil {
 		return err
 	}
-	// The kernel replaces only what it has noticed to be dead: help it to.
+	// The kernel replaces only sockets that it knows to be dead, so make it notice.
 	shutDown(dead)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -278,11 +278,11 @@ func (a *Attachment) attempt(ctx context.Context) error {
 	return errors.Join(errs, a.adoption.settle(ours, foreign))
 }
 
-// neededFlags are the transmission flags that the kernel acts on. It learns them
+// neededFlags are the transmission flags that the kernel acts on. It is given them only
 // once, when the device is attached.
 const neededFlags = flagFlush | flagFUA | flagTrim | flagWriteZeroes
 
-// fits reports what keeps the device from going on with an export.
+// fits returns why the device cannot go on with an export, nil if it can.
 func (a *Attachment) fits(info exportInfo) error {
 	lost := a.flags & neededFlags &^ info.flags
 	switch {
@@ -300,10 +300,9 @@ func (a *Attachment) fits(info exportInfo) error {
 	return nil
 }
 
-// grow tells the kernel of an export that has grown. That may freeze the device
-// until all requests in flight are done, and nothing else can be changed
-// meanwhile: so it waits until no request can still be stuck on a connection that
-// has ended.
+// grow tells the kernel that an export has grown. That may freeze the device until all
+// requests in flight are done, and nothing else can be changed meanwhile. So grow waits
+// until no request can still be stuck on a connection that has ended.
 func (a *Attachment) grow(log *slog.Logger, st *deviceState) error {
 	size := a.exportBytes &^ (uint64(a.Device.BlockBytes) - 1)
 	if size <= a.Device.SizeBytes || st.inFlight && time.Since(a.reconnected) < a.options.Timeout+resizeGrace {
@@ -311,7 +310,7 @@ func (a *Attachment) grow(log *slog.Logger, st *deviceState) error {
 	}
 	if err := a.driver.reconfigure(reconfigureRequest{index: a.index, backend: a.Device.BackendID, sizeBytes: size}); err != nil {
 		log.Error("the export has grown, but the kernel does not take the new size", "size_bytes", size, "error", err)
-		a.exportBytes = a.Device.SizeBytes // not again
+		a.exportBytes = a.Device.SizeBytes // do not try again
 		return nil
 	}
 	log.Info("the device has grown", "size_bytes", size, "was_bytes", a.Device.SizeBytes)

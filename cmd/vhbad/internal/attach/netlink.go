@@ -45,7 +45,8 @@ var ErrNoPrivilege = errors.New("not permitted: attaching and detaching need CAP
 // ErrBusy means that a device is in use.
 var ErrBusy = errors.New("busy")
 
-// errDetached means that a device is no longer attached, or by somebody else.
+// errDetached means that a device is no longer attached, or that somebody else has attached
+// it.
 var errDetached = errors.New("detached")
 
 // connectRequest is what NBD_CMD_CONNECT carries.
@@ -54,8 +55,8 @@ type connectRequest struct {
 	sizeBytes, blockBytes    uint64
 	timeout, deadConnTimeout time.Duration
 	serverFlags              uint16
-	// backend is remembered by kernels since 5.14: they show it in sysfs and
-	// refuse a RECONFIGURE that names another. Older ones ignore it.
+	// backend is an identifier. Kernels since 5.14 show it in sysfs and refuse a
+	// RECONFIGURE that names another; older ones ignore it.
 	backend string
 	fds     []int
 }
@@ -96,7 +97,7 @@ func (d *driver) connect(r connectRequest) error {
 	e.Uint64(attrServerFlags, uint64(r.serverFlags))
 	e.String(attrBackend, r.backend)
 	encodeSockets(e, r.fds)
-	// The kernel answers with the index; there is nothing to acknowledge besides.
+	// The kernel answers with the index; it sends no acknowledgement besides.
 	return d.execute(cmdConnect, e, netlink.Request)
 }
 
@@ -121,19 +122,19 @@ func encodeSockets(e *netlink.AttributeEncoder, fds []int) {
 	})
 }
 
-// reconfigureRequest is what NBD_CMD_RECONFIGURE carries. Without sockets and
-// size it changes nothing and tells whether the device is still attached.
+// reconfigureRequest is what NBD_CMD_RECONFIGURE carries. Without sockets and size it
+// changes nothing, but tells whether the device is still attached.
 type reconfigureRequest struct {
 	index   int
 	backend string
-	// sizeBytes is the new size, zero for none. The kernel may freeze the device
-	// for it, and then waits for every request in flight, even one that has no
+	// sizeBytes is the new size, zero for no change. The kernel may freeze the device to
+	// change it, and then waits for every request in flight, even one that has no
 	// connection.
 	sizeBytes uint64
 	// timeout and deadConnTimeout replace the device's unless zero.
 	timeout, deadConnTimeout time.Duration
-	// fds take the place of sockets that the kernel has marked dead. Those that
-	// find no dead one are dropped, and the kernel calls that success.
+	// fds take the place of sockets that the kernel has marked dead. Sockets for which
+	// there is no dead one are dropped, and the kernel calls that success.
 	fds []int
 }
 
@@ -198,10 +199,10 @@ func listenLinkDead(died func(index int)) (stop func(), err error) {
 	}, nil
 }
 
-// anyDevice is the device of a LINK_DEAD that does not tell.
+// anyDevice stands for the device of a LINK_DEAD that does not name it.
 const anyDevice = -1
 
-// linkDeadIndex reads which device a message of the multicast group is about.
+// linkDeadIndex returns the device that a message of the multicast group is about.
 func linkDeadIndex(m genetlink.Message) int {
 	ad, err := netlink.NewAttributeDecoder(m.Data)
 	if err != nil {

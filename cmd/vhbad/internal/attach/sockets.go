@@ -29,8 +29,8 @@ func duplicate(conn net.Conn) (fd int, err error) {
 	return fd, errors.Join(err, inner)
 }
 
-// leave ends connections that the kernel has not got, and that are in the
-// transmission phase with nothing in flight, in good order: by NBD_CMD_DISC.
+// leave ends connections in good order, by NBD_CMD_DISC. They have not been given to the
+// kernel, and are in the transmission phase with nothing in flight.
 //
 // Source: proto.md, "Terminating the transmission phase".
 func leave(fds []int) {
@@ -50,26 +50,26 @@ func closeAll(fds []int) {
 	}
 }
 
-// sockets are our own descriptors of the sockets that the kernel's driver has.
-// They tell when a connection ends, on whichever side: the kernel shuts down what
-// it gives up.
+// sockets are our own descriptors of the sockets that the kernel's driver has. They tell
+// when a connection ends, on whichever side: the kernel shuts down the sockets that it
+// gives up.
 type sockets struct {
 	fds []int
-	// ends is an epoll of the end of each, which the runtime waits for; nil until
-	// watch. Data that arrives for the kernel wakes nobody here.
+	// ends is an epoll that the runtime waits for, watching for the end of each connection;
+	// nil until watch. Data that arrives for the kernel wakes nobody here.
 	ends *os.File
 }
 
 // endEvents are the events of a connection's end.
 const endEvents = unix.POLLRDHUP | unix.POLLHUP | unix.POLLERR
 
-// watch calls ended after the end of any connection, until stop.
+// watch calls ended whenever a connection has ended, until stop.
 func (s *sockets) watch(ended func()) (stop func(), err error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	if err := unix.SetNonblock(epoll, true); err != nil { // has the runtime wait for it
+	if err := unix.SetNonblock(epoll, true); err != nil { // so that the runtime waits for it
 		return nil, errors.Join(err, unix.Close(epoll))
 	}
 	s.ends = os.NewFile(uintptr(epoll), "epoll")
@@ -115,7 +115,7 @@ func (s *sockets) watchOne(fd int) error {
 	}
 	var inner error
 	err = raw.Control(func(epoll uintptr) {
-		// By edge: an end that is known and not yet dealt with wakes nobody again.
+		// Edge-triggered: an end that is known but not yet dealt with wakes nobody again.
 		inner = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, fd,
 			&unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd)})
 	})
@@ -175,9 +175,9 @@ func (s *sockets) close() {
 	s.fds = nil
 }
 
-// taken reports whether the kernel's driver has taken fd over from a RECONFIGURE,
-// which does not tell. It sets a send timeout on each socket that it uses, if the
-// device has a timeout; ours have none.
+// taken reports whether the kernel's driver has accepted fd in a RECONFIGURE, which does
+// not report that itself. If the device has a timeout, the driver sets a send timeout on
+// each socket that it uses; ours have none.
 //
 // Source: linux drivers/block/nbd.c, nbd_reconnect_socket.
 func taken(fd int) (bool, error) {

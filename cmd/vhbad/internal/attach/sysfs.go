@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// pollInterval is how often sysfs, which tells nobody of changes, is asked.
+// pollInterval is how often sysfs, which does not announce changes, is read.
 const pollInterval = 5 * time.Millisecond
 
 // sectorBytes is the unit of /sys/block/*/size, whatever the block size.
@@ -34,13 +34,13 @@ type deviceState struct {
 	sizeBytes uint64
 	inFlight  bool
 	holders   []string
-	// backend is the identifier given when it was attached; empty also with
-	// kernels before 5.14.
+	// backend is the identifier given when it was attached; also empty on kernels before
+	// 5.14.
 	backend string
 	// blockBytes is the logical block.
 	blockBytes uint32
 	readOnly   bool
-	// node is whether its file in /dev is there.
+	// node says whether its file in /dev exists.
 	node bool
 }
 
@@ -52,7 +52,7 @@ func (s *deviceState) free() bool {
 // usable reports whether the device can be opened and read.
 func (s *deviceState) usable() bool { return s.pid != 0 && s.sizeBytes != 0 && s.node }
 
-// String says what is missing for a device to be free or usable.
+// String returns what keeps a device from being free or usable.
 func (s *deviceState) String() string {
 	var parts []string
 	if s.pid != 0 {
@@ -77,7 +77,7 @@ func deviceName(index int) string { return "nbd" + strconv.Itoa(index) }
 
 func (s *sysfs) path(index int) string { return filepath.Join(s.dev, deviceName(index)) }
 
-// index reads "/dev/nbd7", or "nbd7".
+// index returns the number of "/dev/nbd7" or "nbd7".
 func (s *sysfs) index(device string) (int, error) {
 	name := strings.TrimPrefix(device, s.dev+"/")
 	digits, ok := strings.CutPrefix(name, "nbd")

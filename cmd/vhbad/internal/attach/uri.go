@@ -30,14 +30,14 @@ func (s Server) String() string {
 	return u.String()
 }
 
-// noTLS is what to do where a server or a user wants TLS.
+// noTLS says what to do if a server or a user wants TLS.
 const noTLS = "the kernel speaks no TLS: attach through a tunnel, or with nbd-client, whose -certfile, -keyfile and -cacertfile do TLS in a process of its own"
 
 const uriForms = "want nbd://HOST[:PORT][/EXPORT], nbd+unix:///EXPORT?socket=PATH, tcp://HOST:PORT or unix:///PATH"
 
-// ParseURI reads the address of an export. tcp and unix URIs, which the daemon
-// prints, carry no export name: export is theirs. With the others it may only
-// repeat the URI's.
+// ParseURI parses the address of an export. tcp and unix URIs, which the daemon prints,
+// have no export name: they use export. With other URIs, export may only repeat the name in
+// the URI.
 //
 // Source: github.com/NetworkBlockDevice/nbd doc/uri.md.
 func ParseURI(uri, export string) (Server, error) {

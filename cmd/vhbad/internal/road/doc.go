@@ -1,13 +1,13 @@
-// Package road tests the whole road from a socket to the medium and back, with
-// nothing left out and nothing but the layers themselves.
+// Package road tests the whole path from a socket to the medium and back, with all layers
+// and nothing but the layers.
 //
-// Transcripts write down an SRB's way: each layer's border is wrapped by one
-// that notes what passes, and the result is compared with testdata/*. A changed
-// line is a changed way; after looking at the difference, write it anew with
+// Transcripts record an SRB's path: each boundary between layers is wrapped so that what
+// passes is noted, and the result is compared with testdata/*. A changed line is a changed
+// path; after reviewing the difference, rewrite the files with
 //
 //	go test ./cmd/vhbad/internal/road -run Transcripts -rewrite
 //
-// The other tests look at the road from outside: random commands against a
-// plain byte slice, writes of parts of blocks from many connections, and that
-// the steady state allocates nothing and leaves nothing behind.
+// The other tests look at the path from outside: they compare random commands with a plain
+// byte slice, write parts of blocks from many connections, and check that the steady state
+// allocates nothing and leaves nothing behind.
 package road
