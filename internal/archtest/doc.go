@@ -1,7 +1,7 @@
-// Package archtest tests the repository itself: who may import whom, and house
-// rules that no linter knows. It has no code of its own, only tests;
-// pages is what they share with others.
+// Package archtest tests the repository itself: which packages may import which, and house
+// rules that no linter knows. It has no code of its own, only tests; package pages is
+// shared with other tests.
 //
-// A rule here says why it exists and what to do instead. The picture of the layers
-// is in docs/ARCHITECTURE.md; imports_test.go is the same picture as a table.
+// Every rule here says why it exists and what to do instead. The picture of the layers is
+// in docs/ARCHITECTURE.md; imports_test.go has the same as a table.
 package archtest

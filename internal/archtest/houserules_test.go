@@ -13,10 +13,10 @@ import (
 	"testing"
 )
 
-// root is the repository as seen from this package's folder, where tests run.
+// root is the repository's root, relative to this package's folder, where tests run.
 const root = "../.."
 
-// A file is one parsed Go file of ours.
+// A file is a parsed Go file of this repository.
 type file struct {
 	path string // from the root
 	*ast.File
@@ -61,8 +61,9 @@ func parseAll(t *testing.T) (*token.FileSet, []file) {
 	return set, files
 }
 
-// TestHouseRules_PackageDoc wants one package comment in each package, in doc.go:
-// a newcomer knows where to start, and two comments would be joined by chance.
+// TestHouseRules_PackageDoc requires exactly one package comment in each package, in
+// doc.go, so that a newcomer knows where to start. Two comments would be joined in
+// arbitrary order.
 func TestHouseRules_PackageDoc(t *testing.T) {
 	_, files := parseAll(t)
 	documented := map[string]bool{}
@@ -87,7 +88,8 @@ func TestHouseRules_PackageDoc(t *testing.T) {
 	}
 }
 
-// TestHouseRules_Unsafe keeps unsafe in files that say so, so that a reviewer finds all of it.
+// TestHouseRules_Unsafe keeps unsafe in files whose names say so, so that a reviewer finds
+// all of it.
 func TestHouseRules_Unsafe(t *testing.T) {
 	_, files := parseAll(t)
 	for _, f := range files {
@@ -103,7 +105,7 @@ func TestHouseRules_Unsafe(t *testing.T) {
 	}
 }
 
-// forbidden are functions that have something better, by import path and name.
+// forbidden are functions for which there is something better, by import path and name.
 var forbidden = []struct{ path, pattern, instead string }{
 	{"time", `^Sleep$`, "wait on a channel, pass a clock, or run in testing/synctest"},
 	{"encoding/binary", `^(Read|Write)$`, "use binary.BigEndian.Uint32 and friends: no reflection, no allocation"},
@@ -112,8 +114,8 @@ var forbidden = []struct{ path, pattern, instead string }{
 	{"io/ioutil", `.`, "use io and os"},
 }
 
-// TestHouseRules_Forbidden looks at every selector; it knows packages by import, so
-// a renamed import does not hide one.
+// TestHouseRules_Forbidden checks every selector. It identifies packages by their import,
+// so a renamed import does not hide one.
 func TestHouseRules_Forbidden(t *testing.T) {
 	set, files := parseAll(t)
 	for _, f := range files {
@@ -152,8 +154,8 @@ func TestHouseRules_Forbidden(t *testing.T) {
 	}
 }
 
-// bubblesOf returns what can run only in a bubble of synctest: the functions given to
-// synctest.Test, and those that call synctest.Wait, which panics elsewhere.
+// bubblesOf returns the nodes that can run only in a bubble of synctest: functions given to
+// synctest.Test, and functions that call synctest.Wait, which panics elsewhere.
 func bubblesOf(f *ast.File) (bubbles []ast.Node) {
 	calls := func(n ast.Node, name string) bool {
 		call, ok := n.(*ast.CallExpr)
@@ -186,7 +188,7 @@ func bubblesOf(f *ast.File) (bubbles []ast.Node) {
 		waits := false
 		ast.Inspect(body, func(in ast.Node) bool {
 			if _, ok := in.(*ast.FuncLit); ok {
-				return false // looked at by itself
+				return false // it is checked by itself
 			}
 			waits = waits || calls(in, "Wait")
 			return true
@@ -222,7 +224,7 @@ func TestBubblesOf(t *testing.T) {
 	}
 }
 
-// TestHouseRules_NoSkip wants no test that can be green without having run.
+// TestHouseRules_NoSkip allows no test that can pass without having run.
 func TestHouseRules_NoSkip(t *testing.T) {
 	set, files := parseAll(t)
 	for _, f := range files {
@@ -249,8 +251,8 @@ func TestHouseRules_NoSkip(t *testing.T) {
 	}
 }
 
-// TestHouseRules_Mutexes wants locks that can be found by name, as the comments
-// that guard fields name them.
+// TestHouseRules_Mutexes requires that locks have names, which the comments on the fields
+// that they guard can refer to.
 func TestHouseRules_Mutexes(t *testing.T) {
 	set, files := parseAll(t)
 	for _, f := range files {
@@ -285,9 +287,9 @@ func TestHouseRules_Mutexes(t *testing.T) {
 	}
 }
 
-// TestHouseRules_Locked wants a lock named in the comment of each function whose
-// name says that it needs one, so that the tool can check the callers. It is for
-// the packages that have such annotations.
+// TestHouseRules_Locked requires that the comment of each function whose name says that it
+// needs a lock names the lock, so that the tool can check the callers. It covers the
+// packages that have such annotations.
 func TestHouseRules_Locked(t *testing.T) {
 	set, files := parseAll(t)
 	annotated := map[string]bool{}
@@ -332,11 +334,11 @@ func locksNamed(group *ast.CommentGroup) bool {
 	return false
 }
 
-// unfinished finds notes that something is not done.
+// unfinished finds notes about unfinished work.
 var unfinished = regexp.MustCompile(`\b(TODO|FIXME|XXX|HACK)\b`)
 
-// TestHouseRules_Finished wants no promise in the code: an issue, or a BUG note in
-// the package comment, is where one belongs.
+// TestHouseRules_Finished allows no promises in the code: they belong in an issue, or in a
+// BUG note in the package comment.
 func TestHouseRules_Finished(t *testing.T) {
 	set, files := parseAll(t)
 	for _, f := range files {

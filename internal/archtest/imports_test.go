@@ -12,8 +12,8 @@ import (
 
 const module = "github.com/vhbad/vhbad/"
 
-// A layer is a folder and everything below it, and what it may import of ours and
-// of others. A name that ends in a slash allows what is below it too.
+// A layer is a folder and everything below it, with what it may import from this module and
+// from others. A name that ends in a slash also allows everything below it.
 type layer struct {
 	folder string
 	allow  []string // besides itself and the standard library
@@ -29,7 +29,7 @@ var testModules = []string{
 	"pgregory.net/rapid", "github.com/google/go-cmp/", "github.com/cockroachdb/datadriven", "github.com/rogpeppe/go-internal/",
 }
 
-// layers, the most particular folder first: the first that matches decides.
+// layers are in order of precedence: the first folder that matches decides.
 var layers = []layer{
 	{
 		folder: "internal/archtest",
@@ -156,7 +156,7 @@ var layers = []layer{
 	},
 }
 
-// A listed is what `go list -json` says of a package.
+// A listed is what `go list -json` says about a package.
 type listed struct {
 	ImportPath                         string
 	Imports, TestImports, XTestImports []string
@@ -184,7 +184,7 @@ func TestImports_Direction(t *testing.T) {
 	}
 }
 
-// packages lists ours among all that `./...` depends on.
+// packages returns the module's own packages among all that `./...` depends on.
 func packages(t *testing.T) []listed {
 	t.Helper()
 	list := exec.Command("go", "list", "-e", "-deps", "-tags=interop,kernel,interleave,ship",
@@ -223,8 +223,8 @@ func layerOf(folder string) (layer, bool) {
 	return layer{}, false
 }
 
-// allows says whether the layer may import path: it is the standard library's, its
-// own, or named in a list.
+// allows reports whether the layer may import path: it belongs to the standard library or
+// to the layer itself, or is named in a list.
 func (l layer) allows(path string, list []string) bool {
 	first, _, _ := strings.Cut(path, "/")
 	own := module + l.folder
@@ -239,7 +239,7 @@ func (l layer) allows(path string, list []string) bool {
 	return false
 }
 
-// TestImports_TableBites checks the table itself against imports that must fail.
+// TestImports_TableBites checks the table itself, with imports that must fail.
 func TestImports_TableBites(t *testing.T) {
 	for _, tt := range []struct {
 		folder, path string

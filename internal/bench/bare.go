@@ -37,16 +37,16 @@ const (
 	chunkOffsetData = 1
 )
 
-// bareBufferBytes is what one read may bring and one write may take.
+// bareBufferBytes is the most that one read may bring and one write may take.
 const bareBufferBytes = 512 << 10
 
-// serveBare is the ceiling for a server in Go: it parses requests and copies
-// memory. There is no queue, no check beyond the range, no error but EINVAL, and
-// nothing that could be reset, drained or watched.
+// serveBare is the upper limit for a server in Go: it parses requests and copies memory.
+// There is no queue, no check except of the range, no error but EINVAL, and nothing that
+// could be reset, drained or watched.
 //
-// With structured it agrees on structured replies, as vhbad and nbdkit do: a
-// read's data comes in a chunk with its offset, for which clients have more to
-// do. libnbd, that is fio, makes twice as many system calls for such a reply.
+// With structured it agrees on structured replies, as vhbad and nbdkit do: a read's data
+// comes in a chunk with its offset, which is more work for clients. libnbd, and so fio,
+// makes twice as many system calls for such a reply.
 func serveBare(socket string, sizeBytes int64, structured bool) error {
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -110,8 +110,8 @@ func bareConnection(c net.Conn, memory []byte, structured bool) error {
 	}
 }
 
-// bareRequest serves the request at start, if it is there whole; else it says how
-// many bytes it needs.
+// bareRequest serves the request at start if it is there completely; otherwise it returns
+// how many bytes it needs.
 func bareRequest(in []byte, start, end int, out, memory []byte, structured bool) (next int, replies []byte, need int, done bool) {
 	b := in[start:end]
 	if len(b) < requestBytes {
@@ -159,8 +159,8 @@ func bareRequest(in []byte, start, end int, out, memory []byte, structured bool)
 	return start + requestBytes + payload, out, 0, false
 }
 
-// bareHandshake takes any export name by EXPORT_NAME or GO.
-// It reports whether structured replies were agreed on.
+// bareHandshake accepts any export name, by EXPORT_NAME or GO. It reports whether
+// structured replies were agreed on.
 func bareHandshake(c net.Conn, sizeBytes uint64, offerStructured bool) (structured bool, err error) {
 	hello := binary.BigEndian.AppendUint64(nil, protocol.NEGOTIATION_MAGIC_OLDSTYLE)
 	hello = binary.BigEndian.AppendUint64(hello, protocol.NEGOTIATION_MAGIC_OPTION)

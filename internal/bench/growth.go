@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A point is how cost is when one thing has grown to N: medians of growthRounds.
+// A point is the cost when one thing has grown to N, as medians of growthRounds rounds.
 type point struct {
 	What      string  `json:"what"` // "disks", "connections", "depth", "size"
 	N         float64 `json:"n"`    // how many, or GiB
@@ -25,8 +25,8 @@ const (
 	growthRunTime = 1500 * time.Millisecond
 )
 
-// A size is one step of something that grows: how to start the server and what to
-// load it with.
+// A size is one step of something that grows: how to start the server and which load to put
+// on it.
 type size struct {
 	n         float64
 	load      load
@@ -34,7 +34,7 @@ type size struct {
 	extra     []string
 }
 
-// A series is all steps of one thing, which are measured in turn.
+// A series is all the steps of one thing; they are measured in turn.
 type series struct {
 	what  string
 	sizes []size

@@ -21,11 +21,11 @@ import (
 	"github.com/vhbad/vhbad/internal/guest"
 )
 
-// Rows of the guest: both servers and all clients run in one guest kernel, and
-// reach the servers by its /dev/nbd0 and /dev/nbd1. guestinit.go is its side.
+// Rows of the guest: both servers and all clients run in one guest kernel, where clients
+// reach the servers through /dev/nbd0 and /dev/nbd1. guestinit.go is what runs inside.
 
 const (
-	// guestDiskBytes is little, as each page that a process of a guest touches is a
+	// guestDiskBytes is small, because each page that a guest's process touches is a
 	// mapping of its own on the host.
 	guestDiskBytes = 128 * mib
 	// guestMemory is for two disks, two daemons, the tree and the page cache.
@@ -35,11 +35,11 @@ const (
 	// guestDeadline bounds one boot.
 	guestDeadline = 10 * time.Minute
 
-	// envGuest tells process 1 of a guest which file has its orders.
+	// envGuest tells process 1 of a guest which file has its order.
 	envGuest = "VHBAD_BENCH_GUEST"
 
 	guestUntar = "guest-untar"
-	// untarShare is how many times as many rounds that row has: one is short.
+	// untarShare is how many times as many rounds the untar row gets, because one is short.
 	untarShare = 2
 )
 
@@ -64,7 +64,7 @@ func guestRows() []row {
 	}
 }
 
-// A guestOrder is what a guest is to do. It finds it in a file of the host.
+// A guestOrder says what a guest is to do. The guest reads it from a file of the host.
 type guestOrder struct {
 	Vhbad   string        `json:"vhbad"`
 	Tree    string        `json:"tree"` // the tar file
@@ -90,8 +90,8 @@ func (o *guestOrder) servers() []kind {
 	return []kind{vhbadMemory, nbdkitMemory}
 }
 
-// A guestReport is one line that a guest writes: a result, the first one with the
-// kernel's name, or why there are no more.
+// A guestReport is one line that a guest writes: a result, with the kernel's name in the
+// first, or why there are no more.
 type guestReport struct {
 	Kernel string  `json:"kernel,omitempty"`
 	Row    string  `json:"row,omitempty"`
@@ -155,7 +155,7 @@ func (b *bench) runGuest(order *guestOrder, outcomes []outcome) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), guestDeadline)
 	defer cancel()
 	stop := context.AfterFunc(ctx, m.Kill)
-	// A guest is in a process group of its own and would outlive us.
+	// A guest is in a process group of its own and would outlive this program.
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(ended)
@@ -221,7 +221,7 @@ func (b *bench) listen(m *guest.Machine, order *guestOrder, outcomes []outcome) 
 	return errors.Join(lines.Err(), errors.New("the guest ended before it was done"))
 }
 
-// roundComplete reports whether all servers have so many results.
+// roundComplete reports whether all servers have n results.
 func (o *outcome) roundComplete(kinds []kind, n int) bool {
 	return !slices.ContainsFunc(kinds, func(k kind) bool { return len(o.results[k]) != n })
 }

@@ -22,8 +22,8 @@ import (
 
 const guestMount = "/run/disk"
 
-// guestMain carries out an order and powers the guest off, if this process is the
-// first of a guest; else it returns false at once.
+// guestMain carries out an order and powers the guest off, if this process is process 1 of
+// a guest; otherwise it returns false at once.
 func guestMain() bool {
 	return guest.Main(envGuest, func(orders string, reports *os.File) {
 		last := guestReport{Done: true}
@@ -105,11 +105,11 @@ func guestRow(shop *shop, order *guestOrder, r row, reports io.Writer) (err erro
 	}
 	if r.name == guestUntar {
 		tree := filepath.Join(guest.Temporary, "tree.tar")
-		if err := copyFile(order.Tree, tree); err != nil { // the host's file system is slow from here
+		if err := copyFile(order.Tree, tree); err != nil { // reading the host's file system from here is slow
 			return err
 		}
 		measure = func(p *process, _ int) (result, error) { return untar(p, tree) }
-		prepare = func(p *process) error { // programs come from the host the first time
+		prepare = func(p *process) error { // programs are read from the host the first time they run
 			_, err := untar(p, tree)
 			return err
 		}
@@ -140,11 +140,11 @@ func (p *process) attach(n int) error {
 	return command("nbd-client", "-unix", p.socket, p.device, "-b", strconv.Itoa(4*kib), "-C", "1")
 }
 
-// untar makes a file system on the device, unpacks a tree into it and unmounts it,
-// which writes all of it, and measures the time.
+// untar makes a file system on the device, unpacks a tree into it and unmounts it, which
+// writes everything out, and measures the time that this takes.
 //
-// The kernel would begin to zero what mkfs has left out up to 5 s after the mount, at
-// random: in some rounds there would be a sixth more to write.
+// Up to 5 s after the mount, at a random moment, the kernel would begin to zero what mkfs
+// has left out: some rounds would write a sixth more.
 func untar(p *process, tree string) (result, error) {
 	if err := os.MkdirAll(guestMount, 0o755); err != nil {
 		return result{}, err

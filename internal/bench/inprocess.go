@@ -16,8 +16,8 @@ const (
 	inProcessTime   = "300ms"
 )
 
-// roundTrip runs the benchmarks from submission to completion, and of the copy
-// alone, in rounds of all of them.
+// roundTrip runs the benchmarks of the way from submission to completion, and of the copy
+// alone, all of them in each round.
 func (b *bench) roundTrip() ([]string, error) {
 	program := filepath.Join(b.shop.dir, "miniport.test")
 	if err := command("go", "test", "-c", "-o", program, "./miniport"); err != nil {
@@ -49,8 +49,8 @@ type goBenchmark struct {
 	ns                []float64
 }
 
-// byBenchmark gathers the lines that benchmarks printed by their names, in the order
-// of the first round.
+// byBenchmark groups the lines that benchmarks printed by name, in the order of the first
+// round.
 func byBenchmark(lines []string) []goBenchmark {
 	var out []goBenchmark
 	at := make(map[string]int)
@@ -79,10 +79,10 @@ func byBenchmark(lines []string) []goBenchmark {
 	return out
 }
 
-// The row that says what a second processor brings: how many times as many
-// requests two connections make, each on a core of its own, as one does. A copy of
-// as many bytes that needs nobody else, on one and on two processors in the same
-// round, says what the machine has to give.
+// The row that says what a second processor brings: how many times as many requests two
+// connections make, each on a core of its own, as one connection does. Copying as many
+// bytes, which depends on nobody else, on one and on two processors in the same round shows
+// how much the machine can give.
 const (
 	scaleRow = "two-processors-4k"
 

@@ -21,7 +21,7 @@ func (l load) String() string {
 	return fmt.Sprintf("%s bs=%dk depth=%d connections=%d", l.rw, l.blockBytes>>10, l.depth, l.connections)
 }
 
-// A result is what one run of a load gave.
+// A result is the outcome of one run of a load.
 type result struct {
 	IOPS           float64 `json:"iops,omitempty"`
 	BytesPerSecond float64 `json:"bytes_per_second,omitempty"`
@@ -31,8 +31,8 @@ type result struct {
 	P50  float64 `json:"p50_us,omitempty"`
 	P99  float64 `json:"p99_us,omitempty"`
 	P999 float64 `json:"p999_us,omitempty"`
-	// Seconds is the time of a copy or of unpacking a tree, and CPUSeconds the
-	// server's processor time in it.
+	// Seconds is the time that a copy or unpacking a tree took, and CPUSeconds the server's
+	// processor time for it.
 	Seconds    float64 `json:"seconds,omitempty"`
 	CPUSeconds float64 `json:"cpu_seconds,omitempty"`
 	// Calls is system calls for one request.
@@ -59,7 +59,7 @@ type fioSide struct {
 	} `json:"clat_ns"`
 }
 
-// runFio puts l on the server for d and measures it.
+// runFio puts load l on the server for d and measures it.
 func runFio(p *process, l load, sizeBytes int64, d time.Duration, seed int) (result, error) {
 	cpu, err := processorTime(p.pid())
 	if err != nil {
@@ -87,7 +87,7 @@ func runFio(p *process, l load, sizeBytes int64, d time.Duration, seed int) (res
 	return r, nil
 }
 
-// fio runs one job: on the device if the server is attached to one, else as an NBD
+// fio runs one job: on the device if the server is attached to one, otherwise as an NBD
 // client.
 func fio(p *process, l load, sizeBytes int64, more ...string) (fioSide, error) {
 	args := []string{"--ioengine=nbd", "--uri=" + p.uri}

@@ -118,18 +118,18 @@ Where others use the machine, chrt -r 10 before it keeps them away; the document
 	return errors.Join(r.plots(strings.TrimSuffix(*doc, ".md")), r.writeMarkdown(*doc))
 }
 
-// A part is what one step of a run measures: rows, or what has no rows.
+// A part is what one step of a run measures: rows, or something that has no rows.
 type part struct {
 	name  string
 	guess time.Duration // how long it takes
 	run   func(r *results) error
 }
 
-// parts are what a run measures, in its order: all whose names match, the expression
-// that they are chosen by.
+// parts returns what a run measures, in order: all parts whose names match.
 func (b *bench) parts(match *regexp.Regexp) []part {
 	var out []part
-	// What a server and a round of it cost besides the runs is from experience.
+	// What starting a server and a round of it cost beyond the measured runs, from
+	// experience.
 	const start, gap = 2 * time.Second, 400 * time.Millisecond
 	rounds := time.Duration(b.rounds)
 	for _, row := range slices.Concat(fioRows(), simpleRows()) {
@@ -192,7 +192,7 @@ func matching(rows []row, match *regexp.Regexp) []row {
 	return slices.DeleteFunc(rows, func(r row) bool { return !match.MatchString(r.name) })
 }
 
-// measure does every part. What fails keeps no other from being measured.
+// measure measures every part. One that fails does not keep the others from being measured.
 func (b *bench) measure(r *results, parts []part) (err error) {
 	total := time.Duration(0)
 	for i := range parts {

@@ -48,8 +48,8 @@ func residentBytes(pid int) (int64, error) {
 	return pages * int64(os.Getpagesize()), err
 }
 
-// systemCalls counts the system calls of a process while fn runs, by a
-// tracepoint: strace would make each so slow that the process behaved otherwise.
+// systemCalls counts the system calls of a process while fn runs. It uses a tracepoint:
+// strace would slow each call so much that the process would behave differently.
 func systemCalls(pid int, fn func() error) (int64, error) {
 	var out bytes.Buffer
 	cmd := exec.Command("perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", strconv.Itoa(pid))
@@ -74,5 +74,5 @@ func systemCalls(pid int, fn func() error) (int64, error) {
 	return n, nil
 }
 
-// perfStartTime is how long perf may take to attach; it does not tell.
+// perfStartTime is how long perf is given to attach; it does not say when it has.
 const perfStartTime = 500 * time.Millisecond

@@ -64,8 +64,7 @@ func plotRows(path, title string, m metric, outcomes []outcome) error {
 	return p.Save(plotWidth, plotHeight, path)
 }
 
-// plotLatency draws the distribution of latency of one row: percentile to
-// microseconds.
+// plotLatency draws the latency distribution of one row: microseconds over percentiles.
 func plotLatency(path string, o *outcome) error {
 	p := plot.New()
 	p.Title.Text = "Latency of " + o.row.name + " (median over the rounds)"

@@ -20,7 +20,7 @@ type report struct {
 	Verdicts []reportRow `json:"verdicts"`
 }
 
-// A reportRow is one target and what came of it.
+// A reportRow is one target and its outcome.
 type reportRow struct {
 	Row      string  `json:"row"`
 	Against  kind    `json:"against"`
@@ -37,7 +37,7 @@ type reportRow struct {
 	isAtMost bool
 }
 
-// judge compares what was measured with what was aimed at.
+// judge compares the measurements with the targets.
 func judge(all *results) (*report, error) {
 	r := &report{results: all}
 	rows := allRows()
@@ -60,8 +60,8 @@ func judge(all *results) (*report, error) {
 	return r, nil
 }
 
-// judged is rr with what its ratios, of which there is one at least, say of its
-// target.
+// judged returns rr with the verdict that ratios, of which there is at least one, give on
+// its target.
 func judged(rr reportRow, ratios []float64) reportRow {
 	rr.isAtMost = !rr.Metric.better()
 	rr.Ratio, rr.Least, rr.Most, rr.Rounds = median(ratios), slices.Min(ratios), slices.Max(ratios), len(ratios)
@@ -69,7 +69,7 @@ func judged(rr reportRow, ratios []float64) reportRow {
 	return rr
 }
 
-// verdict compares one target with what was measured.
+// verdict compares one target with the measurements.
 func (o *outcome) verdict(t target) reportRow {
 	rr := reportRow{Row: o.row.name, Against: t.peer, Metric: t.metric, Target: t.limit, isAtMost: !t.metric.better()}
 	switch {
@@ -119,7 +119,7 @@ func (r *reportRow) String() string {
 	return fmt.Sprintf("%-20s %-16s %-22s %6.2f  [%.2f … %.2f]  want %s %.2f  %s", r.Row, against, r.Metric, r.Ratio, r.Least, r.Most, sign, r.Target, verdict)
 }
 
-// markdown is docs/benchmarks.md but for what people have written around it.
+// markdown returns docs/benchmarks.md without the text that people have written around it.
 func (r *report) markdown() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(&b, format+"\n", args...) }
@@ -184,7 +184,7 @@ func (r *report) markdown() string {
 	return b.String()
 }
 
-// conditions are the days, machines and lengths of runs of the rows.
+// conditions lists the dates, machines and run lengths of the rows.
 func (r *report) conditions() []string {
 	var out []string
 	for i := range r.Rows {
@@ -204,7 +204,7 @@ func number(x float64) string {
 	return fmt.Sprintf("%.2f", x)
 }
 
-// machine says what was measured on, and where on it if that is to be said.
+// machine says what was measured on; where, unless empty, says where on that machine.
 func machine(where string) string {
 	model := "unknown processor"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -232,7 +232,7 @@ func machine(where string) string {
 	return strings.Join(parts, "; ") + "."
 }
 
-// policy says how client and servers are scheduled. They inherit it.
+// policy says how client and servers are scheduled. They inherit this process's scheduling.
 func policy() string {
 	a, err := unix.SchedGetAttr(0, 0)
 	switch {
@@ -246,7 +246,7 @@ func policy() string {
 	return "client and servers at ordinary priority"
 }
 
-// Marks between which docs/benchmarks.md is written by this program.
+// Between these marks, docs/benchmarks.md is written by this program.
 const (
 	markBegin = "<!-- written by make bench: begin -->"
 	markEnd   = "<!-- written by make bench: end -->"

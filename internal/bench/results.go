@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// results is what was measured, as it lies in results.json: rows may be measured
-// one by one, on different days, and the document shows them all.
+// results is what was measured, as stored in results.json: rows may be measured one by one,
+// on different days, and the document shows them all.
 type results struct {
 	Rows      []rowResults `json:"rows"`
 	Growth    []point      `json:"growth,omitempty"`
@@ -22,7 +22,7 @@ type results struct {
 	RoundTrip []string     `json:"round_trip,omitempty"`
 }
 
-// rowResults is one row's, of each server one for each round.
+// rowResults are the results of one row: by server, one for each round.
 type rowResults struct {
 	Name    string            `json:"name"`
 	When    time.Time         `json:"when"`
@@ -57,9 +57,9 @@ func resultsPath(doc string) string {
 	return filepath.Join(strings.TrimSuffix(doc, ".md"), "results.json")
 }
 
-// update puts what is new into the file and returns all. Rows come in the order
-// of the table; those that are in it no more are dropped. What failed is no
-// reason to forget what was measured before.
+// update puts the new results into the file and returns all of them, in the order of the
+// table; rows that are no longer in the table are dropped. A failure is no reason to forget
+// what was measured before.
 func update(path string, latest *results, failed error) (all results, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

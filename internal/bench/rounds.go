@@ -19,13 +19,13 @@ type bench struct {
 	work    *work
 }
 
-// An outcome is a row that was measured: results by server, one for each round.
+// An outcome is a measured row: results by server, one for each round.
 type outcome struct {
 	row     row
 	results map[kind][]result
 	err     error
-	// runTime and machine are how long a run was and where it was, if that is not as
-	// with the others.
+	// runTime and machine are the length of a run and the place where it ran, if they
+	// differ from the other rows'.
 	runTime time.Duration
 	machine string
 }
@@ -108,7 +108,7 @@ func (b *bench) measureRow(r row) (o outcome) {
 	return o
 }
 
-// lastRound is the last round in words.
+// lastRound describes the last round in words.
 func (o *outcome) lastRound() string {
 	var s strings.Builder
 	for _, k := range append([]kind{o.row.ours}, o.row.peers...) {
@@ -124,10 +124,10 @@ func (o *outcome) lastRound() string {
 	return s.String()
 }
 
-// imageWriteBytes is what images are written by. It decides how large the folios
-// of the page cache are, and ext4 looks at every block of a folio before it
-// writes one: in folios of a megabyte a write of 4 KiB takes 30 us under the
-// inode's lock, and all servers are as slow as that.
+// imageWriteBytes is the size of the writes that make an image. It decides how large the
+// folios of the page cache are, and ext4 looks at every block of a folio before it writes
+// one: in folios of a megabyte, a write of 4 KiB takes 30 us under the inode's lock, which
+// slows all servers alike.
 const imageWriteBytes = 4 * kib
 
 // makeImage makes a file without holes whose pages are in the cache.
@@ -146,6 +146,6 @@ func makeImage(path string, sizeBytes int64) error {
 			return err
 		}
 	}
-	// Written back now, not while servers are measured.
+	// Write back now, not while servers are being measured.
 	return f.Sync()
 }

@@ -18,8 +18,8 @@ import (
 // A kind is a way to serve one disk.
 type kind string
 
-// The servers that are compared. All but go-nbd and those that are called "simple"
-// agree on structured replies with clients that ask for them.
+// The servers that are compared. All but go-nbd and the ones called "simple" agree on
+// structured replies with clients that ask for them.
 const (
 	vhbadMemory   kind = "vhbad"
 	vhbadSimple   kind = "vhbad, simple"
@@ -38,8 +38,8 @@ const (
 // startTime bounds how long a server may take to listen.
 const startTime = 10 * time.Second
 
-// nbdServerPort is where nbd-server listens besides its socket: without a port it
-// takes its input for a client.
+// nbdServerPort is where nbd-server listens besides its socket: without a port it would
+// take its standard input for a client.
 const nbdServerPort = 10995
 
 // A process is a running server.
@@ -47,13 +47,13 @@ type process struct {
 	kind   kind
 	uri    string
 	socket string
-	// device is the /dev/nbdN that is attached to it, in a guest; else empty.
+	// device is the /dev/nbdN that is attached to it in a guest; otherwise empty.
 	device string
 	cmd    *exec.Cmd
 	log    *bytes.Buffer
 	done   chan struct{}
 	once   sync.Once
-	// pidFile has the process id of a server that has left us; else empty.
+	// pidFile has the process id of a server that is no longer our child; otherwise empty.
 	pidFile string
 }
 
@@ -106,7 +106,7 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return nil, err
 		}
-		// With -d it would serve one connection and no more; so it becomes a daemon.
+		// With -d it would serve only one connection, so it becomes a daemon.
 		pidFile = filepath.Join(s.dir, strconv.Itoa(s.count)+".pid")
 		cmd = exec.Command("nbd-server", "-C", config, "-p", pidFile)
 		uri = "nbd+unix:///disk?socket=" + socket
@@ -115,14 +115,14 @@ func (s *shop) start(k kind, sizeBytes int64, image string) (*process, error) {
 	}
 	p := &process{kind: k, uri: uri, socket: socket, cmd: cmd, log: &bytes.Buffer{}, done: make(chan struct{}), pidFile: pidFile}
 	cmd.Stdout, cmd.Stderr = p.log, p.log
-	// What this program cannot stop, because it was killed, stops by itself.
+	// If this program is killed, it cannot stop its servers; they then stop by themselves.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	go func() {
 		defer close(p.done)
-		_ = cmd.Wait() // the log tells more
+		_ = cmd.Wait() // the log says more
 	}()
 	for end := time.Now().Add(startTime); ; pause() {
 		c, err := net.Dial("unix", socket)
@@ -181,8 +181,8 @@ func (p *process) stopDaemon() error {
 	return fmt.Errorf("%s: process %d does not end", p.kind, pid)
 }
 
-// pause is the time between two looks at something that nobody tells us of.
+// pause is the time between two checks for something that is not announced.
 func pause() { <-time.After(5 * time.Millisecond) }
 
-// pid is the process that serves.
+// pid returns the id of the process that serves.
 func (p *process) pid() int { return p.cmd.Process.Pid }

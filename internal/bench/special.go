@@ -17,7 +17,7 @@ import (
 // copyBytes is the size of the image that is copied.
 const copyBytes = gib
 
-// copyRows are nbdcopy of a file-backed disk, out of and into each server.
+// copyRows are copies by nbdcopy, out of and into a file-backed disk of each server.
 func copyRows() []row {
 	kinds := []kind{vhbadFile, nbdkitFile, qemuFile, nbdServerFile}
 	faster := make([]target, 0, len(kinds)-1)
@@ -52,7 +52,8 @@ func (b *bench) copies(kinds []kind, down, up *outcome) (err error) {
 	for round := range b.rounds {
 		for i := range kinds {
 			k := kinds[(i+round)%len(kinds)]
-			// A server of its own for each: the image is another process' otherwise.
+			// Each gets a server of its own: otherwise the image would be another
+			// process's.
 			image := filepath.Join(b.shop.dir, "copy.img")
 			if err := makeImage(image, copyBytes); err != nil {
 				return err
@@ -91,8 +92,8 @@ func copyBoth(p *process, image, source, sink string) (out, in time.Duration, er
 	return out, in, err
 }
 
-// settle has a file to be read wholly in the page cache, and nothing of those to be
-// written to wait for the disk.
+// settle brings the file to be read into the page cache completely, and leaves no data of
+// the files to be written waiting for the disk.
 func settle(from string, to ...string) error {
 	f, err := os.Open(from)
 	if err != nil {
@@ -173,8 +174,8 @@ const (
 	idleTime        = 5 * time.Second
 )
 
-// idle says what idle connections cost: bytes each, and the processor time that
-// the server takes while nothing happens.
+// idle measures what idle connections cost: bytes for each, and the processor time that the
+// server uses while nothing happens.
 func (b *bench) idle() (bytesEach int64, busy time.Duration, err error) {
 	b.shop.extra = []string{"--connections", fmt.Sprint(idleConnections + 1)}
 	p, err := b.shop.start(vhbadMemory, diskBytes, "")
@@ -204,7 +205,7 @@ func (b *bench) idle() (bytesEach int64, busy time.Duration, err error) {
 		}
 		conns = append(conns, c)
 	}
-	<-time.After(2 * time.Second) // what is thrown away after a while, goes
+	<-time.After(2 * time.Second) // what is released only after a while is gone by then
 	after, err := residentBytes(p.pid())
 	if err != nil {
 		return 0, 0, err
@@ -218,8 +219,8 @@ func (b *bench) idle() (bytesEach int64, busy time.Duration, err error) {
 	return (after - before) / idleConnections, end - begin, err
 }
 
-// enter makes a connection and goes into transmission by EXPORT_NAME, with one
-// read, so that the connection has what a connection has.
+// enter makes a connection and enters transmission by EXPORT_NAME. It makes one read, so
+// that the connection holds everything that a used one does.
 func enter(socket string) (net.Conn, error) {
 	c, err := net.Dial("unix", socket)
 	if err != nil {

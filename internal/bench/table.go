@@ -35,15 +35,15 @@ func (m metric) of(r result) float64 {
 	panic("bench: no metric " + string(m))
 }
 
-// better says whether more of it is better.
+// better reports whether more is better.
 func (m metric) better() bool { return m == iops || m == scale }
 
-// A target is what a row aims at: our value divided by the peer's, or our value
-// alone if there is no peer.
+// A target is what a row is to reach: our value divided by the peer's, or our value alone
+// if there is no peer.
 type target struct {
 	peer   kind
 	metric metric
-	limit  float64 // at least, if more is better; else at most
+	limit  float64 // at least this if more is better, otherwise at most
 }
 
 func (t target) met(ratio float64) bool {
@@ -69,8 +69,8 @@ const (
 	gib = 1 << 30
 )
 
-// diskBytes is the size of the disks that fio loads: more than the processor's
-// caches, little enough to fill in no time.
+// diskBytes is the size of the disks that fio loads: larger than the processor's caches,
+// but small enough to fill quickly.
 const diskBytes = 512 * mib
 
 // allRows are the rows that have targets, in the order of the document.
@@ -78,8 +78,8 @@ func allRows() []row {
 	return slices.Concat(fioRows(), simpleRows(), copyRows(), callRows(), guestRows())
 }
 
-// simpleRows are reads where nobody speaks structured replies: like with like, for
-// those servers that have none. Writes have simple replies either way.
+// simpleRows are reads where no server sends structured replies, for a fair comparison with
+// servers that have none. Replies to writes are simple either way.
 func simpleRows() []row {
 	return []row{
 		{

@@ -8,14 +8,14 @@ import (
 	"github.com/vhbad/vhbad/internal/progress"
 )
 
-// A work tells people how far the whole run is: by a bar on a terminal, and by a
-// line for each round elsewhere.
+// A work shows people how far the whole run is: by a bar on a terminal, and by a line for
+// each round elsewhere.
 type work struct {
 	out   io.Writer
-	bar   *progress.Bar // nil: no terminal
+	bar   *progress.Bar // nil if there is no terminal
 	total time.Duration // of all parts, as guessed
 	done  time.Duration // of the parts that are over
-	part  time.Duration // the one at hand
+	part  time.Duration // of the current part
 }
 
 func newWork(out io.Writer, total time.Duration) *work {
@@ -26,7 +26,7 @@ func newWork(out io.Writer, total time.Duration) *work {
 	return w
 }
 
-// begin begins a part that is guessed to take so long, and ends the one before.
+// begin ends the current part and begins another, which is guessed to take guess.
 func (w *work) begin(what string, guess time.Duration) {
 	w.done += w.part
 	w.part = guess
@@ -36,10 +36,10 @@ func (w *work) begin(what string, guess time.Duration) {
 	w.at(0)
 }
 
-// at says how much of the part is done, from 0 to 1.
+// at reports how much of the part is done, from 0 to 1.
 func (w *work) at(share float64) {
 	if w.bar != nil {
-		// The last line is end's.
+		// The last line is for end to print.
 		w.bar.Update(min(int64(w.done)+int64(share*float64(w.part)), int64(w.total)-1), int64(w.total))
 	}
 }
@@ -56,7 +56,7 @@ func (w *work) end(err error) {
 	}
 }
 
-// note says something about the part to whoever keeps what is printed.
+// note prints something about the part where there is no bar, for whoever keeps the output.
 func (w *work) note(format string, args ...any) {
 	if w.bar == nil {
 		_, _ = fmt.Fprintf(w.out, format+"\n", args...)

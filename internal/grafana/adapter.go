@@ -1,6 +1,6 @@
 package grafana
 
-// adapter is for who studies the stack: port, driver and device.
+// adapter is for people who study the stack: port, driver and device.
 func adapter() Dashboard {
 	perQueue := func(metric, legend string) query {
 		return query{"sum by (instance, queue) (rate(" + metric + "{<instance>}[<rate>]))", "{{instance}} queue {{queue}}" + legend}

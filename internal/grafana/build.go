@@ -36,10 +36,11 @@ var marks = strings.NewReplacer(
 	"<rate>", "$__rate_interval",
 )
 
-// A query is an expression with marks, and how its series are called.
+// A query is an expression with marks (see the package comment) and the legend of its
+// series.
 type query struct{ expr, legend string }
 
-// Graph and number of the dashboards' files, before they have a place.
+// Panels of the dashboards' files, before they have a place.
 type (
 	// A graph shows series over time.
 	graph struct {
@@ -52,8 +53,8 @@ type (
 	number struct {
 		title, description, unit string
 		queries                  []query
-		bad                      *float64          // red from here on, green below
-		words                    map[string]Mapped // instead of values
+		bad                      *float64          // red from this value on, green below
+		words                    map[string]Mapped // shown instead of values
 	}
 	// A heat shows how a histogram changes.
 	heat struct{ title, description, unit, expr string }

@@ -1,7 +1,7 @@
 package grafana
 
-// schemaVersion is the version of Grafana's JSON that these types follow, that of
-// Grafana 11. Later ones migrate it as they read it.
+// schemaVersion is the version of Grafana's JSON that these types follow, that of Grafana
+// 11. Later versions of Grafana migrate it when they read it.
 const schemaVersion = 39
 
 // A Dashboard is what Grafana imports.
@@ -22,7 +22,7 @@ type Dashboard struct {
 	Panels        []Panel     `json:"panels"`
 }
 
-// A TimeRange is what is shown at first.
+// A TimeRange is the range that is shown at first.
 type TimeRange struct {
 	From string `json:"from"`
 	To   string `json:"to"`
@@ -43,7 +43,7 @@ type Annotations struct {
 	List []Annotation `json:"list"`
 }
 
-// An Annotation marks the times that a query gives.
+// An Annotation marks the times that a query returns.
 type Annotation struct {
 	Name            string     `json:"name"`
 	Datasource      Datasource `json:"datasource"`
@@ -75,7 +75,7 @@ type Variable struct {
 	Current    *Current    `json:"current,omitempty"`
 }
 
-// Current is what a variable is at first.
+// Current is the initial value of a variable.
 type Current struct {
 	Text  string `json:"text"`
 	Value string `json:"value"`
@@ -109,13 +109,13 @@ type GridPos struct {
 	Y int `json:"y"`
 }
 
-// A FieldConfig says how values look.
+// A FieldConfig says how values are shown.
 type FieldConfig struct {
 	Defaults  FieldDefaults `json:"defaults"`
 	Overrides []struct{}    `json:"overrides"`
 }
 
-// FieldDefaults hold for all series of a panel.
+// FieldDefaults apply to all series of a panel.
 type FieldDefaults struct {
 	Unit       string      `json:"unit"`
 	Min        *float64    `json:"min,omitempty"`
@@ -146,7 +146,7 @@ type Thresholds struct {
 	Steps []Step `json:"steps"`
 }
 
-// A Step is the colour from a value on; nil is below all.
+// A Step is the colour from a value upwards; nil is below all others.
 type Step struct {
 	Color string   `json:"color"`
 	Value *float64 `json:"value"`

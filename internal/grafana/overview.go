@@ -1,6 +1,7 @@
 package grafana
 
-// overview is for who runs exports: does it serve, how much, how fast, what fails.
+// overview is for people who run exports: whether it serves, how much, how fast, and what
+// fails.
 func overview() Dashboard {
 	quantile := func(q, title, description string) graph {
 		return graph{

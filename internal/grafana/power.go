@@ -1,6 +1,6 @@
 package grafana
 
-// power is for who lets disks misbehave on purpose: write caches, power cuts and
+// power is for people who make disks misbehave on purpose: write caches, power cuts and
 // what they cost.
 func power() Dashboard {
 	return build(

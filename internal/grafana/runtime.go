@@ -1,6 +1,6 @@
 package grafana
 
-// runtime is for who wonders about the process: Go, memory, descriptors.
+// runtime is for people who look into the process: Go, memory, descriptors.
 func runtime() Dashboard {
 	line := func(expr, legend string) query {
 		return query{"sum by (instance) (" + expr + ")", "{{instance}}" + legend}

@@ -9,21 +9,21 @@ import (
 )
 
 const (
-	// patience is how long nothing is shown: what ends before was not long.
+	// patience is for how long nothing is shown: a task that ends sooner needs no bar.
 	patience = 300 * time.Millisecond
 	// period is the least time between two lines.
 	period = 100 * time.Millisecond
-	// cells is the length of the bar itself, if there is place.
+	// cells is the length of the bar itself, if there is room.
 	cells = 30
 )
 
-// A Unit says in what a whole is given.
+// A Unit says in which unit progress is counted.
 type Unit uint8
 
 // Units.
 const (
 	Bytes Unit = iota
-	Steps      // which say nothing to people: only the share is shown
+	Steps      // which mean nothing to people: only the share is shown
 )
 
 // A Bar is one line of progress.
@@ -36,12 +36,12 @@ type Bar struct {
 	now   func() time.Time
 	fits  func() int // columns of the terminal, 0 if that is not known
 	began time.Time
-	drawn time.Time // when the last line was, or zero
+	drawn time.Time // when the last line was drawn, or zero
 	width int       // of the last line
 	open  bool      // the cursor is at the end of a line
 }
 
-// NewBar begins a bar for what is being done. A nil now is time.Now.
+// NewBar begins a bar for what is being done. A nil now means time.Now.
 func NewBar(w io.Writer, what string, unit Unit, now func() time.Time) *Bar {
 	if now == nil {
 		now = time.Now
@@ -56,7 +56,7 @@ func newBar(w io.Writer, what string, unit Unit, now func() time.Time, fits func
 // Describe changes what is being done, from the next line on.
 func (b *Bar) Describe(what string) { b.what = what }
 
-// Update tells how much is done. With the last of it the line ends.
+// Update reports how much is done. When done reaches total, the line ends.
 func (b *Bar) Update(done, total int64) {
 	now := b.now()
 	last := done >= total
@@ -73,13 +73,13 @@ func (b *Bar) Update(done, total int64) {
 	if last {
 		end = "\n"
 	}
-	// Who cannot be shown progress does not need it.
+	// An error is ignored: whoever cannot be shown progress does not need it.
 	_, _ = fmt.Fprintf(b.w, "\r%s%s%s", line, strings.Repeat(" ", max(0, b.width-width)), end)
 	b.width = width
 }
 
-// fitted is the line as the terminal has place for it, and its width. One that reaches the
-// last column would be continued below, and \r not come back to where it began.
+// fitted returns the line, shortened to fit the terminal, and its width. A line that
+// reaches the last column would wrap, and \r would not return to its beginning.
 func (b *Bar) fitted(done, total int64, taken time.Duration) (line string, width int) {
 	line = b.line(done, total, taken, cells)
 	width = utf8.RuneCountInString(line)
@@ -87,7 +87,7 @@ func (b *Bar) fitted(done, total int64, taken time.Duration) (line string, width
 	if columns == 0 {
 		return line, width
 	}
-	b.width = min(b.width, columns-1) // it may have had more
+	b.width = min(b.width, columns-1) // the terminal may have been wider before
 	if width < columns {
 		return line, width
 	}
@@ -99,9 +99,9 @@ func (b *Bar) fitted(done, total int64, taken time.Duration) (line string, width
 	return string([]rune(line)[:columns-1]), columns - 1
 }
 
-// End ends the line of what has been broken off, where it is, so that what is printed
-// next, the reason most likely, has its own. After the last Update, or if nothing was
-// shown, it does nothing.
+// End ends the line of a task that was broken off, leaving the bar where it is, so that
+// whatever is printed next, most likely the reason, starts on a line of its own. After the
+// last Update, or if nothing was shown, it does nothing.
 func (b *Bar) End() {
 	if b.open {
 		b.open = false
@@ -109,7 +109,7 @@ func (b *Bar) End() {
 	}
 }
 
-// line is what is shown after so much time, with a bar of so many cells.
+// line returns the line to show after taken, with a bar of cells cells.
 func (b *Bar) line(done, total int64, taken time.Duration, cells int) string {
 	share := 1.0
 	if total > 0 {
@@ -127,7 +127,7 @@ func (b *Bar) line(done, total int64, taken time.Duration, cells int) string {
 	return line
 }
 
-// bytes writes n for people, in powers of 1024.
+// bytes formats n for people, in powers of 1024.
 func bytes(n int64) string {
 	value, unit := float64(n), 0
 	for value >= 1024 && unit < 5 {

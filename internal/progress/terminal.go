@@ -17,7 +17,7 @@ func IsTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// columns is how many a terminal has, 0 if that is not known.
+// columns returns the width of the terminal, 0 if it is not known.
 func columns(w io.Writer) int {
 	f, ok := w.(*os.File)
 	if !ok {

@@ -5,11 +5,10 @@ import (
 	"time"
 )
 
-// A Duration is a span of time that is written as "5ms" or "1m30s". It is never
-// negative.
+// A Duration is a span of time, written as "5ms" or "1m30s". It is never negative.
 type Duration time.Duration
 
-// ParseDuration reads what time.ParseDuration reads, less negative spans.
+// ParseDuration reads what time.ParseDuration reads, except negative spans.
 func ParseDuration(s string) (Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
@@ -18,7 +17,7 @@ func ParseDuration(s string) (Duration, error) {
 	return Duration(d), nil
 }
 
-// Std is d as the standard library has it.
+// Std returns d as a time.Duration.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
 func (d Duration) String() string { return time.Duration(d).String() }

@@ -32,8 +32,8 @@ var sizeUnits = []struct {
 	{"KiB", "K", KiB},
 }
 
-// ParseSize reads "4096", "64MiB" or "64M". Every suffix is binary, as in fio
-// and qemu. MB and its like, which others read as a million, are refused.
+// ParseSize reads "4096", "64MiB" or "64M". Every suffix is binary, as in fio and qemu. MB
+// and the like, which others read as powers of 1000, are refused.
 func ParseSize(s string) (Size, error) {
 	end := 0
 	for end < len(s) && s[end] >= '0' && s[end] <= '9' {
@@ -61,7 +61,7 @@ func ParseSize(s string) (Size, error) {
 	return Size(n) * unit, nil
 }
 
-// String is the shortest exact spelling, which ParseSize reads back.
+// String returns the shortest exact spelling, which ParseSize reads back.
 func (s Size) String() string {
 	if s != 0 {
 		for _, u := range sizeUnits {
@@ -95,8 +95,8 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // UnmarshalJSON takes a string as ParseSize does, or a plain number of bytes.
 func (s *Size) UnmarshalJSON(b []byte) error { return s.Set(unquoted(b)) }
 
-// unquoted is a JSON string's text, if it needs no more than that, or any other
-// JSON value as it stands, for a parser to judge.
+// unquoted returns the text of a JSON string, if removing the quotes is all it takes, or
+// any other JSON value unchanged, for a parser to judge.
 func unquoted(b []byte) string {
 	if n := len(b); n >= 2 && b[0] == '"' && b[n-1] == '"' {
 		return string(b[1 : n-1])

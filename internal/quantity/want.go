@@ -6,8 +6,8 @@ import (
 	"reflect"
 )
 
-// Want says what a value of a type may be, for an error about one that is not: as in
-// "want a whole number from 0 to 255".
+// Want says what a value of type t must be, for an error about one that is not, as in "want
+// a whole number from 0 to 255".
 func Want(t reflect.Type) string {
 	switch k := t.Kind(); {
 	case k == reflect.Bool:

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// fewest is how many pages there are at least. Tests of fewer prove nothing.
+// fewest is the least number of pages that there must be. Tests of fewer prove nothing.
 const fewest = 20
 
 // A Page is one Markdown file.
@@ -17,10 +17,10 @@ type Page struct {
 	Text string
 }
 
-// Read reads every page under root but those of other people and of tests: in
-// folders whose name begins with a dot, and in dist and testdata.
+// Read reads every page under root, except other people's and those of tests: pages in
+// dist, in testdata and in folders whose name begins with a dot.
 //
-// Errors: a page cannot be read; there are so few that root must be wrong.
+// Errors: a page cannot be read; there are so few pages that root must be wrong.
 func Read(root string) ([]Page, error) {
 	var out []Page
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
