@@ -264,7 +264,7 @@ func TestWaitEvent_None(t *testing.T) {
 	}
 }
 
-// TestStart_NoProgram: who has no vhbad is told how to have one.
+// TestStart_NoProgram: a user who has no vhbad is told how to get it.
 func TestStart_NoProgram(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	for value, want := range map[string]string{"": "go install github.com/vhbad/vhbad/cmd/vhbad@latest", "/nowhere/vhbad": "$VHBAD: "} {

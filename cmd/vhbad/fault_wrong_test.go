@@ -18,9 +18,9 @@ import (
 	"github.com/vhbad/vhbad/client"
 )
 
-// wrongRules are rules that cannot be right, as a configuration has them and as the words
-// of a command line, with what each of the three ways to set them has to say: the value,
-// and what is allowed.
+// wrongRules are rules that cannot be right, in the form of a configuration and in that of
+// a command line, with what all three ways to set them must say: the value, and what is
+// allowed.
 var wrongRules = []struct{ rule, words, want string }{
 	{`action: {kind: explode}`, `explode`, `action.kind "explode": want status, errno, medium-error`},
 	{`action: {kind: busy, errno: EIO}`, `busy errno=EIO`, `action.errno does not belong to busy: its fields are none`},
@@ -79,9 +79,9 @@ var wrongRules = []struct{ rule, words, want string }{
 	{`action: {kind: lost-write}, hostile: true`, `lost-write hostile=true`, `hostile rules are not allowed: start the daemon with --hostile`},
 }
 
-// TestFault_Wrong: whoever sets a rule that cannot be right hears which value that is and
-// what is allowed, whether it is in a configuration, in a request or on a command line;
-// and the rule is not in force.
+// TestFault_Wrong: the error about a rule that cannot be right says which value is wrong
+// and what is allowed, whether the rule is in a configuration, in a request or on a command
+// line; and the rule is not in force.
 func TestFault_Wrong(t *testing.T) {
 	dir := t.TempDir()
 	adminPath := filepath.Join(dir, "a.sock")

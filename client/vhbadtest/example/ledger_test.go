@@ -28,8 +28,8 @@ func (d *doomed) Sync() error {
 
 var entries = []string{"coffee", "tea", "milk"}
 
-// broken lists the ways in which a ledger does not keep its word: for each Sync at which
-// the power can go, and some seeds that decide what the disk has saved by then.
+// broken lists the ways in which a ledger breaks its word: for each Sync at which the power
+// can go, and for some seeds, which decide what the disk has saved by then.
 func broken(t *testing.T, careless bool) (ways []string) {
 	d := vhbadtest.Start(t, vhbadtest.Disk{SizeBytes: 1 << 20, Cache: vhbadtest.Writeback})
 	for n := 1; n <= 2*len(entries); n++ {

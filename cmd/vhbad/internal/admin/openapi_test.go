@@ -99,8 +99,8 @@ func (w *documentWriter) schemaOf(t *testing.T, rt reflect.Type, body bool) map[
 	return s
 }
 
-// finish closes the schemas of what the daemon takes to fields that it does not
-// know. Those of what it gives are open: more may come.
+// finish makes the schemas of what the daemon takes reject unknown fields. The schemas of
+// what it returns stay open: there may be more fields later.
 func (w *documentWriter) finish() map[string]any {
 	for name := range w.taken {
 		if s := w.schemas[name].(map[string]any); s["type"] == "object" {

@@ -39,7 +39,7 @@ func serveEvents(t *testing.T, l *events.Log) *client.Client {
 	return c
 }
 
-// TestEvents_Follow: a stream has what happens after it was asked for, as it
+// TestEvents_Follow: a stream has everything that happens after it was asked for, as it
 // happens, and ends with the daemon.
 func TestEvents_Follow(t *testing.T) {
 	l := newTestLog(8)

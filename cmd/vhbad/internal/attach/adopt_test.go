@@ -93,7 +93,7 @@ func TestHold_TakesOver(t *testing.T) {
 	}
 }
 
-// What has ended before anybody took over is replaced without a LINK_DEAD.
+// Connections that ended before anybody took over are replaced without a LINK_DEAD.
 func TestHold_TakesOverDead(t *testing.T) {
 	p := orphan(t, 2)
 	p.drop(-1)

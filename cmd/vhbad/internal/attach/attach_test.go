@@ -257,7 +257,7 @@ func (k *fakeKernel) alive() int {
 	return len(k.held) - len(ended)
 }
 
-// asks returns what was asked over netlink until now.
+// asks returns what has been asked over netlink so far.
 func (k *fakeKernel) asks() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -710,7 +710,7 @@ func TestParseURI(t *testing.T) {
 	}
 }
 
-// What a server sends is never a panic, and never more memory than the bound.
+// Whatever a server sends causes no panic, and takes no more memory than the bound.
 func FuzzNegotiate(f *testing.F) {
 	f.Add([]byte("NBDMAGICIHAVEOPT\x00\x03\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x07\x00\x00\x00\x01\x00\x00\x00\x00"))
 	f.Add([]byte("NBDMAGICIHAVEOPT\x00\x03\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x07\x00\x00\x00\x03\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x01\x01"))

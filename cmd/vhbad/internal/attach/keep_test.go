@@ -205,7 +205,7 @@ func newMulticast(k *fakeKernel) *multicast {
 	return m
 }
 
-// wait returns what to call for a LINK_DEAD, once somebody listens.
+// wait waits until somebody listens, and returns the function to call for a LINK_DEAD.
 func (m *multicast) wait() func(index int) { return <-m.listening }
 
 // LINK_DEAD does not have to wait for the next look.

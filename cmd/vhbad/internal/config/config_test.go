@@ -422,8 +422,9 @@ func TestResolve_Loopback(t *testing.T) {
 	}
 }
 
-// TestResolve_Zero: 0 is not the default, but a number as any other: it is refused where it
-// cannot be, with what is allowed, and means no limit where that is the word for it.
+// TestResolve_Zero: 0 is not the default, but a number like any other: where it is
+// impossible it is refused, with what is allowed; where no limit is written as 0, it means
+// that.
 func TestResolve_Zero(t *testing.T) {
 	for text, want := range map[string]string{
 		"limits: {memory: 0}":                                             "memory 0: want 32MiB to 64GiB",

@@ -120,7 +120,7 @@ func compiledSchema(t *testing.T) *validate.Schema {
 	return s
 }
 
-// bySchema is what the schema has against a file.
+// bySchema returns what is wrong with a file according to the schema.
 func bySchema(t *testing.T, s *validate.Schema, text string) error {
 	t.Helper()
 	var v any
@@ -138,8 +138,8 @@ func bySchema(t *testing.T, s *validate.Schema, text string) error {
 	return s.Validate(v)
 }
 
-// TestSchema_AgreesWithParser: what the parser takes the schema takes, and what it
-// refuses by itself the schema refuses. Rules between values are the parser's alone.
+// TestSchema_AgreesWithParser: the schema accepts whatever the parser accepts, and refuses
+// what the parser refuses by itself. Rules between values are the parser's alone.
 func TestSchema_AgreesWithParser(t *testing.T) {
 	s := compiledSchema(t)
 	packaged, err := os.ReadFile("../../../../deploy/package/vhbad.yaml")
@@ -195,8 +195,8 @@ func TestSchema_AgreesWithParser(t *testing.T) {
 	}
 }
 
-// TestFile_RoundTrip: what is printed means the same, with and without comments, and
-// the schema takes it.
+// TestFile_RoundTrip: a printed file means the same, with and without comments, and the
+// schema accepts it.
 func TestFile_RoundTrip(t *testing.T) {
 	s := compiledSchema(t)
 	for _, text := range []string{

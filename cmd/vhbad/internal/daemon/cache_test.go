@@ -57,9 +57,9 @@ func modePage(t *testing.T, m *machine, e *export, list []byte) (wce bool, err e
 	return wce, err
 }
 
-// TestWriteCache: for each kind of disk, with and without a write cache of ours, what
-// the unit says of a volatile cache is what there is, whether hosts can switch it off or
-// not. Clients may flush and use FUA in any case.
+// TestWriteCache: for each kind of disk, with and without our write cache, the unit's
+// reports match the volatile cache that there really is, and say whether hosts can switch
+// it off. Clients may flush and use FUA in any case.
 func TestWriteCache(t *testing.T) {
 	for _, tt := range []struct {
 		name, spec string

@@ -38,7 +38,7 @@ func machineOf(d *Daemon) *machine {
 	return d.machine
 }
 
-// noViolations fails the test for what the verifier saw.
+// noViolations fails the test for anything that the verifier has seen.
 func noViolations(t *testing.T, m *machine) {
 	t.Helper()
 	for _, v := range m.system.Verifier().Violations() {
@@ -141,7 +141,7 @@ func TestDisks_Life(t *testing.T) {
 	noViolations(t, machineOf(d))
 }
 
-// TestDisks_Wrong: what cannot be is refused, and nothing changes.
+// TestDisks_Wrong: impossible requests are refused, and nothing changes.
 func TestDisks_Wrong(t *testing.T) {
 	s := newSettings(t, "one=memory:1MiB", "two=file:$DIR/two.img,size=1MiB", "ro=memory:1MiB,read-only")
 	d, _ := s.mustStart(t)
@@ -200,8 +200,8 @@ func TestDisks_Wrong(t *testing.T) {
 	}
 }
 
-// TestDisks_Grow: who is connected can use the new part at once, and who asks is
-// told of it.
+// TestDisks_Grow: connected clients can use the new part at once, and are told of it if
+// they ask.
 func TestDisks_Grow(t *testing.T) {
 	s := newSettings(t, "m=memory:1MiB", "f=file:$DIR/f.img,size=1MiB,block-size=4096")
 	d, _ := s.mustStart(t)
@@ -235,7 +235,7 @@ func TestDisks_Grow(t *testing.T) {
 	noViolations(t, machineOf(d))
 }
 
-// held is what a daemon uses that it could leak.
+// held is everything a daemon uses that it could leak.
 type held struct {
 	Files, Memory, Windows, Processors int
 	Names                              []string
@@ -254,8 +254,8 @@ func holdings(t *testing.T, m *machine) held {
 	return h
 }
 
-// more says what is held after and was not before. Less is no leak: what was let
-// go last before may have counted still.
+// more returns what is held after that was not held before. Holding less is no leak: what
+// was released last may still have counted before.
 func more(before, after held) string {
 	for _, n := range []struct{ before, after *int }{
 		{&before.Files, &after.Files},
@@ -582,8 +582,8 @@ func TestDisks_RemoveAtStop(t *testing.T) {
 	}
 }
 
-// TestDisks_AddFails: what fails late leaves nothing, not even the file that it
-// made.
+// TestDisks_AddFails: an addition that fails late leaves nothing behind, not even the file
+// that it made.
 func TestDisks_AddFails(t *testing.T) {
 	s := newSettings(t, "one=memory:1MiB")
 	d, _ := s.mustStart(t)

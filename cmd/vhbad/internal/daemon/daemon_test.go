@@ -95,7 +95,7 @@ func stopper(t *testing.T, d *Daemon) func() {
 	}
 }
 
-// sockets lists what sockets and locks are in the folder.
+// sockets lists the sockets and locks in the folder.
 func (s *settings) sockets(t *testing.T) []string {
 	t.Helper()
 	all, err := filepath.Glob(filepath.Join(s.dir, "*.sock*"))

@@ -25,8 +25,8 @@ const (
 	compactMost = 1<<32 - 1
 )
 
-// effects are the longest that each format can say, and beyond 32 bits what only
-// extended headers can. None begins or ends with a block.
+// effects are the longest that each format can express, including some beyond 32 bits that
+// only extended headers can. None begins or ends on a block boundary.
 var effects = []effect{
 	{"compact", formats[1], 1<<30 + 100, compactMost},
 	{"compact length, beyond 4 GiB", formats[1], 5<<30 + 4095, compactMost},
@@ -56,8 +56,8 @@ func (e *effect) places() []uint64 {
 	return p
 }
 
-// TestEffect_Long: trims and zeroes of 2^32-1 bytes and more do what they should
-// from their first byte to their last, and nothing to what is beside.
+// TestEffect_Long: trims and zeroes of 2^32-1 bytes and more do what they should from their
+// first byte to their last, and nothing to the bytes beside them.
 func TestEffect_Long(t *testing.T) {
 	const around = 8192 // bytes of data on each side of a place
 	s := newSettings(t, fmt.Sprintf("m=memory:%d", effectDisk), fmt.Sprintf("f=file:$DIR/f.img,size=%d", effectDisk))
@@ -153,7 +153,7 @@ func TestEffect_LongCache(t *testing.T) {
 	}
 }
 
-// TestEffect_TooLong: what would go a byte beyond the end has no effect at all.
+// TestEffect_TooLong: a command that would go one byte beyond the end has no effect at all.
 func TestEffect_TooLong(t *testing.T) {
 	s := newSettings(t, fmt.Sprintf("m=memory:%d", effectDisk))
 	s.mustStart(t)

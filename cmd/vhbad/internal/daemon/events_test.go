@@ -97,8 +97,8 @@ func TestDaemon_Events(t *testing.T) {
 	}
 }
 
-// TestEvents_NoLock: a reset is told of while somebody has the daemon's lock, or
-// waits for it: who holds it may be waiting for the reset.
+// TestEvents_NoLock: a reset is reported even while somebody holds the daemon's lock or
+// waits for it: the holder may be waiting for the reset.
 func TestEvents_NoLock(t *testing.T) {
 	s := newSettings(t, "one=memory:1MiB")
 	d, _ := s.mustStart(t)

@@ -41,7 +41,7 @@ func (m *stripedMedium) Prefetch(off, n int64) error {
 	return nil
 }
 
-// state is what clients are to be told of the stripe at off.
+// state is what clients must be told of the stripe at off.
 func (m *stripedMedium) state(off int64) nbd.ExtentState {
 	if off/m.stripeBytes%2 == 0 {
 		return 0

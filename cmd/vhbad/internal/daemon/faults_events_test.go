@@ -221,7 +221,7 @@ func TestFaults_Events(t *testing.T) {
 	}
 	wantFields(t, events.want(client.EventMark, ""), map[string]any{"text": "here"})
 
-	// What befalls the adapter is of no disk, and of no client's command.
+	// An event of the adapter belongs to no disk, and to no client's command.
 	f.put(t, client.FaultRule{Name: "bus", Match: fault.Match{Op: fault.Ops{"reset-bus"}}, Action: fault.Action{Kind: fault.KindResetFails}})
 	events.want(client.EventFaultSet, "")
 	if err := f.api.ResetDisk(t.Context(), "db", client.ResetBus); err == nil {
@@ -256,7 +256,8 @@ func TestFaults_Events(t *testing.T) {
 	}
 }
 
-// patience is how long a test that has failed anyway waits for what does not come.
+// patience is how long a test waits for something that does not come, when it has failed
+// anyway.
 const patience = 30 * time.Second
 
 // awaitHeld waits until rules hold so many commands.
@@ -291,8 +292,8 @@ func TestFaults_UnplugEvents(t *testing.T) {
 	wantErrno(t, c, readCmd(0, 1), nbd.OK)
 }
 
-// TestFaults_PutTwice: the same rule again changes nothing, and nothing is told of it.
-// Another body of that name begins anew, in its place, and lets go what the old one
+// TestFaults_PutTwice: putting the same rule again changes nothing and is not reported. A
+// different rule of that name starts afresh, in its place, and releases what the old one
 // held.
 func TestFaults_PutTwice(t *testing.T) {
 	f := startFaulty(t, nil, "db=memory:1MiB")

@@ -94,9 +94,9 @@ func (l *diskLoad) next(cookie uint64) (cmd nbdtest.Command, part []byte) {
 	return cmd, part
 }
 
-// TestFaults_OtherDisksSeeNothing: whatever befalls one disk, a client of another disk
-// behind the same adapter, on the same target, gets no error and no wrong byte on the one
-// connection that it has; and at the end that disk has what was written to it, byte for byte.
+// TestFaults_OtherDisksSeeNothing: whatever happens to one disk, a client of another disk
+// behind the same adapter, on the same target, gets no error and no wrong byte on its one
+// connection; and at the end that disk holds what was written to it, byte for byte.
 func TestFaults_OtherDisksSeeNothing(t *testing.T) {
 	t.Parallel()
 	for _, k := range fault.Kinds() {
@@ -153,8 +153,9 @@ func TestFaults_OtherDisksSeeNothing(t *testing.T) {
 	}
 }
 
-// suffer has the sick disk used until its rule has fired, so often if its budget allows
-// that, and both disks have been used for a while. What its client gets does not matter.
+// suffer uses the sick disk until its rule has fired that often, if its budget allows it,
+// and both disks have been used for a while. What the sick disk's client gets does not
+// matter.
 func suffer(t *testing.T, s *settings, d *Daemon, l *diskLoad, times int, others *atomic.Int64) {
 	t.Helper()
 	var c *nbdtest.Client

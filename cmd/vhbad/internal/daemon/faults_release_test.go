@@ -12,9 +12,9 @@ import (
 	"github.com/vhbad/vhbad/nbd"
 )
 
-// TestFaults_Release: what a hang or a gate holds is let go by the API, so many as were
-// asked for, the longest held first. A command that is held before it is executed has
-// done nothing; one that is held after has, and only its answer is missing.
+// TestFaults_Release: the API releases as many of the commands held by a hang or a gate as
+// were asked for, the longest held first. A command that is held before it is executed has
+// done nothing; one that is held afterwards has, and only its answer is missing.
 func TestFaults_Release(t *testing.T) {
 	for _, tt := range []struct {
 		action fault.Action

@@ -333,8 +333,8 @@ func TestFaults_WhileDisksComeAndGo(t *testing.T) {
 	noViolations(t, machineOf(d))
 }
 
-// What a rule that is not hostile has answered as done is done: writes are there, and
-// flushes have made them durable.
+// Commands that a rule that is not hostile has answered as done are done: writes are there,
+// and flushes have made them durable.
 func TestFaults_StatusOfDone(t *testing.T) {
 	recovered := &fault.Sense{Key: "recovered-error"}
 	for _, a := range []fault.Action{
@@ -364,8 +364,8 @@ func TestFaults_StatusOfDone(t *testing.T) {
 	}
 }
 
-// What a rule has injected stays in the metrics when the rule and its disk have gone,
-// and goes on when both come again.
+// The counts of a rule stay in the metrics when the rule and its disk have gone, and go on
+// when both come back.
 func TestFaults_CountsStay(t *testing.T) {
 	s := newSettings(t, "other=memory:1MiB")
 	d, _ := s.mustStart(t)

@@ -196,8 +196,8 @@ func TestFaults_SlowHandshake(t *testing.T) {
 	}
 }
 
-// TestFaults_TimesAddUp: of several rules that take time, the times add up, each for the
-// commands that it is about; and a rule that goes ends what it adds.
+// TestFaults_TimesAddUp: the delays of several rules add up, each for the commands that its
+// rule is about; and a rule that goes takes its delay along.
 func TestFaults_TimesAddUp(t *testing.T) {
 	f := startFaulty(t, nil, "db=memory:1MiB")
 	c := f.dial(t, "db")

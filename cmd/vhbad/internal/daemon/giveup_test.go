@@ -88,9 +88,9 @@ func TestGivenUp_Stop(t *testing.T) {
 	stop()
 }
 
-// A medium that hangs for real: no reset can end what its device has begun. The client
-// gets its answer all the same, and the memory that the medium fills when it goes on
-// is nobody else's. Then the disk works again.
+// A medium that really hangs: no reset can end what its device has begun. The client gets
+// its answer all the same, and the memory that the medium will fill when it goes on is
+// given to nobody else. Then the disk works again.
 func TestGivenUp_MediumHangs(t *testing.T) {
 	s := impatient(t, "db=memory:1MiB")
 	o := s.options(t)

@@ -80,8 +80,8 @@ func zeroAllocates(t *testing.T, dir string) bool {
 		unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|keep, 0, 4096) == nil && unix.Fallocate(fd, keep, 0, 4096) == nil
 }
 
-// TestFastZero_File: an image zeroes at once where its file system does, whether or
-// not the place is to be kept; ENOTSUP is for what would really be slow, and the same
+// TestFastZero_File: an image zeroes fast where its file system does, whether or not the
+// space is to be kept. ENOTSUP is for zeroing that would really be slow; the same command
 // without the flag works all the same.
 func TestFastZero_File(t *testing.T) {
 	const size, from, length = 8 << 20, 1<<20 + 4096, 4 << 20

@@ -32,9 +32,9 @@ func (s *settings) connect(t *testing.T) net.Conn {
 	}
 }
 
-// TestHostile_Daemon: a client reads what it wrote while 1,000 others are connected
-// and do nothing, and 50 do what they should not, over and over. Nothing that
-// they use is left when they have gone.
+// TestHostile_Daemon: a client reads back what it wrote while 1,000 others are connected
+// and idle, and 50 misbehave, over and over. Nothing that they used is left when they have
+// gone.
 func TestHostile_Daemon(t *testing.T) {
 	const (
 		idle, hostile = 1000, 50

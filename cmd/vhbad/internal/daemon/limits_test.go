@@ -306,8 +306,8 @@ func TestLimits_InFlight(t *testing.T) {
 	}
 }
 
-// TestLimits_Defaults is the table of what holds if the file says nothing; what is
-// counted is tried as well.
+// TestLimits_Defaults is the table of the limits that hold if the file says nothing; those
+// that can be counted are tried as well.
 func TestLimits_Defaults(t *testing.T) {
 	f, err := config.Parse("vhbad.yaml", nil)
 	if err != nil {

@@ -63,8 +63,8 @@ func TestLog_NotPerRequest(t *testing.T) {
 	}
 }
 
-// TestLog_Nothing: what there is none of is empty in the log: the address of a client on a
-// unix socket, lists, and errors.
+// TestLog_Nothing: absent values are empty in the log: the address of a client on a unix
+// socket, lists, and errors.
 func TestLog_Nothing(t *testing.T) {
 	s := newSettings(t, "a=memory:1MiB", "b=memory:1MiB")
 	o := s.options(t)

@@ -15,9 +15,9 @@ import (
 	"github.com/vhbad/vhbad/nbd/nbdtest"
 )
 
-// TestCutPower_NamesHostileRules: whatever a hostile rule has done to a disk's commands
-// is named by the report of its next power cut, and by the metrics, also when the rule
-// has gone. What it did to writes that were promised is found in the image.
+// TestCutPower_NamesHostileRules: the report of the next power cut, and the metrics, name
+// whatever a hostile rule has done to a disk's commands, even if the rule has gone. What it
+// did to writes that were promised is found in the image.
 func TestCutPower_NamesHostileRules(t *testing.T) {
 	write := func(t *testing.T, c *nbdConn, off uint64, b byte) {
 		t.Helper()
@@ -106,8 +106,8 @@ func TestCutPower_NamesHostileRules(t *testing.T) {
 	}
 }
 
-// TestCutPower_LiesThatAreHeld: what a rule would lie about is no lie if the power is cut
-// before it is told, however long another rule holds the command: no report has it.
+// TestCutPower_LiesThatAreHeld: a lie of a rule does not count if the power is cut before
+// the client is told it, however long another rule holds the command: no report has it.
 func TestCutPower_LiesThatAreHeld(t *testing.T) {
 	for _, tt := range []struct {
 		action  fault.Action

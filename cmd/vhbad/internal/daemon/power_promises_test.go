@@ -17,9 +17,9 @@ import (
 
 const ownSectors, sectorSize = 64, 512
 
-// An owner is the only one who writes to some sectors, by one connection after the
-// other, and knows what each may hold: numbers of writes, the latest last, from the one
-// that was promised to be durable on.
+// An owner is the only one who writes to some sectors, over one connection after another.
+// It knows what each sector may hold: a range of write numbers, from the last one promised
+// to be durable to the latest.
 type owner struct {
 	base uint64 // bytes
 	may  [ownSectors][]uint64
@@ -30,8 +30,8 @@ func numbered(n uint64) []byte {
 	return bytes.Repeat(binary.LittleEndian.AppendUint64(nil, n), sectorSize/8)
 }
 
-// check reads all, and returns the sectors that hold what they must not. False: the power
-// has gone.
+// check reads all sectors, and returns those that hold what they must not. It returns false
+// if the power has gone.
 func (o *owner) check(c *nbdtest.Client) (wrong []int, ok bool) {
 	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: o.base, Length: ownSectors * sectorSize})
 	if err != nil || r.Errno != nbd.OK {

@@ -97,7 +97,7 @@ func TestCutPower(t *testing.T) {
 	if snap.Disks[1].Cache != nil {
 		t.Error("a disk without a write cache has metrics of one")
 	}
-	// What is written and not flushed when the daemon stops is durable.
+	// Data that is written but not flushed when the daemon stops is durable.
 	write(c, 0, 9)
 	stop()
 	s.Disks[0].Cache = ""
@@ -107,8 +107,8 @@ func TestCutPower(t *testing.T) {
 	}
 }
 
-// TestCutPower_DroppedWaits: what a dropped connection has waiting in the port is not
-// done when the power is back; that of one that stays is.
+// TestCutPower_DroppedWaits: commands of a dropped connection that wait in the port are not
+// executed when the power is back; those of a connection that stays are.
 func TestCutPower_DroppedWaits(t *testing.T) {
 	for name, drop := range map[string]bool{"dropped": true, "stays": false} {
 		t.Run(name, func(t *testing.T) {
@@ -356,9 +356,9 @@ func isIn(function string) bool {
 	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(function))
 }
 
-// TestCutPower_OnItsWayToTheCache: a write that the unit has let pass, and that has not
-// come to the cache when the power is cut, is done before what is lost is decided, or
-// never: it does not reach the medium afterwards, though it has FUA.
+// TestCutPower_OnItsWayToTheCache: a write that the unit has let pass, but that has not
+// reached the cache when the power is cut, is done before it is decided what is lost, or
+// never: it does not reach the medium afterwards, even with FUA.
 func TestCutPower_OnItsWayToTheCache(t *testing.T) {
 	s := newSettings(t, "db=memory:1MiB,cache=writeback")
 	md := &sizeHeld{came: make(chan struct{}), leave: make(chan struct{})}
@@ -416,9 +416,9 @@ func (w stuckWriter) WriteAt(p []byte, off int64) (int, error) {
 	return w.Media.WriteAt(p, off)
 }
 
-// TestCutPower_MediumHangs: who asks for a cut that has to wait for a command in the medium
-// is told so, and which; the disk stays off, and the cut is made once that has ended. A
-// daemon that is to stop meanwhile stops.
+// TestCutPower_MediumHangs: whoever asks for a cut that has to wait for a command in the
+// medium is told so, and for which command; the disk stays off, and the cut is made once
+// that command has ended. A daemon that is told to stop meanwhile stops.
 func TestCutPower_MediumHangs(t *testing.T) {
 	payload := bytes.Repeat([]byte{7}, 512)
 	write := nbdtest.Command{Type: nbdtest.CmdWrite, Flags: nbdtest.FlagFUA, Offset: 512, Length: 512, Payload: payload}
@@ -488,8 +488,8 @@ func TestCutPower_MediumHangs(t *testing.T) {
 	}
 }
 
-// TestCutPower_FailsLate: if a cut is not made after all, and who has asked for it has been
-// told that it waits, the log says why.
+// TestCutPower_FailsLate: if a cut fails after whoever asked for it has been told that it
+// waits, the log says why.
 func TestCutPower_FailsLate(t *testing.T) {
 	s := newSettings(t, "db=memory:1MiB,cache=writeback")
 	md := &sizeHeld{came: make(chan struct{}), leave: make(chan struct{})}
@@ -555,7 +555,7 @@ func TestPowerOff_Counted(t *testing.T) {
 	want("beyond the end", 2, 1)
 }
 
-// TestConfig_KnowsTheCache: what a configuration may say is what the cache takes.
+// TestConfig_KnowsTheCache: whatever a configuration may say of a cache, the cache accepts.
 func TestConfig_KnowsTheCache(t *testing.T) {
 	for i, name := range config.CacheEvictions {
 		if e, err := cache.ParseEviction(name); err != nil || int(e) != i {

@@ -61,8 +61,8 @@ func served(d *Daemon) []string {
 	return out
 }
 
-// TestReload: disks and addresses are added, changed and removed; clients of what
-// stays notice nothing, clients of what goes are drained.
+// TestReload: disks and addresses are added, changed and removed. Clients of those that
+// stay notice nothing; clients of those that go are drained.
 func TestReload(t *testing.T) {
 	s := newSettings(t, "stays=memory:1MiB", "goes=file:$DIR/goes.img,size=1MiB", "grows=memory:1MiB")
 	second := filepath.Join(s.dir, "second.sock")
@@ -136,7 +136,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("faults %+v, %v", f, err)
 	}
 
-	// The new address goes again; who came by it stays. The faults go.
+	// The new address is removed again; clients that came by it stay. The faults go.
 	s.Faults = nil
 	c := open(t, second, "new")
 	s.Listen = s.Listen[:1]
@@ -264,7 +264,7 @@ func TestReload_Refused(t *testing.T) {
 			if left, err := filepath.Glob(filepath.Join(s.dir, "[xy]*")); err != nil || len(left) != 0 {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
-			// What was wrong is mended, and all is well.
+			// The mistake is corrected, and all is well.
 			s.setDisks(t, one, "file=file:$DIR/f.img,size=1MiB")
 			s.Limits.Requests, s.HBA.Workers, s.HTTP, s.Listen, s.Faults = 0, 0, config.Off, s.Listen[:1], nil
 			if r, err := ctl.Reload(t.Context()); err != nil || cmp.Diff(&client.Reload{}, r) != "" {
@@ -311,7 +311,8 @@ func TestReload_Undone(t *testing.T) {
 	}
 }
 
-// TestReload_SocketRemoved: a socket that somebody has removed is told of, with what to do.
+// TestReload_SocketRemoved: a socket that somebody has removed is reported, with what to do
+// about it.
 func TestReload_SocketRemoved(t *testing.T) {
 	s := newSettings(t, "one=memory:1MiB")
 	s.startReloadable(t)

@@ -28,8 +28,8 @@ func (m *stuckMedium) Flush() error {
 	return m.Media.Flush()
 }
 
-// A medium that never answers does not keep the daemon: when the time for the
-// stop is up, Stop says what is stuck. Control sockets are gone in any case.
+// A medium that never answers does not keep the daemon from stopping: when the time is up,
+// Stop says what is stuck. Control sockets are gone in any case.
 func TestStop_MediumHangs(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -28,8 +28,8 @@ func (s *settings) takeOver(t *testing.T, r client.HandOver) (*Predecessor, erro
 	return TakeOver(t.Context(), s.Admin, r, slog.New(slog.DiscardHandler))
 }
 
-// A dialler connects again and again. No connect may be refused, at any time;
-// what is written and answered is there for ever.
+// A dialler connects again and again. No connection may ever be refused, and writes that
+// were answered must be permanent.
 type dialler struct {
 	network, address, export string
 
@@ -440,8 +440,8 @@ func TestTakeOver_Nobody(t *testing.T) {
 	}
 }
 
-// What the new daemon does not want is closed, and its path removed; what a
-// service manager opened is taken along.
+// Sockets that the new daemon does not want are closed, and their paths removed; those that
+// a service manager opened are kept.
 func TestTakeOver_OtherAddresses(t *testing.T) {
 	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
 	dropped := filepath.Join(s.dir, "dropped.sock")

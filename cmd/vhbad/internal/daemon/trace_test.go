@@ -97,8 +97,8 @@ func replayed(t *testing.T, path string, base []byte, o trace.Options) ([]byte, 
 }
 
 // TestTrace_Replay: a daemon under the load of several connections loses its power three
-// times; what the trace gives by the same seeds, without daemon and load, is the
-// disk's image each time, byte for byte.
+// times; each time, replaying the trace with the same seeds, without daemon and load, gives
+// the disk's image, byte for byte.
 func TestTrace_Replay(t *testing.T) {
 	for _, eviction := range []string{"fifo", "random", "none"} {
 		t.Run(eviction, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestTrace_Replay(t *testing.T) {
 				}
 				left, reports = append(left, b), append(reports, report)
 			}
-			// While the daemon runs, who has the report can replay it.
+			// While the daemon runs, whoever has the report can replay it.
 			most := 0 // was pending at that cut
 			for i := range left {
 				got, result := replayed(t, path, base, trace.Options{Cut: i + 1})

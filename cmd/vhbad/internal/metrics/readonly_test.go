@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestHandler_ReadOnly: what is shown to others changes nothing. Only GET and HEAD
-// do something, and only at the three paths and the index of them; whatever controls the daemon is on
-// the admin socket.
+// TestHandler_ReadOnly: the address that is shown to others changes nothing. Only GET and
+// HEAD are served, and only at the three paths and their index; everything that controls
+// the daemon is on the admin socket.
 func TestHandler_ReadOnly(t *testing.T) {
 	h := Handler(NewRegistry(full(), "v1"), health(true))
 	shown := []string{"/", "/metrics", "/healthz", "/readyz"}

@@ -14,7 +14,7 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// scrape is what Prometheus gets of a snapshot, line by line.
+// scrape returns what Prometheus gets from a snapshot, line by line.
 func scrape(t *testing.T, s *source) []string {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -150,8 +150,8 @@ var hidden = map[string]string{
 	"Disks.Cache.Cuts":       "the sum of power_cuts_total",
 }
 
-// TestShown_All: whatever number a layer keeps changes what is scraped, or is in
-// hidden. Of a list it is enough if one of the first elements does.
+// TestShown_All: every number that a layer keeps changes what is scraped, or is in hidden.
+// In a list it is enough if one of the first elements does.
 func TestShown_All(t *testing.T) {
 	numbers := map[string][]func(*source) reflect.Value{}
 	var walk func(path string, of func(*source) reflect.Value)

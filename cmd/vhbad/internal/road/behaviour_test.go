@@ -60,8 +60,8 @@ func do(t *testing.T, c *nbdtest.Client, cmd nbdtest.Command) nbdtest.Reply {
 	return r
 }
 
-// Random commands give what the same commands do to a byte slice, down to the
-// byte, in every shape.
+// Random commands have the same effect as the same commands on a byte slice, to the byte,
+// in every shape.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	for name, s := range shapes {

@@ -35,9 +35,9 @@ func takeAttention(u *target.Unit) {
 	u.Execute(&target.Task{CDBBytes: 6}, true) // TEST UNIT READY
 }
 
-// TestPowerCut_DroppedWaits: a write that is on its way through the port while the power
-// is cut, and whose client has gone with it, does not reach the medium afterwards, however
-// long it takes, as that of a client who is still there does.
+// TestPowerCut_DroppedWaits: a write that is on its way through the port when the power is
+// cut does not reach the medium afterwards, however long it takes, if its client has gone
+// with the power. The write of a client who is still there does.
 func TestPowerCut_DroppedWaits(t *testing.T) {
 	for _, tt := range []struct {
 		name string

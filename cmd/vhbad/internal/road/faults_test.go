@@ -124,9 +124,9 @@ func TestFaults_ResetRoad(t *testing.T) {
 	}
 }
 
-// A reset of the bus that fails once stops the whole adapter, until the port tries again.
-// That is soon: what comes meanwhile waits, and is done without an error, long before a
-// request could run out of time.
+// A bus reset that fails once stops the whole adapter until the port tries again. That is
+// soon: commands that come meanwhile wait, and are done without an error, long before a
+// request could time out.
 func TestFaults_BusResetFailsOnce(t *testing.T) {
 	t.Parallel()
 	w := newRoad(t, shape{queues: 2, sizeBytes: 1 << 20, options: miniport.Options{ResetTimeout: 20 * time.Millisecond}})
@@ -264,8 +264,8 @@ func TestFaults_LegalOnesLoseNothing(t *testing.T) {
 			t.Parallel()
 			rng := rand.New(rand.NewPCG(seed, uint64(i)))
 			c := w.client()
-			// Each client has its own part. A write that failed may have been done in
-			// part: then what is there is not known until the next.
+			// Each client has its own part. A write that failed may have been done in part:
+			// the content there is then unknown until the next write.
 			const part = size / 4
 			known := map[int]byte{}
 			for b := range part / block {
