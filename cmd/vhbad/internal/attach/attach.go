@@ -316,7 +316,7 @@ func (k *kernel) connect(d *driver, r *connectRequest, device string) error {
 	}
 }
 
-// freeFrom finds the first free device with a number of at least least. If there is none it
+// freeFrom finds the first free device whose number is least or above. If there is none it
 // returns the number after the last, which the kernel then creates.
 func (k *kernel) freeFrom(least int) (int, error) {
 	all, err := k.indices()
