@@ -29,7 +29,7 @@ type AdapterOptions struct {
 	BusyRetryCount int
 	// BusyPauseTime is how long a unit waits after BUSY. Default 250 ms.
 	BusyPauseTime time.Duration
-	// QueueFullWaitPercent is how much of what is outstanding must complete
+	// QueueFullWaitPercent is the share of the outstanding SRBs that must complete
 	// after QUEUE FULL. Default 25.
 	QueueFullWaitPercent int
 	// ResetTimeout is how long each step of the reset road may take. Default 10 s.
@@ -160,8 +160,8 @@ type Adapter struct {
 	failed chan struct{}
 	// halted: the miniport has stopped the adapter. The recovery service's own.
 	halted bool
-	// life has room for one: who stops, restarts or removes the adapter, by surprise too. Whoever takes
-	// its memory is that one.
+	// life is held by whoever stops, restarts or removes the adapter, surprise removal
+	// included; it has room for one. Only its holder frees the adapter's memory.
 	life chan struct{}
 
 	mu sync.Mutex
@@ -190,17 +190,17 @@ type Adapter struct {
 	// enumAtRestart is set if the adapter was to enumerate while it was stopped.
 	// +checklocks:mu
 	enumAtRestart bool
-	// enumAgain is the timer that will enumerate again, nil if none runs; enumAgainIn is
-	// the time of the latest, zero once an enumeration has missed nothing.
+	// enumAgain is the timer for the next enumeration, nil if none runs. enumAgainIn is
+	// the delay of the latest such timer, zero once an enumeration has missed nothing.
 	// +checklocks:mu
 	enumAgain *time.Timer
 	// +checklocks:mu
 	enumAgainIn time.Duration
 	// +checklocks:mu
 	hardwareResetQueued bool
-	// busBroken is set for a bus while the latest ResetBus of it has failed, and
-	// resetAgainQueued while a timer runs that will try them again; resetAgainIn is
-	// the time of the latest.
+	// busBroken is set for a bus whose latest ResetBus failed, and resetAgainQueued
+	// while a timer runs that will retry those buses; resetAgainIn is the delay of the
+	// latest such timer.
 	// +checklocks:mu
 	busBroken [256]bool
 	// +checklocks:mu
@@ -216,10 +216,10 @@ type Adapter struct {
 	// +checklocks:mu
 	runners []*Processor
 
-	// enumTurn has a token: who enumerates takes it.
+	// enumTurn holds a token, which is taken in order to enumerate.
 	enumTurn chan struct{}
-	// resetSRBs are for the reset road: one for each level that uses an SRB. They are the
-	// recovery service's, and once that has stopped of who is in life.
+	// resetSRBs are for the reset road: one for each level that uses an SRB. They belong
+	// to the recovery service and, once that has stopped, to the holder of life.
 	resetSRBs [2]*SRB
 	// controlSRB is for FLUSH and SHUTDOWN; used by Stop and Remove only.
 	controlSRB *SRB
@@ -240,8 +240,8 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 // AddAdapter brings an adapter up: FindAdapter, interrupts connected,
 // Initialize, PassiveInitialize. Enumerate finds its units.
 //
-// Level: Passive. Errors: ErrNotFound, ErrBadConfig, ErrInitialize, or what the
-// device or the memory has to say.
+// Level: Passive. Errors: ErrNotFound, ErrBadConfig, ErrInitialize, or those of the
+// device or of allocating memory.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
 	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), failed: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
@@ -287,7 +287,7 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 	return a, nil
 }
 
-// find runs FindAdapter and checks what it says.
+// find runs FindAdapter and checks its result.
 func (a *Adapter) find(p *Processor) error {
 	c := &a.config
 	*c = Config{
@@ -442,7 +442,7 @@ func (a *Adapter) LogicalUnits() []*LogicalUnit {
 	return append([]*LogicalUnit(nil), a.units.Load().list...)
 }
 
-// unit finds a unit by address. It walks: the hot path never asks.
+// unit finds a unit by address. It is a linear search: the hot path never calls it.
 func (a *Adapter) unit(path, target, lun uint8) *LogicalUnit {
 	for _, lu := range a.units.Load().list {
 		if lu.path == path && lu.target == target && lu.lun == lun {
@@ -452,7 +452,7 @@ func (a *Adapter) unit(path, target, lun uint8) *LogicalUnit {
 	return nil
 }
 
-// Stop is StopContext with no other bound than AdapterOptions.StopTimeout.
+// Stop is StopContext bounded only by AdapterOptions.StopTimeout.
 func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Background(), p) }
 
 // StopContext waits until nothing is outstanding and stops the adapter
@@ -460,13 +460,13 @@ func (a *Adapter) Stop(p *Processor) error { return a.StopContext(context.Backgr
 //
 // If the miniport caches data, each unit gets FunctionFlush first.
 //
-// If something is outstanding still when ctx ends or AdapterOptions.StopTimeout is
-// over, or FunctionFlush or a reset of the port's is after AdapterOptions.ResetTimeout,
-// the adapter is taken away for good, as one that has failed: what waits completes with
+// If SRBs are still outstanding when ctx ends or AdapterOptions.StopTimeout is over, or
+// if FunctionFlush or one of the port's own resets is after AdapterOptions.ResetTimeout,
+// the adapter is removed for good, as one that has failed: waiting SRBs complete with
 // StatusNoDevice, each bus is reset so that the miniport hands back what it holds, and
-// the error tells of the SRBs that were stuck. It is ErrOutstanding if some still are:
-// their memory stays mapped; see RemoveContext. Neither ends a callback that does not
-// return: nothing can be taken away under one.
+// the error names the SRBs that were stuck. It is ErrOutstanding if some still are: their
+// memory stays mapped; see RemoveContext. No limit ends a callback that does not return:
+// an adapter cannot be removed while one runs.
 //
 // Level: Passive.
 func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
@@ -480,10 +480,10 @@ func (a *Adapter) StopContext(ctx context.Context, p *Processor) error {
 	return a.stop(ctx, p, FunctionFlush)
 }
 
-// errBusyLife is what Stop and Restart say while another of them, or Remove, is at work.
+// errBusyLife is the error of Stop and Restart while another of them, or Remove, runs.
 var errBusyLife = fmt.Errorf("%w: it is being stopped, restarted or removed", ErrAdapterStopped)
 
-// tryLife makes the caller the one in life; false: there is another.
+// tryLife makes the caller the holder of life; false: there is another.
 func (a *Adapter) tryLife() bool {
 	select {
 	case a.life <- struct{}{}:
@@ -495,8 +495,8 @@ func (a *Adapter) tryLife() bool {
 
 func (a *Adapter) endLife() { <-a.life }
 
-// stop is StopContext with what is sent last to each unit of a miniport that
-// caches data. The caller is in life.
+// stop is StopContext. last are the functions sent last to each unit of a miniport
+// that caches data. The caller holds life.
 func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) error {
 	ctx, cancel := context.WithTimeout(ctx, a.options.StopTimeout)
 	defer cancel()
@@ -548,8 +548,8 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 	return err
 }
 
-// stopInTurn stops the miniport once no reset is under way: one that is out still has been
-// given up. The channel has what has come of it.
+// stopInTurn stops the miniport once no reset is under way: one that is still out has
+// been given up. The channel delivers the result.
 func (a *Adapter) stopInTurn() <-chan error {
 	done := make(chan error, 1)
 	if !a.recovery.post(func(p *Processor) { done <- a.stopHere(p) }) {
@@ -590,7 +590,7 @@ func (a *Adapter) stillStopped() error {
 	return nil
 }
 
-// errNoAnswer is why a stop that has time left takes the adapter away.
+// errNoAnswer is why a stop that has time left removes the adapter.
 var errNoAnswer = errors.New("the miniport does not answer what the port itself has sent it")
 
 // stopTooLate ends a stop that why tells has waited long enough: it takes the adapter
@@ -605,8 +605,8 @@ func (a *Adapter) stopTooLate(why error, p *Processor, inLife bool) error {
 	return err
 }
 
-// Outstanding tells of each unit that the miniport holds SRBs of how many, and
-// what the oldest is.
+// Outstanding describes each unit that the miniport holds SRBs of: how many they are,
+// and the oldest one.
 //
 // Level: any.
 func (a *Adapter) Outstanding() []string {
@@ -626,7 +626,7 @@ func (a *Adapter) Outstanding() []string {
 }
 
 // Restart starts a stopped adapter again (ScsiRestartAdapter) and lets waiting
-// SRBs go. If it was to enumerate meanwhile, it does so now.
+// SRBs go. An enumeration that was requested meanwhile happens now.
 //
 // Level: Passive.
 func (a *Adapter) Restart(p *Processor) error {
@@ -659,8 +659,8 @@ func (a *Adapter) Restart(p *Processor) error {
 	return nil
 }
 
-// controlInTurn calls AdapterControl on the recovery service, so that no reset of
-// the port's runs beside it.
+// controlInTurn calls AdapterControl on the recovery service, so that none of the
+// port's resets runs at the same time.
 func (a *Adapter) controlInTurn(t ControlType) ControlResult {
 	r := ControlUnsuccessful
 	a.inTurn(func(p *Processor) { r = a.controlHere(p, t) })
@@ -676,7 +676,7 @@ func (a *Adapter) controlHere(p *Processor, t ControlType) ControlResult {
 	return r
 }
 
-// inTurn has fn run on the recovery service and waits for it. If the service has
+// inTurn runs fn on the recovery service and waits for it. If the service has
 // stopped, fn is not run.
 func (a *Adapter) inTurn(fn func(p *Processor)) {
 	done := make(chan struct{})
@@ -718,10 +718,10 @@ func (a *Adapter) freeUncached() {
 	a.uncached = nil
 }
 
-// NewSRB makes an SRB for this adapter. It belongs to the caller, who uses it again and again; making
-// one is for set-up, not for each request. It lies in memory beside others made on p,
-// and apart from those of other processors: so p, which is the caller's, is best the one that
-// submits it. Any may. Nil stands for none in particular.
+// NewSRB makes an SRB for this adapter. It belongs to the caller and is meant to be
+// reused: make SRBs during set-up, not for each request. The SRB lies in memory beside
+// others made on p, and apart from those of other processors; so p, which the caller owns,
+// is best the processor that submits it, though any may. Nil means no particular one.
 //
 // Errors: no memory or no IOMMU window left.
 func (a *Adapter) NewSRB(p *Processor) (*SRB, error) {
@@ -778,7 +778,8 @@ func (a *Adapter) FreeSRB(s *SRB) {
 
 // OnUnitsChanged sets a function that is told which units came and went, at
 // Passive after each enumeration that found a change, and after MarkDeviceFailed of one. It
-// must not call Enumerate, Remove or SurpriseRemove, nor wait for who does: they wait for it.
+// must not call Enumerate, Remove or SurpriseRemove, nor wait for a caller of those: they
+// wait for it.
 func (a *Adapter) OnUnitsChanged(fn func(added, removed []*LogicalUnit)) {
 	a.mu.Lock()
 	a.onUnits = fn

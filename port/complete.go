@@ -41,8 +41,8 @@ func (a *Adapter) Complete(p *Processor, srb *SRB) {
 	}
 }
 
-// checkCompletion is the verifier's part of Complete: V1, V2, V11. owner is who
-// had the SRB.
+// checkCompletion is the verifier's part of Complete: V1, V2, V11. owner is the
+// SRB's owner before.
 func (p *Processor) checkCompletion(a *Adapter, s *SRB, owner uint32) {
 	p.trail.add("Complete", s.Tag)
 	code := s.Status.Code()
@@ -88,8 +88,8 @@ func (p *Processor) finishByPort(s *SRB, status Status) {
 }
 
 // finishCompleted does the port's part for every SRB that completed on p: it
-// settles the units' accounts, queues again what was BUSY, starts what waited,
-// and gives the rest back to its owners.
+// updates the units' accounts, requeues SRBs that were BUSY, starts waiting ones,
+// and gives the rest back to their owners.
 //
 // Level: Dispatch, no lock held.
 func (p *Processor) finishCompleted() {
@@ -146,7 +146,7 @@ func (p *Processor) finishCompleted() {
 	}
 }
 
-// A settlement is what settleLocked has made of a list of SRBs.
+// A settlement is the result of settleLocked for a list of SRBs.
 type settlement struct {
 	done       *SRB // a list, for their owners
 	rest       *SRB // of the list: those of other units
@@ -156,9 +156,9 @@ type settlement struct {
 	turnedAway int  // of those, were BUSY and wait again
 }
 
-// settleLocked takes the SRBs at the head of list that are the unit's out of its
-// accounts. What was BUSY and may be tried again goes back to the front of the queue;
-// the others are done, but for those that abandon passes on.
+// settleLocked takes the unit's SRBs in list out of its accounts; those of other units
+// are left in rest. SRBs that were BUSY and may be tried again go back to the front of the
+// queue; the others are done, except those that abandon passes on.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
@@ -203,8 +203,8 @@ func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
 	return t
 }
 
-// giveBack makes the SRBs of a list their owners' again, and tells those that they are
-// complete.
+// giveBack returns the SRBs of a list to their owners, and tells the owners that they
+// are complete.
 func (p *Processor) giveBack(list *SRB) {
 	for s := list; s != nil; {
 		next := s.next
@@ -226,9 +226,9 @@ func isBusy(s *SRB) bool {
 	return code == StatusBusy || code == StatusLinkDown || code == StatusError && (s.ScsiStatus == scsi.StatusBusy || s.ScsiStatus == scsi.StatusTaskSetFull)
 }
 
-// retryBusyLocked decides about a BUSY completion. True: it goes back to the
-// front of the queue, to be built and started again, and the unit waits a
-// while: for a quarter of what is outstanding if the queue was full, for
+// retryBusyLocked decides about a BUSY completion. True: the SRB goes back to the
+// front of the queue, to be built and started again, and the unit waits a while: until
+// QueueFullWaitPercent of the outstanding SRBs have completed if the queue was full, for
 // BusyPauseTime otherwise. Resets and aborts, which no such wait holds back, go to their
 // owner.
 //

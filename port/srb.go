@@ -105,17 +105,17 @@ type Completer interface {
 	CompleteSRB(p *Processor, srb *SRB)
 }
 
-// An Abandoner is a Completer that does not wait longer than the port does. To one
-// that is none, an SRB that was given up is under way until it comes back.
+// An Abandoner is a Completer that stops waiting for an SRB when the port gives it up.
+// To any other Completer, such an SRB is under way until it comes back.
 type Abandoner interface {
 	Completer
-	// AbandonSRB is told that the port has given srb up: no reset has brought it back
-	// from the miniport, or the limits keep it from StartIo while such others are out.
-	// Whoever waits for it should be told that there is no such device. srb, its
-	// extension and its data are the miniport's still, and the device may touch them,
-	// until CompleteSRB: that is when a reset works at last, the device answers after
-	// all, or never. It is called once at the most, and has returned before
-	// CompleteSRB is called.
+	// AbandonSRB is called when the port gives srb up: no reset has brought it back
+	// from the miniport, or the limits keep it from StartIo while such SRBs are out.
+	// Whoever waits for srb should be told that there is no such device. srb, its
+	// extension and its data still belong to the miniport, and the device may touch
+	// them, until CompleteSRB is called: when a reset works at last, when the device
+	// answers after all, or never. AbandonSRB is called at most once, and has returned
+	// before CompleteSRB is called.
 	//
 	// Level: Dispatch, no lock held. It may submit other SRBs.
 	AbandonSRB(p *Processor, srb *SRB)
@@ -219,7 +219,7 @@ type srbPort struct {
 	_ [32]byte // whole cache lines; nine fill a page: see srbsAtOnce
 }
 
-// A giveUpState is whether the port has given an SRB up. It changes with the unit's
+// A giveUpState says whether the port has given an SRB up. It changes with the unit's
 // mu held.
 type giveUpState uint8
 
@@ -238,20 +238,20 @@ const (
 	ownerBuilding        // the miniport's, in BuildIo: the lowest of them; see building
 )
 
-// building is the owner during BuildIo of the present attempt. Others may complete the SRB
-// before that returns false, and it may be in the BuildIo of its next life by then.
+// building is the owner value during the current attempt's BuildIo. If that is to return
+// false, others may complete the SRB before it does, and the SRB may be in the BuildIo of
+// its next life by then.
 func (s *SRB) building() uint32 {
 	return ownerBuilding + s.attempt%(math.MaxUint32-ownerBuilding)
 }
 
 // srbsAtOnce is how many SRBs a processor takes from the heap together: as many as fill a
-// page of 4 KiB, for which the allocator has blocks that begin where pages do. What one
-// processor writes is so in no page that another one does, and processors do not fetch
-// ahead beyond the end of a page. See TestLayout_Pages.
+// page of 4 KiB, for which the allocator has page-aligned blocks. So no two processors
+// write to SRBs in the same page, and hardware does not prefetch across the end of a page.
+// See TestLayout_Pages.
 const srbsAtOnce = 9
 
-// takeSRB returns an SRB that is nobody's, and the group for its IOMMU windows. p may be
-// nil.
+// takeSRB returns an unused SRB, and the group for its IOMMU windows. p may be nil.
 func (p *Processor) takeSRB() (*SRB, *dma.WindowGroup) {
 	if p == nil {
 		return new(SRB), nil
@@ -264,9 +264,8 @@ func (p *Processor) takeSRB() (*SRB, *dma.WindowGroup) {
 	return s, &p.windows
 }
 
-// request describes what was asked for: the part of an SRB that does not change
-// while it is outstanding, and so may be read by anybody who keeps it from
-// ending.
+// request describes the request itself: the part of an SRB that does not change while
+// it is outstanding, and so may be read by anybody who keeps it from completing.
 func (s *SRB) request() string {
 	return fmt.Sprintf("SRB tag %d %s [%d:%d:%d] cdb % x",
 		s.Tag, s.Function, s.PathID, s.TargetID, s.Lun, s.CDB[:min(int(s.CDBBytes), len(s.CDB))])

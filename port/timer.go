@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// ErrTimerPending means that a Timer was requested while it runs already.
+// ErrTimerPending means that a Timer was requested while it was already running.
 var ErrTimerPending = errors.New("port: the timer is pending")
 
 // ErrTimerFreed means that a Timer was never initialized, or was freed.
 var ErrTimerFreed = errors.New("port: the timer is not initialized")
 
-// timerMinInterval is what the Go runtime's timers keep on any system.
+// timerMinInterval is what the Go runtime's timers achieve on any system.
 const timerMinInterval = time.Millisecond
 
 // A TimerRoutine runs when a Timer's time has come.
@@ -23,8 +23,8 @@ const timerMinInterval = time.Millisecond
 // Source: storport.h HW_TIMER_EX.
 type TimerRoutine func(p *Processor, t *Timer)
 
-// A Timer is a timer of a miniport, beside the adapter's one of
-// RequestTimerCall. The zero Timer is to be initialized.
+// A Timer is a timer of a miniport, in addition to the adapter's own timer
+// (RequestTimerCall). The zero Timer must be initialized before use.
 type Timer struct {
 	// Context is the miniport's own; set it before the first request.
 	Context any
@@ -52,9 +52,9 @@ func (a *Adapter) InitializeTimer(p *Processor, t *Timer) {
 	t.a, t.ready = a, true
 }
 
-// RequestTimer has routine run once after d, not earlier; a d of zero cancels
-// the request before. There is no tolerable delay to give: timers are not
-// coalesced here.
+// RequestTimer runs routine once after d, not earlier; a d of zero cancels the
+// previous request. There is no tolerable-delay parameter: timers are not coalesced
+// here.
 //
 // Level: any. Errors: ErrTimerPending, ErrTimerFreed, no routine.
 // Source: storport.h StorPortRequestTimer.
@@ -102,8 +102,8 @@ func (t *Timer) begin(turn uint64) bool {
 	return true
 }
 
-// FreeTimer cancels t and takes it out of use. Its routine may be running still
-// on another processor, unless the caller holds the StartIo lock.
+// FreeTimer cancels t and takes it out of use. Its routine may still be running on
+// another processor, unless the caller holds the StartIo lock.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortFreeTimer.

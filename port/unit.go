@@ -27,15 +27,15 @@ const (
 )
 
 // A LogicalUnit is one unit of an adapter with its queue: SRBs wait here, in
-// order of arrival, until the unit and the adapter take them. The vendor's
-// stack shows it to class drivers as a physical device object.
+// order of arrival, until the unit and the adapter can take them. The vendor's
+// stack presents it to class drivers as a physical device object.
 type LogicalUnit struct {
 	a      *Adapter
 	path   uint8
 	target uint8
 	lun    uint8
-	// inquiry is the last answer, which does not change; nil: the unit has never said
-	// what it is.
+	// inquiry is the latest INQUIRY data, which are immutable; nil: the unit has never
+	// answered.
 	inquiry atomic.Pointer[[scsi.StandardInquiryBytes]byte]
 
 	// Extension is the miniport's own memory for this unit, of
@@ -63,8 +63,8 @@ type LogicalUnit struct {
 	// outstanding is the length of the pending list.
 	// +checklocks:mu
 	outstanding int
-	// aside is how many of those are the port's own, resets most of all: the others'
-	// depth and order do not know them.
+	// aside is how many of those are the port's own, mostly resets: they do not count
+	// towards the depth and the order of the others.
 	// +checklocks:mu
 	aside int
 	// +checklocks:mu
@@ -75,13 +75,13 @@ type LogicalUnit struct {
 	// exclusive: an ordered or untagged SRB is outstanding and nothing else starts.
 	// +checklocks:mu
 	exclusive bool
-	// busyLeft is how many completions end gateBusy; zero if only time does.
+	// busyLeft is how many more completions end gateBusy; zero if only time does.
 	// +checklocks:mu
 	busyLeft int
 	// lockCount counts LOCK_QUEUE.
 	// +checklocks:mu
 	lockCount int
-	// pauseTurn numbers the pauses, so that a timer ends only its own.
+	// pauseTurn numbers the pauses, so that a timer ends only the one it is for.
 	// +checklocks:mu
 	pauseTurn uint64
 	// busyTimer ends gateBusy at busyUntil; nil before the first BUSY.
@@ -97,7 +97,7 @@ type LogicalUnit struct {
 	// held says how long the gate was closed.
 	// +checklocks:mu
 	held gateTimes
-	// looks are what the looks at the queue saw.
+	// looks holds what the periodic looks at the queue saw.
 	// +checklocks:mu
 	looks looks
 }
@@ -112,8 +112,8 @@ type LUStats struct {
 	Abandoned                   uint64 // given up after BuildIo
 	// Held is how long SRBs had to wait for each reason, the current wait included.
 	Held [GateReasons]time.Duration
-	// BusyTime is how long something was outstanding or waiting: an estimate, by a
-	// look ten times a second.
+	// BusyTime is how long SRBs were outstanding or waiting: an estimate, sampled ten
+	// times a second.
 	BusyTime time.Duration
 	// OldestAge is how long the oldest SRB of the unit has been here; see looks.
 	OldestAge time.Duration
@@ -128,11 +128,11 @@ func (lu *LogicalUnit) Target() uint8 { return lu.target }
 // Lun is the unit's number on that target.
 func (lu *LogicalUnit) Lun() uint8 { return lu.lun }
 
-// Adapter is the adapter that the unit hangs on.
+// Adapter is the adapter that the unit belongs to.
 func (lu *LogicalUnit) Adapter() *Adapter { return lu.a }
 
-// Inquiry is the unit's standard INQUIRY data, as of the latest enumeration. It is not the
-// caller's to change.
+// Inquiry is the unit's standard INQUIRY data, as of the latest enumeration. The caller
+// must not change it.
 func (lu *LogicalUnit) Inquiry() []byte {
 	if data := lu.inquiry.Load(); data != nil {
 		return data[:]
@@ -210,12 +210,12 @@ func (q *srbQueue) prepend(l *srbQueue) {
 // removed reports whether the unit is gone.
 func (lu *LogicalUnit) removed() bool { return lu.gate.Load()&gateRemoved != 0 }
 
-// builtGate is what of a unit's gate holds back an SRB that is built.
+// builtGate is the part of a unit's gate that holds back a built SRB.
 //
-// Such an SRB has resources of the miniport, and only StartIo followed by a completion
-// gives those back: nothing undoes BuildIo. So the port does not end it without StartIo
-// unless the adapter has gone. If the unit is removed or given up, it waits for the end
-// of a reset there, and for nothing else: it may be that nobody opens the rest of the
+// A built SRB holds resources of the miniport, and only StartIo followed by a completion
+// releases those: nothing undoes BuildIo. So unless the adapter is gone, the port does not
+// complete such an SRB without StartIo. If its unit is removed or given up, it waits for
+// the end of a reset there, and for nothing else: perhaps nobody will open the rest of the
 // gate any more. The device will say that there is no such unit.
 func builtGate(unit uint32) uint32 {
 	if unit&(gateRemoved|gateGivenUp) != 0 {
@@ -224,8 +224,8 @@ func builtGate(unit uint32) uint32 {
 	return unit
 }
 
-// passes reports whether s goes down although a gate, its unit's or its adapter's, is
-// not open.
+// passes reports whether s goes down although its unit's or its adapter's gate is
+// closed.
 func (s *SRB) passes(unit, adapter uint32) bool {
 	if s.recovery {
 		return true
@@ -246,8 +246,8 @@ func (s *SRB) passes(unit, adapter uint32) bool {
 	return gate == 0
 }
 
-// taskManagement reports whether s resets or aborts others. It must not wait for
-// what it is to end, so only a missing adapter or unit holds it back.
+// taskManagement reports whether s resets or aborts other SRBs. It must not wait for the
+// SRBs that it is to end, so only a missing adapter or unit holds it back.
 func (s *SRB) taskManagement() bool {
 	switch s.Function {
 	case FunctionAbortCommand, FunctionResetBus, FunctionResetDevice, FunctionResetLogicalUnit:
@@ -258,7 +258,7 @@ func (s *SRB) taskManagement() bool {
 }
 
 // bypassesLocked reports whether s passes a gate that holds others back, and so
-// goes before those that wait.
+// goes ahead of waiting SRBs.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) bypassesLocked(s *SRB) bool {
@@ -293,7 +293,7 @@ func (lu *LogicalUnit) mayStartLocked(s *SRB) bool {
 	return lu.heads == 0 || s.QueueAction == HeadOfQueueTag
 }
 
-// leftLocked is how many SRBs more the unit's depth allows: less than none if it has
+// leftLocked is how many more SRBs the unit's depth allows: negative if the depth has
 // shrunk meanwhile.
 //
 // +checklocks:lu.mu
@@ -326,7 +326,7 @@ func (lu *LogicalUnit) linkLocked(p *Processor, s *SRB) {
 	}
 }
 
-// unlinkLocked ends s's being outstanding.
+// unlinkLocked makes s no longer outstanding.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) unlinkLocked(s *SRB) {
@@ -354,7 +354,7 @@ func (lu *LogicalUnit) unlinkLocked(s *SRB) {
 
 // rearmLocked sets the unit's timer after a completion: to the timeout of the
 // request that is now the oldest, or off. The unit is timed, not the request. If the
-// unit is gone, what still waits is timed as well.
+// unit is gone, SRBs that still wait are timed as well.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) rearmLocked() {
@@ -375,8 +375,8 @@ func (s *SRB) timeout() uint32 {
 	return s.adapter.options.DefaultTimeoutSecs
 }
 
-// enqueueLocked puts s into the queue: behind everything, or, head of queue or
-// with a flag that bypasses a closed gate, before everything.
+// enqueueLocked puts s at the end of the queue or, if it is a head-of-queue SRB or has a
+// flag that bypasses a closed gate, at the front.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) enqueueLocked(s *SRB) {
