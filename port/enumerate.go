@@ -20,13 +20,13 @@ const enumTries = 5
 // enumBufferBytes holds the list of 256 units.
 const enumBufferBytes = scsi.ReportLUNsHeaderBytes + 256*scsi.LUNBytes
 
-// Enumerate looks for logical units, and tells OnUnitsChanged what came and
+// Enumerate looks for logical units, and tells OnUnitsChanged which came and
 // went. New units are ready for SRBs when it returns; those that are gone
-// complete what they get with StatusNoDevice. If some address has not said what is
-// there, the port looks again by itself: after 1 s, then after twice the time each, up to
-// ResetTimeout or the SRBs' time-out, whichever is less. If the adapter is stopped, it looks
-// once that is restarted. An error is the first of a target; the others are looked at
-// nevertheless.
+// complete SRBs with StatusNoDevice. If some address has not said what is there, the
+// port enumerates again by itself: after 1 s, then after twice the previous delay, up to
+// ResetTimeout or the SRBs' time-out, whichever is less. If the adapter is stopped, it
+// enumerates when restarted. The error is that of the first target that failed; the
+// others are enumerated nevertheless.
 //
 // Level: Passive, not in UnitControl or OnUnitsChanged's function; concurrent calls take turns.
 func (a *Adapter) Enumerate(p *Processor) error {
@@ -56,8 +56,8 @@ func (a *Adapter) Enumerate(p *Processor) error {
 	return nil
 }
 
-// takeCensus makes the table what c finds, and tells who is to know. Of a target that
-// cannot be asked, all are there still that are known.
+// takeCensus makes the table what c finds, and announces the changes. Of a target that
+// cannot be asked, all known units stay.
 func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	before := a.units.Load().list
 	var now, added []*LogicalUnit
@@ -118,8 +118,8 @@ func (a *Adapter) unitControl(p *Processor, c UnitController, t UnitControlType,
 	p.leave(e)
 }
 
-// A census is what an enumeration asks with. It is made anew when the port gives up
-// what was asked: then it is the miniport's.
+// A census holds the SRB and the buffer that an enumeration asks with. They are made anew
+// when the port gives the SRB up: then the old ones belong to the miniport.
 type census struct {
 	a      *Adapter
 	srb    *SRB
@@ -151,10 +151,10 @@ func (c *census) free() {
 	}
 }
 
-// target returns the units of one target. The one at LUN 0 is asked; if it has been
-// given up, or fails, the others that are known are, one after the other, and at last an
-// address without a unit, where REPORT LUNS works, too, if the target is well (SPC-4
-// 4.5.2). If none answers, all are there still; if none is known, that is an error.
+// target returns the units of one target. It asks the unit at LUN 0; if that has been
+// given up, or fails, it asks the other known units in turn, and at last an address
+// without a unit, where REPORT LUNS works, too, if the target is well (SPC-4 4.5.2).
+// If none answers, all known units stay; if none is known, a failure is an error.
 func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	first, known := c.a.unitAt(path, target, 0), c.a.unitsOf(path, target)
 	var failed error
@@ -194,7 +194,7 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 	return known, nil
 }
 
-// reportLUNs asks a unit which others its target has. False: it has been given up.
+// reportLUNs asks a unit which units its target has. False: it has been given up.
 func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err error) {
 	if lu.gate.Load()&gateGivenUp != 0 {
 		return false, nil
@@ -207,8 +207,8 @@ func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err e
 	return c.command(p, lu, enumBufferBytes) && lu.gate.Load()&gateGivenUp == 0, nil
 }
 
-// list asks the units in the answer to REPORT LUNS what they are, and returns those
-// that are something.
+// list sends INQUIRY to the units in the answer to REPORT LUNS, and returns those that
+// are present.
 func (c *census) list(p *Processor, path, target uint8) ([]*LogicalUnit, error) {
 	var present [256]bool
 	if _, ok := scsi.ParseReportLUNs(c.buffer[:min(int(c.srb.DataTransferBytes), len(c.buffer))], &present); !ok {
@@ -231,8 +231,8 @@ func (c *census) list(p *Processor, path, target uint8) ([]*LogicalUnit, error) 
 	return units, nil
 }
 
-// isUnit asks a unit what it is, and reports whether it is anything. One that is known
-// is there until it says, or the adapter does, that it is not: it may be without power.
+// isUnit sends INQUIRY to a unit, and reports whether it is present. A known unit stays
+// until it, or the adapter, says that it is gone: it may be without power.
 func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	if err := c.make(p); err != nil {
 		return false, err
@@ -260,7 +260,7 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	return true, nil
 }
 
-// isStill is isUnit for one that does not say what it is now.
+// isStill is isUnit for a unit that does not answer now: it stays if it ever has.
 func (c *census) isStill(lu *LogicalUnit) bool {
 	if !lu.answered() {
 		c.missed = fmt.Errorf("%s does not say what it is", lu)
@@ -281,8 +281,8 @@ func (a *Adapter) unitsOf(path, target uint8) (units []*LogicalUnit) {
 	return units
 }
 
-// absentAt returns a new unit at an address of the target where none is known, nil if
-// there is none such.
+// absentAt returns a new unit at an address of the target where none is known, or nil if
+// there is no such address.
 func (a *Adapter) absentAt(path, target uint8) *LogicalUnit {
 	for lun := a.config.MaximumNumberOfLogicalUnits - 1; lun >= 0; lun-- {
 		if lu := a.unit(path, target, uint8(lun)); lu == nil || lu.gate.Load()&gateRemoved != 0 {
@@ -294,7 +294,7 @@ func (a *Adapter) absentAt(path, target uint8) *LogicalUnit {
 
 // unitAt returns the unit at an address, or a new one if there is none in
 // service. A new one is put into the table at once: its commands must be timed
-// and started like any, and the miniport may call SetDeviceQueueDepth at the
+// and started like any others, and the miniport may call SetDeviceQueueDepth at the
 // first INQUIRY.
 func (a *Adapter) unitAt(path, target, lun uint8) *LogicalUnit {
 	old := a.unit(path, target, lun)
@@ -321,8 +321,8 @@ func (a *Adapter) publish(lu, old *LogicalUnit) {
 	a.replaceUnitsLocked(append(list, lu))
 }
 
-// replaceUnitsLocked makes list the table's; what was in it and is not has left. A unit
-// is in the table, in one way or the other, until it is idle.
+// replaceUnitsLocked makes list the table's list; units that were in the old one only
+// have left. Listed or left, a unit stays in the table until it is idle.
 //
 // +checklocks:a.mu
 func (a *Adapter) replaceUnitsLocked(list []*LogicalUnit) (dropped []*LogicalUnit) {
@@ -347,8 +347,8 @@ func (a *Adapter) unitsEndedLocked() bool {
 	return a.gate.Load()&gateGone != 0 || a.state.Load() == adapterFailed
 }
 
-// dropUnits makes list the table's, and detaches what was in it and is not. False: the
-// adapter is gone or has failed.
+// dropUnits makes list the table's list, and detaches units that were in the old one
+// only. False: the adapter is gone or has failed.
 //
 // Level: Passive.
 func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
@@ -367,8 +367,8 @@ func (a *Adapter) dropUnits(p *Processor, list []*LogicalUnit) bool {
 	return true
 }
 
-// forget takes a unit that is detached out of the table's list, and tells who is to know,
-// unless an enumeration has.
+// forget takes a detached unit out of the table's list and announces its removal, unless
+// an enumeration has already.
 func (a *Adapter) forget(p *Processor, lu *LogicalUnit) {
 	<-a.enumTurn
 	defer func() { a.enumTurn <- struct{}{} }()
@@ -439,9 +439,9 @@ func (a *Adapter) BusChangeDetected(*Processor) {
 	})
 }
 
-// enumerateAgain has the port enumerate again some time after an enumeration that has not
-// found out about all. However many there are, one timer runs. It reports whether the one
-// before had found out.
+// enumerateAgain schedules another enumeration after one that has missed something.
+// However many have, one timer runs. It reports whether this one is the first to miss
+// something since an enumeration that did not.
 func (a *Adapter) enumerateAgain() (first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -466,7 +466,7 @@ func (a *Adapter) enumerateAgain() (first bool) {
 	return first
 }
 
-// enumerateNoMore ends what enumerateAgain has begun.
+// enumerateNoMore cancels what enumerateAgain has scheduled.
 func (a *Adapter) enumerateNoMore() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

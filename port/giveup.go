@@ -2,13 +2,13 @@ package port
 
 import "slices"
 
-// giveUp fails a unit that no reset brought back: what waits and what comes, but for what
-// opens or closes its queue, completes with StatusNoDevice, and who waits for what the
-// miniport holds is told to wait no more. That itself stays with the miniport, since its
-// memory may still be written; the reset road is taken again after another timeout. The
-// unit works again when a reset helps, or when the miniport has given back everything, built SRBs
-// included that could not go down: so nothing that was given up is done after what
-// comes later.
+// giveUp fails a unit that no reset brought back. Waiting and new SRBs complete with
+// StatusNoDevice, except those that open or close its queue, and those waiting for SRBs
+// that the miniport holds are told to wait no more. These SRBs stay with the miniport,
+// since their memory may still be written; the reset road is taken again after another
+// timeout. The unit works again when a reset helps, or when the miniport has given back
+// everything, including built SRBs that could not go down: so no SRB that was given up is
+// executed after a later one.
 //
 // Level: Passive, on the recovery service.
 func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
@@ -31,8 +31,8 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 	a.sys.log.Error("unit given up: no reset brought it back", "adapter", a.options.Name, "unit", lu.String(), "held", held, "abandoned", abandoned)
 }
 
-// abandonAll abandons what the miniport holds of a unit that is given up or removed,
-// and returns how much it holds and how much of that is abandoned now.
+// abandonAll abandons the SRBs that the miniport holds of a unit that is given up or
+// removed, and returns how many are outstanding and how many were abandoned now.
 //
 // Level: Dispatch, no lock held.
 func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
@@ -49,12 +49,12 @@ func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
 	return held, len(stuck)
 }
 
-// A unit that is removed is not reset for its own sake any more: no SRB goes to it, and a
-// reset of its target or bus would end what the others do. What has not come back of it is
-// timed on and then abandoned. Once the adapter has failed there are no others, and it
-// goes down the reset road like all.
+// A removed unit is no longer reset for its own sake: no SRB goes to it, and a reset of
+// its target or bus would end the SRBs of other units. Its SRBs that have not come back are
+// still timed, and then abandoned. Once the adapter has failed there are no other units,
+// and it goes down the reset road like all.
 
-// timeLeaver is a second of a unit that is removed.
+// timeLeaver does a removed unit's timing, once a second.
 //
 // Level: Passive, on the timer service.
 func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
@@ -79,8 +79,8 @@ func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
 	}
 }
 
-// abandonUnits abandons what has not come back of units that are removed, and
-// returns how much that is.
+// abandonUnits abandons the SRBs of removed units that have not come back, and returns
+// how many they are.
 //
 // Level: Passive.
 func (a *Adapter) abandonUnits(p *Processor, units ...*LogicalUnit) (total int) {
@@ -96,8 +96,8 @@ func (a *Adapter) abandonUnits(p *Processor, units ...*LogicalUnit) (total int) 
 	return total
 }
 
-// abandonLocked returns what is to be abandoned: SRBs that the miniport holds, or has
-// built and the limits keep from StartIo, and that somebody waits for who need not.
+// abandonLocked returns the SRBs to abandon, and marks them: those that the miniport
+// holds, or has built and the limits keep from StartIo, and that have an Abandoner to tell.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) abandonLocked() (abandoned []*SRB) {
@@ -118,15 +118,15 @@ func (lu *LogicalUnit) abandonLocked() (abandoned []*SRB) {
 	return abandoned
 }
 
-// mayAbandon reports whether somebody waits for s who need not, and has not been told.
-// Its unit's mu is held.
+// mayAbandon reports whether s has an Abandoner that has not been told. The unit's mu is
+// held.
 func (s *SRB) mayAbandon() bool {
 	_, ok := s.Completer.(Abandoner)
 	return ok && !s.recovery && s.given == givenNot
 }
 
-// reviveLocked has a unit that was given up work again, unless SRBs that were given up
-// with it have still to go down: those come before what is later, and come back first.
+// reviveLocked lets a unit that was given up work again, unless SRBs that were given up
+// with it still have to go down: those go before later ones, and come back first.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) reviveLocked() {
@@ -141,7 +141,7 @@ func (lu *LogicalUnit) reviveLocked() {
 	lu.openGateLocked(gateGivenUp)
 }
 
-// abandon tells s's Abandoner, and hands s back if it has come meanwhile.
+// abandon tells s's Abandoner, and hands s back if it has come back meanwhile.
 //
 // Level: Dispatch, no lock held.
 func (lu *LogicalUnit) abandon(p *Processor, s *SRB) {

@@ -75,7 +75,7 @@ func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 	a.reopen(p, lu, true)
 }
 
-// A scope is what one reset is of.
+// A scope is what one reset covers.
 type scope struct {
 	level ResetLevel
 	path  uint8
@@ -104,10 +104,10 @@ func (s scope) String() string {
 }
 
 // reset does one step with everything in its scope held back. It reports success and
-// how many SRBs of the scope the miniport still holds, of those that it had before:
+// how many SRBs the miniport still holds of the units that were in the scope at the start:
 // units that come meanwhile are not held back, and do not count. Units that left are in
-// the scope like others: the miniport tells addresses apart, not whether their units
-// are in service.
+// the scope like others: the miniport knows addresses, not whether their units are in
+// service.
 func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	var units []*LogicalUnit
 	for _, u := range a.units.Load().all {
@@ -154,10 +154,10 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 	return ok, left
 }
 
-// noteBusReset has a bus whose reset has failed reset once more, unless another reset of
-// that bus has helped by then. A miniport whose ResetBus has failed may turn away
-// everything until one succeeds, so that no request is left to run out of time and ask
-// for it. However many resets fail, one timer runs.
+// noteBusReset schedules another reset of a bus whose reset has failed, unless a reset of
+// that bus succeeds by then. A miniport whose ResetBus has failed may turn away everything
+// until one succeeds, so there may be no request left whose time-out would ask for one.
+// However many resets fail, one timer runs.
 func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	a.mu.Lock()
 	a.busBroken[path] = !ok
@@ -172,13 +172,12 @@ func (a *Adapter) noteBusReset(path uint8, ok bool) {
 	}
 }
 
-// firstAgain is when a bus is reset again whose reset has failed: before what was
-// turned away as BUSY meanwhile has been tried for the last time.
+// firstAgain is the delay before the first retry of a failed bus reset: shorter than it
+// takes until SRBs turned away as BUSY meanwhile have been tried for the last time.
 const firstAgain = time.Second
 
-// backOff is how long to wait before what has failed is tried again, if it was last that
-// last was waited for: twice as long each time, up to that which a reset, or a request,
-// may take.
+// backOff is how long to wait before the next retry, if the wait before was last: twice
+// as long each time, up to what a reset or a request may take, whichever is less.
 func (a *Adapter) backOff(last time.Duration) time.Duration {
 	most := min(a.options.ResetTimeout, time.Duration(a.options.DefaultTimeoutSecs)*time.Second)
 	return min(max(2*last, firstAgain), most)
@@ -193,8 +192,8 @@ func (a *Adapter) resetLater() {
 	a.after(in, func(*Processor) { a.recovery.post(a.resetAgain) })
 }
 
-// resetAgain resets each bus whose reset has failed. If the adapter is stopped, that
-// has to wait for another such time.
+// resetAgain resets each bus whose reset has failed. If the adapter is stopped, it
+// reschedules itself.
 //
 // Level: Passive, on the recovery service.
 func (a *Adapter) resetAgain(p *Processor) {
@@ -238,10 +237,10 @@ func (a *Adapter) callReset(p *Processor, s scope) bool {
 	return a.callResetBus(p, s.path)
 }
 
-// sendOwn sends one of the port's own SRBs, a reset or what a stop sends last, and waits
-// for it, ResetTimeout at most and not after ctx, nor what a stop sends once the adapter
-// has failed: a reset may still bring that back. If it does not come back it stays the
-// miniport's; until it does, what it is for counts as failed.
+// sendOwn sends one of the port's own SRBs, a reset or the last SRB of a stop, and waits
+// for it: at most ResetTimeout, not after ctx, and for that of a stop not after the
+// adapter has failed, as a reset may still bring it back. An SRB that does not come back
+// stays the miniport's; until it does, sendOwn with it fails.
 func (a *Adapter) sendOwn(ctx context.Context, p *Processor, lu *LogicalUnit, srb *SRB, f Function) bool {
 	if c, out := srb.Completer.(ownCompleter); out {
 		select {
@@ -290,8 +289,8 @@ func (a *Adapter) isGone() bool {
 	}
 }
 
-// ownCompleter passes on the status of one of the port's own SRBs, which has it while it is
-// out.
+// ownCompleter passes on the status of one of the port's own SRBs. It is the SRB's
+// Completer while that is out.
 type ownCompleter chan Status
 
 // CompleteSRB implements Completer.
@@ -307,7 +306,7 @@ func heldByMiniport(units []*LogicalUnit) int {
 	return n
 }
 
-// heldByMiniport is the unit's part of that.
+// heldByMiniport counts the unit's SRBs that the miniport still holds, reset SRBs aside.
 func (lu *LogicalUnit) heldByMiniport() int {
 	n := 0
 	lu.mu.Lock()
@@ -320,7 +319,7 @@ func (lu *LogicalUnit) heldByMiniport() int {
 	return n
 }
 
-// reopen ends the resets on a unit's account: its timer starts anew.
+// reopen ends the resets made for a unit: its timer starts anew.
 func (a *Adapter) reopen(p *Processor, lu *LogicalUnit, helped bool) {
 	lu.mu.Lock()
 	lu.endResetLocked(helped)
@@ -343,8 +342,8 @@ func (lu *LogicalUnit) endResetLocked(helped bool) {
 // ResetNow takes a unit down the reset road from level on as if it had timed
 // out, and waits for the result.
 //
-// Level: Passive. Errors: ErrWrongPlace, ErrAdapterStopped, no such level, a reset that is
-// under way or has failed.
+// Level: Passive. Errors: ErrWrongPlace, ErrAdapterStopped, no such level, a reset is
+// already under way, or this one failed.
 func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) error {
 	if err := p.mayWait(a, routineResetNow); err != nil {
 		return err
@@ -374,8 +373,8 @@ func (a *Adapter) ResetNow(p *Processor, lu *LogicalUnit, level ResetLevel) erro
 	return nil
 }
 
-// HardwareReset has the port reset the whole adapter soon: a ResetBus for each
-// bus, one after the other, with its units held back meanwhile. It is for a miniport that sees its
+// HardwareReset asks the port to reset the whole adapter soon: a ResetBus for each
+// bus in turn, with its units held back meanwhile. It is for a miniport that finds its
 // hardware broken and would rather not wait for a unit's timer. Calls before the
 // reset begins coalesce. False: the adapter is going away.
 //

@@ -9,8 +9,8 @@ import (
 )
 
 // An adapter goes away in one of two ways: in order, with Stop and Remove, or by
-// surprise, when its hardware is gone. In both, only the miniport hands back the
-// SRBs that it holds; what the port holds, it completes itself.
+// surprise, when its hardware is gone. In both, SRBs that the miniport holds are handed
+// back by the miniport only; those that the port holds, the port completes itself.
 
 // SetFeatureList says which optional control types the miniport takes in
 // AdapterControl. ControlQuerySupported, ControlStopAdapter and
@@ -31,35 +31,34 @@ func (a *Adapter) SetFeatureList(p *Processor, controls ...ControlType) error {
 	return nil
 }
 
-// takeAwayTime is how long a stop that came too late may wait for its turn behind a reset,
-// and its end for what ResetBus left: completions that are on their way on other processors.
+// takeAwayTime is how long a stop whose time is over may still wait for its turn behind a
+// reset, and a removal for what ResetBus left: completions on their way on other processors.
 const takeAwayTime = time.Second
 
-// Remove is RemoveContext with no other bound than AdapterOptions.StopTimeout;
-// what goes wrong is logged.
+// Remove is RemoveContext bounded only by AdapterOptions.StopTimeout; errors are logged.
 func (a *Adapter) Remove(p *Processor) {
 	if err := a.RemoveContext(context.Background(), p); err != nil {
 		a.sys.log.Error("remove adapter", "adapter", a.options.Name, "error", err)
 	}
 }
 
-// RemoveContext takes the adapter away. One that runs is stopped first, and if its
-// miniport caches data, each unit gets FunctionShutdown as its last SRB. SRBs
-// that wait complete with StatusNoDevice. A failed adapter is not stopped but
+// RemoveContext removes the adapter. A running one is stopped first, and if its
+// miniport caches data, each unit gets FunctionShutdown as its last SRB. Waiting
+// SRBs complete with StatusNoDevice. A failed adapter is not stopped but
 // reset, bus by bus, so that its miniport hands back what it holds; so is one that
 // is still not idle when ctx ends, see StopContext.
 //
-// It waits for a Stop or a Restart that is under way; when ctx ends first, the adapter
-// is taken away under it. Work items and enumerations that do not end keep it until ctx
-// ends or StopTimeout is over, and of an adapter that has failed for a second more than
+// It waits for a Stop or a Restart that is under way; if ctx ends first, the adapter
+// is removed nevertheless. For work items and enumerations that do not end it waits until
+// ctx ends or StopTimeout is over; with an adapter that has failed, for a second more than
 // ResetTimeout.
 //
 // If the error is ErrOutstanding, the adapter's memory stays mapped until RemoveContext is
 // called again and finds that all SRBs are back, and that no work item or enumeration runs.
 //
-// Level: Passive, in no work item, nor in what an enumeration calls. Errors: those of
-// StopContext and SurpriseRemove. The adapter is gone in any case but ErrWrongPlace, or is
-// on its way if another takes it away at the time: ErrAdapterStopped.
+// Level: Passive, not in a work item or in a function called by an enumeration. Errors:
+// those of StopContext and SurpriseRemove. Except with ErrWrongPlace, the adapter is gone,
+// or going if another call is removing it (ErrAdapterStopped).
 func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err
@@ -105,18 +104,18 @@ func (a *Adapter) RemoveContext(ctx context.Context, p *Processor) error {
 	}
 }
 
-// SurpriseRemove takes away an adapter whose hardware is gone already: SRBs that
-// wait, and those that come, complete with StatusNoDevice; the miniport is told
-// (ControlSurpriseRemoval) and hands back what it holds. A miniport that does
-// not take that control type gets a ResetBus for each bus instead.
+// SurpriseRemove removes an adapter whose hardware is already gone: waiting and new
+// SRBs complete with StatusNoDevice; the miniport is told (ControlSurpriseRemoval) and
+// hands back what it holds. A miniport that does not take that control type gets a
+// ResetBus for each bus instead.
 //
-// From its return on SynchronizeAccess returns false without a call. The caller
-// may then use the device's memory for something else, unless the error is
-// ErrOutstanding: the miniport still holds SRBs after
-// AdapterOptions.ResetTimeout. Their memory stays mapped.
+// After it has returned, SynchronizeAccess returns false without calling its routine. The
+// caller may then use the device's memory for something else, unless the error is
+// ErrOutstanding: the miniport still holds SRBs after AdapterOptions.ResetTimeout, and
+// their memory stays mapped.
 //
-// Level: Passive, in no work item, nor in what an enumeration calls, once, no SRB of the
-// caller in BuildIo or StartIo.
+// Level: Passive, not in a work item or in a function called by an enumeration, once, with
+// no SRB of the caller in BuildIo or StartIo.
 func (a *Adapter) SurpriseRemove(p *Processor) error {
 	if err := p.mayWait(a, routineRemove); err != nil {
 		return err
@@ -130,10 +129,10 @@ func (a *Adapter) SurpriseRemove(p *Processor) error {
 }
 
 // takeAway removes an adapter with SRBs outstanding. tell: the hardware is gone,
-// and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise. What
-// the miniport has not handed back by then has patience more. inLife: the caller is in
-// life; otherwise who is there ends soon once the adapter is gone, and is waited for
-// before anything is taken that it may use.
+// and the miniport takes ControlSurpriseRemoval; it gets ResetBus otherwise. After that it
+// waits up to patience for the SRBs that the miniport has not handed back. inLife: the
+// caller holds life; otherwise its holder ends soon once the adapter is gone, and is waited
+// for before anything that it may use is freed.
 func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Duration) error {
 	for {
 		state := a.state.Load()
@@ -192,7 +191,7 @@ func (a *Adapter) resetAll(p *Processor) {
 	}
 }
 
-// callResetBus calls ResetBus with what it is entitled to.
+// callResetBus calls ResetBus at the level and with the locks that it is to have.
 func (a *Adapter) callResetBus(p *Processor, path uint8) bool {
 	old := a.acquireExclusive(p, true)
 	e := p.enter(inResetBus)
@@ -230,11 +229,10 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 	}
 }
 
-// waitOwn waits until the miniport has handed back the port's own SRBs, resets and what a
-// stop sent last, but not for longer than limit: they count among nothing that whenIdle
-// knows of.
+// waitOwn waits until the miniport has handed back the port's own SRBs, resets and the
+// last of a stop, but not for longer than limit: whenIdle does not count them.
 //
-// The caller is in life, and on the recovery service unless that has stopped.
+// The caller holds life, and is on the recovery service unless that has stopped.
 func (a *Adapter) waitOwn(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -260,7 +258,7 @@ func (a *Adapter) waitOwn(limit time.Duration) error {
 	return nil
 }
 
-// removeUnits ends all units and what waits in their queues.
+// removeUnits ends all units and the SRBs that wait in their queues.
 func (a *Adapter) removeUnits(p *Processor) {
 	yieldLock("removeUnits: close the gate", &a.mu)
 	a.mu.Lock()
@@ -273,7 +271,7 @@ func (a *Adapter) removeUnits(p *Processor) {
 	a.mu.Unlock()
 }
 
-// failUnits fails what the units' queues hold, and whatever comes.
+// failUnits fails the SRBs that the units' queues hold, and all later ones.
 func (a *Adapter) failUnits(p *Processor) {
 	old := p.raise(Dispatch)
 	yieldLock("failUnits", &a.mu)
@@ -289,9 +287,8 @@ func (a *Adapter) failUnits(p *Processor) {
 	p.lower(old)
 }
 
-// failAllLocked completes everything that waits with StatusNoDevice. Built SRBs
-// are among it: the miniport's resources that they hold go away with the
-// adapter.
+// failAllLocked completes all waiting SRBs with StatusNoDevice, built ones
+// included: the miniport's resources that those hold go away with the adapter.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) failAllLocked(p *Processor) {
@@ -306,9 +303,9 @@ func (lu *LogicalUnit) failAllLocked(p *Processor) {
 	lu.endQuiesceLocked(p, StatusNoDevice)
 }
 
-// end ends what runs for the adapter, and gives back its memory unless that may still be
-// used: because of held, if that is not nil, or because something does not end before ctx
-// does. It may be called again then. The caller is in life.
+// end ends the adapter's services, and frees its memory unless that may still be used:
+// held, if not nil, says why, or something does not end before ctx does. In that case it
+// returns the reason and may be called again. The caller holds life.
 func (a *Adapter) end(ctx context.Context, held error) error {
 	a.state.Store(adapterRemoved)
 	a.worker.end()
@@ -329,9 +326,9 @@ func (a *Adapter) end(ctx context.Context, held error) error {
 	return nil
 }
 
-// waitUsers waits for the end of work items and enumerations, which find nothing any more,
-// until ctx or StopTimeout is over: if it is over already, as long as they need if there is
-// nothing that they wait for.
+// waitUsers waits until work items and enumerations, which find no units any more, have
+// ended, for at most StopTimeout, or until takeAwayTime after the end of ctx: so they have
+// the time to end, if they wait for nothing, even if ctx is over already.
 func (a *Adapter) waitUsers(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.options.StopTimeout)
 	defer cancel()
@@ -373,8 +370,8 @@ func (a *Adapter) freeIfOurs(srb *SRB) {
 	}
 }
 
-// detach ends one unit of an adapter that stays: what waits fails, and what
-// comes will. Built SRBs go down to the miniport, whose resources they hold.
+// detach ends one unit of an adapter that stays: waiting SRBs and later ones fail.
+// Built SRBs go down to the miniport, whose resources they hold.
 func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 	old := p.raise(Dispatch)
 	lu.mu.Lock()
@@ -389,17 +386,17 @@ func (a *Adapter) detach(p *Processor, lu *LogicalUnit) {
 	p.lower(old)
 }
 
-// sendControl sends FunctionFlush or FunctionShutdown to a unit and waits for
-// it, ResetTimeout at most and not after ctx or the adapter's failure. That it has failed
-// or not come back is logged: nothing better can be done.
+// sendControl sends FunctionFlush or FunctionShutdown to a unit and waits for it, at most
+// ResetTimeout and not after ctx or the adapter's failure. If it fails or does not come
+// back, that is only logged: nothing better can be done.
 func (a *Adapter) sendControl(ctx context.Context, p *Processor, lu *LogicalUnit, f Function) {
 	if !a.sendOwn(ctx, p, lu, a.controlSRB, f) {
 		a.sys.log.Error("the adapter's cache may not be flushed", "unit", lu.String(), "function", f.String())
 	}
 }
 
-// fail marks the adapter broken: its units end, and what the miniport holds
-// stays there until Remove.
+// fail marks the adapter broken: its units end, and the SRBs that the miniport holds
+// stay there until Remove.
 func (a *Adapter) fail(why string) {
 	for {
 		state := a.state.Load()
@@ -415,12 +412,12 @@ func (a *Adapter) fail(why string) {
 	a.service.post(a.failUnits) // a work item may wait for what is to fail here
 }
 
-// MarkDeviceFailed takes a unit out of service: it logs why, what waits and what
-// comes completes with StatusNoDevice, and the next enumeration may find it
-// again. With path, target and lun all 0xFF it is the whole adapter that has
-// failed: only Remove is left for it. False: there is no such unit.
+// MarkDeviceFailed takes a unit out of service: it logs why, waiting and later SRBs
+// complete with StatusNoDevice, and the next enumeration may find the unit again. With
+// path, target and lun all 0xFF the whole adapter has failed, and can only be removed.
+// False: there is no such unit.
 //
-// Level: any; it takes effect soon, on a goroutine of the port's.
+// Level: any; it takes effect soon, on a goroutine of the port.
 // Source: storport.h StorPortMarkDeviceFailed, StorPortMarkDeviceFailedEx.
 func (a *Adapter) MarkDeviceFailed(_ *Processor, path, target, lun uint8, why string) bool {
 	if path == wildcard && target == wildcard && lun == wildcard {
