@@ -593,8 +593,8 @@ func (a *Adapter) stillStopped() error {
 // errNoAnswer is why a stop that has time left removes the adapter.
 var errNoAnswer = errors.New("the miniport does not answer what the port itself has sent it")
 
-// stopTooLate ends a stop that why tells has waited long enough: it takes the adapter
-// away. inLife: the caller is in life.
+// stopTooLate ends a stop that has waited long enough, for the reason why: it removes the
+// adapter. inLife: the caller holds life.
 func (a *Adapter) stopTooLate(why error, p *Processor, inLife bool) error {
 	stuck := a.Outstanding()
 	a.sys.log.Error("the adapter did not become idle, taking it away", "adapter", a.options.Name, "stuck", stuck)

@@ -8,8 +8,8 @@ import (
 // A GateReason is why SRBs of a unit or of the whole adapter had to wait.
 type GateReason uint8
 
-// Reasons, of which an adapter has GatePaused, GateBusy, GateStopped, GateLinkDown
-// and GateHold, and a unit the first five and GateGivenUp.
+// Gate reasons. GatePaused, GateBusy, GateStopped, GateLinkDown and GateHold apply to
+// adapters; the first five and GateGivenUp apply to units.
 const (
 	GatePaused     GateReason = iota // Pause, PauseDevice
 	GateBusy                         // Busy, DeviceBusy, or a BUSY completion
@@ -30,8 +30,8 @@ func (r GateReason) String() string {
 	return [...]string{"paused", "busy", "frozen", "locked", "recovering", "stopped", "removed", "given_up", "link_down", "hold", "gone", "none"}[min(r, GateReasons)]
 }
 
-// gateTimes add up how long the reasons of a gate held. Gates change when
-// something is wrong, so that the clock is looked at seldom.
+// gateTimes add up how long the reasons of a gate held. Gates change only when
+// something is wrong, so the clock is rarely read.
 type gateTimes struct {
 	since [GateReasons]int64 // by System.nanos, while the reason holds
 	total [GateReasons]time.Duration
@@ -49,7 +49,7 @@ func (t *gateTimes) change(old, next uint32, now int64) {
 	}
 }
 
-// until returns the times of a gate that is so now.
+// until returns the times up to now of a gate whose reasons are gate.
 func (t *gateTimes) until(gate uint32, now int64) [GateReasons]time.Duration {
 	total := *t
 	total.change(gate, 0, now)

@@ -80,7 +80,7 @@ func (a *Adapter) timeLeaver(p *Processor, lu *LogicalUnit) {
 }
 
 // abandonUnits abandons the SRBs of removed units that have not come back, and returns
-// how many they are.
+// how many it abandoned.
 //
 // Level: Passive.
 func (a *Adapter) abandonUnits(p *Processor, units ...*LogicalUnit) (total int) {

@@ -9,17 +9,17 @@ import (
 
 // How long callbacks run and locks are held: check V9.
 //
-// The vendor asks for 25 µs under a spin lock, 50 µs in an interrupt handler and
-// 100 µs in a DPC. These are counted, not reported: a goroutine may be off its
-// thread at any moment, through nobody's fault. What is reported is a callback
-// that takes as long as SystemConfig.HoldLimit.
+// The vendor asks for at most 25 µs under a spin lock, 50 µs in an interrupt handler and
+// 100 µs in a DPC. Longer ones are counted, not reported: a goroutine may be off its
+// thread at any moment, through nobody's fault. Only a callback that takes as long as
+// SystemConfig.HoldLimit is reported.
 
 // DefaultHoldLimit is the hard limit of a callback.
 // Source: Driver Verifier, SCSI check 0x1002.
 const DefaultHoldLimit = 500 * time.Millisecond
 
-// longHoldFactor is how much longer Initialize and those callbacks may take
-// that wait for the device to stop its DMA: 5 s with the default limit.
+// longHoldFactor is how many times longer Initialize, and callbacks that wait for the
+// device to stop its DMA, may take: 5 s with the default limit.
 const longHoldFactor = 10
 
 // softLimits are the limits that HoldStats.Over counts.
@@ -28,8 +28,7 @@ var softLimits = [...]time.Duration{25 * time.Microsecond, 50 * time.Microsecond
 // HoldStats say how long something was held.
 type HoldStats struct {
 	Count uint64
-	// P50 and P99 are not exact: the value is at most this, and more than half
-	// of it.
+	// P50 and P99 are upper bounds: the true value is more than half of them.
 	P50, P99 time.Duration
 	Max      time.Duration
 	// Over counts what took longer than 25, 50 and 100 µs.
@@ -107,8 +106,8 @@ func (c Callback) hardLimit(limit time.Duration) time.Duration {
 	return 0
 }
 
-// A stopwatch measures the time that passes on a processor but for what the
-// device spends there: with real hardware that is not the driver's time.
+// A stopwatch measures the time that passes on a processor, less what the device
+// spends there: with real hardware that would not be the driver's time.
 type stopwatch struct {
 	at   time.Time
 	lent time.Duration

@@ -37,11 +37,11 @@ var rankNames = [rankCount]string{"StartIo", "channel", "DPC", "miniport", "inte
 // sync.Mutex gives way to a waiter of one millisecond, so nobody starves.
 //
 // A mutex alone would let an interrupt handler wait for every routine that was
-// there before it. So handlers come first: who gets an interrupt lock while a
-// handler waits for it gives way. A handler waits for the holder it finds, and
-// for other handlers.
+// there before it. So handlers come first: anyone else who gets an interrupt lock
+// while a handler waits for it gives way. A handler waits only for the holder it
+// finds, and for other handlers.
 type spinLock struct {
-	// What everybody needs is next to each other.
+	// The fields that every acquisition needs are next to each other.
 	mu sync.Mutex
 	// waiting counts the interrupt handlers that wait for mu.
 	waiting atomic.Int32
@@ -50,7 +50,7 @@ type spinLock struct {
 	a     *Adapter
 	rank  lockRank
 	index int // message, channel or DPC number
-	// served counts those that waited and got it.
+	// served counts handlers that waited and got it.
 	// +checklocks:mu
 	served uint
 	_      [16]byte // locks of channels and messages lie side by side; see TestLayout_CacheLines
@@ -83,8 +83,8 @@ func (l *spinLock) acquire(p *Processor) bool {
 	return true
 }
 
-// wait is what acquire does if somebody has l, or, with l locked already, if a
-// handler waits for it.
+// wait is the slow path of acquire: somebody else has l or, with locked, p has locked l
+// but a handler waits for it.
 //
 // +checklocksignore: see acquire.
 func (l *spinLock) wait(p *Processor, locked bool) {
@@ -116,7 +116,7 @@ func (l *spinLock) acquireForHandler(p *Processor) {
 	}
 }
 
-// waitForHandler is what acquireForHandler does if somebody has l.
+// waitForHandler is the slow path of acquireForHandler: somebody has l.
 //
 // +checklocksignore: see acquire.
 func (l *spinLock) waitForHandler(p *Processor) {
@@ -128,10 +128,10 @@ func (l *spinLock) waitForHandler(p *Processor) {
 	l.waited(p, began)
 }
 
-// giveWay lets the handlers that wait for l have it first. Those who want all
-// interrupt locks begin with that of message 0, and only there wait until no
-// handler does: further up they keep the handlers of lower messages waiting, and
-// let one handler pass, so that messages without end do not add up.
+// giveWay lets the handlers that wait for l have it first. A processor that wants all
+// interrupt locks begins with that of message 0, and only there waits until no handler
+// is waiting. For each further lock it lets only one handler pass: it keeps the handlers
+// of the lower messages waiting, and an endless stream of interrupts must not hold it up.
 //
 // +checklocksignore: l is held before and after.
 func (l *spinLock) giveWay() {
@@ -291,12 +291,12 @@ type LockHandle struct {
 
 // AcquireSpinLock takes one of the port's locks on top of those that the
 // callback was entered with, in the order StartIo, DPC, interrupt. The
-// interrupt lock is every message's lock and raises to Device; the others raise
-// to Dispatch. d names the DPC for DpcLock and is nil otherwise.
+// interrupt lock means the locks of all messages and raises to Device; the others
+// raise to Dispatch. d names the DPC for DpcLock and is nil otherwise.
 //
 // FindAdapter and PassiveInitialize may take none: they get a zero handle, which
-// is no lock. So is that of a lock which the processor holds already. A wrong
-// order may deadlock: it panics, or with the verifier on is reported.
+// is no lock. A lock that the processor already holds gives a zero handle, too. A
+// wrong order may deadlock: it panics or, with the verifier on, is reported.
 // Source: storport.h StorPortAcquireSpinLock.
 func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandle {
 	if !p.check(routineAcquireSpinLock) {
@@ -324,8 +324,8 @@ func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandl
 	return h
 }
 
-// ReleaseSpinLock gives a lock back and returns to the level before it: so what was taken
-// last is released first, unless all were taken at the same level.
+// ReleaseSpinLock gives a lock back and returns to the level from before it was taken: so
+// the lock taken last is released first, unless all were taken at the same level.
 // Source: storport.h StorPortReleaseSpinLock.
 func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 	if h.a == nil {
@@ -352,9 +352,9 @@ func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
 	p.lower(to)
 }
 
-// levelOfHeld is the level to go back to, if not to, after l was released, as locks want it
-// that p still holds, because they were taken after l: an interrupt that was serviced below
-// it would wait for its own processor. Where the verifier is on, it says so (V6).
+// levelOfHeld is the level to go back to after l was released: to, or a higher one if p
+// still holds locks, taken after l, that require it. Below that level an interrupt could be
+// serviced that waits for its own processor. If the verifier is on, it reports this (V6).
 func (p *Processor) levelOfHeld(l *spinLock, to Level) Level {
 	for i := range p.nheld {
 		want := Dispatch
@@ -392,11 +392,12 @@ type MSILock struct {
 	old   Level
 }
 
-// AcquireMSISpinLock takes the lock of one message. From the handler of message
-// k, only messages above k may be taken. For adapters with
-// InterruptSynchronizePerMessage; with any other mode the verifier objects and
-// the one interrupt lock is taken. There is no lock for a message that there is not: it
-// panics, or with the verifier on is reported, and ReleaseMSISpinLock takes what it gets.
+// AcquireMSISpinLock takes the lock of one message. The handler of message k may only
+// take those of messages above k. It is for adapters with
+// InterruptSynchronizePerMessage; in any other mode the verifier objects and
+// the one interrupt lock is taken. A message that does not exist has no lock: the call
+// panics or, with the verifier on, is reported and returns a value that
+// ReleaseMSISpinLock accepts.
 //
 // Level: any; raises to Device.
 // Source: storport.h StorPortAcquireMSISpinLock.

@@ -7,22 +7,22 @@ import (
 	"github.com/vhbad/vhbad/internal/latency"
 )
 
-// A lockCount is what a lock counts of itself. Every acquisition is counted, and
-// every wait measured, because who waits has lost more than the look at the
-// clock. How long the lock is held is measured for one acquisition in
-// SampleEvery, or for all with the verifier on.
+// A lockCount holds a lock's own statistics. Every acquisition is counted, and
+// every wait is measured, because a wait costs more than reading the clock. How long
+// the lock is held is measured for one acquisition in SampleEvery, or for all with
+// the verifier on.
 type lockCount struct {
 	// The holder's.
 	acquired sampler
 	timed    bool      // this acquisition is measured
 	watch    stopwatch // since when, if it is
 
-	// seen is how many there were when somebody last asked and could have the lock.
+	// seen is how many there were when acquisitions last could take the lock.
 	seen atomic.Uint64
 }
 
-// lockTimes are the histograms of all locks of one kind. Those who add hold one
-// of them, and do so rarely.
+// lockTimes are the histograms of all locks of one kind. Times are added by holders of
+// such a lock, and rarely.
 type lockTimes struct{ wait, hold latency.Histogram }
 
 // initLock makes l ready for use.
@@ -34,8 +34,8 @@ func (a *Adapter) initLock(l *spinLock, rank lockRank, index int) {
 	}
 }
 
-// measure begins to measure an acquisition, which was the sampler's choice. The
-// caller holds the lock.
+// measure begins to measure an acquisition that the sampler has picked. The caller
+// holds the lock.
 func (l *spinLock) measure(p *Processor) {
 	l.acquired.draw()
 	if p.verify {
@@ -54,14 +54,14 @@ func (l *spinLock) measured(p *Processor) {
 	}
 }
 
-// waited notes that p, which holds the lock now, wanted it when began.
+// waited notes that p, which holds the lock now, has waited for it since began.
 func (l *spinLock) waited(p *Processor, began int64) {
 	l.a.lockTimes[l.rank].wait.Add(time.Duration(p.sys.nanos() - began))
 }
 
-// acquisitions is how often l was acquired, as it was when it was last free as
-// somebody asked: who asks never waits, as a lock may be held as long as a device
-// takes to reset.
+// acquisitions is how often l was acquired or, if l is held now, how often it had been
+// when acquisitions last found it free. It never waits, as a lock may be held for as long
+// as a device takes to reset.
 //
 // +checklocksignore: a try may work or not.
 func (l *spinLock) acquisitions() uint64 {
@@ -74,14 +74,14 @@ func (l *spinLock) acquisitions() uint64 {
 
 // LockStats say how locks of one kind are used.
 type LockStats struct {
-	// Acquired counts acquisitions. A lock that is held while it is asked adds
-	// what it had when it was asked before.
+	// Acquired counts acquisitions. A lock that is held during the call contributes
+	// its last known count.
 	Acquired uint64
-	// Wait is how long those waited who could not have the lock at once: all of
-	// them, so its count is that of contended acquisitions.
+	// Wait is how long contended acquisitions waited. All are measured, so its count is
+	// the number of contended acquisitions.
 	Wait latency.Counts
-	// Hold is how long locks were held, less what the device did meanwhile: one
-	// acquisition in SampleEvery, or all with the verifier on.
+	// Hold is how long locks were held, less the time spent in the device: for one
+	// acquisition in SampleEvery, or for all with the verifier on.
 	Hold latency.Counts
 }
 

@@ -5,9 +5,9 @@ import "time"
 // lookPeriod is how often the units' queues are looked at.
 const lookPeriod = 100 * time.Millisecond
 
-// looks are what the port knows of a queue by looking at it now and then, so that
-// SRBs need carry no time: whether anything was there, and since when the SRBs at
-// the two heads were. An SRB that is there at one look only has no age.
+// looks are what the port learns of a queue by looking at it now and then, so that
+// SRBs need not carry a time: whether anything was there, and since when the SRBs at
+// the two heads have been. An SRB seen at only one look has no age.
 type looks struct {
 	last             int64 // when the last look was, by System.nanos
 	pending, waiting sighting
@@ -39,7 +39,7 @@ func (a *Adapter) look(*Processor) {
 	}
 }
 
-// lookLocked notes which SRBs are at the heads and returns how long the older one
+// lookLocked notes which SRBs are at the heads and returns how long the older of them
 // has been here, as far as looks can tell.
 //
 // +checklocks:lu.mu
@@ -50,8 +50,8 @@ func (lu *LogicalUnit) lookLocked(now int64) time.Duration {
 	return max(lu.looks.pending.age(now), lu.looks.waiting.age(now))
 }
 
-// find is the sighting of s, which is the first unless s was at one of the heads:
-// what waited may have started, and what was turned away waits again.
+// find returns the sighting of s, a new one unless s was at either head at the last look:
+// an SRB that waited may have started, and one that was turned away waits again.
 func (k *looks) find(s *SRB, now int64) sighting {
 	switch {
 	case s == nil:

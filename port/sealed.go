@@ -9,7 +9,7 @@ import (
 
 // A seal is what the verifier keeps of an SRB at its completion, to see whether
 // somebody writes to it afterwards (V3). The extension and the scatter/gather
-// list are filled with poison then, so that a reader goes astray, too.
+// list are filled with poison then, so that a late reader goes wrong, too.
 type seal struct {
 	set         bool
 	status      Status
@@ -17,7 +17,7 @@ type seal struct {
 	senseBytes  uint8
 	dataBytes   uint32
 	sglElements int
-	rest        uint64 // a hash of what else of the result there is
+	rest        uint64 // a hash of the rest of the result
 }
 
 const poisonByte = 0xDB
@@ -51,13 +51,14 @@ func (s *SRB) sealUp() {
 }
 
 // resultChanged notes the result that the port gave an SRB without a new attempt;
-// what an earlier completion left in the miniport's memory is watched on.
+// the seal on the miniport's memory from an earlier completion stays.
 func (s *SRB) resultChanged() {
 	s.seal.status, s.seal.scsiStatus, s.seal.senseBytes, s.seal.dataBytes = s.Status, s.ScsiStatus, s.SenseBytes, s.DataTransferBytes
 	s.seal.rest = s.restOfResult()
 }
 
-// restOfResult is a hash of the result's rarer fields, for which an SRB has no room twice.
+// restOfResult is a hash of the result's rarer fields: an SRB has no room for a second
+// copy of them.
 func (s *SRB) restOfResult() uint64 {
 	const prime = 1099511628211 // FNV-1a
 	h := uint64(s.ServiceTime)
@@ -73,8 +74,8 @@ func (s *SRB) restOfResult() uint64 {
 	return h
 }
 
-// intact reports what has changed since sealUp in the memory that is the
-// miniport's during an attempt only; empty: nothing.
+// intact reports what has changed since sealUp in the memory that is the miniport's
+// only during an attempt; empty: nothing.
 func (s *SRB) intact() string {
 	if !s.seal.set {
 		return ""

@@ -19,8 +19,7 @@ type service struct {
 	stopped bool
 }
 
-// newService makes a service, which takes work from now on and does it once run
-// runs.
+// newService makes a service, which accepts work at once and does it when run runs.
 func (s *System) newService(name string) (*service, error) {
 	p, err := s.NewProcessor(name)
 	if err != nil {
@@ -102,9 +101,9 @@ func (v *service) stop() {
 	<-v.done
 }
 
-// makeServices makes the adapter's services. They are apart because a work item may wait
-// for I/O that only a reset brings back, and a reset for a timer; and because what one unit
-// does not answer to an enumeration is nothing that the work for others should wait for.
+// makeServices makes the adapter's services. They are separate because a work item may
+// wait for I/O that only a reset brings back, and a reset for a timer; and because work for
+// other units should not wait for a unit that does not answer an enumeration.
 func (a *Adapter) makeServices() error {
 	for _, x := range []struct {
 		name string
@@ -145,7 +144,7 @@ func (a *Adapter) startServices() {
 	go a.recovery.run(nil, nil)
 }
 
-// after has fn called on the timer service once d has passed.
+// after calls fn on the timer service once d has passed.
 func (a *Adapter) after(d time.Duration, fn func(p *Processor)) *time.Timer {
 	return time.AfterFunc(d, func() { a.service.post(fn) })
 }
@@ -194,10 +193,9 @@ func (lu *LogicalUnit) countDownLocked() (expired bool) {
 
 // RequestTimerCall sets the adapter's one timer: fn is called after d at Dispatch
 // with the StartIo lock held, in half duplex at Device with the interrupt locks
-// too. A new request replaces the last; a d of zero cancels it: from a call with the
-// StartIo lock held on, the last fn does not begin any more. With
-// concurrent channels StartIo does not take the StartIo lock, so fn and StartIo
-// may overlap.
+// too. A new request replaces the previous one; a d of zero cancels it. After a call
+// with the StartIo lock held, the previous fn does not begin any more. With concurrent
+// channels StartIo does not take the StartIo lock, so fn and StartIo may overlap.
 //
 // Level: any.
 // Source: storport.h StorPortNotification(RequestTimerCall).
@@ -219,8 +217,9 @@ func (a *Adapter) RequestTimerCall(p *Processor, fn func(p *Processor), d time.D
 	a.after(d, func(p *Processor) { a.callTimer(p, turn, fn) })
 }
 
-// callTimer calls fn, whose time has come, unless its request was replaced or cancelled:
-// with the StartIo lock held, so that who does that with the lock can rely on it.
+// callTimer calls fn, whose time has come, unless its request was replaced or cancelled.
+// It checks with the StartIo lock held, so that callers who replace or cancel a request
+// with that lock can rely on it.
 func (a *Adapter) callTimer(p *Processor, turn uint64, fn func(p *Processor)) {
 	old := a.acquireExclusive(p, false)
 	yieldLock("the adapter's timer", &a.mu)
@@ -238,10 +237,10 @@ func (a *Adapter) callTimer(p *Processor, turn uint64, fn func(p *Processor)) {
 // A WorkItem is work at Passive level that a miniport queues.
 // Source: storport.h StorPortInitializeWorker.
 type WorkItem struct {
-	// Routine does the work. Level: Passive, no lock held; it may wait, and others wait
-	// for it then.
+	// Routine does the work. Level: Passive, no lock held; it may wait, but other work
+	// items then wait for it.
 	Routine func(p *Processor)
-	// WaitsForIO: it sends SRBs and waits for them, and so has its turn with enumerations,
+	// WaitsForIO: it sends SRBs and waits for them; so it takes turns with enumerations,
 	// which do the same, and not with other work items. Ours.
 	WaitsForIO bool
 
@@ -250,8 +249,8 @@ type WorkItem struct {
 	queued bool
 }
 
-// QueueWorkItem has w run soon. False: it is queued already, has no routine, or the adapter
-// is being removed.
+// QueueWorkItem makes w run soon. False: it is queued already, has no routine, or the
+// adapter is being removed.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortQueueWorkItem.

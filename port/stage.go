@@ -8,11 +8,11 @@ import (
 )
 
 // Where the time of SRBs goes. One SRB in SampleEvery, picked at random, is
-// followed: at each stage that it reaches, the time since the one before is
-// added to a histogram. The others pay a look at one byte for each stage.
+// followed: at each stage that it reaches, the time since the previous one is
+// added to a histogram. For the others each stage costs a look at one byte.
 
-// SampleEvery says that one SRB, and one acquisition of a lock, in so many has
-// its times taken, on average.
+// SampleEvery is the sampling interval: on average, one SRB, and one acquisition of a
+// lock, in so many is timed.
 const SampleEvery = 512
 
 // A Stage is a part of an SRB's way through the port.
@@ -36,7 +36,7 @@ func (s Stage) String() string {
 	return [...]string{"none", "queue", "build", "start", "device", "interrupt", "complete", "done"}[min(s, stageDone)]
 }
 
-// An Operation is what an SRB that is followed does.
+// An Operation is what a followed SRB does.
 type Operation uint8
 
 // Operations; an SRB that does anything else is not followed.
@@ -51,13 +51,13 @@ const (
 	Operations // number of operations, for tables
 )
 
-// String returns the operation as a metric label: the name that it has for a
-// client of the disk.
+// String returns the operation as a metric label: its name as clients of the disk know
+// it.
 func (o Operation) String() string {
 	return [...]string{"read", "write", "flush", "trim", "write_zeroes", "cache", "block_status", "none"}[min(o, Operations)]
 }
 
-// operation tells what s does. False: nothing that is followed.
+// operation returns what s does. False: SRBs that do this are not followed.
 func (s *SRB) operation() (Operation, bool) {
 	if s.Function != FunctionExecuteScsi {
 		return 0, false
@@ -84,11 +84,11 @@ func (s *SRB) operation() (Operation, bool) {
 }
 
 // A sampler picks one event in SampleEvery on average, at random: a fixed step
-// would meet the same place of every batch.
+// might always pick the same place in a batch.
 type sampler struct {
 	left uint32 // events until the next one is picked
 	seed uint32
-	upTo uint64 // events when that will be
+	upTo uint64 // the number of events by then
 }
 
 func newSampler(seed int) sampler {
@@ -103,15 +103,15 @@ func (s *sampler) due() bool {
 	return s.left == 0
 }
 
-// draw makes up when the next event is picked: 1 to 2*SampleEvery-1 from now. It
-// is called for each that was.
+// draw chooses which event is picked next: the 1st to (2*SampleEvery-1)th from now. It
+// is called for each event that was picked.
 func (s *sampler) draw() {
 	s.seed = s.seed*1664525 + 1013904223
 	s.left = (s.seed>>16)%(2*SampleEvery-1) + 1
 	s.upTo += uint64(s.left)
 }
 
-// next picks the next event.
+// next makes the next event the one that is picked.
 func (s *sampler) next() {
 	s.upTo -= uint64(s.left) - 1
 	s.left = 1
@@ -128,22 +128,22 @@ func (p *Processor) follow(s *SRB) {
 	}
 }
 
-// SentToDevice notes that the device is about to see s. A miniport calls it in
-// StartIo, if it cares for statistics: if not, StageStart goes on.
+// SentToDevice notes that the device is about to see s. A miniport that cares about
+// statistics calls it in StartIo; without the call, StageStart goes on.
 //
 // Level: any. Ownership: s is the miniport's.
-// It is ours: no vendor's routine stands behind it.
+// It is ours: the vendor has no such routine.
 func (s *SRB) SentToDevice(p *Processor) {
 	if s.stage != stageNone {
 		s.reached(p, StageDevice)
 	}
 }
 
-// TakenFromDevice notes that the interrupt handler has found s completed. A
-// miniport calls it, if it cares for statistics: if not, StageDevice goes on.
+// TakenFromDevice notes that the interrupt handler has found s completed. A miniport
+// that cares about statistics calls it; without the call, StageDevice goes on.
 //
 // Level: Device. Ownership: s is the miniport's.
-// It is ours: no vendor's routine stands behind it.
+// It is ours: the vendor has no such routine.
 func (s *SRB) TakenFromDevice(p *Processor) {
 	if s.stage != stageNone {
 		s.reached(p, StageInterrupt)
@@ -159,8 +159,8 @@ func (s *SRB) reached(p *Processor, stage Stage) {
 	s.stage, s.stageAt = stage, now
 }
 
-// TakeSample reports whether s was followed to its end, once: its owner may
-// follow what comes of it further.
+// TakeSample reports, once, whether s was followed to its end, so that its owner may
+// go on following the request.
 //
 // Ownership: s is the class driver's.
 func (s *SRB) TakeSample() bool {
@@ -175,7 +175,8 @@ type stageShard [Operations][Stages]latency.Histogram
 // maxStageShards bounds the memory for them: 45 KB each.
 const maxStageShards = 16
 
-// newStageShards makes shards for so many threads, a power of two of them.
+// newStageShards makes shards for the given number of threads; their number is a power
+// of two.
 func newStageShards(threads int) []*stageShard {
 	n := 1
 	for n < threads && n < maxStageShards {
