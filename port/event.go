@@ -17,7 +17,7 @@ const (
 
 // An Event is something that code at Passive waits for and code at any level
 // sets. Go code that has no level waits on a channel instead; an Event is for
-// miniports, where the verifier must see a wait at the wrong place.
+// miniports, where the verifier must notice a wait in the wrong place.
 // Source: storport.h STOR_EVENT.
 type Event struct {
 	kind EventType
@@ -43,7 +43,7 @@ func (a *Adapter) InitializeEvent(_ *Processor, e *Event, kind EventType, set bo
 	}
 }
 
-// SetEvent sets e and wakes who waits for it.
+// SetEvent sets e and wakes those waiting for it.
 //
 // Level: any.
 // Source: storport.h StorPortSetEvent.
@@ -87,8 +87,8 @@ func (a *Adapter) WaitForSingleObject(p *Processor, e *Event, timeout time.Durat
 	}
 }
 
-// take reports whether e is set, and clears it if waits do that. If not, the
-// channel closes when it is.
+// take reports whether e is set, and clears a SynchronizationEvent that is. If e is not
+// set, the channel closes when it is.
 func (e *Event) take() (bool, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,9 +1,9 @@
 package port
 
-// Execute sends srb and waits until it has completed, true, or until the port gives
-// it up, false: then there is no device for it, and srb, its extension and its data
-// stay the miniport's until release is called, which may be never. See Abandoner. A
-// release of nil leaves them to the garbage collector.
+// Execute sends srb and waits for it. It returns true if srb has completed, false if the
+// port has given it up: then there is no device for it, and srb, its extension and its
+// data stay the miniport's until release is called, which may be never. See Abandoner.
+// A nil release leaves them to the garbage collector.
 //
 // Level: Passive, no lock held; release is called at Dispatch. It replaces srb's
 // Completer.

@@ -6,11 +6,11 @@ import (
 )
 
 // Flow control. These routines may be called at any level: they change a gate
-// and leave it to a DPC to start what a gate held back.
+// and leave it to a DPC to start the SRBs that the gate held back.
 
 // Busy holds back new SRBs for the whole adapter until n of those outstanding
-// have completed, or all of them, if they are fewer. What completes as BUSY and is
-// tried again does not count. With none outstanding the adapter stays ready.
+// have completed, or all of them, if they are fewer. SRBs that complete as BUSY and are
+// tried again do not count. With none outstanding the adapter stays ready.
 // Source: storport.h StorPortBusy.
 func (a *Adapter) Busy(p *Processor, n int) bool {
 	if !a.closeBusyGate(n) {
@@ -19,8 +19,8 @@ func (a *Adapter) Busy(p *Processor, n int) bool {
 	return true
 }
 
-// closeBusyGate reports whether Busy's gate stays as it should be; false: it was
-// closed for a moment.
+// closeBusyGate closes Busy's gate if anything is outstanding. False: all completed
+// meanwhile and the gate is open again, but it was closed for a moment.
 func (a *Adapter) closeBusyGate(n int) bool {
 	yieldLock("Busy", &a.mu)
 	a.mu.Lock()
@@ -77,8 +77,8 @@ func (a *Adapter) noteCompletions(p *Processor, n int) {
 	}
 }
 
-// Pause holds back new SRBs for the whole adapter, for so many seconds or until
-// Resume. A second Pause replaces the first.
+// Pause holds back new SRBs for the whole adapter, for the given number of seconds or
+// until Resume. A second Pause replaces the first.
 // Source: storport.h StorPortPause.
 func (a *Adapter) Pause(_ *Processor, seconds int) bool {
 	yieldLock("Pause", &a.mu)
@@ -116,10 +116,10 @@ func (a *Adapter) Resume(p *Processor) bool {
 	return true
 }
 
-// LinkDown holds back new SRBs for the whole adapter, and the units' timers
-// stand still, until LinkUp or for AdapterOptions.LinkDownTimeout. After that
-// SRBs go down again, and the miniport answers them as the link deserves. A
-// second LinkDown starts the time anew.
+// LinkDown holds back new SRBs for the whole adapter and stops the units' timers,
+// until LinkUp or for AdapterOptions.LinkDownTimeout. After that SRBs go down
+// again, and it is up to the miniport how to answer them. A second LinkDown starts
+// the time anew.
 //
 // Level: any.
 // Source: storport.h StorPortNotification(LinkDown).
@@ -295,8 +295,8 @@ func (lu *LogicalUnit) resume(p *Processor) {
 	lu.a.kick(p)
 }
 
-// endBusyLaterLocked has the unit's gate opened BusyPauseTime after a BUSY
-// completion. A unit has one timer for that, however many complete so.
+// endBusyLaterLocked schedules the unit's gate to open BusyPauseTime after a BUSY
+// completion. A unit has one timer for that, however many SRBs complete so.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) endBusyLaterLocked() {
@@ -323,8 +323,8 @@ func (lu *LogicalUnit) endBusy(p *Processor) {
 }
 
 // SetDeviceQueueDepth sets how many SRBs of a unit may be outstanding, from 1
-// to Config.MaxIOsPerLun. A depth below what is outstanding takes effect as
-// those complete. False: no such unit, or not such a depth.
+// to Config.MaxIOsPerLun. A depth below the number outstanding takes effect as
+// those complete. False: no such unit, or the depth is out of range.
 //
 // Level: any, from the unit's first INQUIRY on.
 // Source: storport.h StorPortSetDeviceQueueDepth.

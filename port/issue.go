@@ -79,7 +79,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	p.lower(old)
 }
 
-// startWaitingLocked moves what may start from the queue to run.
+// startWaitingLocked moves the SRBs that may start from the queue to run.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *int) {
@@ -92,15 +92,15 @@ func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *
 	}
 }
 
-// starvedLocked reports whether SRBs wait for the adapter's MaxNumberOfIO, which
-// none of the unit's own completions may bring back.
+// starvedLocked reports whether SRBs wait because of the adapter's MaxNumberOfIO: the
+// completions that would let them start may all be other units'.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) starvedLocked(credits int) bool {
 	return credits == 0 && lu.waiting.head != nil && lu.leftLocked() > 0
 }
 
-// dispatch starts what the unit's queue holds and may start.
+// dispatch starts the SRBs in the unit's queue that may start.
 //
 // Level: Dispatch, no lock held.
 func (lu *LogicalUnit) dispatch(p *Processor) {
@@ -141,7 +141,7 @@ func (a *Adapter) reserve(n int) int {
 	}
 }
 
-// unreserve gives n back, and lets those in who found none.
+// unreserve gives n back, and lets units that found none left try again.
 func (a *Adapter) unreserve(p *Processor, n int) {
 	if n == 0 {
 		return
@@ -191,7 +191,7 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 	}
 }
 
-// refuse completes SRBs that were submitted from where none may be.
+// refuse completes SRBs that were submitted from where that is not allowed.
 func (lu *LogicalUnit) refuse(p *Processor, batch []*SRB) {
 	for _, s := range batch {
 		if !s.owner.CompareAndSwap(ownerClass, ownerPort) {
@@ -254,9 +254,9 @@ func (a *Adapter) build(p *Processor, s *SRB, channel int) bool {
 	return true
 }
 
-// channelOf returns the channel on which victim is at the miniport, and otherwise if it is
-// not. The victim is not the caller's and may be in its next life already: only while it is
-// known to be outstanding does its channel stand still.
+// channelOf returns the channel on which victim is at the miniport, or otherwise if it is
+// not there. The victim is not the caller's and may be in its next life already: its channel
+// is stable only while it is known to be outstanding.
 func (lu *LogicalUnit) channelOf(victim *SRB, otherwise int) int {
 	lu.mu.Lock()
 	defer lu.mu.Unlock()
@@ -354,10 +354,9 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 }
 
-// mapData maps s's data and builds its scatter/gather list, which has as many bytes as
-// are to be moved. False: the class driver exceeded the adapter's limits, did not say
-// which way the data go, or has no such buffer for them: it is too short, or no memory
-// of the arena.
+// mapData maps s's data and builds its scatter/gather list, which covers exactly the bytes
+// to be moved. False: the class driver exceeded the adapter's limits, gave no direction, or
+// its buffer is too short, misaligned or not arena memory.
 func (a *Adapter) mapData(s *SRB) bool {
 	s.SGL = s.sglStore[:0]
 	if s.DataTransferBytes == 0 {
@@ -412,11 +411,11 @@ func (a *Adapter) unmap(s *SRB) {
 	}
 }
 
-// kick has every unit's queue looked at soon, on p. It may be called at any
-// level.
+// kick schedules dispatchAll on p. It may be called at any level.
 func (a *Adapter) kick(p *Processor) { a.IssueDpc(p, &a.kickDpc) }
 
-// dispatchAll is the routine of kickDpc. Units that are gone have SRBs, too: built ones.
+// dispatchAll dispatches every unit; it is kickDpc's routine. Removed units are included,
+// as they may have built SRBs.
 func (a *Adapter) dispatchAll(p *Processor, _ *Dpc) {
 	for _, lu := range a.units.Load().all {
 		lu.dispatch(p)
@@ -427,7 +426,7 @@ func isQueueFunction(f Function) bool {
 	return f == FunctionReleaseQueue || f == FunctionFlushQueue || f == FunctionLockQueue || f == FunctionUnlockQueue || f == FunctionQuiesceDevice
 }
 
-// queueFunctionLocked does what is asked of the queue itself.
+// queueFunctionLocked executes a function that concerns the queue itself.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
@@ -466,8 +465,8 @@ func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
 	lu.a.kick(p)
 }
 
-// endQuiesceLocked completes the SRBs that wait for the unit to be quiet: it is,
-// or it never will be.
+// endQuiesceLocked completes the SRBs that wait for the unit to be quiet: it is
+// now, or it never will be.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) endQuiesceLocked(p *Processor, status Status) {
@@ -476,8 +475,8 @@ func (lu *LogicalUnit) endQuiesceLocked(p *Processor, status Status) {
 	}
 }
 
-// failWaitingLocked completes what waits, but for SRBs that are built: those
-// hold resources of the miniport, which only StartIo and completion give back.
+// failWaitingLocked completes waiting SRBs, except built ones: those hold
+// resources of the miniport, which only StartIo and completion give back.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) failWaitingLocked(p *Processor, status Status) {

@@ -2,10 +2,10 @@ package port
 
 import "fmt"
 
-// The port watches itself: a limit that it promises the miniport and does not
-// keep is a bug here, and the verifier says so like of any other (V4, V15, V17).
+// The port watches itself: exceeding a limit that it promises the miniport is a bug in
+// the port, and the verifier reports it like any other (V4, V15, V17).
 
-// checkLimitsLocked looks at the unit before s becomes outstanding.
+// checkLimitsLocked checks the unit before s becomes outstanding.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) checkLimitsLocked(p *Processor, s *SRB) {
@@ -20,8 +20,8 @@ func (lu *LogicalUnit) checkLimitsLocked(p *Processor, s *SRB) {
 	}
 }
 
-// checkStart looks at what is about to be started. It counts StartIo calls for
-// each channel; the caller counts down.
+// checkStart checks an SRB that is about to be started. It counts the channel's StartIo
+// calls up; the caller counts down.
 func (p *Processor) checkStart(a *Adapter, s *SRB) {
 	if owner := s.owner.Load(); owner != ownerPort || !s.built {
 		p.violateFor(CheckBuildIoFalse, s.request(), "StartIo next for an SRB that BuildIo did not pass on")
@@ -31,8 +31,8 @@ func (p *Processor) checkStart(a *Adapter, s *SRB) {
 	}
 }
 
-// checkOverdue is V4: what BuildIo kept for itself must be completed within its
-// time. It is called once a second.
+// checkOverdue is V4: SRBs for which BuildIo returned false must be completed within
+// their time-out. It is called once a second.
 func (lu *LogicalUnit) checkOverdue(p *Processor) {
 	now := p.sys.now().UnixNano()
 	var overdue []string

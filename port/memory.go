@@ -29,12 +29,12 @@ type miniportMemory struct {
 	dma map[*DmaMemory]struct{}
 }
 
-// AllocatePool returns sizeBytes of zeroed memory that the device cannot reach;
-// nil if there is no more (64 MiB for each adapter), or not here. A miniport may
-// as well use make; this is for what is to be counted and checked.
+// AllocatePool returns sizeBytes of zeroed memory that the device cannot reach; nil
+// if there is no more (64 MiB for each adapter), or if it may not be called here. A
+// miniport may just as well use make; this is for memory to be counted and checked.
 //
 // Level: up to Dispatch, and so not in StartIo in half duplex. In StartIo in full
-// duplex it is allowed, counted (AdapterStats.PoolInStartIo) and no good idea.
+// duplex it is allowed and counted (AdapterStats.PoolInStartIo), but not a good idea.
 // Source: storport.h StorPortAllocatePool.
 func (a *Adapter) AllocatePool(p *Processor, sizeBytes int) []byte {
 	if !p.check(routineAllocatePool) || sizeBytes <= 0 {
@@ -58,9 +58,9 @@ func (a *Adapter) AllocatePool(p *Processor, sizeBytes int) []byte {
 	return b
 }
 
-// FreePool gives back what AllocatePool returned, whole. It reports whether it
-// did: a piece freed twice, or none of the pool's, is left alone, and the
-// verifier reports it.
+// FreePool gives back, whole, what AllocatePool returned. It reports whether it
+// did: memory that was freed already, or is not from the pool, is left alone, and the
+// verifier reports the call.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortFreePool.
@@ -94,10 +94,10 @@ type DmaMemory struct {
 	window dma.Window
 }
 
-// AllocateDmaMemory returns sizeBytes of memory for the device. Unlike the
-// uncached extension it may be asked for later and more than once.
+// AllocateDmaMemory returns sizeBytes of memory for the device. Unlike
+// GetUncachedExtension it may be called after FindAdapter and more than once.
 //
-// Level: up to Dispatch. Errors: ErrNoResources, a size that cannot be.
+// Level: up to Dispatch. Errors: ErrNoResources, an impossible size.
 // Source: storport.h StorPortAllocateDmaMemory,
 // StorPortAllocateContiguousMemorySpecifyCacheNode.
 func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, error) {
@@ -168,9 +168,9 @@ func (a *Adapter) releaseMemory() {
 	}
 }
 
-// GetVirtualAddress is the inverse of GetPhysicalAddress: the memory at addr, to
-// the end of the uncached extension, or with srb not nil of srb's extension. Nil:
-// addr lies elsewhere.
+// GetVirtualAddress is the inverse of GetPhysicalAddress: the memory from addr to the
+// end of the uncached extension or, with srb not nil, of srb's extension. Nil: addr lies
+// elsewhere.
 //
 // Level: any.
 // Source: storport.h StorPortGetVirtualAddress.
@@ -185,9 +185,9 @@ func (a *Adapter) GetVirtualAddress(_ *Processor, srb *SRB, addr dma.Addr) []byt
 	return region[addr-base:]
 }
 
-// GetSystemAddress returns srb's data as the processor sees them.
-// They are always mapped here, so it does not fail. The device may be writing to
-// them, if the miniport has given it the SRB.
+// GetSystemAddress returns srb's data as the processor sees them. It does not fail, as
+// data are always mapped here. If the miniport has given the SRB to the device, the
+// device may be writing to them.
 //
 // Level: up to Dispatch.
 // Source: storport.h StorPortGetSystemAddress.
@@ -214,12 +214,13 @@ type ScatterGatherList struct {
 }
 
 // BuildScatterGatherList maps buffer, a piece of DmaMemory or other memory of the
-// arena, for the device, and has routine run with the list soon: when it returns,
+// arena, for the device, and schedules routine to run with the list: when it returns,
 // routine has not run yet. direction is FlagDataIn, FlagDataOut or both.
-// PutScatterGatherList ends it.
+// PutScatterGatherList undoes the mapping.
 //
-// Level: exactly Dispatch; so is routine's, with no lock held. Errors: wrong
-// level, a list in use, an empty buffer or one elsewhere, no direction, no routine, ErrNoResources.
+// Level: exactly Dispatch; routine runs at Dispatch, too, with no lock held. Errors:
+// wrong level, the list is in use, buffer is empty, too long or not arena memory, no
+// direction, no routine, ErrNoResources.
 // Source: storport.h StorPortBuildScatterGatherList.
 func (a *Adapter) BuildScatterGatherList(p *Processor, l *ScatterGatherList, buffer []byte, direction Flags, routine func(p *Processor, l *ScatterGatherList)) error {
 	if err := p.exactlyDispatch("BuildScatterGatherList"); err != nil {
@@ -274,7 +275,7 @@ func (a *Adapter) PutScatterGatherList(p *Processor, l *ScatterGatherList) error
 	return nil
 }
 
-// exactlyDispatch checks the level of a routine that wants just that.
+// exactlyDispatch checks the level of a routine that must be called at Dispatch.
 func (p *Processor) exactlyDispatch(routine string) error {
 	if p.level == Dispatch {
 		return nil

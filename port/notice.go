@@ -16,8 +16,8 @@ func (a *Adapter) IoTargetRequestServiceTime(_ *Processor, srb *SRB, d time.Dura
 	srb.ServiceTime = d
 }
 
-// BufferOverrunDetected says that the miniport has seen memory corrupted. There is
-// no going on from that: it logs and panics, as the vendor's stops the machine.
+// BufferOverrunDetected says that the miniport has found memory corrupted. It logs and
+// panics, where the vendor's routine stops the machine.
 //
 // Level: any.
 // Source: storport.h StorPortNotification(BufferOverrunDetected).
@@ -27,9 +27,9 @@ func (a *Adapter) BufferOverrunDetected(p *Processor) {
 }
 
 // CompleteRequest completes nothing. The vendor's routine completes all SRBs of a
-// unit, a target or a bus, among them those that the hardware still works on and
+// unit, a target or a bus, even those that the hardware is still working on and
 // whose memory it may still write. The verifier reports the call; a miniport
-// completes each SRB when the hardware is done with it.
+// must complete each SRB when the hardware is done with it.
 //
 // Level: any.
 // Source: storport.h StorPortCompleteRequest.
@@ -75,9 +75,8 @@ func (a *Adapter) GetRequestInfo(_ *Processor, srb *SRB) RequestInfo {
 	return RequestInfo{Priority: srb.Priority}
 }
 
-// GetMessageInterruptIDFromProcessorIndex returns the message that completions of
-// SRBs from a processor come with, 0 without messages: that of the channel that
-// the processor's SRBs take.
+// GetMessageInterruptIDFromProcessorIndex returns the message for completions of a
+// processor's SRBs, which is that of the channel that they take; 0 without messages.
 //
 // Level: any.
 // Source: storport.h StorPortGetMessageInterruptIDFromProcessorIndex.
@@ -106,7 +105,7 @@ func (a *Adapter) LogSystemEvent(p *Processor, level slog.Level, message string,
 	a.log(p, level, message, attrs)
 }
 
-// DebugPrint writes a debug message to the log, if anybody listens for those.
+// DebugPrint writes a debug message to the log, if that level is enabled.
 //
 // Level: any.
 // Source: storport.h StorPortDebugPrint.

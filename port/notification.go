@@ -6,8 +6,8 @@ import "fmt"
 // Source: storport.h SCSI_NOTIFICATION_TYPE.
 type NotificationType uint8
 
-// Notifications. Those of the vendor's that have arguments of their own
-// (RequestTimerCall, QueryTickCount, …) are routines of their own here.
+// Notifications. The vendor's notifications that take further arguments
+// (RequestTimerCall, QueryTickCount, …) are separate routines here.
 const (
 	NotifyRequestComplete   NotificationType = iota // Complete
 	NotifyResetDetected                             // ResetDetected
@@ -18,8 +18,7 @@ const (
 
 // Notification tells the port that something has happened; each type has a
 // routine that does the same. srb is for NotifyRequestComplete and nil
-// otherwise. A type that there is not is ignored, and reported by the verifier
-// (V19).
+// otherwise. An unknown type is ignored, and reported by the verifier (V19).
 //
 // Level: any.
 // Source: storport.h StorPortNotification.

@@ -45,8 +45,8 @@ const (
 	inEnumeration  = 1<<inUnitControl | 1<<inUnitsChanged
 )
 
-// places says where a routine may be called from: check V7. What a vendor's page
-// allows anywhere, at any level, is not in the table.
+// places says where a routine may be called from: check V7. Routines that the vendor's
+// pages allow anywhere, at any level, are not in the table.
 // Source: the vendor's page of each routine; "Storport Driver Verification".
 var places = [routineCount]struct {
 	name      string
@@ -104,9 +104,9 @@ func (p *Processor) check(r routineID) bool {
 	return false
 }
 
-// ErrWrongPlace is the error of a routine that waits, called from where nobody may
-// wait: from a callback above Passive, or with a lock held; or from a work item or what an
-// enumeration calls, which it would wait for.
+// ErrWrongPlace is the error of a routine that waits, called where waiting is not
+// allowed: in a callback above Passive, with a lock held, or in a work item or a function
+// called by an enumeration that it would wait for.
 var ErrWrongPlace = errors.New("called where it may not wait")
 
 // mayWait is check for a routine that waits, as an error.

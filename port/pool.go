@@ -8,8 +8,8 @@ import (
 )
 
 // An extensionPool cuts SRB extensions, which are much smaller than a block of
-// the arena, out of arena blocks. SRBs are made for keeps, so a block is given
-// back only when all its pieces are.
+// the arena, out of arena blocks. SRBs are long-lived, so a block is given back
+// only when all its pieces are.
 type extensionPool struct {
 	arena *dma.Arena
 
@@ -26,7 +26,7 @@ type extensionBlock struct {
 	inUse  int
 }
 
-// extensionBlockBytes is what the pool takes from the arena at once: so much that
+// extensionBlockBytes is what the pool takes from the arena at once: large enough that
 // little is left over when it is cut.
 const extensionBlockBytes = 64 << 10
 

@@ -41,7 +41,7 @@ type Processor struct {
 	passive, passiveSpare []Deferred
 	inPassive             bool
 
-	samples sampler // of the SRBs that it submits
+	samples sampler // for the SRBs that it submits
 
 	srbs    []SRB // the rest of a page; see takeSRB
 	windows dma.WindowGroup
@@ -54,11 +54,11 @@ type Processor struct {
 	trail   trail
 }
 
-// heldAtFirst is room for the locks that a processor holds. It fills a cache line,
-// so that two processors' do not share one.
+// heldAtFirst is the initial room for the locks that a processor holds. It fills a cache
+// line, so that two processors do not share one.
 const heldAtFirst = 8
 
-// A frame is what the verifier keeps of a callback that runs. Callbacks nest: an
+// A frame is what the verifier records of a running callback. Callbacks nest: an
 // interrupt may arrive in any other.
 type frame struct {
 	watch   stopwatch
@@ -81,7 +81,7 @@ type Deferred interface {
 // A number is used again once its processor is closed.
 func (p *Processor) Number() int { return p.number }
 
-// Name is what the processor was called at NewProcessor.
+// Name is the name that was given to NewProcessor.
 func (p *Processor) Name() string { return p.name }
 
 // RunnerName implements pci.Runner.
@@ -93,8 +93,8 @@ func (p *Processor) Level() Level { return p.level }
 // System is the system that the processor belongs to.
 func (p *Processor) System() *System { return p.sys }
 
-// Defer has d run once on this processor at Passive, after the DPCs that are
-// queued. Called at Passive, it runs d at once.
+// Defer runs d once on this processor at Passive, after the queued DPCs. Called at
+// Passive, it runs d at once.
 func (p *Processor) Defer(d Deferred) {
 	p.passive = append(p.passive, d)
 	if p.level == Passive && !p.inPassive {
@@ -119,7 +119,7 @@ func (p *Processor) raise(to Level) Level {
 	return old
 }
 
-// lower goes to level to and does what waited for it.
+// lower goes to level to and does the work that was waiting for it.
 func (p *Processor) lower(to Level) {
 	p.level = to
 	if to < Device && p.pendingHead != nil {
@@ -226,9 +226,9 @@ func (p *Processor) leave(e entered) {
 	p.callback = e.callback
 }
 
-// restore puts right what a callback left wrong: locks that it leaked would
-// stop the adapter, and a level that it leaked the processor. A lock that it
-// released in the port's place is reported when the port releases it.
+// restore puts right what a callback left wrong: leaked locks would stop the adapter,
+// and a leaked level would stop the processor. A lock of the port's that the callback
+// released is reported when the port releases it.
 func (p *Processor) restore(e entered) {
 	if p.verify {
 		p.violate(CheckLockRules, nil, fmt.Sprintf("%s returned at %s with %d locks, was entered at %s with %d",

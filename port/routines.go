@@ -234,14 +234,13 @@ func (a *Adapter) EnablePassiveInitialization(p *Processor) bool {
 // what the port supports; without, it applies what d asks for.
 //
 // A DPC runs on the processor whose goroutine issues it, which is the one that
-// sent the I/O wherever the device needs no goroutine of its own. Nobody but that
-// goroutine can run anything on it, so redirection to where the I/O came from is
-// not to be had: PerfDpcRedirection goes with PerfDpcRedirectionCurrentCPU only,
-// and says with PerfInterruptMessageRanges which messages completions are spread
-// over.
+// sent the I/O unless the device needs a goroutine of its own. Only that goroutine
+// can run anything on its processor, so DPCs cannot be redirected to where the I/O came
+// from: PerfDpcRedirection requires PerfDpcRedirectionCurrentCPU. With
+// PerfInterruptMessageRanges it says which messages completions are spread over.
 //
 // In Initialize or PassiveInitialize. Errors: wrong place, unknown flag, a
-// count out of range, a flag without one that it needs.
+// count out of range, a flag without another that it requires.
 // Source: storport.h StorPortInitializePerfOpts.
 func (a *Adapter) InitializePerfOpts(p *Processor, query bool, d *PerfConfigurationData) error {
 	if !p.check(routineInitializePerfOpts) {
@@ -304,7 +303,7 @@ func (a *Adapter) GetLogicalUnit(_ *Processor, path, target, lun uint8) *Logical
 // Source: storport.h MESSAGE_INTERRUPT_INFORMATION.
 type MSIInfo struct {
 	Message uint16
-	// Shared reports that the message has its lock together with all others.
+	// Shared reports that the message shares one lock with all others.
 	Shared bool
 }
 
@@ -319,8 +318,8 @@ func (a *Adapter) GetMSIInfo(p *Processor, message uint16) (MSIInfo, bool) {
 	return MSIInfo{Message: message, Shared: len(a.interruptLocks) == 1}, true
 }
 
-// MaskMsixInterrupt masks or unmasks one message. What arrives while it is
-// masked is delivered at the unmask.
+// MaskMsixInterrupt masks or unmasks one message. An interrupt that arrives while it is
+// masked is delivered when it is unmasked.
 //
 // Level: any.
 // Source: storport.h StorPortMaskMsixInterrupt.
@@ -334,8 +333,8 @@ func (a *Adapter) MaskMsixInterrupt(p *Processor, message uint16, masked bool) {
 	p.takeBack(w)
 }
 
-// Limits of StallExecution: a call over the first is reported by the verifier,
-// one over the second is cut.
+// Limits of StallExecution: a call over the first is reported by the verifier, and one
+// over the second is cut short.
 const (
 	stallSoftLimit = time.Millisecond
 	stallHardLimit = 100 * time.Millisecond

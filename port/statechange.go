@@ -1,6 +1,6 @@
 package port
 
-// StateChange says what of an adapter has changed, by falling rank.
+// StateChange says which part of an adapter has changed.
 // Source: storport.h STOR_STATE_CHANGE flags.
 type StateChange uint8
 
@@ -11,11 +11,11 @@ const (
 	BusChanged
 )
 
-// StateChangeDetected has the port look again at what the miniport saw change,
-// and then call done. One look is under way at a time: a call before it begins
-// adds to it, and the highest change wins; one after makes another. The port
-// always enumerates the whole adapter, so what changed matters only to done. A
-// nil done is not called.
+// StateChangeDetected makes the port enumerate again because the miniport saw a change,
+// and then call done. One such enumeration is under way at a time: calls before it
+// begins coalesce into it, and the highest change wins; a later call causes another.
+// The port always enumerates the whole adapter, so what changed matters only to done.
+// A nil done is not called.
 //
 // done's level: Dispatch with the StartIo lock, in half duplex Device with the
 // interrupt locks too; found reports whether the enumeration succeeded.

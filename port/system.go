@@ -15,7 +15,7 @@ const DefaultMaxProcessors = 4096
 
 // SystemConfig configures a System.
 type SystemConfig struct {
-	// IOMMU is the host memory that devices reach.
+	// IOMMU gives devices access to host memory.
 	IOMMU *dma.IOMMU
 	// MaxProcessors bounds the processors in use at once.
 	MaxProcessors int
@@ -25,11 +25,10 @@ type SystemConfig struct {
 	// it; Initialize, ResetBus and AdapterControl have ten times as long. Default
 	// DefaultHoldLimit.
 	HoldLimit time.Duration
-	// Clock is what hold times, stages and waits are measured with. Default
-	// time.Now.
+	// Clock measures hold times, stages and waits. Default time.Now.
 	Clock func() time.Time
-	// OnViolation, unless nil, is told what the verifier finds: on any goroutine, at
-	// any level, with any lock held, so it must not wait or call the port.
+	// OnViolation, unless nil, is called for each violation: on any goroutine, at any
+	// level, with any lock held, so it must not wait or call the port.
 	OnViolation func(Violation)
 	// Log may be nil.
 	Log *slog.Logger
@@ -86,7 +85,7 @@ func NewSystem(c SystemConfig) *System {
 	return s
 }
 
-// nanos is the clock in nanoseconds; only differences mean something.
+// nanos is the clock in nanoseconds; only differences are meaningful.
 func (s *System) nanos() int64 {
 	if s.ownClock {
 		return int64(s.now().Sub(s.epoch))

@@ -162,8 +162,8 @@ func (p *Processor) violate(c Check, srb *SRB, what string) {
 	p.violateFor(c, text, what)
 }
 
-// violateFor is violate for an SRB that others may be writing to: srb describes
-// what can be read of it.
+// violateFor is violate for an SRB that others may be writing to: srb describes the part
+// of it that may be read.
 func (p *Processor) violateFor(c Check, srb, what string) {
 	x := Violation{Check: c, What: what, SRB: srb, Processor: p.name, Callback: p.callback, Level: p.level, Trail: p.trail.list()}
 	for i := range p.nheld {
@@ -173,9 +173,9 @@ func (p *Processor) violateFor(c Check, srb, what string) {
 }
 
 // mayAcquire checks the lock rules before l is taken, and reports whether to take
-// it: not if p holds it already, which would hang. A lock out of order may
-// deadlock with another processor: the verifier reports it, and is there to tell
-// the story; without it, it is a panic.
+// it: not if p holds it already, which would hang. A lock out of order may deadlock
+// with another processor: the verifier reports it; without the verifier, mayAcquire
+// panics.
 func (p *Processor) mayAcquire(l *spinLock) bool {
 	for i := range p.nheld {
 		h := p.held[i]
@@ -214,8 +214,8 @@ func (p *Processor) breach(what string) {
 	}
 }
 
-// A trail remembers a processor's last events for a violation's story. It is
-// written only with the verifier on.
+// A trail holds a processor's last events, for Violation.Trail. It is written only with
+// the verifier on.
 type trail struct {
 	events [16]trailEvent
 	n      int
