@@ -34,8 +34,8 @@ type command struct {
 	steps     int // that have been done
 	errno     nbd.Errno
 
-	// eventsBefore is Disk.lossEvents as it was begun, lossesBefore Disk.losses and
-	// writesBefore what the gate had let in as stepSync was.
+	// eventsBefore is Disk.lossEvents when the command began; lossesBefore is Disk.losses,
+	// and writesBefore what the gate had let in, when its stepSync began.
 	eventsBefore, lossesBefore uint64
 	writesBefore               writesSeen
 
@@ -126,15 +126,15 @@ func (c *command) begin(p *port.Processor, r *nbd.Request) (submit bool) {
 	return false
 }
 
-// wholeBlocksOf is the part of a range that is whole blocks. To trim is a hint, so
-// that part is all of it that counts.
+// wholeBlocksOf is the part of a range that is whole blocks. A trim is only a hint, so
+// the rest of its range can be ignored.
 func wholeBlocksOf(from, to, mask uint64) (uint64, uint64) {
 	from, to = (from+mask)&^mask, to&^mask
 	return from, max(from, to)
 }
 
-// longRangeBytes is the shortest trim or zeroing that tells the gate its range:
-// a write of a part of a block elsewhere need not wait for it.
+// longRangeBytes is the shortest trim or zeroing that tells the gate its range, so
+// that a write of a part of a block elsewhere need not wait for it.
 const longRangeBytes = 1 << 20
 
 // startGranted runs commands, of any session, that the gate let in.
@@ -161,8 +161,9 @@ func (c *command) advance(p *port.Processor) {
 	}
 }
 
-// unwanted gives up the rest of a request whose client has gone. It may be all of a
-// large disk, and the less of it comes after the next client's writes the better.
+// unwanted drops the rest of a request whose client has gone, and reports whether it
+// has. The rest may be most of a large disk, and as little of it as possible should come
+// after the next client's writes.
 func (c *command) unwanted(p *port.Processor) bool {
 	if c.s.conn.Alive() {
 		return false
@@ -314,13 +315,13 @@ func (c *command) wholeBlocks(g *geometry) {
 	c.stepBytes = blocks * g.blockBytes
 }
 
-// pieceAlignBytes is where pieces of a range end. It is a multiple of any unit in
-// which media give space back.
+// pieceAlignBytes is the alignment of the ends of pieces. It is a multiple of any unit
+// in which media give space back.
 const pieceAlignBytes = 1 << 20
 
-// piece is how many of the blocks from lba on one command releases, limit at most. Only
-// the last piece ends in the middle of a unit of the medium's space: a unit that
-// lies half in one command and half in the next would be released by neither.
+// piece is how many of the blocks from lba on one command should release, at most limit.
+// Only the last piece may end in the middle of an allocation unit of the medium: a unit
+// that lies half in one command and half in the next would be released by neither.
 func (g *geometry) piece(lba, blocks, limit uint64) uint64 {
 	if blocks <= limit {
 		return blocks
@@ -453,22 +454,22 @@ func (c *command) stepDone(p *port.Processor) {
 	c.advance(p)
 }
 
-// stepsInARow is how many steps of a command may follow each other where the last
-// one completed. On a medium that never blocks that is the connection's goroutine,
-// whose other requests wait meanwhile; so the rest is left to the port's worker.
+// stepsInARow is how many steps of a command may run in a row, each on the goroutine
+// where the previous one completed. On a medium that never blocks that is the connection's
+// goroutine, whose other requests wait meanwhile; so the rest is left to the port's worker.
 const stepsInARow = 16
 
-// passBounce gives the block buffer to the next in line and lets that go on.
+// passBounce gives the block buffer to the next command in line and continues that.
 func (c *command) passBounce(p *port.Processor) {
 	if next := c.s.releaseBounce(c); next != nil {
 		next.advance(p)
 	}
 }
 
-// leaveGate lets others to a command's range, which it returns, and settles the command.
-// In this order: who loses writes and this one too late for it to see that, and whoever
-// flushes after that, see that it is being answered. wrote: it is, until
-// session.answered is called.
+// leaveGate lets others at a command's range, returns the commands granted by that, and
+// then settles the command. The order matters: if its write is lost too late for the
+// command to notice, then the loss, and any later flush, see that it is being answered.
+// wrote: it counts as being answered until session.answered is called.
 func (c *command) leaveGate() (granted *command, wrote bool) {
 	wrote = c.hold != holdNone
 	granted = c.s.d.gate.leave(c)
@@ -483,9 +484,9 @@ func (s *session) answered(wrote bool) {
 	}
 }
 
-// settle keeps what is answered true of writes that were lost. A unit tells of those
-// once, and they may be anybody's: a flush of another connection may work after that
-// and would promise what is not so. So each connection is told, once, by a flush.
+// settle keeps answers true when writes were lost. A unit reports a loss once, and the
+// writes may be those of any connection: a later flush of another one may work, and would
+// promise durability for writes that are lost. So each connection is told, once, by a flush.
 func (c *command) settle(isWrite bool) {
 	d := c.s.d
 	switch {
@@ -506,9 +507,10 @@ func (c *command) settle(isWrite bool) {
 	}
 }
 
-// tell notes that the client hears of loss n by c's failure. It does not if a write was
-// answered between c and the loss, which c does not cover: the next flush will, and
-// would promise it. Nor if one was being answered when c began, too late to see the loss.
+// tell notes that c's failure tells the client of loss n. It does not count as told if a
+// write may have been answered after c began and before the loss: c does not cover that
+// write, but the next flush does, and would promise it. Nor does it if a write was being
+// answered when c began, too late to see the loss.
 func (c *command) tell(n uint64) {
 	if c.lossesBefore == n && !c.writesBefore.answering || c.writesBefore.quiet && c.writesBefore == c.s.d.gate.writes() {
 		c.s.told.Store(n)
@@ -516,9 +518,8 @@ func (c *command) tell(n uint64) {
 	}
 }
 
-// finish answers the request. The slot may be used again as soon as Complete is
-// called, and the spare command as soon as nobody waits for it; so those come
-// last.
+// finish answers the request. The slot may be reused as soon as Complete is called,
+// and the spare command as soon as nobody waits for it; so those steps come last.
 func (c *command) finish(p *port.Processor) {
 	if c.ownsBounce {
 		c.passBounce(p)

@@ -15,7 +15,7 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// MaxPayloadBytes is the longest READ or WRITE that clients are told of.
+// MaxPayloadBytes is the maximum length of READ and WRITE that clients are told.
 const MaxPayloadBytes = 64 << 20
 
 // maxRangeBytes bounds one command that covers blocks without moving them. A
@@ -23,7 +23,7 @@ const MaxPayloadBytes = 64 << 20
 // long before its time is up.
 const maxRangeBytes = 256 << 20
 
-// maxReleaseBytes bounds one that releases blocks, which needs no writing.
+// maxReleaseBytes bounds one command that releases blocks, which needs no writing.
 const maxReleaseBytes = 1 << 30
 
 // flushTimeoutFactor is how much more time a flush gets than other commands: it
@@ -48,9 +48,9 @@ type Options struct {
 	TimeoutSecs uint32
 	// Log may be nil.
 	Log *slog.Logger
-	// Nexus is what requests carry as SRB.Nexus, as it is when they begin. Whoever loses
-	// the nexus kills the connections first: a request that begins thereafter finds that
-	// its own is dead, or the next number. Nil: they carry none.
+	// Nexus is the value that requests carry as SRB.Nexus, read when they begin. Whoever
+	// ends the nexus must first kill the connections: a request that begins later finds its
+	// connection dead, or gets the next number. Nil: requests carry none.
 	Nexus *atomic.Uint32
 }
 
@@ -76,19 +76,19 @@ type Disk struct {
 	// learnMu lets one learn run at a time. It is held across I/O.
 	learnMu sync.Mutex
 	stats   stats
-	// lossEvents counts what may have cost acknowledged writes: failed flushes, and
-	// LostWrites. losses counts those, and again for each write that was under way then
-	// and is answered since. A session that has not seen the latest of losses fails its
-	// next flush. Both are stored under lossMu.
+	// lossEvents counts events that may have cost acknowledged writes: failed flushes and
+	// calls of LostWrites. losses counts the same events, and one more for each write that
+	// was under way at such an event and was answered later. A session that has not seen
+	// the latest value of losses fails its next flush. Both are stored under lossMu.
 	lossEvents atomic.Uint64
 	losses     atomic.Uint64
 	lossMu     sync.Mutex
-	// lossWrites is what of writes had been seen when the flush began that told of
-	// the latest, or when LostWrites or TellAgain did.
+	// lossWrites is what the gate had let in at the latest loss: when the flush that told
+	// of it began, or when LostWrites or TellAgain was called.
 	// +checklocks:lossMu
 	lossWrites writesSeen
-	// lossesAnswered is the latest of losses since which there was a time when no write
-	// was being answered, as far as is known: whoever tells of a loss knows, too.
+	// lossesAnswered is the latest value of losses since which there is known to have been
+	// a moment when no write was being answered; a flush that tells of a loss shows it, too.
 	// +checklocks:lossMu
 	lossesAnswered uint64
 }
@@ -116,9 +116,8 @@ type geometry struct {
 
 func (g *geometry) sizeBytes() uint64 { return g.blocks * g.blockBytes }
 
-// zeroesFast reports whether the unit zeroes blocks without writing them, by its
-// own word: unmapped ones read as zeros or, if they have to keep their place,
-// anchored ones do.
+// zeroesFast reports whether the unit claims to zero blocks without writing them:
+// unmapped blocks read as zeros or, with noHole, anchored ones do.
 func (g *geometry) zeroesFast(noHole bool) bool {
 	return g.unmapZeros && (!noHole || g.anchor)
 }
@@ -144,8 +143,8 @@ func (d *Disk) Stats() Stats {
 
 // Attach asks a unit what it is and returns the Disk for it.
 //
-// Level: Passive. Errors: the unit is no disk, does not answer, or says what
-// cannot be.
+// Level: Passive. Errors: the unit is no disk, does not answer, or gives impossible
+// answers.
 func Attach(p *port.Processor, lu *port.LogicalUnit, o Options) (*Disk, error) {
 	if o.RetryCount == 0 {
 		o.RetryCount = 8
@@ -198,7 +197,7 @@ func (d *Disk) Info() nbd.Info {
 // SizeBytes implements nbd.Device.
 func (d *Disk) SizeBytes() uint64 { return d.geometry.Load().sizeBytes() }
 
-// Flush makes durable what was acknowledged before.
+// Flush makes the writes durable that were acknowledged before.
 //
 // Level: Passive.
 func (d *Disk) Flush(p *port.Processor) error {
@@ -213,10 +212,10 @@ func (d *Disk) Flush(p *port.Processor) error {
 
 // LostWrites tells the disk that its unit has lost writes that were acknowledged
 // and not flushed, as when its power was cut. Every connection that is open now
-// gets an error for its next flush, once, although that flush may work: the writes
-// that it is for may be gone. So may those be that are answered while it is under way,
-// if it is now: then the one after it fails, too. Whoever takes the unit's power away
-// calls it before giving it back.
+// gets an error for its next flush, once, even if that flush works: the writes that
+// it is for may be gone. If a flush is under way now, writes that are answered while it
+// is may be gone, too: then the flush after it fails as well. Whoever cuts the unit's
+// power calls LostWrites before restoring it.
 //
 // Concurrency: any goroutine.
 func (d *Disk) LostWrites() {
@@ -226,12 +225,12 @@ func (d *Disk) LostWrites() {
 	d.loseLocked()
 }
 
-// TellAgain has every connection that is open told again: a write that was under way at
-// a loss may have been answered since. It is no loss to writes that are under way now.
+// TellAgain tells every open connection of the loss again: a write that was under way at
+// a loss may have been answered since. To writes that are under way now it is no loss.
 //
-// The disk calls it itself for each write that it knows to be one; not for those whose
-// replies have been on their way to the client since before LostWrites. Whoever gives the
-// power back calls it just before, for the connections that have not been dropped.
+// The disk itself calls it for each write known to have been answered since a loss, but
+// cannot for writes whose replies were already on their way to the client at LostWrites.
+// Whoever restores the power calls it just before, for connections that were not dropped.
 //
 // Concurrency: any goroutine.
 func (d *Disk) TellAgain() {
@@ -240,7 +239,7 @@ func (d *Disk) TellAgain() {
 	d.loseLocked()
 }
 
-// loseLocked counts a loss, of what has been answered by now at the least.
+// loseLocked counts a loss that covers at least the writes answered by now.
 //
 // +checklocks:d.lossMu
 func (d *Disk) loseLocked() {
@@ -251,16 +250,17 @@ func (d *Disk) loseLocked() {
 	}
 }
 
-// lossAnswered notes that since loss n no write was being answered for a moment.
+// lossAnswered notes that there has been a moment since loss n when no write was being
+// answered.
 func (d *Disk) lossAnswered(n uint64) {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
 	d.lossesAnswered = max(d.lossesAnswered, n)
 }
 
-// lossesOfOthers is what a session that opens need not be told of: losses of writes
-// that have been answered before. The latest may be one of a write that is being
-// answered, too late to see the loss.
+// lossesOfOthers is the latest loss that a new session need not be told of, because its
+// writes were answered before. The latest loss of all is not such a one if it may concern
+// a write that is still being answered, too late to see the loss.
 func (d *Disk) lossesOfOthers() uint64 {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
@@ -272,11 +272,11 @@ func (d *Disk) lossesOfOthers() uint64 {
 	return n
 }
 
-// flushFailed counts what a flush has told of that failed, and returns how many
-// losses there are then. before are losses and writes as it began. Two flushes that
-// are under way together may tell of the same loss. That is certain only if no write
-// has been under way since the one began that told of it first: else this one may tell
-// of a write that came after the other.
+// flushFailed counts the loss that a failed flush has told of, and returns how many losses
+// there are then. before and writes are Disk.losses and the gate's writes when it began.
+// Two flushes that are under way together may tell of the same loss. That is certain only
+// if no write has been under way since the first of them to tell of it began: otherwise
+// this one may tell of a later write.
 func (d *Disk) flushFailed(before uint64, writes writesSeen) uint64 {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
@@ -289,10 +289,9 @@ func (d *Disk) flushFailed(before uint64, writes writesSeen) uint64 {
 	return d.losses.Add(1)
 }
 
-// Rescan asks the unit again what it is, so that a change of size is seen by
-// connections that are open and by those to come. The disk does so by itself when
-// a command meets the unit attention that tells of the change; Rescan does not
-// wait for one.
+// Rescan asks the unit again what it is, so that open and later connections see a
+// change of size. The disk does this by itself when a command meets the unit attention
+// for the change; Rescan does not wait for one.
 //
 // Level: Passive. Errors: as for Attach; then the disk stays as it was.
 func (d *Disk) Rescan(p *port.Processor) error {
@@ -317,14 +316,14 @@ type talker struct {
 	data []byte
 
 	timeoutSecs uint32
-	// lost: the port has given up a command. SRB and buffer are not ours any more,
-	// and free themselves.
+	// lost: the port has given up a command. SRB and buffer are not ours any more;
+	// they are freed if the SRB comes back.
 	lost bool
 }
 
 const talkerBytes = 4096
 
-// errGivenUp means that no reset has made the unit answer.
+// errGivenUp means that no reset could make the unit answer.
 var errGivenUp = errors.New("no reset makes the unit answer")
 
 func (d *Disk) newTalker(p *port.Processor) (*talker, error) {
@@ -351,8 +350,8 @@ func (t *talker) free() {
 	t.d.adapter.FreeSRB(t.srb)
 }
 
-// command sends the CDB that was put into t.srb and reads up to inBytes into
-// t.data, of which it returns what came through srb.DataTransferBytes.
+// command sends the CDB that was put into t.srb and reads up to inBytes into t.data;
+// t.srb.DataTransferBytes is then how many bytes came.
 func (t *talker) command(name string, cdbBytes, inBytes int) error {
 	for try := 0; ; try++ {
 		clear(t.data)
@@ -391,8 +390,8 @@ func (t *talker) command(name string, cdbBytes, inBytes int) error {
 // in is the data of the last command.
 func (t *talker) in() []byte { return t.data[:t.srb.DataTransferBytes] }
 
-// learn asks for everything that geometry holds. What changes meanwhile makes
-// attention ask again, after this time.
+// learn asks for everything that geometry holds. For a change meanwhile, attention asks
+// again after this.
 func (d *Disk) learn(p *port.Processor) error {
 	d.learnMu.Lock()
 	defer d.learnMu.Unlock()

@@ -27,17 +27,18 @@
 // anchors blocks (ANC_SUP); then WRITE SAME goes out with UNMAP and ANCHOR. The
 // parts of blocks at both ends are written in any case.
 //
-// A command that covers much and moves no data goes in pieces of 256 MiB, or of 1 GiB
-// if blocks are only released, one at a time. If the client has gone, the rest is given
-// up. After some pieces the rest is left to the port's worker, so that a medium that
-// never blocks does not keep the connection's goroutine.
+// A long request that moves no data is sent one piece at a time: pieces of 256 MiB, or of
+// 1 GiB if blocks are only released. If the client goes away, the rest is dropped. After
+// some pieces the rest is left to the port's worker, so that a medium that never blocks
+// does not keep the connection's goroutine busy.
 //
 // # Holes
 //
-// BLOCK_STATUS (status.go) tells what GET LBA STATUS answers, one command after
+// BLOCK_STATUS (status.go) passes on the answers to GET LBA STATUS, sent one after
 // another until the client has enough. A long read for a client that takes holes
-// (sparse.go) asks first, once, and reads only the data. Whatever the unit does not
-// say, or says in a way that makes no sense, is data: that is always right.
+// (sparse.go) asks first, once, and reads only the data. Blocks whose status the unit
+// does not give, or gives in a way that makes no sense, count as data: that is always
+// right.
 //
 // # Bytes and blocks
 //
@@ -49,19 +50,19 @@
 //
 // # Memory
 //
-// A request slot gets its SRB when it is first used. A slot that gets none, for
-// lack of memory, waits for the connection's spare command: requests become
-// slower, none fails.
+// A request slot gets its SRB when it is first used. If there is no memory for one, the
+// slot's requests wait for the connection's spare command: they become slower, but none
+// fails.
 //
 // # A unit that hangs
 //
-// When no reset brings the unit back, the port gives up what it holds (orphan.go).
-// Those requests fail, and the session goes on without what the unit may still
-// touch, or ends.
+// When no reset brings the unit back, the port gives up the SRBs that it holds
+// (orphan.go). Their requests fail, and the session ends, or goes on without the memory
+// that the unit may still touch.
 //
 // # Locks
 //
-// rangeGate.mu and session.mu are leaves, but for the arena's; neither is held
-// across Submit. Disk.lossMu comes before rangeGate.mu, which is taken to see what
-// writes there are. Disk.learnMu is outermost, and held across commands.
+// rangeGate.mu and session.mu are leaves, except for the arena's lock; neither is held
+// across Submit. Disk.lossMu comes before rangeGate.mu, which is taken under it to see
+// the writes under way. Disk.learnMu is outermost, and held across commands.
 package disk

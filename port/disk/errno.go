@@ -20,8 +20,8 @@ const (
 // moved.
 //
 // Source of the division of labour: "Storage Class Driver's RetryRequest
-// Routine": the port retries what the transport did, the class driver what the
-// device said, resets and timeouts.
+// Routine": the port retries failures of the transport, the class driver those that the
+// device reports, resets and timeouts.
 func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	switch srb.Status.Code() {
 	case port.StatusSuccess:
@@ -42,7 +42,7 @@ func judge(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	}
 }
 
-// judgeDone maps the outcome of what the unit says is done.
+// judgeDone maps the outcome of an SRB that the unit says is done.
 func judgeDone(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	if srb.DataTransferBytes != want {
 		return verdictFail, nbd.EIO // a short transfer; NBD has none
@@ -50,8 +50,8 @@ func judgeDone(srb *port.SRB, want uint32) (verdict, nbd.Errno) {
 	return verdictDone, nbd.OK
 }
 
-// blame says what is behind an SRB's failure: a fault that was asked for, an end
-// from outside, or nothing but itself.
+// blame says what caused an SRB's failure: an injected fault, an abort from outside, or
+// the request itself.
 func blame(srb *port.SRB) nbd.Blame {
 	if srb.Injected {
 		return nbd.BlameInjected

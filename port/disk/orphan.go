@@ -7,12 +7,11 @@ import (
 )
 
 // A command whose SRB the port has given up becomes an orphan: its request is
-// answered, and all that the device may still touch, the SRB, the data and the buffers,
-// goes with the command. Session and slot go on with others in their place. When the
-// SRB comes back, if ever, the command is one to be used again, or is freed if the
-// session has ended by then.
+// answered, and the command keeps all that the device may still touch: the SRB, the data
+// and the buffers. Session and slot go on with replacements. If the SRB ever comes back,
+// the command may be used again, or is freed if the session has ended by then.
 
-// An estate is what an orphan has of others.
+// An estate is the memory of others that an orphan keeps.
 type estate struct {
 	loan          nbd.Loan // the request's data
 	bounce, large []byte   // the session's buffers
@@ -44,7 +43,7 @@ func (c *command) AbandonSRB(p *port.Processor, _ *port.SRB) {
 	startGranted(p, granted)
 }
 
-// orphan parts c from its session, and returns the requests that waited for it.
+// orphan separates c from its session, and returns the requests that waited for it.
 func (s *session) orphan(c *command) (starved []*nbd.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,8 +111,8 @@ func (s *session) takeIdle() *command {
 	return c
 }
 
-// bounceMemory is the memory of the block buffer that c owns, made anew if an orphan
-// has taken it along; nil if there is none.
+// bounceMemory is the memory of the block buffer that c owns, allocated again if an
+// orphan has kept it; nil if there is none.
 func (c *command) bounceMemory() []byte {
 	s := c.s
 	b := s.bounceOf(c)

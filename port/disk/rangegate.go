@@ -13,9 +13,9 @@ import (
 // write first announces itself and then waits until the fast ones it may have
 // missed are gone. Both sides store before they load, so one sees the other.
 // While exclusive writes are about, all writes take the slow way: a list of
-// ranges, granted in order of arrival where they overlap. So do long trims and
-// zeroings always, which may take their time: an exclusive write waits for those
-// only that it overlaps.
+// ranges, granted in order of arrival where they overlap. Long trims and zeroings,
+// which may take a while, always do, so that an exclusive write waits only for those
+// that it overlaps.
 type rangeGate struct {
 	// exclusive counts exclusive writes waiting or running.
 	exclusive atomic.Int32
@@ -44,10 +44,10 @@ const (
 	holdExclusive
 )
 
-// A session's counter has in its low bits how many fast writes are under way, in those
-// from writeAnswered on how many writes of either way are being answered, and from
-// fastBegun on how many fast ones have begun. A session has fewer requests than either
-// of the lower two can count.
+// A session's counter has three fields: how many fast writes are under way, in the low
+// bits; how many writes, fast or slow, are being answered, from writeAnswered on; and how
+// many fast writes have begun, from fastBegun on. A session has too few requests for
+// either of the lower two to overflow.
 const (
 	writeAnswered = 1 << 16
 	fastBegun     = 1 << 32
@@ -56,7 +56,7 @@ const (
 	answering    = fastBegun - writeAnswered
 )
 
-// A writesSeen is what a gate has let in by some time. If two are equal, and quiet, no
+// A writesSeen is what a gate has let in up to some time. If two are equal, and quiet, no
 // write was under way or being answered at any time between them.
 type writesSeen struct {
 	begun     int64
@@ -122,7 +122,7 @@ func (g *rangeGate) enterSlow(c *command, h hold) *command {
 }
 
 // leave ends c's hold and returns the commands that may run now. From now on c counts
-// as being answered, until its session's counter has writeAnswered less.
+// as being answered, until writeAnswered is subtracted from its session's counter.
 func (g *rangeGate) leave(c *command) *command {
 	h := c.hold
 	switch h {
@@ -155,8 +155,8 @@ func (g *rangeGate) leave(c *command) *command {
 	return g.grantLocked()
 }
 
-// grantLocked moves from waiting to running what overlaps nothing that runs,
-// nor anything that came earlier and still waits.
+// grantLocked moves from waiting to running the commands that conflict with none that
+// runs, nor with any that came earlier and still waits.
 //
 // +checklocks:g.mu
 func (g *rangeGate) grantLocked() (granted *command) {

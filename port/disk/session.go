@@ -38,8 +38,8 @@ type session struct {
 	// told is the latest of Disk.losses that the client knows of.
 	told atomic.Uint64
 
-	// mu guards who has a block buffer for parts of blocks, who has the spare
-	// command and who the large buffer.
+	// mu guards the ownership of the block buffers for parts of blocks, of the spare
+	// command and of the large buffer.
 	mu sync.Mutex
 	// bounces are two so that a read of a part waits for no write. All but mem is
 	// guarded by mu.
@@ -49,17 +49,17 @@ type session struct {
 	large []byte
 	// +checklocks:mu
 	largeBusy bool
-	// spare is the command of requests whose slot has none, because there is no
-	// memory: it serves one after the other, so that want of memory makes
-	// requests wait and none fail. It is nil only while it is an orphan.
+	// spare is the command for requests whose slot has none, because there is no
+	// memory: it serves one after the other, so that lack of memory makes requests
+	// wait but not fail. It is nil only while it is an orphan.
 	// +checklocks:mu
 	spare *command
 	// +checklocks:mu
 	spareBusy bool
 	// +checklocks:mu
 	starved []*nbd.Request // wait for spare
-	// orphans counts commands whose SRB was given up and has not come back; idle
-	// are those that came back, whose slots have others.
+	// orphans counts commands whose SRB was given up and has not come back; idle are
+	// those whose SRB came back, but whose slots have been given other commands.
 	// +checklocks:mu
 	orphans int
 	// +checklocks:mu
@@ -106,7 +106,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 	return s, nil
 }
 
-// A groupSet is the numbers that connections have, a bit each. Number 0 is none.
+// A groupSet is the set of numbers that connections have, one bit each. Number 0 is none.
 type groupSet struct{ taken atomic.Uint64 }
 
 // take returns the lowest free number, or 0.
@@ -130,7 +130,7 @@ func (g *groupSet) give(n uint8) {
 	}
 }
 
-// Close implements nbd.Session. What orphans have is freed as they come back.
+// Close implements nbd.Session. The memory of orphans is freed as they come back.
 func (s *session) Close() {
 	s.d.gate.unregister(&s.fast)
 	s.d.groups.give(s.group)
@@ -178,7 +178,7 @@ func (s *session) freeMemory() {
 }
 
 // RunPassive implements port.Deferred: it sends the replies of requests that
-// completed on p, which is not the connection's processor or found it asleep.
+// completed on a processor that is not the connection's, or while that was asleep.
 func (s *session) RunPassive(*port.Processor) { s.conn.Flush() }
 
 // Submit implements nbd.Session.
@@ -260,7 +260,7 @@ const (
 	largeBytes = 16 << 10
 )
 
-// A bounce is a block buffer and who waits for it.
+// A bounce is a block buffer and the commands waiting for it.
 type bounce struct {
 	mem     []byte
 	busy    bool
@@ -292,7 +292,7 @@ func (s *session) takeBounce(c *command) bool {
 	return true
 }
 
-// tryLarge returns the large buffer if it is to be had now.
+// tryLarge returns the large buffer if it is available now.
 func (s *session) tryLarge() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()

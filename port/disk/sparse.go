@@ -16,7 +16,7 @@ const (
 	holeMinBytes = 4 << 10
 )
 
-// learnData notes what the answer says of data around the read.
+// learnData notes the extent of data around the read that the answer shows.
 func (c *command) learnData() {
 	g := c.s.d.geometry.Load()
 	a := &c.status
@@ -33,7 +33,7 @@ func (c *command) learnData() {
 }
 
 // skipHoles tells the client of holes at pos, and moves until to where the next
-// one begins. What the answer does not cover is read: data are always right.
+// one begins. A range that the answer does not cover is read: data are always right.
 func (c *command) skipHoles(g *geometry) {
 	for c.pos < c.end {
 		r, ok := c.nextRun(g, c.pos)
@@ -68,26 +68,26 @@ func (c *command) isHole(r run, from, to uint64) bool {
 	return r.state&nbd.StateZero != 0 && to-from >= holeMinBytes
 }
 
-// knownData spares reads the question for holes where there were none.
+// knownData lets reads skip asking for holes where there were none.
 //
-// It may be wrong, as others discard and it is not told; and while it changes,
-// readers may see a half of the change. Both do no harm: to read what has become
-// a hole gives zeros, which is right, and only holes must not be made up. So it
-// needs no lock. It forgets after a while, so that holes are found in the end.
+// It may be wrong, as it does not learn of discards by others, and readers may see half
+// of a change. Neither does harm: reading what has become a hole gives zeros, which is
+// right; only making up holes would be wrong. So it needs no lock. It forgets after a
+// while, so that new holes are found eventually.
 type knownData struct {
 	// from and to are an extent in which there were only data.
 	from, to atomic.Uint64
-	// vouches is for how many reads it is good yet.
+	// vouches is how many more reads the extent is good for.
 	vouches atomic.Int32
-	// fruitless counts questions in a row that found no hole, pass is how many
-	// reads go without a question for that.
+	// fruitless counts questions in a row that found no hole; pass is how many more
+	// reads skip the question because of that.
 	fruitless, pass atomic.Int32
 }
 
 const (
 	knownVouches = 1024
-	// patience is how many fruitless questions in a row cost nothing; from then on
-	// they get rarer up to one in maxPass.
+	// patience is how many fruitless questions in a row have no consequence; further
+	// ones make questions rarer, down to one read in about maxPass.
 	patience = 4
 	maxPass  = 64
 )
@@ -107,7 +107,7 @@ func (k *knownData) worthAsking(from, to uint64) bool {
 	return true
 }
 
-// learn notes an extent of data, and whether that was all that was asked for.
+// learn notes an extent of data; fruitless: the question found no hole.
 func (k *knownData) learn(from, to uint64, fruitless bool) {
 	if from < to {
 		k.from.Store(from)

@@ -47,9 +47,9 @@ func (c *command) statusDone() {
 	c.learnData()
 }
 
-// doWithoutStatus goes on without an answer if that will do: a read need not
-// know of holes, a part of a block status is one too, and a unit without the
-// command has nothing but data.
+// doWithoutStatus goes on without an answer if it can: a read need not know of holes,
+// a partial block status is a valid answer, and for a unit without the command
+// everything is data.
 func (c *command) doWithoutStatus(srb *port.SRB) bool {
 	if c.req.Op == nbd.OpRead {
 		c.status.wanted, c.status.count = false, 0
@@ -95,7 +95,7 @@ func (c *command) nextRun(g *geometry, at uint64) (r run, ok bool) {
 	return run{}, false
 }
 
-// stateOf is what clients are told of blocks. Data are always right to say.
+// stateOf is the state of blocks that clients are told. Data is always a right answer.
 func (g *geometry) stateOf(s scsi.ProvisioningStatus) (state nbd.ExtentState) {
 	switch s {
 	case scsi.StatusDeallocated:
@@ -110,8 +110,8 @@ func (g *geometry) stateOf(s scsi.ProvisioningStatus) (state nbd.ExtentState) {
 	return state
 }
 
-// blockStatus fills the SRB to ask for the status of the rest, or tells it if
-// there is nothing to ask.
+// blockStatus fills the SRB to ask for the status of the rest, or answers at once if
+// the unit cannot be asked.
 func (c *command) blockStatus(g *geometry) outcome {
 	if !g.provisioned {
 		c.allData()
@@ -140,8 +140,8 @@ func (c *command) allData() {
 	c.pos = c.end
 }
 
-// tellStatus tells the client what the answer says. What the unit does not say
-// in a way that makes sense is data.
+// tellStatus tells the client what the answer says. Blocks for which the answer makes no
+// sense count as data.
 func (c *command) tellStatus() {
 	g := c.s.d.geometry.Load()
 	began := c.pos
