@@ -228,9 +228,9 @@ func (d *Disk) LostWrites() {
 // TellAgain tells every open connection of the loss again: a write that was under way at
 // a loss may have been answered since. To writes that are under way now it is no loss.
 //
-// The disk itself calls it for each write known to have been answered since a loss, but
-// cannot for writes whose replies were already on their way to the client at LostWrites.
-// Whoever restores the power calls it just before, for connections that were not dropped.
+// The disk itself calls it for each such write that it knows of, but not for writes whose
+// replies were already on their way to the client at LostWrites. Whoever restores the
+// power calls it just before, for the connections that were not dropped.
 //
 // Concurrency: any goroutine.
 func (d *Disk) TellAgain() {

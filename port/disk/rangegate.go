@@ -156,7 +156,8 @@ func (g *rangeGate) leave(c *command) *command {
 }
 
 // grantLocked moves from waiting to running the commands that conflict with none that
-// runs, nor with any that came earlier and still waits.
+// runs, nor with any that came earlier and still waits; exclusive ones only if no fast
+// write is under way.
 //
 // +checklocks:g.mu
 func (g *rangeGate) grantLocked() (granted *command) {
