@@ -62,9 +62,9 @@ func (d *Driver) queueFor(p *port.Processor, srb *port.SRB) *queue {
 	return d.queues[p.Number()%len(d.queues)]
 }
 
-// buildExecute fills x's command for a SCSI command. Its result is StatusPending,
-// or why the SRB cannot be sent: it makes no sense, or there is no IOMMU window
-// left for a list that does not fit into the command.
+// buildExecute fills x's command for a SCSI command. It returns StatusPending, or the
+// status that says why the SRB cannot be sent: it makes no sense, or there is no IOMMU
+// window left for a list that does not fit into the command.
 func (d *Driver) buildExecute(p *port.Processor, srb *port.SRB, x *extension) port.Status {
 	c := &x.command
 	if int(srb.CDBBytes) > len(c.CDB) || len(srb.SGL) > maxSegments {
@@ -139,8 +139,8 @@ func findVictim(t port.SyncToken, a abort) bool {
 	return false
 }
 
-// refuse completes an SRB that will not go to the device, and is what BuildIo or
-// StartIo then returns.
+// refuse completes an SRB that will not go to the device, and returns what BuildIo or
+// StartIo is to return.
 func (d *Driver) refuse(p *port.Processor, srb *port.SRB, status port.Status) bool {
 	srb.Status = status
 	d.a.Complete(p, srb)

@@ -28,8 +28,8 @@ func runDpc(p *port.Processor, dpc *port.Dpc) {
 	q.completing.Store(false)
 }
 
-// synchronize runs routine with the lock of q's message, and with all of them
-// where that is one.
+// synchronize runs routine with the lock of q's message or, without a lock per message,
+// with the one interrupt lock.
 func (d *Driver) synchronize(p *port.Processor, q *queue, routine func(port.SyncToken, *queue) bool) {
 	if d.perMessage {
 		m := d.a.AcquireMSISpinLock(p, q.message)
@@ -40,13 +40,12 @@ func (d *Driver) synchronize(p *port.Processor, q *queue, routine func(port.Sync
 	}
 }
 
-// receiveGuests drains the ring for the guests, as what the device completed
-// before them must be on the reaped list, and lets in those that need not wait.
+// receiveGuests drains the ring for the guests, as commands that the device completed
+// before them must be on the reaped list, and lets in guests that need not wait.
 //
-// It comes before takeReaped and apart from it: its doorbell may raise an
-// interrupt on p, which is serviced as soon as the lock is released and may have
-// to wait for ResetBus, which in half duplex keeps the lock until no DPC has
-// SRBs in hand.
+// It is called before takeReaped and separately, since its doorbell may raise an
+// interrupt on p. That is serviced as soon as the lock is released, and may have to
+// wait for ResetBus, which in half duplex keeps the lock until no DPC has SRBs in hand.
 //
 // Level: Device, with the lock of q's message.
 func receiveGuests(t port.SyncToken, q *queue) bool {
@@ -56,10 +55,9 @@ func receiveGuests(t port.SyncToken, q *queue) bool {
 	return true
 }
 
-// takeReaped moves the reaped list and the visitors into the DPC's hands. It
-// does not touch the device: see receiveGuests. The handler has given the tags
-// back, and they are as many as the processor may be about to need: while the
-// lock is held, its magazine is filled.
+// takeReaped hands the reaped list and the visitors to the DPC. It does not touch the
+// device: see receiveGuests. The handler has given the tags back, and the processor may
+// be about to need as many again: so its magazine is filled while the lock is held.
 //
 // Level: Device, with the lock of q's message.
 func takeReaped(t port.SyncToken, q *queue) bool {

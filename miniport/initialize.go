@@ -9,7 +9,7 @@ import (
 	"github.com/vhbad/vhbad/port"
 )
 
-// pollInterval is the time between two looks at a register that must change.
+// pollInterval is the time between two reads of a register that must change.
 const pollInterval = 100 * time.Microsecond
 
 // Initialize implements port.Miniport.
@@ -22,8 +22,8 @@ func (d *Driver) Initialize(p *port.Processor, t port.SyncToken) bool {
 		}
 		q.rewind(s)
 	}
-	// The port enumerates next. Not so after a reset or restart: what changes then is told
-	// of by the event, also if that comes late.
+	// The port enumerates next. After a reset or restart it does not: changes are then
+	// reported by the event, even if that comes late.
 	d.unitsSeen.Store(d.read(p, hba.RegUnitsChanged))
 	d.negotiate(p)
 	if !d.a.EnablePassiveInitialization(p) {
@@ -100,11 +100,11 @@ func rewindAll(t port.SyncToken, d *Driver) bool {
 	return true
 }
 
-// quiesce keeps doorbells from being rung, so that none comes between the end of
-// a queue and the start of the next with a count that is not its own. Nobody may
-// be in StartIo. What is in CommitIo and has not announced itself sees stopped;
-// what has is waited for; what is in an interrupt handler holds a lock that
-// takeDown takes. False: the adapter is gone.
+// quiesce keeps doorbells from being rung, so that none comes between the end of a
+// queue and the start of its successor with a count that belongs to the old one. Nobody
+// may be in StartIo. A CommitIo that has not announced itself sees stopped, and one that
+// has is waited for; an interrupt handler holds a lock that takeDown takes. False: the
+// adapter is gone.
 func (d *Driver) quiesce(p *port.Processor) bool {
 	d.stopped.Store(true)
 	d.waitForRingers()
@@ -120,7 +120,7 @@ func takeDown(t port.SyncToken, d *Driver) bool {
 }
 
 // stopDMA resets the device and waits until it says that it touches no memory.
-// False: it still does; that may be repeated, and asks again a device that was deaf.
+// False: it still may; stopDMA may be called again, and then asks the device once more.
 //
 // Level: any.
 func (d *Driver) stopDMA(p *port.Processor) bool {

@@ -28,7 +28,7 @@ type queue struct {
 	// CommitIo.
 	tail atomic.Uint32
 	_    [60]byte
-	// rung is the highest tail that somebody has taken upon himself to ring.
+	// rung is the highest tail for which some CommitIo rings, or has rung, the doorbell.
 	rung atomic.Uint32
 	// ringers counts the calls of CommitIo that may write the doorbell now;
 	// ResetBus waits for them.
@@ -51,7 +51,7 @@ type queue struct {
 	shared port.Guarded[queueShared]
 
 	dpc port.Dpc
-	// spare changes places with queueShared.reaped at each DPC; the DPC's own.
+	// spare is swapped with queueShared.reaped at each DPC; the DPC's own.
 	spare []*port.SRB
 	// visitors are the guests that the DPC has in hand; the DPC's own.
 	visitors *guest

@@ -20,8 +20,8 @@ import (
 type guest struct {
 	srb  *port.SRB
 	next *guest
-	// limit is the queue's tail when the guest arrived, with arrived set:
-	// commands from there on are none of its business.
+	// limit is the queue's tail when the guest arrived, valid if arrived is set: the
+	// guest does not wait for commands from there on.
 	limit   uint32
 	arrived bool
 }
@@ -36,7 +36,7 @@ func (q *queue) invite(g *guest) {
 	}
 }
 
-// welcome looks at the guests of a queue whose ring was just drained. Those that
+// welcome looks at the guests of a queue whose ring was just drained. Guests that
 // wait for commands still in the device stay: another completion will come, and
 // with it a DPC. The others become visitors of the DPC.
 //
@@ -57,8 +57,8 @@ func (q *queue) welcome(s *queueShared) {
 	}
 }
 
-// holdsScope reports whether the device has a command from before g's arrival
-// for what g reset.
+// holdsScope reports whether the device still has a command, from before g's arrival,
+// to the unit or target that g reset.
 func (q *queue) holdsScope(s *queueShared, g *guest) bool {
 	for i := range s.pool.fresh {
 		e := &q.table[i]
@@ -72,8 +72,8 @@ func (q *queue) holdsScope(s *queueShared, g *guest) bool {
 	return false
 }
 
-// sendOn brings srb, a successful reset, from q to the next queue, or completes
-// it if it has been everywhere.
+// sendOn passes srb, a successful reset, from q to the next queue, or completes it
+// if it has been to all of them.
 //
 // Level: Dispatch.
 func (d *Driver) sendOn(p *port.Processor, q *queue, srb *port.SRB) {
@@ -105,7 +105,7 @@ func (d *Driver) sendVisitors(p *port.Processor, q *queue) {
 // ResetBus implements port.Miniport: it resets the whole adapter. No SRB is
 // completed before the device says that its DMA has stopped. If it does not say
 // so in time, ResetBus keeps the SRBs and fails; until a later call succeeds,
-// StartIo turns away what comes.
+// StartIo turns new SRBs away.
 func (d *Driver) ResetBus(p *port.Processor, pathID uint8) bool {
 	if pathID != 0 {
 		return false

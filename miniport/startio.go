@@ -57,8 +57,8 @@ func (d *Driver) CommitIo(p *port.Processor, channel int) {
 	}
 }
 
-// commit rings q's doorbell unless somebody else has, or the device is being
-// reset: then there is nothing to ring for, as the reset drops the commands.
+// commit rings q's doorbell unless somebody else has, or the device is being reset,
+// which drops the commands anyway.
 func (d *Driver) commit(p *port.Processor, q *queue) {
 	if q.rung.Load() == q.tail.Load() {
 		return
@@ -73,8 +73,8 @@ func (d *Driver) commit(p *port.Processor, q *queue) {
 // ring writes q's submission doorbell if the tail is beyond what was rung.
 //
 // The write may run the device, on this goroutine, and deliver interrupts
-// before it returns. Two callers may come out of the exchange in one order and
-// write in the other; the device takes the higher tail.
+// before it returns. Two callers may update rung in one order and write the doorbell
+// in the other; the device takes the higher tail.
 func (d *Driver) ring(p *port.Processor, q *queue) {
 	for {
 		rung, tail := q.rung.Load(), q.tail.Load()

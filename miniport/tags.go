@@ -15,18 +15,18 @@ import (
 //
 //	tags = ring entries + magazineTags × magazineProcessors
 //
-// So a full ring, not a lack of tags, is what turns a request away, whatever
-// other processors have put by. With 4096 entries that is 131072: tagIndexBits.
+// So requests are turned away because a ring is full, never for lack of tags, however
+// many other processors keep. With 4096 entries that is 131072 tags: tagIndexBits.
 const (
 	tagIndexBits  = 17
 	tagIndexMask  = 1<<tagIndexBits - 1
 	tagGeneration = 1 << tagIndexBits
 
-	// magazineTags is more than one reading of a socket mostly brings, so that a processor
-	// whose commands complete before the next ones come has those tags again.
+	// magazineTags is more than one read of a socket usually brings, so that a processor
+	// whose commands complete before the next ones arrive can use their tags again.
 	magazineTags = 62
-	// magazineProcessors is how many processors have magazines at the most. Those
-	// numbered from here on go to the pool for each request.
+	// magazineProcessors is how many processors have magazines at most. Those with
+	// higher numbers go to the pool for each request.
 	magazineProcessors = port.DefaultMaxProcessors / 2
 
 	maxRingEntries = 1<<tagIndexBits - magazineTags*magazineProcessors
@@ -38,8 +38,8 @@ type tagPool struct {
 	// free is a stack of tags that have been used before; its capacity is the
 	// number of all tags.
 	free []uint32
-	// fresh is the lowest index that never left the pool. Until then a tag costs
-	// no memory but its place.
+	// fresh is the lowest index that never left the pool. Tags from there on cost no
+	// memory but their place.
 	fresh, size uint32
 }
 
@@ -105,8 +105,8 @@ func refillMagazine(t port.SyncToken, r refill) bool {
 	return r.m.n > 0
 }
 
-// fill takes as many tags as there is room for. Those that were given back last come
-// first: their entries are in the processor's cache.
+// fill takes as many tags as there is room for, beginning with those that were given
+// back last: their entries are in the processor's cache.
 func (m *magazine) fill(pool *tagPool) {
 	for m.n < magazineTags {
 		tag := pool.get()
@@ -118,8 +118,8 @@ func (m *magazine) fill(pool *tagPool) {
 	}
 }
 
-// A single asks for one tag, into an SRB's extension, for a processor without a
-// magazine, or gives it back.
+// A single is the context for taking one tag into an SRB's extension, or giving it
+// back, for a processor without a magazine.
 type single struct {
 	q *queue
 	x *extension

@@ -18,10 +18,9 @@ const MinBlockBytes = 4096
 // 64-bit word.
 const MaxArenaBytes = 1 << extentBaseBits
 
-// SmallBlockBytes is the largest block that may come from an arena's reserve: an
-// eighth of an arena of at least reserveFromBytes. Large blocks never take all
-// that there is, so that those who need little get on while others hold, or wait
-// for, much.
+// SmallBlockBytes is the largest block that may come from an arena's reserve, which is
+// an eighth of an arena of at least reserveFromBytes. Large blocks never take the whole
+// arena, so that users of small blocks get on while others hold, or wait for, large ones.
 const SmallBlockBytes = 64 << 10
 
 const (
@@ -40,7 +39,7 @@ type Arena struct {
 	mem []byte
 	// reserveBytes are for small blocks.
 	reserveBytes int
-	// available is what is not in use, for those who only want to know.
+	// available is how many bytes are not in use, to be read without mu.
 	available atomic.Int64
 	pipes     pipePool
 
@@ -65,9 +64,9 @@ type Arena struct {
 	// smallBytes is the part of inUseBytes that is small blocks.
 	// +checklocks:mu
 	smallBytes int
-	// waiters for large and for small blocks are in order of arrival; a grant goes
-	// to the first of a line only. While somebody waits for a large block, small
-	// ones have the reserve and no more, so that they do not starve it.
+	// waiters for large and for small blocks are in order of arrival; only the first of
+	// a line can be granted. While somebody waits for a large block, small ones come from
+	// the reserve only, so that they do not starve it.
 	// +checklocks:mu
 	waiters [2][]*waiter
 }
@@ -157,12 +156,12 @@ func (a *Arena) Alloc(n int) []byte {
 	return b[:n]
 }
 
-// Scarce says whether less is free than the reserve for small blocks. It is for
-// those who could do with less.
+// Scarce reports whether less is free than the reserve for small blocks. It is for
+// callers that can do with less memory.
 func (a *Arena) Scarce() bool { return a.available.Load() < int64(a.reserveBytes) }
 
-// Plenty says whether more than half is free. It is for those who take what they may not
-// need.
+// Plenty reports whether more than half is free. It is for callers that take memory they
+// may not need.
 func (a *Arena) Plenty() bool { return a.available.Load() > int64(len(a.mem)/2) }
 
 // AllocWait is Alloc, but waits in line for memory: first come, first served,
@@ -255,7 +254,7 @@ func (a *Arena) grantLocked() {
 	}
 }
 
-// mayLocked says whether a block of an order may be taken now, were it there.
+// mayLocked reports whether a block of an order may be taken now if one is free.
 //
 // +checklocks:a.mu
 func (a *Arena) mayLocked(o int) bool {
@@ -333,7 +332,7 @@ func (a *Arena) removeLocked(page uint32, o int) {
 type Stats struct {
 	SizeBytes, InUseBytes, PeakBytes int
 	Waiters                          int
-	// PipesInUse are those that Pipe has given and ReturnPipe has not taken back.
+	// PipesInUse counts pipes from Pipe that were not yet given back to ReturnPipe.
 	PipesInUse int
 }
 

@@ -13,7 +13,7 @@
 // and gives the device the resulting Addr; Translate turns an Addr back into
 // memory while the mapping lives. Every Map gives a fresh generation, so an Addr
 // that outlives its mapping faults instead of reaching somebody else's data:
-// a device that touches a request's pages after completion is seen, not lucky.
+// a device that touches a request's pages after completion is always caught.
 // (Generations are 16 bits: an address exactly 65536 mappings old passes.)
 //
 //	Addr  63      48 47      32 31               0
@@ -23,8 +23,8 @@
 //
 // # Pipes
 //
-// A Pipe may stand for a long block that is to be sent and never looked at. A device that
-// has the data in pages gives references to those, and copies nothing; one that has not, or
-// does not know of pipes, fills the memory as ever. Windows, addresses and limits are the
-// memory's in either case.
+// A Pipe may stand for a long block whose data are only sent, never looked at. A device
+// that has the data in pages puts references to those into the pipe and copies nothing; one
+// that does not, or does not know of pipes, fills the memory as usual. Windows, addresses
+// and limits are the memory's in either case.
 package dma

@@ -110,10 +110,10 @@ type IOMMU struct {
 // groups fill one, so that hardly any two have neighbours.
 const blockWindows = 64
 
-// A WindowGroup is the windows that one processor uses: as far as there are enough of
-// them they lie together, and apart from those of other groups as long as it has one.
-// Processors fetch memory ahead, and what another one is writing to is slow to come and
-// is missed there. The zero value is a new group.
+// A WindowGroup is the windows that one processor uses. As far as there are enough
+// windows, those of a group lie together, and apart from those of other groups:
+// processors prefetch memory, and fetching what another one is writing to is slow for
+// both. The zero value is a new group.
 //
 // Concurrency: any goroutine; the IOMMU guards it.
 type WindowGroup struct {
@@ -157,8 +157,8 @@ func (m *IOMMU) NewWindow(g *WindowGroup) (Window, error) {
 	return Window((g.block-1)*blockWindows + bit), nil
 }
 
-// findLocked makes g's block one that has a free window: the one it is, an empty one,
-// or any.
+// findLocked makes g's block one that has a free window: the present one if possible,
+// else an empty one, else any.
 //
 // +checklocks:m.mu
 func (m *IOMMU) findLocked(g *WindowGroup) bool {
@@ -174,8 +174,8 @@ func (m *IOMMU) findLocked(g *WindowGroup) bool {
 	return i >= 0
 }
 
-// FreeWindow returns an unmapped window. Its generation lives on, so that
-// addresses of the old owner fault in the hands of the new one too.
+// FreeWindow gives back an unmapped window. Its generation lives on, so that addresses
+// from the old owner's mappings fault even when the window has a new owner.
 func (m *IOMMU) FreeWindow(w Window) {
 	if m.windows[w].state.Load()&stateAccessMask != 0 {
 		panic(fmt.Sprintf("dma: window %d freed while mapped", w))
@@ -269,7 +269,7 @@ func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
 	return false
 }
 
-// isMapped is Live, and no fault.
+// isMapped is Live without counting a fault.
 func (m *IOMMU) isMapped(addr Addr) bool {
 	state := m.windows[addr.window()].state.Load()
 	return uint16(state>>stateGenerationShift) == addr.generation() && state&stateAccessMask != 0

@@ -10,23 +10,23 @@ import (
 )
 
 const (
-	// PipeLeastBytes is the shortest transfer that a Pipe is for: below, copying costs
-	// less than the calls.
+	// PipeLeastBytes is the shortest transfer that a Pipe is for: below that, copying
+	// costs less than the system calls.
 	PipeLeastBytes = 64 << 10
-	// PipeMostBytes is what a Pipe holds: what the kernel lets anybody have.
+	// PipeMostBytes is what a Pipe holds: as much as the kernel allows any user.
 	PipeMostBytes = 1 << 20
 )
 
-// A Pipe may take the place of memory as what a device fills: it holds references to the
-// pages that the data are on, and the data are not copied. Whoever sends them gives the
-// references to a socket. A pipe(7) it is, which knows no other use for it.
+// A Pipe is a pipe(7) that a device may fill instead of memory: it holds references to the
+// pages that the data are on, and the data are not copied. The sender of the data moves the
+// references to a socket.
 //
 // Its owner arms it: it then stands for a piece of an arena, and a device that is about to
-// fill that may fill the pipe instead. The owner disarms it when the device has done, and
-// learns which of the two has the data. A device that is late, or that does the same once
-// more, finds that its Pages have expired.
+// fill that may fill the pipe instead. The owner disarms it when the device is done, and
+// learns which of the two has the data. A device that is late, or repeats the command,
+// finds that its Pages have expired.
 //
-// What is written to the pages later is seen by whoever reads the references later.
+// Later writes to the pages are visible to anyone who reads the references after that.
 //
 // Concurrency: its methods are the owner's, one call at a time. Pages may be used by
 // anybody at any time.
@@ -37,7 +37,7 @@ type Pipe struct {
 	state atomic.Uint64
 	// extent is what it stands for, in the arena: base and length as in a window.
 	extent atomic.Uint64
-	// users are the owner and who fills it. The last closes it.
+	// users counts the owner and those filling it. The last one closes it.
 	users atomic.Int32
 
 	armed bool // the owner's
@@ -65,7 +65,7 @@ func (s pipeState) of(word uint64) uint64 { return word&^(1<<pipeStateBits-1) | 
 // next is the word for s in the generation behind word's.
 func (s pipeState) next(word uint64) uint64 { return s.of(word) + 1<<pipeStateBits }
 
-// newPipe makes an empty one.
+// newPipe makes an empty pipe.
 func newPipe() (*Pipe, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -123,10 +123,10 @@ func (a *Arena) ReturnPipe(p *Pipe) {
 	a.pipes.put(p)
 }
 
-// Disarm has p stand for memory no more. It reports whether the pipe has the data, all of
-// them; else the memory has what the device has done.
+// Disarm ends p's standing for memory. It reports whether the pipe has the data, all of
+// them; if not, whatever the device has transferred is in memory.
 //
-// Concurrency: p's owner, when the device has said that it has done.
+// Concurrency: p's owner, when the device has said that it is done.
 func (a *Arena) Disarm(p *Pipe) (filled bool) {
 	if !p.armed {
 		return p.left > 0
@@ -160,10 +160,10 @@ func (p *Pipe) Left() int { return p.left }
 // Out is the descriptor to splice them from.
 func (p *Pipe) Out() int { return p.out }
 
-// Sent says that n of them have left.
+// Sent notes that n of them have been sent.
 func (p *Pipe) Sent(n int) { p.left -= n }
 
-// ReadFull copies all that is left to b, which is as long.
+// ReadFull reads all that is left into b, which must be as long.
 func (p *Pipe) ReadFull(b []byte) error {
 	for p.left > 0 {
 		n, err := unix.Read(p.out, b[len(b)-p.left:])
@@ -187,8 +187,8 @@ type Pages struct {
 }
 
 // PagesOf returns the right to fill the pipe that stands for b, all of it, or expired Pages
-// if there is none. What has been done to the pipe before is undone: the device does the
-// command anew.
+// if there is none. If the pipe has been filled before, that no longer counts and the Pages
+// are expired: the device is executing the command again.
 //
 // Concurrency: any goroutine.
 func (m *IOMMU) PagesOf(b []byte) Pages {
@@ -196,8 +196,8 @@ func (m *IOMMU) PagesOf(b []byte) Pages {
 	return p.pages(word)
 }
 
-// PagesAt is PagesOf b which the caller has from Translate of addr. If addr is not mapped
-// any more, the pipe may stand for b in the hands of the next owner, and is left alone.
+// PagesAt is PagesOf for a b that the caller got from Translate of addr. If addr is not
+// mapped any more, the pipe may be the next owner's, and is left alone.
 //
 // Concurrency: any goroutine.
 func (m *IOMMU) PagesAt(addr Addr, b []byte) Pages {
@@ -239,8 +239,8 @@ func (p *Pipe) pages(word uint64) Pages {
 	return Pages{}
 }
 
-// Expired says whether there is nothing to fill. If there is, Begin may still find that the
-// right to it has gone.
+// Expired reports whether there is no pipe to fill. If there is one, Begin may still find
+// that the right to fill it is gone.
 func (g Pages) Expired() bool { return g.pipe == nil }
 
 // Begin returns the descriptor to splice data to. If ok, End follows.
@@ -258,8 +258,8 @@ func (g Pages) Begin() (fd int, ok bool) {
 	return p.in, true
 }
 
-// End says whether all of the data are in the pipe. It reports whether the device is done
-// with them then: if not, it has to move them to memory.
+// End ends what Begin began; all says whether all of the data are in the pipe. It reports
+// whether the device is done with them: if not, it has to move them to memory.
 func (g Pages) End(all bool) bool {
 	p := g.pipe
 	after := pipeSpoilt
@@ -271,12 +271,12 @@ func (g Pages) End(all bool) bool {
 	return counts && all
 }
 
-// maxPipes is how many an arena may have: half of what the kernel by default lets a user
-// without privileges have in pipes, fs.pipe-user-pages-soft.
+// maxPipes is how many pipes an arena may have: together half of the pages that the kernel
+// by default allows an unprivileged user in pipes, fs.pipe-user-pages-soft.
 const maxPipes = 32
 
-// refusedTerm is how long the kernel is not asked for pipes when it has refused one: the
-// user has too many, or the process too many descriptors.
+// refusedTerm is how long the kernel is not asked for pipes after it has refused one: the
+// user has too many pipes, or the process too many descriptors.
 const refusedTerm = 10 * time.Second
 
 // A pipePool is an arena's pipes, made when they are needed.
@@ -290,10 +290,10 @@ type pipePool struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	free []*Pipe
-	// made are those that are free or in use, or being made.
+	// made counts pipes that are free, in use or being made.
 	// +checklocks:mu
 	made int
-	// refused is when the kernel has last refused one; zero if it has not.
+	// refused is when the kernel last refused a pipe; zero if it never has.
 	// +checklocks:mu
 	refused time.Time
 }
@@ -315,8 +315,8 @@ func (s *pipePool) get() *Pipe {
 	return p
 }
 
-// take returns a pipe that is free, or else whether one more may be made, which it counts:
-// to make one takes long, for a lock.
+// take returns a free pipe or, if there is none, reports whether one more may be made, and
+// counts it as made: making one takes too long to do under the lock.
 func (s *pipePool) take() (p *Pipe, more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,14 +347,14 @@ func (s *pipePool) put(p *Pipe) {
 	}
 }
 
-// inUse is how many get has given and put has not taken back.
+// inUse is how many pipes were taken with get and not given back with put.
 func (s *pipePool) inUse() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.made - len(s.free)
 }
 
-// close closes those that are free.
+// close closes the free pipes.
 func (s *pipePool) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

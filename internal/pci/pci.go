@@ -59,9 +59,10 @@ type Function interface {
 	Messages() int
 
 	// ConnectInterrupt routes interrupts to raise. newRunner makes a Runner for
-	// each goroutine that the device starts of its own accord; the device calls
-	// it before Connect returns or from the goroutine concerned. Nil means that there
-	// is none, and that Connect fails. One that fails has changed nothing.
+	// each goroutine that the device starts of its own accord; the device calls it
+	// before ConnectInterrupt returns or from the goroutine concerned. If newRunner
+	// returns nil, there is no Runner to be had, and ConnectInterrupt fails. If it fails,
+	// it has changed nothing.
 	ConnectInterrupt(mode InterruptMode, raise InterruptFunc, newRunner func(name string) Runner) error
 
 	// DisconnectInterrupt stops delivery and waits until no call of raise is

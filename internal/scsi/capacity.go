@@ -8,7 +8,7 @@ const (
 	ReadCapacity16Bytes = 32
 )
 
-// Capacity is what READ CAPACITY tells.
+// Capacity is what READ CAPACITY returns.
 type Capacity struct {
 	Blocks     uint64 // number of logical blocks
 	BlockBytes uint32 // length of a logical block

@@ -23,7 +23,7 @@ const (
 	PageControlSaved      PageControl = 3
 )
 
-// Mode is what the MODE SENSE commands of a disk tell.
+// Mode is what the MODE SENSE commands of a disk return.
 type Mode struct {
 	WriteProtected bool
 	DPOFUA         bool // READ and WRITE take DPO and FUA

@@ -5,7 +5,7 @@ import "encoding/binary"
 // A ModeSelectError says what is wrong with the parameter list of MODE SELECT.
 type ModeSelectError uint8
 
-// What can be wrong.
+// Errors in parameter lists.
 const (
 	ModeSelectOK        ModeSelectError = iota
 	ModeSelectTruncated                 // a header, descriptor or page is cut off
@@ -13,10 +13,10 @@ const (
 )
 
 // ParseModeSelect reads the parameter list of MODE SELECT (6) or, if r.Ten, (10);
-// SPC-4 6.11, 7.5. m is the mode as it is, and the result the mode as it is to
-// be: only WCE may differ. r has the size that a block descriptor may repeat.
+// SPC-4 6.11, 7.5. m is the current mode, and changed the requested one: only WCE may
+// differ. r has the size that a block descriptor may repeat.
 //
-// If a field is wrong, its byte is returned too.
+// If a field has a wrong value, field is its byte.
 func ParseModeSelect(list []byte, m Mode, r *ModeRequest) (changed Mode, wrong ModeSelectError, field int) {
 	header, lengthAt := modeHeader6Bytes, 3 // the length of the block descriptor
 	if r.Ten {

@@ -16,7 +16,7 @@ const (
 	responseDescriptorDeferred = 0x73
 )
 
-// Sense is what sense data say, whatever their format.
+// Sense is the content of sense data of either format.
 type Sense struct {
 	Key        SenseKey
 	Additional Additional
@@ -87,8 +87,8 @@ func PutDescriptorSense(dst []byte, s *Sense) int {
 	return copy(dst, b[:n])
 }
 
-// ParseSense reads sense data of either format. Data that were cut off say what
-// they still can; it reports false if that is not even the key.
+// ParseSense reads sense data of either format. Of truncated data it returns what is
+// there; it reports false if not even the sense key is.
 func ParseSense(b []byte) (s Sense, ok bool) {
 	if len(b) == 0 {
 		return Sense{}, false
