@@ -62,7 +62,7 @@ func (m *meeting) attend() {
 	}
 }
 
-// yieldOften lets everybody else run who can.
+// yieldOften lets every other goroutine run that can.
 func yieldOften() {
 	for range 2000 {
 		runtime.Gosched()
@@ -241,8 +241,8 @@ func TestA4_CallerCoverage(t *testing.T) {
 	})
 }
 
-// A6: the order is StartIo, channel, DPC, the miniport's own, interrupt; the graph of what really happens has
-// no cycle; and a graph with one is told.
+// A6: the order is StartIo, channel, DPC, the miniport's own, interrupt; the graph of the
+// orders that really occur has no cycle; and a graph with a cycle is reported.
 func TestA6_LockOrder(t *testing.T) {
 	d := &driver{model: FullDuplex, mode: InterruptSynchronizePerMessage, messages: 3, channels: 2}
 	var own KSpinLock
@@ -334,9 +334,9 @@ func TestA7_StateRestored(t *testing.T) {
 	})
 }
 
-// A9: what a routine writes to plain fields the next handler sees whole, and the
-// other way round. Nothing but the interrupt lock orders the two; with -race
-// the detector says so, too.
+// A9: the next handler sees all that a routine has written to plain fields, and the
+// other way round. Only the interrupt lock orders the two; with -race the detector
+// checks this, too.
 func TestA9_Visibility(t *testing.T) {
 	forShapes(t, func(t *testing.T, s shape) {
 		type pair struct{ a, b, routines, handlers int }
@@ -457,10 +457,9 @@ func TestA10_Bounded(t *testing.T) {
 	})
 }
 
-// A10, latency: from the raise of an interrupt to its handler no more than one
-// routine passes, the longest, and besides it other handlers; however many
-// routines were waiting already. The clock is the test's: what does not advance
-// it takes no time.
+// A10, latency: between the raise of an interrupt and its handler at most one routine
+// runs, the longest, besides other handlers, however many routines were already
+// waiting. The clock is the test's: code that does not advance it takes no time.
 func TestA10_HandlerLatency(t *testing.T) {
 	const handlerTime = time.Millisecond
 	holds := []time.Duration{50 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 10 * time.Millisecond}
@@ -528,9 +527,9 @@ func TestA10_HandlerLatency(t *testing.T) {
 	})
 }
 
-// A11: nobody waits who need not. A long StartIo or BuildIo does not hold up the
-// handler, a routine on one adapter not that of another, and as many BuildIo run
-// as there are processors.
+// A11: nobody waits without need. A long StartIo or BuildIo does not hold up the
+// handler, a routine on one adapter does not hold up one on another, and as many BuildIo
+// run as there are processors.
 func TestA11_NotOverSynchronised(t *testing.T) {
 	for _, where := range []string{"BuildIo", "StartIo"} {
 		t.Run("long "+where, func(t *testing.T) {
@@ -905,8 +904,8 @@ func TestA16_AccessPath(t *testing.T) {
 	}
 }
 
-// A17: a routine that has begun ends before the adapter is stopped; while it is
-// stopped the call works still; after removal it returns false and does nothing.
+// A17: a routine that has begun ends before the adapter is stopped; while the adapter is
+// stopped the call still works; after removal it returns false and does nothing.
 func TestA17_LifeCycle(t *testing.T) {
 	d := &driver{model: FullDuplex}
 	var mu sync.Mutex

@@ -52,8 +52,8 @@ func staged(t *testing.T, r *recorder) (b *bench, lu *LogicalUnit) {
 	return b, b.a.LogicalUnits()[1]
 }
 
-// What holds the unit back opens for nobody any more when the unit has left; what holds
-// the adapter back, and a reset, does.
+// When a unit has left, the gate reasons of the unit hold its built SRBs back no more;
+// those of the adapter, and a reset, still do.
 func TestBuilt_UnitRemoved(t *testing.T) {
 	const seconds = 30
 	for _, tt := range []struct {
@@ -135,7 +135,7 @@ func TestBuilt_UnitRemoved(t *testing.T) {
 	}
 }
 
-// A built SRB of a unit that left is told of as any other if it cannot go down in its
+// A built SRB of a unit that left is abandoned like any other if it cannot go down in its
 // time: the limits of the adapter hold, whoever uses them up.
 func TestBuilt_UnitRemovedWithoutCredit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -190,7 +190,7 @@ func (r *tightRecorder) FindAdapter(p *Processor, a *Adapter, c *Config) FindRes
 	return result
 }
 
-// What a unit that left has still waiting ends with the adapter.
+// SRBs that still wait at a unit that left end with the adapter.
 func TestBuilt_AdapterGone(t *testing.T) {
 	for name, end := range map[string]func(b *bench) error{
 		"removed":             func(b *bench) error { b.a.Remove(b.p); return nil },
@@ -223,9 +223,9 @@ func TestBuilt_AdapterGone(t *testing.T) {
 	}
 }
 
-// A unit is given up with what is built, although the limits keep that from StartIo. It
-// goes down when a reset has helped, before anything that is later, and the unit works
-// when it has come back.
+// A unit is given up together with its built SRBs, although the limits keep those from
+// StartIo. They go down when a reset has helped, before any later SRB, and the unit works
+// when they have come back.
 func TestBuilt_GivenUp(t *testing.T) {
 	const timeoutSecs = 5
 	for name, limit := range map[string]func(d *driver, second *SRB){
@@ -307,8 +307,8 @@ func TestBuilt_GivenUp(t *testing.T) {
 	}
 }
 
-// A unit that is on its way out is not reset, or no further: the others on its bus
-// would suffer.
+// A unit that is leaving is not reset, or not any further: the others on its bus would
+// suffer.
 func TestRemoved_NoReset(t *testing.T) {
 	for name, at := range map[string]time.Duration{"in time": 2 * time.Second, "while it is reset": 6 * time.Second} {
 		t.Run(name, func(t *testing.T) {
@@ -348,7 +348,7 @@ func TestRemoved_NoReset(t *testing.T) {
 	}
 }
 
-// The end of a unit's pause is not that of a unit that came to the same address.
+// The end of a unit's pause does not end the pause of a new unit at the same address.
 func TestPauseDevice_UnitReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{driver: driver{model: FullDuplex}, keep: true}
@@ -382,8 +382,8 @@ func TestPauseDevice_UnitReplaced(t *testing.T) {
 	})
 }
 
-// One that is between BuildIo and StartIo when the adapter fails does not wait for a
-// gate of the adapter: who waits for it hears that the device is gone.
+// An SRB that is between BuildIo and StartIo when the adapter fails does not wait for a
+// gate of the adapter: whoever waits for it hears that the device is gone.
 func TestBuilt_AdapterFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{driver: driver{model: FullDuplex}, keep: true}

@@ -43,7 +43,7 @@ func (w *wire) assert(up bool) {
 	w.mu.Unlock()
 }
 
-// driver is a miniport whose callbacks a test sets. Unset ones do the least:
+// driver is a miniport whose callbacks a test sets. Unset ones do as little as possible:
 // StartIo keeps the SRB in held, for the test to complete.
 type driver struct {
 	model    SynchronizationModel
@@ -177,9 +177,8 @@ func newBench(t *testing.T, d *driver, o AdapterOptions) *bench {
 	return newBenchIn(t, d, o, SystemConfig{})
 }
 
-// newBenchIn is newBench in a system configured by c, but for memory and
-// verifier. Without a limit in c, nothing is ever held too long: on a loaded
-// machine it may be.
+// newBenchIn is newBench in a system configured by c, except for memory and verifier.
+// Without a limit in c, nothing counts as held too long, as on a loaded machine it may be.
 func newBenchIn(t *testing.T, d *driver, o AdapterOptions, c SystemConfig) *bench {
 	t.Helper()
 	if c.HoldLimit == 0 {
@@ -299,7 +298,7 @@ func (f *finished) list() []*SRB {
 	return append([]*SRB(nil), f.srbs...)
 }
 
-// signal tells of completions.
+// signal signals completions.
 type signal chan struct{}
 
 func (c signal) CompleteSRB(*Processor, *SRB) { c <- struct{}{} }

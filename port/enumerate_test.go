@@ -75,7 +75,7 @@ func stageTargets(t *testing.T, targets int) (*bench, *failing) {
 	return stageMiniport(t, f.recorder, f), f
 }
 
-// If no unit of a target says which others there are, an address without a unit does.
+// If no unit of a target lists its units, an address without a unit does.
 func TestEnumerate_NoUnitListsOthers(t *testing.T) {
 	b, r := stageFailing(t)
 	r.has(0, 1)
@@ -186,8 +186,8 @@ func TestEnumerate_OtherTargets(t *testing.T) {
 	})
 }
 
-// What is missed after what was missed before has been found is asked for 1 s later, too,
-// although the time to ask for the other had not come.
+// A unit that is missed after an earlier one has been found is asked again 1 s later, too,
+// although the time to ask for the earlier one had not come.
 func TestEnumerate_MissedAnew(t *testing.T) {
 	const quarter = time.Second / 4
 	synctest.Test(t, func(t *testing.T) {
@@ -216,8 +216,8 @@ func TestEnumerate_MissedAnew(t *testing.T) {
 	})
 }
 
-// A timer that has fired, and comes to its turn when another has taken its place, asks
-// nobody and starts no third.
+// A timer that has fired, but gets its turn only after another has taken its place, asks
+// nothing and starts no third.
 func TestEnumerate_OldTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := stageFailing(t)
@@ -249,8 +249,8 @@ func TestEnumerate_OldTimer(t *testing.T) {
 	})
 }
 
-// What an enumeration has not found out it asks again, after 1 s, then after twice the time
-// each up to the time for a reset, until it knows; and no longer. It says so once.
+// An enumeration that has missed something is repeated after 1 s, then after twice the
+// previous time, up to the time for a reset, until it misses nothing. It logs this once.
 func TestEnumerate_Again(t *testing.T) {
 	const s = time.Second
 	for _, tt := range []struct {
@@ -318,8 +318,8 @@ func TestEnumerate_Again(t *testing.T) {
 	}
 }
 
-// What changes while the adapter is stopped is found as soon as it runs, with no timer
-// until then.
+// A change while the adapter is stopped is found as soon as it runs, with no timer until
+// then.
 func TestEnumerate_Stopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := stageFailing(t)
@@ -400,8 +400,8 @@ func TestEnumerate_QueueClosed(t *testing.T) {
 	}
 }
 
-// A unit that does not answer keeps an enumeration waiting, but no work item that waits for
-// nothing: so go on the long commands of others.
+// A unit that does not answer keeps an enumeration waiting, but not work items that wait
+// for nothing: by these, long commands of other units go on.
 func TestEnumerate_BesideWorkItems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}

@@ -73,9 +73,9 @@ func deafTo(d *driver, silent bool, works func() bool) {
 	}
 }
 
-// Who waits for what no reset brings back is told so once the last level has failed,
-// which takes the time-out of the request and those of the resets, and no longer. The
-// SRB stays the miniport's, with its memory mapped, until a reset works; then it is
+// Whoever waits for an SRB that no reset brings back is told so once the last level has
+// failed, which takes the time-out of the request and those of the resets, and no longer.
+// The SRB stays the miniport's, with its memory mapped, until a reset works; then it is
 // handed back, and the unit works.
 func TestGiveUp_Abandons(t *testing.T) {
 	const timeoutSecs, resetTimeout = 5, 3 * time.Second
@@ -139,8 +139,8 @@ func TestGiveUp_Abandons(t *testing.T) {
 	}
 }
 
-// A unit whose last SRB comes back while the resets fail has nothing that holds it up:
-// it works on, and what waited meanwhile goes down.
+// A unit whose last SRB comes back while the resets fail is not given up: it goes on
+// working, and SRBs that waited meanwhile go down.
 func TestGiveUp_NothingStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeoutSecs = 5
@@ -185,8 +185,8 @@ func TestGiveUp_NothingStuck(t *testing.T) {
 }
 
 // An SRB that was between BuildIo and StartIo when the unit's time ran out goes down
-// when the unit is given up, and is given up with the rest, whatever resets that do
-// not answer are outstanding: they take none of the unit's depth and hold back nothing.
+// when the unit is given up, and is given up with the rest. Outstanding resets that get no
+// answer do not matter: they take none of the unit's depth and hold nothing back.
 func TestGiveUp_Built(t *testing.T) {
 	const timeoutSecs, resetTimeout = 5, 3 * time.Second
 	for name, depth := range map[string]int{"depth left": 32, "depth taken": 2} {
@@ -288,8 +288,8 @@ func TestGiveUp_NoRetry(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// Execute does not wait for what was given up, and gives back its memory when it
-// comes.
+// Execute does not wait for an SRB that was given up, and frees its memory when it
+// comes back.
 func TestGiveUp_Execute(t *testing.T) {
 	d := &driver{model: FullDuplex}
 	b := newBench(t, d, AdapterOptions{})
@@ -315,8 +315,8 @@ func TestGiveUp_Execute(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// An enumeration leaves a unit that was given up where it is, so that a reset can
-// bring it back, and looks at the others.
+// An enumeration keeps a unit that was given up, so that a reset can bring it back, and
+// looks at the others.
 func TestGiveUp_Enumerate(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}}
 	r.has(0, 1)
@@ -401,8 +401,8 @@ func TestGiveUp_ReportLUNs(t *testing.T) {
 	})
 }
 
-// What the miniport holds of a unit that has left the table is not reset, but whoever
-// waits for it waits no longer than its time-out.
+// SRBs that the miniport holds of a unit that has left the table are not reset, but
+// whoever waits for them waits no longer than their time-out.
 func TestGiveUp_UnitGone(t *testing.T) {
 	for name, remove := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -455,8 +455,8 @@ func TestGiveUp_UnitGone(t *testing.T) {
 	}
 }
 
-// Who waits for what the miniport keeps after the adapter has gone waits no more, be
-// the unit in service, removed by an enumeration, or marked failed.
+// Once the adapter has gone, nobody waits any more for SRBs that the miniport keeps, be
+// their unit in service, removed by an enumeration, or marked failed.
 func TestGiveUp_AdapterGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{driver: driver{model: FullDuplex}, keep: true}
@@ -499,8 +499,8 @@ func TestGiveUp_AdapterGone(t *testing.T) {
 	})
 }
 
-// A class driver opens what it closed of the queue although the unit has been given up
-// meanwhile: otherwise the queue would stay closed when the unit works again.
+// A class driver can open the queue that it has closed although the unit has been given
+// up meanwhile: otherwise the queue would stay closed when the unit works again.
 func TestGiveUp_QueueFunctions(t *testing.T) {
 	for name, f := range map[string][2]Function{
 		"lock": {FunctionLockQueue, FunctionUnlockQueue}, "freeze": {FunctionExecuteScsi, FunctionReleaseQueue},

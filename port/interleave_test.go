@@ -14,7 +14,7 @@ import (
 // The orders in which interrupts, DPCs, SynchronizeAccess routines and resets can
 // take their steps are gone through here, over the port's own state machines
 // (acceptance criterion A8). Hardware and miniport are as small as can be: the
-// device publishes by counting up, and who drains notes how far it got.
+// device publishes by counting up, and draining notes how far it got.
 
 // explored is a system for all runs of a test.
 type explored struct {
@@ -230,7 +230,7 @@ func eachMode(t *testing.T, test func(t *testing.T, d interruptModel)) {
 	}
 }
 
-// Whatever was published before an edge is drained, whoever else raises.
+// Everything published before an edge is drained, whoever else raises.
 func TestInterleave_Edges(t *testing.T) {
 	eachMode(t, func(t *testing.T, d interruptModel) {
 		explore(t, interleave.Search{Preemptions: 3, Seeds: 500}, d, func(m *machine) {
@@ -241,8 +241,8 @@ func TestInterleave_Edges(t *testing.T) {
 	})
 }
 
-// The same with three, one of which has a routine run, and is interrupted in it
-// on its own processor.
+// The same with three, one of which runs a routine and is interrupted in it on its own
+// processor.
 func TestInterleave_RoutineAndHandler(t *testing.T) {
 	eachMode(t, func(t *testing.T, d interruptModel) {
 		explore(t, interleave.Search{Preemptions: 2, Seeds: 1000}, d, func(m *machine) {
@@ -344,8 +344,8 @@ func (m *machine) passiveInitializer() *Processor {
 	return p
 }
 
-// counted is a DPC whose every run is owed to one IssueDpc that returned true and
-// was not cancelled.
+// counted is a DPC each of whose runs is due to one IssueDpc that returned true and was
+// not cancelled.
 type counted struct {
 	*machine
 	dpc                     Dpc
@@ -464,8 +464,8 @@ func TestInterleave_DpcCancelAgain(t *testing.T) {
 	})
 }
 
-// Who cancels with success drains in the DPC's place; and who publishes issues
-// afterwards. Between them nothing stays behind.
+// A processor that cancels successfully drains in the DPC's place, and one that publishes
+// issues afterwards. Together they leave nothing behind.
 func TestInterleave_DpcCancelDrains(t *testing.T) {
 	d := interruptModel{model: FullDuplex, mode: InterruptSynchronizeAll, messages: 1}
 	explore(t, interleave.Search{Preemptions: 3, Seeds: 1000}, d, func(m *machine) {

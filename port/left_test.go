@@ -77,8 +77,8 @@ func TestLeft_HeldBackInReset(t *testing.T) {
 	}
 }
 
-// A reset that leaves the miniport an SRB of a unit that left has not worked, whatever
-// the miniport says.
+// A reset that leaves the miniport with an SRB of a unit that left has not worked,
+// whatever the miniport says.
 func TestLeft_CountedInReset(t *testing.T) {
 	for level := range ResetLevels {
 		t.Run(level.String(), func(t *testing.T) {
@@ -112,8 +112,8 @@ func TestLeft_CountedInReset(t *testing.T) {
 	}
 }
 
-// Who waits for what the miniport holds of a unit that left is told to wait no more also
-// when the adapter has failed, and resets do not bring it back.
+// Whoever waits for SRBs that the miniport holds of a unit that left is told to wait no
+// more, also if the adapter has failed and resets do not bring them back.
 func TestLeft_AdapterFailed(t *testing.T) {
 	for way, remove := range ways {
 		t.Run(way, func(t *testing.T) {
@@ -160,8 +160,8 @@ func TestLeft_AdapterFailed(t *testing.T) {
 	}
 }
 
-// Resets on another unit's account that do not help give nobody more time: neither what
-// a unit that left has at the miniport, nor what one in service has.
+// Resets made for another unit that do not help give no SRB at the miniport more time,
+// neither those of a unit that left, nor those of one in service.
 func TestLeft_OthersAreReset(t *testing.T) {
 	for _, leaves := range []bool{false, true} {
 		name := "in service"
@@ -219,8 +219,8 @@ func (r *helplessRecorder) StartIo(p *Processor, srb *SRB) bool {
 	return true
 }
 
-// What the miniport has from before a reset that it told of itself is looked for at
-// units that left, too.
+// SRBs that the miniport has from before a reset that it reported itself are looked for
+// at units that left, too.
 func TestLeft_ResetDetected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const hold = 2 * time.Second
@@ -241,8 +241,8 @@ func TestLeft_ResetDetected(t *testing.T) {
 	})
 }
 
-// A unit that comes while its target is reset, or its address, is no part of that
-// reset: what the miniport has of it afterwards does not count against it.
+// A unit that comes while its target or its address is reset is no part of that reset:
+// SRBs of it that the miniport has afterwards do not count against the reset.
 func TestReset_UnitComesMeanwhile(t *testing.T) {
 	for _, level := range []ResetLevel{ResetUnit, ResetTarget} {
 		t.Run(level.String(), func(t *testing.T) {

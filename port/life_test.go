@@ -63,7 +63,7 @@ func TestStop_UnderWay(t *testing.T) {
 	})
 }
 
-// However many stop and restart it, each does so whole.
+// However many stop and restart it, each stop and restart is complete.
 func TestStop_Many(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 	var wg sync.WaitGroup
@@ -117,8 +117,8 @@ func (h heldLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// An adapter that fails while a stop flushes its units is removed when that stop has
-// ended, which uses what Remove frees.
+// An adapter that fails while a stop flushes its units is removed only after that stop
+// has ended, as the stop uses memory that Remove frees.
 func TestRemove_FailedUnderStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := heldLog{slog.DiscardHandler, "may not be flushed", make(chan struct{})}
@@ -215,8 +215,8 @@ func TestStop_EndsDuringFlush(t *testing.T) {
 	}
 }
 
-// Remove is as patient as its context, but never takes what a stop uses, nor starts
-// what that stop has stopped: it has no buses reset.
+// Remove is as patient as its context, but never frees memory that a stop uses, nor
+// starts what that stop has stopped: it resets no bus.
 func TestRemove_ShortOfTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
@@ -279,7 +279,7 @@ func TestRemove_BesideRestart(t *testing.T) {
 	})
 }
 
-// Whoever removes an adapter beside another who ends it hears that its memory is in use.
+// A Remove of an adapter that another call is ending reports that its memory is in use.
 func TestRemove_BesideAnotherEnd(t *testing.T) {
 	for name, end := range map[string]func(a *Adapter, p *Processor) error{"stop": (*Adapter).Stop, "surprise": (*Adapter).SurpriseRemove} {
 		t.Run(name, func(t *testing.T) {
@@ -306,7 +306,7 @@ func TestRemove_BesideAnotherEnd(t *testing.T) {
 	}
 }
 
-// What has ended is not waited for, whether there is time or not.
+// Nothing that has ended is waited for, whether there is time or not.
 func TestRemove_UsersOver(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 	for _, v := range []*service{b.a.worker, b.a.enumerator} {

@@ -15,7 +15,7 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// A recorder is a driver that writes down which callbacks ran, and answers
+// A recorder is a driver that records which callbacks ran, and answers
 // SCSI commands in StartIo: units says which units there are.
 type recorder struct {
 	driver
@@ -26,7 +26,7 @@ type recorder struct {
 	events []string
 	units  []uint8
 	keep   bool // keep what is not enumeration
-	// deaf, if not nil, says what is not answered; the test keeps it.
+	// deaf, if not nil, says which SRBs are not answered; the test keeps those.
 	deaf func(srb *SRB) bool
 }
 
@@ -167,7 +167,7 @@ func stageMiniport(t *testing.T, r *recorder, mp Miniport) *bench {
 	return b
 }
 
-// bareStage is stageMiniport without a look at what is left in the end.
+// bareStage is stageMiniport without the check for leftovers at the end.
 func bareStage(t *testing.T, r *recorder, mp Miniport) *bench {
 	t.Helper()
 	arena, err := dma.NewArena(1 << 20)
@@ -191,8 +191,8 @@ func wantEvents(t *testing.T, got []string, want ...string) {
 	}
 }
 
-// An adapter comes up, works, is stopped, started again and removed in the one
-// order that there is.
+// An adapter comes up, works, is stopped, started again and removed, with the callbacks
+// in the only legal order.
 func TestLifeCycle_Order(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}, caches: true}
 	r.has(0)
@@ -224,8 +224,8 @@ func TestLifeCycle_Order(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// Units come and go with BusChangeDetected. What a unit that went had in its
-// queue, and what comes, completes with StatusNoDevice; the others do not notice.
+// Units come and go with BusChangeDetected. SRBs in the queue of a unit that went, and
+// later ones, complete with StatusNoDevice; the other units do not notice.
 func TestLifeCycle_HotUnits(t *testing.T) {
 	r := &recorder{driver: driver{model: FullDuplex}}
 	r.has(0)
@@ -394,8 +394,8 @@ func TestMarkDeviceFailed(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// A unit marked failed has gone for all who are told of units, before another comes at its
-// address.
+// Everybody who is told of units has heard that a unit marked failed is gone, before
+// another comes at its address.
 func TestMarkDeviceFailed_Told(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{driver: driver{model: FullDuplex}}
@@ -421,8 +421,8 @@ func TestMarkDeviceFailed_Told(t *testing.T) {
 	})
 }
 
-// What waits of a failed unit or adapter fails although an enumeration waits for the same
-// queue to open.
+// SRBs that wait for a failed unit or adapter fail although an enumeration waits for the
+// same queue to open.
 func TestMarkDeviceFailed_BesideEnumeration(t *testing.T) {
 	for name, at := range map[string][3]uint8{"unit": {0, 0, 1}, "adapter": {wildcard, wildcard, wildcard}} {
 		t.Run(name, func(t *testing.T) {
@@ -498,7 +498,7 @@ func TestLifeCycle_Rejected(t *testing.T) {
 	rejected("an Initialize that fails")
 }
 
-// A refusingWire does not connect, and counts who disconnects it.
+// A refusingWire does not connect, and counts disconnects.
 type refusingWire struct {
 	wire
 	disconnected int
@@ -578,8 +578,8 @@ func TestLifeCycle_NoResetWhileStopped(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// A unit that is known and fails what an enumeration asks is there still, whichever it
-// is, unless it is said not to be; and the others of its target come and go.
+// Any known unit that fails the commands of an enumeration stays, unless the answer is
+// that it does not exist; and the others of its target come and go.
 func TestLifeCycle_UnitFails(t *testing.T) {
 	for _, tt := range []struct {
 		status Status

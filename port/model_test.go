@@ -13,11 +13,11 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// TestModel_ExactlyOnce has units used, held back, reset, given up and taken away in any
-// order, some of it between BuildIo and StartIo of an SRB, on an adapter that takes few
-// SRBs at a time. When the device answers again, resets work and nobody holds anything
-// back any more, every SRB has completed, once; or it has when the adapter is removed
-// instead, in whatever state that is. rapid prints what it did and the seed for it.
+// TestModel_ExactlyOnce uses, holds back, resets, gives up and removes units in any
+// order, partly between BuildIo and StartIo of an SRB, on an adapter that takes few
+// SRBs at a time. Once the device answers again, resets work and nothing is held back any
+// more, every SRB has completed, once; and also if the adapter is removed instead, in
+// whatever state. rapid prints what it did and the seed for it.
 func TestModel_ExactlyOnce(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		script := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) operation { return drawOperation(t, everything) }), 1, 40).Draw(rt, "script")
@@ -44,8 +44,8 @@ func (o operation) String() string {
 	return fmt.Sprintf("%s(unit %d, %d, %#x, %#x)", o.Kind, o.Unit, o.N, uint8(o.Action), uint32(o.Flags))
 }
 
-// holding is what keeps SRBs from StartIo, or changes their way to it; everything is that
-// and the rest, those more often that the rest needs.
+// holding are the operations that keep SRBs from StartIo, or change their way to it;
+// everything is those and the rest, with those that the rest needs more often.
 var (
 	holding = []string{
 		"pause unit", "pause unit", "pause", "unit busy", "busy", "lock", "link down", "mark failed", "depth", "resume unit", "unlock", "ready", "reset adapter",
@@ -69,7 +69,7 @@ func drawOperation(t *rapid.T, kinds []string) operation {
 
 const modelUnits = 3
 
-// A modelSRB is an SRB and what has been heard of it.
+// A modelSRB is an SRB and what its owner has been told of it.
 type modelSRB struct {
 	patient
 
@@ -77,8 +77,8 @@ type modelSRB struct {
 	lu  *LogicalUnit
 }
 
-// modelDriver is the miniport: it finds units as a recorder does, takes little at a
-// time, and does with resets as told.
+// modelDriver is the miniport: it finds units as a recorder does, takes few SRBs at a
+// time, and treats resets as the script says.
 type modelDriver struct {
 	recorder
 	resets string // "work", "fail", "hang"

@@ -58,7 +58,7 @@ func TestQueue_Depth(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// MaxNumberOfIO bounds the adapter across its units, and nobody is forgotten.
+// MaxNumberOfIO bounds the adapter across its units, and no unit is forgotten.
 func TestQueue_AdapterLimit(t *testing.T) {
 	d := &driver{model: FullDuplex, features: func(c *Config) {
 		c.MaxNumberOfIO, c.MaxIOsPerLun, c.InitialLunQueueDepth = 3, 3, 3
@@ -146,7 +146,7 @@ func TestQueue_QueueFull(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// Other BUSY waits BusyPauseTime, and after BusyRetryCount the owner sees it.
+// Any other BUSY waits for BusyPauseTime, and after BusyRetryCount the owner sees it.
 func TestQueue_BusyRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
@@ -240,8 +240,8 @@ func TestQueue_PauseAndBusy(t *testing.T) {
 	})
 }
 
-// What the port completes by itself was not outstanding, and is not what the miniport
-// waits for.
+// SRBs that the port completes by itself were not outstanding, and do not count towards
+// those that the miniport waits for.
 func TestQueue_BusyCountsOutstanding(t *testing.T) {
 	for name, busy := range map[string]func(b *bench){
 		"unit":    func(b *bench) { b.a.DeviceBusy(b.p, 0, 0, 0, 1) },
@@ -264,8 +264,8 @@ func TestQueue_BusyCountsOutstanding(t *testing.T) {
 	}
 }
 
-// What a busy adapter turns away is none of those that it waits for, nor does it wait for
-// ever if that is all there is.
+// SRBs that a busy adapter turns away do not count towards those that it waits for, nor
+// does it wait for ever if there are no others.
 func TestBusy_TurnedAway(t *testing.T) {
 	for _, outstanding := range []int{0, 2} {
 		t.Run(fmt.Sprintf("%d outstanding", outstanding), func(t *testing.T) {
@@ -550,9 +550,9 @@ func TestReset_FailureLeavesGivenUp(t *testing.T) {
 	}
 }
 
-// A bus whose reset has failed is reset again soon and then less and less often, but no
-// less than once in the time that a request or a reset may take, however many resets
-// failed, until one succeeds, and not any more then.
+// A bus whose reset has failed is reset again soon and then less and less often, but at
+// least once in the time that a request or a reset may take, however many resets failed,
+// until one succeeds.
 func TestReset_FailedBusResetIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var resets atomic.Int32
@@ -597,8 +597,8 @@ func TestReset_FailedBusResetIsTriedAgain(t *testing.T) {
 	})
 }
 
-// Only the bus whose reset failed is reset again, be it without units; while the
-// adapter is stopped it is not, and afterwards it is.
+// Only the bus whose reset failed is reset again, even if it has no units; not while the
+// adapter is stopped, but afterwards.
 func TestReset_FailedBusResetIsTriedAgainAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var broken atomic.Bool
@@ -665,7 +665,7 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 	})
 }
 
-// What the port completes itself is no sign of life of the unit.
+// An SRB that the port completes by itself is no sign of life from the unit.
 func TestTimeout_NotRearmedByPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
@@ -690,8 +690,8 @@ func TestTimeout_NotRearmedByPort(t *testing.T) {
 	})
 }
 
-// Nor is it one if the port refuses what it is to bring to the miniport. Such an SRB leaves
-// those beside it their own time, too.
+// Nor is one that the port refuses on its way to the miniport. Such an SRB does not
+// change the time that others have, either.
 func TestTimeout_NotRearmedByRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
@@ -732,8 +732,8 @@ func TestTimeout_NotRearmedByRefused(t *testing.T) {
 	})
 }
 
-// Nor is it one of a unit that is gone: who waits for what that holds is told in time,
-// whatever comes for it still.
+// Nor is one of a unit that is gone: whoever waits for its outstanding SRBs is told in
+// time, whatever else is still submitted to it.
 func TestTimeout_NotRearmedByNoDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})
@@ -758,8 +758,8 @@ func TestTimeout_NotRearmedByNoDevice(t *testing.T) {
 	})
 }
 
-// A completion turns the timer of a unit with more outstanding back, not off: what
-// never completes is found one timeout after the last that did.
+// A completion restarts the timer of a unit with more outstanding, and does not stop it:
+// an SRB that never completes is found one timeout after the last that did.
 func TestTimeout_StuckBesideCompleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{DefaultTimeoutSecs: 5})

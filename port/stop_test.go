@@ -14,9 +14,9 @@ import (
 	"github.com/vhbad/vhbad/internal/scsi"
 )
 
-// A stop waits for a miniport that keeps an SRB until its time is up, and not
-// longer. Then the adapter is taken away: a bus reset, after which a good
-// miniport has handed back everything.
+// A stop waits for a miniport that keeps an SRB until the stop's time is up, and no
+// longer. Then the adapter is removed: by a bus reset, after which a good miniport has
+// handed back everything.
 func TestStopContext_TakesAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
@@ -67,8 +67,8 @@ var stops = map[string]func(a *Adapter, p *Processor) error{
 	"remove": func(a *Adapter, p *Processor) error { return a.RemoveContext(context.Background(), p) },
 }
 
-// What not even a bus reset brings back keeps its memory, and neither Stop nor
-// Remove waits for it, nor for who waits for it inside the port.
+// SRBs that not even a bus reset brings back keep their memory, and neither Stop nor
+// Remove waits for them, nor for anything inside the port that waits for them.
 func TestStop_Stuck(t *testing.T) {
 	for name, stop := range stops {
 		t.Run(name, func(t *testing.T) {
@@ -105,8 +105,8 @@ func TestStop_Stuck(t *testing.T) {
 	}
 }
 
-// A unit that does not answer FLUSH does not hold up a stop beyond its time. What a bus
-// reset does not bring back either keeps its memory.
+// A unit that does not answer FLUSH does not hold up a stop beyond its time. If a bus
+// reset does not bring the FLUSH back either, it keeps its memory.
 func TestStopContext_Flush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex, features: func(c *Config) { c.CachesData = true }}
@@ -134,8 +134,8 @@ func TestStopContext_Flush(t *testing.T) {
 	})
 }
 
-// A reset that the miniport has kept, and the port has given up, is outstanding as any
-// SRB: the miniport is not stopped with it, and its memory stays until it is back.
+// A reset that the miniport has kept, and the port has given up, is outstanding like any
+// SRB: the miniport is not stopped while it is, and its memory stays until it is back.
 func TestStop_KeptReset(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -223,7 +223,7 @@ func TestStop_BesideReset(t *testing.T) {
 	})
 }
 
-// A reset that is under way takes no more time from a stop than the end of one may take.
+// A reset that is under way delays a stop no longer than the end of a stop may take.
 func TestStopContext_BesideReset(t *testing.T) {
 	for name, stop := range map[string]func(*Adapter, context.Context, *Processor) error{
 		"stop": (*Adapter).StopContext, "remove": (*Adapter).RemoveContext,
@@ -263,7 +263,7 @@ func TestStopContext_BesideReset(t *testing.T) {
 	}
 }
 
-// What a work item may still use is not taken from it, and ctx bounds the wait for its end.
+// Memory that a work item may still use is not freed, and ctx bounds the wait for its end.
 func TestRemove_WorkItemAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
@@ -312,7 +312,8 @@ func TestRemove_InWorkItem(t *testing.T) {
 	b.wantViolations(CheckCallingPlace, 2)
 }
 
-// What an enumeration calls would wait for its end in Remove, and in another enumeration.
+// A function that an enumeration calls would wait, in Remove or in another enumeration,
+// for the end of the first.
 func TestRemove_InEnumeration(t *testing.T) {
 	for _, in := range []Callback{inUnitControl, inUnitsChanged} {
 		t.Run(in.String(), func(t *testing.T) {
@@ -354,7 +355,7 @@ func TestRemove_InEnumeration(t *testing.T) {
 	}
 }
 
-// Who has no time left may stop an idle adapter in order all the same.
+// An idle adapter can be stopped in order even with no time left.
 func TestStopContext_Ended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stops := 0
@@ -376,7 +377,7 @@ func TestStopContext_Ended(t *testing.T) {
 	})
 }
 
-// What a stop sends last and is back at once is back, whatever time there is.
+// The last SRB of a stop counts as back if it comes back at once, whatever time is left.
 func TestStopContext_FlushedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		flushes, log := 0, new(bytes.Buffer)
@@ -401,7 +402,7 @@ func TestStopContext_FlushedInTime(t *testing.T) {
 	})
 }
 
-// A class driver's reset is waited for by nobody, but the verifier tells of it.
+// Nobody waits for a class driver's reset, but the verifier reports it.
 func TestStop_TaskManagement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex}
@@ -489,7 +490,7 @@ func TestRemove_KeptResetAfterStop(t *testing.T) {
 }
 
 // Neither a work item nor an enumeration that does not end keeps Remove beyond its time,
-// and what they may still use is not taken from them.
+// and memory that they may still use is not freed.
 func TestRemove_NeverEnds(t *testing.T) {
 	users := map[string]func(b *bench, leave chan struct{}){
 		"work item": func(b *bench, leave chan struct{}) {
