@@ -65,8 +65,8 @@ type Config struct {
 	// SynchronizationModel is HalfDuplex unless FindAdapter says otherwise.
 	SynchronizationModel         SynchronizationModel
 	InterruptSynchronizationMode InterruptSynchronizationMode
-	// InterruptMessages is how many messages to connect, 1 to the function's
-	// number. Ignored without messages. Default: all.
+	// InterruptMessages is how many messages to connect, from 1 to as many as the
+	// function has. Ignored without messages. Default: all.
 	InterruptMessages int
 
 	// MaximumTransferLength is the longest data phase, bytes. Mandatory.
@@ -88,7 +88,7 @@ type Config struct {
 	InitialLunQueueDepth int
 
 	// NumberOfBuses, MaximumNumberOfTargets and MaximumNumberOfLogicalUnits
-	// bound the addresses that enumeration asks. Defaults 1, 1 and 255.
+	// bound the addresses that enumeration probes. Defaults 1, 1 and 255.
 	NumberOfBuses, MaximumNumberOfTargets, MaximumNumberOfLogicalUnits int
 
 	// SrbExtensionBytes is the size of SRB.Extension, in DMA-able memory.
@@ -125,9 +125,9 @@ const (
 type PerfConfigurationData struct {
 	Flags              PerfFlags
 	ConcurrentChannels int
-	// FirstRedirectionMessageNumber and LastRedirectionMessageNumber are the
-	// messages that complete I/O: channel c completes on message First + c mod
-	// their number.
+	// FirstRedirectionMessageNumber and LastRedirectionMessageNumber are the range
+	// of messages that complete I/O: channel c completes on message First + c modulo
+	// the number of messages in the range.
 	FirstRedirectionMessageNumber, LastRedirectionMessageNumber uint16
 }
 

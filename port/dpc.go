@@ -54,8 +54,8 @@ func (a *Adapter) InitializeDpc(p *Processor, d *Dpc, routine DpcRoutine) {
 	a.dpcCount++
 }
 
-// IssueDpc queues d on p. False: it was queued already, and will run after this
-// call anyway; or it was never initialized.
+// IssueDpc queues d on p. False: it was already queued, and will run after this
+// call anyway, or it was never initialized.
 //
 // Level: any.
 // Source: storport.h StorPortIssueDpc.

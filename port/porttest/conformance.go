@@ -242,8 +242,8 @@ func testParallel(t *testing.T, b *bench) {
 	}
 }
 
-// A load is what one processor keeps a unit busy with: the requests of its batch, on
-// blocks from first on.
+// A load is the work that one processor keeps a unit busy with: the requests of its
+// batch, on blocks from first on.
 type load struct {
 	p          *port.Processor
 	lu         *port.LogicalUnit
@@ -284,8 +284,8 @@ func (l *load) shuffledRound(rng *rand.Rand, apart uint64) error {
 	return nil
 }
 
-// testOverload: more requests than unit, adapter and rings can take, and none
-// is lost or fails.
+// testOverload: with more requests than unit, adapter and rings can take, none is lost
+// or fails.
 func testOverload(t *testing.T, b *bench) {
 	const workers = 3
 	n := min(2*b.a.Config().MaxNumberOfIO, 1500)
@@ -309,7 +309,7 @@ func testOverload(t *testing.T, b *bench) {
 	wg.Wait()
 }
 
-// testQueueDepth: no more than the unit's depth is with the device.
+// testQueueDepth: the device never has more requests than the unit's depth.
 func testQueueDepth(t *testing.T, b *bench) {
 	lu := b.units[0]
 	config := b.a.Config()
@@ -483,8 +483,8 @@ func testResetUnderLoad(t *testing.T, b *bench) {
 	}
 }
 
-// roundUnderReset writes a block with each request, then reads them back, and again what
-// a reset ended.
+// roundUnderReset writes a block with each request, then reads them back, and repeats the
+// requests that a reset ended.
 func (l *load) roundUnderReset(version uint64) error {
 	for _, write := range []bool{true, false} {
 		todo := l.batch.Requests
@@ -503,7 +503,7 @@ func (l *load) roundUnderReset(version uint64) error {
 	return nil
 }
 
-// submit runs requests to their ends.
+// submit submits requests and waits for all of them.
 func (l *load) submit(todo []*Request, version uint64, write bool) {
 	srbs := make([]*port.SRB, len(todo))
 	for i, r := range todo {
@@ -568,8 +568,8 @@ func worthRetrying(srb *port.SRB) bool {
 	}
 }
 
-// testStopRestart: what is submitted to a stopped adapter waits, and what was
-// written before is there after.
+// testStopRestart: requests submitted to a stopped adapter wait, and data written
+// before are there afterwards.
 func testStopRestart(t *testing.T, b *bench) {
 	batch := b.m.NewBatch(t, b.a, 2, b.blockBytes)
 	write, read := batch.Requests[0], batch.Requests[1]

@@ -1,4 +1,4 @@
-// Package porttest tests what is on either side of package port's border to
+// Package porttest tests both sides of the interface between package port and
 // miniports.
 //
 // TestMiniport is a conformance suite: any port.Miniport with its device must
@@ -9,7 +9,7 @@
 //
 // RAMDevice is a simple device to write a first miniport for; port's example does.
 //
-// Machine is the ground both stand on: memory, IOMMU and a system with the
-// verifier on, which fails the test at its end if anything was left behind or
-// any rule of the contract was broken.
+// Machine is what all of them run on: memory, IOMMU and a system with the verifier
+// on, which fails the test at its end if anything was left behind or any rule of the
+// contract was broken.
 package porttest

@@ -19,10 +19,10 @@ const (
 	barBytes     = 0x1000
 )
 
-// hardware is the device behind Miniport. What a real driver writes into rings,
-// this one hands over as command values; but data move by DMA through the
-// IOMMU, commands run on the goroutine that rings a doorbell, and interrupts
-// have masks, pending bits and a line, as in a real one.
+// hardware is the device behind Miniport. Its driver hands it command values instead
+// of writing them into rings; but data move by DMA through the IOMMU, commands run on
+// the goroutine that rings a doorbell, and interrupts have masks, pending bits and a
+// line, as in real hardware.
 type hardware struct {
 	iommu  *dma.IOMMU
 	blocks int
@@ -224,9 +224,8 @@ func (r hardwareRegisters) Write64(_ pci.Runner, offset uint32, value uint64) {
 	}
 }
 
-// submit puts a command into a queue's ring, unless it holds limit commands.
-// There is always room for an abort or reset: it is what helps when there is
-// none.
+// submit puts a command into a queue's ring, unless that holds limit commands. There
+// is always room for an abort or reset, which are what helps when a ring is full.
 func (h *hardware) submit(queue int, c command, limit int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -288,8 +287,8 @@ func (h *hardware) executeLocked(q *hardwareQueue, c command) {
 	}
 }
 
-// dropLocked takes the matching commands away from a queue and returns their
-// SRBs: those that wait in its ring and those held.
+// dropLocked removes the matching commands from a queue, waiting in its ring or held,
+// and returns their SRBs.
 //
 // +checklocks:h.mu
 func (h *hardware) dropLocked(q *hardwareQueue, match func(command) bool) []*port.SRB {
@@ -316,7 +315,7 @@ func (h *hardware) reap(queue int) []completion {
 	return done
 }
 
-// reset stops everything and returns the SRBs of what was not completed.
+// reset stops everything and returns the SRBs of the commands not completed.
 func (h *hardware) reset() []*port.SRB {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -34,9 +34,9 @@ type Options struct {
 	Script Script
 }
 
-// Hooks are called from inside the miniport's callbacks, first thing, with the
-// level and the locks of the callback. Nil ones are not called. A test uses
-// them to look, and to call what a miniport may call there.
+// Hooks are called first in the miniport's callbacks, with the level and the locks of
+// the callback. Nil ones are not called. Tests use them to observe, and to call routines
+// that a miniport may call there.
 type Hooks struct {
 	FindAdapter       func(p *port.Processor, a *port.Adapter, c *port.Config)
 	Initialize        func(p *port.Processor, t port.SyncToken)
@@ -205,7 +205,7 @@ func (m *Miniport) PassiveInitialize(p *port.Processor) bool {
 	return true
 }
 
-// obey does what the script says of srb at a stage. True: the SRB is completed.
+// obey does with srb what the script says at a stage. True: the SRB is completed.
 func (m *Miniport) obey(p *port.Processor, stage Stage, srb *port.SRB, c *command) bool {
 	if m.o.Script == nil {
 		return false

@@ -31,8 +31,8 @@ type RAMCommand struct {
 
 // A RAMDevice is hardware for an example: RAM disks of MinBlocks blocks behind one
 // doorbell register and one interrupt message. It reads, writes, and answers the
-// commands that find a disk; it runs what it was given on the goroutine that
-// rings the doorbell.
+// commands by which a disk is found; it runs the commands given to it on the goroutine
+// that rings the doorbell.
 //
 // Concurrency: any goroutine.
 type RAMDevice struct {
@@ -66,8 +66,7 @@ func (d *RAMDevice) Give(c RAMCommand) {
 	d.mu.Unlock()
 }
 
-// Stop takes back the commands that the device has not begun, of the units that
-// match.
+// Stop takes back the commands of matching units that the device has not begun.
 func (d *RAMDevice) Stop(matches func(lun uint8) bool) (stopped []RAMCommand) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -92,8 +91,8 @@ func (d *RAMDevice) Reap() []RAMCommand {
 	return done
 }
 
-// Hold keeps the device from running anything until release is called, which
-// lends it r.
+// Hold keeps the device from running anything until release is called; the device then
+// runs as r.
 func (d *RAMDevice) Hold(r pci.Runner) (release func()) {
 	hold := func(n int) {
 		d.mu.Lock()
