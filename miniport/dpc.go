@@ -89,7 +89,7 @@ func (d *Driver) finish(p *port.Processor, q *queue, srb *port.SRB) {
 func (d *Driver) takeAnswer(p *port.Processor, srb *port.SRB) {
 	x := extensionOf(srb.Extension)
 	srb.Status = d.outcome(srb, &x.completion)
-	if flags := x.completion.Flags; flags != 0 { // the port has cleared what is said here
+	if flags := x.completion.Flags; flags != 0 { // the port has cleared the fields set here
 		srb.Injected = flags&hba.CompletionInjected != 0
 		srb.BadCookie = flags&hba.CompletionBadCookie != 0
 		srb.CutReply = flags&hba.CompletionCutReply != 0

@@ -529,7 +529,7 @@ func (a *Adapter) stop(ctx context.Context, p *Processor, last ...Function) erro
 		}
 	}
 	if err := a.stillStopped(); err != nil {
-		return err // what it has may be out still
+		return err // its SRBs may still be out
 	}
 	done := a.stopInTurn()
 	var err error

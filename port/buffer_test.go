@@ -3,8 +3,8 @@ package port
 import "testing"
 
 // A buffer that no device can be given ends the SRB, unseen by the miniport: one outside
-// of the arena, or shorter than what is to be moved. Of a longer one the device has what is
-// to be moved.
+// the arena, or shorter than the data to be moved. Of a longer one the device gets only
+// the part to be moved.
 func TestSubmit_Buffer(t *testing.T) {
 	for _, strict := range []bool{false, true} {
 		for _, tt := range []struct {

@@ -10,14 +10,14 @@ import (
 	"github.com/vhbad/vhbad/internal/interleave"
 )
 
-// What a timer ends is gone through here, beside a call that has replaced it: the timer
-// leaves that alone.
+// The things that a timer ends are gone through here, while a call replaces them: the
+// timer leaves the replacement alone.
 
 // longSeconds is time that no test has.
 const longSeconds = 1_000_000
 
-// replacements are what may be replaced as its time ends: begin does, and end is its
-// timer, the first's.
+// replacements are the things that may be replaced as their time ends: begin replaces
+// one, and end is the timer of the first.
 var replacements = []struct {
 	name  string
 	begin func(m *machine, p *Processor)
@@ -68,8 +68,8 @@ func TestInterleave_Replaced(t *testing.T) {
 	}
 }
 
-// Who cancels or replaces the adapter's timer with the StartIo lock held is not called
-// back by what was before.
+// A call that cancels or replaces the adapter's timer with the StartIo lock held is not
+// followed by the previous request's callback.
 func TestInterleave_TimerCallCancelled(t *testing.T) {
 	for _, again := range []time.Duration{0, longSeconds * time.Second} {
 		t.Run(again.String(), func(t *testing.T) {

@@ -80,7 +80,7 @@ func (x *warehouse) submitter(unit, n int) {
 	})
 }
 
-// device adds a task that completes what is on the device.
+// device adds a task that completes the SRBs on the device.
 func (x *warehouse) device() {
 	x.task("device", func(p *Processor) {
 		for x.Serve("wait for SRBs", func() bool { return len(x.onDevice) > x.patience }) {
@@ -104,7 +104,7 @@ func limits(adapter, unit, depth int) interruptModel {
 	}}
 }
 
-// Two units share an adapter that takes one SRB at a time: who found it full is
+// Two units share an adapter that takes one SRB at a time: a unit that found it full is
 // started when it is not.
 func TestInterleave_AdapterFull(t *testing.T) {
 	explore(t, interleave.Search{Preemptions: 2, Seeds: 1000}, limits(1, 1, 1), func(m *machine) {
@@ -115,7 +115,7 @@ func TestInterleave_AdapterFull(t *testing.T) {
 	})
 }
 
-// Busy ends when as many SRBs have completed as it said, or all, or at Ready.
+// Busy ends when the given number of SRBs, or all, have completed, or at Ready.
 func TestInterleave_Busy(t *testing.T) {
 	for _, ready := range []bool{false, true} {
 		t.Run(fmt.Sprintf("ready=%t", ready), func(t *testing.T) {
@@ -153,7 +153,7 @@ func TestInterleave_DeviceBusy(t *testing.T) {
 	}
 }
 
-// A depth that grows lets in what waited for it, without waiting for a
+// A depth that grows lets in SRBs that waited for it, without waiting for a
 // completion.
 func TestInterleave_Depth(t *testing.T) {
 	explore(t, interleave.Search{Preemptions: 1, Seeds: 2000}, limits(4, 4, 1), func(m *machine) {

@@ -87,7 +87,7 @@ func scopeOf(lu *LogicalUnit, level ResetLevel) scope { return scope{level, lu.p
 // has reports whether u is reset, too.
 func (s scope) has(u *LogicalUnit) bool {
 	switch s.level {
-	case ResetUnit: // by address: who left that is the same to the miniport
+	case ResetUnit: // by address: to the miniport, a unit that left it is the same
 		return u.path == s.path && u.target == s.lu.target && u.lun == s.lu.lun
 	case ResetTarget:
 		return u.path == s.path && u.target == s.lu.target

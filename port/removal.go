@@ -275,7 +275,7 @@ func (a *Adapter) removeUnits(p *Processor) {
 func (a *Adapter) failUnits(p *Processor) {
 	old := p.raise(Dispatch)
 	yieldLock("failUnits", &a.mu)
-	a.mu.Lock() // who publishes a unit, and has not seen why they end, has done so
+	a.mu.Lock() // after this, whoever publishes a unit sees that units end
 	units := a.units.Load().all
 	a.mu.Unlock()
 	for _, lu := range units {

@@ -480,8 +480,8 @@ func TestLinkDown(t *testing.T) {
 	})
 }
 
-// After ResetDetected new SRBs wait for the hold time; what is older and still out
-// at its end is a violation.
+// After ResetDetected new SRBs wait for the hold time; older ones still out at its end
+// are a violation.
 func TestResetDetected_Hold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &driver{model: FullDuplex, features: func(c *Config) { c.BusResetHoldTime = 2 * time.Second }}
@@ -686,7 +686,7 @@ func TestRequestInfo(t *testing.T) {
 	b.wantNoViolations()
 }
 
-// CompleteRequest completes nothing and is reported; a buffer overrun is the end.
+// CompleteRequest completes nothing and is reported; a buffer overrun panics.
 func TestCompleteRequest(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
 	done := &finished{}
@@ -938,7 +938,7 @@ func TestAbort_Channel(t *testing.T) {
 	})
 }
 
-// What is to run later and has no routine is refused where it is asked for: later it would
+// A request to run something later without a routine is refused at once: later it would
 // end the process on one of the port's goroutines.
 func TestNoRoutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

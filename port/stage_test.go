@@ -231,8 +231,8 @@ func TestLocks(t *testing.T) {
 	}
 }
 
-// Nothing is shared by those who do not meet: the followed SRBs of different
-// processors go to different histograms.
+// Processors that need not share do not: the followed SRBs of different processors go to
+// different histograms.
 func TestStageShards(t *testing.T) {
 	for threads, want := range map[int]int{1: 1, 2: 2, 3: 4, 16: 16, 1000: maxStageShards} {
 		if n := len(newStageShards(threads)); n != want {

@@ -30,7 +30,7 @@ type AdapterStats struct {
 	Held           [GateReasons]time.Duration
 	Resets         [ResetLevels]uint64
 	ResetsDetected uint64
-	PoolBytes      int    // what the miniport has of AllocatePool
+	PoolBytes      int    // that the miniport has from AllocatePool
 	PoolInStartIo  uint64 // calls of AllocatePool in StartIo
 }
 

@@ -20,7 +20,7 @@ const (
 	gateRecovering                    // a reset is under way
 	gateStopped                       // the adapter is being stopped
 	gateRemoved                       // the unit is gone: SRBs complete with NO_DEVICE
-	gateGivenUp                       // no reset helped: the same, until the miniport has given back what it holds
+	gateGivenUp                       // no reset helped: as gateRemoved, until the miniport has given back all SRBs
 	gateLinkDown                      // LinkDown; adapters only
 	gateHold                          // the hold time after ResetDetected; adapters only
 	gateGone                          // the adapter is gone: built SRBs complete with NO_DEVICE too; adapters only
@@ -43,7 +43,7 @@ type LogicalUnit struct {
 	Extension []byte
 
 	gate atomic.Uint32
-	_    [60]byte // gate is read by every processor, what follows is written
+	_    [60]byte // gate is read by every processor, the following fields are written
 
 	// mu guards the queue. It is a leaf: nothing of the miniport and nothing
 	// upward is called with it held.

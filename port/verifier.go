@@ -18,7 +18,7 @@ const (
 	CheckUseAfterComplete                   // V3: SRB, extension or scatter/gather list written after completion
 	CheckBuildIoFalse                       // V4: BuildIo returned false and the SRB is overdue, or started all the same
 	CheckBuildIoCompleted                   // V5: BuildIo returned true for an SRB it had completed
-	CheckLockRules                          // V6: lock order, re-acquisition, release without acquisition or before what was taken later, lock or level leaked, token kept
+	CheckLockRules                          // V6: lock order, re-acquisition, release without acquisition or before a lock taken later, lock or level leaked, token kept
 	CheckCallingPlace                       // V7: routine not allowed in this callback or at this level
 	CheckSynchronizeAccess                  // V8: SynchronizeAccess nested or from an interrupt handler
 	CheckHoldTime                           // V9: a callback or lock held too long

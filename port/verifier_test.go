@@ -359,9 +359,9 @@ func driverWithDpcs() *driver {
 	return d
 }
 
-// A5, without a verifier: whatever it would report has an outcome that is the
-// same each time, and never hangs. Most of it returns, as the routines say; what
-// would corrupt memory or deadlock sooner or later is a panic.
+// A5, without a verifier: each breach that it would report has an outcome that is the
+// same each time, and never hangs. Most return, as the routines say; those that would
+// corrupt memory or deadlock sooner or later panic.
 func TestA5_WithoutVerifier(t *testing.T) {
 	panics := map[string]string{
 		"V1 completed twice": "not the miniport's",
@@ -415,8 +415,8 @@ func TestA5_WithoutVerifier(t *testing.T) {
 	}
 }
 
-// A5: what waits returns ErrWrongPlace from where nobody may wait, and what is
-// submitted there completes; with a verifier, which reports it, and without.
+// A5: routines that wait return ErrWrongPlace where waiting is not allowed, and SRBs
+// submitted there complete; with a verifier, which reports it, and without.
 func TestA5_Misplaced(t *testing.T) {
 	waits := map[string]func(b *bench, p *Processor) error{
 		"Stop":           func(b *bench, p *Processor) error { return b.a.Stop(p) },
@@ -593,7 +593,7 @@ func TestVerifier_FindAdapter(t *testing.T) {
 	}
 }
 
-// In strict mode the first violation is a panic that tells the story.
+// In strict mode the first violation is a panic that describes it.
 func TestVerifier_Strict(t *testing.T) {
 	b := newBenchIn(t, &driver{model: FullDuplex}, AdapterOptions{}, SystemConfig{Strict: true})
 	s := b.submitOne()

@@ -193,7 +193,7 @@ func (a *Arena) AllocWait(ctx context.Context, n int) ([]byte, error) {
 	if i := slices.Index(a.waiters[line], w); i >= 0 {
 		a.waiters[line] = slices.Delete(a.waiters[line], i, i+1)
 	}
-	a.grantLocked() // whoever stood behind w may fit
+	a.grantLocked() // the waiter behind w may fit
 	a.mu.Unlock()
 	select {
 	case b := <-w.ready: // granted before it could leave the line

@@ -52,7 +52,7 @@ const (
 	pipeArmed                    // empty
 	pipeFilling                  // Pages are being filled
 	pipeFilled
-	pipeSpoilt // there is something in it that nobody wants
+	pipeSpoilt // it has data that nobody wants
 
 	pipeStateBits = 3
 )
@@ -202,7 +202,7 @@ func (m *IOMMU) PagesOf(b []byte) Pages {
 // Concurrency: any goroutine.
 func (m *IOMMU) PagesAt(addr Addr, b []byte) Pages {
 	p, word := m.arena.pipes.find(m.arena.offset(b), len(b))
-	if p == nil || !m.isMapped(addr) { // in this order: who is mapped now was as word was loaded
+	if p == nil || !m.isMapped(addr) { // in this order: if addr is mapped now, it was when word was loaded
 		return Pages{}
 	}
 	return p.pages(word)

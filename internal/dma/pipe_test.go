@@ -122,7 +122,8 @@ func TestPagesOf(t *testing.T) {
 }
 
 // TestPages_NotMappedAnyMore: a device that goes on with a command that has ended, and
-// whose memory belongs to another one by now, neither gets that one's pipe nor spoils it.
+// whose memory belongs to another command by now, neither gets the other's pipe nor spoils
+// it.
 func TestPages_NotMappedAnyMore(t *testing.T) {
 	a := newArena(t, 1<<20)
 	m := dma.NewIOMMU(a)
@@ -157,8 +158,8 @@ func TestPages_NotMappedAnyMore(t *testing.T) {
 	}
 }
 
-// TestPages_Late: who comes when the request is over finds nothing to fill, also when the
-// pipe stands for something else by then.
+// TestPages_Late: a device that comes after the request is over finds nothing to fill, even
+// if the pipe stands for something else by then.
 func TestPages_Late(t *testing.T) {
 	a := newArena(t, 1<<20)
 	m := dma.NewIOMMU(a)

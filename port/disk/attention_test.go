@@ -37,7 +37,7 @@ func (m *attentive) StartIo(p *port.Processor, srb *port.SRB) bool {
 	return false
 }
 
-// A change of capacity that a command of the driver's own is told of is not
+// A change of capacity that is reported to one of the driver's own commands is not
 // lost: the parameters are read again, as after one on the I/O path.
 func TestTalker_UnitAttention(t *testing.T) {
 	m := porttest.NewMachine(t, porttest.ArenaBytes)

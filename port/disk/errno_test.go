@@ -72,7 +72,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestBlame: what resets and aborts end is told from what fails.
+// TestBlame: requests ended by resets and aborts are told apart from those that fail.
 func TestBlame(t *testing.T) {
 	aborted := &port.SRB{Status: port.StatusError | port.StatusAutosenseValid, ScsiStatus: scsi.StatusCheckCondition}
 	aborted.SenseBytes = uint8(scsi.PutFixedSense(aborted.Sense[:], &scsi.Sense{Key: scsi.KeyAbortedCommand}))

@@ -26,8 +26,8 @@ func enterGate(t *testing.T, s *session, h hold) *command {
 	return w
 }
 
-// flushes is what a flush by each of the sessions answers, one after the other, if the
-// unit's works.
+// flushes returns the answers to a flush by each of the sessions in turn, if the unit's
+// flush works.
 func flushes(sessions ...*session) (out []nbd.Errno) {
 	for _, s := range sessions {
 		c := &command{s: s, srb: &port.SRB{}, req: &nbd.Request{Op: nbd.OpFlush}}
@@ -38,8 +38,8 @@ func flushes(sessions ...*session) (out []nbd.Errno) {
 	return out
 }
 
-// A write that was under way at a loss is settled when whoever begins to flush sees that
-// it is being answered.
+// A write that was under way at a loss is settled while it counts as being answered, so
+// that a flush that begins then sees it.
 func TestLeaveGate_SettlesLast(t *testing.T) {
 	d := &Disk{}
 	w := enterGate(t, lossSession(d), holdFast)
@@ -58,9 +58,9 @@ func TestLeaveGate_SettlesLast(t *testing.T) {
 	}
 }
 
-// A write that is lost when it has looked for losses, and not been answered, is told of
-// by the first flush that began when it had: to who was told of that loss before, and to
-// who came in between.
+// A write that is lost after it has looked for losses and before it is answered is
+// reported by the first flush that began after its answer: also to a session that was told
+// of that loss before, and to one that opened in between.
 func TestFlush_LossBeforeAnswer(t *testing.T) {
 	for name, h := range map[string]hold{"fast": holdFast, "shared": holdShared, "exclusive": holdExclusive} {
 		t.Run(name, func(t *testing.T) {
@@ -87,8 +87,8 @@ func TestFlush_LossBeforeAnswer(t *testing.T) {
 	}
 }
 
-// A loss that has been told of, or that found no write being answered, is none to who
-// comes when one is.
+// A loss that has been told of, or that found no write being answered, is none to a
+// session that opens while a write is being answered.
 func TestFlush_LossOfOthers(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, s *session){
 		"power": func(_ *testing.T, s *session) { s.d.LostWrites() },
@@ -132,8 +132,8 @@ func loseBeforeAnswer(t *testing.T, s *session) {
 	s.answered(wrote)
 }
 
-// A write is being answered until it is answered: the request here is of no connection,
-// which ends finish where it would be.
+// A write counts as being answered until it is answered: the request here belongs to no
+// connection, which ends finish where it would be answered.
 func TestFinish_IsAnsweringUntilAnswered(t *testing.T) {
 	d := &Disk{}
 	w := enterGate(t, lossSession(d), holdFast)

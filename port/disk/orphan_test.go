@@ -14,8 +14,8 @@ import (
 	"github.com/vhbad/vhbad/port/porttest"
 )
 
-// deaf is a miniport whose device keeps what it gets, and that resets nothing while
-// it is to be deaf.
+// deaf is a miniport that, while it is set to be deaf, resets nothing and whose device
+// keeps the SRBs it gets.
 type deaf struct {
 	*porttest.Miniport
 	is atomic.Bool
@@ -93,7 +93,7 @@ func TestOrphan_NoMemory(t *testing.T) {
 }
 
 // The port's own flush of a unit that is given up is an error, and leaves nothing
-// behind once the unit has let go.
+// behind once the unit has released its SRB.
 func TestOrphan_Flush(t *testing.T) {
 	m := porttest.NewMachine(t, porttest.ArenaBytes)
 	fake := newDeaf(m)

@@ -146,7 +146,7 @@ func (s *session) Close() {
 		s.d.adapter.FreeSRB(c.srb)
 	}
 	for _, c := range s.commands {
-		if c != nil && !c.orphaned { // those are freed above, or when they come back
+		if c != nil && !c.orphaned { // orphans are freed above, or when they come back
 			s.d.adapter.FreeSRB(c.srb)
 		}
 	}

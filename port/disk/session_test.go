@@ -171,9 +171,9 @@ func TestSession_BadCookie(t *testing.T) {
 	}
 }
 
-// What a client that has gone had asked for is not gone on with: no next piece of a long
-// write, no writing back of a block that was read for a part of it, nothing that waited
-// for another write, and no second try.
+// Requests of a client that has gone are not continued: no next piece of a long write, no
+// writing back of a block that was read for a part of it, no request that waited for
+// another write, and no second try.
 func TestSession_ClientGone(t *testing.T) {
 	write := func(cookie, offset uint64, length uint32) nbdtest.Command {
 		return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: offset, Length: length, Payload: make([]byte, length)}
@@ -207,7 +207,8 @@ func TestSession_ClientGone(t *testing.T) {
 				t.Fatal(err)
 			}
 			release := fake.Hold()
-			// The answer to what never reaches the disk says that all before it has.
+			// The answer to a request that never reaches the disk shows that all before it
+			// have.
 			if err := c.Send(append(tt.batch, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 99, Offset: 1 << 40, Length: 512})...); err != nil {
 				t.Fatal(err)
 			}

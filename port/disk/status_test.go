@@ -34,7 +34,7 @@ func mapped(lba uint64, blocks uint32) scsi.LBAStatus {
 	return scsi.LBAStatus{LBA: lba, Blocks: blocks}
 }
 
-// answered returns a command in whose request's answer has come.
+// answered returns a command of r for which answer has come.
 func answered(r *nbd.Request, g *geometry, answer []byte) *command {
 	d := &Disk{}
 	d.geometry.Store(g)
@@ -246,8 +246,8 @@ func (m *stubborn) StartIo(p *port.Processor, srb *port.SRB) bool {
 	return false
 }
 
-// A unit that does not say what is mapped, or not in a way that makes sense, has
-// nothing but data; only what it cannot read is an error, and none to a read.
+// A unit that does not say which blocks are mapped, or not in a way that makes sense, has
+// nothing but data; only blocks that it cannot read are an error, and not to a read.
 func TestBlockStatus_Stubborn(t *testing.T) {
 	const blocks = 256
 	for _, tt := range []struct {
