@@ -275,7 +275,7 @@ func (a *Adapter) removeUnits(p *Processor) {
 func (a *Adapter) failUnits(p *Processor) {
 	old := p.raise(Dispatch)
 	yieldLock("failUnits", &a.mu)
-	a.mu.Lock() // after this, whoever publishes a unit sees that units end
+	a.mu.Lock() // a unit whose publisher has not seen that units end is in the table by now
 	units := a.units.Load().all
 	a.mu.Unlock()
 	for _, lu := range units {
