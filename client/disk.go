@@ -15,7 +15,7 @@ const (
 	DiskServing DiskState = "serving"
 	// DiskLeaving is a disk that is being removed: no new client can use it.
 	DiskLeaving DiskState = "leaving"
-	// DiskUnplugged is a disk that a fault has pulled out: nobody can use it until it is
+	// DiskUnplugged is a disk that a fault has unplugged: no client can use it until it is
 	// plugged in again.
 	DiskUnplugged DiskState = "unplugged"
 )
@@ -37,60 +37,59 @@ type DiskList struct {
 	Disks []Disk `json:"disks"`
 }
 
-// DiskSpec says what a disk is to be: the body of PUT /v1/disks/{name}.
+// DiskSpec describes a disk to add: the body of PUT /v1/disks/{name}.
 type DiskSpec struct {
 	// MemoryBytes is the size of a disk in memory. Exactly one of MemoryBytes and
-	// File is given.
+	// File must be given.
 	MemoryBytes int64 `json:"memory_bytes,omitempty"`
-	// File is the path of an image, from the root.
+	// File is the absolute path of an image.
 	File string `json:"file,omitempty"`
-	// SizeBytes makes the file that large if it does not exist; without it the file
-	// is taken as it is.
+	// SizeBytes creates the file with this size if it does not exist; without it, the
+	// file is used as it is.
 	SizeBytes int64 `json:"size_bytes,omitempty"`
-	// Preallocate gives all of the file its place on the file system.
+	// Preallocate allocates space for the whole file on the file system.
 	Preallocate bool `json:"preallocate,omitempty"`
-	// BlockBytes is the logical block, 512 or 4096. The default is 512.
+	// BlockBytes is the logical block size, 512 or 4096. The default is 512.
 	BlockBytes  int64  `json:"block_bytes,omitempty"`
 	ReadOnly    bool   `json:"read_only,omitempty"`
 	Description string `json:"description,omitempty"`
 	// Hidden keeps the disk out of the list of exports.
 	Hidden bool `json:"hidden,omitempty"`
-	// TLSOnly keeps the disk for clients that use TLS.
+	// TLSOnly reserves the disk for clients that use TLS.
 	TLSOnly bool `json:"tls_only,omitempty"`
-	// Allow, if there are any, keeps the disk for clients with one of these names in
+	// Allow, unless empty, reserves the disk for clients with one of these names in
 	// their certificate.
 	Allow []string `json:"allow,omitempty"`
-	// MaxConnections is how many clients may use the disk at once; without it there
-	// is no limit of its own.
+	// MaxConnections is how many clients may use the disk at once; without it, the disk
+	// has no limit of its own.
 	MaxConnections int `json:"max_connections,omitempty"`
 	// Cache is "none" (default) or "writeback": a volatile write cache, whose power
-	// can be cut. The rest is about that.
+	// can be cut. CacheSizeBytes, CacheEviction, CacheSeed, Trace and Hostile need it.
 	Cache          string `json:"cache,omitempty"`
 	CacheSizeBytes int64  `json:"cache_size_bytes,omitempty"`
-	// CacheEviction is "fifo" (default), "random" by CacheSeed, or "none".
+	// CacheEviction is "fifo" (default), "random" (drawn by CacheSeed) or "none".
 	CacheEviction string `json:"cache_eviction,omitempty"`
 	CacheSeed     uint64 `json:"cache_seed,omitempty"`
-	// Trace is the path, from the root, of a file that records what the disk does.
+	// Trace is the absolute path of a file that records what the disk does.
 	Trace string `json:"trace,omitempty"`
-	// Hostile are promises that the disk breaks: "lying-flush", "ignored-fua".
+	// Hostile lists the promises that the disk breaks: "lying-flush", "ignored-fua".
 	Hostile []string `json:"hostile,omitempty"`
 }
 
-// DiskChange says what is to change about a disk: the body of
-// PATCH /v1/disks/{name}.
+// DiskChange is a change to a disk: the body of PATCH /v1/disks/{name}.
 type DiskChange struct {
-	// SizeBytes is the new size. It is not below the present one.
+	// SizeBytes is the new size, which must not be below the present one.
 	SizeBytes int64 `json:"size_bytes"`
 }
 
-// DiskRemoval says what became of a disk that was removed.
+// DiskRemoval says how the removal of a disk went.
 type DiskRemoval struct {
 	Name string `json:"name"`
-	// ConnectionsClosed is how many clients were told to go, ConnectionsKilled how
-	// many of them had not finished in time.
+	// ConnectionsClosed is how many clients were told to leave, ConnectionsKilled how
+	// many of them did not finish in time.
 	ConnectionsClosed int `json:"connections_closed"`
 	ConnectionsKilled int `json:"connections_killed"`
-	// FlushError is why what was written last may not be durable, absent if it is.
+	// FlushError is why the last writes may not be durable, absent if they are.
 	FlushError string `json:"flush_error,omitempty"`
 }
 

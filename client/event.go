@@ -64,7 +64,7 @@ const (
 	// is replaced by another of its name has no EventFaultRemoved.
 	EventFaultSet     EventType = "fault.set"
 	EventFaultRemoved EventType = "fault.removed"
-	// EventFaultReleased: a rule has let commands go. Fields: rule, released.
+	// EventFaultReleased: a rule has released commands. Fields: rule, released.
 	EventFaultReleased EventType = "fault.released"
 	// EventTraceStarted: a disk's steps are recorded from now on. Field: path.
 	// EventTraceEnded: the recording is complete. Fields: path, records, bytes.
@@ -94,9 +94,9 @@ type Event struct {
 	Seq  uint64    `json:"seq"`
 	Time time.Time `json:"time"`
 	Type EventType `json:"type"`
-	// Disk is the name of the disk concerned, absent if it is none.
+	// Disk is the name of the disk concerned, absent if there is none.
 	Disk string `json:"disk,omitempty"`
-	// Fields depend on Type. Numbers are those of JSON, durations in seconds.
+	// Fields depend on Type. Numbers are JSON numbers; durations are in seconds.
 	Fields map[string]any `json:"fields,omitempty"`
 }
 

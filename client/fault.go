@@ -11,7 +11,7 @@ import (
 // shape in configuration files.
 type FaultRule = fault.Rule
 
-// Fault is a rule in force and what has become of it.
+// Fault is a rule in force, with its state and counts.
 type Fault struct {
 	// Rule has its defaults filled in.
 	Rule FaultRule `json:"rule"`
@@ -20,10 +20,10 @@ type Fault struct {
 	State string `json:"state"`
 	// Hostile is whether a correct drive would never do what the rule does.
 	Hostile bool `json:"hostile"`
-	// Matched counts commands that matched, before skip, every and probability;
-	// Fired those that met the fault; Held those that it holds now. LeftOut counts
-	// late, second and mistagged completions and late transfers for which the device
-	// had no room.
+	// Matched counts the commands that matched, before skip, every and probability
+	// chose among them; Fired those that met the fault; Held those that the rule holds
+	// now. LeftOut counts the late, second and mistagged completions and late transfers
+	// for which the device had no room.
 	Matched uint64 `json:"matched"`
 	Fired   uint64 `json:"fired"`
 	LeftOut uint64 `json:"left_out"`
@@ -32,28 +32,28 @@ type Fault struct {
 
 // Faults are all rules in force, in the order in which they decide.
 type Faults struct {
-	// HostileAllowed is whether the daemon takes hostile rules.
+	// HostileAllowed is whether the daemon accepts hostile rules.
 	HostileAllowed bool    `json:"hostile_allowed"`
 	Faults         []Fault `json:"faults"`
 }
 
-// FaultRelease says how many commands a rule is to let go.
+// FaultRelease says how many commands a rule is to release.
 type FaultRelease struct {
-	// Count is how many, the longest held first; zero means all.
+	// Count is the number of commands, the longest held first; zero means all.
 	Count int `json:"count,omitempty"`
 }
 
-// FaultReleased is how many it has let go.
+// FaultReleased says how many commands a rule has released.
 type FaultReleased struct {
 	Released int `json:"released"`
 }
 
-// Mark is a point in time with a name, for rules to wait for.
+// Mark is a named point in time that rules can wait for.
 type Mark struct {
 	Text string `json:"text"`
 }
 
-// MarkSet is how many rules have waited for a mark.
+// MarkSet says how many rules were waiting for a mark.
 type MarkSet struct {
 	Rules int `json:"rules"`
 }

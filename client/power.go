@@ -9,7 +9,7 @@ import (
 // PowerCutOptions say how the power of a disk is cut. Every field may be left out.
 type PowerCutOptions struct {
 	// Seed makes the outcome repeatable: the same pending writes and the same
-	// options leave the same image. The daemon draws one if there is none.
+	// options leave the same image. Without a seed, the daemon draws one.
 	Seed *uint64 `json:"seed,omitempty"`
 	// Policy says which pending writes survive: "subset" (default), "none", "all",
 	// "prefix", "reverse" or "one-missing".
@@ -20,14 +20,14 @@ type PowerCutOptions struct {
 	// Damage is what becomes of a sector that was being written: "old" (default),
 	// "garbage" or "unreadable".
 	Damage string `json:"damage,omitempty"`
-	// LoseFlushed is how many sectors lose what a flush or FUA has promised since the
-	// last cut: drawn by the seed, each holds what it held at that cut, or zeros. No
-	// correct drive does it: ErrInvalid unless the daemon runs with --hostile.
+	// LoseFlushed is how many sectors, drawn by the seed, lose what a flush or FUA has
+	// promised since the last cut: each then holds what it held at that cut, or zeros.
+	// No correct drive does this: ErrInvalid unless the daemon runs with --hostile.
 	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// OffForSeconds is how long the disk stays without power, at most 3600.
 	OffForSeconds float64 `json:"off_for_seconds,omitempty"`
-	// DropConnections closes the clients' connections, without an answer to what is
-	// in flight.
+	// DropConnections closes the clients' connections without answering requests in
+	// flight.
 	DropConnections bool `json:"drop_connections,omitempty"`
 }
 
@@ -37,75 +37,78 @@ type PowerReport struct {
 	Number uint64    `json:"number"`
 	Disk   string    `json:"disk"`
 	Time   time.Time `json:"time"`
-	// Trigger is "command", or "rule" and the name of the rule.
+	// Trigger is "command", or "rule" followed by the name of the rule.
 	Trigger    string  `json:"trigger"`
 	OffSeconds float64 `json:"off_seconds"`
 	// DroppedConnections is how many clients were cut off.
 	DroppedConnections int `json:"dropped_connections"`
-	// Seed, Policy, Tear and Damage are how the outcome was decided.
+	// Seed, Policy, Tear and Damage decided the outcome.
 	Seed   uint64 `json:"seed"`
 	Policy string `json:"policy"`
 	Tear   string `json:"tear"`
 	Damage string `json:"damage"`
-	// LoseFlushed is what was asked for; Sectors has what there was to lose.
+	// LoseFlushed is how many sectors were to be lost; Sectors.LostFlushed is how many
+	// were.
 	LoseFlushed int `json:"lose_flushed,omitempty"`
-	// Class is what kind of drive the disk has been: "legal" (a correct one),
-	// "damaged" (it harmed the sector that it was writing, as asked) or "hostile" (it
-	// broke a promise since the cut before, whether that shows in the image or not);
-	// "failed" if the medium failed, so that nobody knows.
+	// Class is the kind of drive that the disk has been: "legal" (a correct one),
+	// "damaged" (it harmed the sector that it was writing, as requested), "hostile" (it
+	// has broken a promise since the previous cut, whether the image shows it or not), or
+	// "failed" (unknown, because the medium failed).
 	Class string `json:"class"`
-	// ImageClass is what kind of drive would leave such an image, by the check after
-	// the cut, in the same words.
+	// ImageClass is the kind of drive that would leave such an image, according to the
+	// check after the cut. It has the values of Class.
 	ImageClass string `json:"image_class"`
-	// Hostile counts commands since the cut before by what no correct drive does to
-	// them: "lying-flush", "ignored-fua", "lost-write", "misdirected", or the kind of
-	// another hostile rule; and sectors by "lost-flushed" if the cut was to lose some.
+	// Hostile counts commands since the previous cut by what was done to them that no
+	// correct drive does: "lying-flush", "ignored-fua", "lost-write", "misdirected", or
+	// the kind of another hostile rule. "lost-flushed" counts sectors, if the cut was to
+	// lose some.
 	Hostile map[string]uint64 `json:"hostile,omitempty"`
-	// CheckedSectors is how many were held against what had been promised.
+	// CheckedSectors is how many sectors were checked against what had been promised.
 	CheckedSectors int `json:"checked_sectors"`
-	// Acts counts sectors by what a correct drive would not have done to them:
+	// Acts counts sectors by what was done to them that no correct drive does:
 	// "torn-sector", "garbage", "unreadable", "lying-flush", "ignored-fua",
 	// "lost-write", "misdirected", "lost-flushed" or "defect".
 	Acts map[string]int `json:"acts,omitempty"`
 	// Findings are the first of those sectors.
 	Findings []PowerFinding `json:"findings,omitempty"`
-	// Error says that the medium failed during the cut. It then holds neither what
-	// the seed decided nor has it been checked: Sectors and Writes are what was to
-	// become of them.
+	// Error says how the medium failed during the cut. The medium then does not hold
+	// what the seed decided and has not been checked: Sectors and Writes give the
+	// intended outcome.
 	Error string `json:"error,omitempty"`
 	// SectorBytes is the unit of Sectors.
 	SectorBytes int          `json:"sector_bytes"`
 	Sectors     PowerSectors `json:"sectors"`
 	// ImageSHA256 is a digest of the sectors that had pending writes, after the cut.
 	ImageSHA256 string `json:"image_sha256"`
-	// Flushes are the last ones answered before the cut, oldest first.
+	// Flushes are the last flushes answered before the cut, oldest first.
 	Flushes []PowerFlush `json:"flushes"`
-	// Writes are those that were pending, in order of arrival: the latest 4096.
+	// Writes are the latest 4096 writes that were pending, in order of arrival.
+	// WritesOmitted counts the others.
 	Writes        []PowerWrite `json:"writes"`
 	WritesOmitted int          `json:"writes_omitted,omitempty"`
 }
 
-// PowerSectors counts the sectors that had pending writes by what became of them.
+// PowerSectors counts the sectors that had pending writes, by outcome.
 type PowerSectors struct {
 	Pending int `json:"pending"`
-	// Kept ones have the newest write.
+	// Kept sectors hold the newest write.
 	Kept int `json:"kept"`
-	// Lost ones have an older one, or what was durable.
+	// Lost sectors hold an older write, or what was durable.
 	Lost    int `json:"lost"`
 	Torn    int `json:"torn"`
 	Garbage int `json:"garbage"`
-	// Unreadable ones cannot be read until they are written, as long as the daemon
-	// runs: the medium has garbage there.
+	// Unreadable sectors cannot be read until they are written or the daemon ends: the
+	// medium has garbage there.
 	Unreadable int `json:"unreadable"`
-	// LostFlushed ones were not pending: LoseFlushed took them.
+	// LostFlushed sectors had no pending writes: they were lost because of LoseFlushed.
 	LostFlushed int `json:"lost_flushed,omitempty"`
 }
 
-// PowerFinding is a sector that a correct drive would not have left so.
+// PowerFinding is a sector in a state that a correct drive would not have left.
 type PowerFinding struct {
 	OffsetBytes int64  `json:"offset_bytes"`
 	Act         string `json:"act"`
-	// Write is the one that was promised to be durable there, 0 if none was.
+	// Write is the id of the write that was promised to be durable there, 0 if none was.
 	Write uint64 `json:"write,omitempty"`
 }
 
@@ -116,7 +119,7 @@ type PowerFlush struct {
 	BeforeWrite uint64    `json:"before_write"`
 	Writes      int       `json:"writes"`
 	Time        time.Time `json:"time"`
-	// Lie: it did nothing.
+	// Lie is whether the flush did nothing.
 	Lie bool `json:"lie,omitempty"`
 }
 
@@ -128,24 +131,25 @@ type PowerWrite struct {
 	OffsetBytes int64  `json:"offset_bytes"`
 	LengthBytes int64  `json:"length_bytes"`
 	FUA         bool   `json:"fua,omitempty"`
-	// Acknowledged: the device had said that it is done.
+	// Acknowledged is whether the device had reported the write as done.
 	Acknowledged bool `json:"acknowledged"`
-	// Promised: the device had said that it is durable, which was a lie.
+	// Promised is whether the device had falsely reported the write as durable.
 	Promised bool `json:"promised,omitempty"`
-	// Epoch is how many flushes had been answered before it came.
+	// Epoch is how many flushes had been answered before the write arrived.
 	Epoch      uint64  `json:"epoch"`
 	AgeSeconds float64 `json:"age_seconds"`
 	// Fate is "kept", "lost", "torn" or "overwritten" (by a later write that
 	// survived).
 	Fate string `json:"fate"`
-	// SectorsKept and so on count those of its sectors that were pending.
+	// SectorsKept, SectorsLost, SectorsOverwritten and SectorsDamaged count the write's
+	// pending sectors by outcome.
 	SectorsKept        int `json:"sectors_kept"`
 	SectorsLost        int `json:"sectors_lost"`
 	SectorsOverwritten int `json:"sectors_overwritten"`
 	SectorsDamaged     int `json:"sectors_damaged"`
 }
 
-// Power is a disk's write cache, and what its power cuts did.
+// Power describes a disk's write cache and its power cuts.
 type Power struct {
 	// On is whether the disk has power.
 	On bool `json:"on"`
@@ -157,16 +161,17 @@ type Power struct {
 	SizeBytes     int64  `json:"size_bytes"`
 	PendingBytes  int64  `json:"pending_bytes"`
 	PendingWrites int64  `json:"pending_writes"`
-	// OldestPending is when the oldest pending write came.
+	// OldestPending is when the oldest pending write arrived.
 	OldestPending *time.Time `json:"oldest_pending,omitempty"`
-	// UnreadableSectors are those that cuts have left, and nobody has written.
+	// UnreadableSectors counts the sectors that cuts have made unreadable and that have
+	// not been written since.
 	UnreadableSectors int64 `json:"unreadable_sectors"`
-	// Hostile are the promises that the disk breaks: "lying-flush", "ignored-fua".
+	// Hostile lists the promises that the disk breaks: "lying-flush", "ignored-fua".
 	Hostile []string `json:"hostile"`
 	Cuts    uint64   `json:"cuts"`
-	// Reports are those of the latest power cuts, oldest first.
+	// Reports are the reports of the latest power cuts, oldest first.
 	Reports []PowerReport `json:"reports"`
-	// Trace is what is recorded, absent if nothing is.
+	// Trace describes the disk's trace file, absent if there is none.
 	Trace *PowerTrace `json:"trace,omitempty"`
 }
 
@@ -178,7 +183,7 @@ type PowerTrace struct {
 	Bytes uint64 `json:"bytes"`
 	// Waits counts the commands that had to wait for the file.
 	Waits uint64 `json:"waits"`
-	// Error is why nothing is recorded any more, absent if it is.
+	// Error is why recording has stopped, absent if it has not.
 	Error string `json:"error,omitempty"`
 }
 

@@ -5,16 +5,16 @@ import (
 	"net/http"
 )
 
-// Reload says what became of POST /v1/reload. What is empty is absent.
+// Reload says what a reload changed: the answer to POST /v1/reload. Empty lists are absent.
 type Reload struct {
 	DisksAdded   []string `json:"disks_added,omitempty"`
 	DisksRemoved []string `json:"disks_removed,omitempty"`
-	// DisksChanged are those of which the configuration says something else now.
+	// DisksChanged are the disks whose configuration is different now.
 	DisksChanged     []string `json:"disks_changed,omitempty"`
 	ListenersAdded   []string `json:"listeners_added,omitempty"`
 	ListenersRemoved []string `json:"listeners_removed,omitempty"`
-	// Warnings are what went wrong with disks that were removed, or with faults that
-	// do not fit their disks.
+	// Warnings report what went wrong with disks that were removed, and faults that do
+	// not fit their disks.
 	Warnings []string `json:"warnings,omitempty"`
 }
 

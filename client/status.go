@@ -7,7 +7,7 @@ type Status struct {
 	Version   string    `json:"version"`
 	PID       int       `json:"pid"`
 	StartedAt time.Time `json:"started_at"`
-	// UptimeSeconds is the time since StartedAt by a clock that never jumps.
+	// UptimeSeconds is the time since StartedAt by a monotonic clock.
 	UptimeSeconds float64 `json:"uptime_seconds"`
 	// State is "starting", "ready" or "draining".
 	State string `json:"state"`
@@ -15,7 +15,7 @@ type Status struct {
 	Listeners []string `json:"listeners"`
 	// HTTP is the address of metrics and health, empty if switched off.
 	HTTP string `json:"http,omitempty"`
-	// Configuration is how reading it went.
+	// Configuration says which configuration is in force.
 	Configuration Configuration `json:"configuration"`
 	// TLS is absent if it is off.
 	TLS         *TLS         `json:"tls,omitempty"`
@@ -27,19 +27,19 @@ type Status struct {
 
 // Configuration says which configuration is in force.
 type Configuration struct {
-	// LoadedAt is when it was read.
+	// LoadedAt is when the configuration was read.
 	LoadedAt time.Time `json:"loaded_at"`
-	// ReloadError is why it could not be replaced the last time, absent if it was.
+	// ReloadError is why the last reload failed, absent if it did not.
 	ReloadError string `json:"reload_error,omitempty"`
 }
 
-// TLS is how clients may or must encrypt.
+// TLS says whether clients may or must use TLS.
 type TLS struct {
 	// Mode is "optional" or "required".
 	Mode string `json:"mode"`
 	// VerifyPeer is whether clients need a certificate.
 	VerifyPeer bool `json:"verify_peer,omitempty"`
-	// NotAfter is when the server's certificate ends.
+	// NotAfter is when the server's certificate expires.
 	NotAfter time.Time `json:"not_after"`
 }
 
@@ -53,10 +53,10 @@ type Disk struct {
 	Description string     `json:"description,omitempty"`
 	// Backend is the kind of medium: "memory" or "file".
 	Backend string `json:"backend"`
-	// Path is the file, if there is one.
+	// Path is the path of the file, if there is one.
 	Path      string `json:"path,omitempty"`
 	SizeBytes uint64 `json:"size_bytes"`
-	// BlockBytes is the logical block.
+	// BlockBytes is the logical block size.
 	BlockBytes uint32 `json:"block_bytes"`
 	ReadOnly   bool   `json:"read_only,omitempty"`
 	// Address is bus, target and unit, as in "0:0:3".
@@ -69,8 +69,8 @@ type Disk struct {
 	MaxConnections int `json:"max_connections,omitempty"`
 	// Connections is how many clients have the export open.
 	Connections int `json:"connections"`
-	// Depth is how many commands the unit takes at once; Outstanding how many it
-	// has and Queued how many wait for it.
+	// Depth is how many commands the unit takes at once, Outstanding how many it has
+	// now, and Queued how many wait for it.
 	Depth       int `json:"depth"`
 	Outstanding int `json:"outstanding"`
 	Queued      int `json:"queued"`
@@ -97,7 +97,7 @@ type Connection struct {
 	ID uint64 `json:"id"`
 	// Remote is the peer's address; empty for most unix sockets.
 	Remote string `json:"remote"`
-	// Number is what fault rules call the connection on its disk, 1 to 63, zero if it
+	// Number identifies the connection on its disk in fault rules, 1 to 63; zero if it
 	// has none.
 	Number int `json:"number,omitempty"`
 	// Export is the disk in use, empty during negotiation.
@@ -106,7 +106,7 @@ type Connection struct {
 	State    string    `json:"state"`
 	Since    time.Time `json:"since"`
 	InFlight int       `json:"in_flight"`
-	// TLS is version and cipher suite, empty in plain text and during
+	// TLS is the version and cipher suite, empty in plain text and during
 	// negotiation.
 	TLS string `json:"tls,omitempty"`
 	// Replies is "simple", "structured" or "extended"; empty during negotiation.
@@ -125,7 +125,7 @@ type Adapter struct {
 	Resets     uint64  `json:"resets"`
 	Timeouts   uint64  `json:"timeouts"`
 	DMAFaults  uint64  `json:"dma_faults"`
-	// Verify is whether the verifier runs, Violations what it found.
+	// Verify is whether the verifier runs, Violations how many breaches it has found.
 	Verify     bool   `json:"verify"`
 	Violations uint64 `json:"violations"`
 }
@@ -149,9 +149,8 @@ type Memory struct {
 	Waiters int `json:"waiters"`
 }
 
-// HandOver is the body of POST /v1/handover, by which a daemon asks to take
-// another one's place.
+// HandOver is the body of POST /v1/handover, with which a daemon asks to replace another.
 type HandOver struct {
-	// DiscardMemory lets the content of memory disks go.
+	// DiscardMemory accepts that the content of memory disks is lost.
 	DiscardMemory bool `json:"discard_memory,omitempty"`
 }

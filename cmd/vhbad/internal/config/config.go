@@ -67,34 +67,34 @@ const (
 // Off takes the place of an address to switch a listener off.
 const Off = "none"
 
-// A File is a configuration file. Whatever is absent keeps its zero value, which
-// Resolve takes as "the default".
+// A File is a configuration file. A key that is absent keeps its zero value, for which
+// Resolve fills in the default.
 type File struct {
 	Listen []Address `yaml:"listen"`
 	Disks  []Disk    `yaml:"disks"`
 	// HTTP is HOST:PORT for metrics and health, or "none".
 	HTTP string `yaml:"http"`
-	// Admin is the path of the control socket, or "none". The default is VHBAD_ADMIN of
-	// the environment, or else vhbad.sock in XDG_RUNTIME_DIR, or else
+	// Admin is the path of the control socket, or "none". The default is the environment
+	// variable VHBAD_ADMIN, or else vhbad.sock in XDG_RUNTIME_DIR, or else
 	// /run/vhbad.sock.
 	Admin string `yaml:"admin"`
-	// Replies is the most that clients can agree on, "extended", "structured" or
-	// "simple"; see docs/operate.md.
+	// Replies is the most capable format of replies that clients can negotiate:
+	// "extended", "structured" or "simple"; see docs/operate.md.
 	Replies Replies `yaml:"replies"`
-	// CopyReads has reads of 64 KiB and more copied as others are, instead of sent from the
-	// disk's own pages: a reply is then settled when it is sent, whoever writes meanwhile.
+	// CopyReads copies reads of 64 KiB and more, as all others are, instead of sending them
+	// from the disk's own pages: writes can then no longer change a reply on its way.
 	CopyReads bool   `yaml:"copy-reads"`
 	Log       Log    `yaml:"log"`
 	Limits    Limits `yaml:"limits"`
 	TLS       TLS    `yaml:"tls"`
 	HBA       HBA    `yaml:"hba"`
-	// Sandbox says what the daemon keeps of its rights.
+	// Sandbox says which rights the daemon keeps.
 	Sandbox Sandbox `yaml:"sandbox"`
 	// ReadOnly makes every disk read-only.
 	ReadOnly bool `yaml:"read-only"`
 	// Faults are rules that are in force from the start.
 	Faults []fault.Rule `yaml:"faults"`
-	// Hostile allows rules that break what a correct drive promises.
+	// Hostile allows disks and rules that break promises of a correct drive.
 	Hostile bool `yaml:"hostile"`
 	// Zeros are the keys of Limits and HBA that were explicitly set to 0, which does not
 	// mean their defaults.
@@ -122,52 +122,51 @@ type Limits struct {
 	// Memory is the arena that all rings and buffers come from, rounded up to a
 	// power of two. It is reserved, not used, until clients need it.
 	Memory Size `yaml:"memory"`
-	// Connections is how many there may be at once, ConnectionsPerPeer how many
-	// from one IP address, user of a unix socket or vsock context; zero means no
-	// limit of its own.
+	// Connections is how many connections there may be at once, ConnectionsPerPeer how
+	// many from one IP address, user of a unix socket or vsock context; zero means that
+	// peers have no limit of their own.
 	Connections        int `yaml:"connections"`
 	ConnectionsPerPeer int `yaml:"connections-per-peer"`
-	// ConnectionRate is how many are accepted in a second; more wait.
+	// ConnectionRate is how many connections are accepted in a second; further ones wait.
 	ConnectionRate int `yaml:"connection-rate"`
-	// Requests is how many one connection may have in flight, BytesInFlight how
-	// much memory they may hold. The default is a quarter of Memory, at most 68
-	// MiB.
+	// Requests is how many requests one connection may have in flight, BytesInFlight how
+	// much memory they may hold, by default a quarter of Memory, at most 68 MiB.
 	Requests      int  `yaml:"requests"`
 	BytesInFlight Size `yaml:"bytes-in-flight"`
 	// Payload is the longest read or write. The default is a quarter of Memory,
 	// at most 64 MiB.
 	Payload Size `yaml:"payload"`
-	// Options and OptionBytes bound a handshake, HandshakeTimeout its time.
+	// Options and OptionBytes bound a handshake, HandshakeTimeout how long it may take.
 	Options          int      `yaml:"options"`
 	OptionBytes      Size     `yaml:"option-bytes"`
 	HandshakeTimeout Duration `yaml:"handshake-timeout"`
-	// ReplyTimeout is how long a client may take nothing of a reply, or send
-	// nothing of a request that it has begun.
+	// ReplyTimeout is how long a client may go without receiving any of a reply, or
+	// without sending any more of a request that it has begun.
 	ReplyTimeout Duration `yaml:"reply-timeout"`
-	// IdleTimeout closes connections that are without requests for so long; zero
-	// never does.
+	// IdleTimeout closes connections that have had no requests for this long; zero means
+	// never.
 	IdleTimeout Duration `yaml:"idle-timeout"`
 	// DrainTimeout bounds an orderly stop.
 	DrainTimeout Duration `yaml:"drain-timeout"`
 }
 
-// HBA shapes the adapter and its driver.
+// HBA configures the adapter and its driver.
 type HBA struct {
 	// Queues is the number of queue pairs.
 	Queues int `yaml:"queues"`
-	// Workers is how many goroutines run what blocks.
+	// Workers is how many goroutines run operations that block.
 	Workers int `yaml:"workers"`
-	// HalfDuplex has the driver exclude StartIo and the interrupt handler.
+	// HalfDuplex makes the driver's StartIo and interrupt handler exclude each other.
 	HalfDuplex bool `yaml:"half-duplex"`
 	// Interrupts is "per-message", "all", "single" or "line".
 	Interrupts Interrupts `yaml:"interrupts"`
-	// StrictSegments cuts buffers at pages, so that scatter lists get long.
+	// StrictSegments cuts buffers at every page, for long scatter lists.
 	StrictSegments bool `yaml:"strict-segments"`
 	// Verify checks every rule of the port's contract.
 	Verify bool `yaml:"verify"`
-	// SRBTimeout is how long the adapter may take for a command, a flush four times
-	// as much, before the port begins with resets; ResetTimeout how long for each
-	// of those. Whole seconds: the port counts no others.
+	// SRBTimeout is how long the adapter may take for a command before the port begins to
+	// reset; a flush may take four times as long. ResetTimeout is how long each reset may
+	// take. Both are whole seconds, the unit that the port counts in.
 	SRBTimeout   Duration `yaml:"srb-timeout"`
 	ResetTimeout Duration `yaml:"reset-timeout"`
 }

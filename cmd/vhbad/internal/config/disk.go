@@ -19,45 +19,46 @@ const (
 	BlockBytes4096 = 4096
 )
 
-// A Disk is one disk: its name, which is also its export's, where its bytes are
-// and what is special about it.
+// A Disk describes one disk: its name, which is also that of its export, where its bytes
+// are, and its options.
 type Disk struct {
 	Name string `yaml:"name"`
-	// Memory is the size of a disk in memory. Exactly one of Memory and File is
+	// Memory is the size of a disk in memory. Exactly one of Memory and File must be
 	// set.
 	Memory Size `yaml:"memory,omitempty"`
 	// File is the path of an image.
 	File string `yaml:"file,omitempty"`
-	// Size makes the file that large if it does not exist; zero takes it as it
-	// is.
+	// Size creates the file with this size if it does not exist; zero uses the file as
+	// it is.
 	Size Size `yaml:"size,omitempty"`
-	// Preallocate gives all of the file its place on the file system.
+	// Preallocate allocates space for the whole file on the file system.
 	Preallocate bool `yaml:"preallocate,omitempty"`
-	// BlockSize is the logical block in bytes, 512 or 4096. Zero means 512.
+	// BlockSize is the logical block size in bytes, 512 or 4096. Zero means 512.
 	BlockSize   Size   `yaml:"block-size,omitempty"`
 	ReadOnly    bool   `yaml:"read-only,omitempty"`
 	Description string `yaml:"description,omitempty"`
 	// Hidden keeps the disk out of the list of exports.
 	Hidden bool `yaml:"hidden,omitempty"`
-	// TLSOnly keeps the disk for clients that use TLS.
+	// TLSOnly reserves the disk for clients that use TLS.
 	TLSOnly bool `yaml:"tls-only,omitempty"`
-	// Allow, if there are any, keeps the disk for clients with one of these names
-	// in their certificate: common name, or DNS, email or URI alternative name.
+	// Allow, unless empty, reserves the disk for clients with one of these names in
+	// their certificate: common name, or DNS, email or URI alternative name.
 	Allow []string `yaml:"allow,omitempty"`
-	// Connections is how many may use the disk at once; zero means no limit of
-	// its own.
+	// Connections is how many clients may use the disk at once; zero means that the disk
+	// has no limit of its own.
 	Connections int `yaml:"connections,omitempty"`
-	// Cache is CacheNone or CacheWriteback; empty means none. CacheSize and the
-	// rest are for the latter.
+	// Cache is "none" (default) or "writeback": a volatile write cache, whose power can
+	// be cut. CacheSize, CacheEviction, CacheSeed, Trace and Hostile need it.
 	Cache     string `yaml:"cache,omitempty"`
 	CacheSize Size   `yaml:"cache-size,omitempty"`
-	// CacheEviction is one of CacheEvictions; empty means the first.
+	// CacheEviction is "fifo" (default), "random" (drawn by CacheSeed) or "none".
 	CacheEviction string `yaml:"cache-eviction,omitempty"`
 	CacheSeed     uint64 `yaml:"cache-seed,omitempty"`
-	// Trace is the path of a file that records what the disk does, for replays of
-	// power cuts.
+	// Trace is the path of a file that records what the disk does, so that power cuts
+	// can be replayed.
 	Trace string `yaml:"trace,omitempty"`
-	// Hostile are promises that the disk breaks from the start: HostileActs.
+	// Hostile lists the promises that the disk breaks from the start: "lying-flush",
+	// "ignored-fua".
 	Hostile []string `yaml:"hostile,omitempty"`
 }
 

@@ -6,12 +6,12 @@ import (
 	"path/filepath"
 )
 
-// Sandbox says what of the file system the daemon can still reach once it serves.
+// Sandbox says which parts of the file system the daemon can still reach once it serves.
 type Sandbox struct {
 	// Mode is "auto" or "off". Empty means auto.
 	Mode SandboxMode `yaml:"mode"`
-	// Paths are files and folders for images besides those of the disks that there
-	// are at the start.
+	// Paths are files and folders that images may be in later, besides those of the disks
+	// configured at the start.
 	Paths []string `yaml:"paths"`
 }
 

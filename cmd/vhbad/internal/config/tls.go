@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// TLS says how clients may or must encrypt.
+// TLS says whether clients may or must use TLS.
 type TLS struct {
 	// Certificates is a folder with server-cert.pem, server-key.pem and, to
 	// verify clients, ca-cert.pem: the layout of other NBD servers.
@@ -14,7 +14,8 @@ type TLS struct {
 	// Mode is "off", "optional" or "required". Empty means optional with
 	// Certificates and off without, as with nbdkit.
 	Mode TLSMode `yaml:"mode"`
-	// VerifyPeer has clients show a certificate of the authority in ca-cert.pem.
+	// VerifyPeer requires clients to present a certificate issued by the authority in
+	// ca-cert.pem.
 	VerifyPeer bool `yaml:"verify-peer"`
 }
 
