@@ -96,6 +96,21 @@ func (f *faultyWorld) wantNothing(t testing.TB) {
 	}
 }
 
+// unmapApart has disk0 release blocks 0 and 2 by one UNMAP.
+func (f *faultyWorld) unmapApart(t *testing.T) {
+	t.Helper()
+	list := f.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
+	scsi.PutUnmapHeader(list.Bytes, 2)
+	scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
+	scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes+scsi.UnmapDescriptorBytes:], 2, 1)
+	unmap := disk0.Write(1, 0, 1, list)
+	scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
+	unmap.CDBBytes = 10
+	if c := f.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
+		t.Errorf("unmap: %+v", c)
+	}
+}
+
 // awaitHeld waits until so many commands are held.
 func (f *faultyWorld) awaitHeld(n int) {
 	for f.dev.Stats().HeldByFaults != n {
@@ -1161,16 +1176,7 @@ func TestFaults_Data(t *testing.T) {
 		if got := read(t); !bytes.Equal(got, full(1)) {
 			t.Errorf("reads %#x after a write that failed, want 1 still", got[0])
 		}
-		list := w.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
-		scsi.PutUnmapHeader(list.Bytes, 2)
-		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
-		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes+scsi.UnmapDescriptorBytes:], 2, 1)
-		unmap := disk0.Write(1, 0, 1, list)
-		scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
-		unmap.CDBBytes = 10
-		if c := w.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
-			t.Errorf("unmap: %+v", c)
-		}
+		w.unmapApart(t)
 		got := read(t)
 		for lba, want := range []byte{2, 1, 2, 1, 1, 1, 1, 1} {
 			if b := got[lba*blockBytes]; b != want {
@@ -1192,16 +1198,7 @@ func TestFaults_Data(t *testing.T) {
 		if !isBad(0) {
 			t.Error("a write that was aborted before it was executed has repaired a block")
 		}
-		list := w.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
-		scsi.PutUnmapHeader(list.Bytes, 2)
-		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
-		scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes+scsi.UnmapDescriptorBytes:], 2, 1)
-		unmap := disk0.Write(1, 0, 1, list)
-		scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
-		unmap.CDBBytes = 10
-		if c := w.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
-			t.Errorf("unmap: %+v", c)
-		}
+		w.unmapApart(t)
 		for lba, bad := range []bool{false, true, false, true} {
 			if got := isBad(uint64(lba)); got != bad {
 				t.Errorf("block %d is bad: %t, want %t", lba, got, bad)

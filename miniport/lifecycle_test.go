@@ -18,13 +18,9 @@ import (
 // unitChange is what OnUnitsChanged said.
 type unitChange struct{ added, removed []*port.LogicalUnit }
 
-// TestHotUnits: a unit that is plugged in while others work is found through the
-// event interrupt and serves a disk; pulled out under load, its requests fail and
-// those of the others do not.
-func TestHotUnits(t *testing.T) {
-	m, r, p, a := bring(t, miniport.Options{Queues: 2})
-	changes := make(chan unitChange, 4)
-	a.OnUnitsChanged(func(added, removed []*port.LogicalUnit) { changes <- unitChange{added, removed} })
+// newHotUnit makes a unit of 8 MiB, and its medium, which the caller closes.
+func newHotUnit(t *testing.T) (*media.Memory, *target.Unit) {
+	t.Helper()
 	medium, err := media.NewMemory(media.MemoryConfig{SizeBytes: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -33,6 +29,17 @@ func TestHotUnits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return medium, unit
+}
+
+// TestHotUnits: a unit that is plugged in while others work is found through the
+// event interrupt and serves a disk; pulled out under load, its requests fail and
+// those of the others do not.
+func TestHotUnits(t *testing.T) {
+	m, r, p, a := bring(t, miniport.Options{Queues: 2})
+	changes := make(chan unitChange, 4)
+	a.OnUnitsChanged(func(added, removed []*port.LogicalUnit) { changes <- unitChange{added, removed} })
+	medium, unit := newHotUnit(t)
 	if err := r.device.AddUnit(0, 5, unit); err != nil {
 		t.Fatal(err)
 	}
@@ -133,14 +140,7 @@ func TestHotUnits_DuringReset(t *testing.T) {
 			_, r, p, a := bring(t, miniport.Options{Queues: 2})
 			changes := make(chan unitChange, 4)
 			a.OnUnitsChanged(func(added, removed []*port.LogicalUnit) { changes <- unitChange{added, removed} })
-			medium, err := media.NewMemory(media.MemoryConfig{SizeBytes: 8 << 20})
-			if err != nil {
-				t.Fatal(err)
-			}
-			unit, err := target.NewUnit(medium, target.Config{Serial: "hot"})
-			if err != nil {
-				t.Fatal(err)
-			}
+			medium, unit := newHotUnit(t)
 			event := uint16(r.device.Messages() - 1)
 			a.MaskMsixInterrupt(p, event, true)
 			if err := r.device.AddUnit(0, 5, unit); err != nil {

@@ -567,26 +567,34 @@ func TestTakeOver_PredecessorFails(t *testing.T) {
 		t.Run(want, func(t *testing.T) {
 			s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
 			fakePredecessor(t, s, func(c *net.UnixConn) error { return errors.Join(drained(c, ""), last(s, c)) })
-			p, err := s.takeOver(t, client.HandOver{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var log lockedBuffer
-			p.log = slog.New(slog.NewTextHandler(&log, nil))
-			s.Admin = config.Off // the fake one still has it
-			o := s.options(t)
-			o.Predecessor = p
-			d, err := Start(t.Context(), o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer stopper(t, d)()
-			open(t, s.socket(), "u")
+			log := s.startAfterFake(t)
 			if !strings.Contains(log.String(), want) {
-				t.Errorf("the log does not tell:\n%s", &log)
+				t.Errorf("the log does not tell:\n%s", log)
 			}
 		})
 	}
+}
+
+// startAfterFake starts a daemon in the place of a fake predecessor, which keeps the admin
+// socket, until the end of the test. It serves disk u. The log is that of the take-over.
+func (s *settings) startAfterFake(t *testing.T) *lockedBuffer {
+	t.Helper()
+	p, err := s.takeOver(t, client.HandOver{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &lockedBuffer{}
+	p.log = slog.New(slog.NewTextHandler(log, nil))
+	s.Admin = config.Off
+	o := s.options(t)
+	o.Predecessor = p
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopper(t, d))
+	open(t, s.socket(), "u")
+	return log
 }
 
 // A lock that cannot say whose it is, on a full file system for example, is no reason not
@@ -612,23 +620,9 @@ func TestTakeOver_LockNotWritten(t *testing.T) {
 	fakePredecessor(t, s, func(c *net.UnixConn) error {
 		return drained(c, s.socket(), int(socket.Fd()), int(lock.Fd()))
 	})
-	p, err := s.takeOver(t, client.HandOver{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var log lockedBuffer
-	p.log = slog.New(slog.NewTextHandler(&log, nil))
-	s.Admin = config.Off // the fake one still has it
-	o := s.options(t)
-	o.Predecessor = p
-	d, err := Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stopper(t, d)()
-	open(t, s.socket(), "u")
+	log := s.startAfterFake(t)
 	if !strings.Contains(log.String(), "does not say whose it is") || !strings.Contains(log.String(), s.socket()) {
-		t.Errorf("the log does not tell of the lock:\n%s", &log)
+		t.Errorf("the log does not tell of the lock:\n%s", log)
 	}
 }
 
