@@ -665,6 +665,20 @@ func TestTimeout_RearmedByCompletions(t *testing.T) {
 	})
 }
 
+// endStuck completes what the driver holds, resets among it, and frees the SRBs of a test in
+// a bubble.
+func (b *bench) endStuck(srbs ...*SRB) {
+	b.t.Helper()
+	for _, x := range b.d.take() {
+		b.d.complete(b.p, x)
+	}
+	synctest.Wait()
+	for _, s := range srbs {
+		b.a.FreeSRB(s)
+	}
+	b.wantNoViolations()
+}
+
 // An SRB that the port completes by itself is no sign of life from the unit.
 func TestTimeout_NotRearmedByPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -680,13 +694,7 @@ func TestTimeout_NotRearmedByPort(t *testing.T) {
 		if n := b.a.timeouts.Load(); n != 1 {
 			t.Errorf("%d timeouts of a unit with a stuck request, want 1", n)
 		}
-		for _, x := range b.d.take() { // resets among them
-			b.d.complete(b.p, x)
-		}
-		synctest.Wait()
-		b.a.FreeSRB(stuck)
-		b.a.FreeSRB(s)
-		b.wantNoViolations()
+		b.endStuck(stuck, s)
 	})
 }
 
@@ -722,13 +730,7 @@ func TestTimeout_NotRearmedByRefused(t *testing.T) {
 			refused(s)
 		}
 		wantTimeouts(2*time.Second, 1)
-		for _, x := range b.d.take() { // resets among them
-			b.d.complete(b.p, x)
-		}
-		synctest.Wait()
-		b.a.FreeSRB(stuck)
-		b.a.FreeSRB(s)
-		b.wantNoViolations()
+		b.endStuck(stuck, s)
 	})
 }
 
