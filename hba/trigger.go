@@ -26,6 +26,14 @@ type undo struct {
 	fault   *fault.Fault
 	run     func()
 	limited *target.Unit
+	stop    func() bool // of the timer that ends it, nil without one; guarded by undoMu
+}
+
+// stopTimer lets go of an undo that has been taken out of the undos. Device.undoMu is held.
+func (u *undo) stopTimer() {
+	if u.stop != nil {
+		u.stop()
+	}
 }
 
 // triggersLocked sets off the unit faults of a command that has come to a place.
@@ -136,12 +144,16 @@ func (d *Device) undoLater(u *undo) {
 	} else {
 		// The same fault now ends later: a rule may set the limit with each command.
 		d.undos = append(slices.DeleteFunc(d.undos, func(other *undo) bool {
-			return other.limited == u.limited && other.fault == u.fault
+			same := other.limited == u.limited && other.fault == u.fault
+			if same {
+				other.stopTimer()
+			}
+			return same
 		}), u)
 		d.limitLocked(u.limited)
 	}
 	if after := u.fault.Rule().Action.For; after != 0 {
-		d.clock.AfterFunc(time.Duration(after), func() {
+		u.stop = d.clock.AfterFunc(time.Duration(after), func() {
 			d.undoTriggersWhere(func(other *undo) bool { return other == u })
 		})
 	}
@@ -189,6 +201,7 @@ func (d *Device) undoTriggersWhere(match func(*undo) bool) {
 		return true
 	})
 	for _, u := range ended {
+		u.stopTimer()
 		d.undoLocked(u)
 	}
 }

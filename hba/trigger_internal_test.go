@@ -220,10 +220,17 @@ func TestUndoLater_Again(t *testing.T) {
 		}
 	}
 	want("with both", 2, 2)
+	if n := len(w.clock.calls); n != 1 {
+		t.Errorf("%d timers, want one for the rule that has a time", n)
+	}
 	w.clock.advance(w.clock.now + 58*time.Second)
 	want("before the end of the last small one", 2, 2)
 	w.clock.advance(w.clock.now + time.Second)
 	want("after it", 1<<11, 1)
+	w.d.trigger(s.Fault("small"), w.units[0])
 	w.set(t)
 	want("without rules", 1<<12, 0)
+	if n := len(w.clock.calls); n != 0 {
+		t.Errorf("%d timers of rules that have gone", n)
+	}
 }
