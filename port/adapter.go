@@ -154,6 +154,9 @@ type Adapter struct {
 	enumerator *service // enumerations, and work items that wait for I/O
 	recovery   *service // the reset road, and control of the adapter: they take turns
 
+	// quietLooks is how many looks in a row saw nothing. The timer service's own.
+	quietLooks int
+
 	// gone is closed when the hardware is found to be gone.
 	gone chan struct{}
 	// failed is closed when the adapter is marked so.

@@ -2,14 +2,20 @@ package port
 
 import "time"
 
-// lookPeriod is how often the units' queues are looked at.
-const lookPeriod = 100 * time.Millisecond
+// lookPeriod is how often the units' queues are looked at. After restAfter looks that
+// saw nothing, they are looked at once a second until something has come: an idle
+// daemon hardly wakes up. What is done between two such looks is not counted as busy.
+const (
+	lookPeriod = 100 * time.Millisecond
+	restAfter  = 100
+)
 
 // looks are what the port learns of a queue by looking at it now and then, so that
 // SRBs need not carry a time: whether anything was there, and since when the SRBs at
 // the two heads have been. An SRB seen at only one look has no age.
 type looks struct {
-	last             int64 // when the last look was, by System.nanos
+	last             int64  // when the last look was, by System.nanos
+	started          uint64 // LUStats.Started at that time
 	pending, waiting sighting
 }
 
@@ -23,13 +29,19 @@ type sighting struct {
 
 func (g sighting) is(s *SRB) bool { return g.s == s && g.life == s.life }
 
-// look looks at all queues.
+// look looks at all queues. It returns false if there has been nothing to see for some
+// time.
 //
 // Level: Passive, on the timer service.
-func (a *Adapter) look(*Processor) {
+func (a *Adapter) look(*Processor) (again bool) {
 	now := a.sys.nanos()
+	a.quietLooks++
 	for _, lu := range a.units.Load().list {
 		lu.mu.Lock()
+		if lu.stats.Started != lu.looks.started || lu.waiting.n > 0 || lu.outstanding > 0 {
+			lu.looks.started = lu.stats.Started
+			a.quietLooks = 0
+		}
 		if lu.outstanding > 0 || lu.waiting.n > 0 {
 			lu.stats.BusyTime += min(time.Duration(now-lu.looks.last), 2*lookPeriod) // a look may be late
 		}
@@ -37,6 +49,7 @@ func (a *Adapter) look(*Processor) {
 		lu.lookLocked(now)
 		lu.mu.Unlock()
 	}
+	return a.quietLooks < restAfter
 }
 
 // lookLocked notes which SRBs are at the heads and returns how long the older of them

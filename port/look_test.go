@@ -1,7 +1,9 @@
 package port
 
 import (
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -42,6 +44,64 @@ func TestLook(t *testing.T) {
 	d.complete(b.p, d.take()[0])
 	b.lu.Submit(b.p, []*SRB{second})
 	step("another life of the same SRB", 0, 5*tick)
+}
+
+// TestLook_Rests: looks that see nothing for long enough say so, and one that sees that
+// something has come and gone says that too.
+func TestLook_Rests(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newUncheckedBench(t, d, AdapterOptions{}, SystemConfig{})
+	defer b.remove()
+	b.a.service.stop() // it looks, too
+	looks := func(what string, again bool, n int) {
+		t.Helper()
+		for i := range n {
+			if got := b.a.look(b.p); got != again {
+				t.Fatalf("%s: look %d returned %t", what, i, got)
+			}
+		}
+	}
+	b.a.quietLooks = 0
+	looks("nothing yet", true, restAfter-1)
+	looks("quiet", false, 3)
+	b.lu.Submit(b.p, []*SRB{b.srb(&finished{})})
+	looks("outstanding", true, 2*restAfter)
+	d.complete(b.p, d.take()[0])
+	looks("over", true, restAfter-1)
+	looks("quiet again", false, 1)
+	b.lu.Submit(b.p, []*SRB{b.srb(&finished{})})
+	d.complete(b.p, d.take()[0])
+	looks("come and gone", true, restAfter)
+	looks("quiet once more", false, 1)
+}
+
+// TestService_Rests: a service looks ten times a second as long as there is something to
+// see, then once a second.
+func TestService_Rests(t *testing.T) {
+	b := newUncheckedBench(t, &driver{model: FullDuplex}, AdapterOptions{}, SystemConfig{})
+	defer b.remove()
+	synctest.Test(t, func(t *testing.T) {
+		v, err := b.a.sys.newService("timer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var busy, looks, ticks atomic.Int32
+		go v.run(func(*Processor) { ticks.Add(1) }, func(*Processor) bool {
+			looks.Add(1)
+			return busy.Load() != 0
+		})
+		for i, c := range []struct{ busy, looks int32 }{{1, 100}, {0, 10}, {0, 10}, {1, 91}, {1, 100}} {
+			busy.Store(c.busy)
+			looks.Store(0)
+			ticks.Store(0)
+			time.Sleep(10*time.Second + time.Millisecond)
+			// A look that changes the pace is one more, or one less, of the other's.
+			if got := looks.Load(); got < c.looks-1 || got > c.looks+1 || ticks.Load() != 10 {
+				t.Errorf("ten seconds %d: %d looks, want %d; %d ticks, want 10", i, got, c.looks, ticks.Load())
+			}
+		}
+		v.stop()
+	})
 }
 
 // TestGateTimes: how long SRBs were held back, for each reason and until now.

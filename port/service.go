@@ -29,23 +29,33 @@ func (s *System) newService(name string) (*service, error) {
 }
 
 // run does the service's work. tick, if not nil, is called every second, and look
-// every lookPeriod.
-func (v *service) run(tick, look func(p *Processor)) {
+// every lookPeriod, or with tick for as long as it returns false.
+func (v *service) run(tick func(p *Processor), look func(p *Processor) (again bool)) {
 	defer close(v.done)
 	defer v.p.Close()
 	var ticks, looks <-chan time.Time
+	var looker *time.Ticker
+	resting := false
 	if tick != nil {
-		t, l := time.NewTicker(time.Second), time.NewTicker(lookPeriod)
-		defer t.Stop()
-		defer l.Stop()
-		ticks, looks = t.C, l.C
+		ticker := time.NewTicker(time.Second)
+		looker = time.NewTicker(lookPeriod)
+		defer ticker.Stop()
+		defer looker.Stop()
+		ticks, looks = ticker.C, looker.C
 	}
 	for {
 		select {
 		case <-ticks:
 			tick(v.p)
+			if resting && look(v.p) {
+				resting = false
+				looker.Reset(lookPeriod)
+			}
 		case <-looks:
-			look(v.p)
+			if !look(v.p) {
+				resting = true
+				looker.Stop()
+			}
 		case <-v.wake:
 		}
 		for {
