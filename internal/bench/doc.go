@@ -22,7 +22,8 @@
 //	load.go      the clients: fio and nbdcopy
 //	measure.go   processor time, system calls and memory of a process
 //	rounds.go    interleaved rounds and their medians
-//	special.go   rows that are no fio run: copies, system calls, idle connections
+//	special.go   rows that are no fio run: copies and system calls
+//	idle.go      what idle connections cost
 //	growth.go    one thing grows at a time
 //	inprocess.go benchmarks without a socket, on one and two processors
 //	guest.go     rows of a guest kernel's /dev/nbd0; guestinit.go is its inside

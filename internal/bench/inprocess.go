@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -45,8 +46,8 @@ func (b *bench) roundTrip() ([]string, error) {
 
 // A goBenchmark is the runs of one benchmark of package testing.
 type goBenchmark struct {
-	name, allocations string
-	ns                []float64
+	name            string
+	ns, allocations []float64 // for each request, run by run
 }
 
 // byBenchmark groups the lines that benchmarks printed by name, in the order of the first
@@ -59,8 +60,9 @@ func byBenchmark(lines []string) []goBenchmark {
 		if len(f) < 4 {
 			continue
 		}
-		ns, err := strconv.ParseFloat(f[2], 64)
-		if err != nil {
+		ns, nsErr := strconv.ParseFloat(f[2], 64)
+		allocations, err := strconv.ParseFloat(f[len(f)-2], 64)
+		if nsErr != nil || err != nil {
 			continue
 		}
 		name := strings.TrimPrefix(f[0], "Benchmark")
@@ -74,7 +76,7 @@ func byBenchmark(lines []string) []goBenchmark {
 			out = append(out, goBenchmark{name: name})
 		}
 		out[i].ns = append(out[i].ns, ns)
-		out[i].allocations = f[len(f)-2]
+		out[i].allocations = append(out[i].allocations, allocations)
 	}
 	return out
 }
@@ -95,13 +97,37 @@ const (
 	scaleCopyTarget = scaleTarget / 2
 )
 
+// The row that says what the whole road costs: how many nanoseconds more a read takes
+// than a copy of as many bytes in the same round.
+const (
+	costRow    = "round-trip-4k"
+	costTarget = 250
+)
+
+// costVerdicts compares a read with a copy.
+func costVerdicts(lines []string) []reportRow {
+	by := byBenchmark(lines)
+	ours, copies := find(by, scaleWork+"/processors=1"), find(by, scaleCopy+"/processors=1")
+	if len(ours.ns) == 0 || len(copies.ns) != len(ours.ns) {
+		return nil
+	}
+	costs := make([]float64, len(ours.ns))
+	for i := range costs {
+		costs[i] = ours.ns[i] - copies.ns[i]
+	}
+	return []reportRow{
+		judged(reportRow{Row: costRow, Against: copyAlone, Metric: more, Target: costTarget, Ours: median(ours.ns), Peers: median(copies.ns)}, costs),
+		judged(reportRow{Row: costRow, Metric: allocs, Ours: median(ours.allocations)}, ours.allocations),
+	}
+}
+
 // scaleVerdicts compares one processor with two.
 func scaleVerdicts(lines []string) []reportRow {
 	by := byBenchmark(lines)
 	gains := func(name string) (out []float64) {
 		one, two := find(by, name+"/processors=1"), find(by, name+"/processors=2")
-		for i := range min(len(one), len(two)) {
-			out = append(out, one[i]/two[i])
+		for i := range min(len(one.ns), len(two.ns)) {
+			out = append(out, one.ns[i]/two.ns[i])
 		}
 		return out
 	}
@@ -120,11 +146,10 @@ func scaleVerdicts(lines []string) []reportRow {
 	return append(out, judged(reportRow{Row: scaleRow, Against: copyAlone, Metric: scale, Target: scaleCopyTarget, Ours: median(ours), Peers: median(copies)}, ratios))
 }
 
-func find(by []goBenchmark, name string) []float64 {
-	for i := range by {
-		if by[i].name == name {
-			return by[i].ns
-		}
+// find returns the runs of one benchmark, none if it did not run.
+func find(by []goBenchmark, name string) goBenchmark {
+	if i := slices.IndexFunc(by, func(x goBenchmark) bool { return x.name == name }); i >= 0 {
+		return by[i]
 	}
-	return nil
+	return goBenchmark{}
 }

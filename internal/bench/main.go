@@ -91,7 +91,7 @@ Where others use the machine, chrt -r 10 before it keeps them away; the document
 	var now, all results
 	parts := b.parts(match)
 	if len(parts) == 0 {
-		return errors.Join(fmt.Errorf("-rows %q: no row's name matches; see the first column of docs/benchmarks.md, and idle, round-trip, growth", *rows), os.RemoveAll(dir))
+		return errors.Join(fmt.Errorf("-rows %q: no row's name matches; see the first column of docs/benchmarks.md, and growth", *rows), os.RemoveAll(dir))
 	}
 	err = errors.Join(b.measure(&now, parts), os.RemoveAll(dir))
 	all = now
@@ -160,16 +160,16 @@ func (b *bench) parts(match *regexp.Regexp) []part {
 			return nil
 		}})
 	}
-	if match.MatchString("idle") {
-		out = append(out, part{"idle", idleTime + 3*time.Second, func(r *results) error {
+	if match.MatchString(idleRow) {
+		out = append(out, part{idleRow, idleSettle + idleTime + time.Second, func(r *results) error {
 			each, busy, err := b.idle()
 			if err == nil {
-				r.Idle = &idleResult{Connections: idleConnections, BytesEach: each, Busy: busy}
+				r.Idle = &idleResult{Connections: idleConnections, BytesEach: each, Busy: busy, Seconds: idleTime.Seconds()}
 			}
 			return err
 		}})
 	}
-	if match.MatchString("round-trip") {
+	if match.MatchString(costRow) || match.MatchString(scaleRow) {
 		out = append(out, part{"round-trip", inProcessRounds * 15 * time.Second, func(r *results) (err error) {
 			r.RoundTrip, err = b.roundTrip()
 			return err

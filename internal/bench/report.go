@@ -56,7 +56,7 @@ func judge(all *results) (*report, error) {
 			r.Verdicts = append(r.Verdicts, o.verdict(t))
 		}
 	}
-	r.Verdicts = append(r.Verdicts, scaleVerdicts(all.RoundTrip)...)
+	r.Verdicts = slices.Concat(r.Verdicts, costVerdicts(all.RoundTrip), scaleVerdicts(all.RoundTrip), all.Idle.verdicts())
 	return r, nil
 }
 
@@ -91,9 +91,6 @@ func (o *outcome) verdict(t target) reportRow {
 func (r *report) print() {
 	for i := range r.Verdicts {
 		_, _ = fmt.Println(&r.Verdicts[i])
-	}
-	if r.Idle != nil {
-		_, _ = fmt.Printf("%d idle connections: %d bytes each, %s of processor time in %s\n", r.Idle.Connections, r.Idle.BytesEach, r.Idle.Busy, idleTime)
 	}
 	for _, l := range r.RoundTrip {
 		_, _ = fmt.Println(l)
@@ -135,7 +132,7 @@ func (r *report) markdown() string {
 		line("- %s", m)
 	}
 	line("")
-	line("| work | against | metric | vhbad | peer | ratio | least … most | rounds | target | |")
+	line("| work | against | metric | vhbad | peer | result | least … most | rounds | target | |")
 	line("|---|---|---|---:|---:|---:|---:|---:|---:|---|")
 	for i := range r.Verdicts {
 		x := &r.Verdicts[i]
@@ -155,10 +152,6 @@ func (r *report) markdown() string {
 		}
 		line("| %s | %s | %s | %s | %s | %.2f | %.2f … %.2f | %d | %s %.2f | %s |", x.Row, against, x.Metric, number(x.Ours), peers, x.Ratio, x.Least, x.Most, x.Rounds, sign, x.Target, verdict)
 	}
-	if r.Idle != nil {
-		line("")
-		line("%d idle connections: %.1f KiB of memory each; %s of processor time in %s.", r.Idle.Connections, float64(r.Idle.BytesEach)/kib, r.Idle.Busy, idleTime)
-	}
 	if len(r.RoundTrip) > 0 {
 		line("")
 		line("In process, no socket:")
@@ -166,7 +159,7 @@ func (r *report) markdown() string {
 		line("| benchmark | ns for each request | least … most | allocations |")
 		line("|---|---:|---:|---:|")
 		for _, x := range byBenchmark(r.RoundTrip) {
-			line("| %s | %.0f | %.0f … %.0f | %s |", x.name, median(x.ns), slices.Min(x.ns), slices.Max(x.ns), x.allocations)
+			line("| %s | %.0f | %.0f … %.0f | %.0f |", x.name, median(x.ns), slices.Min(x.ns), slices.Max(x.ns), slices.Max(x.allocations))
 		}
 	}
 	if len(r.Growth) > 0 {

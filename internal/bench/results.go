@@ -36,6 +36,7 @@ type idleResult struct {
 	Connections int           `json:"connections"`
 	BytesEach   int64         `json:"bytes_each"`
 	Busy        time.Duration `json:"busy_ns"`
+	Seconds     float64       `json:"seconds"` // while they were busy for Busy
 }
 
 // add appends outcomes.

@@ -14,6 +14,11 @@ const (
 	seconds metric = "time"
 	calls   metric = "system calls per I/O"
 	scale   metric = "two processors ÷ one"
+	more    metric = "ns more per I/O"
+	allocs  metric = "allocations per I/O"
+	kibEach metric = "KiB of memory each"
+	// busyPercent is of one processor.
+	busyPercent metric = "processor time, %"
 )
 
 func (m metric) of(r result) float64 {
@@ -30,7 +35,7 @@ func (m metric) of(r result) float64 {
 		return r.Seconds
 	case calls:
 		return r.Calls
-	case scale: // no server's: see scaleVerdicts
+	case scale, more, allocs, kibEach, busyPercent: // of no run of a client
 	}
 	panic("bench: no metric " + string(m))
 }
