@@ -136,7 +136,7 @@ func (p *Processor) finishCompleted() {
 		}
 		yieldPoint("finish: adapter's gate")
 		if gate := a.gate.Load(); gate != 0 {
-			a.noteCompletions(p, t.freed-t.turnedAway)
+			a.noteCompletions(p, t.freed-t.uncounted)
 		}
 		p.giveBack(t.done)
 		if run.head != nil {
@@ -148,12 +148,12 @@ func (p *Processor) finishCompleted() {
 
 // A settlement is the result of settleLocked for a list of SRBs.
 type settlement struct {
-	done       *SRB // a list, for their owners
-	rest       *SRB // of the list: those of other units
-	answered   int  // were outstanding, and it is the unit or its miniport that has answered
-	ended      int  // were outstanding, and go to their owners
-	freed      int  // had one of the adapter's MaxNumberOfIO
-	turnedAway int  // of those, were BUSY and wait again
+	done      *SRB // a list, for their owners
+	rest      *SRB // of the list: those of other units
+	answered  int  // were outstanding, and it is the unit or its miniport that has answered
+	ended     int  // of those, go to their owners
+	freed     int  // had one of the adapter's MaxNumberOfIO
+	uncounted int  // of those, were BUSY and wait again, or were refused by the port
 }
 
 // settleLocked takes the unit's SRBs in list out of its accounts; those of other units
@@ -186,12 +186,15 @@ func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
 				s.reached(p, StageQueue)
 			}
 			if wasCharged {
-				t.turnedAway++
+				t.uncounted++
 			}
 			again.push(s)
 		default:
-			if wasPending {
+			switch {
+			case wasPending && !s.refused:
 				t.ended++
+			case wasCharged && s.refused:
+				t.uncounted++
 			}
 			lu.freezeLocked(s)
 			done.push(s)

@@ -264,6 +264,35 @@ func TestQueue_BusyCountsOutstanding(t *testing.T) {
 	}
 }
 
+// An SRB that the port itself refuses after it was started never was the miniport's, and
+// does not count either.
+func TestQueue_BusyCountsNoRefused(t *testing.T) {
+	for name, busy := range map[string]func(b *bench){
+		"unit":    func(b *bench) { b.a.DeviceBusy(b.p, 0, 0, 0, 1) },
+		"adapter": func(b *bench) { b.a.Busy(b.p, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &driver{model: FullDuplex}
+			b := newBench(t, d, AdapterOptions{})
+			s := b.srbs(3, &finished{})
+			b.lu.Submit(b.p, s[:1])
+			b.wantStarted(s[0])
+			d.buildIo = func(*Processor, *SRB) bool { busy(b); return true }
+			s[2].DataTransferBytes = 512 // and no buffer
+			b.lu.Submit(b.p, s[1:])
+			d.buildIo = nil
+			if s[2].Status != StatusInvalidRequest {
+				t.Errorf("%s, want INVALID_REQUEST", s[2])
+			}
+			b.wantStarted()
+			b.d.complete(b.p, s[0])
+			b.wantStarted(s[1])
+			b.d.complete(b.p, s[1])
+			b.wantNoViolations()
+		})
+	}
+}
+
 // SRBs that a busy adapter turns away do not count towards those that it waits for, nor
 // does it wait for ever if there are no others.
 func TestBusy_TurnedAway(t *testing.T) {
