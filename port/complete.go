@@ -151,7 +151,7 @@ type settlement struct {
 	done      *SRB // a list, for their owners
 	rest      *SRB // of the list: those of other units
 	answered  int  // were outstanding, and it is the unit or its miniport that has answered
-	ended     int  // of those, go to their owners
+	ended     int  // of those, go to their owners, and have not completed before a BUSY one
 	freed     int  // had one of the adapter's MaxNumberOfIO
 	uncounted int  // of those, were BUSY and wait again, or were refused by the port
 }
@@ -188,6 +188,7 @@ func (lu *LogicalUnit) settleLocked(p *Processor, list *SRB) (t settlement) {
 			if wasCharged {
 				t.uncounted++
 			}
+			t.ended = 0 // a new wait has begun
 			again.push(s)
 		default:
 			switch {

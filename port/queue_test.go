@@ -293,6 +293,27 @@ func TestQueue_BusyCountsNoRefused(t *testing.T) {
 	}
 }
 
+// The wait after QUEUE FULL is for SRBs that are outstanding then: those that completed
+// before it do not count, though the port learns of both together.
+func TestQueue_QueueFullCountsLater(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	s := b.srbs(8, &finished{})
+	b.lu.Submit(b.p, s)
+	b.wantStarted(s...)
+	old := b.p.raise(Dispatch)
+	b.d.complete(b.p, s[0])
+	s[1].Status, s[1].ScsiStatus = StatusError, scsi.StatusTaskSetFull
+	b.a.Complete(b.p, s[1])
+	b.p.lower(old)
+	b.wantStarted()
+	b.d.complete(b.p, s[2])
+	b.wantStarted(s[1])
+	for _, x := range append(s[3:], s[1]) {
+		b.d.complete(b.p, x)
+	}
+	b.wantNoViolations()
+}
+
 // SRBs that a busy adapter turns away do not count towards those that it waits for, nor
 // does it wait for ever if there are no others.
 func TestBusy_TurnedAway(t *testing.T) {
