@@ -83,6 +83,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *int) {
+	lu.bringForwardLocked()
 	for lu.waiting.head != nil && *credits > 0 && lu.mayStartLocked(lu.waiting.head) {
 		s := lu.waiting.pop()
 		*credits--

@@ -358,6 +358,60 @@ func TestBusy_TurnedAway(t *testing.T) {
 	}
 }
 
+// SRBs that pass a closed gate and wait for the depth, or for others, are started in their
+// order, whether the gate closed before or after they came.
+func TestQueue_BypassOrder(t *testing.T) {
+	const bypass = FlagBypassFrozenQueue | FlagBypassLockedQueue
+	closers := map[string]func(b *bench, last *SRB){
+		"frozen": func(b *bench, last *SRB) {
+			last.Status = StatusError
+			b.a.Complete(b.p, last)
+		},
+		"locked": func(b *bench, last *SRB) {
+			lock := b.srb(&finished{})
+			lock.Function = FunctionLockQueue
+			b.lu.Submit(b.p, []*SRB{lock})
+			b.d.complete(b.p, last)
+		},
+	}
+	for name, closeGate := range closers {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+			b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1)
+			s := b.srbs(6, &finished{})
+			s[0].Flags &^= FlagNoQueueFreeze
+			for _, x := range s[2:] {
+				x.Flags |= bypass
+			}
+			b.lu.Submit(b.p, s[:3]) // one that does not bypass among those that wait
+			b.wantStarted(s[0])
+			closeGate(b, s[0])
+			b.wantStarted(s[2])
+			s[3].QueueAction = OrderedTag
+			b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 2)
+			b.lu.Submit(b.p, s[3:4])
+			b.lu.Submit(b.p, s[4:5])
+			b.lu.Submit(b.p, s[5:6])
+			b.wantStarted() // behind the ordered one
+			b.d.complete(b.p, s[2])
+			b.wantStarted(s[3])
+			b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1)
+			b.d.complete(b.p, s[3])
+			b.wantStarted(s[4])
+			b.d.complete(b.p, s[4])
+			b.wantStarted(s[5])
+			b.d.complete(b.p, s[5])
+			b.wantStarted()
+			open := b.srb(&finished{})
+			open.Function = map[string]Function{"frozen": FunctionReleaseQueue, "locked": FunctionUnlockQueue}[name]
+			b.lu.Submit(b.p, []*SRB{open})
+			b.wantStarted(s[1])
+			b.d.complete(b.p, s[1])
+			b.wantNoViolations()
+		})
+	}
+}
+
 // A failure freezes the queue unless told not to; RELEASE_QUEUE thaws it,
 // FLUSH_QUEUE empties it.
 func TestQueue_Freeze(t *testing.T) {

@@ -257,13 +257,43 @@ func (s *SRB) taskManagement() bool {
 	}
 }
 
-// bypassesLocked reports whether s passes a gate that holds others back, and so
-// goes ahead of waiting SRBs.
+// bypassesLocked reports whether s passes a gate that holds back all waiting SRBs, and so
+// goes ahead of them.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) bypassesLocked(s *SRB) bool {
 	unit, adapter := lu.gate.Load(), lu.a.gate.Load()
-	return unit|adapter != 0 && s.passes(unit, adapter)
+	if unit|adapter == 0 || !s.passes(unit, adapter) {
+		return false
+	}
+	for x := lu.waiting.head; x != nil; x = x.next {
+		if x.passes(unit, adapter) {
+			return false
+		}
+	}
+	return true
+}
+
+// bringForwardLocked puts the waiting SRBs that pass a frozen or locked gate before those
+// that do not, and keeps the order among each. The gate may have closed when they waited
+// already, and those behind which they wait may wait for ever.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) bringForwardLocked() {
+	unit, adapter := lu.gate.Load(), lu.a.gate.Load()
+	if unit&(gateFrozen|gateLocked) == 0 || unit&^(gateFrozen|gateLocked)|adapter != 0 {
+		return // the flags that let an SRB pass those are of no use against the rest
+	}
+	var pass, stay srbQueue
+	for lu.waiting.head != nil {
+		if s := lu.waiting.pop(); s.passes(unit, adapter) {
+			pass.push(s)
+		} else {
+			stay.push(s)
+		}
+	}
+	stay.prepend(&pass)
+	lu.waiting = stay
 }
 
 // alone reports whether s runs with nothing else outstanding on its unit.
@@ -375,12 +405,12 @@ func (s *SRB) timeout() uint32 {
 	return s.adapter.options.DefaultTimeoutSecs
 }
 
-// enqueueLocked puts s at the end of the queue or, if it is a head-of-queue SRB or has a
-// flag that bypasses a closed gate, at the front.
+// enqueueLocked puts s at the end of the queue or, if it is a head-of-queue SRB, at the
+// front. See bringForwardLocked for those that pass a closed gate.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) enqueueLocked(s *SRB) {
-	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 || lu.bypassesLocked(s) {
+	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 {
 		lu.waiting.pushFront(s)
 		return
 	}
