@@ -258,7 +258,7 @@ func runListRoutine(p *Processor, d *Dpc) {
 }
 
 // PutScatterGatherList ends what BuildScatterGatherList began. The device must be
-// done with the memory.
+// done with the memory. If the list's routine has not begun, it is not called.
 //
 // Level: exactly Dispatch. Errors: wrong level, a list that is not in use.
 // Source: storport.h StorPortPutScatterGatherList.
@@ -269,6 +269,7 @@ func (a *Adapter) PutScatterGatherList(p *Processor, l *ScatterGatherList) error
 	if l.window == 0 || l.a != a {
 		return errors.New("port: the scatter/gather list is not in use")
 	}
+	a.CancelDpc(p, &l.dpc)
 	a.sys.iommu.Unmap(l.window)
 	a.sys.iommu.FreeWindow(l.window)
 	l.window, l.Segments = 0, nil

@@ -408,6 +408,51 @@ func TestScatterGatherList(t *testing.T) {
 	b.p.lower(old)
 }
 
+// A list that is put back before its routine's turn comes has no turn any more; one that is
+// built again has one.
+func TestScatterGatherList_PutBeforeRoutine(t *testing.T) {
+	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+	memory := b.arena.Alloc(4096)
+	defer b.arena.Free(memory)
+	var l ScatterGatherList
+	runs := 0
+	build := func() {
+		t.Helper()
+		if err := b.a.BuildScatterGatherList(b.p, &l, memory, FlagDataIn, func(_ *Processor, l *ScatterGatherList) {
+			if runs++; len(l.Segments) != 1 {
+				t.Errorf("the routine got %d segments, want 1", len(l.Segments))
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put := func() {
+		t.Helper()
+		if err := b.a.PutScatterGatherList(b.p, &l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := b.p.raise(Dispatch)
+	build()
+	put()
+	b.p.lower(old)
+	if runs != 0 {
+		t.Errorf("%d runs for a list that was put back, want none", runs)
+	}
+	old = b.p.raise(Dispatch)
+	build()
+	put()
+	build()
+	b.p.lower(old)
+	if runs != 1 {
+		t.Errorf("%d runs for a list that was put back and built again, want 1", runs)
+	}
+	old = b.p.raise(Dispatch)
+	put()
+	b.p.lower(old)
+	b.wantNoViolations()
+}
+
 // Changes that come before the look are looked at together, the highest wins, and
 // the routine runs with the StartIo lock.
 func TestStateChangeDetected(t *testing.T) {
