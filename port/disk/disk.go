@@ -68,7 +68,6 @@ type Disk struct {
 	lu       *port.LogicalUnit
 	adapter  *port.Adapter
 	options  Options
-	serial   string
 	geometry atomic.Pointer[geometry]
 	gate     rangeGate
 	groups   groupSet
@@ -97,6 +96,7 @@ var _ nbd.Device = (*Disk)(nil)
 
 // geometry is what the unit said about itself. It is replaced as a whole.
 type geometry struct {
+	serial     string
 	blocks     uint64
 	blockBytes uint64
 	readOnly   bool
@@ -165,7 +165,7 @@ func Attach(p *port.Processor, lu *port.LogicalUnit, o Options) (*Disk, error) {
 }
 
 // Serial is the unit's serial number (VPD page 80h).
-func (d *Disk) Serial() string { return d.serial }
+func (d *Disk) Serial() string { return d.geometry.Load().serial }
 
 // LogicalUnit is the unit behind the disk.
 func (d *Disk) LogicalUnit() *port.LogicalUnit { return d.lu }
@@ -404,6 +404,9 @@ func (d *Disk) learn(p *port.Processor) error {
 		return err
 	}
 	g := &geometry{}
+	if old := d.geometry.Load(); old != nil {
+		g.serial = old.serial // that of a unit does not change
+	}
 	capacity, err := t.capacity()
 	if err != nil {
 		return err
@@ -484,8 +487,8 @@ func (t *talker) pages(g *geometry, c scsi.Capacity) error {
 		if err != nil {
 			return err
 		}
-		if serial, ok := scsi.ParseVPDSerial(b); ok && t.d.serial == "" {
-			t.d.serial = serial
+		if serial, ok := scsi.ParseVPDSerial(b); ok && g.serial == "" {
+			g.serial = serial
 		}
 	}
 	var limits scsi.BlockLimits
