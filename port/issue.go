@@ -283,9 +283,11 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 			parked.push(s)
 			continue
 		}
+		var builtAt int64
 		if p.verify {
 			p.trail.add("StartIo", s.Tag)
 			p.checkStart(a, s)
+			builtAt = s.builtAt.Load()
 		}
 		s.built = false
 		s.owner.Store(ownerMiniport)
@@ -297,6 +299,7 @@ func (a *Adapter) start(p *Processor, run *srbQueue) {
 		}
 		if !ok && p.verify {
 			p.trail.add("StartIo refused", s.Tag)
+			p.checkRefused(s, builtAt)
 		}
 		started = true
 	}

@@ -31,6 +31,14 @@ func (p *Processor) checkStart(a *Adapter, s *SRB) {
 	}
 }
 
+// checkRefused is V4 for an SRB that StartIo has refused, which must have completed: it went
+// nowhere, so nothing would complete it later. builtAt tells the attempt from a later one.
+func (p *Processor) checkRefused(s *SRB, builtAt int64) {
+	if s.owner.Load() == ownerMiniport && s.builtAt.Load() == builtAt {
+		p.violateFor(CheckBuildIoFalse, s.request(), "StartIo returned false, and the SRB was not completed")
+	}
+}
+
 // checkOverdue is V4: SRBs for which BuildIo returned false must be completed within
 // their time-out. It is called once a second.
 func (lu *LogicalUnit) checkOverdue(p *Processor) {

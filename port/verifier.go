@@ -16,7 +16,7 @@ const (
 	CheckDoubleCompletion  Check = iota + 1 // V1: an SRB completed twice, or one that the miniport does not own
 	CheckStatus                             // V2: completed as PENDING, with QUEUE_FROZEN or with an unknown code
 	CheckUseAfterComplete                   // V3: SRB, extension or scatter/gather list written after completion
-	CheckBuildIoFalse                       // V4: BuildIo returned false and the SRB is overdue, or started all the same
+	CheckBuildIoFalse                       // V4: BuildIo returned false and the SRB is overdue, or started all the same; StartIo returned false and kept the SRB
 	CheckBuildIoCompleted                   // V5: BuildIo returned true for an SRB it had completed
 	CheckLockRules                          // V6: lock order, re-acquisition, release without acquisition or before a lock taken later, lock or level leaked, token kept
 	CheckCallingPlace                       // V7: routine not allowed in this callback or at this level

@@ -101,6 +101,12 @@ var provocations = []struct {
 		b.a.start(b.p, &run) // what a broken port would do
 		b.p.lower(Passive)
 	}},
+	{name: "V4 StartIo keeps what it refuses", check: CheckBuildIoFalse, in: "StartIo returned false", run: func(b *bench, _ *testClock) {
+		b.d.startIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return false }
+		b.submitOne() // as it should be
+		b.d.startIo = func(*Processor, *SRB) bool { return false }
+		b.d.complete(b.p, b.submitOne())
+	}},
 	{name: "V5 BuildIo true after completion", check: CheckBuildIoCompleted, run: func(b *bench, _ *testClock) {
 		b.d.buildIo = func(p *Processor, s *SRB) bool { b.d.complete(p, s); return true }
 		b.submitOne()

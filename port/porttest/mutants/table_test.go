@@ -69,8 +69,8 @@ var mutants = []mutant{
 		change: "BuildIo sets a status and returns false without completing",
 	},
 	{
-		name: "start_without_complete", source: "vioscsi SendSRB; #907", gene: startWithoutComplete, scenario: one, oracle: oracleLost,
-		change: "StartIo returns false without completing; only the unit's timer finds the SRB",
+		name: "start_without_complete", source: "vioscsi SendSRB; #907", gene: startWithoutComplete, scenario: one, check: port.CheckBuildIoFalse,
+		change: "StartIo returns false without completing",
 	},
 	{
 		name: "permanent_as_busy", source: "PR#1595; 10.11", gene: permanentAsBusy, scenario: refused, oracle: oracleStatus,
