@@ -441,3 +441,53 @@ func TestBuilt_CompletedElsewhere(t *testing.T) {
 	}
 	b.wantNoViolations()
 }
+
+// The gate that parked an SRB may be open again by the time it is in the queue. Nobody else
+// starts it then, also if it passes a gate that is still closed.
+func TestPark_GateOpensMeanwhile(t *testing.T) {
+	for name, pause := range map[string]struct {
+		begin, end func(a *Adapter, p *Processor)
+	}{
+		"unit": {
+			func(a *Adapter, p *Processor) { a.PauseDevice(p, 0, 0, 0, 60) },
+			func(a *Adapter, p *Processor) { a.ResumeDevice(p, 0, 0, 0) },
+		},
+		"adapter": {
+			func(a *Adapter, p *Processor) { a.Pause(p, 60) },
+			func(a *Adapter, p *Processor) { a.Resume(p) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &driver{model: FullDuplex}
+			b := newBench(t, d, AdapterOptions{})
+			other := b.processor("other")
+			defer other.Close()
+			s := b.srbs(3, &finished{})
+			lock, parked, reset := s[0], s[1], s[2]
+			lock.Function = FunctionLockQueue
+			b.lu.Submit(b.p, []*SRB{lock})
+			parked.Flags |= FlagBypassLockedQueue
+			reset.Function = FunctionResetLogicalUnit // passes every gate
+			d.buildIo = func(p *Processor, s *SRB) bool {
+				if s == parked {
+					pause.begin(b.a, p)
+				}
+				return true
+			}
+			d.startIo = func(p *Processor, s *SRB) bool {
+				if s == reset { // which stays out: its completion would start others
+					pause.end(b.a, other) // whose DPC runs at once
+					return true
+				}
+				d.complete(p, s)
+				return true
+			}
+			b.lu.Submit(b.p, []*SRB{parked, reset})
+			if parked.Status != StatusSuccess {
+				t.Errorf("%s, want success: %+v", parked, b.lu.Stats())
+			}
+			d.complete(b.p, reset)
+			b.wantNoViolations()
+		})
+	}
+}

@@ -244,8 +244,8 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "an SRB parked while the gate opened stays",
 			Test: "TestInterleave_Busy",
 			File: "issue.go",
-			Old: `	if builtGate(lu.gate.Load())|lu.a.gate.Load() == 0 {
-		lu.a.kick(p) // the gate opened between the check and here
+			Old: `	if passes {
+		lu.a.kick(p) // the gate opened after it was checked; who opens it from now on sees the queue
 	}`,
 		},
 		{

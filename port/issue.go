@@ -343,6 +343,11 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	if lu.outstanding == 0 {
 		lu.endQuiesceLocked(p, StatusSuccess)
 	}
+	unit, adapter := lu.gate.Load(), lu.a.gate.Load()
+	passes := false
+	for s := group.head; s != nil && !passes; s = s.next {
+		passes = s.passes(unit, adapter)
+	}
 	lu.waiting.prepend(group)
 	lu.rearmLocked()
 	lu.stats.Parked += uint64(n)
@@ -352,9 +357,8 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 	lu.mu.Unlock()
 	lu.a.unreserve(p, freed)
-	yieldPoint("park: has the gate opened")
-	if builtGate(lu.gate.Load())|lu.a.gate.Load() == 0 {
-		lu.a.kick(p) // the gate opened between the check and here
+	if passes {
+		lu.a.kick(p) // the gate opened after it was checked; who opens it from now on sees the queue
 	}
 }
 
