@@ -820,6 +820,38 @@ func TestFaults_DMAAfterCompletionOfSlowMedium(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// Memory that the driver unmaps while a late transfer copies into it is somebody else's from
+// then on.
+func TestFaults_DMAAfterCompletionMeetsUnmap(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	const blocks = 128 // what is copied at once
+	if _, err := w.memory.WriteAt(bytes.Repeat([]byte{0x55}, blocks*blockBytes), 0); err != nil {
+		t.Fatal(err)
+	}
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second)}})
+	others := bytes.Repeat([]byte{0xee}, blocks*blockBytes)
+	for range 100 {
+		b := w.driver.MappedBuffer(t, blocks*blockBytes, dma.Write)
+		wantCode(t, w.do(t, disk0.Read(1, 0, blocks, b))[0], 1, hba.CodeExecuted)
+		clear(b.Bytes)
+		over := make(chan struct{})
+		go func() {
+			w.clock.Advance(time.Second)
+			close(over)
+		}()
+		for b.Bytes[0] == 0 {
+			runtime.Gosched()
+		}
+		b.Unmap()
+		copy(b.Bytes, others)
+		<-over
+		if i := bytes.IndexByte(b.Bytes, 0x55); i >= 0 {
+			t.Fatalf("the byte at %d has come when the memory was no longer the device's", i)
+		}
+	}
+	w.wantIdle(t)
+}
+
 // The device remembers no more late transfers than its ring has entries, and none after
 // a reset or the end of their rule. Those for which there was room come.
 func TestFaults_DMAAfterCompletionIsBounded(t *testing.T) {

@@ -489,11 +489,9 @@ func (d *Device) transferLate(h *haunting) {
 			if _, err := unit.Medium().ReadAt(p, off); err != nil || isForgotten(h.powerCycle, unit) {
 				return
 			}
-			to, ok := d.iommu.Translate(addr, len(p), dma.Write)
-			if !ok {
+			if !d.iommu.Use(addr, len(p), dma.Write, func(to []byte) { stray(to, p) }) {
 				return
 			}
-			stray(to, p)
 			off += int64(len(p))
 			addr += dma.Addr(len(p))
 			left -= len(p)

@@ -19,7 +19,9 @@
 //	Addr  63      48 47      32 31               0
 //	      [ window  ][generation][ offset, bytes  ]
 //
-// Mapping and unmapping cost a store or two, with no lock and no table walk.
+// Mapping and unmapping cost a store or two, with no lock and no table walk. Only a
+// device that means to touch memory which may be unmapped any time has the unmapping
+// wait for it, in Use.
 //
 // # Pipes
 //

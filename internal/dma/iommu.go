@@ -40,6 +40,8 @@ const (
 	// A window's state is generation<<8 | access; no access means unmapped.
 	stateGenerationShift = 8
 	stateAccessMask      = 1<<stateGenerationShift - 1
+	// stateInUse, one of the bits that Unmap clears, says that Use is using the mapping.
+	stateInUse = 1 << (stateGenerationShift - 1)
 
 	// Windows is the number of windows of an IOMMU. Window 0 is never handed
 	// out, so that the zero Addr always faults.
@@ -93,6 +95,9 @@ type IOMMU struct {
 
 	faults  atomic.Uint64
 	onFault atomic.Pointer[func(Fault)]
+
+	// useMu is held while Use uses memory, and taken by an Unmap that waits for that.
+	useMu sync.Mutex
 
 	mu sync.Mutex
 	// reserved has one bit for each window: handed out. A word is a block of
@@ -219,13 +224,20 @@ func (m *IOMMU) Map(w Window, b []byte, access Access) Addr {
 	return Addr(w)<<windowShift | Addr(generation)<<generationShift
 }
 
-// Unmap ends w's mapping: its addresses fault from now on. Unmapping an
-// unmapped window does nothing.
+// Unmap ends w's mapping: its addresses fault from now on. It waits for a Use of
+// the mapping. Unmapping an unmapped window does nothing.
 func (m *IOMMU) Unmap(w Window) {
 	e := &m.windows[w]
-	if old := e.state.Load(); old&stateAccessMask != 0 {
-		e.state.Store(old &^ stateAccessMask)
+	old := e.state.Load()
+	if old&stateAccessMask != 0 && e.state.Swap(old&^stateAccessMask)&stateInUse != 0 {
+		m.awaitUse()
 	}
+}
+
+// awaitUse waits until the present Use is over.
+func (m *IOMMU) awaitUse() {
+	m.useMu.Lock()
+	defer m.useMu.Unlock()
 }
 
 // Translate returns the n bytes at addr if they lie inside one live mapping
@@ -237,7 +249,7 @@ func (m *IOMMU) Translate(addr Addr, n int, access Access) ([]byte, bool) {
 	e := &m.windows[addr.window()]
 	state := e.state.Load()
 	extent := e.extent.Load()
-	if e.state.Load() != state || uint16(state>>stateGenerationShift) != addr.generation() || state&stateAccessMask == 0 {
+	if (e.state.Load()^state)&^stateInUse != 0 || uint16(state>>stateGenerationShift) != addr.generation() || state&stateAccessMask == 0 {
 		m.fault(addr, n, access, "no live mapping")
 		return nil, false
 	}
@@ -269,10 +281,36 @@ func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
 	return false
 }
 
+// Use calls use with the n bytes at addr, if Translate finds them. Unmap of their window
+// waits until use returns, which is to be soon: this is for a device whose driver does not
+// wait for it.
+//
+// Concurrency: any goroutine, one use at a time. use must not call Use or Unmap.
+func (m *IOMMU) Use(addr Addr, n int, access Access, use func(b []byte)) bool {
+	m.useMu.Lock()
+	defer m.useMu.Unlock()
+	b, ok := m.Translate(addr, n, access)
+	if !ok {
+		return false
+	}
+	e := &m.windows[addr.window()]
+	if state := e.state.Load(); !addr.isIn(state) || !e.state.CompareAndSwap(state, state|stateInUse) {
+		m.fault(addr, n, access, "no live mapping") // any more
+		return false
+	}
+	use(b)
+	e.state.And(^uint64(stateInUse)) // an Unmap that waits has cleared it
+	return true
+}
+
 // isMapped is Live without counting a fault.
 func (m *IOMMU) isMapped(addr Addr) bool {
-	state := m.windows[addr.window()].state.Load()
-	return uint16(state>>stateGenerationShift) == addr.generation() && state&stateAccessMask != 0
+	return addr.isIn(m.windows[addr.window()].state.Load())
+}
+
+// isIn reports whether a window's state is that of the mapping that a is an address of.
+func (a Addr) isIn(state uint64) bool {
+	return uint16(state>>stateGenerationShift) == a.generation() && state&stateAccessMask != 0
 }
 
 func (m *IOMMU) fault(addr Addr, n int, access Access, reason string) {

@@ -2,8 +2,10 @@ package dma_test
 
 import (
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vhbad/vhbad/internal/dma"
@@ -109,6 +111,54 @@ func TestLive(t *testing.T) {
 		t.Errorf("faults = %d, want 2", m.Faults())
 	}
 	m.Unmap(w)
+}
+
+// A device uses memory; it is unmapped when that is over.
+func TestUse(t *testing.T) {
+	m, b, w := newIOMMU(t, dma.MinBlockBytes)
+	addr := m.Map(w, b, dma.Write)
+	var over atomic.Bool
+	unmapped := make(chan bool)
+	ok := m.Use(addr+8, 16, dma.Write, func(p []byte) {
+		if len(p) != 16 || &p[0] != &b[8] {
+			t.Errorf("%d bytes, want 16 from byte 8 on", len(p))
+		}
+		if _, ok := m.Translate(addr, len(b), dma.Write); !ok {
+			t.Error("nobody else can use the mapping")
+		}
+		go func() {
+			m.Unmap(w)
+			unmapped <- over.Load()
+		}()
+		for m.Live(addr, 1, dma.Write) {
+			runtime.Gosched()
+		}
+		for range 1000 {
+			runtime.Gosched()
+		}
+		over.Store(true)
+	})
+	if !ok {
+		t.Error("no use")
+	}
+	if !<-unmapped {
+		t.Error("the memory was unmapped while it was in use")
+	}
+	never := func([]byte) { t.Error("used without a mapping") }
+	if m.Use(addr, 1, dma.Write, never) {
+		t.Error("the mapping is gone, and was in use")
+	}
+	later := m.Map(w, b, dma.Read)
+	if m.Use(addr, 1, dma.Read, never) || m.Use(later, 1, dma.Write, never) || m.Use(later, len(b)+1, dma.Read, never) {
+		t.Error("used another mapping, for another access, or beyond its end")
+	}
+	if !m.Use(later, len(b), dma.Read, func([]byte) {}) {
+		t.Error("no use of the next mapping")
+	}
+	m.Unmap(w)
+	if _, ok := m.Translate(later, 1, dma.Read); ok {
+		t.Error("still mapped")
+	}
 }
 
 func TestMap_Misuse(t *testing.T) {
