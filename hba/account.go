@@ -97,14 +97,11 @@ func (x *executor) lostWrite(m media.Promiser, h *hold, c *Command, durable bool
 	case fault.OpZero:
 		// Nothing is known of blocks other than zeros; no client's command writes such
 		// blocks this way.
-		if len(x.segments) == 0 || len(bytes.Trim(x.segments[0][:min(len(x.segments[0]), int(size))], "\x00")) == 0 {
+		if len(bytes.Trim(x.front(int(size)), "\x00")) == 0 {
 			m.LostWrite(off, n, nil, durable)
 		}
 	case fault.OpTrim:
-		if len(x.segments) == 0 {
-			return
-		}
-		list := x.segments[0]
+		list := x.unmapList()
 		left, ok := scsi.ParseUnmapHeader(list)
 		if !ok {
 			return

@@ -1,8 +1,11 @@
 package hba
 
 import (
+	"math"
+
 	"github.com/vhbad/vhbad/hba/target"
 	"github.com/vhbad/vhbad/internal/dma"
+	"github.com/vhbad/vhbad/internal/scsi"
 )
 
 // An executor runs commands, one at a time: the device's data path. Each engine
@@ -168,3 +171,23 @@ func (x *executor) live(m *dma.IOMMU, access dma.Access) bool {
 	}
 	return true
 }
+
+// front returns the first n bytes of what was gathered, or all if that is less, in one
+// piece.
+func (x *executor) front(n int) []byte {
+	if len(x.segments) == 0 {
+		return nil
+	}
+	if b := x.segments[0]; len(b) >= n || len(x.segments) == 1 {
+		return b[:min(len(b), n)]
+	}
+	var whole []byte
+	for _, s := range x.segments {
+		whole = append(whole, s[:min(len(s), n-len(whole))]...)
+	}
+	return whole
+}
+
+// unmapList is the parameter list of the UNMAP that was gathered: as much as its header
+// can speak of.
+func (x *executor) unmapList() []byte { return x.front(scsi.UnmapHeaderBytes + math.MaxUint16) }

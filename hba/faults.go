@@ -91,8 +91,8 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	cmd := fault.Describe(&c.CDB)
 	cmd.Tag = c.Tag
 	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 {
-		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted && len(q.exec.segments) > 0 {
-			cmd.AddUnmap(q.exec.segments[0])
+		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted {
+			cmd.AddUnmap(q.exec.unmapList())
 		}
 	}
 	dec := &q.decision
@@ -298,7 +298,7 @@ func (x *executor) wrote(d *Device, h *hold, old []overwritten) {
 	if !x.live(d.iommu, dma.Read) {
 		return
 	}
-	list := slices.Concat(x.segments...)
+	list := x.unmapList()
 	n, ok := scsi.ParseUnmapHeader(list)
 	for at := scsi.UnmapHeaderBytes; ok && n >= scsi.UnmapDescriptorBytes; n -= scsi.UnmapDescriptorBytes {
 		var lba uint64

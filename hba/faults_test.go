@@ -99,6 +99,15 @@ func (f *faultyWorld) wantNothing(t testing.TB) {
 // unmapApart has disk0 release blocks 0 and 2 by one UNMAP.
 func (f *faultyWorld) unmapApart(t *testing.T) {
 	t.Helper()
+	if c := f.do(t, f.unmapOfTwo(t, 0))[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
+		t.Errorf("unmap: %+v", c)
+	}
+}
+
+// unmapOfTwo is an UNMAP of blocks 0 and 2 of disk0, whose list is cut in two at a byte
+// other than 0.
+func (f *faultyWorld) unmapOfTwo(t *testing.T, cut int) hba.Command {
+	t.Helper()
 	list := f.driver.MappedBuffer(t, scsi.UnmapHeaderBytes+2*scsi.UnmapDescriptorBytes, dma.Read)
 	scsi.PutUnmapHeader(list.Bytes, 2)
 	scsi.PutUnmapDescriptor(list.Bytes[scsi.UnmapHeaderBytes:], 0, 1)
@@ -106,9 +115,50 @@ func (f *faultyWorld) unmapApart(t *testing.T) {
 	unmap := disk0.Write(1, 0, 1, list)
 	scsi.PutUnmap(&unmap.CDB, false, uint16(len(list.Bytes)))
 	unmap.CDBBytes = 10
-	if c := f.do(t, unmap)[0]; c.Code != hba.CodeExecuted || c.ScsiStatus != 0 {
-		t.Errorf("unmap: %+v", c)
+	if cut != 0 {
+		unmap.SegmentCount = 2
+		unmap.Segments[0], unmap.Segments[1] = list.Segment(0, cut), list.Segment(cut, len(list.Bytes)-cut)
 	}
+	return unmap
+}
+
+// Wherever a list of ranges or a block is cut in two, rules see all of it, and so does the
+// medium that is told of what was lost.
+func TestFaults_CutParameters(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	m := &toldMedium{Memory: w.memory}
+	if err := w.dev.RemoveUnit(context.Background(), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, m)
+	at := fault.Match{Op: fault.Ops{"trim"}, LBA: new(uint64(2)), Blocks: 1}
+	for _, cut := range []int{0, 1, scsi.UnmapHeaderBytes, 20, 24, 39} {
+		w.set(t, fault.Rule{Match: at, Action: fault.Action{Kind: fault.KindBusy}})
+		if c := w.do(t, w.unmapOfTwo(t, cut))[0]; scsi.Status(c.ScsiStatus) != scsi.StatusBusy {
+			t.Errorf("cut at %d, an UNMAP of blocks 0 and 2 ends with %v where a rule is about block 2", cut, scsi.Status(c.ScsiStatus))
+		}
+		w.set(t, fault.Rule{Match: fault.Match{Op: fault.Ops{"trim"}}, Action: fault.Action{Kind: fault.KindLostWrite}})
+		m.lost = nil
+		wantCode(t, w.do(t, w.unmapOfTwo(t, cut))[0], 1, hba.CodeExecuted)
+		if want := []int64{0, blockBytes, 0, 2 * blockBytes, blockBytes, 0}; !slices.Equal(m.lost, want) {
+			t.Errorf("cut at %d, the medium was told of %v, want %v", cut, m.lost, want)
+		}
+	}
+	// A pattern whose first segment alone is zeros is not: nothing is known of its blocks.
+	w.set(t, fault.Rule{Match: fault.Match{Op: fault.Ops{"zero"}}, Action: fault.Action{Kind: fault.KindLostWrite}})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+	for _, last := range []byte{0, 1} {
+		b.Bytes[blockBytes-1] = last
+		same := disk0.Write(1, 0, 1, b)
+		scsi.PutWriteSame16(&same.CDB, 8, 4, false, false, false)
+		same.SegmentCount, same.Segments[0], same.Segments[1] = 2, b.Segment(0, 100), b.Segment(100, blockBytes-100)
+		m.lost = nil
+		wantCode(t, w.do(t, same)[0], 1, hba.CodeExecuted)
+		if told := m.lost != nil; told != (last == 0) {
+			t.Errorf("the medium was told of %v by a pattern that ends with %d", m.lost, last)
+		}
+	}
+	w.wantIdle(t)
 }
 
 // awaitHeld waits until so many commands are held.

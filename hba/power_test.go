@@ -265,14 +265,20 @@ func TestPower_LostNexus(t *testing.T) {
 	w.wantIdle(t)
 }
 
-// toldMedium counts hostile deeds.
+// toldMedium counts hostile deeds, and keeps what it is told of lost writes: where, how
+// much and in how many pieces.
 type toldMedium struct {
 	*media.Memory
 	media.Promiser
 	broke int
+	lost  []int64
 }
 
 func (m *toldMedium) Broke(string) { m.broke++ }
+
+func (m *toldMedium) LostWrite(off, n int64, data [][]byte, _ bool) {
+	m.lost = append(m.lost, off, n, int64(len(data)))
+}
 
 // TestPower_LateTransfer: of a READ that came without power nothing is transferred when
 // that is back, and it has met nothing hostile.
