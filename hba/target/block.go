@@ -86,7 +86,7 @@ func (u *Unit) preFetch(t *Task, mayBlock bool) (done bool) {
 			return false
 		}
 		if err := u.can.Prefetch.Prefetch(int64(lba<<u.shift), int64(blocks<<u.shift)); err != nil {
-			u.mediumFailed(t, err, scsi.UnrecoveredReadError, lba)
+			u.rangeFailed(t, err, scsi.UnrecoveredReadError, lba, lba, blocks)
 			return true
 		}
 	case !u.neverBlocks:

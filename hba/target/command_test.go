@@ -364,6 +364,20 @@ func TestPreFetch(t *testing.T) {
 	}
 	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutPreFetch16(c, 2048, 1, false) }, target.NoData),
 		illegal(scsi.LBAOutOfRange))
+	m.setFail("prefetch", &media.Error{Kind: media.ErrMedium, OffsetBytes: 20 * blockBytes})
+	for _, tt := range []struct {
+		blocks   uint32
+		lba, bad uint64
+	}{
+		{0, 1, 20},
+		{20, 1, 20},
+		{19, 1, 1},
+		{0, 21, 21},
+	} {
+		wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutPreFetch16(c, tt.lba, tt.blocks, false) }, target.NoData), scsi.Sense{
+			Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError, Information: tt.bad, InformationValid: true,
+		})
+	}
 	memory, _ := newMemoryUnit(t, 1<<20, target.Config{})
 	if task := run(t, memory, func(c *[16]byte) int { return scsi.PutPreFetch10(c, 1, 2, false) }, target.NoData); task.Status != scsi.StatusConditionMet {
 		t.Errorf("%v, want CONDITION MET", task)
