@@ -88,7 +88,7 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	if u := d.unitAt(plan.Unit()); u == nil || u.HasLost(c.Nexus) { // a lost nexus fails in no other way
 		return treatmentNone
 	}
-	cmd := fault.Describe(&c.CDB)
+	cmd := plan.Describe(&c.CDB)
 	cmd.Tag = c.Tag
 	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 {
 		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted {

@@ -187,6 +187,8 @@ func TestFaults_Status(t *testing.T) {
 	in := w.driver.MappedBuffer(t, 8*blockBytes, dma.Write)
 	out := w.driver.MappedBuffer(t, 8*blockBytes, dma.Read)
 	lba := uint64(104)
+	toEnd := disk0.Flush(1) // a PRE-FETCH of 0 blocks, which are all up to the end
+	scsi.PutPreFetch16(&toEnd.CDB, 100, 0, false)
 	for _, tt := range []struct {
 		name    string
 		action  fault.Action
@@ -201,6 +203,7 @@ func TestFaults_Status(t *testing.T) {
 		{"EIO", fault.Action{Kind: fault.KindErrno, Errno: "EIO"}, fault.Match{}, disk0.Write(1, 0, 8, out), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
 		{"ESHUTDOWN", fault.Action{Kind: fault.KindErrno, Errno: "ESHUTDOWN"}, fault.Match{}, disk0.Flush(1), hba.CodeNoDevice, scsi.StatusGood, scsi.Sense{}},
 		{"medium error", fault.Action{Kind: fault.KindMediumError}, fault.Match{LBA: &lba, Blocks: 1}, disk0.Read(1, 100, 8, in), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError, Information: 104, InformationValid: true}},
+		{"medium error of what is fetched", fault.Action{Kind: fault.KindMediumError}, fault.Match{Op: fault.Ops{"cache"}, LBA: &lba, Blocks: 1}, toEnd, hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.UnrecoveredReadError, Information: 104, InformationValid: true}},
 		{"busy", fault.Action{Kind: fault.KindBusy}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusBusy, scsi.Sense{}},
 		{"task set full", fault.Action{Kind: fault.KindTaskSetFull}, fault.Match{}, disk0.Read(1, 0, 8, in), hba.CodeExecuted, scsi.StatusTaskSetFull, scsi.Sense{}},
 		{"not ready", fault.Action{Kind: fault.KindNotReady}, fault.Match{}, disk0.TestUnitReady(1), hba.CodeExecuted, scsi.StatusCheckCondition, scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.BecomingReady}},

@@ -23,7 +23,8 @@ type Command struct {
 	Timer *Fault
 }
 
-// Describe describes a CDB. The range of an UNMAP is in its data: see AddUnmap.
+// Describe describes a CDB. The range of an UNMAP is in its data: see AddUnmap. A PRE-FETCH
+// of 0 blocks, which stands for all up to the end, comes out as that.
 func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
 	c := Command{Op: OpOf(cdb)}
 	if c.Op&opsRanged != 0 && c.Op != OpTrim {
@@ -34,6 +35,16 @@ func Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
 		c.FUA = cdb[1]&scsi.CDBFUA != 0
 	}
 	c.Connection = scsi.Group(cdb)
+	return c
+}
+
+// Describe is Describe for a command to the plan's unit, which knows how far one goes that
+// goes up to the end.
+func (p *Plan) Describe(cdb *[scsi.CDBMaxBytes]byte) Command {
+	c := Describe(cdb)
+	if c.Op == OpCache && c.Blocks == 0 && c.LBA < p.unit.Blocks {
+		c.Blocks = p.unit.Blocks - c.LBA
+	}
 	return c
 }
 

@@ -745,6 +745,40 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// A PRE-FETCH of 0 blocks is about all up to the end.
+func TestPlan_Describe(t *testing.T) {
+	bad := Match{LBA: new(uint64(100)), Blocks: 50, Op: Ops{"cache"}}
+	s := newSet(t, Rule{Name: "r", Match: bad, Action: Action{Kind: KindMediumError}})
+	p := s.Plans()[0]
+	for _, tt := range []struct {
+		lba    uint64
+		blocks uint32
+		want   uint64 // the bad block that it meets; 0 is none
+	}{
+		{0, 0, 100},
+		{110, 0, 110},
+		{150, 0, 0},
+		{p.Unit().Blocks, 0, 0},
+		{1 << 60, 0, 0},
+		{0, 100, 0},
+		{0, 101, 100},
+	} {
+		var cdb [scsi.CDBMaxBytes]byte
+		scsi.PutPreFetch16(&cdb, tt.lba, tt.blocks, false)
+		c := p.Describe(&cdb)
+		var d Decision
+		if got := p.Decide(&c, 0, &d); got != (tt.want != 0) || got && d.Sense.Information != tt.want {
+			t.Errorf("a PRE-FETCH of %d blocks from %d on: %t, at block %d; want block %d", tt.blocks, tt.lba, got, d.Sense.Information, tt.want)
+		}
+	}
+	// Of other commands 0 blocks are none.
+	var cdb [scsi.CDBMaxBytes]byte
+	scsi.PutRead16(&cdb, 100, 0, false, false)
+	if c := p.Describe(&cdb); c.Blocks != 0 {
+		t.Errorf("a READ of no blocks is %+v", c)
+	}
+}
+
 // good has a rule of every kind.
 func good() []Rule {
 	lba := Match{LBA: new(uint64(8)), Blocks: 8}
