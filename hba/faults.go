@@ -200,7 +200,8 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		x.executeOtherwise(d, rec, out, t)
 	case fault.EndStatus:
 	}
-	if dec.Status != scsi.StatusGood && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+	met := scsi.Status(out.ScsiStatus) == scsi.StatusConditionMet // a PRE-FETCH is done, too
+	if dec.Status != scsi.StatusGood && out.Code == CodeExecuted && (out.ScsiStatus == 0 || met) {
 		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
 			out.putSense(h.unit, &dec.Sense)

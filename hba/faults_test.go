@@ -288,6 +288,29 @@ func TestFaults_StatusOfDone(t *testing.T) {
 	}
 }
 
+// CONDITION MET, with which a PRE-FETCH ends, says that it is done as GOOD does of others.
+func TestFaults_StatusOfFetched(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	fetch := disk0.Flush(1)
+	scsi.PutPreFetch16(&fetch.CDB, 0, 8, false)
+	if c := w.do(t, fetch)[0]; scsi.Status(c.ScsiStatus) != scsi.StatusConditionMet || c.Flags != 0 {
+		t.Fatalf("%+v, want CONDITION MET", c)
+	}
+	for _, tt := range []struct {
+		action fault.Action
+		status scsi.Status
+	}{
+		{fault.Action{Kind: fault.KindStatus, Sense: &fault.Sense{Key: "recovered-error", ASC: 0x17}}, scsi.StatusCheckCondition},
+		{fault.Action{Kind: fault.KindStatus, Status: "condition-met"}, scsi.StatusConditionMet},
+	} {
+		w.set(t, fault.Rule{Action: tt.action})
+		if c := w.do(t, fetch)[0]; scsi.Status(c.ScsiStatus) != tt.status || c.Flags != hba.CompletionInjected {
+			t.Errorf("%v, flags %#x: want %v, and the driver told that it is made up", scsi.Status(c.ScsiStatus), c.Flags, tt.status)
+		}
+	}
+	w.wantIdle(t)
+}
+
 // A command whose reply is to break off is done, and says so, whatever else it meets;
 // those behind it say nothing of the kind.
 func TestFaults_CutReply(t *testing.T) {

@@ -36,7 +36,7 @@ type Decision struct {
 	HoldBeforeFor time.Duration
 
 	// End replaces execution. Status and Sense belong to EndStatus; with any other End,
-	// they take the place of GOOD if they are not zero.
+	// they take the place of GOOD, or CONDITION MET, if they are not zero.
 	End    End
 	Status scsi.Status
 	Sense  scsi.Sense
