@@ -66,11 +66,7 @@ func (d *Decision) Corrupt(c *Command, blockBytes int, segments [][]byte) {
 			e.corrupt(c.span(), blockBytes, segments)
 		}
 	}
-	if total := c.Blocks * uint64(blockBytes) * 8; total != 0 {
-		for range d.flips {
-			flipBit(segments, d.flip.below(total))
-		}
-	}
+	flipBits(segments, 0, c.Blocks*uint64(blockBytes)*8, d.flips, &d.flip)
 }
 
 // corrupt flips bits in those blocks of in that are rotten, as far as segments have
@@ -80,9 +76,8 @@ func (e *entry) corrupt(in span, blockBytes int, segments [][]byte) {
 	for b, bad := e.firstBad(in); bad; b, bad = e.firstBad(in) {
 		in.first = b + 1
 		chance := chanceOf(^e.fault.seed, b)
-		for range max(1, e.fault.rule.Action.Bits) {
-			flipBit(segments, (b-from)*uint64(blockBytes)*8+chance.below(uint64(blockBytes)*8))
-		}
+		blockBits := uint64(blockBytes) * 8
+		flipBits(segments, (b-from)*blockBits, blockBits, max(1, e.fault.rule.Action.Bits), &chance)
 	}
 }
 
@@ -99,6 +94,48 @@ func scatter(segments [][]byte, off int, b []byte) {
 			return
 		}
 	}
+}
+
+// flipBits flips n bits, or all if that is less, of so many from a bit on. One that is drawn
+// again would flip back: the next one that has not been drawn takes its place.
+func flipBits(segments [][]byte, from, bits uint64, n uint32, c *chance) {
+	if n == 1 && bits != 0 {
+		flipBit(segments, from+c.below(bits))
+		return
+	}
+	var drawn bitSet
+	if bits > fewBits {
+		drawn.many = make(map[uint64]struct{}, n)
+	}
+	for range min(uint64(n), bits) {
+		bit := c.below(bits)
+		for !drawn.add(bit) {
+			bit = (bit + 1) % bits
+		}
+		flipBit(segments, from+bit)
+	}
+}
+
+// fewBits are those of the largest block.
+const fewBits = 4096 * 8
+
+// A bitSet is a set of numbers: below fewBits, unless it has many.
+type bitSet struct {
+	few  [fewBits / 64]uint64
+	many map[uint64]struct{}
+}
+
+// add reports whether bit was not in the set, which it is in now.
+func (s *bitSet) add(bit uint64) bool {
+	if s.many != nil {
+		before := len(s.many)
+		s.many[bit] = struct{}{}
+		return len(s.many) != before
+	}
+	word, mask := &s.few[bit/64], uint64(1)<<(bit%64)
+	added := *word&mask == 0
+	*word |= mask
+	return added
 }
 
 // flipBit flips one bit, counted from the first byte of the first segment.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -512,6 +513,46 @@ func TestCorrupt(t *testing.T) {
 }
 
 // TestDecide_TheFirstDecides: of two rules that say the same of a command, the first has it.
+// Each bit that flips is another one: none flips back.
+func TestCorrupt_FlipsEachBitOnce(t *testing.T) {
+	const blocks = 20000
+	all := Match{LBA: new(uint64(0)), Blocks: blocks}
+	// see returns how many bits of each block are wrong.
+	see := func(s *Set, blocks uint64) []int {
+		c := read(0, blocks)
+		var d Decision
+		data := make([]byte, blocks*blockBytes)
+		if s.Plans()[0].Decide(&c, 0, &d) {
+			d.Corrupt(&c, blockBytes, [][]byte{data[:100], data[100:]})
+		}
+		wrong := make([]int, blocks)
+		for i, b := range data {
+			wrong[i/blockBytes] += bits.OnesCount8(b)
+		}
+		return wrong
+	}
+	rot := newSet(t, Rule{Name: "r", Hostile: true, Match: all, Action: Action{Kind: KindRot, Bits: 2}})
+	for b, n := range see(rot, blocks) {
+		if n != 2 {
+			t.Errorf("%d bits of block %d are rotten, want 2", n, b)
+		}
+	}
+	for _, tt := range []struct{ bits, want int }{
+		{100, 100},
+		{blockBytes * 8 / 2, blockBytes * 8},
+		{blockBytes * 8, blockBytes * 8}, // twice as many as there are
+	} {
+		some := Action{Kind: KindFlip, Bits: uint32(tt.bits)}
+		rules := []Rule{{Name: "r", Hostile: true, Action: some}}
+		if tt.bits != tt.want || tt.bits == blockBytes*8 {
+			rules = append(rules, Rule{Name: "q", Hostile: true, Action: some})
+		}
+		if n := see(newSet(t, rules...), 1)[0]; n != tt.want {
+			t.Errorf("%d rules flip %d bits each, and %d are wrong, want %d", len(rules), tt.bits, n, tt.want)
+		}
+	}
+}
+
 func TestDecide_TheFirstDecides(t *testing.T) {
 	for name, tt := range map[string]struct {
 		one, two Action
