@@ -1637,6 +1637,56 @@ func TestFaults_CapacityOfSome(t *testing.T) {
 	}
 }
 
+// Whatever many rules do to a unit because of one command or mark is done, and the command
+// goes on.
+func TestFaults_ManyTriggers(t *testing.T) {
+	disconnected := make(chan struct{}, 8)
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, OnDisconnect: func(uint8, uint8) { disconnected <- struct{}{} }})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	const size = 1 << 20
+	for name, set := range map[string]struct {
+		ops fault.Ops
+		off func()
+	}{
+		"command": {fault.Ops{"read"}, func() { w.submit(t, disk0.Read(1, 0, 1, b)) }},
+		"mark":    {fault.Ops{"mark"}, func() { w.dev.Mark("m") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := fault.Match{Op: set.ops}
+			if name == "mark" {
+				m.AtMark = "m"
+			}
+			after := fault.Action{Kind: fault.KindDisconnect, At: fault.PlaceAfter}
+			s := w.set(t,
+				fault.Rule{Name: "one", Match: m, Action: after},
+				fault.Rule{Name: "two", Match: m, Action: after},
+				fault.Rule{Name: "three", Match: m, Action: after},
+				fault.Rule{Name: "smaller", Match: m, Action: fault.Action{Kind: fault.KindCapacity, Size: size}})
+			set.off()
+			unit := w.dev.UnitAt(disk0.Target, disk0.Lun)
+			for n := 0; n < 1000000 && unit.Blocks() != size/blockBytes; n++ {
+				runtime.Gosched()
+			}
+			if got := unit.Blocks() * blockBytes; got != size {
+				t.Fatalf("the disk has %d bytes, and %d are held", got, w.dev.Stats().HeldByFaults)
+			}
+			if name == "command" {
+				wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 1, hba.CodeExecuted)
+			}
+			for range 3 {
+				<-disconnected
+			}
+			for _, f := range s.Faults() {
+				if got := f.Stats().Fired; got != 1 {
+					t.Errorf("rule %s has fired %d times", f.Rule().Name, got)
+				}
+			}
+			w.set(t)
+			w.wantIdle(t)
+		})
+	}
+}
+
 func TestFaults_PowerCut(t *testing.T) {
 	how := &fault.PowerCut{Policy: "subset", Seed: 7}
 	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})

@@ -91,11 +91,9 @@ type Decision struct {
 	Silent     bool
 
 	// Triggers are the faults that happen to the unit as a whole.
-	Triggers  [maxTriggers]*Fault
+	Triggers  [maxFired]*Fault
 	NTriggers int
 }
-
-const maxTriggers = 2
 
 // Fired are the faults that the command met.
 func (d *Decision) Fired() []*Fault { return d.fired[:d.n] }
@@ -228,10 +226,8 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 			d.ResetFails, d.Silent = f, a.Silent
 		}
 	case KindUnplug, KindCapacity, KindPowerCut, KindDisconnect:
-		if d.NTriggers < maxTriggers {
-			d.Triggers[d.NTriggers] = f
-			d.NTriggers++
-		}
+		d.Triggers[d.NTriggers] = f
+		d.NTriggers++
 		d.hold(a.At, f, 0) // whoever carries it out lets the command go on
 	case KindCutReply:
 		d.CutReply = first(d.CutReply, f)
