@@ -53,7 +53,7 @@ func (c *Cache) chooseLocked(need int) {
 			w := oldest
 			if c.config.Eviction == EvictRandom {
 				w = s.staying[below(c.random.Uint64(), len(s.staying))]
-			} else if oldest = oldest.after; w.staying == 0 {
+			} else if oldest = oldest.after; s.stays(w) == 0 {
 				continue
 			}
 			c.chooseOneLocked(w, EvictionRoom)
@@ -117,8 +117,11 @@ func (c *Cache) pickLeaving(cut bool) (n int) {
 		c.mu.Unlock()
 		return 0
 	}
-	for _, l := range c.leaving {
-		c.pickAllLocked(l.w)
+	turn := 0
+	for i := range n { // more may come meanwhile
+		w := c.leaving[i].w
+		c.pickAllLocked(w)
+		c.turnLocked(&turn, w.versions)
 	}
 	c.mu.Unlock()
 	c.newestOut()
@@ -155,14 +158,16 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	c.trimLeavingLocked()
 	n := len(c.leaving)
 	c.picked = c.picked[:0]
-	s := &c.store
+	s, turn := &c.store, 0
 	for w := s.first; w != nil; w = w.after {
-		if w.staying == w.versions {
+		c.turnLocked(&turn, 1)
+		if s.stays(w) == w.versions {
 			continue
 		}
+		c.turnLocked(&turn, w.versions)
 		for i := w.oldest; i != none; i = s.versions[i].next {
-			if v := &s.versions[i]; v.leaves {
-				c.picked = append(c.picked, pick{v.sector, w.id, i, v.kind})
+			if s.leaves(i) {
+				c.picked = append(c.picked, pick{s.versions[i].sector, w.id, i, w.kind})
 			}
 		}
 	}

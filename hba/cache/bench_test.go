@@ -3,6 +3,7 @@ package cache_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/cache"
 )
@@ -105,6 +106,53 @@ func BenchmarkFlushAfterWrite(b *testing.B) {
 					b.Fatal(err)
 				}
 			})
+		})
+	}
+}
+
+// BenchmarkTryWriteMeetsFlush is the longest that a write takes while a flush, honest or
+// not, deals with many pending ones.
+func BenchmarkTryWriteMeetsFlush(b *testing.B) {
+	const writes, bytes = 100_000, 4 << 10
+	for name, lies := range map[string]bool{"honest": false, "lie": true} {
+		b.Run(name, func(b *testing.B) {
+			c := open(b, memory(b, writes*bytes), cache.Config{SizeBytes: 2 * writes * bytes})
+			p := make([]byte, bytes)
+			longest := time.Duration(0)
+			write := func(off int64) {
+				began := time.Now()
+				if _, err := c.TryWriteAt(p, off); err != nil { // in the end there may be no room
+					b.Error(err)
+				}
+				longest = max(longest, time.Since(began))
+			}
+			for b.Loop() {
+				b.StopTimer()
+				c.LieAboutFlush(false)
+				if err := c.Flush(); err != nil {
+					b.Fatal(err)
+				}
+				for i := range int64(writes) {
+					write(i * bytes)
+				}
+				c.LieAboutFlush(lies)
+				longest = 0
+				flushed := make(chan error)
+				b.StartTimer()
+				go func() { flushed <- c.Flush() }()
+				for waiting := true; waiting; {
+					select {
+					case err := <-flushed:
+						if err != nil {
+							b.Fatal(err)
+						}
+						waiting = false
+					default:
+						write(0)
+					}
+				}
+				b.ReportMetric(float64(longest.Microseconds()), "longest-us")
+			}
 		})
 	}
 }

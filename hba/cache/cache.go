@@ -322,13 +322,17 @@ func (c *Cache) setClosed(closed bool) (was bool) {
 	return was
 }
 
+func (c *Cache) nextID() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.store.nextID
+}
+
 // emptyOut writes out all that is pending.
 //
 // +checklocks:c.outMu
 func (c *Cache) emptyOut() error {
-	c.mu.Lock()
-	c.pickBeforeLocked(c.store.nextID)
-	c.mu.Unlock()
+	c.pickBefore(c.nextID())
 	c.ending = true
 	err := c.writeOut(nil)
 	c.ending = false

@@ -590,3 +590,37 @@ func TestCut_TearsASector(t *testing.T) {
 		t.Error("nothing was torn by 16 seeds")
 	}
 }
+
+// TestFlush_MeetsWrites: a flush of so many writes that it lets others come in between makes
+// what it covers durable, or something newer.
+func TestFlush_MeetsWrites(t *testing.T) {
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom, cache.EvictNone} {
+		t.Run(eviction.String(), func(t *testing.T) {
+			const sectors, rounds = 10_000, 4
+			m := memory(t, sectors*512)
+			c := open(t, m, cache.Config{SizeBytes: 2 * sectors * 512, Eviction: eviction})
+			at512 := func(i int) int64 { return int64(i*7919%sectors) * 512 }
+			for i := range sectors {
+				put(t, c, at512(i), 1, 512)
+			}
+			for round := range byte(rounds) {
+				flushed := make(chan error)
+				go func() { flushed <- c.Flush() }()
+				for i := range sectors {
+					put(t, c, at512(i), round+2, 512)
+				}
+				if err := <-flushed; err != nil {
+					t.Fatal(err)
+				}
+				for i := range sectors {
+					if got := at(t, m, at512(i)); got != round+1 && got != round+2 {
+						t.Fatalf("after flush %d there is %d", round+1, got)
+					}
+				}
+			}
+			if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Verdict.Class != cache.ClassLegal {
+				t.Errorf("verdict %+v", r.Verdict)
+			}
+		})
+	}
+}

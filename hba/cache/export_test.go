@@ -118,8 +118,8 @@ func (c *Cache) FlushSkipping(sector int64) error {
 	}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
+	c.pickBefore(f.before)
 	c.mu.Lock()
-	c.pickBeforeLocked(f.before)
 	for i := range c.picked {
 		if c.picked[i].sector >= sector {
 			c.store.retire(c.picked[i].index)

@@ -1,6 +1,10 @@
 package cache
 
-import "github.com/vhbad/vhbad/hba/media"
+import (
+	"slices"
+
+	"github.com/vhbad/vhbad/hba/media"
+)
 
 // Flush implements media.Media. It covers all writes that were done before it
 // began.
@@ -121,9 +125,7 @@ func (c *Cache) beginFlush() (flush, error) {
 	f := flush{before: c.store.nextID, life: c.life, covered: c.coveredLocked(), lie: c.lieAboutFlush.Load()}
 	c.recordStep(Step{Kind: StepFlush, Write: f.before, Lie: f.lie})
 	if !f.lie && c.config.Eviction != EvictNone { // else nothing is chosen anyway
-		for w := c.store.first; w != nil; w = w.after {
-			c.store.leaveAll(w)
-		}
+		c.store.leaveEverything()
 	}
 	if f.lie {
 		c.record.broke(ActLyingFlush)
@@ -136,24 +138,33 @@ func (c *Cache) beginFlush() (flush, error) {
 func (c *Cache) flushOut(f *flush) error {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	c.mu.Lock()
-	if c.life != f.life {
-		c.mu.Unlock()
+	if !c.lives(f.life) {
 		return errNoPower
 	}
-	c.pickBeforeLocked(f.before)
-	c.mu.Unlock()
+	c.pickBefore(f.before)
 	return c.writeOut(nil)
 }
 
-// pickBeforeLocked picks the versions that are pending of writes before the given one.
+func (c *Cache) lives(life uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.life == life
+}
+
+// pickBefore picks the versions that are pending of writes before the given one.
 //
 // +checklocks:c.outMu
-// +checklocks:c.mu
-func (c *Cache) pickBeforeLocked(before uint64) {
-	c.picked = c.picked[:0]
+func (c *Cache) pickBefore(before uint64) {
+	c.mu.Lock()
+	most := c.store.used
+	c.mu.Unlock()
+	c.picked = slices.Grow(c.picked[:0], most) // not under mu: it takes time, too
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	turn := 0
 	for w := c.store.first; w != nil && w.id < before; w = w.after {
 		c.pickLocked(w, before)
+		c.turnLocked(&turn, w.versions)
 	}
 }
 
@@ -178,12 +189,17 @@ func (c *Cache) endFlush(f *flush, err error) error {
 //
 // +checklocks:c.mu
 func (c *Cache) answeredLocked(f *flush) {
-	for w := c.store.first; w != nil && w.id < f.before; w = w.after {
-		if w.acknowledged && w.promised == promiseNone {
-			w.promised = promiseFlush
-			if f.lie {
-				w.promised = promiseLie
+	s := &c.store
+	if f.lie {
+		for w := s.last; w != nil && w.id >= s.liedBefore; w = w.before {
+			if w.id < f.before {
+				w.promise(promiseLie)
 			}
+		}
+		s.liedBefore = max(s.liedBefore, min(f.before, s.nextID))
+	} else {
+		for w := s.first; w != nil && w.id < f.before; w = w.after {
+			w.promise(promiseFlush)
 		}
 	}
 	c.record.flushed(f, c.config.Now())

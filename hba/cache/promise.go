@@ -121,15 +121,8 @@ func (c *Cache) takeActsLocked(r *Report) {
 	r.settle()
 }
 
-// coveredLocked is how many pending writes a flush now would cover.
+// coveredLocked is how many pending writes a flush now would cover. A leaving write is
+// done, as far as can be known, and one that stays has been acknowledged.
 //
 // +checklocks:c.mu
-func (c *Cache) coveredLocked() int {
-	n := 0
-	for w := c.store.first; w != nil; w = w.after {
-		if w.acknowledged && w.staying > 0 { // a leaving write is done, as far as can be known
-			n++
-		}
-	}
-	return n
-}
+func (c *Cache) coveredLocked() int { return len(c.store.staying) }

@@ -34,7 +34,7 @@ type write struct {
 	epoch         uint64  // how many flushes had been answered before
 	at            time.Time
 	versions      int   // pending ones
-	staying       int   // those of them that have not been chosen to become durable
+	staying       int   // those of them that have not been chosen to become durable; see store.stays
 	oldest        int32 // its first version, in ascending order of sectors
 	before, after *write
 	place         int // index in store.staying, if it stays
@@ -50,6 +50,13 @@ const (
 	promiseFUA           // it had FUA and was acknowledged, by a drive that ignores FUA
 )
 
+// promise records what an answered flush said about w.
+func (w *write) promise(p promise) {
+	if w.acknowledged && w.promised == promiseNone {
+		w.promised = p
+	}
+}
+
 // none is the index of no version.
 const none = int32(-1)
 
@@ -61,7 +68,7 @@ type version struct {
 	older, newer int32 // of the same sector
 	before, next int32 // of the same write
 	// leaves: it has been chosen to become durable, as have all older versions of its
-	// sector. It stays here until it is durable.
+	// sector. It stays here until it is durable. See store.leaves.
 	leaves bool
 }
 
@@ -93,6 +100,11 @@ type store struct {
 	used     int
 	// stay is how many versions are not leaving.
 	stay int
+	// leavesBefore: all writes with smaller ids leave, whatever they and their versions
+	// say.
+	leavesBefore uint64
+	// liedBefore: a flush that was a lie has covered all writes with smaller ids.
+	liedBefore uint64
 
 	groups map[int64]*group // by number, those that have something
 	// found is the group that was looked up last, by its number; nil if it does not
@@ -251,11 +263,33 @@ func (s *store) add(w *write, sector int64, kind Kind, tail int32) int32 {
 	return i
 }
 
+// leaves reports whether version i has been chosen to become durable.
+func (s *store) leaves(i int32) bool {
+	v := &s.versions[i]
+	return v.leaves || v.write.id < s.leavesBefore
+}
+
+// stays is how many versions of w have not been chosen to become durable.
+func (s *store) stays(w *write) int {
+	if w.id < s.leavesBefore {
+		return 0
+	}
+	return w.staying
+}
+
 // leave chooses version i, and all older ones of its sector, to become durable.
 func (s *store) leave(i int32) {
-	for ; i != none && !s.versions[i].leaves; i = s.versions[i].older {
+	for ; i != none && !s.leaves(i); i = s.versions[i].older {
 		s.leaveOne(i)
 	}
+}
+
+// leaveEverything chooses all that is pending to become durable, without looking at it.
+func (s *store) leaveEverything() {
+	s.leavesBefore = s.nextID
+	s.stay = 0
+	clear(s.staying)
+	s.staying = s.staying[:0]
 }
 
 // leaveAll is leave of all versions of w.
@@ -359,7 +393,7 @@ func (s *store) between(first, end int64) []int64 {
 func (s *store) unlink(i int32) {
 	v := &s.versions[i]
 	w := v.write
-	if !v.leaves {
+	if !s.leaves(i) {
 		s.leaveOne(i)
 	}
 	if v.before == none {

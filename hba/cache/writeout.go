@@ -31,6 +31,23 @@ func (c *Cache) pickLocked(w *write, before uint64) {
 	}
 }
 
+// pickTurn is about how many versions are looked at before others can have mu: there may
+// be millions.
+const pickTurn = 1 << 12
+
+// turnLocked counts n versions that were looked at, and lets go of mu now and then. As
+// outMu is held, nothing is removed meanwhile: writes only come, and are chosen.
+//
+// +checklocks:c.outMu
+// +checklocks:c.mu
+func (c *Cache) turnLocked(turn *int, n int) {
+	if *turn += n; *turn >= pickTurn {
+		*turn = 0
+		c.mu.Unlock()
+		c.mu.Lock()
+	}
+}
+
 // writeOut makes the picked versions durable, in order of their sectors, and drops them
 // and all older ones of their sectors. It gives up with errNoPower when the power is
 // about to be cut; what it has done by then is done.
