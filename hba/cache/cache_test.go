@@ -297,6 +297,45 @@ func TestCut_EndsWhatIsInProgress(t *testing.T) {
 	}
 }
 
+// unplugged is a medium that fails to be closed the first time, as the power goes.
+type unplugged struct {
+	media.Media
+	c    *cache.Cache
+	gone bool
+}
+
+func (u *unplugged) Close() error {
+	if u.gone {
+		return u.Media.Close()
+	}
+	u.gone = true
+	u.c.PowerOff()
+	return media.ErrMedium
+}
+
+// TestPowerOff_WhileClosing: the power that goes while the cache cannot be closed is off.
+func TestPowerOff_WhileClosing(t *testing.T) {
+	m := &unplugged{Media: memory(t, 1<<20)}
+	c := open(t, m, cache.Config{})
+	m.c = c
+	if err := c.Close(); !errors.Is(err, media.ErrMedium) {
+		t.Fatalf("close: %v", err)
+	}
+	p := make([]byte, 512)
+	_, write := c.WriteAt(p, 0)
+	_, read := c.ReadAt(p, 0)
+	for what, err := range map[string]error{"write": write, "read": read, "flush": c.Flush()} {
+		if !errors.Is(err, media.ErrPowerLost) {
+			t.Errorf("%s: %v, want ErrPowerLost", what, err)
+		}
+	}
+	c.PowerOn()
+	put(t, c, 0, 1, 512)
+	if err := c.Flush(); err != nil || at(t, m, 0) != 1 {
+		t.Errorf("flush with power: %v", err)
+	}
+}
+
 // TestPowerOff: without power every call fails, before and after it is decided what is
 // lost, and nothing reaches the medium; what was pending is a part of the decision. A
 // cache that is closed then has not lost anything.

@@ -21,10 +21,8 @@ func (c *Cache) PowerOff() {
 	c.cutting.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closed {
-		c.off = true
-		c.plain.Store(false) // everybody has to look
-	}
+	c.off = true         // even if it is closed: closing may fail yet
+	c.plain.Store(false) // everybody has to look
 }
 
 // PowerOn gives the power back.
