@@ -402,7 +402,8 @@ func (f *File) CompareAndWriteAt(compare, data []byte, off int64) (int, error) {
 }
 
 // compareAndWrite implements CompareAndWriteAt by read and write; the caller excludes
-// others.
+// others. What a write that fails has done, for want of space as a rule, is undone: what
+// was there is known, and has its place.
 func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, int64) (int, error)) (int, error) {
 	if len(compare) != len(data) {
 		panic(fmt.Sprintf("media: compare %d bytes and write %d", len(compare), len(data)))
@@ -418,7 +419,14 @@ func compareAndWrite(compare, data []byte, off int64, read, write func([]byte, i
 		}
 		done += len(part)
 	}
-	_, err := write(data, off)
+	n, err := write(data, off)
+	if err == nil || n == 0 {
+		return -1, err
+	}
+	var where *Error
+	if _, undo := write(compare[:min(n, len(compare))], off); undo == nil && errors.As(err, &where) {
+		where.OffsetBytes, where.LengthBytes = off, int64(len(data))
+	}
 	return -1, err
 }
 

@@ -1,6 +1,7 @@
 package media_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"path/filepath"
@@ -224,6 +225,60 @@ func TestBackend_Errors(t *testing.T) {
 	}
 	if err := m.Close(); err != nil || !b.closed {
 		t.Errorf("close: %v, reached the backend: %v", err, b.closed)
+	}
+}
+
+// A fullBackend has room for some bytes that are not zeros; what has its place can be
+// rewritten, unless it is stubborn.
+type fullBackend struct {
+	p        []byte
+	room     int
+	stubborn bool
+}
+
+func (b *fullBackend) Size() (int64, error) { return int64(len(b.p)), nil }
+func (b *fullBackend) Sync() error          { return nil }
+
+func (b *fullBackend) ReadAt(p []byte, off int64) (int, error) { return copy(p, b.p[off:]), nil }
+
+func (b *fullBackend) WriteAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		if off+int64(i) >= int64(b.room) {
+			if b.stubborn {
+				b.room = 0
+			}
+			return i, media.ErrNoSpace
+		}
+		b.p[off+int64(i)] = p[i]
+	}
+	return len(p), nil
+}
+
+// TestCompareAndWrite_WithoutSpace: if there is no space for all of it, what was there is
+// there again, and the error says that nothing is done. If not even that can be written, it
+// says how far it came.
+func TestCompareAndWrite_WithoutSpace(t *testing.T) {
+	for _, stubborn := range []bool{false, true} {
+		b := &fullBackend{p: make([]byte, 8192), room: 3000, stubborn: stubborn}
+		m, err := media.NewBackend("full", b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i, err := m.CompareAndWriteAt(make([]byte, 4096), bytes.Repeat([]byte{2}, 4096), 512)
+		var where *media.Error
+		if i != -1 || !errors.Is(err, media.ErrNoSpace) || !errors.As(err, &where) {
+			t.Fatalf("%d, %v, want ErrNoSpace", i, err)
+		}
+		done := 0
+		if stubborn {
+			done = 3000 - 512
+		}
+		if where.OffsetBytes != int64(512+done) || where.LengthBytes != int64(4096-done) {
+			t.Errorf("it stopped with %d bytes to go at %d", where.LengthBytes, where.OffsetBytes)
+		}
+		if n := bytes.Count(b.p, []byte{2}); n != done {
+			t.Errorf("%d bytes are written, want %d", n, done)
+		}
 	}
 }
 
