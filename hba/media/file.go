@@ -1,6 +1,7 @@
 package media
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -311,6 +312,9 @@ func (f *File) writeDSync(p []byte, off int64) (done int, err error) {
 		if errno != 0 {
 			err = errno
 			break
+		}
+		if n == 0 { // which is no report of a loss
+			return done, cmp.Or(f.flushes.endAlone(write, nil), io.ErrShortWrite)
 		}
 		done += n
 	}

@@ -71,7 +71,9 @@ func (g *flushGroup) begin() alone {
 // other round would take long, and that one is about to end.
 //
 // If the loss was reported to w, it may be of an older write as well, so a flush under
-// way and the next flush have to report it, too.
+// way and the next flush have to report it, too. That goes for want of space as well: it
+// cannot be told whether w itself had none, or writes that the kernel has taken before
+// found none when they were to go to a thin volume or a server.
 func (g *flushGroup) endAlone(w alone, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -491,6 +491,28 @@ func fuaFile(t *testing.T, write func() (int, unix.Errno)) *File {
 	return f
 }
 
+// TestFile_FUAThatStandsStill: a write with FUA of which the file system takes nothing, and
+// has no error either, fails as one without FUA does. It is not tried for ever.
+func TestFile_FUAThatStandsStill(t *testing.T) {
+	calls := 0
+	f := fuaFile(t, func() (int, unix.Errno) {
+		if calls++; calls == 1 {
+			return 512, 0
+		}
+		if calls > 10 {
+			return 0, unix.EIO // let it end
+		}
+		return 0, 0
+	})
+	n, err := f.WriteAtFUA(make([]byte, 4096), 0)
+	if n != 512 || !errors.Is(err, ErrMedium) || !errors.Is(err, io.ErrShortWrite) || calls != 2 {
+		t.Errorf("%d bytes, %v, after %d calls", n, err, calls)
+	}
+	if err := f.Flush(); err != nil {
+		t.Errorf("flush: %v, but nothing is lost", err)
+	}
+}
+
 // TestFile_FUALearnsOfALoss: the kernel tells of lost writes once, and who is told while a
 // write with FUA is under way may have been told of that. One that comes later is not meant.
 func TestFile_FUALearnsOfALoss(t *testing.T) {
