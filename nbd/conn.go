@@ -251,6 +251,8 @@ type transmission struct {
 	// failedAt is where on the device errno happened, if that is known.
 	failedAt      uint64
 	failedAtKnown bool
+	// endsAt is where the encoded reply ends among those that are sent with it.
+	endsAt int
 	// counted is the operation for statistics: Op, or opUnknown.
 	counted Op
 	// cut makes the reply break off after cutAt bytes; see CutReply.

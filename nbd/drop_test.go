@@ -3,6 +3,8 @@ package nbd_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"testing"
 
 	"github.com/vhbad/vhbad/nbd"
@@ -96,4 +98,52 @@ func TestDrop_Counts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDrop_HalfSent: of replies that go out together, those count as answered that have left
+// whole when the connection ends, in one Write with others or not.
+func TestDrop_HalfSent(t *testing.T) {
+	for _, dia := range dialects() {
+		for _, length := range []uint32{4 << 10, 100 << 10} {
+			testHalfSent(t, dia, length)
+		}
+	}
+}
+
+func testHalfSent(t *testing.T, dia dialect, length uint32) {
+	t.Run(fmt.Sprintf("%s/%d", dia.name, length), func(t *testing.T) {
+		d := nbdtest.NewManual(1 << 20)
+		s := newServer(t, d, nbd.Limits{})
+		c := s.speak("pipe", dia)
+		var rs []*nbd.Request
+		for cookie := range uint64(3) {
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: cookie, Length: length}); err != nil {
+				t.Fatal(err)
+			}
+			rs = append(rs, <-d.Requests)
+		}
+		conn := rs[0].Conn()
+		for _, r := range rs {
+			r.FollowReply()
+			r.Complete(nbd.OK)
+		}
+		conn.Flush()
+		if r := get(t, c); r.Errno != nbd.OK || len(r.Data) != int(length) {
+			t.Fatalf("%v, %d bytes", r.Errno, len(r.Data))
+		}
+		// The pipe holds nothing: what has come has left, and the second reply has begun.
+		if _, err := io.ReadFull(c.Conn, make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+		s.Drop("disk0")
+		<-d.Closed
+		st := s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+		o := st.Exports[0].Ops[nbd.OpRead]
+		if o.Requests != 1 || o.Bytes != uint64(length) || o.InFlight != 0 {
+			t.Errorf("%d requests, %d bytes, %d in flight; want 1, %d and none", o.Requests, o.Bytes, o.InFlight, length)
+		}
+		if n := st.ReplyTimes[nbd.OpRead].Count(); n != 1 {
+			t.Errorf("%d replies were followed to the client, want 1", n)
+		}
+	})
 }

@@ -51,6 +51,8 @@ func (s *sender) appendPages(r *Request) {
 		s.putData(s.header(s.format.dataBytes()), r, 0, len(r.Data))
 	}
 	s.pages = r.pipe
+	s.encodedBytes += len(r.Data)
+	r.endsAt = s.encodedBytes
 }
 
 // tryPush sends what it can of the encoded replies without waiting. Zero bytes without an

@@ -33,6 +33,9 @@ type sender struct {
 	unsent int
 	// pages, unless nil, holds what follows bufs.
 	pages *dma.Pipe
+	// encodedBytes is how long the encoded replies are, wroteBytes how much of them is
+	// written.
+	encodedBytes, wroteBytes int
 	// breaks is set when the connection is to end after bufs; see cut.go.
 	breaks bool
 	// headers holds reply headers that have no room before their data.
@@ -116,15 +119,15 @@ func (c *Conn) send(wait bool) bool {
 				c.replySince.Store(now())
 				n, err = c.push()
 			}
-			if err != nil {
-				c.kill(CloseWriteError)
-				break
-			}
 			c.sentBytes.Add(uint64(n))
 			if s.unsent == len(s.bufs) {
 				c.lentBytes.Add(uint64(n))
 			}
 			s.advance(n)
+			if err != nil {
+				c.kill(CloseWriteError)
+				break
+			}
 			if wait {
 				c.replySince.Store(now()) // there was progress
 			}
@@ -133,9 +136,13 @@ func (c *Conn) send(wait bool) bool {
 			s.breaks = false
 			c.breakOff()
 		}
-		told := !c.dead.Load() || len(s.bufs) > 0 && !s.remains()
+		told := s.next
+		if c.dead.Load() {
+			told = s.first + s.whole()
+		}
 		s.resetBufs()
-		c.account(s.list[s.first:s.next], told)
+		c.account(s.list[s.first:told], true)
+		c.account(s.list[told:s.next], false)
 		c.release(s.list[s.first:s.next])
 		s.first = s.next
 		if s.first == len(s.list) {
@@ -154,8 +161,18 @@ func (s *sender) remains() bool {
 	return s.unsent < len(s.bufs) || s.pages != nil && s.pages.Left() > 0
 }
 
+// whole is how many of the encoded replies have been written whole.
+func (s *sender) whole() int {
+	n := 0
+	for s.wroteBytes > 0 && s.first+n < s.next && s.list[s.first+n].endsAt <= s.wroteBytes {
+		n++
+	}
+	return n
+}
+
 // advance takes n written bytes off the front of bufs, or of the pages after them.
 func (s *sender) advance(n int) {
+	s.wroteBytes += n
 	if s.unsent == len(s.bufs) {
 		s.pages.Sent(n)
 		return
@@ -176,6 +193,7 @@ func (s *sender) resetBufs() {
 	clear(s.bufs)
 	s.bufs, s.unsent, s.headersAt, s.pages = s.bufs[:0], 0, 0, nil
 	s.tailBlock, s.tailEnd = nil, -1
+	s.encodedBytes, s.wroteBytes = 0, 0
 }
 
 // encode appends the next replies to bufs, at least one and as many as make a
@@ -208,6 +226,7 @@ func (s *sender) encode() {
 		}
 		r.toMemory()
 		s.appendReply(r)
+		r.endsAt = s.encodedBytes
 		bytes += size
 	}
 }
@@ -242,6 +261,7 @@ func (s *sender) encodeChunks() {
 		}
 		r.toMemory()
 		s.appendChunks(r)
+		r.endsAt = s.encodedBytes
 		bytes += size
 	}
 }
@@ -272,6 +292,7 @@ func (s *sender) appendBytes(b *block, mem []byte, from, to int) {
 		s.bufs = append(s.bufs, mem[from:to])
 	}
 	s.tailBlock, s.tailEnd = b, to
+	s.encodedBytes += to - from
 }
 
 // account counts the replies in sent. told says whether the client has got them, or has not
