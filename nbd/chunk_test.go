@@ -161,6 +161,52 @@ func TestBlockStatus_RoomAgain(t *testing.T) {
 	}
 }
 
+// TestBlockStatus_RoomShort: a range too short for all the room there may be says nothing of what
+// longer ones need, however many extents it has.
+func TestBlockStatus_RoomShort(t *testing.T) {
+	const grain, most = 512, 8 << 10
+	for _, d := range dialects()[1:] {
+		m := nbdtest.NewManual(1 << 30)
+		c := newServer(t, m, nbd.Limits{}).speak("unix", d)
+		entry := 8
+		if d.Extended {
+			entry = 16
+		}
+		ask := func(lengthBytes uint32, extents int, extentBytes uint64) (room int) {
+			t.Helper()
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: lengthBytes}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-m.Requests
+			room = len(r.Data) / entry
+			state := nbd.StateHole
+			for i := 0; i < extents && r.AddExtent(extentBytes, state); i++ {
+				state ^= nbd.StateHole
+			}
+			nbdtest.Complete(r, nbd.OK)
+			get(t, c)
+			return room
+		}
+		for range 2 { // it grows to most
+			ask(1<<30, most, grain)
+		}
+		for range 4 {
+			if room, want := ask(1<<20, 1, grain), 1<<20/grain+1; room != want {
+				t.Errorf("%s: room for %d extents of a short range, want %d", d.name, room, want)
+			}
+		}
+		if room := ask(1<<30, most, grain); room != most {
+			t.Errorf("%s: room for %d extents after one extent of short ranges, want %d", d.name, room, most)
+		}
+		for range 4 {
+			ask(4096, 4096, 1) // more than there is room for
+		}
+		if room := ask(1<<30, most, grain); room != most {
+			t.Errorf("%s: room for %d extents after many of short ranges, want %d", d.name, room, most)
+		}
+	}
+}
+
 // TestBlockStatus_LittleMemory: with no memory for many extents there are few.
 func TestBlockStatus_LittleMemory(t *testing.T) {
 	m := nbdtest.NewManual(1 << 30)

@@ -27,6 +27,7 @@ const (
 // Request.Data, in wire format.
 type extents struct {
 	wide    bool   // of extentExtBytes each
+	short   bool   // the range is what bounds the room, which says nothing of other ranges
 	count   int    // extents so far
 	covered uint64 // bytes of the request that they cover
 	last    ExtentState
@@ -57,7 +58,9 @@ func (r *Request) AddExtent(lengthBytes uint64, state ExtentState) (more bool) {
 			return false
 		}
 		if (x.count+1)*entry > len(r.Data) {
-			r.conn.statusRoom.Store(statusRoomLittle)
+			if !x.short {
+				r.conn.statusRoom.Store(statusRoomLittle)
+			}
 			return false
 		}
 		x.count++

@@ -6,7 +6,7 @@ const (
 	// minStatusExtents is what a BLOCK_STATUS has room for at first. The room
 	// grows by statusGrowth whenever it was too little, to maxStatusExtents, which
 	// is the protocol's limit, and shrinks by as much when a reply has left all but
-	// the statusAmple-th part of it empty.
+	// the statusAmple-th part of it empty. Ranges too short for all of it do not count.
 	minStatusExtents = 512
 	maxStatusExtents = 1 << 20
 	statusGrowth     = 4
@@ -44,7 +44,7 @@ func (r *Request) judgeStatusRoom() {
 	if r.wide {
 		entry = extentExtBytes
 	}
-	if len(r.Data) > minStatusExtents*entry && r.count*entry < len(r.Data)/statusAmple {
+	if !r.short && len(r.Data) > minStatusExtents*entry && r.count*entry < len(r.Data)/statusAmple {
 		r.conn.statusRoom.Store(statusRoomMuch)
 	}
 }
@@ -60,10 +60,11 @@ func (c *Conn) carveStatus(r *Request) bool {
 		c.statusExtents = max(c.statusExtents/statusGrowth, minStatusExtents)
 	}
 	entry := c.format.extentBytes()
-	r.extents = extents{wide: entry == extentExtBytes}
+	fits := r.LengthBytes/statusGrainBytes + 1
+	r.extents = extents{wide: entry == extentExtBytes, short: fits < uint64(c.statusExtents)}
 	n := 1
 	if !r.OneExtent {
-		n = int(min(uint64(c.statusExtents), r.LengthBytes/statusGrainBytes+1))
+		n = int(min(uint64(c.statusExtents), fits))
 	}
 	n = min(n, c.limits.MaxPayloadBytes/entry)
 	if c.carve(r, n*entry) {
