@@ -103,6 +103,9 @@ type Conn struct {
 	// withheld keeps replies back; see lastOrders.
 	// +checklocks:mu
 	withheld bool
+	// endWait, unless nil, ends what the handshake waits for when a drain begins.
+	// +checklocks:mu
+	endWait context.CancelFunc
 	// flushing is the right to send. Its holder owns sender.
 	// +checklocks:mu
 	flushing bool
@@ -308,6 +311,9 @@ func (c *Conn) poke(wish uint32) {
 	// and nobody else would tell it.
 	c.mu.Lock()
 	c.cond.Signal()
+	if c.endWait != nil && c.draining() {
+		c.endWait()
+	}
 	c.mu.Unlock()
 }
 

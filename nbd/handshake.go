@@ -87,6 +87,9 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.message }
 
+// errDraining refuses everything once the server, or the device, drains.
+var errDraining = &refusal{repErrShutdown, NegotiationShutdown, "the server is shutting down"}
+
 // An outcome is how a handshake ended, if not in transmission.
 type outcome struct {
 	reason NegotiationFailure
@@ -215,7 +218,7 @@ func (n *negotiation) option() (verdict, error) {
 	}
 	if c.draining() {
 		if h.ID != optExportName { // which has no error reply
-			if err := n.refuse(h.ID, repErrShutdown, "the server is shutting down"); err != nil {
+			if err := n.refuse(h.ID, errDraining.typ, errDraining.message); err != nil {
 				return 0, err
 			}
 		}

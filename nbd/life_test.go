@@ -295,6 +295,52 @@ func TestHandshake_NoMemory(t *testing.T) {
 	})
 }
 
+// TestHandshake_NoMemoryDrain: a client that waits for memory does not hold up a drain of the
+// server, nor one of the device that it is about to get, and is told.
+func TestHandshake_NoMemoryDrain(t *testing.T) {
+	for name, drain := range map[string]func(context.Context, *nbd.Server, nbd.Device) error{
+		"server": func(ctx context.Context, s *nbd.Server, _ nbd.Device) error { return s.Shutdown(ctx) },
+		"device": func(ctx context.Context, s *nbd.Server, d nbd.Device) error {
+			_, err := s.DrainDevice(ctx, d)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := nbdtest.NewMemory(4096)
+				s, arena := synctestServer(t, d, nbd.Limits{})
+				for size := arena.SizeBytes(); size >= 4096; size /= 2 {
+					for mem := arena.Alloc(size); mem != nil; { // never given back
+						mem = arena.Alloc(size)
+					}
+				}
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				h.write(option(goTo, infoData("disk0")))
+				synctest.Wait()
+				begin := time.Now()
+				drained := make(chan error, 1)
+				go func() { drained <- drain(t.Context(), s, d) }()
+				if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+					t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+				}
+				h.ended()
+				if err := <-drained; err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(begin); took > time.Second {
+					t.Errorf("the drain took %v", took)
+				}
+				synctest.Wait()
+				if n := s.Snapshot().NegotiationFailures[nbd.NegotiationShutdown]; n != 1 {
+					t.Errorf("failures %v, want one because of the drain", s.Snapshot().NegotiationFailures)
+				}
+			})
+		})
+	}
+}
+
 // TestReplyTimeout: a client that never takes its replies is closed.
 func TestReplyTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -211,13 +211,9 @@ func (n *negotiation) open(e Export) error {
 	if no := c.server.reserve(c, e); no != nil {
 		return no
 	}
-	ctx, cancel := context.WithDeadline(c.ctx, n.deadline)
-	defer cancel()
-	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return because(NegotiationTimeout)
-	}
+	mem, err := n.firstBlock()
 	if err != nil {
+		c.server.release(c)
 		return err
 	}
 	c.stream = newStream(c.wire)
@@ -245,4 +241,30 @@ func (n *negotiation) open(e Export) error {
 	}
 	c.session = session
 	return nil
+}
+
+// firstBlock waits for the memory that a connection begins with.
+//
+// Errors: a refusal if a drain has begun; the client's time is up; the connection is dead.
+func (n *negotiation) firstBlock() ([]byte, error) {
+	c := n.c
+	ctx, cancel := context.WithDeadline(c.ctx, n.deadline)
+	defer cancel()
+	c.mu.Lock()
+	c.endWait = cancel
+	c.mu.Unlock()
+	if c.draining() { // since before the drain could end the wait
+		cancel()
+	}
+	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
+	c.mu.Lock()
+	c.endWait = nil
+	c.mu.Unlock()
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, because(NegotiationTimeout)
+	case err != nil && c.draining():
+		return nil, errDraining
+	}
+	return mem, err
 }

@@ -44,7 +44,7 @@ func (n *negotiation) detain(e Export) error {
 	case !time.Now().Before(n.deadline):
 		return because(NegotiationTimeout)
 	case n.c.draining():
-		return &refusal{repErrShutdown, NegotiationShutdown, "the server is shutting down"}
+		return errDraining
 	}
 	return nil
 }
