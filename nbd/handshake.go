@@ -209,8 +209,9 @@ func (n *negotiation) option() (verdict, error) {
 	if n.options > c.limits.MaxOptions+n.allowance {
 		return 0, because(NegotiationTooManyOptions)
 	}
-	if int64(h.Length) > int64(c.limits.MaxOptionBytes) {
-		return n.overlong(h)
+	overlong := int64(h.Length) > int64(c.limits.MaxOptionBytes)
+	if overlong && (h.ID == optExportName || h.Length > maxDrainBytes) { // the former has no error reply
+		return 0, negotiationError{NegotiationOptionTooLong, fmt.Sprintf("option %d with %d bytes", h.ID, h.Length)}
 	}
 	data := make([]byte, h.Length)
 	if _, err := n.read(data); err != nil {
@@ -223,6 +224,9 @@ func (n *negotiation) option() (verdict, error) {
 			}
 		}
 		return 0, because(NegotiationShutdown)
+	}
+	if overlong {
+		return n.overlong(h)
 	}
 	return n.answer(h.ID, data)
 }
@@ -283,16 +287,9 @@ func (n *negotiation) answer(id uint32, data []byte) (verdict, error) {
 	return haggle, n.unsupported(id)
 }
 
-// overlong discards the data of an option that has too much of it, so that the client
-// stays in step. It fails for EXPORT_NAME, which has no error reply, and if there is more
-// data than maxDrainBytes.
+// overlong answers an option with more data than there may be, which has been read so that
+// the client stays in step, and is not looked at.
 func (n *negotiation) overlong(h protocol.NegotiationOptionHeader) (verdict, error) {
-	if h.ID == optExportName || h.Length > maxDrainBytes {
-		return 0, negotiationError{NegotiationOptionTooLong, fmt.Sprintf("option %d with %d bytes", h.ID, h.Length)}
-	}
-	if _, err := io.CopyN(io.Discard, n.c.wire, int64(h.Length)); err != nil {
-		return 0, err
-	}
 	message := fmt.Sprintf("option %d with %d bytes of data: want at most %d", h.ID, h.Length, n.c.limits.MaxOptionBytes)
 	if n.needsTLS(h.ID) {
 		return haggle, n.turnAway(h.ID, errTLSFirst)

@@ -506,22 +506,27 @@ func TestHandshake_Log(t *testing.T) {
 // server drains; one that says nothing more is closed soon.
 func TestHandshake_Shutdown(t *testing.T) {
 	a := nbdtest.NewAuthority(t)
-	whole := option(info, infoData("disk0"))
+	askInfo, tooLong := option(info, infoData("disk0")), option(info, make([]byte, 6000))
 	for name, tt := range map[string]struct {
+		whole  []byte
 		before int // bytes of the option sent before the drain
 		after  int // and in all
 		tls    bool
 	}{
-		"between options": {0, len(whole), false},
-		"in a header":     {5, len(whole), false},
-		"in the data":     {20, len(whole), false},
-		"within TLS":      {20, len(whole), true},
-		"silent":          {0, 0, false},
-		"silent after":    {20, 20, false},
+		"between options":     {askInfo, 0, len(askInfo), false},
+		"in a header":         {askInfo, 5, len(askInfo), false},
+		"in the data":         {askInfo, 20, len(askInfo), false},
+		"within TLS":          {askInfo, 20, len(askInfo), true},
+		"silent":              {askInfo, 0, 0, false},
+		"silent after":        {askInfo, 20, 20, false},
+		"too long":            {tooLong, 20, len(tooLong), false},
+		"too long within TLS": {tooLong, 20, len(tooLong), true},
+		"silent in too long":  {tooLong, 5020, 5020, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+				whole := tt.whole
+				s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{MaxOptionBytes: 5000})
 				s.TLSMode, s.TLSConfig = nbd.TLSOptional, serveTLS(a.ServerConfig(false))
 				h := &haggler{t: t, nc: pipeTo(s)}
 				expect(t, h.nc, hello)
