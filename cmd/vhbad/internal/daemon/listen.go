@@ -374,7 +374,7 @@ func listenVsock(target string) (net.Listener, error) {
 	}
 	if err != nil {
 		_ = f.Close() // nothing was ever accepted
-		return nil, plain(err)
+		return nil, plain(&net.OpError{Op: "listen", Net: "vsock", Addr: &vsock.Addr{ContextID: cid, Port: port}, Err: err})
 	}
 	return newVsockListener(f)
 }
@@ -415,18 +415,34 @@ func listenerOf(f *os.File) (net.Listener, error) {
 // plain strips what package net wraps around a system call's error, and says what to do
 // about the usual ones.
 func plain(err error) error {
+	var at net.Addr
 	if oe, ok := errors.AsType[*net.OpError](err); ok {
-		err = oe.Err
+		err, at = oe.Err, oe.Addr
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%w: stop the program that serves it or choose another address", err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: want an address of this machine", err)
-	case errors.Is(err, syscall.EACCES):
+	case errors.Is(err, syscall.EACCES) && isPrivileged(at):
 		return fmt.Errorf("%w: ports below 1024 need root", err)
 	}
 	return err
+}
+
+// isPrivileged reports whether only root may listen at an address, as long as nobody has
+// changed that.
+//
+// Source: ip(7), ip_unprivileged_port_start; LAST_RESERVED_PORT of the kernel's vsock.
+func isPrivileged(a net.Addr) bool {
+	const unprivileged = 1024
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return 0 < a.Port && a.Port < unprivileged
+	case *vsock.Addr:
+		return a.Port < unprivileged
+	}
+	return false
 }
 
 // firstInheritedFD is the first descriptor of socket activation.

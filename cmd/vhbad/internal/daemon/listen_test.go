@@ -157,6 +157,28 @@ func TestListenTCP_NoIPv6(t *testing.T) {
 	}
 }
 
+// Only a port that is root's is told to need root.
+func TestPlain(t *testing.T) {
+	const advice = "ports below 1024 need root"
+	bind := os.NewSyscallError("bind", syscall.EACCES)
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{&net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{Port: 1023}, Err: bind}, true},
+		{&net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{Port: 1024}, Err: bind}, false},
+		{&net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{}, Err: bind}, false},
+		{&net.OpError{Op: "listen", Net: "vsock", Addr: &vsock.Addr{Port: 1023}, Err: bind}, true},
+		{&net.OpError{Op: "listen", Net: "vsock", Addr: &vsock.Addr{Port: 1024}, Err: bind}, false},
+		{&net.OpError{Op: "dial", Net: "unix", Addr: &net.UnixAddr{Name: "/run/vhbad.sock"}, Err: os.NewSyscallError("connect", syscall.EACCES)}, false},
+	} {
+		got := plain(tt.err)
+		if !errors.Is(got, syscall.EACCES) || strings.Contains(got.Error(), advice) != tt.want {
+			t.Errorf("%v: %v, want advice about ports: %v", tt.err, got, tt.want)
+		}
+	}
+}
+
 // Where the kernel has vsock, it is served; where it has not, the error says so.
 func TestListen_Vsock(t *testing.T) {
 	l, err := listen(t.Context(), config.Address{Network: "vsock", Target: "any:4294967294"})
