@@ -529,3 +529,85 @@ func TestServer_CloseSilent(t *testing.T) {
 		}
 	})
 }
+
+// A client that does not send all of its request, or does not take its answer, keeps no
+// server from ending.
+func TestServer_CloseStalled(t *testing.T) {
+	longAnswer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(make([]byte, 1<<20)) // its reader has gone to sleep
+	})
+	half := "PUT /v1/disks/d HTTP/1.1\r\nHost: vhbad\r\nContent-Length: 100\r\n\r\n{"
+	for _, tt := range []struct {
+		name, request string
+		handler       http.Handler
+	}{
+		{"half a body", half, Handler(sources(fixed{}))},
+		{"half a body that nobody wants", half, http.NotFoundHandler()},
+		{"half a chunk", "POST /v1/reload HTTP/1.1\r\nHost: vhbad\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Handler(sources(fixed{}))},
+		{"half a request behind a whole one", "GET /v1/status HTTP/1.1\r\nHost: vhbad\r\n\r\n" + half, Handler(sources(fixed{}))},
+		{"no reader", "GET / HTTP/1.1\r\nHost: vhbad\r\n\r\n", longAnswer},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &pipeListener{make(chan net.Conn), make(chan struct{})}
+				s := Serve(l, tt.handler, slog.New(slog.DiscardHandler))
+				near, far := net.Pipe()
+				defer func() { _ = near.Close() }()
+				l.conns <- far
+				if tt.name != "no reader" {
+					go func() { _, _ = io.Copy(io.Discard, near) }()
+				}
+				if _, err := io.WriteString(near, tt.request); err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				begin := time.Now()
+				if err := s.Close(ctx); err != nil {
+					t.Errorf("Close: %v", err)
+				}
+				if took := time.Since(begin); took > 2*time.Second {
+					t.Errorf("Close took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// A request that has come in full before the server is closed gets its answer.
+func TestServer_CloseAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		finish := make(chan struct{})
+		c, end := servePipe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			text, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			<-finish
+			if err := r.Context().Err(); err != nil {
+				t.Errorf("the request's context: %v", err)
+			}
+			_, _ = w.Write(text)
+		}))
+		ended := make(chan error, 1)
+		go func() {
+			synctest.Wait()
+			go func() { ended <- end() }()
+			synctest.Wait()
+			time.Sleep(5 * time.Second)
+			close(finish)
+		}()
+		res, err := c.Post("http://vhbad/", "text/plain", strings.NewReader("all of it"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(res.Body); err != nil || string(text) != "all of it" {
+			t.Errorf("answer %q, %v", text, err)
+		}
+		_ = res.Body.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
