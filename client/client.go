@@ -37,10 +37,13 @@ type Client struct {
 const AdminVariable = "VHBAD_ADMIN"
 
 // DefaultPath is where the daemon and its clients expect the admin socket unless told
-// otherwise: the value of AdminVariable if that is set; otherwise vhbad.sock in
-// $XDG_RUNTIME_DIR if that is set, or else in /run.
+// otherwise: the value of AdminVariable if that is set, from the working directory if it
+// is relative; otherwise vhbad.sock in $XDG_RUNTIME_DIR if that is set, or else in /run.
 func DefaultPath() string {
-	if path := os.Getenv(AdminVariable); filepath.IsAbs(path) {
+	if path := os.Getenv(AdminVariable); path != "" {
+		if rooted, err := filepath.Abs(path); err == nil {
+			path = rooted
+		}
 		return path
 	}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,7 +77,28 @@ func TestStatus_NotRunning(t *testing.T) {
 	}
 }
 
+// TestDefaultPath_Variable: a path from the working directory is one, too. Passed over, it
+// would have commands reach another daemon than the one that was named.
+func TestDefaultPath_Variable(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1")
+	t.Chdir(t.TempDir())
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for value, want := range map[string]string{
+		"/run/v.sock": "/run/v.sock", "v.sock": filepath.Join(here, "v.sock"), "../v.sock": filepath.Join(filepath.Dir(here), "v.sock"),
+		"": "/run/user/1/vhbad.sock",
+	} {
+		t.Setenv(AdminVariable, value)
+		if got := New("").Path(); got != want {
+			t.Errorf("%s=%q: got %q, want %q", AdminVariable, value, got, want)
+		}
+	}
+}
+
 func TestDefaultPath(t *testing.T) {
+	t.Setenv(AdminVariable, "")
 	for dir, want := range map[string]string{"/run/user/1": "/run/user/1/vhbad.sock", "": "/run/vhbad.sock", "rel": "/run/vhbad.sock"} {
 		t.Setenv("XDG_RUNTIME_DIR", dir)
 		if got := New("").Path(); got != want {

@@ -18,8 +18,8 @@ func newConfig() *cobra.Command {
 editors. It needs no running daemon.
 
 Of one setting, the command line of serve comes before the file, and the file
-before the default. No environment variable takes part, but $` + client.AdminVariable + ` and
-$XDG_RUNTIME_DIR in the default of admin, if they are paths from the root. Disks,
+before the default. No environment variable takes part, but $` + client.AdminVariable + `, or
+else $XDG_RUNTIME_DIR if it is a path from the root, in the default of admin. Disks,
 addresses and sandbox paths of the command line come after those of the file.`,
 		Example: `  vhbad config check /etc/vhbad/vhbad.yaml
   vhbad config print --comments > vhbad.yaml
