@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -209,13 +210,31 @@ of commands that control a running daemon also 3, there is no such thing, and
 	return root
 }
 
+// watchHelp returns where the error of writing a help text will be, which cobra drops.
+func watchHelp(root *cobra.Command) *error {
+	var failed error
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		out := cmd.OutOrStdout()
+		var text bytes.Buffer
+		cmd.SetOut(&text)
+		help(cmd, args)
+		_, failed = out.Write(text.Bytes())
+	})
+	return &failed
+}
+
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	notWritten := watchHelp(root)
 	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = *notWritten
+	}
 	if err == nil {
 		return exitOK
 	}
