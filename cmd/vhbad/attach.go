@@ -78,7 +78,8 @@ is told when the device is usable (systemd: Type=notify).`,
   sudo vhbad attach --export disk0 --connections 4 tcp://127.0.0.1:10809 /dev/nbd0
   sudo vhbad attach --timeout 30s --dead-conn-timeout 1m nbd://host/disk0
   sudo vhbad attach --persist --timeout 5s unix:///run/nbd.sock /dev/nbd0`,
-		Args: wantArgs(1, 2),
+		Args:              wantArgs(1, 2),
+		ValidArgsFunction: deviceAt(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.resolve(args); err != nil {
 				return usage(err)

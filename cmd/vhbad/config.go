@@ -50,8 +50,9 @@ func newConfigCheck() *cobra.Command {
 what is wrong with it and in which line. It touches no image, certificate,
 address or running daemon: of faults it cannot tell whether they fit an image whose
 size is not in the file. Exit code 2 means that the file is wrong.`,
-		Example: "  vhbad config check /etc/vhbad.yaml",
-		Args:    wantArgs(1, 1),
+		Example:           "  vhbad config check /etc/vhbad.yaml",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := resolveFile(args)
 			if err != nil {
@@ -103,7 +104,8 @@ prints the defaults alone.`,
 		Example: `  vhbad config print /etc/vhbad/vhbad.yaml
   vhbad config print --comments
   vhbad config print --json | jq .limits`,
-		Args: wantArgs(0, 1),
+		Args:              wantArgs(0, 1),
+		ValidArgsFunction: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := resolveFile(args)
 			if err != nil {

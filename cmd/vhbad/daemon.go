@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -25,22 +24,24 @@ type daemonFlags struct {
 }
 
 // add adds the flags of a command that only asks.
-func (d *daemonFlags) add(f *pflag.FlagSet) {
+func (d *daemonFlags) add(cmd *cobra.Command) {
 	d.timeout = askTimeout
-	d.addFlags(f, "print JSON", "give up if the daemon has not answered by then",
+	d.addFlags(cmd, "print JSON", "give up if the daemon has not answered by then",
 		"the daemon is stopped, stuck or very busy: look at its log and the state of its process, or wait longer with --timeout")
 }
 
 // addPatient adds the flags of a command that waits until what it asked for is done,
 // however long that takes.
-func (d *daemonFlags) addPatient(f *pflag.FlagSet) {
-	d.addFlags(f, "print JSON", "give up if the daemon has not answered by then; it may do what it was asked to all the same (default never)",
+func (d *daemonFlags) addPatient(cmd *cobra.Command) {
+	d.addFlags(cmd, "print JSON", "give up if the daemon has not answered by then; it may do what it was asked to all the same (default never)",
 		"it may be done all the same: see `vhbad status` and `vhbad events --since 0 --no-follow`, or wait longer with --timeout")
 }
 
-func (d *daemonFlags) addFlags(f *pflag.FlagSet, asJSON, timeout, late string) {
+func (d *daemonFlags) addFlags(cmd *cobra.Command, asJSON, timeout, late string) {
+	f := cmd.Flags()
 	f.BoolVar(&d.asJSON, "json", false, asJSON)
 	f.StringVar(&d.path, "admin", "", "admin socket of the daemon (default "+client.DefaultPath()+")")
+	offerFiles(cmd, "admin")
 	f.Var(&d.timeout, "timeout", timeout)
 	if d.timeout == 0 {
 		f.Lookup("timeout").DefValue = "" // pflag would show "0s"

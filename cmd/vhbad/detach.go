@@ -17,8 +17,9 @@ func newDetach() *cobra.Command {
 		Long: `Detach disconnects a device and waits until nothing of it is left, so that it
 can be attached again at once. It refuses a device that is mounted or held by
 another, unless forced; requests in flight then fail.`,
-		Example: "  sudo vhbad detach /dev/nbd0",
-		Args:    wantArgs(1, 1),
+		Example:           "  sudo vhbad detach /dev/nbd0",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: deviceAt(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := attach.CheckDevice(args[0]); err != nil {
 				return usage(err)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"path/filepath"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -35,38 +34,6 @@ forgets it when it ends.`,
 	return cmd
 }
 
-// completionPatience is how long a shell's completion waits for a daemon.
-const completionPatience = time.Second
-
-// namesOf completes the first argument with names that the running daemon is asked for.
-func namesOf(path *string, ask func(ctx context.Context, c *client.Client) ([]cobra.Completion, error)) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		c := client.New(*path)
-		defer c.Close()
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
-		defer cancel()
-		names, err := ask(ctx, c)
-		if err != nil {
-			names = nil // ShellCompDirectiveError would have the shell offer files
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// diskNames completes the first argument with the running daemon's disks.
-func diskNames(path *string) cobra.CompletionFunc {
-	return namesOf(path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
-		disks, err := c.Disks(ctx)
-		for i := range disks {
-			names = append(names, cobra.CompletionWithDesc(disks[i].Name, disks[i].Description))
-		}
-		return names, err
-	})
-}
-
 func newDiskList() *cobra.Command {
 	var d daemonFlags
 	cmd := &cobra.Command{
@@ -87,7 +54,7 @@ func newDiskList() *cobra.Command {
 			})
 		},
 	}
-	d.add(cmd.Flags())
+	d.add(cmd)
 	return cmd
 }
 
@@ -148,7 +115,8 @@ name and SPEC, nothing changes.`,
 			})
 		},
 	}
-	d.addPatient(cmd.Flags())
+	cmd.ValidArgsFunction = anyFiles // SPEC may end with one
+	d.addPatient(cmd)
 	return cmd
 }
 
@@ -206,7 +174,7 @@ client gets answers to what it has in flight, and its connection is closed.
 	f := cmd.Flags()
 	f.BoolVar(&o.Force, "force", false, "end connections of clients, and go on though the disk cannot be flushed")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "how long clients may take to finish, and then the flush (default the daemon's --drain-timeout)")
-	d.addPatient(f)
+	d.addPatient(cmd)
 	return cmd
 }
 
@@ -242,6 +210,6 @@ there, change it, or the next start refuses the file.`,
 		},
 		ValidArgsFunction: diskNames(&d.path),
 	}
-	d.addPatient(cmd.Flags())
+	d.addPatient(cmd)
 	return cmd
 }

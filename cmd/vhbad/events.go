@@ -73,15 +73,13 @@ The daemon remembers its newest events: --since 0 shows those first, and
 	f.StringArrayVar(&types, "type", nil, "show this type of event, again for more (default all)")
 	f.IntVar(&count, "count", 0, "end after so many events (default never)")
 	f.BoolVar(&noFollow, "no-follow", false, "end with the newest event")
-	d.addFlags(f, "print JSON, one event a line", "give up if it has not ended by then (default never)",
+	d.addFlags(cmd, "print JSON, one event a line", "give up if it has not ended by then (default never)",
 		"what was waited for has not come, or the daemon does not answer: `vhbad status` says")
 	var names []string
 	for _, t := range client.EventTypes() {
 		names = append(names, string(t))
 	}
-	if err := cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // the flag does not exist
-	}
+	offer(cmd, "type", names...)
 	return cmd
 }
 

@@ -101,7 +101,8 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 		},
 	}
 	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "file with rules, - for standard input; again for more")
-	d.addPatient(cmd.Flags())
+	offerFiles(cmd, "file")
+	d.addPatient(cmd)
 	return cmd
 }
 
@@ -147,7 +148,7 @@ there is no limit. What else a rule says is in ` + "`vhbad fault show`" + `.`,
 			})
 		},
 	}
-	d.add(cmd.Flags())
+	d.add(cmd)
 	return cmd
 }
 
@@ -177,17 +178,8 @@ func printFaults(w io.Writer, fs *client.Faults) error {
 func faultByName(use, short, example string, d *daemonFlags, run func(ctx context.Context, cmd *cobra.Command, c *client.Client, name string) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example,
-		Args: wantArgs(1, 1),
-		ValidArgsFunction: namesOf(&d.path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
-			fs, err := c.Faults(ctx)
-			if err != nil {
-				return nil, err
-			}
-			for i := range fs.Faults {
-				names = append(names, fs.Faults[i].Rule.Name)
-			}
-			return names, nil
-		}),
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: ruleNames(&d.path),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error { return run(ctx, cmd, c, args[0]) })
 		},
@@ -221,7 +213,7 @@ func newFaultShow() *cobra.Command {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s# %s, %s: %d matched, %d fired, %d held%s\n", text, f.State, class, f.Matched, f.Fired, f.Held, leftOut)
 			return err
 		})
-	d.add(cmd.Flags())
+	d.add(cmd)
 	return cmd
 }
 
@@ -262,7 +254,7 @@ func newFaultRemove() *cobra.Command {
 		})
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "end every rule")
-	d.addPatient(cmd.Flags())
+	d.addPatient(cmd)
 	return cmd
 }
 
@@ -321,7 +313,7 @@ func newFaultRelease() *cobra.Command {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: %d released\n", name, n)
 			return err
 		})
-	d.addPatient(cmd.Flags())
+	d.addPatient(cmd)
 	cmd.Flags().IntVar(&count, "count", 0, "how many, the longest held first (default all)")
 	return cmd
 }
@@ -374,8 +366,9 @@ those about it (op=mark) happen. It is an event, too, so that others see when.`,
 				return err
 			})
 		},
+		ValidArgsFunction: markTexts(&d.path),
 	}
-	d.addPatient(cmd.Flags())
+	d.addPatient(cmd)
 	return cmd
 }
 
@@ -405,9 +398,7 @@ waits until that is done. What the disk was doing is aborted and sent again.`,
 	}
 	levels := []string{string(client.ResetLun), string(client.ResetTarget), string(client.ResetBus)}
 	cmd.Flags().StringVar(&level, "level", level, strings.Join(levels, ", "))
-	if err := cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // the flag does not exist
-	}
-	d.addPatient(cmd.Flags())
+	offer(cmd, "level", levels...)
+	d.addPatient(cmd)
 	return cmd
 }

@@ -204,6 +204,7 @@ of commands that control a running daemon also 3, there is no such thing, and
 	root.SetVersionTemplate(v.String() + "\n")
 	root.Flags().Bool("version", false, "print what this program was built from") // cobra's own would take -v
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(wrongValue(unknownFlag(cmd, err))) })
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.AddCommand(newServe(), newRun(), newAttach(), newDetach(), newStatus(), newEvents(), newDisk(), newPower(), newTrace(), newFault(), newMark(), newReset(), newReload(), newConfig(), newVersion())
 	root.AddCommand(extraCommands()...)
 	addCobrasOwn(root)

@@ -90,14 +90,10 @@ are cut off, as by the power cut of a whole machine.`,
 	f.IntVar(&o.LoseFlushed, "lose-flushed", 0, "lose so many sectors, drawn by the seed, that were flushed: they hold what they held at the last cut, or zeros (hostile)")
 	f.DurationVar(&offFor, "off-for", 0, "how long the disk stays without power")
 	f.BoolVar(&o.DropConnections, "drop-connections", false, "close the clients' connections, without an answer to what is in flight")
-	d.addPatient(f)
-	for name, values := range map[string][]string{
-		"policy": cache.PolicyNames(), "tear": {"none", "512", "4096"}, "damage": {"old", "garbage", "unreadable"},
-	} {
-		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic(err) // the flag does not exist
-		}
-	}
+	d.addPatient(cmd)
+	offer(cmd, "policy", cache.PolicyNames()...)
+	offer(cmd, "tear", "none", "512", "4096")
+	offer(cmd, "damage", "old", "garbage", "unreadable")
 	return cmd
 }
 
@@ -179,7 +175,7 @@ func newPowerStatus() *cobra.Command {
 		},
 		ValidArgsFunction: diskNames(&d.path),
 	}
-	d.add(cmd.Flags())
+	d.add(cmd)
 	return cmd
 }
 

@@ -43,7 +43,7 @@ cannot change while the daemon runs.`,
 			})
 		},
 	}
-	d.addPatient(cmd.Flags())
+	d.addPatient(cmd)
 	return cmd
 }
 

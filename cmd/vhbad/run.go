@@ -77,7 +77,8 @@ Files and flags are those of vhbad serve.`,
 			return c.run(args, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
-	s.addFlags(cmd.Flags())
+	s.addFlags(cmd)
+	cmd.ValidArgsFunction = anyFiles // of COMMAND
 	for _, name := range notWithRun {
 		cmd.Flags().Lookup(name).Hidden = true
 	}

@@ -128,28 +128,12 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
 	}
-	s.addFlags(cmd.Flags())
-	values := func(v ...string) cobra.CompletionFunc {
-		return cobra.FixedCompletions(v, cobra.ShellCompDirectiveNoFileComp)
-	}
-	for name, fn := range map[string]cobra.CompletionFunc{
-		"interrupts": values(string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine)),
-		"log-format": values("auto", "text", "json"),
-		"log-level":  values("debug", "info", "warn", "error"),
-		"replies":    values(string(config.RepliesExtended), string(config.RepliesStructured), string(config.RepliesSimple)),
-		"sandbox":    values(string(config.SandboxAuto), string(config.SandboxOff)),
-		"tls":        values(string(config.TLSOff), string(config.TLSOptional), string(config.TLSRequired)),
-		"listen":     values("unix:///", "tcp://127.0.0.1:10809"),
-	} {
-		if err := cmd.RegisterFlagCompletionFunc(name, fn); err != nil {
-			panic(err) // a flag of that name does not exist
-		}
-	}
+	s.addFlags(cmd)
 	return cmd
 }
 
-func (s *serveFlags) addFlags(f *pflag.FlagSet) {
-	v := &s.file
+func (s *serveFlags) addFlags(cmd *cobra.Command) {
+	v, f := &s.file, cmd.Flags()
 	f.StringVarP(&s.configPath, "config", "c", "", "configuration file, YAML")
 	f.Var(&s.listen, "listen", "address to serve, again for more (default "+config.DefaultListen+")")
 	f.Var(&s.disks, "disk", "disk to serve, again for more (default "+config.DefaultDisk+")")
@@ -194,6 +178,14 @@ func (s *serveFlags) addFlags(f *pflag.FlagSet) {
 	for _, name := range []string{"memory", "drain-timeout", "bytes-in-flight", "payload", "option-bytes", "handshake-timeout", "reply-timeout", "idle-timeout", "srb-timeout", "reset-timeout"} {
 		f.Lookup(name).DefValue = ""
 	}
+	offer(cmd, "interrupts", string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine))
+	offer(cmd, "log-format", "auto", "text", "json")
+	offer(cmd, "log-level", "debug", "info", "warn", "error")
+	offer(cmd, "replies", string(config.RepliesExtended), string(config.RepliesStructured), string(config.RepliesSimple))
+	offer(cmd, "sandbox", string(config.SandboxAuto), string(config.SandboxOff))
+	offer(cmd, "tls", string(config.TLSOff), string(config.TLSOptional), string(config.TLSRequired))
+	offer(cmd, "listen", "unix:///", "tcp://127.0.0.1:10809")
+	offerFiles(cmd, "config", "disk", "admin", "tls-certificates", "sandbox-path") // SPEC may end with one
 }
 
 // resolve merges file and flags and checks the result.

@@ -35,7 +35,7 @@ func newStatus() *cobra.Command {
 			})
 		},
 	}
-	d.add(cmd.Flags())
+	d.add(cmd)
 	return cmd
 }
 

@@ -135,7 +135,8 @@ The end is no line; that there is none, or why the recording failed, goes to sta
 error.`,
 		Example: `  vhbad trace show db.trace
   vhbad trace show db.trace --json | jq 'select(.kind == "cut")'`,
-		Args: wantArgs(1, 1),
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			t, err := openTrace(cmd, args[0])
 			if err != nil {
@@ -333,8 +334,9 @@ TRACE may be - for standard input.`,
 		Example: `  vhbad trace replay db.trace --image crash.img --cut 1
   vhbad trace replay db.trace --image crash.img --base before.img --until 812 --policy one-missing --seed 3
   for s in $(seq 100); do vhbad trace replay db.trace --force --image c.img --cut 1 --seed $s && fsck.ext4 -fn c.img; done`,
-		Args: wantArgs(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: oneFile,
+		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "write the image here")
@@ -347,13 +349,10 @@ TRACE may be - for standard input.`,
 	f.StringVar(&o.tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
 	f.StringVar(&o.damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
-	for name, values := range map[string][]string{
-		"policy": cache.PolicyNames(), "tear": {"none", "512", "4096"}, "damage": {"old", "garbage", "unreadable"},
-	} {
-		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic(err) // the flag does not exist
-		}
-	}
+	offer(cmd, "policy", cache.PolicyNames()...)
+	offer(cmd, "tear", "none", "512", "4096")
+	offer(cmd, "damage", "old", "garbage", "unreadable")
+	offerFiles(cmd, "image", "base")
 	return cmd
 }
 
