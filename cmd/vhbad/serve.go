@@ -157,7 +157,7 @@ func (s *serveFlags) addFlags(cmd *cobra.Command) {
 	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
 	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
 	f.StringVar((*string)(&v.Replies), "replies", "", "what clients may agree on: extended (all), structured (no extended headers) or simple (neither, and no block status) (default "+string(config.RepliesExtended)+")")
-	f.BoolVar(&v.CopyReads, "copy-reads", false, "copy long reads, as short ones are: a reply is then settled when it is sent, whoever writes meanwhile; slower")
+	f.BoolVar(&v.CopyReads, "copy-reads", false, "copy reads of 64KiB and more, as all others are, instead of sending the disk's own pages: writes can then no longer change a reply on its way; slower")
 	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
 	f.IntVar(&v.Limits.ConnectionRate, "connection-rate", 0, fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate))
 	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
