@@ -106,3 +106,32 @@ func TestTraceReplay_IgnoredSignal(t *testing.T) {
 		t.Errorf("the image: %v, %v; want one of 1 MiB", info, err)
 	}
 }
+
+// TestRemoveBySignal_Windows: a signal that comes while the file is being made, or just when
+// it is complete, is not lost, and leaves no file.
+func TestRemoveBySignal_Windows(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	begin := func() (signals chan os.Signal, died chan os.Signal, kept func()) {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		signals, died = make(chan os.Signal, 1), make(chan os.Signal, 2)
+		return signals, died, func() { removeBySignal(signals, path, func(sig os.Signal) { died <- sig })() }
+	}
+	for range 100 { // either side may see it first
+		signals, died, keep := begin()
+		signals <- syscall.SIGTERM
+		keep()
+		if len(died) != 1 {
+			t.Fatalf("ended %d times by the signal, want once", len(died))
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("the file: %v, want none", err)
+		}
+	}
+	_, died, keep := begin()
+	keep()
+	if _, err := os.Stat(path); err != nil || len(died) != 0 {
+		t.Errorf("without a signal: %v, ended %d times; want the file", err, len(died))
+	}
+}

@@ -416,12 +416,14 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	if base != nil {
 		defer func() { err = errors.Join(err, base.Close()) }()
 	}
+	signals := holdSignals() // from before there is anything to remove
 	m, err := o.open(&t, base)
 	if err != nil {
+		letGo(signals, dieBy)
 		return err
 	}
 	// Until it is complete it is an image of nothing, and ours to remove.
-	kept := removeBySignal(o.image)
+	kept := removeBySignal(signals, o.image, dieBy)
 	result, err := o.replay(&t, m, base, how, cmd.ErrOrStderr())
 	if err != nil {
 		err = errors.Join(err, os.Remove(o.image))
@@ -434,30 +436,54 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 	return o.print(cmd, t.Header(), result)
 }
 
-// removeBySignal makes a signal that ends the process remove a file first, until kept is
-// called. The process still dies by the signal, so that a shell's loop ends, too.
-func removeBySignal(path string) (kept func()) {
+// holdSignals has the signals that would end the process wait.
+func holdSignals() chan os.Signal {
 	signals := make(chan os.Signal, 1)
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(sig) { // under nohup it stays ignored
 			signal.Notify(signals, sig)
 		}
 	}
+	return signals
+}
+
+// letGo ends what holdSignals has begun, and calls do with the signal that waits, if any.
+func letGo(signals chan os.Signal, do func(os.Signal)) {
+	signal.Stop(signals)
+	select {
+	case sig := <-signals:
+		do(sig)
+	default:
+	}
+}
+
+// dieBy ends the process by a signal, so that a shell's loop ends, too.
+func dieBy(sig os.Signal) {
+	signal.Reset(sig)
+	_ = unix.Kill(os.Getpid(), sig.(syscall.Signal))
+	select {} // nothing else is to be printed
+}
+
+// removeBySignal has the signal that waits, or comes, remove a file before the process dies
+// by it, until kept is called.
+func removeBySignal(signals chan os.Signal, path string, die func(os.Signal)) (kept func()) {
+	removeAndDie := func(sig os.Signal) {
+		_ = os.Remove(path) // there is nobody left to tell of an error
+		die(sig)
+	}
 	over, ended := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended)
 		select {
 		case sig := <-signals:
-			_ = os.Remove(path) // there is nobody left to tell of an error
-			signal.Reset(sig)
-			_ = unix.Kill(os.Getpid(), sig.(syscall.Signal)) // ends the process before it can print anything else
+			removeAndDie(sig)
 		case <-over:
-			close(ended)
 		}
 	}()
 	return func() {
-		signal.Stop(signals)
 		close(over)
 		<-ended
+		letGo(signals, removeAndDie) // one that came meanwhile
 	}
 }
 
