@@ -48,23 +48,7 @@ The daemon remembers its newest events: --since 0 shows those first, and
 				f.Types = append(f.Types, client.EventType(t))
 			}
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
-				s, err := c.Events(ctx, f)
-				if err != nil {
-					return err
-				}
-				defer func() { _ = s.Close() }()
-				for e, err := range s.All() {
-					if err != nil {
-						return err
-					}
-					if err := printEvent(cmd.OutOrStdout(), &e, d.asJSON); err != nil {
-						return err
-					}
-					if count--; count == 0 {
-						return nil
-					}
-				}
-				return nil
+				return printEvents(ctx, cmd.OutOrStdout(), c, f, count, d.asJSON)
 			})
 		},
 	}
@@ -81,6 +65,27 @@ The daemon remembers its newest events: --since 0 shows those first, and
 	}
 	offer(cmd, "type", names...)
 	return cmd
+}
+
+// printEvents prints events as they come, and ends after count of them unless that is 0.
+func printEvents(ctx context.Context, w io.Writer, c *client.Client, f client.EventFilter, count int, asJSON bool) error {
+	s, err := c.Events(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }()
+	for e, err := range s.All() {
+		if err != nil {
+			return err
+		}
+		if err := printEvent(w, &e, asJSON); err != nil {
+			return err
+		}
+		if count--; count == 0 {
+			return nil
+		}
+	}
+	return nil
 }
 
 // printEvent prints one event, on one line.

@@ -66,37 +66,12 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 		}),
 		ValidArgsFunction: completeFaultAdd,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var rules []client.FaultRule
-			for _, path := range files {
-				some, err := readRules(cmd.InOrStdin(), path)
-				if err != nil {
-					return usage(err)
-				}
-				rules = append(rules, some...)
-			}
-			if len(args) > 0 {
-				r, err := ruleOfWords(args[0], args[1], args[2:])
-				if err != nil {
-					return usage(err)
-				}
-				rules = append(rules, r)
+			rules, err := rulesToAdd(cmd.InOrStdin(), files, args)
+			if err != nil {
+				return usage(err)
 			}
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
-				for i := range rules {
-					f, err := c.PutFault(ctx, rules[i])
-					if err != nil {
-						return err
-					}
-					if d.asJSON {
-						err = printJSON(cmd.OutOrStdout(), f)
-					} else {
-						_, err = fmt.Fprintf(cmd.OutOrStdout(), "fault %s: %s, %s\n", f.Rule.Name, f.Rule.Action.Kind, f.State)
-					}
-					if err != nil {
-						return err
-					}
-				}
-				return nil
+				return addRules(ctx, cmd.OutOrStdout(), c, rules, d.asJSON)
 			})
 		},
 	}
@@ -104,6 +79,44 @@ JSON: one rule, a list of them, or a configuration with "faults:".`,
 	offerFiles(cmd, "file")
 	d.addPatient(cmd)
 	return cmd
+}
+
+// rulesToAdd returns the rules of files, and that of the words NAME KIND [FIELD=VALUE]...
+func rulesToAdd(stdin io.Reader, files, words []string) (rules []client.FaultRule, err error) {
+	for _, path := range files {
+		some, err := readRules(stdin, path)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, some...)
+	}
+	if len(words) > 0 {
+		r, err := ruleOfWords(words[0], words[1], words[2:])
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// addRules puts rules into force, up to the first that is refused.
+func addRules(ctx context.Context, w io.Writer, c *client.Client, rules []client.FaultRule, asJSON bool) error {
+	for i := range rules {
+		f, err := c.PutFault(ctx, rules[i])
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			err = printJSON(w, f)
+		} else {
+			_, err = fmt.Fprintf(w, "fault %s: %s, %s\n", f.Rule.Name, f.Rule.Action.Kind, f.State)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // completeFaultAdd offers the kinds, and after that the fields.

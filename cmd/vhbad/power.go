@@ -70,31 +70,41 @@ are cut off, as by the power cut of a whole machine.`,
 			}
 			o.OffForSeconds = offFor.Seconds()
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
-				r, err := c.CutPower(ctx, args[0], o)
-				if err != nil {
-					return err
-				}
-				if d.asJSON {
-					return printJSON(cmd.OutOrStdout(), r)
-				}
-				return printPowerReport(cmd.OutOrStdout(), r)
+				return cutPower(ctx, cmd.OutOrStdout(), c, args[0], o, d.asJSON)
 			})
 		},
 		ValidArgsFunction: diskNames(&d.path),
 	}
 	f := cmd.Flags()
 	f.Uint64Var(&seed, "seed", 0, "decide by this seed: the same writes and seed give the same image (default: drawn, and told)")
-	f.StringVar(&o.Policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
-	f.StringVar(&o.Tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
-	f.StringVar(&o.Damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
+	addCutFlags(cmd, &o.Policy, &o.Tear, &o.Damage)
 	f.IntVar(&o.LoseFlushed, "lose-flushed", 0, "lose so many sectors, drawn by the seed, that were flushed: they hold what they held at the last cut, or zeros (hostile)")
 	f.DurationVar(&offFor, "off-for", 0, "how long the disk stays without power")
 	f.BoolVar(&o.DropConnections, "drop-connections", false, "close the clients' connections, without an answer to what is in flight")
 	d.addPatient(cmd)
+	return cmd
+}
+
+// addCutFlags adds the flags that say, besides the seed, how a power cut is decided.
+func addCutFlags(cmd *cobra.Command, policy, tear, damage *string) {
+	f := cmd.Flags()
+	f.StringVar(policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
+	f.StringVar(tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
+	f.StringVar(damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
 	offer(cmd, "policy", cache.PolicyNames()...)
 	offer(cmd, "tear", "none", "512", "4096")
 	offer(cmd, "damage", "old", "garbage", "unreadable")
-	return cmd
+}
+
+func cutPower(ctx context.Context, w io.Writer, c *client.Client, disk string, o client.PowerCutOptions, asJSON bool) error {
+	r, err := c.CutPower(ctx, disk, o)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, r)
+	}
+	return printPowerReport(w, r)
 }
 
 // maxPrintedWrites is how many of the writes that did not survive are listed in a report

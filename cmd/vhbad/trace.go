@@ -345,13 +345,8 @@ TRACE may be - for standard input.`,
 	f.Uint64Var(&o.until, "until", 0, "end with this record")
 	f.IntVar(&o.cut, "cut", 0, "end with this recorded power cut, counted from 1")
 	f.Uint64Var(&o.seed, "seed", 0, "decide by this seed")
-	f.StringVar(&o.policy, "policy", cache.PolicySubset.String(), "which pending writes survive: "+strings.Join(cache.PolicyNames(), ", "))
-	f.StringVar(&o.tear, "tear", "none", "let writes survive in pieces of this length: none, 512, 4096")
-	f.StringVar(&o.damage, "damage", cache.DamageOld.String(), "what becomes of a sector that was being written: old, garbage, unreadable")
+	addCutFlags(cmd, &o.policy, &o.tear, &o.damage)
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
-	offer(cmd, "policy", cache.PolicyNames()...)
-	offer(cmd, "tear", "none", "512", "4096")
-	offer(cmd, "damage", "old", "garbage", "unreadable")
 	offerFiles(cmd, "image", "base")
 	return cmd
 }
