@@ -50,7 +50,7 @@ func newConfigCheck() *cobra.Command {
 what is wrong with it and in which line. It touches no image, certificate,
 address or running daemon: of faults it cannot tell whether they fit an image whose
 size is not in the file. Exit code 2 means that the file is wrong.`,
-		Example:           "  vhbad config check /etc/vhbad.yaml",
+		Example:           "  vhbad config check /etc/vhbad/vhbad.yaml",
 		Args:              wantArgs(1, 1),
 		ValidArgsFunction: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -24,7 +24,7 @@ meanwhile. What it changes is not written to the configuration file: the daemon
 forgets it when it ends.`,
 		Example: `  vhbad disk list
   vhbad disk add scratch=memory:1GiB
-  vhbad disk add db=file:/srv/db.img,size=10GiB,description=a database
+  vhbad disk add 'db=file:/srv/db.img,size=10GiB,description=a database'
   vhbad disk grow db 20GiB
   vhbad disk remove scratch`,
 		Args: noArgs,

@@ -77,6 +77,7 @@ Files and flags are those of vhbad serve.`,
 			return c.run(args, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
+	cmd.DisableFlagsInUseLine = true // they would come behind COMMAND
 	s.addFlags(cmd)
 	cmd.ValidArgsFunction = anyFiles // of COMMAND
 	for _, name := range notWithRun {

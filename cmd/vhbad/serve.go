@@ -115,9 +115,9 @@ SPEC  NAME=memory:SIZE or NAME=file:PATH[,size=SIZE][,preallocate], which gives
 SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 		Example: `  vhbad serve
   vhbad serve --listen unix:///run/nbd.sock --disk a=memory:64MiB --disk b=file:/srv/b.img,size=10GiB
-  vhbad serve --config /etc/vhbad.yaml --log-level debug --verify
+  vhbad serve --config /etc/vhbad/vhbad.yaml --log-level debug --verify
   vhbad serve --disk db=file:/srv/db.img,cache=writeback,cache-size=16MiB
-  vhbad serve --config /etc/vhbad.yaml --takeover
+  vhbad serve --config /etc/vhbad/vhbad.yaml --takeover
   vhbad serve --listen tcp://:10809 --tls-certificates /etc/pki/vhbad --tls required
   nbdinfo -- [ vhbad serve --single --disk d=memory:64MiB ]`,
 		Args: func(_ *cobra.Command, args []string) error {
