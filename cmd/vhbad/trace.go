@@ -144,8 +144,14 @@ error.`,
 			}
 			defer func() { err = errors.Join(err, t.close()) }()
 			out := bufio.NewWriter(cmd.OutOrStdout())
-			err = showTrace(out, cmd.ErrOrStderr(), t.Reader, asJSON)
-			return errors.Join(err, out.Flush())
+			err = errors.Join(showTrace(out, t.Reader, asJSON), out.Flush())
+			if err != nil {
+				return err
+			}
+			if complete, reason := t.End(); !complete { // a terminal has it behind the records
+				_, err = fmt.Fprintf(cmd.ErrOrStderr(), "vhbad: the trace is not complete: %s\n", reason)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line for each record")
@@ -273,7 +279,8 @@ func (l *traceLine) String() string {
 	return b.String()
 }
 
-func showTrace(w io.Writer, remarks io.Writer, r *trace.Reader, asJSON bool) error {
+// showTrace prints header and records, a line for each.
+func showTrace(w io.Writer, r *trace.Reader, asJSON bool) error {
 	h := r.Header()
 	enc := json.NewEncoder(w)
 	var err error
@@ -295,10 +302,6 @@ func showTrace(w io.Writer, remarks io.Writer, r *trace.Reader, asJSON bool) err
 		}
 	}
 	if !errors.Is(err, io.EOF) {
-		return err
-	}
-	if complete, reason := r.End(); !complete {
-		_, err = fmt.Fprintf(remarks, "vhbad: the trace is not complete: %s\n", reason)
 		return err
 	}
 	return nil

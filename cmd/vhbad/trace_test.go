@@ -31,6 +31,29 @@ func TestTraceShow_Kinds(t *testing.T) {
 	}
 }
 
+// TestTraceShow_Order: what is wrong with a trace's end comes behind its records on a
+// terminal, where both go.
+func TestTraceShow_Order(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trace")
+	r, err := trace.Create(path, trace.Config{Header: trace.Header{Disk: "d", SectorBytes: 512, DiskBytes: 1 << 20, CacheBytes: 1 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }() // it has no end before that
+	r.Mark("begin")
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	var terminal strings.Builder
+	if code := run(t.Context(), []string{"trace", "show", path}, &terminal, &terminal); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	lines := strings.Split(strings.TrimSpace(terminal.String()), "\n")
+	if last := lines[len(lines)-1]; len(lines) < 3 || !strings.HasPrefix(last, "vhbad: the trace is not complete") {
+		t.Errorf("want header, record and then what is wrong:\n%s", terminal.String())
+	}
+}
+
 // TestTraceReplay_InUseByQemu: --force writes over no image that qemu has open, which
 // looks at other locks than flock's.
 func TestTraceReplay_InUseByQemu(t *testing.T) {
