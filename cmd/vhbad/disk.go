@@ -59,6 +59,10 @@ func newDiskList() *cobra.Command {
 }
 
 func printDisks(w io.Writer, disks []client.Disk) error {
+	if len(disks) == 0 {
+		_, err := fmt.Fprintln(w, "no disks")
+		return err
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "DISK\tSIZE\tBLOCK\tMODE\tSTATE\tFROM\tADDRESS\tCLIENTS\tBACKEND") // Flush reports
 	for i := range disks {

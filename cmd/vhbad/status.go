@@ -61,7 +61,11 @@ func printStatus(w io.Writer, st *client.Status) error {
 		line("metrics on http://%s/metrics", st.HTTP)
 	}
 	line("")
-	line("DISK\tSIZE\tBACKEND\tMODE\tADDRESS\tCLIENTS\tDEPTH\tBUSY\tREADS\tWRITES\tERRORS")
+	if len(st.Disks) == 0 {
+		line("no disks")
+	} else {
+		line("DISK\tSIZE\tBACKEND\tMODE\tADDRESS\tCLIENTS\tDEPTH\tBUSY\tREADS\tWRITES\tERRORS")
+	}
 	for i := range st.Disks {
 		d := &st.Disks[i]
 		mode := "rw"

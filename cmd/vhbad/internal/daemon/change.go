@@ -358,13 +358,13 @@ func (d *Daemon) grow(m *machine, e *export, sizeBytes int64) error {
 	case e.unplugged.Load():
 		return admin.Conflict("disk %q: is unplugged", c.Name)
 	case sizeBytes < int64(was):
-		return admin.Invalid("disk %q: %d bytes: want at least the present size, %d: disks do not shrink", c.Name, sizeBytes, was)
+		return admin.Invalid("disk %q: size %s: want at least the present size, %s: disks do not shrink", c.Name, config.Size(sizeBytes), config.Size(was))
 	case sizeBytes%int64(c.BlockSize) != 0:
-		return admin.Invalid("disk %q: %d bytes: want a multiple of the block size, %d", c.Name, sizeBytes, c.BlockSize)
+		return admin.Invalid("disk %q: size %s: want a multiple of the block size, %d", c.Name, config.Size(sizeBytes), c.BlockSize)
 	case c.ReadOnly && sizeBytes > int64(was):
 		return admin.Conflict("disk %q: is read-only", c.Name)
 	case c.File == "" && sizeBytes > media.MaxMemoryBytes:
-		return admin.Invalid("disk %q: %d bytes: want at most %d of a disk in memory", c.Name, sizeBytes, int64(media.MaxMemoryBytes))
+		return admin.Invalid("disk %q: size %s: want at most %s of a disk in memory", c.Name, config.Size(sizeBytes), config.Size(media.MaxMemoryBytes))
 	case sizeBytes == int64(was):
 		return nil
 	}

@@ -181,8 +181,8 @@ func TestDisks_Wrong(t *testing.T) {
 		text string
 	}{
 		{"none", 1 << 20, client.ErrNotFound, `disk "none": there is none`},
-		{"one", 1 << 19, client.ErrInvalid, "want at least the present size, 1048576: disks do not shrink"},
-		{"one", 1 << 62, client.ErrInvalid, "want at most"},
+		{"one", 1 << 19, client.ErrInvalid, "want at least the present size, 1MiB: disks do not shrink"},
+		{"one", 1 << 62, client.ErrInvalid, "size 4194304TiB: want at most "},
 		{"one", 1<<20 + 1, client.ErrInvalid, "want a multiple of the block size, 512"},
 		{"ro", 2 << 20, client.ErrConflict, "is read-only"},
 	} {
