@@ -74,6 +74,9 @@ func meant(paths []string, field string) (out []string) {
 
 // ruleOfWords makes a rule from the words of a command line.
 func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
+	if err := checkKind(kind); err != nil {
+		return client.FaultRule{}, err
+	}
 	root := map[string]any{"name": name}
 	put(root, "action.kind", kind)
 	fields := ruleFields()
@@ -105,15 +108,38 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	return r, r.Check()
 }
 
+// maxAlike is how many words may have been meant for a question; of more, all that there
+// are say more.
+const maxAlike = 3
+
+// checkKind says which kind may be meant by one that is none. Others are left to the rule's
+// own check, which lists them all.
+func checkKind(kind string) error {
+	var kinds []string
+	for _, k := range fault.Kinds() {
+		kinds = append(kinds, string(k.Kind))
+	}
+	if may := alike(kind, kinds); !slices.Contains(kinds, kind) && len(may) > 0 && len(may) <= maxAlike {
+		return fmt.Errorf("kind %q is not known: is %s meant?", kind, strings.Join(may, " or "))
+	}
+	return nil
+}
+
 // pathOf returns the path of the one field that is meant.
 func pathOf(fields []ruleField, field string) (string, error) {
-	paths, known := make([]string, len(fields)), make([]string, len(fields))
-	for i, f := range fields {
-		paths[i], known[i] = f.path, f.shortest
+	var paths, known, all []string
+	for _, f := range fields {
+		paths, known = append(paths, f.path), append(known, f.shortest)
+		if all = append(all, f.shortest); f.path != f.shortest {
+			all = append(all, f.path)
+		}
 	}
 	found := meant(paths, field)
 	switch len(found) {
 	case 0:
+		if may := alike(field, all); len(may) > 0 && len(may) <= maxAlike {
+			return "", fmt.Errorf("field %q is not known: is %s meant?", field, strings.Join(may, " or "))
+		}
 		slices.Sort(known)
 		return "", fmt.Errorf("field %q is not known: want %s", field, strings.Join(known, ", "))
 	case 1:
