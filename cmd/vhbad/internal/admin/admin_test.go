@@ -289,7 +289,7 @@ func TestHandler_Wrong(t *testing.T) {
 		{"GET", "/v1/events?since=x", http.StatusBadRequest, `since \"x\": want the number of an event`},
 		{"GET", "/v1/events?since=1", http.StatusBadRequest, "since 1: the newest event is 0"},
 		{"GET", "/v1/events?since=0&since=0", http.StatusBadRequest, `parameter \"since\" is given 2 times`},
-		{"GET", "/v1/events?type=no", http.StatusBadRequest, `type \"no\" is not known: want one of [daemon.ready`},
+		{"GET", "/v1/events?type=no", http.StatusBadRequest, `type \"no\" is not known: want daemon.ready, daemon.stopping, `},
 		{"GET", "/v1/events?follow=maybe", http.StatusBadRequest, `follow \"maybe\": want true or false`},
 		{"PUT", "/v1/disks/x", http.StatusBadRequest, "body: empty: want a JSON object"},
 		{"GET", "/v1/disks/x", http.StatusNotFound, "disk \\\"x\\\": there is none of that name: `vhbad disk list` shows those there are"},

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vhbad/vhbad/client"
@@ -119,7 +120,7 @@ func eventQuery(r *http.Request, e Events) (after uint64, types []client.EventTy
 	for _, s := range q["type"] {
 		t := client.EventType(s)
 		if !slices.Contains(client.EventTypes(), t) {
-			return 0, nil, false, Invalid("type %q is not known: want one of %v", s, client.EventTypes())
+			return 0, nil, false, Invalid("type %q is not known: want %s", s, strings.Join(eventTypeNames(), ", "))
 		}
 		types = append(types, t)
 	}
