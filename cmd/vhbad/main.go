@@ -141,7 +141,7 @@ func wrongValue(err error) error {
 	}
 	want := wantOfFlag[wrong.GetFlag().Value.Type()]
 	if want == "" {
-		return err // it says so itself
+		return fmt.Errorf("--%s: %w", wrong.GetFlag().Name, wrong.Unwrap()) // which says so itself
 	}
 	return fmt.Errorf("--%s %q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
 }
