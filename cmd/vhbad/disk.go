@@ -72,7 +72,7 @@ func printDisks(w io.Writer, disks []client.Disk) error {
 			mode = "ro"
 		}
 		if d.Path != "" {
-			medium += ":" + d.Path
+			medium += ":" + word(d.Path)
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", word(d.Name), config.Size(d.SizeBytes), d.BlockBytes, mode,
 			d.State, d.Origin, d.Address, d.Connections, medium)

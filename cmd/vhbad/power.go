@@ -196,7 +196,7 @@ func printPower(w io.Writer, p *client.Power) error {
 	line("power %s, write cache %s, eviction %s, hostile: %s", onOff[p.On], onOff[p.WriteCache], p.Eviction, cmp.Or(strings.Join(p.Hostile, ", "), "no"))
 	line("%s of %s pending in %d writes, %d unreadable sectors", config.Size(p.PendingBytes), config.Size(p.SizeBytes), p.PendingWrites, p.UnreadableSectors)
 	if r := p.Trace; r != nil {
-		line("trace %s: %d records, %d bytes", r.Path, r.Records, r.Bytes)
+		line("trace %s: %d records, %d bytes", word(r.Path), r.Records, r.Bytes)
 		if r.Error != "" {
 			line("the trace has ended: %s", r.Error)
 		}
