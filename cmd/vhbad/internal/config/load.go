@@ -191,6 +191,14 @@ var (
 	otherError = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 )
 
+// withRemedy adds what to do to what the YAML package says of a tab.
+func withRemedy(problem string) string {
+	if problem == "found character that cannot start any token" {
+		return problem + ": lines are indented by spaces, not tabs, and a text that begins with @ or % wants quotes"
+	}
+	return problem
+}
+
 // nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds the known keys to
 // an error about an unknown one.
 func nameErrors(name string, err error) error {
@@ -206,9 +214,9 @@ func nameErrors(name string, err error) error {
 			out = append(out, fmt.Errorf("%s:%s: unknown key %q: want %s", name, m[1], m[2], strings.Join(keys(m[3]), ", ")))
 		case otherError.MatchString(line):
 			m := otherError.FindStringSubmatch(line)
-			out = append(out, fmt.Errorf("%s:%s: %s", name, m[1], m[2]))
+			out = append(out, fmt.Errorf("%s:%s: %s", name, m[1], withRemedy(m[2])))
 		default:
-			out = append(out, fmt.Errorf("%s: %s", name, strings.TrimPrefix(line, "yaml: ")))
+			out = append(out, fmt.Errorf("%s: %s", name, withRemedy(strings.TrimPrefix(line, "yaml: "))))
 		}
 	}
 	return errors.Join(out...)
