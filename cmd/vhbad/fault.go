@@ -375,7 +375,7 @@ those about it (op=mark) happen. It is an event, too, so that others see when.`,
 				if d.asJSON {
 					return printJSON(cmd.OutOrStdout(), client.MarkSet{Rules: n})
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "mark %s: %d rules\n", word(args[0]), n)
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "mark %s: %s\n", word(args[0]), waited(n))
 				return err
 			})
 		},
@@ -383,6 +383,14 @@ those about it (op=mark) happen. It is an event, too, so that others see when.`,
 	}
 	d.addPatient(cmd)
 	return cmd
+}
+
+// waited says how many rules have waited for a mark.
+func waited(rules int) string {
+	if rules > 1 {
+		return count(rules, "rule") + " have waited for it"
+	}
+	return count(rules, "rule") + " has waited for it"
 }
 
 func newReset() *cobra.Command {
