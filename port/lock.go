@@ -282,10 +282,7 @@ func (a *Adapter) releaseExclusive(p *Processor, allChannels bool, old Level) {
 // A LockHandle is one acquisition of a spin lock. The zero handle is none.
 // Source: storport.h STOR_LOCK_HANDLE.
 type LockHandle struct {
-	a    *Adapter
-	kind SpinLock
-	dpc  *Dpc
-	own  *KSpinLock
+	lock *spinLock // of all interrupt locks, the last
 	old  Level
 }
 
@@ -302,17 +299,20 @@ func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandl
 	if !p.check(routineAcquireSpinLock) {
 		return LockHandle{}
 	}
-	h := LockHandle{a: a, kind: kind, dpc: d, old: p.level}
+	h := LockHandle{old: p.level}
 	ok := false
 	switch kind {
 	case StartIoLock:
 		p.raise(Dispatch)
-		ok = a.startIoLock.acquire(p)
+		h.lock = &a.startIoLock
+		ok = h.lock.acquire(p)
 	case DpcLock:
 		p.raise(Dispatch)
-		ok = d.lock.acquire(p)
+		h.lock = &d.lock
+		ok = h.lock.acquire(p)
 	case InterruptLock:
 		p.raise(Device)
+		h.lock = &a.interruptLocks[len(a.interruptLocks)-1]
 		ok = a.acquireInterrupts(p)
 	default:
 		panic(fmt.Sprintf("port: AcquireSpinLock of kind %d: want DpcLock, StartIoLock or InterruptLock", kind))
@@ -328,28 +328,18 @@ func (a *Adapter) AcquireSpinLock(p *Processor, kind SpinLock, d *Dpc) LockHandl
 // the lock taken last is released first, unless all were taken at the same level.
 // Source: storport.h StorPortReleaseSpinLock.
 func (a *Adapter) ReleaseSpinLock(p *Processor, h LockHandle) {
-	if h.a == nil {
+	if h.lock == nil {
 		return // AcquireSpinLock was refused and reported
 	}
-	l := h.lock()
 	if p.verify {
-		p.checkLockHold(l)
+		p.checkLockHold(h.lock)
 	}
-	switch {
-	case h.own != nil:
-		h.own.lock.release(p)
-	case h.kind == StartIoLock:
-		a.startIoLock.release(p)
-	case h.kind == DpcLock:
-		h.dpc.lock.release(p)
-	default:
+	if h.lock.rank == rankInterrupt {
 		a.releaseInterrupts(p)
+	} else {
+		h.lock.release(p)
 	}
-	to := h.old
-	if p.nheld > 0 {
-		to = p.levelOfHeld(l, to)
-	}
-	p.lower(to)
+	p.lower(p.levelOfHeld(h.lock, h.old))
 }
 
 // levelOfHeld is the level to go back to after l was released: to, or a higher one if p
@@ -367,21 +357,6 @@ func (p *Processor) levelOfHeld(l *spinLock, to Level) Level {
 		}
 	}
 	return to
-}
-
-// lock is the lock, or the last of the locks, that h acquired.
-func (h LockHandle) lock() *spinLock {
-	if h.own != nil {
-		return &h.own.lock
-	}
-	switch h.kind {
-	case StartIoLock:
-		return &h.a.startIoLock
-	case DpcLock:
-		return &h.dpc.lock
-	case InterruptLock:
-	}
-	return &h.a.interruptLocks[len(h.a.interruptLocks)-1]
 }
 
 // An MSILock is one acquisition of a message's lock, with the token that opens
@@ -434,11 +409,7 @@ func (a *Adapter) ReleaseMSISpinLock(p *Processor, m MSILock) {
 		p.checkLockHold(m.lock)
 	}
 	m.lock.release(p)
-	to := m.old
-	if p.nheld > 0 {
-		to = p.levelOfHeld(m.lock, to)
-	}
-	p.lower(to)
+	p.lower(p.levelOfHeld(m.lock, m.old))
 }
 
 // lockOfMessage is the lock that the handler of a message runs under.

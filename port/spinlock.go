@@ -23,11 +23,11 @@ func (a *Adapter) InitializeSpinlock(p *Processor, l *KSpinLock) {
 // Level: up to Dispatch.
 // Source: storport.h StorPortAcquireSpinLockEx with DpcLevelLock.
 func (a *Adapter) AcquireSpinLockEx(p *Processor, l *KSpinLock) LockHandle {
-	h := LockHandle{a: a, own: l, old: p.raise(Dispatch)}
+	h := LockHandle{lock: &l.lock, old: p.raise(Dispatch)}
 	if l.lock.a != a {
 		panic("port: AcquireSpinLockEx of a lock that InitializeSpinlock has not seen")
 	}
-	if !l.lock.acquire(p) {
+	if !h.lock.acquire(p) {
 		p.lower(h.old)
 		return LockHandle{}
 	}
