@@ -29,38 +29,12 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	yieldPoint("Submit: queue")
 	lu.mu.Lock()
 	for _, s := range batch {
-		if owner := s.owner.Load(); owner != ownerClass {
+		if s.owner.Load() != ownerClass {
 			lu.mu.Unlock()
-			panic("port: submitted while it belongs to the port or the miniport: " + s.String())
+			panic(submittedTwice(s))
 		}
-		s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
-		s.owner.Store(ownerPort)
-		s.built, s.busyTries, s.SenseBytes = false, 0, 0
-		s.ServiceTime = 0
-		s.stage, s.given, s.refused = stageNone, givenNot, false
-		s.life++
-		if p.samples.due() {
-			p.follow(s)
-		}
-		if p.verify {
-			p.trail.add("submit", s.Tag)
-		}
-		switch {
-		case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery && !isQueueFunction(s.Function):
-			p.finishByPort(s, StatusNoDevice)
-		case isQueueFunction(s.Function):
-			lu.queueFunctionLocked(p, s)
-		case s.recovery || s.taskManagement() && lu.mayStartLocked(s):
-			lu.linkLocked(p, s)
-			run.push(s)
-		case (lu.waiting.head == nil || lu.bypassesLocked(s)) && credits > 0 && lu.mayStartLocked(s):
-			credits--
-			s.charged = true
-			lu.linkLocked(p, s)
-			run.push(s)
-		default:
-			lu.enqueueLocked(s)
-		}
+		lu.beginLifeLocked(p, s)
+		lu.admitLocked(p, s, &run, &credits)
 	}
 	if s := lu.waiting.head; s != nil && credits > 0 && run.head == nil {
 		// A head-of-queue SRB, or one behind a queue function, may be able to go.
@@ -69,14 +43,60 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	lu.stats.Started += uint64(run.n)
 	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
-	a.unreserve(p, credits)
-	if run.head != nil {
-		a.issue(p, run.head)
-	}
-	if starved {
-		a.retryStarved(p)
-	}
+	a.sendOff(p, &run, credits, starved)
 	p.lower(old)
+}
+
+// beginLifeLocked makes the class driver's SRB one that is submitted to lu.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) beginLifeLocked(p *Processor, s *SRB) {
+	lu.address(s)
+	s.owner.Store(ownerPort)
+	s.built, s.busyTries = false, 0
+	s.ServiceTime = 0
+	s.stage, s.given, s.refused = stageNone, givenNot, false
+	s.life++
+	if p.samples.due() {
+		p.follow(s)
+	}
+	if p.verify {
+		p.trail.add("submit", s.Tag)
+	}
+}
+
+// address says in s where it goes, and forgets what the last unit had to say.
+func (lu *LogicalUnit) address(s *SRB) {
+	s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
+	s.SenseBytes = 0
+}
+
+// admitLocked puts a submitted SRB into run, if it may start now, or into the queue; one
+// that neither the miniport nor the queue is to see completes.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) admitLocked(p *Processor, s *SRB, run *srbQueue, credits *int) {
+	switch {
+	case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery && !isQueueFunction(s.Function):
+		p.finishByPort(s, StatusNoDevice)
+	case isQueueFunction(s.Function):
+		lu.queueFunctionLocked(p, s)
+	case s.recovery || s.taskManagement() && lu.mayStartLocked(s):
+		lu.linkLocked(p, s)
+		run.push(s)
+	case (lu.waiting.head == nil || lu.bypassesLocked(s)) && *credits > 0 && lu.mayStartLocked(s):
+		*credits--
+		s.charged = true
+		lu.linkLocked(p, s)
+		run.push(s)
+	default:
+		lu.enqueueLocked(s)
+	}
+}
+
+// submittedTwice is the panic of a Submit of an SRB that is not the class driver's.
+func submittedTwice(s *SRB) string {
+	return "port: submitted while it belongs to the port or the miniport: " + s.String()
 }
 
 // startWaitingLocked moves the SRBs that may start from the queue to run.
@@ -119,6 +139,14 @@ func (lu *LogicalUnit) dispatch(p *Processor) {
 	lu.stats.Started += uint64(run.n)
 	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
+	a.sendOff(p, &run, credits, starved)
+}
+
+// sendOff issues the SRBs of run, once the unit's lock is released. credits were reserved
+// for more of them; starved says that yet more wait for some.
+//
+// Level: Dispatch, no lock held.
+func (a *Adapter) sendOff(p *Processor, run *srbQueue, credits int, starved bool) {
 	a.unreserve(p, credits)
 	if run.head != nil {
 		a.issue(p, run.head)
@@ -196,10 +224,9 @@ func (a *Adapter) issue(p *Processor, s *SRB) {
 func (lu *LogicalUnit) refuse(p *Processor, batch []*SRB) {
 	for _, s := range batch {
 		if !s.owner.CompareAndSwap(ownerClass, ownerPort) {
-			panic("port: submitted while it belongs to the port or the miniport: " + s.String())
+			panic(submittedTwice(s))
 		}
-		s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
-		s.SenseBytes = 0
+		lu.address(s)
 		p.finishByPort(s, StatusInvalidRequest)
 	}
 }
