@@ -35,7 +35,7 @@ func (a *Adapter) Complete(p *Processor, srb *SRB) {
 	if p.verify {
 		srb.sealUp()
 	}
-	p.pushCompleted(srb)
+	p.completed.push(srb)
 	if p.level == Passive {
 		p.drain()
 	}
@@ -66,16 +66,6 @@ func (p *Processor) checkCompletion(a *Adapter, s *SRB, owner uint32) {
 	}
 }
 
-func (p *Processor) pushCompleted(s *SRB) {
-	s.next = nil
-	if p.completedTail == nil {
-		p.completedHead = s
-	} else {
-		p.completedTail.next = s
-	}
-	p.completedTail = s
-}
-
 // finishByPort completes an SRB that the miniport does not own.
 func (p *Processor) finishByPort(s *SRB, status Status) {
 	s.Status = status
@@ -84,7 +74,7 @@ func (p *Processor) finishByPort(s *SRB, status Status) {
 	if p.verify {
 		s.resultChanged()
 	}
-	p.pushCompleted(s)
+	p.completed.push(s)
 }
 
 // finishCompleted does the port's part for every SRB that completed on p: it
@@ -93,8 +83,8 @@ func (p *Processor) finishByPort(s *SRB, status Status) {
 //
 // Level: Dispatch, no lock held.
 func (p *Processor) finishCompleted() {
-	s := p.completedHead
-	p.completedHead, p.completedTail = nil, nil
+	s := p.completed.head
+	p.completed = srbQueue{}
 	if p.verify {
 		for x := s; x != nil; x = x.next {
 			p.checkSealed(x)

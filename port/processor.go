@@ -35,8 +35,7 @@ type Processor struct {
 
 	pendingHead, pendingTail *interrupt
 	dpcHead, dpcTail         *Dpc
-	completedHead            *SRB
-	completedTail            *SRB
+	completed                srbQueue
 
 	passive, passiveSpare []Deferred
 	inPassive             bool
@@ -104,7 +103,7 @@ func (p *Processor) Defer(d Deferred) {
 
 // Close gives the processor back. It must be at Passive with nothing queued.
 func (p *Processor) Close() {
-	if p.level != Passive || p.nheld != 0 || p.dpcHead != nil || p.pendingHead != nil || p.completedHead != nil {
+	if p.level != Passive || p.nheld != 0 || p.dpcHead != nil || p.pendingHead != nil || p.completed.head != nil {
 		panic(fmt.Sprintf("port: processor %s closed at %s with work queued or locks held", p.name, p.level))
 	}
 	p.sys.releaseProcessor(p)
@@ -125,7 +124,7 @@ func (p *Processor) lower(to Level) {
 	if to < Device && p.pendingHead != nil {
 		p.deliverPending()
 	}
-	if to == Passive && (p.dpcHead != nil || p.completedHead != nil || len(p.passive) != 0) {
+	if to == Passive && (p.dpcHead != nil || p.completed.head != nil || len(p.passive) != 0) {
 		p.drain()
 	}
 }
@@ -148,7 +147,7 @@ func (p *Processor) deliverPending() {
 // drain runs DPCs, completions and deferred work until there is none.
 func (p *Processor) drain() {
 	for {
-		for p.dpcHead != nil || p.completedHead != nil || p.pendingHead != nil {
+		for p.dpcHead != nil || p.completed.head != nil || p.pendingHead != nil {
 			p.level = Dispatch
 			switch {
 			case p.pendingHead != nil:
