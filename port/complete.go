@@ -231,7 +231,7 @@ func (lu *LogicalUnit) retryBusyLocked(s *SRB) bool {
 	a := lu.a
 	lu.stats.Busy++
 	s.busyTries++
-	if s.recovery || s.taskManagement() || s.given != givenNot || lu.gate.Load()&(gateRemoved|gateGivenUp) != 0 || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
+	if s.recovery || s.taskManagement() || s.given != givenNot || lu.removed() || lu.givenUp() || a.options.BusyRetryCount > 0 && s.busyTries > a.options.BusyRetryCount {
 		return false
 	}
 	s.owner.Store(ownerPort)

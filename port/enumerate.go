@@ -196,7 +196,7 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 
 // reportLUNs asks a unit which units its target has. False: it has been given up.
 func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err error) {
-	if lu.gate.Load()&gateGivenUp != 0 {
+	if lu.givenUp() {
 		return false, nil
 	}
 	if err := c.make(p); err != nil {
@@ -204,7 +204,7 @@ func (c *census) reportLUNs(p *Processor, lu *LogicalUnit) (answered bool, err e
 	}
 	c.srb.CDBBytes = uint8(scsi.PutReportLUNs(&c.srb.CDB, enumBufferBytes))
 	// If it is given up now, it may be the port that has answered.
-	return c.command(p, lu, enumBufferBytes) && lu.gate.Load()&gateGivenUp == 0, nil
+	return c.command(p, lu, enumBufferBytes) && !lu.givenUp(), nil
 }
 
 // list sends INQUIRY to the units in the answer to REPORT LUNS, and returns those that
@@ -239,7 +239,7 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	}
 	srb := c.srb
 	srb.CDBBytes = uint8(scsi.PutInquiry(&srb.CDB, scsi.StandardInquiryBytes))
-	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.gate.Load()&gateGivenUp != 0 {
+	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.givenUp() {
 		return c.isStill(lu), nil
 	}
 	switch srb.Status.Code() {
@@ -285,7 +285,7 @@ func (a *Adapter) unitsOf(path, target uint8) (units []*LogicalUnit) {
 // there is no such address.
 func (a *Adapter) absentAt(path, target uint8) *LogicalUnit {
 	for lun := a.config.MaximumNumberOfLogicalUnits - 1; lun >= 0; lun-- {
-		if lu := a.unit(path, target, uint8(lun)); lu == nil || lu.gate.Load()&gateRemoved != 0 {
+		if lu := a.unit(path, target, uint8(lun)); lu == nil || lu.removed() {
 			return a.unitAt(path, target, uint8(lun))
 		}
 	}
@@ -298,7 +298,7 @@ func (a *Adapter) absentAt(path, target uint8) *LogicalUnit {
 // first INQUIRY.
 func (a *Adapter) unitAt(path, target, lun uint8) *LogicalUnit {
 	old := a.unit(path, target, lun)
-	if old != nil && old.gate.Load()&gateRemoved == 0 {
+	if old != nil && !old.removed() {
 		return old
 	}
 	lu := &LogicalUnit{a: a, path: path, target: target, lun: lun, depth: a.config.InitialLunQueueDepth, timeLeft: -1}

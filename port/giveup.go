@@ -38,7 +38,7 @@ func (a *Adapter) giveUp(p *Processor, lu *LogicalUnit) {
 func (lu *LogicalUnit) abandonAll(p *Processor) (held, abandoned int) {
 	lu.mu.Lock()
 	var stuck []*SRB
-	if lu.gate.Load()&(gateGivenUp|gateRemoved) != 0 { // it may have come back meanwhile
+	if lu.givenUp() || lu.removed() { // it may have come back meanwhile
 		stuck = lu.abandonLocked()
 	}
 	held = lu.outstanding
@@ -130,7 +130,7 @@ func (s *SRB) mayAbandon() bool {
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) reviveLocked() {
-	if lu.gate.Load()&gateGivenUp == 0 {
+	if !lu.givenUp() {
 		return
 	}
 	for s := lu.waiting.head; s != nil; s = s.next {

@@ -77,7 +77,7 @@ func (lu *LogicalUnit) address(s *SRB) {
 // +checklocks:lu.mu
 func (lu *LogicalUnit) admitLocked(p *Processor, s *SRB, run *srbQueue, credits *int) {
 	switch {
-	case lu.gate.Load()&gateRemoved != 0 || lu.gate.Load()&gateGivenUp != 0 && !s.recovery && !isQueueFunction(s.Function):
+	case lu.removed() || lu.givenUp() && !s.recovery && !isQueueFunction(s.Function):
 		p.finishByPort(s, StatusNoDevice)
 	case isQueueFunction(s.Function):
 		lu.queueFunctionLocked(p, s)
@@ -485,7 +485,7 @@ func (lu *LogicalUnit) queueFunctionLocked(p *Processor, s *SRB) {
 			lu.openGateLocked(gateLocked)
 		}
 	case FunctionQuiesceDevice:
-		if lu.gate.Load()&gateGivenUp != 0 {
+		if lu.givenUp() {
 			status = StatusNoDevice // nobody knows when it will be quiet
 			break
 		}

@@ -210,6 +210,9 @@ func (q *srbQueue) prepend(l *srbQueue) {
 // removed reports whether the unit is gone.
 func (lu *LogicalUnit) removed() bool { return lu.gate.Load()&gateRemoved != 0 }
 
+// givenUp reports whether no reset has brought the unit back.
+func (lu *LogicalUnit) givenUp() bool { return lu.gate.Load()&gateGivenUp != 0 }
+
 // builtGate is the part of a unit's gate that holds back a built SRB.
 //
 // A built SRB holds resources of the miniport, and only StartIo followed by a completion
@@ -392,7 +395,7 @@ func (lu *LogicalUnit) rearmLocked() {
 	switch {
 	case lu.pendingHead != nil:
 		lu.timeLeft = int64(lu.pendingHead.timeout())
-	case lu.waiting.head != nil && lu.gate.Load()&gateRemoved != 0:
+	case lu.waiting.head != nil && lu.removed():
 		lu.timeLeft = int64(lu.waiting.head.timeout())
 	}
 }
