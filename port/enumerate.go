@@ -60,7 +60,7 @@ func (a *Adapter) Enumerate(p *Processor) error {
 // cannot be asked, all known units stay.
 func (a *Adapter) takeCensus(p *Processor, c *census) error {
 	before := a.units.Load().list
-	var now, added []*LogicalUnit
+	var now []*LogicalUnit
 	var failed error
 	for path := range a.config.NumberOfBuses {
 		for target := range a.config.MaximumNumberOfTargets {
@@ -72,17 +72,7 @@ func (a *Adapter) takeCensus(p *Processor, c *census) error {
 			now = append(now, found...)
 		}
 	}
-	var removed []*LogicalUnit
-	for _, lu := range before {
-		if !slices.Contains(now, lu) {
-			removed = append(removed, lu)
-		}
-	}
-	for _, lu := range now {
-		if !slices.Contains(before, lu) {
-			added = append(added, lu)
-		}
-	}
+	removed, added := missingFrom(now, before), missingFrom(before, now)
 	if !a.dropUnits(p, now) {
 		return ErrAdapterStopped
 	}
@@ -100,6 +90,20 @@ func (a *Adapter) takeCensus(p *Processor, c *census) error {
 		tellUnits(p, tell, added, removed)
 	}
 	return failed
+}
+
+// missingFrom returns the units that are not in list.
+func missingFrom(list, units []*LogicalUnit) (missing []*LogicalUnit) {
+	has := make(map[*LogicalUnit]bool, len(list))
+	for _, lu := range list {
+		has[lu] = true
+	}
+	for _, lu := range units {
+		if !has[lu] {
+			missing = append(missing, lu)
+		}
+	}
+	return missing
 }
 
 // tellUnits tells OnUnitsChanged's function.
@@ -169,12 +173,12 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 		if !answered {
 			continue
 		}
-		switch c.srb.Status.Code() {
-		case StatusSuccess, StatusDataOverrun:
+		switch {
+		case c.hasData():
 			return c.list(p, path, target)
-		case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+		case c.saysNobody():
 			if lu == first {
-				return nil, nil // nobody there
+				return nil, nil
 			}
 		default:
 			failed = fmt.Errorf("REPORT LUNS: %s", c.srb)
@@ -184,7 +188,7 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 		switch answered, err := c.reportLUNs(p, lu); {
 		case err != nil:
 			return nil, err
-		case answered && (c.srb.Status.Code() == StatusSuccess || c.srb.Status.Code() == StatusDataOverrun):
+		case answered && c.hasData():
 			return c.list(p, path, target)
 		}
 	}
@@ -192,6 +196,22 @@ func (c *census) target(p *Processor, path, target uint8) ([]*LogicalUnit, error
 		return nil, failed
 	}
 	return known, nil
+}
+
+// hasData reports whether the last command has read data, perhaps fewer than asked for.
+func (c *census) hasData() bool {
+	code := c.srb.Status.Code()
+	return code == StatusSuccess || code == StatusDataOverrun
+}
+
+// saysNobody reports whether the last command has found no unit at its address.
+func (c *census) saysNobody() bool {
+	switch c.srb.Status.Code() {
+	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+		return true
+	default:
+		return false
+	}
 }
 
 // reportLUNs asks a unit which units its target has. False: it has been given up.
@@ -242,11 +262,10 @@ func (c *census) isUnit(p *Processor, lu *LogicalUnit) (bool, error) {
 	if !c.command(p, lu, scsi.StandardInquiryBytes) || lu.givenUp() {
 		return c.isStill(lu), nil
 	}
-	switch srb.Status.Code() {
-	case StatusSuccess, StatusDataOverrun:
-	case StatusNoDevice, StatusInvalidLun, StatusInvalidTargetID, StatusSelectionTimeout:
+	if c.saysNobody() {
 		return false, nil
-	default:
+	}
+	if !c.hasData() {
 		return c.isStill(lu), nil
 	}
 	q, ok := scsi.ParseInquiryData(c.buffer[:min(int(srb.DataTransferBytes), scsi.StandardInquiryBytes)])
@@ -326,15 +345,7 @@ func (a *Adapter) publish(lu, old *LogicalUnit) {
 //
 // +checklocks:a.mu
 func (a *Adapter) replaceUnitsLocked(list []*LogicalUnit) (dropped []*LogicalUnit) {
-	kept := make(map[*LogicalUnit]bool, len(list))
-	for _, lu := range list {
-		kept[lu] = true
-	}
-	for _, lu := range a.units.Load().all {
-		if !kept[lu] {
-			dropped = append(dropped, lu)
-		}
-	}
+	dropped = missingFrom(list, a.units.Load().all)
 	a.units.Store(newUnitTable(list, dropped))
 	return dropped
 }
