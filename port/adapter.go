@@ -437,9 +437,6 @@ func (a *Adapter) Name() string { return a.options.Name }
 // System is the machine that the adapter is in.
 func (a *Adapter) System() *System { return a.sys }
 
-// Channels is the number of concurrent channels, 1 without them.
-func (a *Adapter) Channels() int { return max(1, len(a.channelLocks)) }
-
 // LogicalUnits returns the units found so far, in order of address.
 func (a *Adapter) LogicalUnits() []*LogicalUnit {
 	return append([]*LogicalUnit(nil), a.units.Load().list...)
@@ -599,7 +596,7 @@ var errNoAnswer = errors.New("the miniport does not answer what the port itself 
 // stopTooLate ends a stop that has waited long enough, for the reason why: it removes the
 // adapter. inLife: the caller holds life.
 func (a *Adapter) stopTooLate(why error, p *Processor, inLife bool) error {
-	stuck := a.Outstanding()
+	stuck := a.describeStuck()
 	a.sys.log.Error("the adapter did not become idle, taking it away", "adapter", a.options.Name, "stuck", stuck)
 	err := fmt.Errorf("%s: stop: %w: stuck: %s", a.options.Name, why, strings.Join(stuck, "; "))
 	if taken := a.takeAway(p, inLife, false, takeAwayTime); taken != nil {
@@ -608,24 +605,26 @@ func (a *Adapter) stopTooLate(why error, p *Processor, inLife bool) error {
 	return err
 }
 
-// Outstanding describes each unit that the miniport holds SRBs of: how many they are,
+// describeStuck describes each unit that the miniport holds SRBs of: how many they are,
 // and the oldest one.
-//
-// Level: any.
-func (a *Adapter) Outstanding() []string {
+func (a *Adapter) describeStuck() []string {
 	var out []string
 	for _, lu := range a.units.Load().all {
-		lu.mu.Lock()
-		n, oldest := lu.outstanding, ""
-		if lu.pendingHead != nil {
-			oldest = lu.pendingHead.request()
-		}
-		lu.mu.Unlock()
-		if n > 0 {
+		if n, oldest := lu.stuck(); n > 0 {
 			out = append(out, fmt.Sprintf("%s: %d outstanding, the oldest is %s", lu, n, oldest))
 		}
 	}
 	return out
+}
+
+// stuck returns how many SRBs of the unit are outstanding, and describes the oldest one.
+func (lu *LogicalUnit) stuck() (n int, oldest string) {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	if lu.pendingHead != nil {
+		oldest = lu.pendingHead.request()
+	}
+	return lu.outstanding, oldest
 }
 
 // Restart starts a stopped adapter again (ScsiRestartAdapter) and lets waiting

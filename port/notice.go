@@ -84,7 +84,7 @@ func (a *Adapter) GetMessageInterruptIDFromProcessorIndex(_ *Processor, processo
 	if processorNumber < 0 {
 		panic(fmt.Sprintf("port: message of processor %d", processorNumber))
 	}
-	return a.messageOfChannel(processorNumber % a.Channels())
+	return a.messageOfChannel(processorNumber % max(1, len(a.channelLocks)))
 }
 
 // messageOfChannel is the message best raised for a channel's completions.

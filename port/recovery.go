@@ -42,13 +42,7 @@ type ResetReport struct {
 // Level: Passive, on the recovery service.
 func (a *Adapter) recover(p *Processor, lu *LogicalUnit) {
 	log := a.sys.log.With("adapter", a.options.Name, "unit", lu.String())
-	lu.mu.Lock()
-	stuck := lu.outstanding
-	oldest := ""
-	if lu.pendingHead != nil {
-		oldest = lu.pendingHead.request()
-	}
-	lu.mu.Unlock()
+	stuck, oldest := lu.stuck()
 	if stuck > 0 {
 		log.Warn("request timed out, resetting", "outstanding", stuck, "oldest", oldest)
 	}
