@@ -113,18 +113,8 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 		return false, heldByMiniport(units) // a reset would start what was stopped
 	}
 	a.resets[s.level].Add(1)
-	var closed []*LogicalUnit
-	for _, u := range units {
-		u.mu.Lock()
-		if u.gate.Load()&gateRecovering == 0 {
-			u.closeGateLocked(gateRecovering)
-			closed = append(closed, u)
-		}
-		u.mu.Unlock()
-	}
-	// Who found a gate open has left StartIo once its locks have been free.
-	old := a.acquireExclusive(p, true)
-	a.releaseExclusive(p, true, old)
+	closed := holdBack(units)
+	a.passStartIo(p)
 	ok = a.callReset(p, s)
 	left = heldByMiniport(units)
 	if ok && left != 0 && p.verify {
@@ -146,6 +136,27 @@ func (a *Adapter) reset(p *Processor, s scope) (ok bool, left int) {
 		tell(ResetReport{Level: s.level, Path: s.path, Unit: s.lu, OK: ok, Outstanding: left})
 	}
 	return ok, left
+}
+
+// holdBack closes the gates of units for a reset, and returns those whose gate it closed:
+// for the others a reset is under way already.
+func holdBack(units []*LogicalUnit) (closed []*LogicalUnit) {
+	for _, u := range units {
+		u.mu.Lock()
+		if u.gate.Load()&gateRecovering == 0 {
+			u.closeGateLocked(gateRecovering)
+			closed = append(closed, u)
+		}
+		u.mu.Unlock()
+	}
+	return closed
+}
+
+// passStartIo waits until whoever has found a gate open that was closed since has left
+// StartIo: its locks have been free by then.
+func (a *Adapter) passStartIo(p *Processor) {
+	old := a.acquireExclusive(p, true)
+	a.releaseExclusive(p, true, old)
 }
 
 // noteBusReset schedules another reset of a bus whose reset has failed, unless a reset of

@@ -148,9 +148,7 @@ func (a *Adapter) takeAway(p *Processor, inLife, tell bool, patience time.Durati
 	a.setGateLocked(gateGone | gateStopped)
 	a.mu.Unlock()
 	a.failUnits(p)
-	// Whoever found the gate open has left StartIo once its locks have been free.
-	old := a.acquireExclusive(p, true)
-	a.releaseExclusive(p, true, old)
+	a.passStartIo(p)
 	close(a.gone)
 	if !tell {
 		a.inTurn(a.resetAll)
