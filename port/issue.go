@@ -363,10 +363,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 		}
 	}
 	gone := lu.a.gate.Load()&gateGone != 0 || lu.removed() && lu.a.state.Load() == adapterFailed
-	if lu.busyLeft > 0 && lu.outstanding == 0 {
-		lu.busyLeft = 0 // no completion is left to end it
-		lu.openGateLocked(gateBusy)
-	}
+	lu.countBusyLocked(0) // no completion may be left to end it
 	if lu.outstanding == 0 {
 		lu.endQuiesceLocked(p, StatusSuccess)
 	}
