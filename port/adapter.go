@@ -247,7 +247,16 @@ func newUnitTable(list, left []*LogicalUnit) *unitTable {
 // device or of allocating memory.
 func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o AdapterOptions) (*Adapter, error) {
 	o.setDefaults()
-	a := &Adapter{sys: s, function: fn, options: o, miniport: mp, gone: make(chan struct{}), failed: make(chan struct{}), life: make(chan struct{}, 1), enumTurn: make(chan struct{}, 1)}
+	a := &Adapter{
+		sys:      s,
+		function: fn,
+		options:  o,
+		miniport: mp,
+		gone:     make(chan struct{}),
+		failed:   make(chan struct{}),
+		life:     make(chan struct{}, 1),
+		enumTurn: make(chan struct{}, 1),
+	}
 	a.enumTurn <- struct{}{}
 	a.stageTimes = newStageShards(runtime.GOMAXPROCS(0))
 	a.units.Store(&unitTable{})
@@ -271,23 +280,29 @@ func (s *System) AddAdapter(p *Processor, fn pci.Function, mp Miniport, o Adapte
 		a.disconnect()
 		return nil, errors.Join(fmt.Errorf("%s: %w", o.Name, err), a.end(context.Background(), nil))
 	}
-	for i := range a.resetSRBs {
-		srb, err := a.NewSRB(p)
-		if err != nil {
-			a.Remove(p)
-			return nil, fmt.Errorf("%s: %w", o.Name, err)
-		}
-		srb.recovery = true
-		a.resetSRBs[i] = srb
-	}
-	srb, err := a.NewSRB(p)
-	if err != nil {
+	if err := a.makeOwnSRBs(p); err != nil {
 		a.Remove(p)
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
-	srb.recovery = true // it goes down when nothing else may
-	a.controlSRB = srb
 	return a, nil
+}
+
+// ownSRBs is where the SRBs are that the port itself sends.
+func (a *Adapter) ownSRBs() [3]**SRB {
+	return [...]**SRB{&a.resetSRBs[0], &a.resetSRBs[1], &a.controlSRB}
+}
+
+// makeOwnSRBs makes them. They go down when nothing else may.
+func (a *Adapter) makeOwnSRBs(p *Processor) error {
+	for _, own := range a.ownSRBs() {
+		srb, err := a.NewSRB(p)
+		if err != nil {
+			return err
+		}
+		srb.recovery = true
+		*own = srb
+	}
+	return nil
 }
 
 // find runs FindAdapter and checks its result.

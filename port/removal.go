@@ -234,7 +234,8 @@ func (a *Adapter) waitIdle(limit time.Duration) error {
 func (a *Adapter) waitOwn(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	for _, srb := range [...]*SRB{a.resetSRBs[0], a.resetSRBs[1], a.controlSRB} {
+	for _, own := range a.ownSRBs() {
+		srb := *own
 		if srb == nil { // it is back, and freed
 			continue
 		}
@@ -351,21 +352,14 @@ func (a *Adapter) waitUsers(ctx context.Context) error {
 
 // release gives back the adapter's memory, once. Nothing is outstanding.
 func (a *Adapter) release() {
-	for i, srb := range a.resetSRBs {
-		a.freeIfOurs(srb)
-		a.resetSRBs[i] = nil
+	for _, own := range a.ownSRBs() {
+		if srb := *own; srb != nil && srb.owner.Load() == ownerClass { // otherwise the miniport kept it
+			a.FreeSRB(srb)
+		}
+		*own = nil
 	}
-	a.freeIfOurs(a.controlSRB)
-	a.controlSRB = nil
 	a.releaseMemory()
 	a.freeUncached()
-}
-
-// freeIfOurs frees one of the adapter's own SRBs, unless the miniport kept it.
-func (a *Adapter) freeIfOurs(srb *SRB) {
-	if srb != nil && srb.owner.Load() == ownerClass {
-		a.FreeSRB(srb)
-	}
 }
 
 // detach ends one unit of an adapter that stays: waiting SRBs and later ones fail.
