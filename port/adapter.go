@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/latency"
 	"github.com/vhbad/vhbad/internal/pci"
 )
@@ -122,9 +121,7 @@ type Adapter struct {
 	dpcCount       int
 	ownedCount     int // KSpinLocks
 	memory         miniportMemory
-	uncached       []byte
-	uncachedWindow dma.Window
-	uncachedAddr   dma.Addr
+	uncached       DmaMemory // the uncached extension; zero: none
 	kickDpc        Dpc
 
 	state atomic.Uint32
@@ -723,16 +720,6 @@ func (a *Adapter) disconnect() {
 		r.Close()
 	}
 	a.runners = nil
-}
-
-func (a *Adapter) freeUncached() {
-	if a.uncached == nil {
-		return
-	}
-	a.sys.iommu.Unmap(a.uncachedWindow)
-	a.sys.iommu.FreeWindow(a.uncachedWindow)
-	a.sys.iommu.Arena().Free(a.uncached)
-	a.uncached = nil
 }
 
 // NewSRB makes an SRB for this adapter. It belongs to the caller and is meant to be

@@ -102,6 +102,21 @@ type DmaMemory struct {
 // StorPortAllocateContiguousMemorySpecifyCacheNode.
 func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, error) {
 	p.check(routineAllocateDmaMemory)
+	d, err := a.makeDma(sizeBytes)
+	if err != nil {
+		return nil, err
+	}
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	if a.memory.dma == nil {
+		a.memory.dma = map[*DmaMemory]struct{}{}
+	}
+	a.memory.dma[d] = struct{}{}
+	return d, nil
+}
+
+// makeDma makes memory for the device, zeroed.
+func (a *Adapter) makeDma(sizeBytes int) (*DmaMemory, error) {
 	if sizeBytes < 1 || sizeBytes > dma.MaxMapBytes {
 		return nil, fmt.Errorf("port: DMA memory of %d bytes: want 1 to %d", sizeBytes, dma.MaxMapBytes)
 	}
@@ -116,14 +131,7 @@ func (a *Adapter) AllocateDmaMemory(p *Processor, sizeBytes int) (*DmaMemory, er
 		return nil, ErrNoResources
 	}
 	clear(b)
-	d := &DmaMemory{Bytes: b, Addr: iommu.Map(w, b, dma.Read|dma.Write), window: w}
-	a.memory.mu.Lock()
-	defer a.memory.mu.Unlock()
-	if a.memory.dma == nil {
-		a.memory.dma = map[*DmaMemory]struct{}{}
-	}
-	a.memory.dma[d] = struct{}{}
-	return d, nil
+	return &DmaMemory{Bytes: b, Addr: iommu.Map(w, b, dma.Read|dma.Write), window: w}, nil
 }
 
 // FreeDmaMemory gives back what AllocateDmaMemory returned. The device must be
@@ -146,6 +154,7 @@ func (a *Adapter) FreeDmaMemory(p *Processor, d *DmaMemory) {
 	a.returnDma(d)
 }
 
+// returnDma undoes makeDma.
 func (a *Adapter) returnDma(d *DmaMemory) {
 	a.sys.iommu.Unmap(d.window)
 	a.sys.iommu.FreeWindow(d.window)
@@ -175,7 +184,7 @@ func (a *Adapter) releaseMemory() {
 // Level: any.
 // Source: storport.h StorPortGetVirtualAddress.
 func (a *Adapter) GetVirtualAddress(_ *Processor, srb *SRB, addr dma.Addr) []byte {
-	region, base := a.uncached, a.uncachedAddr
+	region, base := a.uncached.Bytes, a.uncached.Addr
 	if srb != nil {
 		region, base = srb.Extension, srb.extAddr
 	}

@@ -359,7 +359,9 @@ func (a *Adapter) release() {
 		*own = nil
 	}
 	a.releaseMemory()
-	a.freeUncached()
+	if a.uncached.Bytes != nil {
+		a.returnDma(&a.uncached)
+	}
 }
 
 // detach ends one unit of an adapter that stays: waiting SRBs and later ones fail.

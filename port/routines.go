@@ -163,28 +163,16 @@ func (a *Adapter) GetUncachedExtension(p *Processor, c *Config, sizeBytes int) [
 	if !p.check(routineGetUncachedExtension) {
 		return nil
 	}
-	if a.uncached != nil {
-		return a.uncached
+	if a.uncached.Bytes != nil {
+		return a.uncached.Bytes
 	}
 	if c.SrbExtensionBytes == 0 && p.verify {
 		p.violate(CheckCallingPlace, nil, "GetUncachedExtension before SrbExtensionBytes is set")
 	}
-	if sizeBytes <= 0 || sizeBytes > dma.MaxMapBytes {
-		return nil
+	if d, err := a.makeDma(sizeBytes); err == nil {
+		a.uncached = *d
 	}
-	w, err := a.sys.iommu.NewWindow(nil)
-	if err != nil {
-		return nil
-	}
-	b := a.sys.iommu.Arena().Alloc(sizeBytes)
-	if b == nil {
-		a.sys.iommu.FreeWindow(w)
-		return nil
-	}
-	clear(b)
-	a.uncached, a.uncachedWindow = b, w
-	a.uncachedAddr = a.sys.iommu.Map(w, b, dma.Read|dma.Write)
-	return b
+	return a.uncached.Bytes
 }
 
 // GetPhysicalAddress returns where the device finds the first byte of b. With
@@ -195,11 +183,11 @@ func (a *Adapter) GetUncachedExtension(p *Processor, c *Config, sizeBytes int) [
 // Source: storport.h StorPortGetPhysicalAddress.
 func (a *Adapter) GetPhysicalAddress(p *Processor, srb *SRB, b []byte) dma.Addr {
 	if srb == nil {
-		off, ok := offsetIn(a.uncached, b)
+		off, ok := offsetIn(a.uncached.Bytes, b)
 		if !ok {
 			return 0
 		}
-		return a.uncachedAddr + dma.Addr(off)
+		return a.uncached.Addr + dma.Addr(off)
 	}
 	off, ok := offsetIn(srb.Extension, b)
 	if !ok {
