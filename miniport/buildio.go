@@ -39,8 +39,6 @@ func (d *Driver) BuildIo(p *port.Processor, srb *port.SRB) bool {
 	case port.FunctionFlush, port.FunctionShutdown:
 		// The adapter caches nothing; the units' caches are flushed by SCSI.
 		return d.refuse(p, srb, port.StatusSuccess)
-	case port.FunctionReleaseQueue, port.FunctionResetBus, port.FunctionFlushQueue, port.FunctionLockQueue, port.FunctionUnlockQueue, port.FunctionQuiesceDevice:
-		return d.refuse(p, srb, port.StatusInvalidRequest)
 	default:
 		return d.refuse(p, srb, port.StatusInvalidRequest)
 	}

@@ -45,8 +45,9 @@ const (
 	DefaultRingEntries = 1024
 	// MinRingEntries is the smallest ring.
 	MinRingEntries = 2 * reservedEntries
-	// MaxRingEntries is the largest ring; see tags.go for why.
-	MaxRingEntries = maxRingEntries
+	// MaxRingEntries is the largest ring: as many entries as leave the magazines
+	// their tags.
+	MaxRingEntries = 1<<tagIndexBits - magazineTags*magazineProcessors
 	// DefaultResetTimeout bounds one wait for the device to stop its DMA.
 	DefaultResetTimeout = 400 * time.Millisecond
 )

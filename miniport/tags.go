@@ -28,8 +28,6 @@ const (
 	// magazineProcessors is how many processors have magazines at most. Those with
 	// higher numbers go to the pool for each request.
 	magazineProcessors = port.DefaultMaxProcessors / 2
-
-	maxRingEntries = 1<<tagIndexBits - magazineTags*magazineProcessors
 )
 
 // A tagPool holds the tags of a queue that are neither in a magazine nor in use.
