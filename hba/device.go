@@ -294,16 +294,20 @@ func (d *Device) isClosed() bool {
 	return d.closed
 }
 
-// IOMMU is how the device reaches host memory.
-func (d *Device) IOMMU() *dma.IOMMU { return d.iommu }
+func checkAddress(targetID, lun uint8) error {
+	if targetID >= MaxTargets || lun >= MaxLuns {
+		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
+	}
+	return nil
+}
 
 // AddUnit attaches u at an address, at any time. The driver is notified through
 // RegUnitsChanged and the event message.
 //
 // Errors: ErrBadAddress, ErrUnitExists, ErrClosed.
 func (d *Device) AddUnit(targetID, lun uint8, u *target.Unit) error {
-	if targetID >= MaxTargets || lun >= MaxLuns {
-		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
+	if err := checkAddress(targetID, lun); err != nil {
+		return err
 	}
 	if d.isClosed() {
 		return ErrClosed
@@ -344,8 +348,8 @@ func (d *Device) attachLocked(targetID, lun uint8, u *target.Unit) error {
 // Errors: ErrBadAddress, ErrNoUnit, or the context's error, in which case the unit is
 // detached but a command may still run.
 func (d *Device) RemoveUnit(ctx context.Context, targetID, lun uint8) error {
-	if targetID >= MaxTargets || lun >= MaxLuns {
-		return fmt.Errorf("%w: target %d unit %d: want targets below %d, units below %d", ErrBadAddress, targetID, lun, MaxTargets, MaxLuns)
+	if err := checkAddress(targetID, lun); err != nil {
+		return err
 	}
 	if _, err := d.detachUnit(targetID, lun); err != nil {
 		return err
