@@ -200,8 +200,8 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 		x.executeOtherwise(d, rec, out, t)
 	case fault.EndStatus:
 	}
-	met := scsi.Status(out.ScsiStatus) == scsi.StatusConditionMet // a PRE-FETCH is done, too
-	if dec.Status != scsi.StatusGood && out.Code == CodeExecuted && (out.ScsiStatus == 0 || met) {
+	met := out.Code == CodeExecuted && scsi.Status(out.ScsiStatus) == scsi.StatusConditionMet // a PRE-FETCH is done, too
+	if dec.Status != scsi.StatusGood && (out.isGood() || met) {
 		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
 			out.putSense(h.unit, &dec.Sense)
@@ -231,18 +231,26 @@ func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *
 	x.inMemory = dec.Corrupts()
 	x.run(d, &c, out, t, true)
 	x.inMemory = false
-	if dec.Overwrites() && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+	if !out.isGood() {
+		return
+	}
+	if dec.Overwrites() {
 		x.wrote(d, h, old)
 	}
-	if dec.Short && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+	if dec.Short {
 		out.Flags |= CompletionInjected
 	}
-	if h.command.Op == fault.OpWrite && (ignored || dec.Redirect) && out.Code == CodeExecuted && out.ScsiStatus == 0 {
+	if h.command.Op == fault.OpWrite && (ignored || dec.Redirect) {
 		d.doneOtherwise(h, &c, ignored)
 	}
-	if dec.Corrupts() && out.Code == CodeExecuted && out.ScsiStatus == 0 && x.live(d.iommu, dma.Write) {
+	if dec.Corrupts() && x.live(d.iommu, dma.Write) {
 		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)
 	}
+}
+
+// isGood reports whether the unit has executed the command, with status GOOD.
+func (c *Completion) isGood() bool {
+	return c.Code == CodeExecuted && c.ScsiStatus == uint8(scsi.StatusGood)
 }
 
 // spoilReply requests what a decision says is to happen to the client's reply.
