@@ -171,18 +171,28 @@ func (d *Device) abortLocked(match func(*record) bool) (raise uint64) {
 		d.releaseLocked(rec)
 	}
 	raise |= d.endParkedLocked(match, CodeAborted)
+	for _, rec := range d.recordsLocked(recordRunning, match) {
+		rec.aborted = true
+	}
+	return raise
+}
+
+// recordsLocked returns the records in a state that match.
+//
+// +checklocks:d.mu
+func (d *Device) recordsLocked(state recordState, match func(*record) bool) (out []*record) {
 	for i := range d.slots {
 		q := d.slots[i].queue.Load()
 		if q == nil {
 			continue
 		}
 		for j := range q.records {
-			if rec := &q.records[j]; rec.state == recordRunning && match(rec) {
-				rec.aborted = true
+			if rec := &q.records[j]; rec.state == state && match(rec) {
+				out = append(out, rec)
 			}
 		}
 	}
-	return raise
+	return out
 }
 
 // postLocked posts one completion without data. It returns the queue's bit.

@@ -304,18 +304,7 @@ func (d *Device) parkedLocked(match func(*record) bool) []*record {
 	if d.parked == 0 {
 		return nil
 	}
-	var out []*record
-	for i := range d.slots {
-		q := d.slots[i].queue.Load()
-		if q == nil {
-			continue
-		}
-		for j := range q.records {
-			if rec := &q.records[j]; rec.state == recordParked && match(rec) {
-				out = append(out, rec)
-			}
-		}
-	}
+	out := d.recordsLocked(recordParked, match)
 	slices.SortFunc(out, func(a, b *record) int { return cmp.Compare(a.hold.since, b.hold.since) })
 	return out
 }
