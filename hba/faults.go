@@ -432,7 +432,7 @@ func (d *Device) SetFaults(s *fault.Set) {
 	d.setTimersLocked(s)
 	d.mu.Unlock()
 	d.interruptLater(raise)
-	d.undoTriggers(func(f *fault.Fault) bool { return !d.isInForce(f) })
+	d.undoTriggers(func(u *undo) bool { return !d.isInForce(u.fault) })
 }
 
 // isInForce reports whether a fault is in force. That does not change while the caller

@@ -154,7 +154,7 @@ func (d *Device) undoLater(u *undo) {
 	}
 	if after := u.fault.Rule().Action.For; after != 0 {
 		u.stop = d.clock.AfterFunc(time.Duration(after), func() {
-			d.undoTriggersWhere(func(other *undo) bool { return other == u })
+			d.undoTriggers(func(other *undo) bool { return other == u })
 		})
 	}
 }
@@ -184,12 +184,8 @@ func (d *Device) limitLocked(unit *target.Unit) {
 	unit.Limit(limit)
 }
 
-// undoTriggers ends the faults of units whose rule matches.
-func (d *Device) undoTriggers(match func(*fault.Fault) bool) {
-	d.undoTriggersWhere(func(u *undo) bool { return match(u.fault) })
-}
-
-func (d *Device) undoTriggersWhere(match func(*undo) bool) {
+// undoTriggers ends the faults of units that match.
+func (d *Device) undoTriggers(match func(*undo) bool) {
 	d.undoMu.Lock()
 	defer d.undoMu.Unlock()
 	var ended []*undo
