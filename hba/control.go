@@ -304,10 +304,7 @@ func (d *Device) notOverLocked(c *control, err error) error {
 
 // resetUnits tells the units that they have been reset.
 func (d *Device) resetUnits(c *control) {
-	if int(c.target) >= len(d.targets) {
-		return
-	}
-	t := d.targets[c.target].Load()
+	t := d.targetAt(c.target)
 	if t == nil {
 		return
 	}

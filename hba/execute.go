@@ -36,11 +36,7 @@ func (x *executor) run(d *Device, c *Command, out *Completion, t *tally, mayBloc
 		out.Code = CodeBadCommand
 		return true
 	}
-	if int(c.Target) >= len(d.targets) {
-		out.Code = CodeNoDevice
-		return true
-	}
-	tgt := d.targets[c.Target].Load()
+	tgt := d.targetAt(c.Target)
 	if tgt == nil {
 		out.Code = CodeNoDevice
 		return true

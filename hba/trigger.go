@@ -121,8 +121,16 @@ func (d *Device) plugIn(u fault.Unit, unit *target.Unit) {
 	}
 }
 
+// targetAt returns the target of a number, which may be out of range; nil: none.
+func (d *Device) targetAt(targetID uint8) *target.Target {
+	if int(targetID) >= len(d.targets) {
+		return nil
+	}
+	return d.targets[targetID].Load()
+}
+
 func (d *Device) unitAt(u fault.Unit) *target.Unit {
-	t := d.targets[u.Target].Load()
+	t := d.targetAt(u.Target)
 	if t == nil {
 		return nil
 	}

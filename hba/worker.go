@@ -161,7 +161,7 @@ func (d *Device) newRecordLocked(q *queue, position uint32, c *Command) *record 
 	q.free = rec.next
 	rec.cmd, rec.queue, rec.position, rec.aborted, rec.held = *c, q, position, false, false
 	rec.powerCycle = 0
-	if int(c.Target) < len(d.targets) && scsi.Opcode(c.CDB[0]) != scsi.OpReportLUNs { // the target answers it
+	if scsi.Opcode(c.CDB[0]) != scsi.OpReportLUNs { // the target answers it
 		if u := d.unitAt(fault.Unit{Target: c.Target, Lun: c.Lun}); u != nil {
 			if rec.powerCycle = u.PowerCycle(); u.IsOff() {
 				rec.powerCycle-- // a command that arrives without power must not run when it is back
