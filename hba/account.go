@@ -14,12 +14,8 @@ import (
 // its place, have told hosts, and what became of writes on their way to it. See
 // media.Promiser.
 
-// promiserAt is the unit's medium if it keeps account of promises, or nil.
-func (d *Device) promiserAt(u fault.Unit) media.Promiser {
-	return promiserOf(d.unitAt(u))
-}
-
-// promiserOf is promiserAt for a unit, which may be nil.
+// promiserOf is the medium of a unit, which may be nil, if it keeps account of promises,
+// or nil.
 func promiserOf(unit *target.Unit) media.Promiser {
 	if unit == nil {
 		return nil
@@ -59,7 +55,7 @@ func (d *Device) tellBroken(u fault.Unit, nexus uint8, dec *fault.Decision) {
 func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
 	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
-	if unit != nil && (unit.IsOff() || rec.isForgotten(unit) || unit.HasLost(c.Nexus)) {
+	if unit != nil && (unit.IsOff() || isForgotten(rec.powerCycle, unit) || unit.HasLost(c.Nexus)) {
 		out.setNoPower(c.Tag, h.unit)
 		return
 	}
@@ -133,7 +129,7 @@ func behind(segments [][]byte, n int) (rest [][]byte) {
 // than intended or was made less durable.
 func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {
 	lba, blocks, ok := scsi.BlockRange(&c.CDB)
-	m := d.promiserAt(h.unit)
+	m := promiserOf(d.unitAt(h.unit))
 	if !ok || m == nil {
 		return
 	}

@@ -185,7 +185,7 @@ func (d *Device) checkPowerLocked(rec *record) {
 	if rec.cmd.Opcode != OpExecute || h.out.Code != CodeExecuted {
 		return
 	}
-	if u := d.unitAt(h.unit); u == nil || !rec.isForgotten(u) {
+	if u := d.unitAt(h.unit); u == nil || !isForgotten(rec.powerCycle, u) {
 		return
 	}
 	h.out.setNoPower(rec.cmd.Tag, h.unit)

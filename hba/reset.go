@@ -1,5 +1,7 @@
 package hba
 
+import "slices"
+
 // A reset deletes every queue. A queue is deleted in two steps. First its gate is marked
 // dead, which stops fetching and drops what waits for a worker. It is gone once its
 // engine has stopped and no worker runs a command of it, because only then is host
@@ -37,14 +39,7 @@ func (d *Device) closeQueueLocked(q *queue) {
 	}
 	d.endHauntingsLocked(func(h *haunting) bool { return h.queue == q && h.kind != hauntTransfer })
 	d.endParkedLocked(func(rec *record) bool { return rec.queue == q }, CodeAborted) // which is not posted
-	kept := d.controls[:0]
-	for _, c := range d.controls {
-		if c.queue != q {
-			kept = append(kept, c)
-		}
-	}
-	clear(d.controls[len(kept):])
-	d.controls = kept
+	d.controls = slices.DeleteFunc(d.controls, func(c *control) bool { return c.queue == q })
 	d.updateGatesLocked()
 }
 

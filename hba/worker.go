@@ -39,13 +39,8 @@ type record struct {
 	next *record
 }
 
-// isForgotten reports whether the unit has lost its power since the command arrived.
-func (rec *record) isForgotten(unit *target.Unit) bool {
-	return isForgotten(rec.powerCycle, unit)
-}
-
-// isForgotten is record.isForgotten for a command that arrived in powerCycle, which may
-// be zero.
+// isForgotten reports whether the unit has lost its power since a command arrived, which
+// was in powerCycle; see record.powerCycle.
 func isForgotten(powerCycle uint32, unit *target.Unit) bool {
 	return powerCycle != 0 && powerCycle != unit.PowerCycle()
 }
