@@ -245,13 +245,18 @@ func (c *Conn) parseRequest(r *Request, h *requestHeader) (s step, ok bool) {
 		c.enqueue(r)
 	default:
 		c.putBack(r)
-		if c.batchLen > 0 {
-			return stepFull, false // its replies may free what is wanted
-		}
-		return stepMemory, false
+		return c.noMemory(), false
 	}
 	c.start += consumed
 	return 0, true
+}
+
+// noMemory is the step of parse when there is no block of wantBytes.
+func (c *Conn) noMemory() step {
+	if c.batchLen > 0 {
+		return stepFull // its replies may free what is wanted
+	}
+	return stepMemory
 }
 
 // describe fills slot r from h, and clears what is left of the slot's last request.
@@ -317,10 +322,7 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	if b == nil {
 		c.putBack(r)
 		c.wantBytes = length
-		if c.batchLen > 0 {
-			return stepFull, false
-		}
-		return stepMemory, false
+		return c.noMemory(), false
 	}
 	r.block = b // the request's own reference
 	r.Data = b.mem[:length:length]
