@@ -203,20 +203,17 @@ func (s *sender) encode() {
 		s.encodeCut()
 		return
 	}
-	if s.format != formatSimple {
-		s.encodeChunks()
-		return
-	}
 	s.makeHeaders()
 	bytes := 0
 	for s.next < len(s.list) {
 		r := s.list[s.next]
-		size := simpleReplyBytes
-		if r.errno == OK && r.Op == OpRead {
-			size += len(r.Data)
+		size := r.replyBytes()
+		headers, bufs := simpleReplyBytes, 2
+		if s.format != formatSimple {
+			headers, bufs = r.chunkRoom()
 		}
-		if s.next > s.first && (r.cut || bytes+size > maxSendBytes || len(s.bufs)+2 > maxSendBufs ||
-			s.headersAt+simpleReplyBytes > len(s.headers)) {
+		if s.next > s.first && (r.cut || bytes+size > maxSendBytes || len(s.bufs)+bufs > maxSendBufs ||
+			s.headersAt+headers > len(s.headers)) {
 			return
 		}
 		s.next++
@@ -225,7 +222,11 @@ func (s *sender) encode() {
 			return
 		}
 		r.toMemory()
-		s.appendReply(r)
+		if s.format == formatSimple {
+			s.appendReply(r)
+		} else {
+			s.appendChunks(r)
+		}
 		r.endsAt = s.encodedBytes
 		bytes += size
 	}
@@ -239,30 +240,6 @@ func (s *sender) makeHeaders() {
 		s.headers = make([]byte, sendHeadersBytes)
 	default:
 		s.headers = make([]byte, sendChunkHeadersBytes)
-	}
-}
-
-// encodeChunks is encode for the formats that have chunks.
-func (s *sender) encodeChunks() {
-	s.makeHeaders()
-	bytes := 0
-	for s.next < len(s.list) {
-		r := s.list[s.next]
-		size := r.replyBytes()
-		headers, bufs := r.chunkRoom()
-		if s.next > s.first && (r.cut || bytes+size > maxSendBytes || len(s.bufs)+bufs > maxSendBufs ||
-			s.headersAt+headers > len(s.headers)) {
-			return
-		}
-		s.next++
-		if r.hasPages() {
-			s.appendPages(r)
-			return
-		}
-		r.toMemory()
-		s.appendChunks(r)
-		r.endsAt = s.encodedBytes
-		bytes += size
 	}
 }
 
