@@ -118,7 +118,7 @@ func decodeInfoRequest(data []byte) (q infoRequest, err error) {
 
 // infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO. Only the latter begins transmission.
 //
-// Source: proto.md, "NBD_OPT_INFO", "NBD_OPT_GO", "NBD_INFO_EXPORT".
+// Source: proto.md, "NBD_OPT_INFO", "NBD_OPT_GO".
 func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 	q, err := decodeInfoRequest(data)
 	if err != nil {
@@ -152,35 +152,42 @@ func (n *negotiation) infoOrGo(id uint32, data []byte) (verdict, error) {
 		}
 		info = c.info
 	}
-	var b [infoExportBytes]byte
-	binary.BigEndian.PutUint16(b[0:], infoExport)
-	binary.BigEndian.PutUint64(b[2:], info.SizeBytes)
-	binary.BigEndian.PutUint16(b[10:], info.flags(n.agreed))
-	if err := n.reply(id, repInfo, b[:]); err != nil {
-		return 0, err
-	}
-	if q.wantName {
-		if err := n.replyString(id, infoName, e.Name); err != nil {
-			return 0, err
-		}
-	}
-	if q.wantDesc && info.Description != "" {
-		if err := n.replyString(id, infoDescription, info.Description); err != nil {
-			return 0, err
-		}
-	}
-	if q.wantSize {
-		if err := n.replyBlockSize(id, info); err != nil {
-			return 0, err
-		}
-	}
-	if err := n.reply(id, repAck); err != nil {
+	if err := n.replyInfo(id, &q, e.Name, info); err != nil {
 		return 0, err
 	}
 	if id == optGo {
 		return transmit, nil
 	}
 	return haggle, nil
+}
+
+// replyInfo answers INFO or GO with what q asks about an export.
+//
+// Source: proto.md, "NBD_INFO_EXPORT".
+func (n *negotiation) replyInfo(id uint32, q *infoRequest, name string, info Info) error {
+	var b [infoExportBytes]byte
+	binary.BigEndian.PutUint16(b[0:], infoExport)
+	binary.BigEndian.PutUint64(b[2:], info.SizeBytes)
+	binary.BigEndian.PutUint16(b[10:], info.flags(n.agreed))
+	if err := n.reply(id, repInfo, b[:]); err != nil {
+		return err
+	}
+	if q.wantName {
+		if err := n.replyString(id, infoName, name); err != nil {
+			return err
+		}
+	}
+	if q.wantDesc && info.Description != "" {
+		if err := n.replyString(id, infoDescription, info.Description); err != nil {
+			return err
+		}
+	}
+	if q.wantSize {
+		if err := n.replyBlockSize(id, info); err != nil {
+			return err
+		}
+	}
+	return n.reply(id, repAck)
 }
 
 func (n *negotiation) replyString(id uint32, typ uint16, s string) error {
