@@ -325,6 +325,12 @@ func (s *Server) run(c *Conn) {
 			log.Warn("negotiation failed", "reason", end.reason.String(), "detail", end.detail, "others_untold", untold)
 		}
 	}
+	s.unregister(c, end.reason)
+}
+
+// unregister undoes register, and counts how the connection ended: for reason, if it never
+// transmitted.
+func (s *Server) unregister(c *Conn, reason NegotiationFailure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
@@ -341,8 +347,8 @@ func (s *Server) run(c *Conn) {
 	}
 	s.releaseLocked(c)
 	if !c.transmitting {
-		if end.reason < NegotiationFailureCount {
-			s.failures[end.reason]++
+		if reason < NegotiationFailureCount {
+			s.failures[reason]++
 		}
 		return
 	}
