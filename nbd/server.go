@@ -463,26 +463,13 @@ func (s *Server) sweep() {
 		at, short := now(), s.memoryShort()
 		reads := make(map[*Conn]uint64, len(conns))
 		for _, c := range conns {
-			if since := c.replySince.Load(); since != 0 && at-since > int64(s.limits.ReplyTimeout) {
-				c.kill(CloseReplyTimeout)
-				continue
-			}
-			request := c.requestSince.Load()
-			if request != 0 && at-request > int64(s.limits.ReplyTimeout) {
-				c.kill(CloseRequestTimeout)
-				continue
-			}
-			if c.crawls(crawls, at) && short {
-				c.kill(CloseTooSlow)
-				continue
-			}
-			if s.limits.IdleTimeout > 0 && c.idleFor(rests, at) > s.limits.IdleTimeout {
-				c.kill(CloseIdle)
+			if reason := s.overstays(c, rests, crawls, at, short); reason != CloseReasonCount {
+				c.kill(reason)
 				continue
 			}
 			n := c.reads.Load()
 			last, seen := lastReads[c]
-			if seen && last == n && request == 0 && c.heldBytes.Load() > minBlockBytes {
+			if seen && last == n && c.requestSince.Load() == 0 && c.heldBytes.Load() > minBlockBytes {
 				c.poke(wishTrim)
 			}
 			reads[c] = n
@@ -491,6 +478,26 @@ func (s *Server) sweep() {
 		maps.DeleteFunc(rests, func(c *Conn, _ rest) bool { _, ok := reads[c]; return !ok })
 		maps.DeleteFunc(crawls, func(c *Conn, _ crawl) bool { _, ok := reads[c]; return !ok })
 	}
+}
+
+// overstays returns why c is to be closed, or CloseReasonCount if it is not. rests and
+// crawls are what the sweeper remembers of connections; this visit is at atNs since epoch,
+// and short says whether memory is.
+//
+// Concurrency: the sweeper.
+func (s *Server) overstays(c *Conn, rests map[*Conn]rest, crawls map[*Conn]crawl, atNs int64, short bool) CloseReason {
+	late := func(sinceNs int64) bool { return sinceNs != 0 && atNs-sinceNs > int64(s.limits.ReplyTimeout) }
+	switch {
+	case late(c.replySince.Load()):
+		return CloseReplyTimeout
+	case late(c.requestSince.Load()):
+		return CloseRequestTimeout
+	case c.crawls(crawls, atNs) && short:
+		return CloseTooSlow
+	case s.limits.IdleTimeout > 0 && c.idleFor(rests, atNs) > s.limits.IdleTimeout:
+		return CloseIdle
+	}
+	return CloseReasonCount
 }
 
 // Shutdown drains the server: it stops accepting, ends negotiations, lets each
