@@ -896,6 +896,25 @@ func TestFaults_DMAAfterCompletionOfSlowMedium(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A late transfer brings what the READ brought, and no more where the buffers are longer.
+func TestFaults_DMAAfterCompletionOfLongBuffer(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if _, err := w.memory.WriteAt(bytes.Repeat([]byte{0x55}, 4*blockBytes), 0); err != nil {
+		t.Fatal(err)
+	}
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second)}})
+	b := w.driver.MappedBuffer(t, 4*blockBytes, dma.Write)
+	c := disk0.Read(1, 0, 2, b)
+	c.SegmentCount, c.Segments[0], c.Segments[1] = 2, b.Segment(0, blockBytes), b.Segment(blockBytes, 3*blockBytes)
+	wantCode(t, w.do(t, c)[0], 1, hba.CodeExecuted)
+	clear(b.Bytes)
+	w.clock.Advance(time.Second)
+	if got := bytes.Count(b.Bytes, []byte{0x55}); got != 2*blockBytes {
+		t.Errorf("a READ of %d bytes brought %d bytes late", 2*blockBytes, got)
+	}
+	w.wantIdle(t)
+}
+
 // Memory that the driver unmaps while a late transfer copies into it is somebody else's from
 // then on.
 func TestFaults_DMAAfterCompletionMeetsUnmap(t *testing.T) {

@@ -459,10 +459,11 @@ const latePieceBytes = 64 << 10
 // transferLate writes to host memory what a READ would have, bypassing all checks of the
 // unit. Memory that the driver has unmapped is not reached: that is a DMA fault. The
 // driver does not wait for this command before it unmaps memory, and the medium may take
-// its time, so the mapping is looked up anew for each piece that has been read.
+// its time, so the mapping is looked up anew for each piece that has been read, and is kept
+// only while that is copied.
 func (d *Device) transferLate(h *haunting) {
 	c, unit := &h.command, d.unitAt(h.unit)
-	lba, _, ok := scsi.BlockRange(&c.CDB)
+	lba, blocks, ok := scsi.BlockRange(&c.CDB)
 	if unit == nil || !ok || isForgotten(h.powerCycle, unit) {
 		return
 	}
@@ -471,9 +472,12 @@ func (d *Device) transferLate(h *haunting) {
 		return // counted by the IOMMU; no command ends here
 	}
 	off := int64(lba) * int64(h.unit.BlockBytes)
+	rest := int64(blocks) * int64(h.unit.BlockBytes) // of the READ, whose buffers may be longer
 	piece := make([]byte, min(c.DataBytes, latePieceBytes))
 	for _, s := range x.list {
-		for addr, left := dma.Addr(s.Addr), int(s.Bytes); left > 0; {
+		left := int(min(int64(s.Bytes), rest))
+		rest -= int64(left)
+		for addr := dma.Addr(s.Addr); left > 0; {
 			p := piece[:min(left, len(piece))]
 			if _, err := unit.Medium().ReadAt(p, off); err != nil || isForgotten(h.powerCycle, unit) {
 				return
