@@ -217,7 +217,7 @@ func (n *negotiation) option() (verdict, error) {
 	if _, err := n.read(data); err != nil {
 		return 0, err
 	}
-	if c.draining() {
+	if c.draining() && h.ID != optAbort { // whose only answer is ACK
 		if h.ID != optExportName { // which has no error reply
 			if err := n.refuse(h.ID, errDraining.typ, errDraining.message); err != nil {
 				return 0, err

@@ -639,6 +639,39 @@ func TestHandshake_ShutdownAbort(t *testing.T) {
 	})
 }
 
+// TestHandshake_ShutdownAborted: a client that leaves by ABORT while the server drains gets the
+// ACK that is the only answer to it, before it has been refused something and after.
+func TestHandshake_ShutdownAborted(t *testing.T) {
+	for name, late := range map[string]bool{"at once": false, "an option later": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &slow{Memory: nbdtest.NewMemory(4096), wait: time.Hour}
+				s, _ := synctestServer(t, d, nbd.Limits{})
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				if late {
+					h.write(option(goTo, infoData("disk0")))
+				}
+				synctest.Wait()
+				drained := make(chan error, 1)
+				go func() { drained <- s.Shutdown(t.Context()) }()
+				if late {
+					if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) != "ERR_SHUTDOWN" {
+						t.Errorf("reply %s, want ERR_SHUTDOWN", replyInWords(t, typ, data))
+					}
+				}
+				synctest.Wait()
+				h.want(abort, nil, "ACK")
+				h.ended()
+				if err := <-drained; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // A quickPipe has its reader act on a poke before whoever poked goes on.
 type quickPipe struct{ net.Conn }
 
