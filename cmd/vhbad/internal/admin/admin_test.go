@@ -484,6 +484,53 @@ func TestListener_Renew(t *testing.T) {
 	}
 }
 
+// A lock file that somebody has removed, as those do who tidy up old files, is made again for
+// the heir. If that does not keep the socket, it leaves no lock file behind.
+func TestAdopt_LockRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	old := listen(t, path, 0o600)
+	if err := os.Remove(path + lockSuffix); err != nil {
+		t.Fatal(err)
+	}
+	given, err := Adopt(files(t, old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := given.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 || left[0].Name() != "x.sock" {
+		t.Errorf("beside the socket of a listener that was not kept: %v, %v", left, err)
+	}
+	if given, err = Adopt(files(t, old)); err != nil {
+		t.Fatal(err)
+	}
+	old.Leave()
+	if err := errors.Join(given.Keep(), old.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := ListenUnix(t.Context(), path, 0); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "process ") {
+		t.Errorf("listen beside the heir: %v, want ErrInUse with the process", err)
+	}
+	next, err := Adopt(files(t, given))
+	if err != nil {
+		t.Fatal(err)
+	}
+	given.Leave()
+	if err := errors.Join(next.Keep(), given.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path + lockSuffix); err != nil {
+		t.Errorf("the lock of the next heir: %v", err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestAdopt_OtherLock(t *testing.T) {
 	dir := t.TempDir()
 	socket, lock := files(t, listen(t, filepath.Join(dir, "x.sock"), 0))

@@ -33,8 +33,10 @@ type Listener struct {
 	// renewed is set while the socket at the path comes from Renew and is nobody else's
 	// yet.
 	renewed atomic.Bool
-	once    sync.Once
-	err     error
+	// relocked is the same for the lock file, if it comes from Adopt.
+	relocked atomic.Bool
+	once     sync.Once
+	err      error
 }
 
 // Close implements net.Listener. It removes the socket and gives up the path, unless they
@@ -42,7 +44,7 @@ type Listener struct {
 func (l *Listener) Close() error {
 	l.once.Do(func() {
 		release := l.lock.release
-		if l.left.Load() {
+		if l.left.Load() && !l.relocked.Load() {
 			release = l.lock.f.Close
 		}
 		l.SetUnlinkOnClose(!l.left.Load() || l.renewed.Load())
@@ -58,6 +60,7 @@ func (l *Listener) Leave() { l.left.Store(true) }
 func (l *Listener) Keep() error {
 	l.left.Store(false)
 	l.renewed.Store(false)
+	l.relocked.Store(false)
 	return writeHolder(l.lock.f)
 }
 
@@ -66,8 +69,9 @@ func (l *Listener) Keep() error {
 func (l *Listener) LockConn() (syscall.RawConn, error) { return l.lock.f.SyscallConn() }
 
 // Adopt makes a Listener from a socket and the lock of its path, both shared with the
-// process that they come from. Close leaves them to that process until Keep is called.
-// Adopt takes ownership of the two files, even if it fails.
+// process that they come from. Close leaves them to that process until Keep is called. A
+// lock file that somebody has removed is made again; Close then removes it, whether or not
+// Keep was called. Adopt takes ownership of the two files, even if it fails.
 //
 // Errors: socket is not a listening unix socket, or lock is not the lock of its path.
 func Adopt(socket, lock *os.File) (*Listener, error) {
@@ -80,13 +84,33 @@ func Adopt(socket, lock *os.File) (*Listener, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("%s is no unix socket", l.Addr()), l.Close(), lock.Close())
 	}
-	path := u.Addr().String() + lockSuffix
-	if !isAt(lock, path) {
-		return nil, errors.Join(fmt.Errorf("lock file %s is another file than that of the socket", path), l.Close(), lock.Close())
-	}
-	a := &Listener{UnixListener: u, lock: &pathLock{f: lock, path: path}}
+	a := &Listener{UnixListener: u, lock: &pathLock{f: lock, path: u.Addr().String() + lockSuffix}}
 	a.Leave()
+	if err := a.relock(); err != nil {
+		return nil, errors.Join(err, l.Close(), lock.Close())
+	}
 	return a, nil
+}
+
+// relock makes the lock file again where somebody has removed it.
+//
+// Errors: there is another file, or another process is about to serve the path.
+func (l *Listener) relock() error {
+	path := l.lock.path
+	if isAt(l.lock.f, path) {
+		return nil
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lock file %s is another file than that of the socket", path)
+	}
+	again, err := lockPath(path)
+	if err != nil {
+		return fmt.Errorf("lock file %s has been removed: %w", path, err)
+	}
+	_ = l.lock.f.Close() // nobody can find it any more
+	l.lock = again
+	l.relocked.Store(true)
+	return nil
 }
 
 // Renew creates the socket of a Listener from Adopt again, as s says, where somebody has
