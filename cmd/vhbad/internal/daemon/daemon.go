@@ -292,7 +292,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 			return new(net.ListenConfig).Listen(ctx, network, address)
 		})
 		if err != nil {
-			return nil, plain(err)
+			return nil, d.o.Predecessor.inTheWay(config.Address{Network: "tcp", Target: c.HTTP}, plain(err))
 		}
 		return l, nil
 	})

@@ -56,6 +56,7 @@ func (d *Daemon) openNBD(ctx context.Context) error {
 		case err != nil:
 		case l == nil:
 			l, err = listen(ctx, a)
+			err = d.o.Predecessor.inTheWay(a, err)
 		case isRemoved(a):
 			err = renew(ctx, l, a)
 		case a.Mode != 0 || a.Owner != "":

@@ -364,19 +364,31 @@ func (d *Daemon) finish(ctx context.Context, m *machine, p *plan, hadFaults, fau
 // inTheWay adds to the error of an address that its port belongs to an address that is
 // about to be closed.
 func (p *plan) inTheWay(a config.Address, err error) error {
+	var addrs []net.Addr
+	for _, s := range p.shut {
+		addrs = append(addrs, s.Addr())
+	}
+	if has := holder(a, err, addrs); has != nil {
+		return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", syscall.EADDRINUSE, endpointURI(has))
+	}
+	return err
+}
+
+// holder returns the one of addrs because of which listening at a has failed, or nil.
+func holder(a config.Address, err error, addrs []net.Addr) net.Addr {
 	if a.Network != "tcp" || !errors.Is(err, syscall.EADDRINUSE) {
-		return err
+		return nil
 	}
 	want, resolveErr := net.ResolveTCPAddr("tcp", a.Target)
 	if resolveErr != nil {
-		return err
+		return nil
 	}
-	for _, s := range p.shut {
-		if has, ok := s.Addr().(*net.TCPAddr); ok && has.Port == want.Port && overlap(has.IP, want.IP) {
-			return fmt.Errorf("%w: it is this daemon's %s, which the reload would close afterwards: take it away by a reload of its own first, or restart", syscall.EADDRINUSE, endpointURI(has))
+	for _, addr := range addrs {
+		if has, ok := addr.(*net.TCPAddr); ok && has.Port == want.Port && overlap(has.IP, want.IP) {
+			return has
 		}
 	}
-	return err
+	return nil
 }
 
 // overlap reports whether listening at both addresses on one port would conflict.

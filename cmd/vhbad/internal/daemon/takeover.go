@@ -17,6 +17,7 @@ import (
 
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 )
 
 // A Predecessor is a running daemon that is ready to be replaced. It goes on serving until
@@ -145,6 +146,27 @@ func (p *Predecessor) take(purpose, origin string) (net.Listener, error) {
 		return l, nil
 	}
 	return nil, nil
+}
+
+// inTheWay adds to the error of an address that its port belongs to one of the
+// predecessor's sockets, which stay open until it has gone.
+func (p *Predecessor) inTheWay(a config.Address, err error) error {
+	if p == nil || err == nil {
+		return err
+	}
+	var addrs []net.Addr
+	for _, s := range p.offered {
+		l, lerr := net.FileListener(s.files[0]) // of a duplicate
+		if lerr != nil {
+			continue // it is no TCP socket
+		}
+		addrs = append(addrs, l.Addr())
+		_ = l.Close() // nothing has been accepted
+	}
+	if has := holder(a, err, addrs); has != nil {
+		return fmt.Errorf("%w: it is the running daemon's %s, which stays open until that has gone: take over with the same address, or stop that one first", syscall.EADDRINUSE, endpointURI(has))
+	}
+	return err
 }
 
 // sayGo tells the predecessor to drain; from then on its sockets are this process's.

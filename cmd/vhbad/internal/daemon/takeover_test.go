@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/vhbad/vhbad/client"
@@ -200,6 +201,42 @@ func TestTakeOver_GivenUp(t *testing.T) {
 				t.Errorf("sockets and locks %v, want 4", left)
 			}
 		})
+	}
+}
+
+// A successor that wants all addresses of a port where the running daemon has one is told so.
+func TestTakeOver_SamePort(t *testing.T) {
+	s := newSettings(t, "u=file:$DIR/u.img,size=1MiB")
+	s.Listen = append(s.Listen, config.Address{Network: "tcp", Target: "127.0.0.1:0"})
+	s.HTTP = "127.0.0.1:0"
+	d, _ := s.mustStart(t)
+	for _, tt := range []struct {
+		uri  string
+		want func(next *settings, port string)
+	}{
+		{d.Endpoints()[1].URI, func(next *settings, port string) {
+			next.Listen = []config.Address{s.Listen[0], {Network: "tcp", Target: ":" + port}}
+		}},
+		{"tcp://" + d.HTTPAddress(), func(next *settings, port string) { next.HTTP = ":" + port }},
+	} {
+		next := *s
+		tt.want(&next, tt.uri[strings.LastIndex(tt.uri, ":")+1:])
+		p, err := s.takeOver(t, client.HandOver{})
+		for err != nil && strings.Contains(err.Error(), "another daemon") {
+			p, err = s.takeOver(t, client.HandOver{}) // until the old one has seen that the first has gone
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := next.options(t)
+		o.Predecessor = p
+		_, err = Start(t.Context(), o)
+		if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "the running daemon's "+tt.uri) || strings.Contains(err.Error(), "the program that serves it") {
+			t.Errorf("%s: error %v, want one that says whose it is", tt.uri, err)
+		}
+	}
+	if open(t, s.socket(), "u"); !d.Ready() {
+		t.Error("the old daemon drains")
 	}
 }
 
