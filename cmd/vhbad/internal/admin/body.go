@@ -33,7 +33,7 @@ func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
 }
 
 // decode reads one JSON value into what into points to. All fields must be known, each by
-// its exact name, and those that are not optional must be there.
+// its exact name, those that are not optional must be there, and none twice.
 func decode(text []byte, into any) error {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return Invalid("body: empty: want a JSON object")
@@ -48,6 +48,9 @@ func decode(text []byte, into any) error {
 		return Invalid("body: something follows the JSON object")
 	}
 	if err := checkShape(v, reflect.TypeOf(into).Elem(), ""); err != nil {
+		return err
+	}
+	if err := checkTwice(json.NewDecoder(bytes.NewReader(text)), ""); err != nil {
 		return err
 	}
 	err := json.Unmarshal(text, into)
@@ -154,6 +157,43 @@ func checkFields(v any, t reflect.Type, path, where string) error {
 		}
 	}
 	return nil
+}
+
+// checkTwice refuses an object that has a field twice: the last would count, without a word.
+// The text is known to be right otherwise.
+func checkTwice(d *json.Decoder, path string) error {
+	token, err := d.Token()
+	if err != nil {
+		return Invalid("body: %v", err)
+	}
+	switch token {
+	case json.Delim('{'):
+		seen := make(map[string]bool)
+		for d.More() {
+			key, err := d.Token()
+			if err != nil {
+				return Invalid("body: %v", err)
+			}
+			name := key.(string)
+			if seen[name] {
+				return Invalid("body: %q is given twice", join(path, name))
+			}
+			seen[name] = true
+			if err := checkTwice(d, join(path, name)); err != nil {
+				return err
+			}
+		}
+	case json.Delim('['):
+		for i := 0; d.More(); i++ {
+			if err := checkTwice(d, fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return err
+			}
+		}
+	default:
+		return nil
+	}
+	_, err = d.Token() // the end of it
+	return err
 }
 
 func join(path, name string) string {

@@ -50,6 +50,10 @@ func TestDecode(t *testing.T) {
 		`{"name":"n","parts":[{"size":1.5}]}`:   "parts[0].size 1.5: want a whole number",
 		`{"name":"n","more":{"x":{"sise":1}}}`:  `"more.x.size" is missing`,
 		`{"name":"n","maybe":{"size":1,"s":1}}`: `unknown field "maybe.s": want size`,
+		`{"name":"n","name":"m"}`:               `"name" is given twice`,
+
+		`{"name":"n","parts":[{"size":1},{"size":1,"size":2}]}`: `"parts[1].size" is given twice`,
+		`{"name":"n","more":{"x":{"size":1},"x":{"size":1}}}`:   `"more.x" is given twice`,
 	} {
 		var b testBody
 		if err := decode([]byte(text), &b); !errors.Is(err, client.ErrInvalid) || !strings.Contains(err.Error(), want) {
