@@ -88,11 +88,14 @@ type Action struct {
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
 	// Latency is how much longer a command takes, or its service time.
 	Latency *Latency `json:"latency,omitempty" yaml:"latency,omitempty"`
-	// BytesPerSecond and IOPS are caps; Burst and BurstIOs are what may come at once.
-	BytesPerSecond Size   `json:"bytes-per-second,omitempty" yaml:"bytes-per-second,omitempty"`
-	IOPS           uint64 `json:"iops,omitempty" yaml:"iops,omitempty"`
-	Burst          Size   `json:"burst,omitempty" yaml:"burst,omitempty"`
-	BurstIOs       uint64 `json:"burst-ios,omitempty" yaml:"burst-ios,omitempty"`
+	// BytesPerSecond is a cap on what commands move.
+	BytesPerSecond Size `json:"bytes-per-second,omitempty" yaml:"bytes-per-second,omitempty"`
+	// IOPS is a cap on commands per second.
+	IOPS uint64 `json:"iops,omitempty" yaml:"iops,omitempty"`
+	// Burst is how many bytes may come at once.
+	Burst Size `json:"burst,omitempty" yaml:"burst,omitempty"`
+	// BurstIOs is how many commands may come at once.
+	BurstIOs uint64 `json:"burst-ios,omitempty" yaml:"burst-ios,omitempty"`
 	// Lanes is how many commands are served at once.
 	Lanes int `json:"lanes,omitempty" yaml:"lanes,omitempty"`
 	// Silent makes a reset that fails give no answer at all.
@@ -108,8 +111,9 @@ type Sense struct {
 	// Key is a sense key by its name in SPC-4, in lower case with dashes, or by
 	// number.
 	Key string `json:"key" yaml:"key"`
-	// ASC and ASCQ are the additional sense code and its qualifier.
-	ASC  uint8 `json:"asc,omitempty" yaml:"asc,omitempty"`
+	// ASC is the additional sense code.
+	ASC uint8 `json:"asc,omitempty" yaml:"asc,omitempty"`
+	// ASCQ is the qualifier of the additional sense code.
 	ASCQ uint8 `json:"ascq,omitempty" yaml:"ascq,omitempty"`
 	// LBA adds the first block of the command as information.
 	LBA bool `json:"lba,omitempty" yaml:"lba,omitempty"`

@@ -22,16 +22,20 @@ const (
 // A Latency is a distribution of times. Without a Distribution it is fixed.
 type Latency struct {
 	Distribution Distribution `json:"distribution,omitempty" yaml:"distribution,omitempty"`
-	// Mean is for fixed and normal, Deviation for normal.
-	Mean      Duration `json:"mean,omitempty" yaml:"mean,omitempty"`
+	// Mean is for fixed and normal.
+	Mean Duration `json:"mean,omitempty" yaml:"mean,omitempty"`
+	// Deviation is for normal.
 	Deviation Duration `json:"deviation,omitempty" yaml:"deviation,omitempty"`
-	// Median and Sigma are for lognormal; Sigma is the logarithm's standard deviation.
+	// Median is for lognormal.
 	Median Duration `json:"median,omitempty" yaml:"median,omitempty"`
-	Sigma  float64  `json:"sigma,omitempty" yaml:"sigma,omitempty"`
-	// Low, High and HighShare, from 0 to 1, are for bimodal.
-	Low       Duration `json:"low,omitempty" yaml:"low,omitempty"`
-	High      Duration `json:"high,omitempty" yaml:"high,omitempty"`
-	HighShare float64  `json:"high-share,omitempty" yaml:"high-share,omitempty"`
+	// Sigma is for lognormal: the logarithm's standard deviation.
+	Sigma float64 `json:"sigma,omitempty" yaml:"sigma,omitempty"`
+	// Low is the usual time, for bimodal.
+	Low Duration `json:"low,omitempty" yaml:"low,omitempty"`
+	// High is the time of the slow ones, for bimodal.
+	High Duration `json:"high,omitempty" yaml:"high,omitempty"`
+	// HighShare is the share of the slow ones, from 0 to 1, for bimodal.
+	HighShare float64 `json:"high-share,omitempty" yaml:"high-share,omitempty"`
 	// Table are quantiles in ascending order.
 	Table []Quantile `json:"table,omitempty" yaml:"table,omitempty"`
 	// Max cuts longer times off; zero means MaxTime.

@@ -42,15 +42,20 @@ type Match struct {
 	// FUA, if given, requires writes with the FUA bit set, or clear.
 	FUA *bool `json:"fua,omitempty" yaml:"fua,omitempty"`
 
-	// Offset and Length are a range in bytes, which without Length extends to the end of
-	// the disk; LBA and Blocks are one in logical blocks. A command matches if it
-	// touches the range. Flushes have no range and touch none.
-	Offset *Size   `json:"offset,omitempty" yaml:"offset,omitempty"`
-	Length Size    `json:"length,omitempty" yaml:"length,omitempty"`
-	LBA    *uint64 `json:"lba,omitempty" yaml:"lba,omitempty"`
-	Blocks uint64  `json:"blocks,omitempty" yaml:"blocks,omitempty"`
-	// MinSize and MaxSize bound how many bytes the command covers, both inclusive.
+	// Offset is where a range in bytes begins. A command matches if it touches the range.
+	// Flushes have no range and touch none.
+	Offset *Size `json:"offset,omitempty" yaml:"offset,omitempty"`
+	// Length is that of the range in bytes. Without it the range extends to the end of the
+	// disk.
+	Length Size `json:"length,omitempty" yaml:"length,omitempty"`
+	// LBA is where a range in logical blocks begins, as Offset is in bytes.
+	LBA *uint64 `json:"lba,omitempty" yaml:"lba,omitempty"`
+	// Blocks is the length of the range in logical blocks. Without it the range extends to
+	// the end of the disk.
+	Blocks uint64 `json:"blocks,omitempty" yaml:"blocks,omitempty"`
+	// MinSize is how many bytes the command covers at least.
 	MinSize Size `json:"min-size,omitempty" yaml:"min-size,omitempty"`
+	// MaxSize is how many bytes the command covers at most.
 	MaxSize Size `json:"max-size,omitempty" yaml:"max-size,omitempty"`
 
 	// Connection is the number that the disk gave to the client's connection: the lowest
@@ -64,15 +69,16 @@ type Match struct {
 	// Probability is from 0 to 1.
 	Probability *float64 `json:"probability,omitempty" yaml:"probability,omitempty"`
 
-	// Start is how long after it came into force the rule begins to match, and For is
-	// how long it then matches; Period repeats that.
-	Start  Duration `json:"start,omitempty" yaml:"start,omitempty"`
-	For    Duration `json:"for,omitempty" yaml:"for,omitempty"`
+	// Start is how long after it came into force the rule begins to match.
+	Start Duration `json:"start,omitempty" yaml:"start,omitempty"`
+	// For is how long the rule then matches.
+	For Duration `json:"for,omitempty" yaml:"for,omitempty"`
+	// Period is the time after which the rule matches again, for as long.
 	Period Duration `json:"period,omitempty" yaml:"period,omitempty"`
 
-	// AfterRule is another rule, which must have fired AfterCount times, or once if that
-	// is not given.
-	AfterRule  string `json:"after-rule,omitempty" yaml:"after-rule,omitempty"`
+	// AfterRule is another rule, which must have fired before.
+	AfterRule string `json:"after-rule,omitempty" yaml:"after-rule,omitempty"`
+	// AfterCount is how often AfterRule must have fired. The default is once.
 	AfterCount uint64 `json:"after-count,omitempty" yaml:"after-count,omitempty"`
 	// AtMark is a mark that must be set before the rule comes into force.
 	AtMark string `json:"at-mark,omitempty" yaml:"at-mark,omitempty"`

@@ -122,23 +122,26 @@ type Limits struct {
 	// Memory is the arena that all rings and buffers come from, rounded up to a
 	// power of two. It is reserved, not used, until clients need it.
 	Memory Size `yaml:"memory"`
-	// Connections is how many connections there may be at once, ConnectionsPerPeer how
-	// many from one IP address, user of a unix socket or vsock context; zero means that
-	// peers have no limit of their own.
-	Connections        int `yaml:"connections"`
+	// Connections is how many connections there may be at once.
+	Connections int `yaml:"connections"`
+	// ConnectionsPerPeer is how many there may be from one IP address, user of a unix
+	// socket or vsock context; zero means that peers have no limit of their own.
 	ConnectionsPerPeer int `yaml:"connections-per-peer"`
 	// ConnectionRate is how many connections are accepted in a second; further ones wait.
 	ConnectionRate int `yaml:"connection-rate"`
-	// Requests is how many requests one connection may have in flight, BytesInFlight how
-	// much memory they may hold, by default a quarter of Memory, at most 68 MiB.
-	Requests      int  `yaml:"requests"`
+	// Requests is how many requests one connection may have in flight.
+	Requests int `yaml:"requests"`
+	// BytesInFlight is how much memory the requests of one connection may hold. The
+	// default is a quarter of Memory, at most 68 MiB.
 	BytesInFlight Size `yaml:"bytes-in-flight"`
 	// Payload is the longest read or write. The default is a quarter of Memory,
 	// at most 64 MiB.
 	Payload Size `yaml:"payload"`
-	// Options and OptionBytes bound a handshake, HandshakeTimeout how long it may take.
-	Options          int      `yaml:"options"`
-	OptionBytes      Size     `yaml:"option-bytes"`
+	// Options is how many options a handshake may have.
+	Options int `yaml:"options"`
+	// OptionBytes is how much data one option may have.
+	OptionBytes Size `yaml:"option-bytes"`
+	// HandshakeTimeout is how long a handshake may take, TLS included.
 	HandshakeTimeout Duration `yaml:"handshake-timeout"`
 	// ReplyTimeout is how long a client may go without receiving any of a reply, or
 	// without sending any more of a request that it has begun.
@@ -165,9 +168,10 @@ type HBA struct {
 	// Verify checks every rule of the port's contract.
 	Verify bool `yaml:"verify"`
 	// SRBTimeout is how long the adapter may take for a command before the port begins to
-	// reset; a flush may take four times as long. ResetTimeout is how long each reset may
-	// take. Both are whole seconds, the unit that the port counts in.
-	SRBTimeout   Duration `yaml:"srb-timeout"`
+	// reset; a flush may take four times as long. It is in whole seconds, the unit that
+	// the port counts in.
+	SRBTimeout Duration `yaml:"srb-timeout"`
+	// ResetTimeout is how long each reset may take, in whole seconds.
 	ResetTimeout Duration `yaml:"reset-timeout"`
 }
 

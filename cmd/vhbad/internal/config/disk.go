@@ -49,11 +49,13 @@ type Disk struct {
 	Connections int `yaml:"connections,omitempty"`
 	// Cache is "none" (default) or "writeback": a volatile write cache, whose power can
 	// be cut. CacheSize, CacheEviction, CacheSeed, Trace and Hostile need it.
-	Cache     string `yaml:"cache,omitempty"`
-	CacheSize Size   `yaml:"cache-size,omitempty"`
+	Cache string `yaml:"cache,omitempty"`
+	// CacheSize is how much the cache holds. The default is 64 MiB.
+	CacheSize Size `yaml:"cache-size,omitempty"`
 	// CacheEviction is "fifo" (default), "random" (drawn by CacheSeed) or "none".
 	CacheEviction string `yaml:"cache-eviction,omitempty"`
-	CacheSeed     uint64 `yaml:"cache-seed,omitempty"`
+	// CacheSeed varies what a random CacheEviction draws.
+	CacheSeed uint64 `yaml:"cache-seed,omitempty"`
 	// Trace is the path of a file that records what the disk does, so that power cuts
 	// can be replayed.
 	Trace string `yaml:"trace,omitempty"`
