@@ -38,14 +38,8 @@ type FileConfig struct {
 // An empty file counts as one to create. Errors name the path, what is wrong
 // with it and what would help.
 func OpenFile(c FileConfig) (*File, error) {
-	if c.BlockBytes == 0 {
-		c.BlockBytes = 512
-	}
-	if c.Path == "" {
-		return nil, errors.New("media: file without a path")
-	}
-	if c.SizeBytes < 0 || c.SizeBytes%int64(c.BlockBytes) != 0 {
-		return nil, c.errorf("size %d bytes is not a multiple of the block size, %d bytes", c.SizeBytes, c.BlockBytes)
+	if err := c.settle(); err != nil {
+		return nil, err
 	}
 	fd, created, err := c.open()
 	if err != nil {
@@ -62,8 +56,80 @@ func OpenFile(c FileConfig) (*File, error) {
 	return f, nil
 }
 
+// CheckFile reports what OpenFile would, as far as that shows without opening, locking or
+// making the file: another process may have it.
+func CheckFile(c FileConfig) error {
+	if err := c.settle(); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	there, err := c.look(&st)
+	if err != nil {
+		return err
+	}
+	if !there {
+		err := unix.Access(filepath.Dir(c.Path), unix.W_OK|unix.X_OK)
+		if unix.Lstat(c.Path, &st) == nil {
+			err = unix.EEXIST // a link to nowhere
+		}
+		if err != nil {
+			return c.errorf("create: %w", err)
+		}
+		return nil
+	}
+	mode := uint32(unix.R_OK)
+	if !c.ReadOnly {
+		mode |= unix.W_OK
+	}
+	if err := unix.Access(c.Path, mode); err != nil {
+		return c.openError(err)
+	}
+	regular := st.Mode&unix.S_IFMT == unix.S_IFREG
+	if !regular || st.Size == 0 && c.SizeBytes > 0 && !c.ReadOnly {
+		return nil // a device's size shows when it is open, and an empty file gets one
+	}
+	return c.checkSize(st.Size)
+}
+
+// settle fills in defaults, and checks what can be checked without the file.
+func (c *FileConfig) settle() error {
+	if c.BlockBytes == 0 {
+		c.BlockBytes = 512
+	}
+	if c.Path == "" {
+		return errors.New("media: file without a path")
+	}
+	if c.SizeBytes < 0 || c.SizeBytes%int64(c.BlockBytes) != 0 {
+		return c.errorf("size %d bytes is not a multiple of the block size, %d bytes", c.SizeBytes, c.BlockBytes)
+	}
+	return nil
+}
+
 func (c *FileConfig) errorf(format string, args ...any) error {
 	return fmt.Errorf("media: file %s: %w", c.Path, fmt.Errorf(format, args...))
+}
+
+// look gets the status of a file that can be opened, or is not there and can be created.
+func (c *FileConfig) look(st *unix.Stat_t) (there bool, err error) {
+	err = unix.Stat(c.Path, st)
+	switch {
+	case errors.Is(err, unix.ENOENT) && c.SizeBytes == 0:
+		return false, c.errorf("does not exist; give size= to create it")
+	case errors.Is(err, unix.ENOENT) && c.ReadOnly:
+		return false, c.errorf("does not exist, and a read-only disk cannot create it")
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case err != nil:
+		return false, c.errorf("%w", err)
+	}
+	if err := c.checkKind(st); err != nil {
+		return false, err
+	}
+	if !c.ReadOnly && st.Mode&0o222 == 0 {
+		// Root could write it nevertheless, but its owner does not want it written.
+		return false, c.errorf("is write-protected (mode %#o); serve it with the read-only option or chmod it", st.Mode&0o777)
+	}
+	return true, nil
 }
 
 // open opens the file, and creates it if it is not there and has a size.
@@ -71,48 +137,44 @@ func (c *FileConfig) open() (fd int, created bool, err error) {
 	// The kind of a file is looked at before it is opened, as opening a device
 	// can have effects, and again afterwards.
 	var st unix.Stat_t
-	err = unix.Stat(c.Path, &st)
-	switch {
-	case errors.Is(err, unix.ENOENT) && c.SizeBytes == 0:
-		return -1, false, c.errorf("does not exist; give size= to create it")
-	case errors.Is(err, unix.ENOENT) && c.ReadOnly:
-		return -1, false, c.errorf("does not exist, and a read-only disk cannot create it")
-	case errors.Is(err, unix.ENOENT):
+	there, err := c.look(&st)
+	if err != nil {
+		return -1, false, err
+	}
+	if !there {
 		fd, err = openRetry(c.Path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
 		if err != nil {
 			return -1, false, c.errorf("create: %w", err)
 		}
 		return fd, true, nil
-	case err != nil:
-		return -1, false, c.errorf("%w", err)
-	}
-	if err := c.checkKind(&st); err != nil {
-		return -1, false, err
 	}
 	flags := unix.O_RDWR
 	if c.ReadOnly {
 		flags = unix.O_RDONLY
-	} else if st.Mode&0o222 == 0 {
-		// Root could write it nevertheless, but its owner does not want it written.
-		return -1, false, c.errorf("is write-protected (mode %#o); serve it with the read-only option or chmod it", st.Mode&0o777)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 		flags |= unix.O_EXCL // fails if it is mounted or otherwise taken
 	}
 	fd, err = openRetry(c.Path, flags)
-	switch {
-	case err == nil:
-		return fd, false, nil
-	case errors.Is(err, unix.EROFS):
-		return -1, false, c.errorf("is on a read-only file system; serve it with the read-only option")
-	case errors.Is(err, unix.EACCES) && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
-		return -1, false, c.errorf("may not be written by this user; serve it with the read-only option or chmod it: %w", err)
-	case errors.Is(err, unix.EACCES):
-		return -1, false, c.errorf("may not be read by this user: %w", err)
-	case errors.Is(err, unix.EBUSY):
-		return -1, false, c.errorf("is a block device in use, mounted perhaps")
+	if err != nil {
+		return -1, false, c.openError(err)
 	}
-	return -1, false, c.errorf("open: %w", err)
+	return fd, false, nil
+}
+
+// openError says of an error of open(2) or access(2) what would help.
+func (c *FileConfig) openError(err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return c.errorf("is on a read-only file system; serve it with the read-only option")
+	case errors.Is(err, unix.EACCES) && !c.ReadOnly && unix.Access(c.Path, unix.R_OK) == nil:
+		return c.errorf("may not be written by this user; serve it with the read-only option or chmod it: %w", err)
+	case errors.Is(err, unix.EACCES):
+		return c.errorf("may not be read by this user: %w", err)
+	case errors.Is(err, unix.EBUSY):
+		return c.errorf("is a block device in use, mounted perhaps")
+	}
+	return c.errorf("open: %w", err)
 }
 
 func openRetry(path string, flags int) (fd int, err error) {
@@ -137,6 +199,22 @@ func (c *FileConfig) checkKind(st *unix.Stat_t) error {
 		return c.errorf("is a directory; want a regular file")
 	}
 	return c.errorf("is neither a regular file nor a block device")
+}
+
+// checkSize reports what is wrong with the size of a file.
+func (c *FileConfig) checkSize(size int64) error {
+	switch {
+	case size == 0:
+		return c.errorf("is empty; give size= to make it a disk")
+	case c.SizeBytes > 0 && size > c.SizeBytes:
+		return c.errorf("has %d bytes, more than size=%d; drop size= or truncate it yourself", size, c.SizeBytes)
+	case c.SizeBytes > 0 && size < c.SizeBytes:
+		return c.errorf("has %d bytes, less than size=%d; drop size= or grow it first: truncate -s %d %s",
+			size, c.SizeBytes, c.SizeBytes, c.Path)
+	case size%int64(c.BlockBytes) != 0:
+		return c.errorf("has %d bytes, not a multiple of the block size, %d bytes", size, c.BlockBytes)
+	}
+	return nil
 }
 
 // setUp locks the open file, settles its size and finds out what it can do.
@@ -170,16 +248,8 @@ func (f *File) setUp(c FileConfig, created bool) error {
 		}
 		size = c.SizeBytes
 	}
-	switch {
-	case size == 0:
-		return c.errorf("is empty; give size= to make it a disk")
-	case c.SizeBytes > 0 && size > c.SizeBytes:
-		return c.errorf("has %d bytes, more than size=%d; drop size= or truncate it yourself", size, c.SizeBytes)
-	case c.SizeBytes > 0 && size < c.SizeBytes:
-		return c.errorf("has %d bytes, less than size=%d; drop size= or grow it first: truncate -s %d %s",
-			size, c.SizeBytes, c.SizeBytes, c.Path)
-	case size%int64(c.BlockBytes) != 0:
-		return c.errorf("has %d bytes, not a multiple of the block size, %d bytes", size, c.BlockBytes)
+	if err := c.checkSize(size); err != nil {
+		return err
 	}
 	if c.Preallocate && !fresh {
 		if f.device || c.ReadOnly {

@@ -68,6 +68,13 @@ func TestOpenFile_Refused(t *testing.T) {
 			if !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.config.Path) {
 				t.Errorf("got  %v\nwant the path and %q", err, tt.want)
 			}
+			checked := media.CheckFile(tt.config)
+			if tt.name == "impossible size" { // the file system has the last word
+				checked = err
+			}
+			if checked == nil || checked.Error() != err.Error() {
+				t.Errorf("checked beforehand: %v\nwant %v", checked, err)
+			}
 		})
 	}
 	if _, err := os.Stat(at("new")); !errors.Is(err, os.ErrNotExist) {
@@ -75,6 +82,33 @@ func TestOpenFile_Refused(t *testing.T) {
 	}
 	if b, err := os.ReadFile(at("short")); err != nil || len(b) != 4096 || b[0] != 7 {
 		t.Errorf("a failed open has changed a file: %d bytes, %v", len(b), err)
+	}
+}
+
+// A file that can be opened passes the check, which leaves it as it is and needs no lock.
+func TestCheckFile(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	writeFile(t, at("empty"), 0, 0o600)
+	writeFile(t, at("protected"), 4096, 0o444)
+	newFile(t, media.FileConfig{Path: at("open"), SizeBytes: 8192})
+	for _, c := range []media.FileConfig{
+		{Path: at("new"), SizeBytes: 4096},
+		{Path: at("empty"), SizeBytes: 4096},
+		{Path: at("protected"), ReadOnly: true},
+		{Path: at("open")},
+		{Path: at("open"), SizeBytes: 8192, BlockBytes: 4096},
+		{Path: at("open"), ReadOnly: true},
+	} {
+		if err := media.CheckFile(c); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(at("new")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a check has made a file: %v", err)
+	}
+	if fi, err := os.Stat(at("empty")); err != nil || fi.Size() != 0 {
+		t.Errorf("a check has changed a file: %v, %v", fi, err)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -264,14 +263,15 @@ func (d *Daemon) startFront(ctx context.Context) error {
 	return p.wait(ctx)
 }
 
-// checkImages reports images that do not exist.
+// checkImages reports images that cannot be opened, as far as that shows while the
+// predecessor has them.
 func (d *Daemon) checkImages() error {
 	for i := range d.o.Config.Disks {
 		c := &d.o.Config.Disks[i]
-		if c.File == "" || c.Size != 0 {
+		if c.File == "" {
 			continue
 		}
-		if _, err := os.Stat(c.File); err != nil {
+		if err := media.CheckFile(fileConfig(c)); err != nil {
 			return fmt.Errorf("disk %q: %w", c.Name, err)
 		}
 	}

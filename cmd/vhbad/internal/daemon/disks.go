@@ -318,10 +318,15 @@ func openMedium(c *config.Disk, progress func(done, total int64) error) (media.M
 	if err := sandbox.Reaches(c.File); err != nil {
 		return nil, err
 	}
-	return media.OpenFile(media.FileConfig{
-		Path: c.File, SizeBytes: int64(c.Size), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
-		Preallocate: c.Preallocate, Progress: progress,
-	})
+	f := fileConfig(c)
+	f.Progress = progress
+	return media.OpenFile(f)
+}
+
+func fileConfig(c *config.Disk) media.FileConfig {
+	return media.FileConfig{
+		Path: c.File, SizeBytes: int64(c.Size), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly, Preallocate: c.Preallocate,
+	}
 }
 
 // place attaches a unit at the first address that is free.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -164,6 +165,10 @@ func TestTakeOver_GivenUp(t *testing.T) {
 		},
 		"image missing": func(f *settings) {
 			f.Disks = []config.Disk{{Name: "x", File: filepath.Join(f.dir, "missing.img")}}
+		},
+		"image of another size": func(f *settings) { f.Disks = slices.Clone(f.Disks); f.Disks[0].Size = 512 << 10 },
+		"folder of a new image missing": func(f *settings) {
+			f.Disks = []config.Disk{{Name: "x", File: filepath.Join(f.dir, "missing", "x.img"), Size: 1 << 20}}
 		},
 		"http in use": func(f *settings) { f.HTTP = taken.Addr().String() },
 		"a fault that does not fit its disk": func(f *settings) {
