@@ -956,6 +956,21 @@ func TestCheck_Bad(t *testing.T) {
 	}
 }
 
+func TestCheckRules_Disks(t *testing.T) {
+	rules := []Rule{{Name: "r", Disk: "x", Action: Action{Kind: KindBusy}}}
+	for want, disks := range map[string][]string{
+		`fault "r": disk "x": there is none of this name: want a, b, or none for every disk`: {"a", "b"},
+		`fault "r": disk "x": there are no disks: want none, for every disk that comes`:      nil,
+	} {
+		if _, err := CheckRules(rules, disks, false); err == nil || err.Error() != want {
+			t.Errorf("with disks %q: got %v\nwant %s", disks, err, want)
+		}
+	}
+	if _, err := CheckRules(rules, []string{"x"}, false); err != nil {
+		t.Error(err)
+	}
+}
+
 // A rule for every disk concerns those that have its blocks. A disk without them is no
 // error, as long as there is another.
 func TestNewSet_SmallDisk(t *testing.T) {

@@ -145,6 +145,8 @@ func CheckRules(rules []Rule, disks []string, hostile bool) (index int, err erro
 			err = fmt.Errorf("name %q is taken: want each rule its own", r.Name)
 		case r.Hostile && !hostile:
 			err = ErrHostile
+		case r.Disk != "" && len(disks) == 0:
+			err = fmt.Errorf("disk %q: there are no disks: want none, for every disk that comes", r.Disk)
 		case r.Disk != "" && !slices.Contains(disks, r.Disk):
 			err = fmt.Errorf("disk %q: there is none of this name: want %s, or none for every disk", r.Disk, oneOf(disks))
 		}
