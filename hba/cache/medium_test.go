@@ -397,3 +397,41 @@ func TestClose_MeetsWrites(t *testing.T) {
 		t.Errorf("write: %v, and the medium holds %d", err, at(t, m, 0))
 	}
 }
+
+// TestFlush_WithoutSpace: a medium that has no space for one write gets the others, too: they
+// may need none, and a trim releases some, which the first one then gets.
+func TestFlush_WithoutSpace(t *testing.T) {
+	const chunk = 64 << 10
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictNone} {
+		m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 16 * chunk, LimitBytes: 2 * chunk})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := open(t, m, cache.Config{Eviction: eviction})
+		put(t, c, 4*chunk, 1, chunk)
+		put(t, c, 8*chunk, 1, chunk)
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		put(t, c, 0, 2, 512)
+		put(t, c, 4*chunk, 2, 512)
+		if err := c.Flush(); !errors.Is(err, media.ErrNoSpace) {
+			t.Errorf("%v: flush: %v, want ErrNoSpace", eviction, err)
+		}
+		if s := c.Stats(); s.PendingWrites != 1 || at(t, m, 4*chunk) != 2 {
+			t.Errorf("%v: %d writes are pending, want the one that has no space", eviction, s.PendingWrites)
+		}
+		put(t, c, 2*chunk, 3, 512)
+		for _, off := range []int64{4 * chunk, 8 * chunk} { // for one write each
+			if err := c.Discard(off, chunk); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Flush(); err != nil || at(t, m, 0) != 2 || at(t, m, 2*chunk) != 3 {
+			t.Errorf("%v: flush with a trim: %v", eviction, err)
+		}
+		if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Verdict.Class != cache.ClassLegal {
+			t.Errorf("%v: %+v", eviction, r.Verdict)
+		}
+	}
+}

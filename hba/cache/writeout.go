@@ -2,7 +2,10 @@ package cache
 
 import (
 	"cmp"
+	"errors"
 	"slices"
+
+	"github.com/vhbad/vhbad/hba/media"
 )
 
 // A pick is a version to be made durable.
@@ -55,6 +58,9 @@ func (c *Cache) turnLocked(turn *int, n int) {
 // by is the change that must be durable when writeOut returns: picked versions then go
 // through any caches of the durable medium, too. If by is nil they need not.
 //
+// If by is nil, those for which the medium has no space are tried again once others have
+// released some. Any other error ends writeOut at once.
+//
 // While outMu is held, versions are removed only here and in Cut, so picks stay valid.
 //
 // +checklocks:c.outMu
@@ -63,21 +69,39 @@ func (c *Cache) writeOut(by *change) error {
 	if c.buffer == nil {
 		c.buffer = make([]byte, bufferBytes)
 	}
-	for rest := c.picked; len(rest) > 0; {
+	left, released, err := c.writeRuns(c.picked, by)
+	if released && errors.Is(err, media.ErrNoSpace) {
+		_, _, err = c.writeRuns(left, by)
+	}
+	return err
+}
+
+// writeRuns is writeOut for sorted picks. Those for which there was no space are left in
+// picks from its beginning; released says that there may be some now.
+//
+// +checklocks:c.outMu
+func (c *Cache) writeRuns(picks []pick, by *change) (left []pick, released bool, err error) {
+	left = picks[:0]
+	for rest := picks; len(rest) > 0; {
 		if c.cutting.Load() && !c.ending {
-			return errNoPower
+			return left, released, errNoPower
 		}
 		run := 1
 		for run < len(rest) && rest[run].sector == rest[0].sector+int64(run) && rest[run].kind == rest[0].kind &&
 			(run+1)<<c.shift <= bufferBytes {
 			run++
 		}
-		if err := c.writeRun(rest[:run], by); err != nil {
-			return err
+		switch failed := c.writeRun(rest[:run], by); {
+		case failed == nil:
+			released = released || len(left) > 0 && rest[0].kind != KindWrite
+		case by == nil && errors.Is(failed, media.ErrNoSpace): // else it may be a loss that was told
+			left, err = append(left, rest[:run]...), failed
+		default:
+			return left, released, failed
 		}
 		rest = rest[run:]
 	}
-	return nil
+	return left, released, err
 }
 
 // writeRun makes picks of one kind durable whose sectors follow each other.
