@@ -33,8 +33,34 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			lu.mu.Unlock()
 			panic(submittedTwice(s))
 		}
-		lu.beginLifeLocked(p, s)
-		lu.admitLocked(p, s, &run, &credits)
+		lu.address(s)
+		s.owner.Store(ownerPort)
+		s.built, s.busyTries = false, 0
+		s.ServiceTime = 0
+		s.stage, s.given, s.refused = stageNone, givenNot, false
+		s.life++
+		if p.samples.due() {
+			p.follow(s)
+		}
+		if p.verify {
+			p.trail.add("submit", s.Tag)
+		}
+		switch {
+		case lu.removed() || lu.givenUp() && !s.recovery && !isQueueFunction(s.Function):
+			p.finishByPort(s, StatusNoDevice)
+		case isQueueFunction(s.Function):
+			lu.queueFunctionLocked(p, s)
+		case s.recovery || s.taskManagement() && lu.mayStartLocked(s):
+			lu.linkLocked(p, s)
+			run.push(s)
+		case (lu.waiting.head == nil || lu.bypassesLocked(s)) && credits > 0 && lu.mayStartLocked(s):
+			credits--
+			s.charged = true
+			lu.linkLocked(p, s)
+			run.push(s)
+		default:
+			lu.enqueueLocked(s)
+		}
 	}
 	if s := lu.waiting.head; s != nil && credits > 0 && run.head == nil {
 		// A head-of-queue SRB, or one behind a queue function, may be able to go.
@@ -47,51 +73,10 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 	p.lower(old)
 }
 
-// beginLifeLocked makes the class driver's SRB one that is submitted to lu.
-//
-// +checklocks:lu.mu
-func (lu *LogicalUnit) beginLifeLocked(p *Processor, s *SRB) {
-	lu.address(s)
-	s.owner.Store(ownerPort)
-	s.built, s.busyTries = false, 0
-	s.ServiceTime = 0
-	s.stage, s.given, s.refused = stageNone, givenNot, false
-	s.life++
-	if p.samples.due() {
-		p.follow(s)
-	}
-	if p.verify {
-		p.trail.add("submit", s.Tag)
-	}
-}
-
 // address says in s where it goes, and forgets what the last unit had to say.
 func (lu *LogicalUnit) address(s *SRB) {
 	s.lu, s.PathID, s.TargetID, s.Lun = lu, lu.path, lu.target, lu.lun
 	s.SenseBytes = 0
-}
-
-// admitLocked puts a submitted SRB into run, if it may start now, or into the queue; one
-// that neither the miniport nor the queue is to see completes.
-//
-// +checklocks:lu.mu
-func (lu *LogicalUnit) admitLocked(p *Processor, s *SRB, run *srbQueue, credits *int) {
-	switch {
-	case lu.removed() || lu.givenUp() && !s.recovery && !isQueueFunction(s.Function):
-		p.finishByPort(s, StatusNoDevice)
-	case isQueueFunction(s.Function):
-		lu.queueFunctionLocked(p, s)
-	case s.recovery || s.taskManagement() && lu.mayStartLocked(s):
-		lu.linkLocked(p, s)
-		run.push(s)
-	case (lu.waiting.head == nil || lu.bypassesLocked(s)) && *credits > 0 && lu.mayStartLocked(s):
-		*credits--
-		s.charged = true
-		lu.linkLocked(p, s)
-		run.push(s)
-	default:
-		lu.enqueueLocked(s)
-	}
 }
 
 // submittedTwice is the panic of a Submit of an SRB that is not the class driver's.
