@@ -103,6 +103,9 @@ type Conn struct {
 	// withheld keeps replies back; see lastOrders.
 	// +checklocks:mu
 	withheld bool
+	// fencer is the session from the beginning of transmission on, unless it is none.
+	// +checklocks:mu
+	fencer Fencer
 	// endWait, unless nil, ends what the handshake waits for when a drain begins.
 	// +checklocks:mu
 	endWait context.CancelFunc
@@ -288,6 +291,9 @@ func (c *Conn) kill(reason CloseReason) {
 func (c *Conn) die(reason CloseReason) (first bool) {
 	c.mu.Lock()
 	if first = !c.dead.Load(); first {
+		if c.fencer != nil {
+			c.fencer.Fence() // the client does not know yet
+		}
 		c.reason.Store(uint32(reason))
 		c.dead.Store(true)
 	}
@@ -349,7 +355,14 @@ func (c *Conn) begin() {
 // transmit serves the connection from the end of its negotiation to its end.
 func (c *Conn) transmit() {
 	c.begin()
+	fencer, _ := c.session.(Fencer)
+	c.mu.Lock()
+	c.fencer = fencer
+	c.mu.Unlock()
 	reason := c.receive()
+	if fencer != nil {
+		fencer.NarrowFence()
+	}
 	c.handOut()
 	switch reason {
 	case CloseDisconnect:

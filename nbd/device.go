@@ -69,6 +69,22 @@ type Session interface {
 	Close()
 }
 
+// A Fencer is a Session that keeps what a client left under way apart from what other
+// clients write. A client whose connection has ended sends its requests again on another
+// one, and goes on from there: what is still under way on the former must not undo that.
+//
+// Concurrency: Fence is called once, by whoever ends the connection, before its socket is
+// closed and with a lock held: it must not wait, nor call the connection. NarrowFence is
+// called by the connection's reader when it submits no more, before Fence or after, and
+// before Close.
+type Fencer interface {
+	// Fence has writes of other sessions that begin from now on wait for the session's
+	// own that they overlap: those under way, and those that its reader may still submit.
+	Fence()
+	// NarrowFence leaves those under way.
+	NarrowFence()
+}
+
 // A Request is one NBD command in flight.
 //
 // A connection makes a bounded number of Requests and reuses them: see Slot.

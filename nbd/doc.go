@@ -96,6 +96,7 @@
 //	Server.mu       the registry and folded totals
 //	  Conn.mu       queued replies, returned slots, block budget
 //	    dma.Arena   leaf
+//	    a session's in Fence
 //
 // trial.mu, which is only ever taken by TryLock, and recordConn.mu, which guards what
 // TLS has sealed, are leaves, too.

@@ -48,6 +48,11 @@
 // lock while no such write is under way. Reads never wait for it; a part of a block
 // is read by way of a buffer of its own.
 //
+// # Clients that go
+//
+// What a client left under way is not continued where that can be helped, and its writes
+// are over before later ones of others to the same place begin (fence.go).
+//
 // # Memory
 //
 // A request slot gets its SRB when it is first used. If there is no memory for one, the
@@ -63,6 +68,6 @@
 // # Locks
 //
 // rangeGate.mu and session.mu are leaves, except for the arena's lock; neither is held
-// across Submit. Disk.lossMu comes before rangeGate.mu, which is taken under it to see
+// across Submit. A connection's lock may come before rangeGate.mu, in Fence. Disk.lossMu comes before rangeGate.mu, which is taken under it to see
 // the writes under way. Disk.learnMu is outermost, and held across commands.
 package disk

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -16,8 +17,11 @@ import (
 // ranges, granted in order of arrival where they overlap. Long trims and zeroings,
 // which may take a while, always do, so that an exclusive write waits only for those
 // that it overlaps.
+//
+// What a client that has gone left under way is kept apart from the writes of others, too;
+// see fence.
 type rangeGate struct {
-	// exclusive counts exclusive writes waiting or running.
+	// exclusive counts exclusive writes waiting or running, and fences.
 	exclusive atomic.Int32
 	_         [60]byte
 
@@ -32,6 +36,9 @@ type rangeGate struct {
 	// running and waiting hold the ranges of the slow way, in order of arrival.
 	// +checklocks:mu
 	running, waiting []*command
+	// fenced are the sessions whose fences are up, in order of their time.
+	// +checklocks:mu
+	fenced []*session
 }
 
 // How a command holds the gate.
@@ -97,7 +104,7 @@ func (g *rangeGate) unregister(n *atomic.Int64) {
 	}
 }
 
-// enterFast lets a write of whole blocks in if no exclusive write is about.
+// enterFast lets a write of whole blocks in if no exclusive write and no fence is about.
 func (g *rangeGate) enterFast(fast *atomic.Int64) bool {
 	fast.Add(fastBegun + 1)
 	if g.exclusive.Load() == 0 {
@@ -156,25 +163,20 @@ func (g *rangeGate) leave(c *command) *command {
 }
 
 // grantLocked moves from waiting to running the commands that conflict with none that
-// runs, nor with any that came earlier and still waits; exclusive ones only if no fast
-// write is under way.
+// runs, nor with any that came earlier and still waits, and that no fence holds back;
+// exclusive ones only if no fast write is under way.
 //
 // +checklocks:g.mu
 func (g *rangeGate) grantLocked() (granted *command) {
+	g.liftFencesLocked()
 	if len(g.waiting) == 0 {
 		return nil
 	}
 	last := &granted
-	drained := true
-	for _, n := range g.sessions {
-		if n.Load()&fastUnderWay != 0 {
-			drained = false
-			break
-		}
-	}
+	drained := !slices.ContainsFunc(g.sessions, isWriting)
 	kept := g.waiting[:0]
 	for _, c := range g.waiting {
-		if c.hold == holdExclusive && !drained || conflicts(c, g.running) || conflicts(c, kept) {
+		if c.hold == holdExclusive && !drained || conflicts(c, g.running) || g.heldBackLocked(c, kept) {
 			kept = append(kept, c)
 			continue
 		}
@@ -187,13 +189,35 @@ func (g *rangeGate) grantLocked() (granted *command) {
 	return granted
 }
 
-// conflicts reports whether c must not run beside one of others: they share a
-// block and one of the two is exclusive.
-func conflicts(c *command, others []*command) bool {
-	for _, o := range others {
-		if (c.hold == holdExclusive || o.hold == holdExclusive) && c.lockFrom < o.lockTo && o.lockFrom < c.lockTo {
+// heldBackLocked reports whether a fence holds c back, or one of earlier, which wait. Who
+// is behind a fence that c's own session has is not waited for.
+//
+// +checklocks:g.mu
+func (g *rangeGate) heldBackLocked(c *command, earlier []*command) bool {
+	if len(g.fenced) == 0 {
+		return conflicts(c, earlier)
+	}
+	rank := g.rankLocked(c.s)
+	for _, s := range g.fenced[:rank] {
+		if s.fence.isInTheWay(c) {
+			return true
+		}
+	}
+	for _, o := range earlier {
+		if g.rankLocked(o.s) <= rank && c.conflicts(o) {
 			return true
 		}
 	}
 	return false
+}
+
+// conflicts reports whether c must not run beside one of others.
+func conflicts(c *command, others []*command) bool {
+	return slices.ContainsFunc(others, c.conflicts)
+}
+
+// conflicts reports whether c must not run beside o: they share a block and one of the two
+// is exclusive.
+func (c *command) conflicts(o *command) bool {
+	return (c.hold == holdExclusive || o.hold == holdExclusive) && c.lockFrom < o.lockTo && o.lockFrom < c.lockTo
 }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -62,8 +63,8 @@ func TestRangeGate_ExclusiveWaitsForFast(t *testing.T) {
 	}
 }
 
-// From many goroutines, a holder of a block alone is alone, and nobody is
-// forgotten.
+// From many goroutines, a holder of a block alone is alone, nobody begins to write a block
+// where a client that has gone has a write under way, and nobody is forgotten.
 func TestRangeGate_Stress(t *testing.T) {
 	const workers, rounds, blocks = 6, 3000, 8
 	seed := rand.Uint64()
@@ -71,25 +72,41 @@ func TestRangeGate_Stress(t *testing.T) {
 	var g rangeGate
 	var shared, exclusive [blocks]atomic.Int32
 	var wg sync.WaitGroup
+	// fences counts the fences; gone is the number of the one around a block, or 0.
+	var fencesMu sync.Mutex
+	var fences atomic.Int64
+	var gone [blocks]atomic.Int64
 	let := make([]chan struct{}, workers)
-	byCommand := map[*command]int{}
-	commands := make([]*command, workers)
 	for i := range workers {
 		let[i] = make(chan struct{}, 1)
-		commands[i] = gateCommand(&g, 0, 0)
-		byCommand[commands[i]] = i
 	}
 	wake := func(granted []*command) {
 		for _, c := range granted {
-			let[byCommand[c]] <- struct{}{}
+			let[c.slot] <- struct{}{}
 		}
+	}
+	// leaveBehind has the client of c go while c writes b.
+	leaveBehind := func(c *command, b int) {
+		fencesMu.Lock()
+		g.fence(c.s)
+		if gone[b].CompareAndSwap(0, fences.Load()+1) {
+			fences.Add(1)
+		}
+		fencesMu.Unlock()
+		wake(list(g.narrowFence(c.s, []span{{c.lockFrom, c.lockTo}})))
 	}
 	for i := range workers {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(i)))
-			c := commands[i]
+			c := gateCommand(&g, 0, 0)
 			for range rounds {
+				if c.s.fence.narrow {
+					g.unregister(&c.s.fast)
+					c = gateCommand(&g, 0, 0)
+				}
+				c.slot = i
 				b := rng.IntN(blocks)
+				before := fences.Load()
 				c.lockFrom, c.lockTo = uint64(b), uint64(b+1)
 				alone := rng.IntN(4) == 0
 				switch {
@@ -114,12 +131,88 @@ func TestRangeGate_Stress(t *testing.T) {
 					}
 					shared[b].Add(-1)
 				}
+				if n := gone[b].Load(); n != 0 && n <= before {
+					t.Error("a write began where one of a client that had gone was under way")
+				}
+				if rng.IntN(8) == 0 {
+					leaveBehind(c, b)
+					runtime.Gosched()
+					gone[b].Store(0)
+				}
 				wake(list(g.leave(c)))
 			}
 		})
 	}
 	wg.Wait()
-	if len(g.running) != 0 || len(g.waiting) != 0 || g.exclusive.Load() != 0 {
-		t.Errorf("left over: %d running, %d waiting, %d exclusive", len(g.running), len(g.waiting), g.exclusive.Load())
+	if len(g.running) != 0 || len(g.waiting) != 0 || len(g.fenced) != 0 || g.exclusive.Load() != 0 {
+		t.Errorf("left over: %d running, %d waiting, %d fences, %d exclusive", len(g.running), len(g.waiting), len(g.fenced), g.exclusive.Load())
+	}
+}
+
+// A session whose client has gone keeps others out of where it may have writes under way,
+// until they are over, and nowhere else once it begins no more.
+func TestRangeGate_Fence(t *testing.T) {
+	var g rangeGate
+	gone, same, far := gateCommand(&g, 0, 512), gateCommand(&g, 0, 4096), gateCommand(&g, 8192, 8704)
+	if !g.enterFast(&gone.s.fast) {
+		t.Fatal("the fast way is closed with no fence about")
+	}
+	gone.hold = holdFast
+	g.fence(gone.s)
+	for _, c := range []*command{same, far} {
+		if g.enterFast(&c.s.fast) {
+			t.Fatal("the fast way is open with a fence about")
+		}
+		if got := list(g.enterSlow(c, holdShared)); len(got) != 0 {
+			t.Error("a write passed a fence that is still open to both sides")
+		}
+	}
+	if got := list(g.narrowFence(gone.s, []span{{0, 512}})); !slices.Equal(got, []*command{far}) {
+		t.Errorf("%d granted by the narrow fence, want the write elsewhere alone", len(got))
+	}
+	if got := list(g.leave(gone)); !slices.Equal(got, []*command{same}) {
+		t.Errorf("%d granted when the last write was over, want the one of the same block", len(got))
+	}
+	list(g.leave(same))
+	list(g.leave(far))
+	if !g.enterFast(&far.s.fast) {
+		t.Error("the fast way stays closed")
+	}
+	far.hold = holdFast
+	list(g.leave(far))
+	// A session without a write has no fence.
+	g.narrowFence(far.s, []span{{0, 512}})
+	g.fence(far.s)
+	if !g.enterFast(&same.s.fast) {
+		t.Error("the fast way is closed by a session that has nothing under way")
+	}
+}
+
+// Writes of sessions that are both gone do not wait for each other in a circle, whatever
+// waits for what when their clients go.
+func TestRangeGate_FencesInTurn(t *testing.T) {
+	var g rangeGate
+	first, second, alive := gateCommand(&g, 0, 512), gateCommand(&g, 0, 512), gateCommand(&g, 0, 512)
+	g.fence(first.s)
+	list(g.enterSlow(second, holdExclusive)) // waits for whatever the first may begin
+	list(g.enterSlow(alive, holdExclusive))  // waits for both
+	g.fence(second.s)
+	if got := list(g.enterSlow(first, holdExclusive)); !slices.Equal(got, []*command{first}) {
+		t.Fatalf("%d granted, want the write that the first session has yet begun", len(got))
+	}
+	for _, c := range []*command{second, first} {
+		if got := list(g.narrowFence(c.s, []span{{0, 512}})); len(got) != 0 {
+			t.Errorf("%d granted with a write under way", len(got))
+		}
+	}
+	if got := list(g.leave(first)); !slices.Equal(got, []*command{second}) {
+		t.Errorf("%d granted by the first session's end, want the second's write", len(got))
+	}
+	if got := list(g.leave(second)); !slices.Equal(got, []*command{alive}) {
+		t.Errorf("%d granted by the second session's end, want the live one's", len(got))
+	}
+	list(g.leave(alive))
+	if len(g.fenced) != 0 || g.exclusive.Load() != 0 {
+		t.Errorf("left over: %d fences, %d exclusive", len(g.fenced), g.exclusive.Load())
 	}
 }

@@ -38,6 +38,8 @@ type session struct {
 	// told is the latest of Disk.losses that the client knows of.
 	told atomic.Uint64
 
+	fence fence
+
 	// mu guards the ownership of the block buffers for parts of blocks, of the spare
 	// command and of the large buffer.
 	mu sync.Mutex
@@ -70,6 +72,7 @@ type session struct {
 
 var (
 	_ nbd.Session   = (*session)(nil)
+	_ nbd.Fencer    = (*session)(nil)
 	_ port.Deferred = (*session)(nil)
 )
 

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -227,5 +228,63 @@ func TestSession_ClientGone(t *testing.T) {
 				t.Errorf("%d commands, want no more than the one that was begun", n)
 			}
 		})
+	}
+}
+
+// What a client left under way is over before a later write to the same place begins; one
+// to another place does not wait for it.
+func TestSession_GoneClientsWrite(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	begun := make(chan uint8, 8)
+	fake := porttest.New(m, porttest.Options{Script: func(stage porttest.Stage, s *port.SRB) porttest.Action {
+		if stage == porttest.StageStartIo && scsi.Opcode(s.CDB[0]) == scsi.OpWrite16 {
+			begun <- s.CDB[9] // the last byte of the LBA
+		}
+		return porttest.Continue
+	}})
+	server, _, conn := serveDisk(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
+		blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096,
+	})
+	client := func(conn net.Conn) *nbdtest.Client {
+		t.Helper()
+		c, err := nbdtest.NewClient(conn, "disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	write := func(cookie uint64, block uint64, fill byte) nbdtest.Command {
+		return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: block * 512, Length: 512, Payload: bytes.Repeat([]byte{fill}, 512)}
+	}
+	release := fake.Hold()
+	gone := client(conn)
+	if err := gone.Send(write(1, 3, 'a')); err != nil {
+		t.Fatal(err)
+	}
+	if b := <-begun; b != 3 {
+		t.Fatalf("block %d written first, want 3", b)
+	}
+	server.Drop("disk")
+	again, err := net.Dial("unix", conn.RemoteAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = again.Close() }()
+	c := client(again)
+	if err := c.Send(write(1, 3, 'b'), write(2, 7, 'c')); err != nil {
+		t.Fatal(err)
+	}
+	if b := <-begun; b != 7 {
+		t.Errorf("block %d written while an earlier write of block 3 was under way, want 7", b)
+	}
+	release(m.Processor(t, "release"))
+	for range 2 {
+		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
+	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
+		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
 	}
 }

@@ -1,0 +1,103 @@
+package nbd_test
+
+import (
+	"testing"
+
+	"github.com/vhbad/vhbad/nbd"
+	"github.com/vhbad/vhbad/nbd/nbdtest"
+)
+
+// A fencedDevice is a Manual whose sessions note what happens to their fences.
+type fencedDevice struct {
+	*nbdtest.Manual
+	events chan string
+}
+
+func (d *fencedDevice) Open(c *nbd.Conn) (nbd.Session, error) {
+	s, err := d.Manual.Open(c)
+	return &fencedSession{s, d, c}, err
+}
+
+type fencedSession struct {
+	nbd.Session
+	d *fencedDevice
+	c *nbd.Conn
+}
+
+func (s *fencedSession) Fence() {
+	if s.c.Alive() { // else its client may know by now
+		s.d.events <- "fence"
+	} else {
+		s.d.events <- "late fence"
+	}
+}
+
+func (s *fencedSession) NarrowFence() { s.d.events <- "narrow" }
+
+func (s *fencedSession) Close() {
+	s.Session.Close()
+	s.d.events <- "close"
+}
+
+// TestFence: the fence of a session goes up before the client can see that its connection
+// has ended, and is made narrow while its requests are still under way.
+func TestFence(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end  func(s *testServer, c *nbdtest.Client) error
+		want []string
+	}{
+		"dropped": {func(s *testServer, _ *nbdtest.Client) error {
+			s.Drop("disk0")
+			return nil
+		}, []string{"fence", "narrow"}},
+		"client gone": {func(_ *testServer, c *nbdtest.Client) error { return c.Conn.Close() }, []string{"narrow", "fence"}},
+		"bad magic": {func(_ *testServer, c *nbdtest.Client) error {
+			_, err := c.Conn.Write(make([]byte, 28))
+			return err
+		}, []string{"narrow", "fence"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &fencedDevice{nbdtest.NewManual(1 << 20), make(chan string, 16)}
+			s := newServer(t, d, nbd.Limits{})
+			c := s.client("unix")
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdFlush}); err != nil {
+				t.Fatal(err)
+			}
+			r := <-d.Requests
+			if err := tt.end(s, c); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range tt.want {
+				if got := <-d.events; got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			}
+			nbdtest.Complete(r, nbd.OK)
+			if got := <-d.events; got != "close" {
+				t.Errorf("%q, want the session's close", got)
+			}
+		})
+	}
+	t.Run("client says so", func(t *testing.T) {
+		d := &fencedDevice{nbdtest.NewManual(1 << 20), make(chan string, 16)}
+		s := newServer(t, d, nbd.Limits{})
+		c := s.client("unix")
+		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdFlush}, nbdtest.Command{Type: nbdtest.CmdDisc}); err != nil {
+			t.Fatal(err)
+		}
+		r := <-d.Requests
+		if got := <-d.events; got != "narrow" {
+			t.Errorf("%q, want a narrow fence as soon as nothing more can come", got)
+		}
+		nbdtest.Complete(r, nbd.OK)
+		if r := get(t, c); r.Errno != nbd.OK {
+			t.Error(r.Errno)
+		}
+		for _, want := range []string{"fence", "close"} {
+			if got := <-d.events; got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+		}
+		expectEnd(t, c.Conn)
+	})
+}
