@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -39,20 +40,28 @@ func newMarks(t *testing.T, least int) []byte {
 }
 
 // TestTraceReplay_Interrupted: a replay that is broken off leaves no image, which would be
-// taken for one, and ends by the signal, as a loop of a shell does then.
+// taken for one, but the one that was there, and ends by the signal, as a loop of a shell
+// does then.
 func TestTraceReplay_Interrupted(t *testing.T) {
 	marks := newMarks(t, 1<<20)
 	// Where the tests run under nohup or in the background, the command would heed none.
 	heeded := make(chan os.Signal, 1)
 	signal.Notify(heeded, syscall.SIGINT, syscall.SIGHUP)
 	t.Cleanup(func() { signal.Stop(heeded) })
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		t.Run(sig.String(), func(t *testing.T) {
-			image := filepath.Join(t.TempDir(), "image")
-			if err := os.WriteFile(image, []byte("of the replay before"), 0o600); err != nil {
-				t.Fatal(err)
+	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT} {
+		there := i > 0
+		t.Run(fmt.Sprintf("%s/%t", sig, there), func(t *testing.T) {
+			folder := t.TempDir()
+			image := filepath.Join(folder, "image")
+			const before = "of the replay before"
+			args := []string{"trace", "replay", "-", "--image", image}
+			if there {
+				args = append(args, "--force")
+				if err := os.WriteFile(image, []byte(before), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
-			cmd := exec.Command("vhbad", "trace", "replay", "-", "--image", image, "--force")
+			cmd := exec.Command("vhbad", args...)
 			in, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -71,8 +80,15 @@ func TestTraceReplay_Interrupted(t *testing.T) {
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != sig {
 				t.Errorf("ended with %s, want by the signal", cmd.ProcessState)
 			}
-			if info, err := os.Stat(image); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("the image: %v, %v; want none", info, err)
+			left, err := filepath.Glob(filepath.Join(folder, "*"))
+			if hidden, _ := filepath.Glob(filepath.Join(folder, ".*")); err != nil || len(left) > 1 || len(hidden) > 0 {
+				t.Errorf("left are %v and %v, %v", left, hidden, err)
+			}
+			switch b, err := os.ReadFile(image); {
+			case there && string(b) != before:
+				t.Errorf("the image that was there: %d bytes, %v; want it as it was", len(b), err)
+			case !there && !errors.Is(err, os.ErrNotExist):
+				t.Errorf("the image: %d bytes, %v; want none", len(b), err)
 			}
 		})
 	}

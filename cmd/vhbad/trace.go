@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -344,7 +345,7 @@ TRACE may be - for standard input.`,
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "write the image here")
 	f.StringVar(&o.base, "base", "", "begin with a copy of this image, which is not changed (default: blank)")
-	f.BoolVar(&o.force, "force", false, "write over an image that is there")
+	f.BoolVar(&o.force, "force", false, "replace an image that is there, once the new one is complete")
 	f.Uint64Var(&o.until, "until", 0, "end with this record")
 	f.IntVar(&o.cut, "cut", 0, "end with this recorded power cut, counted from 1")
 	f.Uint64Var(&o.seed, "seed", 0, "decide by this seed")
@@ -415,20 +416,22 @@ func (o *traceReplay) run(cmd *cobra.Command, path string) (err error) {
 		defer func() { err = errors.Join(err, base.Close()) }()
 	}
 	signals := holdSignals() // from before there is anything to remove
-	m, err := o.open(&t, base)
+	to, m, err := o.open(&t, base)
 	if err != nil {
 		letGo(signals, dieBy)
 		return err
 	}
 	// Until it is complete it is an image of nothing, and ours to remove.
-	kept := removeBySignal(signals, o.image, dieBy)
+	kept := removeBySignal(signals, to.path, dieBy)
 	result, err := o.replay(&t, m, base, how, cmd.ErrOrStderr())
-	if err != nil {
-		err = errors.Join(err, os.Remove(o.image))
+	if err = errors.Join(err, m.Close()); err == nil {
+		err = to.complete()
 	}
-	err = errors.Join(err, m.Close())
-	kept()
 	if err != nil {
+		err = errors.Join(err, os.Remove(to.path))
+	}
+	kept()
+	if err = errors.Join(err, to.Close()); err != nil {
 		return err
 	}
 	return o.print(cmd, t.Header(), result)
@@ -499,56 +502,100 @@ func (o *traceReplay) replay(t *openedTrace, m media.Media, base *os.File, how t
 	return trace.Replay(t.Reader, m, how)
 }
 
-// open makes the blank image that the replay begins with. It is locked as a disk's image
-// is.
-func (o *traceReplay) open(t *openedTrace, base *os.File) (m media.Media, err error) {
-	h := t.Header()
-	f, err := o.take(t, base)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	// The lock passes from this descriptor to the medium's.
-	if err = f.Truncate(0); err == nil {
-		err = media.UnlockFile(f)
-	}
-	if err == nil {
-		m, err = media.OpenFile(media.FileConfig{Path: o.image, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
-	}
-	if err != nil {
-		if lock(f) == nil { // nobody else has taken it meanwhile
-			err = errors.Join(err, os.Remove(o.image))
-		}
-		return nil, err
-	}
-	return m, nil
+// A replayFile is the file that a replay writes. An image that was there before stays as it
+// is until the new one is complete, and is then replaced by it.
+type replayFile struct {
+	*os.File        // the image that was there, or the new one; it holds the path's lock
+	path     string // of what is written
+	replaces string // the path of the image that was there; empty if there was none
 }
 
-// take opens the file that the image goes to and locks it, but changes nothing in it yet.
-// It refuses files that must not be written over.
-func (o *traceReplay) take(t *openedTrace, base *os.File) (f *os.File, err error) {
+// complete puts what was written in its place.
+func (f *replayFile) complete() error {
+	if f.replaces == "" {
+		return nil
+	}
+	return os.Rename(f.path, f.replaces)
+}
+
+// beside makes the file that is to replace f, with f's permissions and, where we may give
+// it, its owner.
+func (f *replayFile) beside() error {
+	there, err := filepath.EvalSymlinks(f.Name())
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	made, err := os.CreateTemp(filepath.Dir(there), ".vhbad-replay-*")
+	if err != nil {
+		return fmt.Errorf("the new image is made beside the one that is there: %w", err)
+	}
+	f.path, f.replaces = made.Name(), there
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		_ = made.Chown(int(st.Uid), int(st.Gid)) // root may
+	}
+	if err = errors.Join(made.Chmod(info.Mode().Perm()), made.Close()); err != nil {
+		err = errors.Join(err, os.Remove(f.path))
+	}
+	return err
+}
+
+// open makes the blank image that the replay begins with. It is locked as a disk's image
+// is, and so is one that is to be replaced.
+func (o *traceReplay) open(t *openedTrace, base *os.File) (to *replayFile, m media.Media, err error) {
+	h := t.Header()
+	f, there, err := o.take(t, base)
+	if err != nil {
+		return nil, nil, err
+	}
+	to = &replayFile{File: f, path: o.image}
+	if there {
+		err = to.beside()
+	} else {
+		err = media.UnlockFile(f) // it passes from this descriptor to the medium's
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	m, err = media.OpenFile(media.FileConfig{Path: to.path, SizeBytes: h.DiskBytes, BlockBytes: uint32(h.SectorBytes)})
+	if err != nil {
+		if there || lock(f) == nil { // nobody else has taken it meanwhile
+			err = errors.Join(err, os.Remove(to.path))
+		}
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return to, m, nil
+}
+
+// take opens the file that the image goes to and locks it, but changes nothing in it. It
+// refuses files that must not be written over, and tells whether one was there.
+func (o *traceReplay) take(t *openedTrace, base *os.File) (f *os.File, there bool, err error) {
 	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
 	if o.force {
 		// Opening what is not a regular file can have effects.
-		if info, err := os.Stat(o.image); err == nil && !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
+		info, err := os.Stat(o.image)
+		if there = err == nil; there && !info.Mode().IsRegular() {
+			return nil, there, fmt.Errorf("--image %s: is no regular file: want one, or none yet", o.image)
 		}
 		flags = os.O_RDWR | os.O_CREATE | unix.O_NONBLOCK
 	}
 	f, err = os.OpenFile(o.image, flags, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%w: --force writes over it", err)
+		return nil, there, fmt.Errorf("%w: --force replaces it", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, there, err
 	}
 	if err = o.mayWrite(f, t, base); err == nil {
 		err = lock(f)
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, there, errors.Join(err, f.Close())
 	}
-	return f, nil
+	return f, there, nil
 }
 
 // mayWrite refuses files that the image must not go to.

@@ -71,7 +71,7 @@ func TestTraceReplay_InUseByQemu(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := traceReplay{image: path, force: true}
-	if f, err := o.take(&openedTrace{}, nil); err == nil || !strings.Contains(err.Error(), path+": is in use") {
+	if f, _, err := o.take(&openedTrace{}, nil); err == nil || !strings.Contains(err.Error(), path+": is in use") {
 		t.Errorf("took %v, %v", f, err)
 	}
 }
