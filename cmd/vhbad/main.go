@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vhbad/vhbad/client"
+	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 )
 
 // Exit codes. They are part of the interface: scripts depend on them.
@@ -97,16 +98,6 @@ func unknownCommand(parent *cobra.Command, name string) error {
 	return usage(fmt.Errorf("unknown command %q for %q: is %s meant?", name, parent.CommandPath(), strings.Join(meant, " or ")))
 }
 
-// alike returns the words that may have been meant by one that is none of them, as cobra
-// finds commands. In a short word only one letter may be wrong, or it would be any other.
-func alike(word string, words []string) []string {
-	parent := &cobra.Command{SuggestionsMinimumDistance: min(2, max(1, len(word)/3))}
-	for _, w := range words {
-		parent.AddCommand(&cobra.Command{Use: w, Run: func(*cobra.Command, []string) {}})
-	}
-	return parent.SuggestionsFor(word)
-}
-
 // unknownFlag adds to the error about an unknown flag the flag that may have been meant.
 func unknownFlag(cmd *cobra.Command, err error) error {
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
@@ -119,7 +110,7 @@ func unknownFlag(cmd *cobra.Command, err error) error {
 			flags = append(flags, f.Name)
 		}
 	})
-	meant := alike(unknown.GetSpecifiedName(), flags)
+	meant := config.Alike(unknown.GetSpecifiedName(), flags)
 	if len(meant) == 0 {
 		return err
 	}

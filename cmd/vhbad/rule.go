@@ -108,10 +108,6 @@ func ruleOfWords(name, kind string, words []string) (client.FaultRule, error) {
 	return r, r.Check()
 }
 
-// maxAlike is how many words may have been meant for a question; of more, all that there
-// are say more.
-const maxAlike = 3
-
 // checkKind says which kind may be meant by one that is none. Others are left to the rule's
 // own check, which lists them all.
 func checkKind(kind string) error {
@@ -119,7 +115,7 @@ func checkKind(kind string) error {
 	for _, k := range fault.Kinds() {
 		kinds = append(kinds, string(k.Kind))
 	}
-	if may := alike(kind, kinds); !slices.Contains(kinds, kind) && len(may) > 0 && len(may) <= maxAlike {
+	if may := config.Alike(kind, kinds); !slices.Contains(kinds, kind) && len(may) > 0 && len(may) <= config.MaxAlike {
 		return fmt.Errorf("kind %q is not known: is %s meant?", kind, strings.Join(may, " or "))
 	}
 	return nil
@@ -137,7 +133,7 @@ func pathOf(fields []ruleField, field string) (string, error) {
 	found := meant(paths, field)
 	switch len(found) {
 	case 0:
-		if may := alike(field, all); len(may) > 0 && len(may) <= maxAlike {
+		if may := config.Alike(field, all); len(may) > 0 && len(may) <= config.MaxAlike {
 			return "", fmt.Errorf("field %q is not known: is %s meant?", field, strings.Join(may, " or "))
 		}
 		slices.Sort(known)

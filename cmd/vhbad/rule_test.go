@@ -12,7 +12,7 @@ import (
 // shapes the file has, and whatever stands before.
 func TestReadRules_Wrong(t *testing.T) {
 	tests := []struct{ text, want string }{
-		{"# what for\n\n- name: a\n\n  action: {kind: busy}\n- name: b\n  action: {kind: latency, latency: {meen: 5ms}}\n", `standard input:7: unknown key "meen": want deviation`},
+		{"# what for\n\n- name: a\n\n  action: {kind: busy}\n- name: b\n  action: {kind: latency, latency: {meen: 5ms}}\n", `standard input:7: unknown key "meen": is mean meant?`},
 		{"# what for\n\nname: a\n\naction: {kind: latency, latency: {mean: 5}}\n", `standard input:5: duration "5": want numbers with a unit`},
 		{"{\n\"name\": \"a\",\n\"action\": {\"kind\": \"latency\",\n\"latency\": {\"meen\": \"5ms\"}}}\n", `standard input:4: unknown key "meen"`},
 		{"faults:\n\n- name: a\n  action: {kind: busy, for: [1s]}\n", `standard input:4: faults[0].action.for is a list: want one value`},

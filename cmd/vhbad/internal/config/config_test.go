@@ -109,7 +109,11 @@ func TestParseDisk_Bad(t *testing.T) {
 		"d=memory:1M,size=1M":                       "size belongs to a file",
 		"d=memory:1M,preallocate":                   "preallocate is for a file",
 		"d=file:/a,preallocate,read-only":           "that may be written",
-		"d=memory:1M,colour=red":                    `option "colour" is not known`,
+		"d=memory:1M,colour=red":                    `option "colour" is not known: options are size=SIZE`,
+		"d=memory:1M,colour":                        `option "colour" is not known: options are size=SIZE`,
+		"d=memory:1M,readonly":                      `option "readonly" is not known: is read-only meant?`,
+		"d=memory:1M,block_size=512":                `option "block_size" is not known: is block-size meant?`,
+		"d=memory:1M,file=/x":                       `option "file" is not known: options are`,
 		"d=memory:1M,description":                   "value is missing",
 		"d=memory:1M,read-only,read-only":           "given twice",
 		"d=memory:1M,read-only=maybe":               "true or false",
@@ -212,8 +216,10 @@ func TestParse(t *testing.T) {
 
 func TestParse_Bad(t *testing.T) {
 	for in, want := range map[string]string{
-		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": want allow, block-size, cache, cache-eviction, cache-seed, cache-size, connections, description, file, hidden, hostile, memory, name, preallocate, read-only, size, tls-only`,
-		"tls:\n  verify: true\n":             `c.yaml:2: unknown key "verify": want certificates, mode, verify-peer`,
+		"disks:\n  - name: a\n    sise: 1\n": `c.yaml:3: unknown key "sise": is size meant?`,
+		"disks:\n- name: a\n  bytes: 1\n":    `c.yaml:3: unknown key "bytes": want allow, block-size, cache, cache-eviction, cache-seed, cache-size, connections, description, file, hidden, hostile, memory, name, preallocate, read-only, size, tls-only`,
+		"tls:\n  verify: true\n":             `c.yaml:2: unknown key "verify": is verify-peer meant?`,
+		"tls:\n  cipher: x\n":                `c.yaml:2: unknown key "cipher": want certificates, mode, verify-peer`,
 		"limits: {idle-timeout: -1s}\n":      `c.yaml:1: duration "-1s"`,
 		"unixsocket: /x\n":                   `c.yaml:1: unknown key "unixsocket": want admin, copy-reads, disks`,
 		"hba:\n  queues: many\n":             "c.yaml:2: hba.queues many: want a whole number",

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -167,8 +168,8 @@ func (d *Disk) setOption(key, value string, hasValue bool) error {
 		}
 		return nil
 	}
-	if !hasValue {
-		return fmt.Errorf("option %q: not known, or its value is missing: %s", key, specOptions)
+	if !hasValue && slices.Contains(diskOptions(), key) {
+		return fmt.Errorf("option %q: its value is missing: %s", key, specOptions)
 	}
 	switch key {
 	case "size":
@@ -241,7 +242,15 @@ func (d *Disk) setCacheOption(key, value string) (err error) {
 		d.Hostile = append(d.Hostile, value)
 		return nil
 	}
-	return fmt.Errorf("option %q is not known: %s", key, specOptions)
+	return fmt.Errorf("option %q is not known: %s", key, meantOr(key, diskOptions(), specOptions))
+}
+
+// diskOptions lists the options that setOption knows: all keys of a disk but what comes
+// before the first comma.
+func diskOptions() []string {
+	return slices.DeleteFunc(keys(reflect.TypeFor[Disk]().Name()), func(key string) bool {
+		return key == "name" || key == "memory" || key == "file"
+	})
 }
 
 // splitOptions splits at single commas and turns double ones into one.

@@ -199,8 +199,8 @@ func withRemedy(problem string) string {
 	return problem
 }
 
-// nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds the known keys to
-// an error about an unknown one.
+// nameErrors turns the YAML package's errors into "FILE:LINE: …" and adds to an error
+// about an unknown key the one that may have been meant, or all.
 func nameErrors(name string, err error) error {
 	lines := []string{err.Error()}
 	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
@@ -211,7 +211,8 @@ func nameErrors(name string, err error) error {
 		switch {
 		case unknownKey.MatchString(line):
 			m := unknownKey.FindStringSubmatch(line)
-			out = append(out, fmt.Errorf("%s:%s: unknown key %q: want %s", name, m[1], m[2], strings.Join(keys(m[3]), ", ")))
+			known := keys(m[3])
+			out = append(out, fmt.Errorf("%s:%s: unknown key %q: %s", name, m[1], m[2], meantOr(m[2], known, "want "+strings.Join(known, ", "))))
 		case otherError.MatchString(line):
 			m := otherError.FindStringSubmatch(line)
 			out = append(out, fmt.Errorf("%s:%s: %s", name, m[1], withRemedy(m[2])))
