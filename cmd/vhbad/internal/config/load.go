@@ -97,7 +97,7 @@ func document(name string, text []byte) (*yaml.Node, error) {
 	if err := dec.Decode(&root); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
-		return nil, nameErrors(name, err)
+		return nil, nameErrors(name, withLine(err, text))
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: more than one YAML document: want one", name)
@@ -190,6 +190,21 @@ var (
 	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type (?:config|fault)\.(\w+)$`)
 	otherError = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 )
+
+// withLine gives the line to an error in the first line of text, which the YAML package
+// leaves out: its marks count from 0, and 0 is also what has none. Behind an empty line the
+// same error has one.
+func withLine(err error, text []byte) error {
+	problem, hasNone := strings.CutPrefix(err.Error(), "yaml: ")
+	if !hasNone || otherError.MatchString(err.Error()) {
+		return err
+	}
+	again := yaml.Unmarshal(append([]byte("\n"), text...), new(yaml.Node))
+	if again == nil || !otherError.MatchString(again.Error()) || !strings.HasSuffix(again.Error(), ": "+problem) {
+		return err
+	}
+	return fmt.Errorf("yaml: line 1: %s", problem)
+}
 
 // withRemedy adds what to do to what the YAML package says of a tab.
 func withRemedy(problem string) string {
