@@ -164,9 +164,16 @@ func TestListenUnix_NoSocket(t *testing.T) {
 }
 
 func TestListenUnix_NoFolder(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "none", "x.sock")
-	if _, err := ListenUnix(t.Context(), path, 0); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("error %v, want fs.ErrNotExist", err)
+	folder := filepath.Join(t.TempDir(), "none")
+	path := filepath.Join(folder, "x.sock")
+	if _, err := ListenUnix(t.Context(), path, 0); !errors.Is(err, fs.ErrNotExist) || !strings.HasSuffix(err.Error(), "folder "+folder+": no such file or directory: make it or choose another path") {
+		t.Errorf("error %v, want fs.ErrNotExist with the folder", err)
+	}
+	if err := os.WriteFile(folder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ListenUnix(t.Context(), path, 0); !errors.Is(err, unix.ENOTDIR) || !strings.Contains(err.Error(), "folder "+folder+": not a directory") {
+		t.Errorf("error %v, want ENOTDIR with the folder", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -279,6 +280,9 @@ const lockTries = 100
 func lockPath(path string) (*pathLock, error) {
 	for range lockTries {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) { // the lock file is not what is amiss
+			return nil, fmt.Errorf("%w: make it or choose another path", &fs.PathError{Op: "folder", Path: filepath.Dir(path), Err: errors.Unwrap(err)})
+		}
 		if err != nil {
 			return nil, fmt.Errorf("lock file: %w", err)
 		}
