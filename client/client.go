@@ -36,11 +36,19 @@ type Client struct {
 // AdminVariable is the environment variable that holds the path of the admin socket.
 const AdminVariable = "VHBAD_ADMIN"
 
+// NoAdmin takes the place of the path where there is to be no admin socket. A file of that
+// name is ./none.
+const NoAdmin = "none"
+
 // DefaultPath is where the daemon and its clients expect the admin socket unless told
 // otherwise: the value of AdminVariable if that is set, from the working directory if it
-// is relative; otherwise vhbad.sock in $XDG_RUNTIME_DIR if that is set, or else in /run.
+// is relative, or NoAdmin; otherwise vhbad.sock in $XDG_RUNTIME_DIR if that is set, or else
+// in /run.
 func DefaultPath() string {
 	if path := os.Getenv(AdminVariable); path != "" {
+		if path == NoAdmin {
+			return path
+		}
 		if rooted, err := filepath.Abs(path); err == nil {
 			path = rooted
 		}
@@ -53,7 +61,7 @@ func DefaultPath() string {
 }
 
 // New returns a client of the daemon at path; empty means DefaultPath. It does
-// not connect yet.
+// not connect yet. With NoAdmin there is no daemon to connect to.
 func New(path string) *Client {
 	if path == "" {
 		path = DefaultPath()
@@ -62,6 +70,9 @@ func New(path string) *Client {
 	return &Client{path: path, http: &http.Client{
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				if path == NoAdmin { // which may be a file here
+					return nil, syscall.ENOENT
+				}
 				return d.DialContext(ctx, "unix", path)
 			},
 		},

@@ -88,12 +88,27 @@ func TestDefaultPath_Variable(t *testing.T) {
 	}
 	for value, want := range map[string]string{
 		"/run/v.sock": "/run/v.sock", "v.sock": filepath.Join(here, "v.sock"), "../v.sock": filepath.Join(filepath.Dir(here), "v.sock"),
-		"": "/run/user/1/vhbad.sock",
+		"": "/run/user/1/vhbad.sock", "none": NoAdmin, "./none": filepath.Join(here, "none"),
 	} {
 		t.Setenv(AdminVariable, value)
 		if got := New("").Path(); got != want {
 			t.Errorf("%s=%q: got %q, want %q", AdminVariable, value, got, want)
 		}
+	}
+}
+
+// TestClient_NoAdmin: a socket that happens to have that name is not asked.
+func TestClient_NoAdmin(t *testing.T) {
+	t.Chdir(t.TempDir())
+	l, err := net.Listen("unix", NoAdmin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	if _, err := New(NoAdmin).Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("error %v, want ErrNotRunning", err)
 	}
 }
 

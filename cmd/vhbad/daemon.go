@@ -63,6 +63,13 @@ func (d *daemonFlags) with(cmd *cobra.Command, fn func(ctx context.Context, c *c
 	}
 	c := client.New(d.path)
 	defer c.Close()
+	if c.Path() == client.NoAdmin {
+		from := "--admin "
+		if d.path == "" {
+			from = client.AdminVariable + "="
+		}
+		return usage(fmt.Errorf("%s%s: this command asks the daemon at its admin socket: want the socket's path", from, client.NoAdmin))
+	}
 	err := fn(ctx, c)
 	switch {
 	case errors.Is(err, client.ErrInvalid):

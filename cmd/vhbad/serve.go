@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -237,6 +238,15 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 			apply()
 			said := f.Lookup(name).Value.String()
 			file.Set(name, said == "0" || said == config.Duration(0).String())
+		}
+	}
+	if admin := v.Admin; admin != "" && admin != config.Off && !filepath.IsAbs(admin) { // as those who ask take it
+		var err error
+		if file.Admin, err = filepath.Abs(admin); err != nil {
+			return nil, fmt.Errorf("--admin: %w", err)
+		}
+		if strings.HasSuffix(admin, "/") {
+			file.Admin += "/" // a folder is refused
 		}
 	}
 	file.Listen = append(file.Listen, s.listen.values...)
