@@ -38,7 +38,7 @@ type Latency struct {
 	HighShare float64 `json:"high-share,omitempty" yaml:"high-share,omitempty"`
 	// Table are quantiles in ascending order.
 	Table []Quantile `json:"table,omitempty" yaml:"table,omitempty"`
-	// Max cuts longer times off; zero means MaxTime.
+	// Max cuts longer times off; zero means a day.
 	Max Duration `json:"max,omitempty" yaml:"max,omitempty"`
 }
 

@@ -37,9 +37,9 @@ type Rule struct {
 // A Match says which commands a rule applies to. A command must meet everything that is
 // given. Among those that match, Skip, Every and Probability choose, in this order.
 type Match struct {
-	// Op are kinds of commands; see OpNames.
+	// Op are kinds of commands, such as read or flush.
 	Op Ops `json:"op,omitempty" yaml:"op,omitempty"`
-	// FUA, if given, requires writes with the FUA bit set, or clear.
+	// FUA, if given, requires writes with that bit set, or clear.
 	FUA *bool `json:"fua,omitempty" yaml:"fua,omitempty"`
 
 	// Offset is where a range in bytes begins. A command matches if it touches the range.

@@ -238,15 +238,18 @@ func nameErrors(name string, err error) error {
 	return errors.Join(out...)
 }
 
-// keys lists the keys of one of this package's structures.
+// structures are those that a file consists of.
+var structures = []reflect.Type{
+	reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
+	reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](), reflect.TypeFor[Sandbox](),
+	reflect.TypeFor[fault.Rule](), reflect.TypeFor[fault.Match](), reflect.TypeFor[fault.Action](), reflect.TypeFor[fault.Sense](),
+	reflect.TypeFor[fault.Latency](), reflect.TypeFor[fault.Quantile](), reflect.TypeFor[fault.PowerCut](),
+}
+
+// keys lists the keys of one of the structures.
 func keys(typeName string) []string {
 	var out []string
-	for _, t := range []reflect.Type{
-		reflect.TypeFor[File](), reflect.TypeFor[Disk](), reflect.TypeFor[Log](),
-		reflect.TypeFor[Limits](), reflect.TypeFor[HBA](), reflect.TypeFor[TLS](), reflect.TypeFor[Sandbox](),
-		reflect.TypeFor[fault.Rule](), reflect.TypeFor[fault.Match](), reflect.TypeFor[fault.Action](), reflect.TypeFor[fault.Sense](),
-		reflect.TypeFor[fault.Latency](), reflect.TypeFor[fault.Quantile](), reflect.TypeFor[fault.PowerCut](),
-	} {
+	for _, t := range structures {
 		if t.Name() == typeName {
 			for f := range t.Fields() {
 				if key := keyOf(f); key != "" {

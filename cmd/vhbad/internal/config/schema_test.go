@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -78,6 +79,9 @@ func makeSchema(t *testing.T) []byte {
 			p.Enum = values
 		}
 	}
+	for _, rt := range structures {
+		sayKeys(t, rt, s.Definitions[rt.Name()])
+	}
 	disk := s.Definitions["Disk"]
 	disk.Required = []string{"name"}
 	disk.OneOf = []*jsonschema.Schema{{Required: []string{"memory"}}, {Required: []string{"file"}}}
@@ -87,6 +91,25 @@ func makeSchema(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return append(text, '\n')
+}
+
+// sayKeys has the descriptions of a structure's keys, which are comments of Go, call the
+// keys what a file calls them.
+func sayKeys(t *testing.T, rt reflect.Type, s *jsonschema.Schema) {
+	t.Helper()
+	if s == nil {
+		t.Fatalf("%s is not in the schema", rt)
+	}
+	for f := range rt.Fields() {
+		key := keyOf(f)
+		if key == "" {
+			continue
+		}
+		word := regexp.MustCompile(`\b` + f.Name + `\b`)
+		for p := s.Properties.Oldest(); p != nil; p = p.Next() {
+			p.Value.Description = word.ReplaceAllString(p.Value.Description, key)
+		}
+	}
 }
 
 // TestSchema_Document holds the schema that is shipped against File.
@@ -218,7 +241,7 @@ func TestFile_RoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if comments != strings.Contains(string(out), "# DrainTimeout bounds an orderly stop.") {
+			if comments != strings.Contains(string(out), "# drain-timeout bounds an orderly stop.") {
 				t.Errorf("comments %v, but\n%s", comments, out)
 			}
 			if err := bySchema(t, s, string(out)); err != nil {
