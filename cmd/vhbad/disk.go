@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -155,8 +154,9 @@ client gets answers to what it has in flight, and its connection is closed.
   vhbad disk remove db --force --drain-timeout 10s`,
 		Args: wantArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if cmd.Flags().Changed("drain-timeout") && o.DrainTimeout == 0 {
-				return usage(errors.New("--drain-timeout 0s: want 1ms to 24h, or nothing for the daemon's"))
+			least, most := config.MinDrainTimeout.Std(), config.MaxTimeout.Std()
+			if t := o.DrainTimeout; cmd.Flags().Changed("drain-timeout") && (t < least || t > most) {
+				return usage(fmt.Errorf("--drain-timeout %s: want %s to %s, or nothing for the daemon's", t, least, most))
 			}
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
 				r, err := c.RemoveDisk(ctx, args[0], o)

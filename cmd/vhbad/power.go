@@ -16,6 +16,7 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/hba/cache"
+	"github.com/vhbad/vhbad/hba/fault"
 )
 
 func newPower() *cobra.Command {
@@ -67,6 +68,13 @@ are cut off, as by the power cut of a whole machine.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("seed") {
 				o.Seed = &seed
+			}
+			// The daemon's answer would be about fields of the API.
+			if most := time.Duration(fault.MaxPowerOff); offFor < 0 || offFor > most {
+				return usage(fmt.Errorf("--off-for %s: want 0s to %s", offFor, most))
+			}
+			if o.LoseFlushed < 0 {
+				return usage(fmt.Errorf("--lose-flushed %d: want 0 or more", o.LoseFlushed))
 			}
 			o.OffForSeconds = offFor.Seconds()
 			return d.with(cmd, func(ctx context.Context, c *client.Client) error {
