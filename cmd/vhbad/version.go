@@ -3,23 +3,57 @@ package main
 import (
 	"fmt"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
 
-// versionInfo is what `version --json` prints.
+// versionInfo is what `version --json` prints. Revision and date are those of the commit,
+// where the program was built from a checkout.
 type versionInfo struct {
 	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"`
+	Date     string `json:"date,omitempty"`
+	Modified bool   `json:"modified,omitempty"` // beyond the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
 
 func (v versionInfo) String() string {
-	return fmt.Sprintf("vhbad %s %s %s", v.Version, v.Go, v.Platform)
+	s := fmt.Sprintf("vhbad %s %s %s", v.Version, v.Go, v.Platform)
+	if v.Revision == "" {
+		return s
+	}
+	s += fmt.Sprintf(" (commit %.12s", v.Revision)
+	if v.Date != "" {
+		s += " of " + v.Date
+	}
+	if v.Modified {
+		s += ", modified"
+	}
+	return s + ")"
 }
 
 func currentVersion() versionInfo {
-	return versionInfo{buildVersion(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	v := versionInfo{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v.addCommit(info.Settings)
+	}
+	return v
+}
+
+// addCommit adds what the go command has noted of the checkout.
+func (v *versionInfo) addCommit(settings []debug.BuildSetting) {
+	for _, s := range settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.Revision = s.Value
+		case "vcs.time":
+			v.Date = s.Value
+		case "vcs.modified":
+			v.Modified = s.Value == "true"
+		}
+	}
 }
 
 func newVersion() *cobra.Command {
