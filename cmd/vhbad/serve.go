@@ -65,11 +65,18 @@ func (l *listFlag[T]) each() (parts []string) {
 type serveFlags struct {
 	configPath string
 	file       config.File // what the flags say, in the shape of a configuration file
+	settings   []setting
 	listen     listFlag[config.Address]
 	disks      listFlag[config.Disk]
 	single     bool
 	takeover   bool
 	discard    bool // give up the memory disks of the daemon that is replaced
+}
+
+// A setting is a flag that takes the place of a value of the configuration file.
+type setting struct {
+	flag string
+	put  func(file *config.File)
 }
 
 func newServeFlags() *serveFlags {
@@ -133,52 +140,68 @@ SIZE  bytes, or with KiB, MiB, GiB, TiB (K, M, G, T mean the same)`,
 	return cmd
 }
 
+// set adds a flag that takes the place of a value of the configuration file, which field
+// finds in it. A flag that is not given has no value.
+func set[T any](s *serveFlags, f *pflag.FlagSet, name, usage string, field func(*config.File) *T) {
+	given := field(&s.file)
+	switch v := any(given).(type) {
+	case *string:
+		f.StringVar(v, name, "", usage)
+	case *bool:
+		f.BoolVar(v, name, false, usage)
+	case *int:
+		f.IntVar(v, name, 0, usage)
+	case pflag.Value:
+		f.Var(v, name, usage)
+		f.Lookup(name).DefValue = "" // pflag would show "0"
+	default:
+		panic(fmt.Sprintf("--%s: no flag for a %T", name, given))
+	}
+	s.settings = append(s.settings, setting{name, func(file *config.File) { *field(file) = *given }})
+}
+
 func (s *serveFlags) addFlags(cmd *cobra.Command) {
-	v, f := &s.file, cmd.Flags()
+	f := cmd.Flags()
 	f.StringVarP(&s.configPath, "config", "c", "", "configuration file, YAML")
 	f.Var(&s.listen, "listen", "address to serve, again for more (default "+config.DefaultListen+")")
 	f.Var(&s.disks, "disk", "disk to serve, again for more (default "+config.DefaultDisk+")")
-	f.StringVar(&v.HTTP, "http", "", "HOST:PORT of metrics and health, or none (default "+config.DefaultHTTP+")")
-	f.StringVar(&v.Admin, "admin", "", "path of the admin socket, or none (default "+client.DefaultPath()+")")
+	set(s, f, "http", "HOST:PORT of metrics and health, or none (default "+config.DefaultHTTP+")", func(v *config.File) *string { return &v.HTTP })
+	set(s, f, "admin", "path of the admin socket, or none (default "+client.DefaultPath()+")", func(v *config.File) *string { return &v.Admin })
 	f.BoolVar(&s.single, "single", false, "serve one client on standard input and output, or on the socket of LISTEN_FDS, and end with it; no admin socket or HTTP unless asked for")
 	f.BoolVar(&s.takeover, "takeover", false, "take the place of the daemon at the admin socket: its sockets stay open, it finishes and ends; starts as usual if there is none")
 	f.BoolVar(&s.discard, "takeover-discard-memory", false, "take over even from memory disks, whose content is lost")
-	f.BoolVar(&v.Hostile, "hostile", false, "allow disks and fault rules that break what a correct drive promises: data may be lost")
-	f.Var(&v.HBA.SRBTimeout, "srb-timeout", "time for a command before the port begins with resets, whole seconds; a flush gets four times as much (default "+config.DefaultSRBTimeout.String()+")")
-	f.Var(&v.HBA.ResetTimeout, "reset-timeout", "time for each reset before the next, greater one (default "+config.DefaultResetTimeout.String()+")")
-	f.BoolVar(&v.ReadOnly, "read-only", false, "make every disk read-only")
-	f.BoolVar(&v.HBA.Verify, "verify", false, "check every rule of the port's contract; slower")
-	f.IntVar(&v.HBA.Queues, "queues", 0, fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues))
-	f.IntVar(&v.HBA.Workers, "workers", 0, fmt.Sprintf("goroutines for commands that block (default %d)", config.DefaultWorkers))
-	f.BoolVar(&v.HBA.HalfDuplex, "half-duplex", false, "never run StartIo and the interrupt handler at once")
-	f.StringVar((*string)(&v.HBA.Interrupts), "interrupts", "", "per-message (a message and a lock for each queue), all (one lock), single (one message) or line (default "+string(config.InterruptsPerMessage)+")")
-	f.BoolVar(&v.HBA.StrictSegments, "strict-segments", false, "cut buffers at every page, for long scatter lists")
-	f.Var(&v.Limits.Memory, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")")
-	f.StringVar(&v.TLS.Certificates, "tls-certificates", "", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem and perhaps ca-crl.pem")
-	f.StringVar((*string)(&v.TLS.Mode), "tls", "", "off, optional or required (default: optional with --tls-certificates, else off)")
-	f.BoolVar(&v.TLS.VerifyPeer, "tls-verify-peer", false, "want a certificate of the authority in ca-cert.pem from clients")
-	f.StringVar((*string)(&v.Replies), "replies", "", "what clients may agree on: extended (all), structured (no extended headers) or simple (neither, and no block status) (default "+string(config.RepliesExtended)+")")
-	f.BoolVar(&v.CopyReads, "copy-reads", false, "copy reads of 64KiB and more, as all others are, instead of sending the disk's own pages: writes can then no longer change a reply on its way; slower")
-	f.IntVar(&v.Limits.ConnectionsPerPeer, "connections-per-peer", 0, "clients at once from one IP address, user of a unix socket or vsock context (default no limit)")
-	f.IntVar(&v.Limits.ConnectionRate, "connection-rate", 0, fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate))
-	f.Var(&v.Limits.BytesInFlight, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)")
-	f.Var(&v.Limits.Payload, "payload", "longest read or write (default a quarter of --memory, at most "+config.MaxPayload.String()+")")
-	f.IntVar(&v.Limits.Options, "options", 0, fmt.Sprintf("options of one handshake (default %d)", config.DefaultOptions))
-	f.Var(&v.Limits.OptionBytes, "option-bytes", "data of one option (default "+config.DefaultOptionBytes.String()+")")
-	f.Var(&v.Limits.HandshakeTimeout, "handshake-timeout", "time for a handshake, TLS included (default "+config.DefaultHandshakeTimeout.String()+")")
-	f.Var(&v.Limits.ReplyTimeout, "reply-timeout", "close a client that takes no replies, or does not finish a request, for so long (default "+config.DefaultReplyTimeout.String()+")")
-	f.Var(&v.Limits.IdleTimeout, "idle-timeout", "close a client without requests for so long (default never)")
-	f.IntVar(&v.Limits.Connections, "connections", 0, fmt.Sprintf("clients at once (default %d)", config.DefaultConnections))
-	f.IntVar(&v.Limits.Requests, "requests", 0, fmt.Sprintf("requests in flight of one client (default %d)", config.DefaultRequests))
-	f.Var(&v.Limits.DrainTimeout, "drain-timeout", "longest time for an orderly stop (default "+config.DefaultDrainTimeout.String()+")")
-	f.StringVar((*string)(&v.Sandbox.Mode), "sandbox", "", "auto: once everything is open, keep nothing of the file system but images, certificates and sockets, as far as the kernel can; or off (default "+string(config.SandboxAuto)+")")
-	f.StringArrayVar(&v.Sandbox.Paths, "sandbox-path", nil, "file or folder of images that the sandbox leaves besides, again for more")
-	f.StringVar(&v.Log.Format, "log-format", "", "auto, text or json (default auto: text on a terminal)")
-	f.StringVar(&v.Log.Level, "log-level", "", "debug, info, warn or error (default info)")
-	// pflag would show "0" as the default of these.
-	for _, name := range []string{"memory", "drain-timeout", "bytes-in-flight", "payload", "option-bytes", "handshake-timeout", "reply-timeout", "idle-timeout", "srb-timeout", "reset-timeout"} {
-		f.Lookup(name).DefValue = ""
-	}
+	set(s, f, "hostile", "allow disks and fault rules that break what a correct drive promises: data may be lost", func(v *config.File) *bool { return &v.Hostile })
+	set(s, f, "srb-timeout", "time for a command before the port begins with resets, whole seconds; a flush gets four times as much (default "+config.DefaultSRBTimeout.String()+")", func(v *config.File) *config.Duration { return &v.HBA.SRBTimeout })
+	set(s, f, "reset-timeout", "time for each reset before the next, greater one (default "+config.DefaultResetTimeout.String()+")", func(v *config.File) *config.Duration { return &v.HBA.ResetTimeout })
+	set(s, f, "read-only", "make every disk read-only", func(v *config.File) *bool { return &v.ReadOnly })
+	set(s, f, "verify", "check every rule of the port's contract; slower", func(v *config.File) *bool { return &v.HBA.Verify })
+	set(s, f, "queues", fmt.Sprintf("queue pairs of the adapter (default %d)", config.DefaultQueues), func(v *config.File) *int { return &v.HBA.Queues })
+	set(s, f, "workers", fmt.Sprintf("goroutines for commands that block (default %d)", config.DefaultWorkers), func(v *config.File) *int { return &v.HBA.Workers })
+	set(s, f, "half-duplex", "never run StartIo and the interrupt handler at once", func(v *config.File) *bool { return &v.HBA.HalfDuplex })
+	set(s, f, "interrupts", "per-message (a message and a lock for each queue), all (one lock), single (one message) or line (default "+string(config.InterruptsPerMessage)+")", func(v *config.File) *string { return (*string)(&v.HBA.Interrupts) })
+	set(s, f, "strict-segments", "cut buffers at every page, for long scatter lists", func(v *config.File) *bool { return &v.HBA.StrictSegments })
+	set(s, f, "memory", "memory for rings and buffers, rounded up to a power of two (default "+config.DefaultMemory.String()+")", func(v *config.File) *config.Size { return &v.Limits.Memory })
+	set(s, f, "tls-certificates", "folder with server-cert.pem, server-key.pem and, for --tls-verify-peer, ca-cert.pem and perhaps ca-crl.pem", func(v *config.File) *string { return &v.TLS.Certificates })
+	set(s, f, "tls", "off, optional or required (default: optional with --tls-certificates, else off)", func(v *config.File) *string { return (*string)(&v.TLS.Mode) })
+	set(s, f, "tls-verify-peer", "want a certificate of the authority in ca-cert.pem from clients", func(v *config.File) *bool { return &v.TLS.VerifyPeer })
+	set(s, f, "replies", "what clients may agree on: extended (all), structured (no extended headers) or simple (neither, and no block status) (default "+string(config.RepliesExtended)+")", func(v *config.File) *string { return (*string)(&v.Replies) })
+	set(s, f, "copy-reads", "copy reads of 64KiB and more, as all others are, instead of sending the disk's own pages: writes can then no longer change a reply on its way; slower", func(v *config.File) *bool { return &v.CopyReads })
+	set(s, f, "connections-per-peer", "clients at once from one IP address, user of a unix socket or vsock context (default no limit)", func(v *config.File) *int { return &v.Limits.ConnectionsPerPeer })
+	set(s, f, "connection-rate", fmt.Sprintf("clients accepted in a second, after the first few; more wait (default %d)", config.DefaultConnectionRate), func(v *config.File) *int { return &v.Limits.ConnectionRate })
+	set(s, f, "bytes-in-flight", "memory for the requests of one client (default a quarter of --memory, at most 68MiB)", func(v *config.File) *config.Size { return &v.Limits.BytesInFlight })
+	set(s, f, "payload", "longest read or write (default a quarter of --memory, at most "+config.MaxPayload.String()+")", func(v *config.File) *config.Size { return &v.Limits.Payload })
+	set(s, f, "options", fmt.Sprintf("options of one handshake (default %d)", config.DefaultOptions), func(v *config.File) *int { return &v.Limits.Options })
+	set(s, f, "option-bytes", "data of one option (default "+config.DefaultOptionBytes.String()+")", func(v *config.File) *config.Size { return &v.Limits.OptionBytes })
+	set(s, f, "handshake-timeout", "time for a handshake, TLS included (default "+config.DefaultHandshakeTimeout.String()+")", func(v *config.File) *config.Duration { return &v.Limits.HandshakeTimeout })
+	set(s, f, "reply-timeout", "close a client that takes no replies, or does not finish a request, for so long (default "+config.DefaultReplyTimeout.String()+")", func(v *config.File) *config.Duration { return &v.Limits.ReplyTimeout })
+	set(s, f, "idle-timeout", "close a client without requests for so long (default never)", func(v *config.File) *config.Duration { return &v.Limits.IdleTimeout })
+	set(s, f, "connections", fmt.Sprintf("clients at once (default %d)", config.DefaultConnections), func(v *config.File) *int { return &v.Limits.Connections })
+	set(s, f, "requests", fmt.Sprintf("requests in flight of one client (default %d)", config.DefaultRequests), func(v *config.File) *int { return &v.Limits.Requests })
+	set(s, f, "drain-timeout", "longest time for an orderly stop (default "+config.DefaultDrainTimeout.String()+")", func(v *config.File) *config.Duration { return &v.Limits.DrainTimeout })
+	set(s, f, "sandbox", "auto: once everything is open, keep nothing of the file system but images, certificates and sockets, as far as the kernel can; or off (default "+string(config.SandboxAuto)+")", func(v *config.File) *string { return (*string)(&v.Sandbox.Mode) })
+	f.StringArrayVar(&s.file.Sandbox.Paths, "sandbox-path", nil, "file or folder of images that the sandbox leaves besides, again for more")
+	set(s, f, "log-format", "auto, text or json (default auto: text on a terminal)", func(v *config.File) *string { return &v.Log.Format })
+	set(s, f, "log-level", "debug, info, warn or error (default info)", func(v *config.File) *string { return &v.Log.Level })
 	offer(cmd, "interrupts", string(config.InterruptsPerMessage), string(config.InterruptsAll), string(config.InterruptsSingle), string(config.InterruptsLine))
 	offer(cmd, "log-format", "auto", "text", "json")
 	offer(cmd, "log-level", "debug", "info", "warn", "error")
@@ -198,60 +221,9 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 			return nil, err
 		}
 	}
-	v := &s.file
-	for name, apply := range map[string]func(){
-		"http":                 func() { file.HTTP = v.HTTP },
-		"admin":                func() { file.Admin = v.Admin },
-		"hostile":              func() { file.Hostile = v.Hostile },
-		"srb-timeout":          func() { file.HBA.SRBTimeout = v.HBA.SRBTimeout },
-		"reset-timeout":        func() { file.HBA.ResetTimeout = v.HBA.ResetTimeout },
-		"replies":              func() { file.Replies = v.Replies },
-		"read-only":            func() { file.ReadOnly = v.ReadOnly },
-		"copy-reads":           func() { file.CopyReads = v.CopyReads },
-		"verify":               func() { file.HBA.Verify = v.HBA.Verify },
-		"queues":               func() { file.HBA.Queues = v.HBA.Queues },
-		"workers":              func() { file.HBA.Workers = v.HBA.Workers },
-		"half-duplex":          func() { file.HBA.HalfDuplex = v.HBA.HalfDuplex },
-		"interrupts":           func() { file.HBA.Interrupts = v.HBA.Interrupts },
-		"strict-segments":      func() { file.HBA.StrictSegments = v.HBA.StrictSegments },
-		"memory":               func() { file.Limits.Memory = v.Limits.Memory },
-		"connections":          func() { file.Limits.Connections = v.Limits.Connections },
-		"requests":             func() { file.Limits.Requests = v.Limits.Requests },
-		"connections-per-peer": func() { file.Limits.ConnectionsPerPeer = v.Limits.ConnectionsPerPeer },
-		"connection-rate":      func() { file.Limits.ConnectionRate = v.Limits.ConnectionRate },
-		"bytes-in-flight":      func() { file.Limits.BytesInFlight = v.Limits.BytesInFlight },
-		"payload":              func() { file.Limits.Payload = v.Limits.Payload },
-		"options":              func() { file.Limits.Options = v.Limits.Options },
-		"option-bytes":         func() { file.Limits.OptionBytes = v.Limits.OptionBytes },
-		"handshake-timeout":    func() { file.Limits.HandshakeTimeout = v.Limits.HandshakeTimeout },
-		"reply-timeout":        func() { file.Limits.ReplyTimeout = v.Limits.ReplyTimeout },
-		"idle-timeout":         func() { file.Limits.IdleTimeout = v.Limits.IdleTimeout },
-		"tls-certificates":     func() { file.TLS.Certificates = v.TLS.Certificates },
-		"tls":                  func() { file.TLS.Mode = v.TLS.Mode },
-		"tls-verify-peer":      func() { file.TLS.VerifyPeer = v.TLS.VerifyPeer },
-		"drain-timeout":        func() { file.Limits.DrainTimeout = v.Limits.DrainTimeout },
-		"sandbox":              func() { file.Sandbox.Mode = v.Sandbox.Mode },
-		"log-format":           func() { file.Log.Format = v.Log.Format },
-		"log-level":            func() { file.Log.Level = v.Log.Level },
-	} {
-		if f.Changed(name) {
-			apply()
-			said := f.Lookup(name).Value.String()
-			file.Set(name, said == "0" || said == config.Duration(0).String())
-		}
+	if err := s.merge(file, f); err != nil {
+		return nil, err
 	}
-	if admin := v.Admin; admin != "" && admin != config.Off && !filepath.IsAbs(admin) { // as those who ask take it
-		var err error
-		if file.Admin, err = filepath.Abs(admin); err != nil {
-			return nil, fmt.Errorf("--admin: %w", err)
-		}
-		if strings.HasSuffix(admin, "/") {
-			file.Admin += "/" // a folder is refused
-		}
-	}
-	file.Listen = append(file.Listen, s.listen.values...)
-	file.Disks = append(file.Disks, s.disks.values...)
-	file.Sandbox.Paths = append(file.Sandbox.Paths, v.Sandbox.Paths...)
 	if s.single {
 		if err := s.makeSingle(file); err != nil {
 			return nil, err
@@ -267,6 +239,29 @@ func (s *serveFlags) resolve(f *pflag.FlagSet, inherited bool) (*config.Config, 
 		}
 	}
 	return c, nil
+}
+
+// merge puts what the flags say into file.
+func (s *serveFlags) merge(file *config.File, f *pflag.FlagSet) (err error) {
+	for _, o := range s.settings {
+		if f.Changed(o.flag) {
+			o.put(file)
+			said := f.Lookup(o.flag).Value.String()
+			file.Set(o.flag, said == "0" || said == config.Duration(0).String())
+		}
+	}
+	if admin := s.file.Admin; admin != "" && admin != config.Off && !filepath.IsAbs(admin) { // as those who ask take it
+		if file.Admin, err = filepath.Abs(admin); err != nil {
+			return fmt.Errorf("--admin: %w", err)
+		}
+		if strings.HasSuffix(admin, "/") {
+			file.Admin += "/" // a folder is refused
+		}
+	}
+	file.Listen = append(file.Listen, s.listen.values...)
+	file.Disks = append(file.Disks, s.disks.values...)
+	file.Sandbox.Paths = append(file.Sandbox.Paths, s.file.Sandbox.Paths...)
+	return nil
 }
 
 // makeSingle turns file into what --single means.
