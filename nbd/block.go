@@ -140,13 +140,53 @@ func (c *Conn) drop(b *block) (last bool) {
 	return true
 }
 
-// errMemory means that awaitMemory waited long enough.
-var errMemory = errors.New("no memory")
+// A waiter is a connection's wait for memory, as those see it who may end it. The zero value
+// is none. Conn.mu guards it.
+type waiter struct {
+	end context.CancelFunc
+	// timer, unless nil, ends the wait, and leaves it a moment when a drain begins.
+	timer   *time.Timer
+	hurried bool
+}
 
-// awaitMemory waits until allocate(sizeBytes) is worth another try.
+// drainLocked is called when a drain has begun, any number of times.
+func (w *waiter) drainLocked() {
+	switch {
+	case w.end == nil || w.hurried:
+	case w.timer == nil:
+		w.end()
+	default:
+		w.hurried = true
+		w.timer.Reset(lastOrdersTime)
+	}
+}
+
+// allocWait is AllocWait of the arena, for a wait that others may end.
+func (c *Conn) allocWait(ctx context.Context, sizeBytes int, w waiter) ([]byte, error) {
+	c.mu.Lock()
+	c.wait = w
+	if c.draining() { // since before the drain could see the wait
+		c.wait.drainLocked()
+	}
+	c.mu.Unlock()
+	mem, err := c.arena.AllocWait(ctx, sizeBytes)
+	c.mu.Lock()
+	c.wait = waiter{}
+	c.mu.Unlock()
+	return mem, err
+}
+
+// What awaitMemory waited for in vain.
+var (
+	errMemory      = errors.New("no memory")
+	errMemoryDrain = errors.New("no memory, and the server is shutting down")
+)
+
+// awaitMemory waits until allocate(sizeBytes) is worth another try. A client that closes does not end the wait: what it has sent before, up to its
+// DISC, is still to be done.
 //
 // Concurrency: reader only, asleep in the sense of Conn.park.
-// Errors: errMemory, or that the connection is dead.
+// Errors: errMemory; errMemoryDrain; or that the connection is dead.
 func (c *Conn) awaitMemory(sizeBytes int) error {
 	size := dma.BlockBytes(sizeBytes)
 	c.mu.Lock()
@@ -154,15 +194,19 @@ func (c *Conn) awaitMemory(sizeBytes int) error {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
-	ctx, cancel := context.WithTimeout(c.ctx, c.patience(size))
+	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
-	mem, err := c.arena.AllocWait(ctx, size)
+	timer := time.AfterFunc(c.patience(size), cancel)
+	defer timer.Stop()
+	mem, err := c.allocWait(ctx, size, waiter{end: cancel, timer: timer})
 	switch {
 	case err == nil:
 		c.granted = mem
 		return nil
 	case c.ctx.Err() != nil:
 		return c.ctx.Err()
+	case c.draining():
+		return errMemoryDrain
 	}
 	return errMemory
 }

@@ -106,9 +106,9 @@ type Conn struct {
 	// fencer is the session from the beginning of transmission on, unless it is none.
 	// +checklocks:mu
 	fencer Fencer
-	// endWait, unless nil, ends what the handshake waits for when a drain begins.
+	// wait is the wait for memory that the connection is in.
 	// +checklocks:mu
-	endWait context.CancelFunc
+	wait waiter
 	// flushing is the right to send. Its holder owns sender.
 	// +checklocks:mu
 	flushing bool
@@ -317,8 +317,8 @@ func (c *Conn) poke(wish uint32) {
 	// and nobody else would tell it.
 	c.mu.Lock()
 	c.cond.Signal()
-	if c.endWait != nil && c.draining() {
-		c.endWait()
+	if c.draining() {
+		c.wait.drainLocked()
 	}
 	c.mu.Unlock()
 }

@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -634,6 +635,72 @@ func TestMemory_Patience(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// takeAll takes all memory that is left, in blocks of at least leastBytes.
+func takeAll(arena *dma.Arena, leastBytes int) (taken [][]byte) {
+	for size := arena.SizeBytes(); size >= leastBytes; size /= 2 {
+		for b := arena.Alloc(size); b != nil; b = arena.Alloc(size) {
+			taken = append(taken, b)
+		}
+	}
+	return taken
+}
+
+// TestMemory_Drain: a request that waits for memory does not hold up a drain, of the server or
+// of its device alone. It has a moment to get some, and is answered if it does.
+func TestMemory_Drain(t *testing.T) {
+	drains := map[string]func(context.Context, *nbd.Server, nbd.Device) error{
+		"server": func(ctx context.Context, s *nbd.Server, _ nbd.Device) error { return s.Shutdown(ctx) },
+		"device": func(ctx context.Context, s *nbd.Server, d nbd.Device) error {
+			_, err := s.DrainDevice(ctx, d)
+			return err
+		},
+	}
+	for name, drain := range drains {
+		for _, returned := range []bool{false, true} {
+			for _, length := range []uint32{4096, 200_000} {
+				t.Run(fmt.Sprintf("%s/%d bytes/returned %t", name, length, returned), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						d := nbdtest.NewMemory(1 << 20)
+						s, arena := synctestServer(t, d, nbd.Limits{})
+						c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+						if err != nil {
+							t.Fatal(err)
+						}
+						taken := takeAll(arena, 4096)
+						if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: length}); err != nil {
+							t.Fatal(err)
+						}
+						synctest.Wait()
+						begin := time.Now()
+						drained := make(chan error, 1)
+						go func() { drained <- drain(t.Context(), s, d) }()
+						if returned {
+							synctest.Wait()
+							for _, b := range taken {
+								arena.Free(b)
+							}
+							if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+								t.Errorf("%v, %v", r.Errno, err)
+							}
+						}
+						expectEnd(t, c.Conn)
+						if err := <-drained; err != nil {
+							t.Error(err)
+						}
+						if took := time.Since(begin); took > 2*time.Second {
+							t.Errorf("the drain took %v", took)
+						}
+						if n := s.Snapshot().Closes[nbd.CloseShutdown]; n != 1 {
+							t.Errorf("closes %v, want one because of the drain", s.Snapshot().Closes)
+						}
+						_ = s.Shutdown(t.Context())
+					})
+				})
+			}
+		}
+	}
 }
 
 // flakyListener fails Accept a few times before it goes on.

@@ -257,16 +257,7 @@ func (n *negotiation) firstBlock() ([]byte, error) {
 	c := n.c
 	ctx, cancel := context.WithDeadline(c.ctx, n.deadline)
 	defer cancel()
-	c.mu.Lock()
-	c.endWait = cancel
-	c.mu.Unlock()
-	if c.draining() { // since before the drain could end the wait
-		cancel()
-	}
-	mem, err := c.arena.AllocWait(ctx, minBlockBytes)
-	c.mu.Lock()
-	c.endWait = nil
-	c.mu.Unlock()
+	mem, err := c.allocWait(ctx, minBlockBytes, waiter{end: cancel})
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, because(NegotiationTimeout)

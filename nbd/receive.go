@@ -130,7 +130,7 @@ func (c *Conn) receive() CloseReason {
 				return CloseShutdown // what it waits for may be withheld
 			}
 			if !c.awaitBlock() {
-				return CloseKilled
+				return c.stopped()
 			}
 		case stepDisc:
 			return CloseDisconnect
@@ -445,16 +445,21 @@ func (c *Conn) unpark() {
 	c.mu.Unlock()
 }
 
+// stopped is why the reader has stopped waiting for memory.
+func (c *Conn) stopped() CloseReason {
+	if c.dead.Load() {
+		return CloseKilled // kill knows the true reason
+	}
+	return CloseShutdown
+}
+
 // fill reads more input.
 func (c *Conn) fill() (reason CloseReason, stop bool) {
 	if c.draining() && !c.takeLastOrders() {
 		return CloseShutdown, true
 	}
 	if !c.makeRoom() {
-		if c.orders.taken && !c.dead.Load() {
-			return CloseShutdown, true
-		}
-		return CloseKilled, true
+		return c.stopped(), true
 	}
 	room := c.rx.mem[c.end:]
 	parts := append(c.parts[:0], room)

@@ -15,7 +15,7 @@ func (c *Conn) rxAlone() bool { return c.rx.refs.Load() == 1 }
 
 // makeRoom makes sure that the receive block has room for what parse needs. It may move
 // unparsed input to the block's front, or replace the block. It returns false if the
-// connection is dead, or has to end for want of memory.
+// connection is dead, or draining and has to end for want of memory.
 func (c *Conn) makeRoom() bool {
 	alone, grow := c.rxAlone(), len(c.rx.mem) < c.rxBytes
 	if alone && c.start == c.end {
@@ -202,7 +202,7 @@ func (c *Conn) nextReplyBlock() bool {
 }
 
 // awaitBlock waits for memory for what parse wanted. False means that the
-// connection is dead.
+// connection is dead, or draining and out of time.
 func (c *Conn) awaitBlock() bool {
 	c.park()
 	err := c.awaitMemory(c.wantBytes)
