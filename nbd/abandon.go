@@ -26,10 +26,12 @@ func (r *Request) Abandon(errno Errno) (loan Loan, flush bool) {
 //
 // Concurrency: any goroutine; takes a lock for a few instructions.
 func (l Loan) Return() {
-	if l.b == nil || !l.c.drop(l.b) {
+	if l.b == nil {
 		return
 	}
+	l.c.drop(l.b)
 	l.c.mu.Lock()
+	l.c.wait.answeredLocked()
 	l.c.cond.Signal() // the reader may wait for memory
 	l.c.mu.Unlock()
 }

@@ -125,19 +125,18 @@ func (c *Conn) giveBack(b *block, size int) {
 	c.mu.Unlock()
 }
 
-// drop gives up a reference, the reader's or a loan's. It returns true if that was the
-// last, and the memory is free.
+// drop gives up a reference, the reader's or a loan's. If that was the last, the memory is
+// free.
 //
 // Concurrency: the owner of the reference.
-func (c *Conn) drop(b *block) (last bool) {
+func (c *Conn) drop(b *block) {
 	if b == nil || b.refs.Add(-1) != 0 {
-		return false
+		return
 	}
 	size := len(b.mem)
 	c.arena.Free(b.mem)
 	b.mem = nil
 	c.giveBack(b, size)
-	return true
 }
 
 // A waiter is a connection's wait for memory, as those see it who may end it. The zero value
@@ -147,6 +146,8 @@ type waiter struct {
 	// timer, unless nil, ends the wait, and leaves it a moment when a drain begins.
 	timer   *time.Timer
 	hurried bool
+	// own, unless nil, is a block of the reader's that will do as well once it is alone.
+	own *block
 }
 
 // drainLocked is called when a drain has begun, any number of times.
@@ -161,6 +162,13 @@ func (w *waiter) drainLocked() {
 	}
 }
 
+// answeredLocked is called when requests have given up their references to blocks.
+func (w *waiter) answeredLocked() {
+	if w.own != nil && w.own.refs.Load() == 1 {
+		w.end()
+	}
+}
+
 // allocWait is AllocWait of the arena, for a wait that others may end.
 func (c *Conn) allocWait(ctx context.Context, sizeBytes int, w waiter) ([]byte, error) {
 	c.mu.Lock()
@@ -168,6 +176,7 @@ func (c *Conn) allocWait(ctx context.Context, sizeBytes int, w waiter) ([]byte, 
 	if c.draining() { // since before the drain could see the wait
 		c.wait.drainLocked()
 	}
+	c.wait.answeredLocked() // likewise
 	c.mu.Unlock()
 	mem, err := c.arena.AllocWait(ctx, sizeBytes)
 	c.mu.Lock()
@@ -182,12 +191,13 @@ var (
 	errMemoryDrain = errors.New("no memory, and the server is shutting down")
 )
 
-// awaitMemory waits until allocate(sizeBytes) is worth another try. A client that closes does not end the wait: what it has sent before, up to its
+// awaitMemory waits until allocate(sizeBytes) is worth another try, or own, unless nil, is
+// alone. A client that closes does not end the wait: what it has sent before, up to its
 // DISC, is still to be done.
 //
 // Concurrency: reader only, asleep in the sense of Conn.park.
 // Errors: errMemory; errMemoryDrain; or that the connection is dead.
-func (c *Conn) awaitMemory(sizeBytes int) error {
+func (c *Conn) awaitMemory(sizeBytes int, own *block) error {
 	size := dma.BlockBytes(sizeBytes)
 	c.mu.Lock()
 	for c.overBudgetLocked(size) && !c.dead.Load() {
@@ -198,13 +208,15 @@ func (c *Conn) awaitMemory(sizeBytes int) error {
 	defer cancel()
 	timer := time.AfterFunc(c.patience(size), cancel)
 	defer timer.Stop()
-	mem, err := c.allocWait(ctx, size, waiter{end: cancel, timer: timer})
+	mem, err := c.allocWait(ctx, size, waiter{end: cancel, timer: timer, own: own})
 	switch {
 	case err == nil:
 		c.granted = mem
 		return nil
 	case c.ctx.Err() != nil:
 		return c.ctx.Err()
+	case own != nil && own.refs.Load() == 1:
+		return nil
 	case c.draining():
 		return errMemoryDrain
 	}

@@ -703,6 +703,68 @@ func TestMemory_Drain(t *testing.T) {
 	}
 }
 
+// TestMemory_OwnBlock: a connection that waits for memory goes on when a block that it has can
+// be used again, because what was in flight has been answered.
+func TestMemory_OwnBlock(t *testing.T) {
+	for name, cmd := range map[string]nbdtest.Command{
+		"receive block": {Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)},
+		"reply block":   {Type: nbdtest.CmdRead, Length: 16 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := nbdtest.NewManual(1 << 20)
+				s, arena := synctestServer(t, d, nbd.Limits{})
+				c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Send(cmd); err != nil {
+					t.Fatal(err)
+				}
+				nbdtest.Complete(<-d.Requests, nbd.OK) // now there is a reply block
+				if _, err := c.Receive(); err != nil {
+					t.Fatal(err)
+				}
+				takeAll(arena, 4096) // never given back
+				sent := make(chan error, 1)
+				const commands = 12
+				go func() {
+					for cookie := range uint64(commands) {
+						cmd.Cookie = cookie
+						if err := c.Send(cmd); err != nil {
+							sent <- err
+							return
+						}
+					}
+					sent <- nil
+				}()
+				synctest.Wait()
+				if n := len(d.Requests); n == 0 || n == commands {
+					t.Fatalf("%d of %d requests have memory: the test does not test", n, commands)
+				}
+				begin := time.Now()
+				go func() {
+					for range commands {
+						nbdtest.Complete(<-d.Requests, nbd.OK)
+					}
+				}()
+				for range commands {
+					if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+						t.Fatalf("%v, %v", r.Errno, err)
+					}
+				}
+				if took := time.Since(begin); took > time.Second {
+					t.Errorf("all was answered after %v, though nobody else had anything to do with it", took)
+				}
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+				_ = s.Shutdown(t.Context())
+			})
+		})
+	}
+}
+
 // flakyListener fails Accept a few times before it goes on.
 type flakyListener struct {
 	net.Listener

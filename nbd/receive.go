@@ -71,8 +71,10 @@ type receiver struct {
 	skipFor   *Request
 
 	// wantBytes is the size of the block that could not be had, for awaitBlock to wait
-	// for; denied is set when it has waited in vain.
+	// for; denied is set when it has waited in vain. wantOwn, unless nil, is the reader's
+	// own block that will do instead once it is alone.
 	wantBytes int
+	wantOwn   *block
 	denied    bool
 	// granted is the memory that awaitMemory got, of wantBytes. It is for the next allocate,
 	// which gives it back if asked for another size. So whoever had to wait must ask for the
@@ -321,7 +323,7 @@ func (c *Conn) parseWrite(r *Request, length int) (s step, ok bool) {
 	b := c.allocate(length)
 	if b == nil {
 		c.putBack(r)
-		c.wantBytes = length
+		c.wantBytes, c.wantOwn = length, nil
 		return c.noMemory(), false
 	}
 	r.block = b // the request's own reference

@@ -230,7 +230,7 @@ func TestAwaitMemory_Scarce(t *testing.T) {
 	}
 	arena.Free(large[0])
 	taken = append(append(taken, arena.Alloc(partBytes)), large[1:]...)
-	if err := c.awaitMemory(most); err != nil || !arena.Scarce() {
+	if err := c.awaitMemory(most, nil); err != nil || !arena.Scarce() {
 		t.Fatalf("%v, or memory is not scarce: the test does not test", err)
 	}
 	b := c.allocate(most)
@@ -273,7 +273,7 @@ func TestCarve_Granted(t *testing.T) {
 			t.Fatal("there is memory: the test does not test")
 		}
 		arena.Free(taken[0])
-		if err := c.awaitMemory(c.wantBytes); err != nil {
+		if err := c.awaitMemory(c.wantBytes, c.wantOwn); err != nil {
 			t.Fatal(err)
 		}
 		var others sync.WaitGroup
@@ -316,7 +316,7 @@ func TestTrim_Granted(t *testing.T) {
 	if !c.carve(&one, length) {
 		t.Fatal("no memory")
 	}
-	if err := c.awaitMemory(minReplyBlockBytes); err != nil {
+	if err := c.awaitMemory(minReplyBlockBytes, nil); err != nil {
 		t.Fatal(err)
 	}
 	c.drop(one.block) // it was answered meanwhile

@@ -59,7 +59,7 @@ func (c *Conn) awaitRoom(need int) bool {
 		if need > c.rxBytes {
 			c.rxBytes = len(c.rx.mem) // parse never wants more than it has
 		}
-		c.wantBytes = c.rxBytes
+		c.wantBytes, c.wantOwn = c.rxBytes, c.rx
 		if !c.awaitBlock() {
 			return false
 		}
@@ -146,7 +146,7 @@ func (c *Conn) carve(r *Request, length int) bool {
 func (c *Conn) carveOwn(r *Request, length int) bool {
 	b := c.allocate(length)
 	if b == nil {
-		c.wantBytes = length
+		c.wantBytes, c.wantOwn = length, nil
 		return false
 	}
 	r.block = b // the request's own reference
@@ -184,7 +184,7 @@ func (c *Conn) nextReplyBlock() bool {
 	if c.tx != nil && c.txBytes < maxBlockBytes && c.granted == nil {
 		c.txBytes *= 2
 	} else if c.tx != nil && c.batchLen > 0 {
-		c.wantBytes = c.txBytes
+		c.wantBytes, c.wantOwn = c.txBytes, c.tx
 		return false // if the batch completes at once the old one will do again
 	}
 	b := c.allocate(c.txBytes)
@@ -193,7 +193,7 @@ func (c *Conn) nextReplyBlock() bool {
 		b = c.allocate(c.txBytes)
 	}
 	if b == nil {
-		c.wantBytes = c.txBytes
+		c.wantBytes, c.wantOwn = c.txBytes, c.tx
 		return false
 	}
 	c.drop(c.tx)
@@ -205,7 +205,7 @@ func (c *Conn) nextReplyBlock() bool {
 // connection is dead, or draining and out of time.
 func (c *Conn) awaitBlock() bool {
 	c.park()
-	err := c.awaitMemory(c.wantBytes)
+	err := c.awaitMemory(c.wantBytes, c.wantOwn)
 	c.unpark()
 	if errors.Is(err, errMemory) {
 		c.denied = true // parse meets the same request again
