@@ -252,17 +252,26 @@ func (n *negotiation) open(e Export) error {
 
 // firstBlock waits for the memory that a connection begins with.
 //
-// Errors: a refusal if a drain has begun; the client's time is up; the connection is dead.
+// Errors: a refusal if a drain has begun; the client's time is up; the client has gone; the
+// connection is dead.
 func (n *negotiation) firstBlock() ([]byte, error) {
 	c := n.c
+	if mem := c.arena.Alloc(minBlockBytes); mem != nil {
+		return mem, nil
+	}
 	ctx, cancel := context.WithDeadline(c.ctx, n.deadline)
 	defer cancel()
+	leave := c.watch(cancel)
 	mem, err := c.allocWait(ctx, minBlockBytes, waiter{end: cancel})
-	switch {
+	switch gone := leave(n.deadline); {
+	case err == nil:
+		return mem, nil
+	case gone:
+		return nil, negotiationError{NegotiationBroken, "the client has closed while it had to wait for memory"}
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, because(NegotiationTimeout)
-	case err != nil && c.draining():
+	case c.draining():
 		return nil, errDraining
 	}
-	return mem, err
+	return nil, err
 }

@@ -217,3 +217,32 @@ func TestGreeter_Leaves(t *testing.T) {
 		}
 	}
 }
+
+// TestHandshake_NoMemoryLeaves: a client that closes while it has to wait for memory is given up
+// at once, and its place is another's.
+func TestHandshake_NoMemoryLeaves(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			s := newServer(t, nbdtest.NewMemory(4096), nbd.Limits{HandshakeTimeout: time.Hour, MaxConnections: 1})
+			taken := takeAll(s.Arena, 4096)
+			wait := func() *haggler {
+				h := s.haggle(t, network)
+				h.write(option(goTo, infoData("disk0")))
+				s.waitStats("client that waits", func(nbd.Stats) bool { return s.Arena.Stats().Waiters == 1 })
+				return h
+			}
+			_ = wait().nc.Close()
+			s.waitStats("client given up", func(st nbd.Stats) bool {
+				return st.NegotiationFailures[nbd.NegotiationBroken] == 1 && st.ConnectionsOpen == 0
+			})
+			h := wait() // there is a place for it
+			for _, b := range taken {
+				s.Arena.Free(b)
+			}
+			if typ, data := readReply(t, h.nc, goTo); replyInWords(t, typ, data) == "" {
+				t.Error("no reply")
+			}
+			_ = h.nc.Close()
+		})
+	}
+}
