@@ -6,15 +6,16 @@ import "context"
 type Dropped struct{ conns []*Conn }
 
 // Drop closes the connections that use an export, at once: what is in flight is
-// not answered, as when a machine loses power. Their devices may still be completing
-// requests when it returns: see Dropped.Wait.
+// not answered, as when a machine loses power. Those that are about to use it, and may
+// have opened its device, are among them. Devices may still be completing requests when
+// it returns: see Dropped.Wait.
 //
 // Concurrency: any goroutine.
 func (s *Server) Drop(export string) Dropped {
 	s.mu.Lock()
 	var conns []*Conn
 	for c := range s.conns {
-		if c.transmitting && c.export.Name == export {
+		if c.reserved && c.reservedName == export {
 			conns = append(conns, c)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/vhbad/vhbad/nbd"
@@ -146,4 +148,47 @@ func testHalfSent(t *testing.T, dia dialect, length uint32) {
 			t.Errorf("%d replies were followed to the client, want 1", n)
 		}
 	})
+}
+
+// An opening device lets Open begin and go on when the test says so.
+type opening struct {
+	*nbdtest.Memory
+	opens, goOn chan struct{}
+}
+
+func (d *opening) Open(c *nbd.Conn) (nbd.Session, error) {
+	d.opens <- struct{}{}
+	<-d.goOn
+	return d.Memory.Open(c)
+}
+
+// TestDrop_Entering: a connection that is about to use the export is dropped, too: its session
+// may have begun before whatever the drop is for.
+func TestDrop_Entering(t *testing.T) {
+	d := &opening{Memory: nbdtest.NewMemory(4096), opens: make(chan struct{}), goOn: make(chan struct{})}
+	s := newServer(t, d, nbd.Limits{})
+	var log logLines
+	s.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	h := s.haggle(t, "unix")
+	h.write(option(goTo, infoData("disk0")))
+	<-d.opens
+	if n := s.Drop("another").Count(); n != 0 {
+		t.Errorf("%d connections dropped that use another export", n)
+	}
+	dropped := s.Drop("disk0")
+	if n := dropped.Count(); n != 1 {
+		t.Errorf("%d connections dropped, want 1", n)
+	}
+	close(d.goOn)
+	h.ended()
+	if err := dropped.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	st := s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+	if n := st.NegotiationFailures[nbd.NegotiationBroken]; n != 1 {
+		t.Errorf("failures %v, want one that was broken off", st.NegotiationFailures)
+	}
+	if got := log.String(); !strings.Contains(got, `"reason":"broken","detail":"dropped with the connections of its export"`) {
+		t.Errorf("the log has %s", got)
+	}
 }

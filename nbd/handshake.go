@@ -127,6 +127,8 @@ func (c *Conn) negotiate() (end outcome, ok bool) {
 		return outcome{reason: why.reason, detail: why.detail, silent: silent}, false
 	case c.draining():
 		return outcome{reason: NegotiationShutdown}, false
+	case CloseReason(c.reason.Load()) == CloseDropped:
+		return outcome{reason: NegotiationBroken, detail: "dropped with the connections of its export"}, false
 	case isTimeout(err):
 		return outcome{reason: NegotiationTimeout, silent: !n.spoke}, false
 	}
