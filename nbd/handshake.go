@@ -112,6 +112,7 @@ func (c *Conn) negotiate() (end outcome, ok bool) {
 	if err == nil {
 		return outcome{}, true
 	}
+	c.farewellAtOnce()
 	if c.session != nil {
 		c.abandon()
 		c.session.Close()

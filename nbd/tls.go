@@ -156,3 +156,23 @@ func (c *Conn) farewell() {
 		}
 	}
 }
+
+// farewellAtOnce is farewell for a handshake that comes to nothing, if it need not wait.
+//
+// Concurrency: in the handshake, where nobody else reads or writes.
+func (c *Conn) farewellAtOnce() {
+	t, ok := c.wire.(*tls.Conn)
+	if !ok || c.dead.Load() {
+		return
+	}
+	s, ok := newStream(t).(*tlsStream)
+	if !ok {
+		return // all its writing may wait
+	}
+	s.begin()
+	_ = t.CloseWrite() // to memory
+	// As in farewell, the record is still to be written.
+	if c.nc.SetWriteDeadline(time.Now().Add(lingerTime)) == nil {
+		_ = s.drain(false) // the connection ends in any case
+	}
+}

@@ -233,6 +233,53 @@ func TestStartTLS_Farewell(t *testing.T) {
 	})
 }
 
+// TestStartTLS_HangUpFarewell: a client whose handshake comes to nothing is told that TLS ends,
+// too, whoever ends it.
+func TestStartTLS_HangUpFarewell(t *testing.T) {
+	a := nbdtest.NewAuthority(t)
+	for _, tt := range []struct {
+		name   string
+		end    func(s *testServer, h *haggler)
+		reason nbd.NegotiationFailure
+	}{
+		{"no such export", func(_ *testServer, h *haggler) {
+			h.write(option(exportName, []byte("nix")))
+		}, nbd.NegotiationNoExport},
+		{"EXPORT_NAME with extended headers", func(_ *testServer, h *haggler) {
+			h.want(extended, nil, "ACK")
+			h.write(option(exportName, []byte("disk0")))
+		}, nbd.NegotiationExtendedName},
+		{"no magic", func(_ *testServer, h *haggler) { h.write(make([]byte, 16)) }, nbd.NegotiationBadMagic},
+		{"too many options", func(_ *testServer, h *haggler) {
+			for range 63 { // STARTTLS was the first
+				h.want(unknownOption, nil, "ERR_UNSUP")
+			}
+			h.write(option(unknownOption, nil))
+		}, nbd.NegotiationTooManyOptions},
+		{"the client ends TLS", func(_ *testServer, h *haggler) {
+			if err := h.nc.(*tls.Conn).CloseWrite(); err != nil {
+				h.t.Error(err)
+			}
+		}, nbd.NegotiationFailureCount},
+		{"drain", func(s *testServer, _ *haggler) {
+			if err := s.Shutdown(s.t.Context()); err != nil {
+				s.t.Error(err)
+			}
+		}, nbd.NegotiationShutdown},
+	} {
+		for _, network := range []string{"unix", "tcp"} {
+			t.Run(tt.name+"/"+network, func(t *testing.T) {
+				s := newTLSServer(t, nbd.TLSOptional, a.ServerConfig(false))
+				h := s.haggle(t, network)
+				p := h.startTLS12(a)
+				tt.end(s, h)
+				h.saysFarewell(p)
+				s.failed(t, tt.reason)
+			})
+		}
+	}
+}
+
 // TestStartTLS_DiscAndFarewell: a client may end TLS behind DISC, as libnbd does, and gets
 // what it is owed all the same, however late it reads: a TCP socket that is closed with
 // something unread in it throws away what it has still to send.
