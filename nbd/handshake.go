@@ -221,12 +221,11 @@ func (n *negotiation) option() (verdict, error) {
 		return 0, err
 	}
 	if c.draining() && h.ID != optAbort { // whose only answer is ACK
-		if h.ID != optExportName { // which has no error reply
-			if err := n.refuse(h.ID, errDraining.typ, errDraining.message); err != nil {
-				return 0, err
-			}
+		if h.ID == optExportName { // which has no error reply
+			return 0, because(NegotiationShutdown)
 		}
-		return 0, because(NegotiationShutdown)
+		// Clients take it for a no to this option, and only GO makes them say why they give up.
+		return haggle, n.turnAway(h.ID, errDraining)
 	}
 	if overlong {
 		return n.overlong(h)

@@ -672,6 +672,34 @@ func TestHandshake_ShutdownAborted(t *testing.T) {
 	}
 }
 
+// TestHandshake_ShutdownHaggle: clients take an error reply to an option that they can do without
+// for a server that does not know it, and go on. They learn why they get no export, and end the
+// handshake in good order, within the moment that they have.
+func TestHandshake_ShutdownHaggle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		h := &haggler{t: t, nc: pipeTo(s)}
+		expect(t, h.nc, hello)
+		h.write(hx(fixedNoZer))
+		synctest.Wait()
+		drained := make(chan error, 1)
+		go func() { drained <- s.Shutdown(t.Context()) }()
+		synctest.Wait()
+		h.want(extended, nil, "ERR_SHUTDOWN")
+		h.want(structured, nil, "ERR_SHUTDOWN")
+		h.want(unknownOption, make([]byte, 100), "ERR_SHUTDOWN")
+		h.want(goTo, infoData("disk0"), "ERR_SHUTDOWN")
+		h.want(abort, nil, "ACK")
+		h.ended()
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		if n := s.Snapshot().NegotiationFailures[nbd.NegotiationShutdown]; n != 1 {
+			t.Errorf("failures %v, want one because of the drain", s.Snapshot().NegotiationFailures)
+		}
+	})
+}
+
 // A quickPipe has its reader act on a poke before whoever poked goes on.
 type quickPipe struct{ net.Conn }
 
