@@ -514,7 +514,7 @@ func (c *command) settle(isWrite bool) {
 func (c *command) tell(n uint64) {
 	if c.lossesBefore == n && !c.writesBefore.answering || c.writesBefore.quiet && c.writesBefore == c.s.d.gate.writes() {
 		c.s.told.Store(n)
-		c.s.d.lossAnswered(n) // when c began, or now
+		c.s.d.lossTold(n) // answered when c began, or now
 	}
 }
 

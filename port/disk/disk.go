@@ -90,6 +90,10 @@ type Disk struct {
 	// a moment when no write was being answered; a flush that tells of a loss shows it, too.
 	// +checklocks:lossMu
 	lossesAnswered uint64
+	// lossUntold is the latest value of losses that Flush has counted and no client has been
+	// told of, or zero.
+	// +checklocks:lossMu
+	lossUntold uint64
 }
 
 var _ nbd.Device = (*Disk)(nil)
@@ -197,7 +201,10 @@ func (d *Disk) Info() nbd.Info {
 // SizeBytes implements nbd.Device.
 func (d *Disk) SizeBytes() uint64 { return d.geometry.Load().sizeBytes() }
 
-// Flush makes the writes durable that were acknowledged before.
+// Flush makes the writes durable that were acknowledged before. If it fails, that counts as
+// a loss, and no client has asked for it: those that are connected, and those that come until
+// one has been told, get an error for their next flush, once. A unit reports a loss once, and
+// whoever has written and comes again later would not learn of it.
 //
 // Level: Passive.
 func (d *Disk) Flush(p *port.Processor) error {
@@ -207,7 +214,16 @@ func (d *Disk) Flush(p *port.Processor) error {
 	}
 	defer t.close()
 	t.timeoutSecs = d.options.flushTimeoutSecs()
-	return t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
+	before, writes := d.losses.Load(), d.gate.writes()
+	err = t.command("SYNCHRONIZE CACHE", scsi.PutSynchronizeCache16(&t.srb.CDB, 0, 0, false), 0)
+	if err != nil {
+		d.lossMu.Lock()
+		defer d.lossMu.Unlock()
+		if n, counted := d.flushFailedLocked(before, writes); counted {
+			d.lossUntold = n
+		}
+	}
+	return err
 }
 
 // LostWrites tells the disk that its unit has lost writes that were acknowledged
@@ -250,20 +266,27 @@ func (d *Disk) loseLocked() {
 	}
 }
 
-// lossAnswered notes that there has been a moment since loss n when no write was being
-// answered.
-func (d *Disk) lossAnswered(n uint64) {
+// lossTold notes that a client has been told of loss n, and that there has been a moment since
+// then when no write was being answered.
+func (d *Disk) lossTold(n uint64) {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
 	d.lossesAnswered = max(d.lossesAnswered, n)
+	if n >= d.lossUntold {
+		d.lossUntold = 0
+	}
 }
 
 // lossesOfOthers is the latest loss that a new session need not be told of, because its
 // writes were answered before. The latest loss of all is not such a one if it may concern
-// a write that is still being answered, too late to see the loss.
+// a write that is still being answered, too late to see the loss. Nor is one that no client
+// has been told of.
 func (d *Disk) lossesOfOthers() uint64 {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
+	if d.lossUntold != 0 {
+		return d.lossUntold - 1
+	}
 	n := d.losses.Load()
 	if d.lossesAnswered != n && d.gate.writes().answering {
 		return n - 1
@@ -280,13 +303,21 @@ func (d *Disk) lossesOfOthers() uint64 {
 func (d *Disk) flushFailed(before uint64, writes writesSeen) uint64 {
 	d.lossMu.Lock()
 	defer d.lossMu.Unlock()
+	n, _ := d.flushFailedLocked(before, writes)
+	return n
+}
+
+// flushFailedLocked is flushFailed. counted says that it is a loss of its own.
+//
+// +checklocks:d.lossMu
+func (d *Disk) flushFailedLocked(before uint64, writes writesSeen) (losses uint64, counted bool) {
 	n := d.losses.Load()
 	if n != before && d.lossWrites.quiet && d.gate.writes() == d.lossWrites {
-		return n
+		return n, false
 	}
 	d.lossEvents.Add(1)
 	d.lossWrites = writes
-	return d.losses.Add(1)
+	return d.losses.Add(1), true
 }
 
 // Rescan asks the unit again what it is, so that open and later connections see a

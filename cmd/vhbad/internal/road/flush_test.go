@@ -249,3 +249,52 @@ func TestFUA_Loss(t *testing.T) {
 		})
 	}
 }
+
+// TestFlush_OfNoClient: a flush that no client has asked for, as before a removal, uses up the
+// medium's one report of a loss. Clients that come later are told in its place until one has
+// heard of it: their own flush would have told them.
+func TestFlush_OfNoClient(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  error
+		want nbd.Errno
+	}{
+		{"it fails", errByHand, nbd.EIO},
+		{"it works", nil, nbd.OK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, m := newHandRoad(t)
+			written := begin(t, w.client(), nbdtest.Command{Type: nbdtest.CmdWrite, Length: 4096, Payload: make([]byte, 4096)})
+			(<-m.writes) <- nil
+			if errno := <-written; errno != nbd.OK {
+				t.Fatal(errno)
+			}
+			w.server.Drop("disk0")
+			p, err := w.system.NewProcessor("flush")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			flushed := make(chan error, 1)
+			go func() { flushed <- w.disk.Flush(p) }()
+			(<-m.flushes) <- tt.end
+			if err := <-flushed; (err != nil) != (tt.end != nil) {
+				t.Errorf("flush: %v, the medium said %v", err, tt.end)
+			}
+			flush := func(client *nbdtest.Client, who string, want nbd.Errno) {
+				t.Helper()
+				done := begin(t, client, nbdtest.Command{Type: nbdtest.CmdFlush})
+				(<-m.flushes) <- nil
+				if errno := <-done; errno != want {
+					t.Errorf("flush of %s: %v, want %v", who, errno, want)
+				}
+			}
+			w.client() // and no flush
+			one, two := w.client(), w.client()
+			flush(one, "who came", tt.want)
+			flush(one, "who was told", nbd.OK)
+			flush(two, "who was there before anybody was told", tt.want)
+			flush(w.client(), "who comes when it has been told", nbd.OK)
+		})
+	}
+}
