@@ -215,7 +215,7 @@ func (n *negotiation) open(e Export) error {
 	if err := n.detain(e); err != nil {
 		return err
 	}
-	if no := c.server.reserve(c, e); no != nil {
+	if no := c.server.reserve(n, e); no != nil {
 		return no
 	}
 	mem, err := n.firstBlock()

@@ -359,20 +359,26 @@ func (s *Server) unregister(c *Conn, reason NegotiationFailure) {
 	s.lentBytes += c.lentBytes.Load()
 }
 
-// reserve counts c among the connections of e, or says why it cannot be one of them: e
-// has as many as it may have, or is no longer on offer.
-func (s *Server) reserve(c *Conn, e Export) *refusal {
+// reserve counts n's connection among those of e, or says why it cannot be one of them: e
+// has as many as it may have, or is no longer on offer, or not to this client: it may have
+// waited since it asked.
+func (s *Server) reserve(n *negotiation, e Export) *refusal {
+	c := n.c
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Look up once more, for DrainDevice: a client that comes after it finds no export,
 	// and one that came before is among those that it sees.
-	if now, ok := s.Exports.Lookup(e.Name); !ok || now.Device != e.Device {
+	now, ok := s.Exports.Lookup(e.Name)
+	if !ok || now.Device != e.Device {
 		return &refusal{repErrUnknown, NegotiationNoExport, fmt.Sprintf("no export %q any more", clip(e.Name, maxMessageBytes))}
 	}
-	if e.MaxConnections > 0 && s.inUse[e.Name] >= e.MaxConnections {
+	if no := n.mayUse(now); no != nil {
+		return no
+	}
+	if now.MaxConnections > 0 && s.inUse[e.Name] >= now.MaxConnections {
 		return &refusal{
 			repErrPolicy, NegotiationTooManyOfExport,
-			fmt.Sprintf("export %q has as many connections as it may have, %d", e.Name, e.MaxConnections),
+			fmt.Sprintf("export %q has as many connections as it may have, %d", e.Name, now.MaxConnections),
 		}
 	}
 	s.inUse[e.Name]++

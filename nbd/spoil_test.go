@@ -177,6 +177,48 @@ func TestGreeter(t *testing.T) {
 	})
 }
 
+// TestGreeter_RulesChange: what counts for clients to come counts for one that is still waiting for
+// its export, too.
+func TestGreeter_RulesChange(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change nbd.Export
+		want   string
+		reason nbd.NegotiationFailure
+	}{
+		"TLS only":    {nbd.Export{TLSOnly: true}, "ERR_POLICY", nbd.NegotiationTLSRequired}, // there is no TLS
+		"names":       {nbd.Export{AllowedNames: []string{"somebody"}}, "ERR_POLICY", nbd.NegotiationTLSRequired},
+		"connections": {nbd.Export{MaxConnections: 1}, "ERR_POLICY", nbd.NegotiationTooManyOfExport},
+		"hidden":      {nbd.Export{Hidden: true, MaxConnections: 2}, "EXPORT 4096 0x56d; ACK", nbd.NegotiationFailureCount},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &slow{Memory: nbdtest.NewMemory(4096), wait: time.Second}
+				s, _ := synctestServer(t, d, nbd.Limits{})
+				if _, err := nbdtest.NewClient(pipeTo(s), "disk0"); err != nil {
+					t.Fatal(err)
+				}
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				time.AfterFunc(time.Second/2, func() {
+					e := tt.change
+					e.Name, e.Device = "disk0", d
+					if err := s.Exports.(*nbd.ExportSet).Replace(e); err != nil {
+						t.Error(err)
+					}
+				})
+				h.want(goTo, infoData("disk0"), tt.want)
+				_ = h.nc.Close()
+				synctest.Wait()
+				if tt.reason != nbd.NegotiationFailureCount && s.Snapshot().NegotiationFailures[tt.reason] != 1 {
+					t.Errorf("failures %v, want one for %v", s.Snapshot().NegotiationFailures, tt.reason)
+				}
+				_ = s.Shutdown(t.Context())
+			})
+		})
+	}
+}
+
 // TestGreeter_Leaves: a client that closes while it has to wait is given up at once, and its
 // place is another's. It makes no difference what it has sent before, which stays unread.
 func TestGreeter_Leaves(t *testing.T) {
