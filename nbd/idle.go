@@ -15,11 +15,19 @@ type rest struct {
 func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
 	received := c.receivedBytes.Load()
 	last, seen := rests[c]
-	if !seen || last.receivedBytes != received || c.hasInFlight() {
+	if !seen || last.receivedBytes != received || c.hasInFlight() || c.waitsForMemory() {
 		rests[c] = rest{receivedBytes: received, sinceNs: atNs}
 		return 0
 	}
 	return time.Duration(atNs - last.sinceNs)
+}
+
+// waitsForMemory says whether a request that has come, or the next one, has no memory yet: it is
+// not the client that makes it wait.
+func (c *Conn) waitsForMemory() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wait.end != nil
 }
 
 // hasInFlight says whether requests wait for their replies. It goes by the counters, so

@@ -637,9 +637,9 @@ func TestMemory_Patience(t *testing.T) {
 	})
 }
 
-// takeAll takes all memory that is left, in blocks of at least leastBytes.
-func takeAll(arena *dma.Arena, leastBytes int) (taken [][]byte) {
-	for size := arena.SizeBytes(); size >= leastBytes; size /= 2 {
+// takeAll takes all memory that is left.
+func takeAll(arena *dma.Arena) (taken [][]byte) {
+	for size := arena.SizeBytes(); size >= dma.MinBlockBytes; size /= 2 {
 		for b := arena.Alloc(size); b != nil; b = arena.Alloc(size) {
 			taken = append(taken, b)
 		}
@@ -668,7 +668,7 @@ func TestMemory_Drain(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
-						taken := takeAll(arena, 4096)
+						taken := takeAll(arena)
 						if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: length}); err != nil {
 							t.Fatal(err)
 						}
@@ -703,6 +703,33 @@ func TestMemory_Drain(t *testing.T) {
 	}
 }
 
+// TestMemory_NotIdle: a connection whose request waits for memory is not idle.
+func TestMemory_NotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, arena := synctestServer(t, nbdtest.NewMemory(1<<20), nbd.Limits{IdleTimeout: 20 * time.Second})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken := takeAll(arena)
+		time.AfterFunc(50*time.Second, func() {
+			for _, b := range taken {
+				arena.Free(b)
+			}
+		})
+		must(t, c, nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 1, Length: 4096}, nbd.OK)
+		begin := time.Now()
+		expectEnd(t, c.Conn) // now it is
+		if d := time.Since(begin); d < 20*time.Second || d > 40*time.Second {
+			t.Errorf("closed after %v, want 20s or a little more", d)
+		}
+		synctest.Wait()
+		if n := s.Snapshot().Closes[nbd.CloseIdle]; n != 1 {
+			t.Errorf("closes %v, want an idle one", s.Snapshot().Closes)
+		}
+	})
+}
+
 // TestMemory_OwnBlock: a connection that waits for memory goes on when a block that it has can
 // be used again, because what was in flight has been answered.
 func TestMemory_OwnBlock(t *testing.T) {
@@ -725,7 +752,7 @@ func TestMemory_OwnBlock(t *testing.T) {
 				if _, err := c.Receive(); err != nil {
 					t.Fatal(err)
 				}
-				takeAll(arena, 4096) // never given back
+				takeAll(arena) // never given back
 				sent := make(chan error, 1)
 				const commands = 12
 				go func() {

@@ -266,7 +266,7 @@ func TestHandshake_NoMemoryLeaves(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			s := newServer(t, nbdtest.NewMemory(4096), nbd.Limits{HandshakeTimeout: time.Hour, MaxConnections: 1})
-			taken := takeAll(s.Arena, 4096)
+			taken := takeAll(s.Arena)
 			wait := func() *haggler {
 				h := s.haggle(t, network)
 				h.write(option(goTo, infoData("disk0")))
