@@ -34,8 +34,10 @@ type negotiation struct {
 	allowance int
 	// names are those of the client's verified certificate.
 	names []string
-	// refused is why the client was last refused an export, if it was.
+	// refused is why the client was last refused an export, if it was; openErr is why a device
+	// could not be opened.
 	refused *refusal
+	openErr error
 
 	haggled
 }
@@ -122,7 +124,7 @@ func (c *Conn) negotiate() (end outcome, ok bool) {
 	switch {
 	case errors.As(err, &why) && why.reason == NegotiationFailureCount && n.refused != nil:
 		// It left because of what it was told.
-		return outcome{reason: n.refused.reason, detail: n.refused.message}, false
+		return outcome{reason: n.refused.reason, detail: n.explain(n.refused)}, false
 	case errors.As(err, &why):
 		silent := why.reason == NegotiationProbe || why.reason == NegotiationFailureCount
 		return outcome{reason: why.reason, detail: why.detail, silent: silent}, false
@@ -350,10 +352,18 @@ func (n *negotiation) refuseData(id uint32, option string, data []byte) error {
 func (n *negotiation) turnAway(id uint32, r *refusal) error {
 	n.refused = r
 	c := n.c
-	c.server.Log.Debug("client refused", "conn", c.id, "remote", c.remote, "option", id, "reason", r.reason.String(), "detail", r.message)
+	c.server.Log.Debug("client refused", "conn", c.id, "remote", c.remote, "option", id, "reason", r.reason.String(), "detail", n.explain(r))
 	typ := r.typ
 	if typ == repErrTLSReqd && !n.mayDemandTLS(id) {
 		typ = repErrPolicy
 	}
 	return n.refuse(id, typ, r.message)
+}
+
+// explain is why a client was refused, for the log. The client need not know as much.
+func (n *negotiation) explain(r *refusal) string {
+	if r.reason == NegotiationOpenFailed {
+		return fmt.Sprintf("%s: %v", r.message, n.openErr)
+	}
+	return r.message
 }

@@ -27,7 +27,7 @@ func (n *negotiation) exportName(data []byte) (verdict, error) {
 		}
 	}
 	if no != nil {
-		return 0, negotiationError{no.reason, no.message}
+		return 0, negotiationError{no.reason, n.explain(no)}
 	}
 	size := 8 + 2 + exportNameZeroes
 	if n.noZeroes {
@@ -241,7 +241,7 @@ func (n *negotiation) open(e Export) error {
 	c.mu.Unlock()
 	session, err := e.Device.Open(c)
 	if err != nil {
-		c.server.Log.Warn("export cannot be opened", "conn", c.id, "export", e.Name, "error", err)
+		n.openErr = err
 		c.abandon()
 		c.server.release(c)
 		return &refusal{repErrUnknown, NegotiationOpenFailed, fmt.Sprintf("export %q cannot be opened", e.Name)}

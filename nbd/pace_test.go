@@ -116,6 +116,45 @@ func TestLog_ManyFailures(t *testing.T) {
 	})
 }
 
+// TestLog_OpenFails: a device that cannot be opened leaves one line in the log, too, with the cause,
+// which is not for the client, and no client can make it many.
+func TestLog_OpenFails(t *testing.T) {
+	for name, ask := range map[string]func(h *haggler){
+		"GO": func(h *haggler) {
+			for range 60 {
+				h.want(goTo, infoData("disk0"), "ERR_UNKNOWN")
+			}
+			h.write(option(goTo, infoData("disk0")))
+			if _, said := readReply(h.t, h.nc, goTo); strings.Contains(string(said), "repairs") {
+				h.t.Errorf("the client is told %s", said)
+			}
+			_ = h.nc.Close()
+		},
+		"EXPORT_NAME": func(h *haggler) {
+			h.write(option(exportName, []byte("disk0")))
+			h.ended()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := nbdtest.NewManual(4096)
+				d.OpenErr = errors.New("closed for repairs")
+				var log logLines
+				s, _ := synctestServer(t, d, nbd.Limits{})
+				s.Log = slog.New(slog.NewTextHandler(&log, nil))
+				h := &haggler{t: t, nc: pipeTo(s)}
+				expect(t, h.nc, hello)
+				h.write(hx(fixedNoZer))
+				ask(h)
+				synctest.Wait()
+				if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "closed for repairs") {
+					t.Errorf("%d lines, want one that says why:\n%s", n, log.String())
+				}
+			})
+		})
+	}
+}
+
 // TestCrawl: clients that send a byte now and then keep what is held for them only
 // while nobody else needs it.
 func TestCrawl(t *testing.T) {
