@@ -31,7 +31,7 @@ func (l Loan) Return() {
 	}
 	l.c.drop(l.b)
 	l.c.mu.Lock()
-	l.c.wait.answeredLocked()
+	l.c.ownLocked()
 	l.c.cond.Signal() // the reader may wait for memory
 	l.c.mu.Unlock()
 }

@@ -150,9 +150,14 @@ type waiter struct {
 	own *block
 }
 
-// drainLocked is called when a drain has begun, any number of times.
-func (w *waiter) drainLocked() {
+// hurryLocked ends the wait for memory, at once or in a moment, if a drain has begun. It may be
+// called any number of times.
+//
+// +checklocks:c.mu
+func (c *Conn) hurryLocked() {
+	w := &c.wait
 	switch {
+	case !c.draining():
 	case w.end == nil || w.hurried:
 	case w.timer == nil:
 		w.end()
@@ -162,10 +167,13 @@ func (w *waiter) drainLocked() {
 	}
 }
 
-// answeredLocked is called when requests have given up their references to blocks.
-func (w *waiter) answeredLocked() {
-	if w.own != nil && w.own.refs.Load() == 1 {
-		w.end()
+// ownLocked ends the wait for memory if a block that will do as well is alone. It is called when
+// requests have given up their references to blocks.
+//
+// +checklocks:c.mu
+func (c *Conn) ownLocked() {
+	if b := c.wait.own; b != nil && b.refs.Load() == 1 {
+		c.wait.end()
 	}
 }
 
@@ -173,10 +181,9 @@ func (w *waiter) answeredLocked() {
 func (c *Conn) allocWait(ctx context.Context, sizeBytes int, w waiter) ([]byte, error) {
 	c.mu.Lock()
 	c.wait = w
-	if c.draining() { // since before the drain could see the wait
-		c.wait.drainLocked()
-	}
-	c.wait.answeredLocked() // likewise
+	// Either may have come about before anybody could see the wait.
+	c.hurryLocked()
+	c.ownLocked()
 	c.mu.Unlock()
 	mem, err := c.arena.AllocWait(ctx, sizeBytes)
 	c.mu.Lock()

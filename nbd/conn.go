@@ -317,9 +317,7 @@ func (c *Conn) poke(wish uint32) {
 	// and nobody else would tell it.
 	c.mu.Lock()
 	c.cond.Signal()
-	if c.draining() {
-		c.wait.drainLocked()
-	}
+	c.hurryLocked()
 	c.mu.Unlock()
 }
 

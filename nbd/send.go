@@ -79,7 +79,7 @@ func (c *Conn) recycleLocked() {
 		c.heldBytes.Add(int64(-s.freedBytes))
 		s.freed, s.freedBytes = s.freed[:0], 0
 	}
-	c.wait.answeredLocked()
+	c.ownLocked()
 	c.cond.Signal()
 }
 
