@@ -65,11 +65,13 @@ type DiskSpec struct {
 	MaxConnections int `json:"max_connections,omitempty"`
 	// Cache is "none" (default) or "writeback": a volatile write cache, whose power
 	// can be cut. CacheSizeBytes, CacheEviction, CacheSeed, Trace and Hostile need it.
-	Cache          string `json:"cache,omitempty"`
-	CacheSizeBytes int64  `json:"cache_size_bytes,omitempty"`
+	Cache string `json:"cache,omitempty"`
+	// CacheSizeBytes is how much the cache holds. The default is 64 MiB.
+	CacheSizeBytes int64 `json:"cache_size_bytes,omitempty"`
 	// CacheEviction is "fifo" (default), "random" (drawn by CacheSeed) or "none".
 	CacheEviction string `json:"cache_eviction,omitempty"`
-	CacheSeed     uint64 `json:"cache_seed,omitempty"`
+	// CacheSeed varies what a random CacheEviction draws.
+	CacheSeed uint64 `json:"cache_seed,omitempty"`
 	// Trace is the absolute path of a file that records what the disk does.
 	Trace string `json:"trace,omitempty"`
 	// Hostile lists the promises that the disk breaks: "lying-flush", "ignored-fua".
@@ -85,9 +87,9 @@ type DiskChange struct {
 // DiskRemoval says how the removal of a disk went.
 type DiskRemoval struct {
 	Name string `json:"name"`
-	// ConnectionsClosed is how many clients were told to leave, ConnectionsKilled how
-	// many of them did not finish in time.
+	// ConnectionsClosed is how many clients were told to leave.
 	ConnectionsClosed int `json:"connections_closed"`
+	// ConnectionsKilled is how many of them did not finish in time.
 	ConnectionsKilled int `json:"connections_killed"`
 	// FlushError is why the last writes may not be durable, absent if they are.
 	FlushError string `json:"flush_error,omitempty"`

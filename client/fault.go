@@ -21,13 +21,15 @@ type Fault struct {
 	// Hostile is whether a correct drive would never do what the rule does.
 	Hostile bool `json:"hostile"`
 	// Matched counts the commands that matched, before skip, every and probability
-	// chose among them; Fired those that met the fault; Held those that the rule holds
-	// now. LeftOut counts the late, second and mistagged completions and late transfers
-	// for which the device had no room.
+	// chose among them.
 	Matched uint64 `json:"matched"`
-	Fired   uint64 `json:"fired"`
+	// Fired counts the commands that met the fault.
+	Fired uint64 `json:"fired"`
+	// LeftOut counts the late, second and mistagged completions and late transfers
+	// for which the device had no room.
 	LeftOut uint64 `json:"left_out"`
-	Held    int64  `json:"held"`
+	// Held is how many commands the rule holds now.
+	Held int64 `json:"held"`
 }
 
 // Faults are all rules in force, in the order in which they decide.

@@ -42,10 +42,13 @@ type PowerReport struct {
 	OffSeconds float64 `json:"off_seconds"`
 	// DroppedConnections is how many clients were cut off.
 	DroppedConnections int `json:"dropped_connections"`
-	// Seed, Policy, Tear and Damage decided the outcome.
-	Seed   uint64 `json:"seed"`
+	// Seed decided the outcome, together with Policy, Tear and Damage.
+	Seed uint64 `json:"seed"`
+	// Policy says which pending writes were to survive.
 	Policy string `json:"policy"`
-	Tear   string `json:"tear"`
+	// Tear is the length of the pieces in which writes were to survive in part.
+	Tear string `json:"tear"`
+	// Damage is what was to become of a sector that was being written.
 	Damage string `json:"damage"`
 	// LoseFlushed is how many sectors were to be lost; Sectors.LostFlushed is how many
 	// were.
@@ -76,16 +79,17 @@ type PowerReport struct {
 	// intended outcome.
 	Error string `json:"error,omitempty"`
 	// SectorBytes is the unit of Sectors.
-	SectorBytes int          `json:"sector_bytes"`
-	Sectors     PowerSectors `json:"sectors"`
+	SectorBytes int `json:"sector_bytes"`
+	// Sectors counts the sectors that had pending writes, by outcome.
+	Sectors PowerSectors `json:"sectors"`
 	// ImageSHA256 is a digest of the sectors that had pending writes, after the cut.
 	ImageSHA256 string `json:"image_sha256"`
 	// Flushes are the last flushes answered before the cut, oldest first.
 	Flushes []PowerFlush `json:"flushes"`
 	// Writes are the latest 4096 writes that were pending, in order of arrival.
-	// WritesOmitted counts the others.
-	Writes        []PowerWrite `json:"writes"`
-	WritesOmitted int          `json:"writes_omitted,omitempty"`
+	Writes []PowerWrite `json:"writes"`
+	// WritesOmitted counts the pending writes that are not among Writes.
+	WritesOmitted int `json:"writes_omitted,omitempty"`
 }
 
 // PowerSectors counts the sectors that had pending writes, by outcome.
@@ -141,12 +145,14 @@ type PowerWrite struct {
 	// Fate is "kept", "lost", "torn" or "overwritten" (by a later write that
 	// survived).
 	Fate string `json:"fate"`
-	// SectorsKept, SectorsLost, SectorsOverwritten and SectorsDamaged count the write's
-	// pending sectors by outcome.
-	SectorsKept        int `json:"sectors_kept"`
-	SectorsLost        int `json:"sectors_lost"`
+	// SectorsKept is how many of the write's pending sectors hold it.
+	SectorsKept int `json:"sectors_kept"`
+	// SectorsLost is how many hold what was there before it.
+	SectorsLost int `json:"sectors_lost"`
+	// SectorsOverwritten is how many hold a later write.
 	SectorsOverwritten int `json:"sectors_overwritten"`
-	SectorsDamaged     int `json:"sectors_damaged"`
+	// SectorsDamaged is how many are torn, garbage or unreadable.
+	SectorsDamaged int `json:"sectors_damaged"`
 }
 
 // Power describes a disk's write cache and its power cuts.

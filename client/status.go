@@ -61,19 +61,23 @@ type Disk struct {
 	ReadOnly   bool   `json:"read_only,omitempty"`
 	// Address is bus, target and unit, as in "0:0:3".
 	Address string `json:"address"`
-	// Hidden, TLSOnly and Allow say who sees the export and who may use it.
-	Hidden  bool     `json:"hidden,omitempty"`
-	TLSOnly bool     `json:"tls_only,omitempty"`
-	Allow   []string `json:"allow,omitempty"`
+	// Hidden keeps the disk out of the list of exports.
+	Hidden bool `json:"hidden,omitempty"`
+	// TLSOnly reserves the disk for clients that use TLS.
+	TLSOnly bool `json:"tls_only,omitempty"`
+	// Allow, unless empty, reserves the disk for clients with one of these names in
+	// their certificate.
+	Allow []string `json:"allow,omitempty"`
 	// MaxConnections is the export's own limit, absent if it has none.
 	MaxConnections int `json:"max_connections,omitempty"`
 	// Connections is how many clients have the export open.
 	Connections int `json:"connections"`
-	// Depth is how many commands the unit takes at once, Outstanding how many it has
-	// now, and Queued how many wait for it.
-	Depth       int `json:"depth"`
+	// Depth is how many commands the unit takes at once.
+	Depth int `json:"depth"`
+	// Outstanding is how many commands the unit has now.
 	Outstanding int `json:"outstanding"`
-	Queued      int `json:"queued"`
+	// Queued is how many commands wait for the unit.
+	Queued int `json:"queued"`
 	// Operations has an entry for each kind of request.
 	Operations []Operation `json:"operations"`
 }
@@ -125,8 +129,9 @@ type Adapter struct {
 	Resets     uint64  `json:"resets"`
 	Timeouts   uint64  `json:"timeouts"`
 	DMAFaults  uint64  `json:"dma_faults"`
-	// Verify is whether the verifier runs, Violations how many breaches it has found.
-	Verify     bool   `json:"verify"`
+	// Verify is whether the verifier runs.
+	Verify bool `json:"verify"`
+	// Violations is how many breaches the verifier has found.
 	Violations uint64 `json:"violations"`
 }
 

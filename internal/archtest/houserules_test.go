@@ -351,3 +351,48 @@ func TestHouseRules_Finished(t *testing.T) {
 		}
 	}
 }
+
+// TestHouseRules_Keys: the comment of a key speaks of no key below that has none of its own.
+// Configuration schema and OpenAPI document are made of these comments, so that the key
+// below would be without a description there, and the one above have one of several.
+func TestHouseRules_Keys(t *testing.T) {
+	set, files := parseAll(t)
+	for folder, tag := range map[string]string{
+		"cmd/vhbad/internal/config": `yaml:"`,
+		"hba/fault":                 `yaml:"`,
+		"client":                    `json:"`,
+	} {
+		seen := 0
+		for _, f := range files {
+			if filepath.Dir(f.path) != folder || strings.HasSuffix(f.path, "_test.go") {
+				continue
+			}
+			ast.Inspect(f.File, func(n ast.Node) bool {
+				structure, ok := n.(*ast.StructType)
+				if !ok {
+					return true
+				}
+				above := ""
+				for _, field := range structure.Fields.List {
+					if field.Doc != nil {
+						above = field.Doc.Text()
+						continue
+					}
+					if field.Tag == nil || !strings.Contains(field.Tag.Value, tag) {
+						continue
+					}
+					seen++
+					for _, id := range field.Names {
+						if regexp.MustCompile(`\b` + id.Name + `\b`).MatchString(above) {
+							t.Errorf("%s: %s: the comment above speaks of it, and it has none", set.Position(id.Pos()), id.Name)
+						}
+					}
+				}
+				return true
+			})
+		}
+		if seen == 0 {
+			t.Errorf("%s: no key without a comment found: is it still the folder?", folder)
+		}
+	}
+}
