@@ -264,6 +264,16 @@ func (s *serveFlags) merge(file *config.File, f *pflag.FlagSet) (err error) {
 	return nil
 }
 
+// wantRegular returns an error if a file is there and cannot be read a second time, such
+// as a pipe, whose reader waits for somebody to write.
+func wantRegular(path string) error {
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode().IsRegular() || fi.IsDir() { // read tells of what is not there, and of folders
+		return nil //nolint:nilerr // likewise
+	}
+	return fmt.Errorf("%s: is no regular file, and cannot be read again: want one", path)
+}
+
 // makeSingle turns file into what --single means.
 func (s *serveFlags) makeSingle(file *config.File) error {
 	if s.takeover {
@@ -320,6 +330,9 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 		given := len(inherited.NBD) > 0
 		o.Reload = func() (*config.Config, error) {
 			tellManager(log, sdnotify.Reloading())
+			if err := wantRegular(s.configPath); err != nil {
+				return nil, err
+			}
 			return s.resolve(cmd.Flags(), given)
 		}
 		o.Reloaded = func(d *daemon.Daemon, _ error) { tellServing(d, log) }

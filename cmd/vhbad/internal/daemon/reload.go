@@ -107,11 +107,9 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 		return client.Reload{}, err
 	}
 	defer end()
-	next, err := d.o.Reload()
+	next, err := readAgain(ctx, d.o.Reload)
 	var r client.Reload
-	if err != nil {
-		err = admin.Invalid("%v", err)
-	} else {
+	if err == nil {
 		r, err = d.become(ctx, m, next)
 	}
 	d.reloaded.set(err)
@@ -130,6 +128,38 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 		slog.Int("disks_added", len(r.DisksAdded)), slog.Int("disks_removed", len(r.DisksRemoved)), slog.Int("disks_changed", len(r.DisksChanged)),
 		slog.Int("listeners_added", len(r.ListenersAdded)), slog.Int("listeners_removed", len(r.ListenersRemoved)))
 	return r, nil
+}
+
+// readLimit is how long it may take to read the configuration again.
+const readLimit = 10 * time.Second
+
+// readAgain calls read, and gives it up after readLimit or when ctx ends: a file system
+// whose server is gone keeps its readers waiting for as long as it likes, and meanwhile
+// nothing could be changed, and the daemon could not stop.
+func readAgain(ctx context.Context, read func() (*config.Config, error)) (*config.Config, error) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	type outcome struct {
+		c   *config.Config
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		c, err := read()
+		done <- outcome{c, err}
+	}()
+	select {
+	case o := <-done:
+		if o.err != nil {
+			return nil, admin.Invalid("%v", o.err)
+		}
+		return o.c, nil
+	case <-ctx.Done():
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, admin.Unavailable("the configuration could not be read within %s: does the file system that it is on answer?", readLimit)
+	}
+	return nil, admin.Unavailable("the daemon stops, and the configuration has not been read")
 }
 
 // A plan says what a reload is to do, and holds what has been made for it.

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -430,6 +432,50 @@ func TestReload_Nothing(t *testing.T) {
 	s.mustStart(t)
 	_, err := s.control(t).Reload(t.Context())
 	wantError(t, err, client.ErrConflict, "started without --config")
+}
+
+// TestReload_Hangs: a configuration that cannot be read, as on a file system whose server
+// is gone, does not keep the daemon from stopping.
+func TestReload_Hangs(t *testing.T) {
+	s := newSettings(t, "one=memory:1MiB")
+	o := s.options(t)
+	reading, hang := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(hang) })
+	o.Reload = func() (*config.Config, error) {
+		close(reading)
+		<-hang
+		return nil, errors.New("it was read after all")
+	}
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reloaded := make(chan error, 1)
+	go func() {
+		_, err := d.Reload(t.Context())
+		reloaded <- err
+	}()
+	<-reading
+	stopper(t, d)()
+	wantError(t, <-reloaded, client.ErrUnavailable, "the daemon stops")
+}
+
+// TestReadAgain_Limit: after some time nobody waits any more for a configuration that cannot
+// be read, and others may change what is served.
+func TestReadAgain_Limit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		begun := time.Now()
+		_, err := readAgain(t.Context(), func() (*config.Config, error) {
+			<-hang
+			return nil, nil
+		})
+		wantError(t, err, client.ErrUnavailable, "could not be read within 10s")
+		if took := time.Since(begun); took != readLimit {
+			t.Errorf("took %s, want %s", took, readLimit)
+		}
+	})
 }
 
 // TestReload_AfterGrow: a disk that has grown by the API keeps its size, whether the
