@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/admin"
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
@@ -278,6 +280,11 @@ func (d *Daemon) checkImages() error {
 	return nil
 }
 
+// maxHTTPConnections bounds how many clients of metrics and health have a connection at
+// once: they may be anybody, and each descriptor that they keep is one less for clients of
+// disks. Further ones wait.
+const maxHTTPConnections = 64
+
 // openControl opens the admin socket and the HTTP listener. serve starts serving both.
 func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 	c := d.o.Config
@@ -309,7 +316,7 @@ func (d *Daemon) openControl(ctx context.Context) (serve func(), err error) {
 		}
 		if httpListener != nil {
 			d.httpAddr = httpListener.Addr().String()
-			s := admin.Serve(httpListener, metrics.Handler(metrics.NewRegistry(d, d.o.Version), d), d.log)
+			s := admin.Serve(netutil.LimitListener(httpListener, maxHTTPConnections), metrics.Handler(metrics.NewRegistry(d, d.o.Version), d), d.log)
 			d.pushAlways("http", s.Close)
 		}
 	}, nil
