@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -822,7 +823,7 @@ func TestServe_AcceptErrors(t *testing.T) {
 		}})
 	}()
 	must(t, s.client("tcp"), nbdtest.Command{Type: nbdtest.CmdFlush, Cookie: 1}, nbd.OK)
-	if got := log.String(); !strings.Contains(got, `"error":"accept: too many open files","retry_in":"5ms"`) {
+	if got := log.String(); !strings.Contains(got, `"error":"accept: too many open files"`) {
 		t.Errorf("the log has %s", got)
 	}
 
@@ -830,6 +831,83 @@ func TestServe_AcceptErrors(t *testing.T) {
 	if err := s.Serve(&flakyListener{Listener: nopListener{}, errs: []error{boom}}); !errors.Is(err, boom) {
 		t.Errorf("got %v, want boom", err)
 	}
+}
+
+// A scriptedListener has an error or a connection for each Accept, then waits for its end.
+type scriptedListener struct {
+	nopListener
+	outcomes chan any
+	once     sync.Once
+	closed   chan struct{}
+}
+
+func (l *scriptedListener) Accept() (net.Conn, error) {
+	select {
+	case o := <-l.outcomes:
+		if err, isErr := o.(error); isErr {
+			return nil, err
+		}
+		return o.(net.Conn), nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *scriptedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// TestServe_Drought: as long as there are no descriptors, Accept is tried once a second, and
+// the log has one line about it, and one about the end; a shortage that comes and goes does
+// not fill the log.
+func TestServe_Drought(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logLines
+		s, _ := synctestServer(t, nbdtest.NewMemory(4096), nbd.Limits{})
+		s.Log = slog.New(slog.NewTextHandler(&log, nil))
+		l := &scriptedListener{outcomes: make(chan any), closed: make(chan struct{})}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l) }()
+		none := &net.OpError{Op: "accept", Err: syscall.EMFILE}
+		connect := func() {
+			ours, theirs := net.Pipe()
+			l.outcomes <- theirs
+			expect(t, ours, hello)
+			_ = ours.Close()
+			synctest.Wait()
+		}
+		begun := time.Now()
+		const failures = 100
+		for range failures {
+			l.outcomes <- none
+		}
+		connect()
+		// 5, 10, … 640 ms, and a second each time from then on
+		if took, want := time.Since(begun), 1275*time.Millisecond+(failures-8)*time.Second; took != want {
+			t.Errorf("%d failures took %v, want %v", failures, took, want)
+		}
+		if n := strings.Count(log.String(), "cannot accept"); n != 1 {
+			t.Errorf("%d lines about one shortage, want 1:\n%s", n, log.String())
+		}
+		if want := `msg="accepts again" listener=nowhere failures=100 after=1m33.275s`; !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %q:\n%s", want, log.String())
+		}
+		log.text.Reset()
+		for range failures {
+			l.outcomes <- none
+			connect()
+		}
+		if n := strings.Count(log.String(), "cannot accept"); n < 1 || n > 12 {
+			t.Errorf("%d lines about %d shortages within a second, want 10 and one a second", n, failures)
+		}
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, nbd.ErrServerClosed) {
+			t.Errorf("Serve returned %v", err)
+		}
+	})
 }
 
 type nopListener struct{}

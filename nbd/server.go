@@ -177,12 +177,11 @@ func (s *Server) Serve(l net.Listener) error {
 		delete(s.listeners, l)
 		s.mu.Unlock()
 	}()
-	const minPause, maxPause = 5 * time.Millisecond, time.Second
-	pause := minPause
+	var d drought
 	for {
 		nc, err := l.Accept()
 		if err == nil {
-			pause = minPause
+			d.ended(s, l)
 			if c := s.register(nc); c != nil {
 				go s.run(c)
 			}
@@ -199,13 +198,11 @@ func (s *Server) Serve(l net.Listener) error {
 		if !acceptAgain(err) {
 			return fmt.Errorf("nbd: accept on %v: %w", l.Addr(), err)
 		}
-		s.Log.Warn("cannot accept", "listener", l.Addr().String(), "error", err, "retry_in", pause.String())
 		select {
 		case <-s.stop:
 			return ErrServerClosed
-		case <-time.After(pause):
+		case <-time.After(d.failed(s, l, err)):
 		}
-		pause = min(2*pause, maxPause)
 	}
 }
 
