@@ -2,6 +2,7 @@ package target_test
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -301,7 +302,8 @@ func TestStartStop(t *testing.T) {
 }
 
 func TestSynchronizeCache(t *testing.T) {
-	u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+	var told []error
+	u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true, MediumFailed: func(err error) { told = append(told, err) }}, 0)
 	for _, immediate := range []bool{false, true} {
 		wantGood(t, u, func(c *[16]byte) int { return scsi.PutSynchronizeCache10(c, 0, 0, immediate) }, target.NoData)
 		wantGood(t, u, func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 2047, 1, immediate) }, target.NoData)
@@ -314,6 +316,12 @@ func TestSynchronizeCache(t *testing.T) {
 	m.setFail("flush", media.ErrNoSpace)
 	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }, target.NoData),
 		scsi.Sense{Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed})
+	m.setFail("flush", errBroken)
+	wantSense(t, run(t, u, func(c *[16]byte) int { return scsi.PutSynchronizeCache16(c, 0, 0, false) }, target.NoData),
+		scsi.Sense{Key: scsi.KeyMediumError, Additional: scsi.WriteError})
+	if len(told) != 2 || !errors.Is(told[0], media.ErrNoSpace) || !errors.Is(told[1], errBroken) {
+		t.Errorf("told of the failures %v, want %v and %v", told, media.ErrNoSpace, errBroken)
+	}
 }
 
 // TestSynchronizeCache_AfterFailedFlush: a medium tells of lost writes once; if

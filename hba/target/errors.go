@@ -64,6 +64,7 @@ func (u *Unit) rangeFailed(t *Task, err error, code scsi.Additional, lba, first,
 	}
 	switch {
 	case errors.Is(err, media.ErrNoSpace):
+		u.config.MediumFailed(err)
 		u.fail(t, scsi.Sense{
 			Key: scsi.KeyDataProtect, Additional: scsi.SpaceAllocationFailed, Information: lba, InformationValid: true,
 		})
@@ -76,6 +77,7 @@ func (u *Unit) rangeFailed(t *Task, err error, code scsi.Additional, lba, first,
 	case errors.Is(err, media.ErrPowerLost):
 		u.notPowered(t)
 	default:
+		u.config.MediumFailed(err)
 		u.fail(t, scsi.Sense{Key: scsi.KeyMediumError, Additional: code, Information: lba, InformationValid: true})
 	}
 }
@@ -85,12 +87,14 @@ func (u *Unit) rangeFailed(t *Task, err error, code scsi.Additional, lba, first,
 func (u *Unit) flushFailed(t *Task, err error) {
 	switch {
 	case errors.Is(err, media.ErrNoSpace):
+		u.config.MediumFailed(err)
 		u.failCode(t, scsi.KeyDataProtect, scsi.SpaceAllocationFailed)
 	case errors.Is(err, media.ErrClosed):
 		u.failCode(t, scsi.KeyHardwareError, scsi.InternalTargetFailure)
 	case errors.Is(err, media.ErrPowerLost):
 		u.notPowered(t)
 	default:
+		u.config.MediumFailed(err)
 		u.failCode(t, scsi.KeyMediumError, scsi.WriteError)
 	}
 }

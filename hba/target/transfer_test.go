@@ -2,6 +2,7 @@ package target_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -196,7 +197,8 @@ func TestReadWrite_MediumErrors(t *testing.T) {
 		{"closed", at(media.ErrClosed, nil), scsi.Sense{Key: scsi.KeyHardwareError, Additional: scsi.InternalTargetFailure}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true}, 0)
+			var told []error
+			u, m := newFakeUnit(t, 1<<20, target.Config{WriteCache: true, MediumFailed: func(err error) { told = append(told, err) }}, 0)
 			m.setFail("write", tt.err)
 			wantSense(t, run(t, u, write16(4, 4), target.DataOut, buf), tt.want)
 			m.setFail("read", tt.err)
@@ -205,6 +207,11 @@ func TestReadWrite_MediumErrors(t *testing.T) {
 				want.Additional = scsi.UnrecoveredReadError
 			}
 			wantSense(t, run(t, u, read16(4, 4), target.DataIn, buf), want)
+			// What its configuration, its size or its end explains is no failure of the medium.
+			failed := tt.want.Key == scsi.KeyMediumError || tt.want.Additional == scsi.SpaceAllocationFailed
+			if failed != (len(told) == 2 && errors.Is(told[0], tt.err) && errors.Is(told[1], tt.err)) || !failed && len(told) > 0 {
+				t.Errorf("told of %v, a failure of the medium: %v", told, failed)
+			}
 		})
 	}
 }

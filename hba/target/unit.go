@@ -60,6 +60,10 @@ type Config struct {
 	// NoCache says that there is no such cache and that one cannot be requested: WCE is
 	// clear and cannot be set. WriteCache has no meaning then.
 	NoCache bool
+	// MediumFailed, unless nil, is told of each failure of the medium that ends a command:
+	// sense data have no room for its cause. It runs where the command does, and must not
+	// wait.
+	MediumFailed func(err error)
 }
 
 // Conditions of a unit, a bit each, by priority of the unit attentions.
@@ -129,6 +133,9 @@ type Unit struct {
 func NewUnit(m media.Media, c Config) (*Unit, error) {
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
+	}
+	if c.MediumFailed == nil {
+		c.MediumFailed = func(error) {}
 	}
 	u := &Unit{config: c, medium: m, can: media.Probe(m), shift: uint8(bits.TrailingZeros32(c.BlockBytes))}
 	size := m.Size()

@@ -235,6 +235,7 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 		// flush: writing through would cost an fdatasync each. Memory has nothing
 		// before it.
 		WriteCache: true, NoCache: isMemory(md),
+		MediumFailed: (&failureLog{log: d.log.With("disk", c.Name)}).tell,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
