@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/hba/trace"
 )
@@ -91,6 +96,37 @@ func TestTraceReplay_Interrupted(t *testing.T) {
 				t.Errorf("the image: %d bytes, %v; want none", len(b), err)
 			}
 		})
+	}
+}
+
+// TestServe_InterruptedReading: a signal ends a daemon whose configuration is a pipe or a
+// terminal that has not said all.
+func TestServe_InterruptedReading(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "vhbad", "serve", "--config", path)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0) // which waits until it reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v, want success", err)
+	}
+	if got, want := stderr.String(), "vhbad: stopped before the configuration was read: terminated\n"; got != want {
+		t.Errorf("said %q, want %q", got, want)
 	}
 }
 

@@ -264,6 +264,27 @@ func (s *serveFlags) merge(file *config.File, f *pflag.FlagSet) (err error) {
 	return nil
 }
 
+// resolveUnlessSignalled is resolve, but a signal meanwhile ends it; the result is then nil.
+// The file may be a terminal or a pipe, which has more only when somebody writes it.
+func (s *serveFlags) resolveUnlessSignalled(cmd *cobra.Command, signals <-chan os.Signal, inherited bool) (*config.Config, error) {
+	type outcome struct {
+		c   *config.Config
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		c, err := s.resolve(cmd.Flags(), inherited)
+		done <- outcome{c, err}
+	}()
+	select {
+	case o := <-done:
+		return o.c, o.err
+	case sig := <-signals:
+		_, err := fmt.Fprintf(cmd.ErrOrStderr(), "vhbad: stopped before the configuration was read: %s\n", sig)
+		return nil, err
+	}
+}
+
 // wantRegular returns an error if a file is there and cannot be read a second time, such
 // as a pipe, whose reader waits for somebody to write.
 func wantRegular(path string) error {
@@ -308,8 +329,8 @@ func (s *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return usage(err)
 	}
-	c, err := s.resolve(cmd.Flags(), len(inherited.NBD) > 0)
-	if err != nil {
+	c, err := s.resolveUnlessSignalled(cmd, signals, len(inherited.NBD) > 0)
+	if c == nil || err != nil {
 		return usage(err)
 	}
 	level := &slog.LevelVar{}
