@@ -252,6 +252,44 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// TestPrerm: what is removed leaves nothing enabled, whose units are gone.
+func TestPrerm(t *testing.T) {
+	to := t.TempDir()
+	folder := filepath.Join(to, "usr/lib/systemd/system")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range units {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(readUnit(t, name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	output(t, "systemctl", "--root="+to, "--quiet", "enable", "vhbad.service", "vhbad-attach@nbd0.service", "vhbad-attach@nbd7.service")
+	enabled := func() []string {
+		t.Helper()
+		links, err := filepath.Glob(filepath.Join(to, "etc/systemd/system/*/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return links
+	}
+	if links := enabled(); len(links) != 4 {
+		t.Fatalf("enabled are %q, want service, socket and two devices", links)
+	}
+	for _, word := range []string{"upgrade", "1", "remove"} {
+		cmd := exec.Command("sh", filepath.Join(root, "deploy/package/prerm"), word)
+		cmd.Env = append(os.Environ(), "DPKG_ROOT="+to)
+		outputOf(t, cmd)
+		want := 4
+		if word == "remove" {
+			want = 0
+		}
+		if links := enabled(); len(links) != want {
+			t.Errorf("after prerm %s, enabled are %q, want %d", word, links, want)
+		}
+	}
+}
+
 func TestChecksums(t *testing.T) {
 	cmd := exec.Command("sha256sum", "--check", "--strict", "SHA256SUMS")
 	cmd.Dir = filepath.Dir(dist(t, "SHA256SUMS"))
