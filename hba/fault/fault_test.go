@@ -786,6 +786,37 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// Every command that a unit takes is of a kind of its own; only what no disk has is another.
+func TestOpOf_KnowsWhatUnitsTake(t *testing.T) {
+	want := map[scsi.Opcode]Op{
+		scsi.OpTestUnitReady: OpReady, scsi.OpRequestSense: OpSense, scsi.OpInquiry: OpInquiry, scsi.OpReportLUNs: OpLuns,
+		scsi.OpModeSense6: OpMode, scsi.OpModeSense10: OpMode, scsi.OpModeSelect6: OpMode, scsi.OpModeSelect10: OpMode,
+		scsi.OpStartStopUnit: OpStartStop, scsi.OpReadCapacity10: OpCapacity,
+		scsi.OpRead6: OpRead, scsi.OpRead10: OpRead, scsi.OpRead12: OpRead, scsi.OpRead16: OpRead,
+		scsi.OpWrite6: OpWrite, scsi.OpWrite10: OpWrite, scsi.OpWrite12: OpWrite, scsi.OpWrite16: OpWrite,
+		scsi.OpVerify10: OpVerify, scsi.OpVerify12: OpVerify, scsi.OpVerify16: OpVerify,
+		scsi.OpPreFetch10: OpCache, scsi.OpPreFetch16: OpCache,
+		scsi.OpSynchronizeCache10: OpFlush, scsi.OpSynchronizeCache16: OpFlush,
+		scsi.OpWriteSame10: OpZero, scsi.OpWriteSame16: OpZero, scsi.OpUnmap: OpTrim, scsi.OpCompareAndWrite: OpCompareWrite,
+	}
+	for code := range 256 {
+		cdb := [scsi.CDBMaxBytes]byte{byte(code)}
+		op, known := want[scsi.Opcode(code)]
+		if !known {
+			op = OpOther
+		}
+		if got := OpOf(&cdb); got != op {
+			t.Errorf("%v is of kind %v, want %v", scsi.Opcode(code), got, op)
+		}
+	}
+	for action, op := range map[scsi.ServiceAction]Op{scsi.ActionReadCapacity16: OpCapacity, scsi.ActionGetLBAStatus: OpStatus, 0x1f: OpOther} {
+		cdb := [scsi.CDBMaxBytes]byte{byte(scsi.OpServiceActionIn16), byte(action)}
+		if got := OpOf(&cdb); got != op {
+			t.Errorf("SERVICE ACTION IN of action %#x is of kind %v, want %v", uint8(action), got, op)
+		}
+	}
+}
+
 // A PRE-FETCH of 0 blocks is about all up to the end.
 func TestPlan_Describe(t *testing.T) {
 	bad := Match{LBA: new(uint64(100)), Blocks: 50, Op: Ops{"cache"}}

@@ -28,7 +28,7 @@ const (
 	OpInquiry                     // INQUIRY
 	OpLuns                        // REPORT LUNS
 	OpCapacity                    // READ CAPACITY
-	OpMode                        // MODE SENSE
+	OpMode                        // MODE SENSE, MODE SELECT
 	OpSense                       // REQUEST SENSE
 	OpStartStop                   // START STOP UNIT
 	OpOther                       // commands that no disk has
@@ -107,7 +107,7 @@ var opsByCode = [256]Op{
 	scsi.OpTestUnitReady: OpReady, scsi.OpRequestSense: OpSense,
 	scsi.OpRead6: OpRead, scsi.OpRead10: OpRead, scsi.OpRead12: OpRead, scsi.OpRead16: OpRead,
 	scsi.OpWrite6: OpWrite, scsi.OpWrite10: OpWrite, scsi.OpWrite12: OpWrite, scsi.OpWrite16: OpWrite,
-	scsi.OpInquiry: OpInquiry, scsi.OpModeSense6: OpMode, scsi.OpModeSense10: OpMode,
+	scsi.OpInquiry: OpInquiry, scsi.OpModeSense6: OpMode, scsi.OpModeSense10: OpMode, scsi.OpModeSelect6: OpMode, scsi.OpModeSelect10: OpMode,
 	scsi.OpStartStopUnit: OpStartStop, scsi.OpReadCapacity10: OpCapacity, scsi.OpReportLUNs: OpLuns,
 	scsi.OpVerify10: OpVerify, scsi.OpVerify12: OpVerify, scsi.OpVerify16: OpVerify,
 	scsi.OpPreFetch10: OpCache, scsi.OpPreFetch16: OpCache,
