@@ -284,7 +284,7 @@ func (d *Device) overwrites(h *hold) (all []overwritten) {
 		return nil
 	}
 	for _, v := range h.decision.Keepers(&h.command) {
-		lba, blocks, ok := v.Clip(&h.command)
+		lba, blocks, ok := h.decision.Clip(v, &h.command)
 		if !ok {
 			continue
 		}
@@ -301,7 +301,11 @@ func (d *Device) overwrites(h *hold) (all []overwritten) {
 func (x *executor) wrote(d *Device, h *hold, old []overwritten) {
 	c := &h.command
 	if c.Op != fault.OpTrim {
-		h.wroteBlocks(c.LBA, c.Blocks, old)
+		lba := c.LBA
+		if h.decision.Redirect {
+			lba = h.decision.Target
+		}
+		h.wroteBlocks(lba, c.Blocks, old)
 		return
 	}
 	if !x.live(d.iommu, dma.Read) {

@@ -1352,6 +1352,38 @@ func TestFaults_Data(t *testing.T) {
 			t.Error("the write is not 4 blocks further on")
 		}
 	})
+	t.Run("misdirected, to where rules keep something", func(t *testing.T) {
+		reset(t)
+		here, there := fault.Match{LBA: new(uint64(0)), Blocks: 1}, fault.Match{LBA: new(uint64(4)), Blocks: 1}
+		w.set(t, fault.Rule{Name: "bad-here", Match: here, Action: fault.Action{Kind: fault.KindMediumError}},
+			fault.Rule{Name: "bad-there", Match: there, Action: fault.Action{Kind: fault.KindMediumError}},
+			fault.Rule{Name: "stale-here", Match: here, Action: fault.Action{Kind: fault.KindStaleRead}},
+			fault.Rule{Name: "stale-there", Match: there, Action: fault.Action{Kind: fault.KindStaleRead}},
+			fault.Rule{Name: "astray", Budget: 1, Action: fault.Action{Kind: fault.KindMisdirected, ShiftBlocks: 4}})
+		astray := disk0.Write(1, 0, 1, out)
+		for i := range out.Bytes {
+			out.Bytes[i] = 2
+		}
+		astray.DataBytes, astray.Segments[0].Bytes = blockBytes, blockBytes
+		w.do(t, astray)
+		readOne := func(lba uint64) (hba.Completion, byte) {
+			b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+			return w.do(t, disk0.Read(2, lba, 1, b))[0], b.Bytes[0]
+		}
+		if c, b := readOne(4); c.ScsiStatus != 0 || b != 1 {
+			t.Errorf("the block that was written: %v, reads %#x; want that it is good, and 1, what it held before", scsi.Status(c.ScsiStatus), b)
+		}
+		if c, _ := readOne(0); c.ScsiStatus == 0 {
+			t.Error("the block that was to be written is good")
+		}
+		wantGood(t, write(t, 3))
+		if c, b := readOne(0); c.ScsiStatus != 0 || b != 1 {
+			t.Errorf("the block that was to be written: %v, reads %#x; want 1, which it held before it was written", scsi.Status(c.ScsiStatus), b)
+		}
+		if b := raw(t); b[0] != 3 || b[4*blockBytes] != 3 {
+			t.Errorf("the medium holds %#x and %#x", b[0], b[4*blockBytes])
+		}
+	})
 	t.Run("short", func(t *testing.T) {
 		reset(t)
 		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindShortTransfer, Keep: 2 * blockBytes}})

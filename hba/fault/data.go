@@ -33,10 +33,10 @@ func (d *Decision) Heal(c *Command, lba, blocks uint64) {
 	}
 }
 
-// Clip returns the part of a command's blocks that v covers; ok says whether there is
-// any.
-func (v *Versions) Clip(c *Command) (lba, blocks uint64, ok bool) {
-	s := v.clip(c.span())
+// Clip returns the part of the blocks that c writes which v covers; ok says whether there
+// is any.
+func (d *Decision) Clip(v *Versions, c *Command) (lba, blocks uint64, ok bool) {
+	s := v.clip(d.written(c))
 	return s.first, s.end - s.first, !s.empty()
 }
 

@@ -118,12 +118,8 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		return false
 	}
 	*d = Decision{}
-	watched := false
 	for i := range p.entries {
 		e := &p.entries[i]
-		if e.watches() && c.Op&opsWriting != 0 && c.Ranged && !e.in.overlap(c.span()).empty() {
-			watched = true
-		}
 		if d.n == maxFired || !e.matches(c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
 			continue
 		}
@@ -137,9 +133,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 		p.add(d, e, c, chance, now)
 		p.tell(e.fault, c, now)
 	}
-	if watched {
-		p.watch(c, d)
-	}
+	p.watch(c, d)
 	return d.n > 0 || d.overwrites != nil
 }
 
@@ -355,7 +349,7 @@ func (p *Plan) astray(c *Command, shift int64, chance *chance) (lba uint64, ok b
 // watch looks for rules that are affected by a write although they do not match it: it
 // repairs their blocks, or they keep earlier versions.
 func (p *Plan) watch(c *Command, d *Decision) {
-	if d.End != EndNot || d.Redirect {
+	if p.watched&c.Op == 0 || !c.Ranged || d.End != EndNot {
 		return
 	}
 	written := d.written(c)
@@ -374,9 +368,12 @@ func (p *Plan) watch(c *Command, d *Decision) {
 	}
 }
 
-// written are the blocks that c writes.
+// written are the blocks that c writes, or of an UNMAP those from its first to its last.
 func (d *Decision) written(c *Command) span {
 	s := c.span()
+	if d.Redirect {
+		s = span{d.Target, d.Target + c.Blocks}
+	}
 	if d.Short {
 		s.end = s.first + d.Keep
 	}

@@ -498,7 +498,7 @@ func TestCorrupt(t *testing.T) {
 			t.Fatal("a write into the range keeps nothing")
 		}
 		kept := d.Keepers(&c)[0]
-		lba, blocks, ok := kept.Clip(&c)
+		lba, blocks, ok := d.Clip(kept, &c)
 		if lba != 10 || blocks != 2 || !ok {
 			t.Errorf("the earlier version of %d blocks from %d is wanted, want 2 from 10", blocks, lba)
 		}
