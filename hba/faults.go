@@ -88,13 +88,7 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 	if u := d.unitAt(plan.Unit()); u == nil || u.HasLost(c.Nexus) { // a lost nexus fails in no other way
 		return treatmentNone
 	}
-	cmd := plan.Describe(&c.CDB)
-	cmd.Tag = c.Tag
-	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 {
-		if q.exec.gather(d.iommu, c, dma.Read) == CodeExecuted {
-			cmd.AddUnmap(q.exec.unmapList())
-		}
-	}
+	cmd := q.exec.describe(d, plan, c)
 	dec := &q.decision
 	if !plan.Decide(&cmd, d.clock.Now(), dec) {
 		return treatmentNone
@@ -104,6 +98,16 @@ func (d *Device) misbehave(q *queue, position uint32, c *Command) treatment {
 		d.fillRing(q, dec.RingFull, dec.RingFullFor)
 	}
 	return d.take(q, position, c, func(h *hold) { h.command, h.decision, h.unit = cmd, *dec, plan.Unit() })
+}
+
+// describe describes a valid command for the rules of its unit.
+func (x *executor) describe(d *Device, plan *fault.Plan, c *Command) fault.Command {
+	cmd := plan.Describe(&c.CDB)
+	cmd.Tag = c.Tag
+	if cmd.Op == fault.OpTrim && c.Flags&CommandDataOut != 0 && x.gather(d.iommu, c, dma.Read) == CodeExecuted {
+		cmd.AddUnmap(x.unmapList())
+	}
+	return cmd
 }
 
 // fillRing keeps the engine of q from taking more from its submission ring for some
@@ -197,7 +201,7 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	case fault.EndDone:
 		x.neverDone(d, rec, out)
 	case fault.EndNot:
-		x.executeOtherwise(d, rec, out, t)
+		x.executeOtherwise(d, h, rec.cmd, out, t)
 	case fault.EndStatus:
 	}
 	met := out.Code == CodeExecuted && scsi.Status(out.ScsiStatus) == scsi.StatusConditionMet // a PRE-FETCH is done, too
@@ -209,11 +213,21 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	}
 }
 
+// executeWatched executes a command that met no fault, while rules look at what it may
+// overwrite: they may have come since. The caller is a worker.
+func (x *executor) executeWatched(d *Device, plan *fault.Plan, c *Command, out *Completion, t *tally) {
+	if !c.valid() {
+		x.run(d, c, out, t, true)
+		return
+	}
+	h := hold{command: x.describe(d, plan, c), unit: plan.Unit()}
+	x.executeOtherwise(d, &h, *c, out, t)
+}
+
 // executeOtherwise executes a command in the way that its decision says.
-func (x *executor) executeOtherwise(d *Device, rec *record, out *Completion, t *tally) {
-	h := rec.hold
+func (x *executor) executeOtherwise(d *Device, h *hold, c Command, out *Completion, t *tally) {
 	dec := &h.decision
-	c := rec.cmd
+	dec.Watch(d.planOf(&c), &h.command) // rules may have come since the command did
 	var old []overwritten
 	if dec.Overwrites() {
 		old = d.overwrites(h)

@@ -1401,6 +1401,67 @@ func TestFaults_Data(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A slowTrimmer is reached by workers only, and can release blocks.
+type slowTrimmer struct {
+	*hbatest.Media
+	memory *media.Memory
+}
+
+func (m *slowTrimmer) Discard(off, n int64) error { return m.memory.Discard(off, n) }
+
+// Rules that keep something for each block see what is executed while they are in force,
+// also if it came before: what a rule holds, and what waits for a worker.
+func TestFaults_RulesComeBeforeExecution(t *testing.T) {
+	bad := fault.Rule{Name: "bad", Match: fault.Match{LBA: new(uint64(0)), Blocks: 8}, Action: fault.Action{Kind: fault.KindMediumError}}
+	stale := fault.Rule{Name: "stale", Match: bad.Match, Action: fault.Action{Kind: fault.KindStaleRead}}
+	gate := fault.Rule{Name: "gate", Match: fault.Match{Op: fault.Ops{"write", "trim"}}, Budget: 1, Action: fault.Action{Kind: fault.KindGate}}
+	for name, held := range map[string]bool{"held": true, "in line": false} {
+		for _, op := range []string{"write", "trim"} {
+			t.Run(name+", "+op, func(t *testing.T) {
+				w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+				if err := w.dev.RemoveUnit(context.Background(), 0, 0); err != nil {
+					t.Fatal(err)
+				}
+				m := &slowTrimmer{hbatest.NewMedia(w.memory, hbatest.MediaConfig{}), w.memory}
+				w.attach(t, disk0, m)
+				t.Cleanup(m.Release)
+				if _, err := w.memory.WriteAt(bytes.Repeat([]byte{1}, 8*blockBytes), 0); err != nil {
+					t.Fatal(err)
+				}
+				out := w.driver.MappedBuffer(t, blockBytes, dma.Read)
+				out.Bytes[0] = 2
+				c := disk0.Write(1, 0, 1, out)
+				if op == "trim" {
+					c = w.unmapOfTwo(t, 0)
+				}
+				if held {
+					s := w.set(t, gate)
+					w.submit(t, c)
+					w.awaitHeld(1)
+					w.set(t, gate, bad, stale)
+					w.dev.ReleaseHeld(s.Fault("gate"), 0)
+					w.reap(w.driver.Queues[0], 1)
+				} else {
+					m.Hold()
+					w.submit(t, disk0.Write(9, 16, 1, out), c)
+					m.WaitHeld(1)
+					w.set(t, bad, stale)
+					m.Release()
+					w.reap(w.driver.Queues[0], 2)
+				}
+				in := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+				if c := w.do(t, disk0.Read(2, 0, 1, in))[0]; c.ScsiStatus != 0 || in.Bytes[0] != 1 {
+					t.Errorf("%v, reads %#x; want a good block, and what it held before, 1", scsi.Status(c.ScsiStatus), in.Bytes[0])
+				}
+				if c := w.do(t, disk0.Read(2, 1, 1, in))[0]; c.ScsiStatus == 0 {
+					t.Error("the next block is good, which nobody has written")
+				}
+				w.wantIdle(t)
+			})
+		}
+	}
+}
+
 // A flushCounter counts what reaches the medium.
 type flushCounter struct {
 	*media.Memory

@@ -251,6 +251,8 @@ func (d *Device) execute(w *crew, rec *record) {
 	if rec.held {
 		w.exec.executeHeld(d, rec, &w.out, &t)
 		w.out.spoilReply(&rec.hold.decision)
+	} else if plan := d.planOf(&rec.cmd); plan != nil && plan.Watches(&rec.cmd.CDB) {
+		w.exec.executeWatched(d, plan, &rec.cmd, &w.out, &t)
 	} else {
 		w.exec.run(d, &rec.cmd, &w.out, &t, true)
 	}

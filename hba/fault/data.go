@@ -1,10 +1,25 @@
 package fault
 
+import "github.com/vhbad/vhbad/internal/scsi"
+
 // What a decision does to data: to the data that a write overwrites, and to the data
 // that a read has returned.
 
 // Overwrites reports whether Keepers and Heal would do anything.
 func (d *Decision) Overwrites() bool { return d.overwrites != nil }
+
+// Watch has Keepers and Heal work for the rules of p, which may be nil: those in force as
+// c begins to be executed, which need not be those that decided.
+func (d *Decision) Watch(p *Plan, c *Command) {
+	if d.overwrites = nil; p != nil {
+		p.watch(c, d)
+	}
+}
+
+// Watches reports whether rules look at what commands with this CDB overwrite.
+func (p *Plan) Watches(cdb *[scsi.CDBMaxBytes]byte) bool {
+	return p.watched != 0 && p.watched&OpOf(cdb) != 0
+}
 
 // Keepers returns the Versions that are to get what c has overwritten.
 func (d *Decision) Keepers(c *Command) (all []*Versions) {
