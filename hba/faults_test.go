@@ -915,6 +915,37 @@ func TestFaults_DMAAfterCompletionOfLongBuffer(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// What a READ has not brought does not come once more.
+func TestFaults_DMAAfterCompletionBringsWhatWasRead(t *testing.T) {
+	recovered := &fault.Sense{Key: "recovered-error", ASC: 0x17}
+	for name, tt := range map[string]struct {
+		other fault.Action
+		want  int // blocks
+	}{
+		"failed":    {fault.Action{Kind: fault.KindErrno, Errno: "EIO"}, 0},
+		"busy":      {fault.Action{Kind: fault.KindBusy}, 0},
+		"short":     {fault.Action{Kind: fault.KindShortTransfer, Keep: 2 * blockBytes}, 2},
+		"recovered": {fault.Action{Kind: fault.KindStatus, Sense: recovered}, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+			if _, err := w.memory.WriteAt(bytes.Repeat([]byte{0x55}, 4*blockBytes), 0); err != nil {
+				t.Fatal(err)
+			}
+			w.set(t, fault.Rule{Name: "late", Action: fault.Action{Kind: fault.KindDMAAfterCompletion, For: fault.Duration(time.Second)}},
+				fault.Rule{Name: "other", Action: tt.other})
+			b := w.driver.MappedBuffer(t, 4*blockBytes, dma.Write)
+			wantCode(t, w.do(t, disk0.Read(1, 0, 4, b))[0], 1, hba.CodeExecuted)
+			clear(b.Bytes)
+			w.clock.Advance(time.Second)
+			if got := bytes.Count(b.Bytes, []byte{0x55}); got != tt.want*blockBytes {
+				t.Errorf("%d bytes came late, want the %d that were read", got, tt.want*blockBytes)
+			}
+			w.wantIdle(t)
+		})
+	}
+}
+
 // Memory that the driver unmaps while a late transfer copies into it is somebody else's from
 // then on.
 func TestFaults_DMAAfterCompletionMeetsUnmap(t *testing.T) {

@@ -154,7 +154,7 @@ func (d *Device) answerLocked(rec *record) (raise uint64) {
 	if f := dec.Lost; f != nil && d.isInForce(f) {
 		return raise | d.holdLocked(rec, f, forever)
 	}
-	if f := dec.DMAAfter; f != nil { // before the answer: whoever has that finds this scheduled
+	if f := dec.DMAAfter; f != nil && h.out.DataBytes != 0 { // before the answer: whoever has that finds this scheduled
 		d.hauntLaterLocked(rec, f, dec.DMAAfterFor, hauntTransferAnswered)
 	}
 	one := [1]Completion{h.out}
@@ -366,6 +366,8 @@ type haunting struct {
 	by       *fault.Fault
 	kind     hauntKind
 	stop     func() bool
+	// bytes is how much is transferred at the most: of what was answered, as much as then.
+	bytes uint32
 	// powerCycle is the record's: a unit that has lost its power since transfers
 	// nothing.
 	powerCycle uint32
@@ -412,7 +414,13 @@ func (d *Device) hauntLaterLocked(rec *record, f *fault.Fault, after time.Durati
 	if after == 0 {
 		after = lateDefault
 	}
-	h := &haunting{queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, decision: *dec, by: f, kind: kind, powerCycle: rec.powerCycle}
+	h := &haunting{
+		queue: rec.queue, command: rec.cmd, unit: rec.hold.unit, decision: *dec, by: f, kind: kind,
+		bytes: rec.cmd.DataBytes, powerCycle: rec.powerCycle,
+	}
+	if kind == hauntTransferAnswered {
+		h.bytes = rec.hold.out.DataBytes
+	}
 	d.hauntings[h] = struct{}{}
 	h.stop = d.clock.AfterFunc(after, func() { d.haunt(h) })
 }
@@ -472,7 +480,7 @@ func (d *Device) transferLate(h *haunting) {
 		return // counted by the IOMMU; no command ends here
 	}
 	off := int64(lba) * int64(h.unit.BlockBytes)
-	rest := int64(blocks) * int64(h.unit.BlockBytes) // of the READ, whose buffers may be longer
+	rest := min(int64(blocks)*int64(h.unit.BlockBytes), int64(h.bytes)) // the READ's buffers may be longer
 	piece := make([]byte, min(c.DataBytes, latePieceBytes))
 	for _, s := range x.list {
 		left := int(min(int64(s.Bytes), rest))
