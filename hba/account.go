@@ -125,6 +125,17 @@ func behind(segments [][]byte, n int) (rest [][]byte) {
 	return rest
 }
 
+// actIgnoredFUA is what reports call a FUA that was ignored.
+const actIgnoredFUA = "ignored-fua"
+
+// ignoredByRead tells the medium of a READ with FUA that was executed as one without: it
+// may have brought what is not durable.
+func (d *Device) ignoredByRead(h *hold) {
+	if m := promiserOf(d.unitAt(h.unit)); m != nil {
+		m.Broke(actIgnoredFUA)
+	}
+}
+
 // doneOtherwise tells the medium of a write, executed as c says, that went elsewhere
 // than intended or was made less durable.
 func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {

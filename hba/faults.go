@@ -254,8 +254,11 @@ func (x *executor) executeOtherwise(d *Device, h *hold, c Command, out *Completi
 	if dec.Short {
 		out.Flags |= CompletionInjected
 	}
-	if h.command.Op == fault.OpWrite && (ignored || dec.Redirect) {
+	switch {
+	case h.command.Op == fault.OpWrite && (ignored || dec.Redirect):
 		d.doneOtherwise(h, &c, ignored)
+	case ignored:
+		d.ignoredByRead(h)
 	}
 	if dec.Corrupts() && x.live(d.iommu, dma.Write) {
 		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/vhbad/vhbad/hba"
+	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
 	"github.com/vhbad/vhbad/hba/hbatest"
 	"github.com/vhbad/vhbad/hba/media"
@@ -271,13 +273,47 @@ type toldMedium struct {
 	*media.Memory
 	media.Promiser
 	broke int
+	acts  []string
 	lost  []int64
 }
 
-func (m *toldMedium) Broke(string) { m.broke++ }
+func (m *toldMedium) Broke(act string) {
+	m.broke++
+	m.acts = append(m.acts, act)
+}
 
 func (m *toldMedium) LostWrite(off, n int64, data [][]byte, _ bool) {
 	m.lost = append(m.lost, off, n, int64(len(data)))
+}
+
+// TestFaults_IgnoreFUAOfReadIsTold: the medium that keeps account of what was hostile is
+// told of a READ with FUA that is executed as one without, under the name that it uses.
+func TestFaults_IgnoreFUAOfReadIsTold(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	m := &toldMedium{Memory: w.memory}
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, m)
+	w.set(t, fault.Rule{Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindIgnoreFUA}})
+	b := w.driver.MappedBuffer(t, blockBytes, dma.Write)
+	for _, tt := range []struct {
+		lba  uint64
+		fua  bool
+		want []string
+	}{
+		{0, false, nil},
+		{diskBytes, true, nil}, // fails
+		{0, true, []string{string(cache.ActIgnoredFUA)}},
+	} {
+		c := disk0.Read(1, tt.lba, 1, b)
+		scsi.PutRead16(&c.CDB, tt.lba, 1, tt.fua, false)
+		w.do(t, c)
+		if !slices.Equal(m.acts, tt.want) {
+			t.Errorf("after a READ of block %d with FUA %t the medium was told of %q, want %q", tt.lba, tt.fua, m.acts, tt.want)
+		}
+	}
+	w.wantIdle(t)
 }
 
 // TestPower_LateTransfer: of a READ that came without power nothing is transferred when
