@@ -12,7 +12,9 @@ type Command struct {
 	// LBA and Blocks are its range, if it is Ranged.
 	LBA, Blocks uint64
 	Ranged      bool
-	FUA         bool
+	// Trimmed is how many blocks an UNMAP names: fewer than Blocks if its list has gaps.
+	Trimmed uint64
+	FUA     bool
 	// Connection is the GROUP NUMBER of its CDB, or zero.
 	Connection uint8
 	// Tag is the device's name for the command. It is not matched, only reported.
@@ -61,7 +63,9 @@ func (c *Command) AddUnmap(list []byte) {
 		if !ok {
 			break
 		}
-		first, end = min(first, lba), max(end, lba+uint64(blocks))
+		count := min(uint64(blocks), math.MaxUint64-lba) // of blocks that no unit has
+		first, end = min(first, lba), max(end, lba+count)
+		c.Trimmed += count
 		list = list[scsi.UnmapDescriptorBytes:]
 	}
 	if first < end {

@@ -175,8 +175,23 @@ func (m *Match) hasSize(n int64) bool {
 	return n >= int64(m.MinSize) && (m.MaxSize == 0 || n <= int64(m.MaxSize))
 }
 
-// bytes is how many bytes of the unit the command covers.
-func (p *Plan) bytes(c *Command) int64 { return int64(c.Blocks * uint64(p.unit.BlockBytes)) }
+// bytes is how many bytes the command covers, at most those of the unit.
+func (p *Plan) bytes(c *Command) int64 {
+	n := c.Blocks
+	if c.Op == OpTrim && c.Trimmed != 0 {
+		n = c.Trimmed
+	}
+	return int64(min(n, p.unit.Blocks) * uint64(p.unit.BlockBytes))
+}
+
+// moves is how many bytes the command is going to move: the unit refuses what is not all
+// on it.
+func (p *Plan) moves(c *Command) int64 {
+	if c.Ranged && (c.LBA > p.unit.Blocks || c.Blocks > p.unit.Blocks-c.LBA) {
+		return 0
+	}
+	return p.bytes(c)
+}
 
 // firstBad is the first block of s that is bad or rotten.
 func (e *entry) firstBad(s span) (lba uint64, ok bool) {
@@ -210,7 +225,7 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindStall:
 		d.Delay += stall(a, now-time.Duration(f.armed.Load()))
 	case KindRate:
-		d.Delay += f.pacer.rate(a, p.bytes(c), now)
+		d.Delay += f.pacer.rate(a, p.moves(c), now)
 	case KindQueue:
 		d.Delay += f.pacer.serve(a.Latency.draw(&chance), now)
 	case KindReorder:

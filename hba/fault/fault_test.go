@@ -684,6 +684,54 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// unmapOf describes an UNMAP of ranges, each given by its first block and how many.
+func unmapOf(ranges ...uint64) Command {
+	list := make([]byte, scsi.UnmapHeaderBytes+len(ranges)/2*scsi.UnmapDescriptorBytes)
+	scsi.PutUnmapHeader(list, len(ranges)/2)
+	for i := 0; i < len(ranges); i += 2 {
+		scsi.PutUnmapDescriptor(list[scsi.UnmapHeaderBytes+i/2*scsi.UnmapDescriptorBytes:], ranges[i], uint32(ranges[i+1]))
+	}
+	c := Command{Op: OpTrim}
+	c.AddUnmap(list)
+	return c
+}
+
+// The size of an UNMAP is that of its blocks, not of what lies between them, and what is
+// beyond the end of the disk makes it no smaller, and takes nothing from a cap.
+func TestDecide_SizeOfUnmap(t *testing.T) {
+	const far = 1 << 63 / blockBytes // bytes of which are no int64
+	last := units[0].Blocks - 1
+	for _, tt := range []struct {
+		name    string
+		ranges  []uint64
+		matches bool
+		want    time.Duration
+	}{
+		{"8 blocks", []uint64{0, 8}, true, 8 * time.Second},
+		{"8 blocks in two places", []uint64{0, 4, last - 3, 4}, true, 8 * time.Second},
+		{"2 blocks far apart", []uint64{0, 1, last, 1}, false, 2 * time.Second},
+		{"some far beyond the end", []uint64{0, 8, far, 8}, true, 0},
+		{"some twice as far", []uint64{0, 8, 2*far - 8, 8}, true, 0},
+		{"some at the end of all numbers", []uint64{0, 8, math.MaxUint64 - 1, 8}, true, 0},
+		{"only some there", []uint64{math.MaxUint64 - 7, 8}, false, 0},
+		{"too many", []uint64{0, math.MaxUint32, 0, math.MaxUint32}, true, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := unmapOf(tt.ranges...)
+			var d Decision
+			s := newSet(t, Rule{Name: "r", Match: Match{MinSize: 8 * blockBytes}, Action: busy})
+			if got := s.Plans()[0].Decide(&c, 0, &d); got != tt.matches {
+				t.Errorf("a rule about 8 blocks and more matches: %t, want %t", got, tt.matches)
+			}
+			s = newSet(t, Rule{Name: "r", Action: Action{Kind: KindRate, BytesPerSecond: blockBytes}})
+			d = Decision{}
+			if s.Plans()[0].Decide(&c, 0, &d); d.Delay != tt.want {
+				t.Errorf("at a block a second it waits %s, want %s", d.Delay, tt.want)
+			}
+		})
+	}
+}
+
 // However slow it is and however much waits, nothing is held for longer than MaxTime.
 func TestPace_MaxTime(t *testing.T) {
 	for _, a := range []Action{
@@ -777,7 +825,7 @@ func TestDescribe(t *testing.T) {
 	scsi.PutUnmap(&cdb, false, uint16(len(list)))
 	c := Describe(&cdb)
 	c.AddUnmap(list)
-	if want := (Command{Op: OpTrim, LBA: 50, Blocks: 58, Ranged: true}); c != want {
+	if want := (Command{Op: OpTrim, LBA: 50, Blocks: 58, Trimmed: 9, Ranged: true}); c != want {
 		t.Errorf("UNMAP is %+v, want %+v", c, want)
 	}
 	for n := range len(list) {
