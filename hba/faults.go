@@ -240,7 +240,7 @@ func (x *executor) executeOtherwise(d *Device, h *hold, c Command, out *Completi
 		scsi.SetLBA(&c.CDB, dec.Target)
 	}
 	if dec.Short {
-		scsi.SetBlocks(&c.CDB, uint32(dec.Keep))
+		c.setBlocks(uint32(dec.Keep))
 	}
 	x.inMemory = dec.Corrupts()
 	x.run(d, &c, out, t, true)
@@ -263,6 +263,24 @@ func (x *executor) executeOtherwise(d *Device, h *hold, c Command, out *Completi
 	if dec.Corrupts() && x.live(d.iommu, dma.Write) {
 		dec.Corrupt(&h.command, int(h.unit.BlockBytes), x.segments)
 	}
+}
+
+// setBlocks changes the transfer length of a READ or WRITE. Six bytes of CDB cannot say 0,
+// ten can.
+func (c *Command) setBlocks(n uint32) {
+	op := scsi.Opcode(c.CDB[0])
+	if n != 0 || c.CDBBytes < 6 || scsi.CDBBytes(op) != 6 {
+		scsi.SetBlocks(&c.CDB, n)
+		return
+	}
+	lba, _, _ := scsi.BlockRange(&c.CDB)
+	control := c.CDB[5]
+	put := scsi.PutRead10
+	if op == scsi.OpWrite6 {
+		put = scsi.PutWrite10
+	}
+	c.CDBBytes = uint8(put(&c.CDB, uint32(lba), 0, false, false))
+	c.CDB[9] = control
 }
 
 // isGood reports whether the unit has executed the command, with status GOOD.

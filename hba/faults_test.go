@@ -1428,6 +1428,36 @@ func TestFaults_Data(t *testing.T) {
 			t.Error("other than 2 blocks have been read")
 		}
 	})
+	t.Run("short, to nothing", func(t *testing.T) {
+		reset(t)
+		w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindShortTransfer, Keep: 1}})
+		for name, put := range map[string]func(cdb *[scsi.CDBMaxBytes]byte, write bool) int{
+			"6": func(cdb *[scsi.CDBMaxBytes]byte, write bool) int {
+				if write {
+					return scsi.PutWrite6(cdb, 0, 8)
+				}
+				return scsi.PutRead6(cdb, 0, 8)
+			},
+			"10": func(cdb *[scsi.CDBMaxBytes]byte, write bool) int {
+				if write {
+					return scsi.PutWrite10(cdb, 0, 8, false, false)
+				}
+				return scsi.PutRead10(cdb, 0, 8, false, false)
+			},
+		} {
+			clear(in.Bytes)
+			copy(out.Bytes, full(2))
+			for _, c := range []hba.Command{disk0.Write(1, 0, 8, out), disk0.Read(1, 0, 8, in)} {
+				c.CDBBytes = uint8(put(&c.CDB, c.Flags&hba.CommandDataOut != 0))
+				if got := w.do(t, c)[0]; got.Code != hba.CodeExecuted || got.ScsiStatus != 0 || got.DataBytes != 0 || got.Flags != hba.CompletionInjected {
+					t.Errorf("a CDB of %s bytes: %+v, want GOOD without data, and the driver told", name, got)
+				}
+			}
+			if !bytes.Equal(raw(t), full(1)) || !bytes.Equal(in.Bytes, full(0)) {
+				t.Errorf("a CDB of %s bytes has moved data", name)
+			}
+		}
+	})
 	w.wantOthers(t)
 	w.wantIdle(t)
 }

@@ -120,7 +120,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 	*d = Decision{}
 	for i := range p.entries {
 		e := &p.entries[i]
-		if d.n == maxFired || !e.matches(c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
+		if d.n == maxFired || !p.matches(e, c, now) || !e.fault.rule.Match.hasSize(p.bytes(c)) {
 			continue
 		}
 		chance, fires := e.fault.choose()
@@ -139,7 +139,7 @@ func (p *Plan) Decide(c *Command, now time.Duration, d *Decision) bool {
 
 // matches checks everything in Match that does not depend on how many have matched
 // before.
-func (e *entry) matches(c *Command, now time.Duration) bool {
+func (p *Plan) matches(e *entry, c *Command, now time.Duration) bool {
 	f := e.fault
 	m := &f.rule.Match
 	switch {
@@ -166,6 +166,8 @@ func (e *entry) matches(c *Command, now time.Duration) bool {
 		return bad
 	case KindIgnoreFUA:
 		return c.FUA
+	case KindShortTransfer:
+		return p.keep(&f.rule.Action, c) < c.Blocks
 	}
 	return true
 }
@@ -211,7 +213,9 @@ func (p *Plan) add(d *Decision, e *entry, c *Command, chance chance, now time.Du
 	case KindStatus, KindErrno, KindMediumError, KindBusy, KindTaskSetFull, KindNotReady, KindUnitAttention, KindWriteProtect:
 		p.end(d, e, c)
 	case KindShortTransfer:
-		p.shorten(d, a, c)
+		if !d.Short {
+			d.Short, d.Keep = true, p.keep(a, c)
+		}
 	case KindHang:
 		d.hold(PlaceBefore, f, a.For)
 	case KindGate:
@@ -307,16 +311,12 @@ func (d *Decision) hold(at Place, f *Fault, most Duration) {
 	}
 }
 
-// shorten limits a command to as many blocks as the action says, or to half of its own.
-func (p *Plan) shorten(d *Decision, a *Action, c *Command) {
-	if d.Short {
-		return
-	}
-	d.Short = true
-	d.Keep = min(uint64(a.Keep)/uint64(p.unit.BlockBytes), c.Blocks)
+// keep is how many blocks of a command are left: as many as the action says, or half.
+func (p *Plan) keep(a *Action, c *Command) uint64 {
 	if a.Keep == 0 {
-		d.Keep = c.Blocks / 2
+		return c.Blocks / 2
 	}
+	return uint64(a.Keep) / uint64(p.unit.BlockBytes)
 }
 
 // end makes the command end as the fault says.

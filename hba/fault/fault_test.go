@@ -402,8 +402,8 @@ func TestMediumError_HealsWhatIsWritten(t *testing.T) {
 				Rule{Name: "short", Match: Match{Op: Ops{"write"}}, Action: Action{Kind: KindShortTransfer, Keep: tt.keep}})
 			var d Decision
 			c := write(100, 4)
-			if !s.Plans()[0].Decide(&c, 0, &d) || !d.Short {
-				t.Fatal("the write is not cut short")
+			if s.Plans()[0].Decide(&c, 0, &d); d.Short != (tt.want != 104) {
+				t.Fatalf("the write is cut short: %t", d.Short)
 			}
 			if d.Overwrites() {
 				d.Heal(&c, c.LBA, c.Blocks)
@@ -412,6 +412,36 @@ func TestMediumError_HealsWhatIsWritten(t *testing.T) {
 				t.Errorf("the first bad block is %d, want %d", got, tt.want)
 			}
 		})
+	}
+}
+
+// A command that is no longer than what is kept of it meets no short transfer, and uses up
+// no budget.
+func TestShortTransfer_OnlyWhatIsLonger(t *testing.T) {
+	for _, tt := range []struct {
+		keep   Size
+		blocks uint64
+		fires  bool
+		left   uint64
+	}{
+		{0, 0, false, 0},
+		{0, 1, true, 0},
+		{0, 5, true, 2},
+		{1, 1, true, 0},
+		{2 * blockBytes, 1, false, 0},
+		{2 * blockBytes, 2, false, 0},
+		{3*blockBytes - 1, 3, true, 2},
+		{2 * blockBytes, 3, true, 2},
+	} {
+		s := newSet(t, Rule{Name: "short", Budget: 1, Action: Action{Kind: KindShortTransfer, Keep: tt.keep}})
+		c := read(0, tt.blocks)
+		var d Decision
+		if got := s.Plans()[0].Decide(&c, 0, &d); got != tt.fires || d.Short != tt.fires || d.Keep != tt.left {
+			t.Errorf("keep %s of %d blocks: fires %t, keeps %d; want %t, %d", tt.keep, tt.blocks, got, d.Keep, tt.fires, tt.left)
+		}
+		if st := s.Faults()[0].Stats(); (st.Matched == 1) != tt.fires || (st.Fired == 1) != tt.fires {
+			t.Errorf("keep %s of %d blocks: %+v", tt.keep, tt.blocks, st)
+		}
 	}
 }
 
