@@ -219,7 +219,10 @@ type ruleUnit struct {
 // A ruleTimer says when such a rule is asked next. It persists while other rules and
 // units come and go, even after the rule has been asked for the last time.
 type ruleTimer struct {
-	at   time.Duration
+	at time.Duration
+	// asOf is the time that the rule is asked about, however late the call comes: at, or
+	// when the unit came, if that was later.
+	asOf time.Duration
 	stop func() bool // ends the call that is due
 }
 
@@ -241,7 +244,7 @@ func (d *Device) setTimersLocked(s *fault.Set) {
 	for _, p := range s.Plans() {
 		for _, start := range p.Starts() {
 			if key := timerOf(p, start.Fault); d.ruleTimers[key] == nil {
-				t := &ruleTimer{at: start.At}
+				t := &ruleTimer{at: start.At, asOf: start.AsOf}
 				d.ruleTimers[key] = t
 				d.startTimerLocked(key, t)
 			}
@@ -271,23 +274,24 @@ func (d *Device) tick(key ruleUnit, t *ruleTimer) {
 	s, f := d.Faults(), key.fault
 	for _, p := range s.Plans() {
 		if timerOf(p, f) == key {
-			d.askLocked(p, &fault.Command{Op: fault.OpTime, Timer: f})
+			d.askLocked(p, &fault.Command{Op: fault.OpTime, Timer: f}, t.asOf)
 		}
 	}
 	now := d.clock.Now()
 	if period := time.Duration(f.Rule().Match.Period); period != 0 && s.State(f, now) != fault.StateExhausted {
 		t.at += period * (1 + max(0, now-t.at)/period)
+		t.asOf = t.at
 		d.startTimerLocked(key, t)
 	}
 }
 
-// askLocked has the rules of a unit examine an event that is not a command, unless the
-// unit has been removed.
+// askLocked has the rules of a unit examine an event, which is no command, as of a time,
+// unless the unit has been removed.
 //
 // +checklocks:d.mu
-func (d *Device) askLocked(p *fault.Plan, c *fault.Command) {
+func (d *Device) askLocked(p *fault.Plan, c *fault.Command, at time.Duration) {
 	var dec fault.Decision
-	if u := p.Unit(); d.faults.Load().plan(u.Target, u.Lun) != p || !p.Decide(c, d.clock.Now(), &dec) {
+	if u := p.Unit(); d.faults.Load().plan(u.Target, u.Lun) != p || !p.Decide(c, at, &dec) {
 		return
 	}
 	for _, f := range dec.Triggers[:dec.NTriggers] {
@@ -301,14 +305,14 @@ func (d *Device) askLocked(p *fault.Plan, c *fault.Command) {
 func (d *Device) Mark(text string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.Faults()
-	n := s.Mark(text, d.clock.Now())
+	s, now := d.Faults(), d.clock.Now()
+	n := s.Mark(text, now)
 	if n == 0 {
 		return 0
 	}
 	d.setTimersLocked(s)
 	for _, p := range s.Plans() {
-		d.askLocked(p, &fault.Command{Op: fault.OpMark, Mark: text})
+		d.askLocked(p, &fault.Command{Op: fault.OpMark, Mark: text}, now)
 	}
 	return n
 }

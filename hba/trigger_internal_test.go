@@ -142,6 +142,38 @@ func TestTimers_Periodic(t *testing.T) {
 	}
 }
 
+// TestTimers_Late: a call that comes late misses no window, however short: the rule is asked
+// as of its time. A disk that comes when a window is over has missed it.
+func TestTimers_Late(t *testing.T) {
+	const late = 10 * time.Millisecond
+	w := newTimedWorld(t)
+	rule := timed("short", fault.Match{For: fault.Duration(time.Millisecond), Period: fault.Duration(time.Minute)}, 9)
+	s, err := fault.NewSet(fault.Config{Rules: []fault.Rule{rule}, Units: w.units, Now: w.clock.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.clock.now = late
+	w.d.SetFaults(s)
+	f := s.Fault("short")
+	for i := range 3 {
+		w.clock.advance(time.Duration(i)*time.Minute + late)
+		if got := f.Stats().Fired; got != uint64(i+1) {
+			t.Fatalf("fired %d times, called %s late in minute %d, want %d", got, late, i, i+1)
+		}
+	}
+	w.units = append(w.units, fault.Unit{Disk: "e", Lun: 1, BlockBytes: 512, Blocks: 1 << 12, PowerSwitch: true})
+	w.attach(t)
+	w.set(t, rule)
+	w.clock.advance(2*time.Minute + 2*late)
+	if got := f.Stats().Fired; got != 3 {
+		t.Errorf("fired %d times: a disk that comes late has met what was before it, too", got)
+	}
+	w.clock.advance(3*time.Minute + late)
+	if got := f.Stats().Fired; got != 5 {
+		t.Errorf("fired %d times after the next minute, want once for each disk more, 5", got)
+	}
+}
+
 // TestTimers_Once: a rule that is asked at its time and does not fire is not asked
 // again because of other rules.
 func TestTimers_Once(t *testing.T) {

@@ -56,6 +56,7 @@ type Set struct {
 	plans  []*Plan // by unit of Config
 	bus    *Plan
 	onFire func(Firing)
+	now    time.Duration // of Config
 }
 
 // A Plan is what the rules in force mean for one unit, or for the adapter as a
@@ -100,7 +101,7 @@ func NewSet(c Config) (*Set, error) {
 			return nil, &RuleError{Rule: r.Name, Err: errors.New("action.kind power-cut: the disk has no write cache, so it would lose nothing: serve it with cache=writeback")}
 		}
 	}
-	s := &Set{byName: make(map[string]*Fault, len(c.Rules)), onFire: c.OnFire}
+	s := &Set{byName: make(map[string]*Fault, len(c.Rules)), onFire: c.OnFire, now: c.Now}
 	for i := range c.Rules {
 		r := &c.Rules[i]
 		f := c.Old.Fault(r.Name)
@@ -387,10 +388,11 @@ func (s *Set) follows(f *Fault) bool {
 	return after == nil || after.fired.Load() >= max(1, f.rule.Match.AfterCount)
 }
 
-// A Start is when, on the clock of Decide, a rule about OpTime wants to be asked.
+// A Start is when, on the clock of Decide, a rule about OpTime wants to be asked, and as of
+// which time: a unit that has come after At was not there then.
 type Start struct {
-	Fault *Fault
-	At    time.Duration
+	Fault    *Fault
+	At, AsOf time.Duration
 }
 
 // Starts returns the start times of rules that are in force and have not fired yet or
@@ -399,7 +401,8 @@ func (p *Plan) Starts() (out []Start) {
 	for i := range p.entries {
 		f := p.entries[i].fault
 		if armed := f.armed.Load(); f.ops&OpTime != 0 && armed != notArmed && (f.fired.Load() == 0 || f.rule.Match.Period != 0) {
-			out = append(out, Start{f, time.Duration(armed) + time.Duration(f.rule.Match.Start)})
+			at := time.Duration(armed) + time.Duration(f.rule.Match.Start)
+			out = append(out, Start{f, at, max(at, p.set.now)})
 		}
 	}
 	return out
