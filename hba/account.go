@@ -56,7 +56,7 @@ func (x *executor) neverDone(d *Device, rec *record, out *Completion) {
 	h, c := rec.hold, &rec.cmd
 	unit := d.unitAt(h.unit) // once: it may be plugged in or out meanwhile
 	if unit != nil && (unit.IsOff() || isForgotten(rec.powerCycle, unit) || unit.HasLost(c.Nexus)) {
-		out.setNoPower(c.Tag, h.unit)
+		d.setNoPower(out, c.Tag, h.unit)
 		return
 	}
 	out.DataBytes = c.DataBytes
@@ -154,18 +154,18 @@ func (d *Device) doneOtherwise(h *hold, c *Command, ignored bool) {
 }
 
 // putSense makes c end with CHECK CONDITION, in the format that the unit uses.
-func (c *Completion) putSense(u fault.Unit, s *scsi.Sense) {
+func (d *Device) putSense(c *Completion, u fault.Unit, s *scsi.Sense) {
 	c.ScsiStatus = uint8(scsi.StatusCheckCondition)
 	put := scsi.PutFixedSense
-	if u.Blocks > 1<<32 {
+	if unit := d.unitAt(u); unit != nil && unit.DescriptorSense() {
 		put = scsi.PutDescriptorSense
 	}
 	c.SenseBytes = uint8(put(c.Sense[:], s))
 }
 
 // setNoPower makes c the completion of a command of a unit that has lost its power.
-func (c *Completion) setNoPower(tag uint32, u fault.Unit) {
+func (d *Device) setNoPower(c *Completion, tag uint32, u fault.Unit) {
 	c.set(tag, CodeExecuted)
 	c.Flags = CompletionInjected
-	c.putSense(u, &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable})
+	d.putSense(c, u, &scsi.Sense{Key: scsi.KeyNotReady, Additional: scsi.NotReadyCauseNotReportable})
 }

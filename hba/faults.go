@@ -208,7 +208,7 @@ func (x *executor) executeHeld(d *Device, rec *record, out *Completion, t *tally
 	if dec.Status != scsi.StatusGood && (out.isGood() || met) {
 		out.ScsiStatus, out.Flags = uint8(dec.Status), CompletionInjected
 		if dec.Status == scsi.StatusCheckCondition {
-			out.putSense(h.unit, &dec.Sense)
+			d.putSense(out, h.unit, &dec.Sense)
 		}
 	}
 }

@@ -1766,6 +1766,51 @@ func TestFaults_Capacity(t *testing.T) {
 	w.wantIdle(t)
 }
 
+// A hugeMedium is memory that claims to have more blocks than 32 bits can count.
+type hugeMedium struct{ *media.Memory }
+
+func (hugeMedium) Size() int64 { return 3 << 40 }
+
+// Sense data that a rule makes up are in the format that the unit uses, and says in D_SENSE
+// that it uses, also once another rule has made it so small that it uses the other one.
+func TestFaults_SenseIsInTheFormatOfTheUnit(t *testing.T) {
+	const descriptor, fixed = 0x72, 0x70
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1})
+	if err := w.dev.RemoveUnit(t.Context(), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, hugeMedium{w.memory})
+	s, err := fault.NewSet(fault.Config{
+		Rules: []fault.Rule{{Name: "bad", Match: fault.Match{Op: fault.Ops{"read"}}, Action: fault.Action{Kind: fault.KindErrno, Errno: "EIO"}}},
+		Units: []fault.Unit{{Disk: "d", BlockBytes: blockBytes, Blocks: 3 << 40 / blockBytes}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.dev.SetFaults(s)
+	for _, small := range []bool{false, true, false} {
+		want, limit := uint8(descriptor), int64(0)
+		if small {
+			want, limit = fixed, diskBytes
+		}
+		u := w.dev.UnitAt(0, 0)
+		u.Limit(limit)
+		w.do(t, disk0.Flush(9)) // gets the unit attention, if there is one
+		made := w.do(t, disk0.Read(1, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Write)))[0]
+		own := w.do(t, disk0.Write(2, 1<<50, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))[0]
+		u.PowerOff()
+		lost := w.do(t, disk0.Read(3, 0, 1, w.driver.MappedBuffer(t, blockBytes, dma.Write)))[0]
+		u.PowerOn()
+		w.do(t, disk0.Flush(9))
+		for name, c := range map[string]hba.Completion{"a rule": made, "the unit": own, "a rule without power": lost} {
+			if c.SenseBytes == 0 || c.Sense[0] != want {
+				t.Errorf("small %t: sense data of %s begin with %#x, want %#x", small, name, c.Sense[0], want)
+			}
+		}
+	}
+	w.wantIdle(t)
+}
+
 // The end of one rule about the capacity is not that of another: the latest that has not
 // ended says how much there is.
 func TestFaults_CapacityOfSome(t *testing.T) {

@@ -188,7 +188,7 @@ func (d *Device) checkPowerLocked(rec *record) {
 	if u := d.unitAt(h.unit); u == nil || !isForgotten(rec.powerCycle, u) {
 		return
 	}
-	h.out.setNoPower(rec.cmd.Tag, h.unit)
+	d.setNoPower(&h.out, rec.cmd.Tag, h.unit)
 	h.out.spoilReply(&h.decision) // the rule spoils this reply as it would have the original one
 }
 

@@ -9,9 +9,13 @@ import (
 
 // fail ends t with CHECK CONDITION. Sense data are in fixed format, except on units
 // whose addresses do not fit it; D_SENSE in the control mode page says which.
-func (u *Unit) fail(t *Task, s scsi.Sense) { t.fail(s, u.descriptorSense()) }
+func (u *Unit) fail(t *Task, s scsi.Sense) { t.fail(s, u.DescriptorSense()) }
 
-func (u *Unit) descriptorSense() bool { return u.blocks.Load() > 1<<32 }
+// DescriptorSense reports whether sense data are in descriptor format. That changes with
+// the capacity.
+//
+// Concurrency: any goroutine.
+func (u *Unit) DescriptorSense() bool { return u.blocks.Load() > 1<<32 }
 
 func (u *Unit) failCode(t *Task, key scsi.SenseKey, code scsi.Additional) {
 	u.fail(t, scsi.Sense{Key: key, Additional: code})

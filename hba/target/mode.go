@@ -5,7 +5,7 @@ import "github.com/vhbad/vhbad/internal/scsi"
 // mode is what the mode pages say, with WCE as given.
 func (u *Unit) mode(writeCache bool) scsi.Mode {
 	return scsi.Mode{
-		WriteProtected: u.config.ReadOnly, DPOFUA: true, WriteCache: writeCache, DescriptorSense: u.descriptorSense(),
+		WriteProtected: u.config.ReadOnly, DPOFUA: true, WriteCache: writeCache, DescriptorSense: u.DescriptorSense(),
 	}
 }
 
