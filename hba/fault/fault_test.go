@@ -133,6 +133,42 @@ func TestDecide_Disk(t *testing.T) {
 	}
 }
 
+// A command that has met as many faults as can come together meets no more, and is none of
+// the matches of the rules behind; a rule for every disk numbers the matches of all.
+func TestDecide_Numbers(t *testing.T) {
+	var rules []Rule
+	for i := range 10 {
+		rules = append(rules, Rule{Name: fmt.Sprint("r", i), Match: Match{Every: uint64(1 + i%2)}, Action: busy})
+	}
+	s := newSet(t, rules[:4]...)
+	for n := range 4 {
+		c := read(0, 1)
+		var d Decision
+		s.Plans()[n%2].Decide(&c, 0, &d)
+	}
+	for i, f := range s.Faults() {
+		want := Stats{Matched: 4, Fired: 4}
+		if i%2 == 1 {
+			want.Fired = 2
+		}
+		if got := f.Stats(); got != want {
+			t.Errorf("rule %d: %+v, want %+v", i, got, want)
+		}
+	}
+	for i := range rules {
+		rules[i].Match.Every = 0
+	}
+	s = newSet(t, rules...)
+	c := read(0, 1)
+	var d Decision
+	s.Plans()[0].Decide(&c, 0, &d)
+	for i, f := range s.Faults() {
+		if got, want := f.Stats().Matched, uint64(1); (i < 8) != (got == want) {
+			t.Errorf("rule %d has matched %d of one command, want only the first eight to", i, got)
+		}
+	}
+}
+
 func TestDecide_Window(t *testing.T) {
 	sec := func(n int) Duration { return Duration(time.Duration(n) * time.Second) }
 	for _, tt := range []struct {
