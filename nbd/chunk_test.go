@@ -114,6 +114,29 @@ func TestBlockStatus_Room(t *testing.T) {
 	}
 }
 
+// askStatus asks for the status of a range, in which m finds so many extents of so many bytes. It
+// returns for how many there was room.
+func askStatus(t *testing.T, m *nbdtest.Manual, c *nbdtest.Client, lengthBytes uint32, extents int, extentBytes uint64) (room int) {
+	t.Helper()
+	if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: lengthBytes}); err != nil {
+		t.Fatal(err)
+	}
+	r := <-m.Requests
+	room = len(r.Data) / 8
+	if c.Extended() {
+		room = len(r.Data) / 16
+	}
+	state := nbd.StateHole
+	for i := 0; i < extents && r.AddExtent(extentBytes, state); i++ {
+		state ^= nbd.StateHole
+	}
+	nbdtest.Complete(r, nbd.OK)
+	if n := len(get(t, c).Extents[c.Contexts["base:allocation"]]); n != min(extents, room) {
+		t.Fatalf("%d extents, want %d", n, min(extents, room))
+	}
+	return room
+}
+
 // TestBlockStatus_RoomAgain: the room that one reply with many extents has made is given up when
 // the next ones leave nearly all of it empty, and kept when they do not.
 func TestBlockStatus_RoomAgain(t *testing.T) {
@@ -121,26 +144,9 @@ func TestBlockStatus_RoomAgain(t *testing.T) {
 	for _, d := range dialects()[1:] {
 		m := nbdtest.NewManual(1 << 30)
 		c := newServer(t, m, nbd.Limits{}).speak("unix", d)
-		entry := 8
-		if d.Extended {
-			entry = 16
-		}
 		ask := func(extents int) (room int) {
 			t.Helper()
-			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: 1 << 30}); err != nil {
-				t.Fatal(err)
-			}
-			r := <-m.Requests
-			room = len(r.Data) / entry
-			state := nbd.StateHole
-			for i := 0; i < extents && r.AddExtent(grain, state); i++ {
-				state ^= nbd.StateHole
-			}
-			nbdtest.Complete(r, nbd.OK)
-			if n := len(get(t, c).Extents[c.Contexts["base:allocation"]]); n != min(extents, room) {
-				t.Fatalf("%s: %d extents, want %d", d.name, n, min(extents, room))
-			}
-			return room
+			return askStatus(t, m, c, 1<<30, extents, grain)
 		}
 		for range 2 { // it grows again
 			for range 4 {
@@ -168,24 +174,9 @@ func TestBlockStatus_RoomShort(t *testing.T) {
 	for _, d := range dialects()[1:] {
 		m := nbdtest.NewManual(1 << 30)
 		c := newServer(t, m, nbd.Limits{}).speak("unix", d)
-		entry := 8
-		if d.Extended {
-			entry = 16
-		}
 		ask := func(lengthBytes uint32, extents int, extentBytes uint64) (room int) {
 			t.Helper()
-			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdBlockStatus, Length: lengthBytes}); err != nil {
-				t.Fatal(err)
-			}
-			r := <-m.Requests
-			room = len(r.Data) / entry
-			state := nbd.StateHole
-			for i := 0; i < extents && r.AddExtent(extentBytes, state); i++ {
-				state ^= nbd.StateHole
-			}
-			nbdtest.Complete(r, nbd.OK)
-			get(t, c)
-			return room
+			return askStatus(t, m, c, lengthBytes, extents, extentBytes)
 		}
 		for range 2 { // it grows to most
 			ask(1<<30, most, grain)

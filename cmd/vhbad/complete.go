@@ -89,30 +89,26 @@ func diskNames(path *string) cobra.CompletionFunc {
 
 // ruleNames completes the first argument with the rules in force.
 func ruleNames(path *string) cobra.CompletionFunc {
-	return namesOf(path, func(ctx context.Context, c *client.Client) (names []cobra.Completion, err error) {
-		fs, err := c.Faults(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for i := range fs.Faults {
-			names = append(names, cobra.CompletionWithDesc(fs.Faults[i].Rule.Name, string(fs.Faults[i].Rule.Action.Kind)))
-		}
-		return names, nil
-	})
+	return ofRules(path, func(r *client.FaultRule) (name, kind string) { return r.Name, string(r.Action.Kind) })
 }
 
 // markTexts completes the first argument with the marks that rules wait for.
 func markTexts(path *string) cobra.CompletionFunc {
-	return namesOf(path, func(ctx context.Context, c *client.Client) (marks []cobra.Completion, err error) {
+	return ofRules(path, func(r *client.FaultRule) (mark, rule string) { return r.Match.AtMark, "rule " + r.Name })
+}
+
+// ofRules completes the first argument with something that rules in force have, or not.
+func ofRules(path *string, of func(r *client.FaultRule) (text, description string)) cobra.CompletionFunc {
+	return namesOf(path, func(ctx context.Context, c *client.Client) (texts []cobra.Completion, err error) {
 		fs, err := c.Faults(ctx)
 		if err != nil {
 			return nil, err
 		}
 		for i := range fs.Faults {
-			if r := &fs.Faults[i].Rule; r.Match.AtMark != "" {
-				marks = append(marks, cobra.CompletionWithDesc(r.Match.AtMark, "rule "+r.Name))
+			if text, description := of(&fs.Faults[i].Rule); text != "" {
+				texts = append(texts, cobra.CompletionWithDesc(text, description))
 			}
 		}
-		return marks, nil
+		return texts, nil
 	})
 }

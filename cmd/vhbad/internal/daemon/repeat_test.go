@@ -17,7 +17,6 @@ import (
 	"github.com/vhbad/vhbad/client"
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/fault"
-	"github.com/vhbad/vhbad/hba/trace"
 )
 
 // A repeatable is a request that can be sent again.
@@ -98,15 +97,7 @@ func repeat(c *nbdConn, requests []repeatable, depth int) (replies []string) {
 // when the medium has taken something: when that is, nobody has promised.
 func stepsOf(t *testing.T, path string) (steps []string) {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }()
-	r, err := trace.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := openTrace(t, path)
 	for {
 		rec, err := r.Next()
 		if errors.Is(err, io.EOF) {

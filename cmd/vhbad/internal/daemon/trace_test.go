@@ -65,18 +65,25 @@ func bother(c *nbdConn, random *rand.Rand, sizeBytes, n int, done func()) error 
 	}
 }
 
-// replayed is the image that a trace gives.
-func replayed(t *testing.T, path string, base []byte, o trace.Options) ([]byte, *trace.Result) {
+// openTrace returns a reader of a trace, for as long as the test runs.
+func openTrace(t *testing.T, path string) *trace.Reader {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = f.Close() }()
+	t.Cleanup(func() { _ = f.Close() })
 	r, err := trace.NewReader(f)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+// replayed is the image that a trace gives.
+func replayed(t *testing.T, path string, base []byte, o trace.Options) ([]byte, *trace.Result) {
+	t.Helper()
+	r := openTrace(t, path)
 	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: r.Header().DiskBytes})
 	if err != nil {
 		t.Fatal(err)
@@ -184,15 +191,7 @@ func TestTrace_Replay(t *testing.T) {
 // kinds counts the records of a trace by kind, marks by their text.
 func kinds(t *testing.T, path string) (count map[string]int, complete bool, reason string) {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }()
-	r, err := trace.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := openTrace(t, path)
 	count = make(map[string]int)
 	for {
 		rec, err := r.Next()
