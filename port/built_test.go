@@ -491,3 +491,38 @@ func TestPark_GateOpensMeanwhile(t *testing.T) {
 		})
 	}
 }
+
+// An SRB that bypasses the gate may wait for one that is then parked: nothing else tells it
+// that it can go.
+func TestPark_OthersMayGo(t *testing.T) {
+	for name, hold := range map[string]func(b *bench, parked *SRB){
+		"order": func(_ *bench, parked *SRB) { parked.QueueAction = OrderedTag },
+		"depth": func(b *bench, _ *SRB) { b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &driver{model: FullDuplex}
+			b := newBench(t, d, AdapterOptions{})
+			other := b.processor("other")
+			defer other.Close()
+			s := b.srbs(4, &finished{})
+			parked, lock, bypass, unlock := s[0], s[1], s[2], s[3]
+			lock.Function, unlock.Function = FunctionLockQueue, FunctionUnlockQueue
+			bypass.Flags |= FlagBypassLockedQueue
+			hold(b, parked)
+			d.buildIo = func(_ *Processor, s *SRB) bool {
+				if s == parked {
+					b.lu.Submit(other, []*SRB{lock, bypass})
+				}
+				return true
+			}
+			b.lu.Submit(b.p, []*SRB{parked})
+			b.wantStarted(bypass)
+			d.complete(b.p, bypass)
+			b.wantStarted()
+			b.lu.Submit(b.p, []*SRB{unlock})
+			b.wantStarted(parked)
+			d.complete(b.p, parked)
+			b.wantNoViolations()
+		})
+	}
+}

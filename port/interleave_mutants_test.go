@@ -244,9 +244,8 @@ func TestInterleaveMutants(t *testing.T) {
 			Name: "an SRB parked while the gate opened stays",
 			Test: "TestInterleave_Busy",
 			File: "issue.go",
-			Old: `	if passes {
-		lu.a.kick(p) // the gate opened after it was checked; who opens it from now on sees the queue
-	}`,
+			Old: `	// And others that pass it may have waited for what was parked.
+	lu.a.kick(p)`,
 		},
 		{
 			Name: "a unit that found the adapter full does not look again",

@@ -352,11 +352,6 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	if lu.outstanding == 0 {
 		lu.endQuiesceLocked(p, StatusSuccess)
 	}
-	unit, adapter := lu.gate.Load(), lu.a.gate.Load()
-	passes := false
-	for s := group.head; s != nil && !passes; s = s.next {
-		passes = s.passes(unit, adapter)
-	}
 	lu.waiting.prepend(group)
 	lu.rearmLocked()
 	lu.stats.Parked += uint64(n)
@@ -366,9 +361,9 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	}
 	lu.mu.Unlock()
 	lu.a.unreserve(p, freed)
-	if passes {
-		lu.a.kick(p) // the gate opened after it was checked; who opens it from now on sees the queue
-	}
+	// The gate may have opened after it was checked; who opens it from now on sees the queue.
+	// And others that pass it may have waited for what was parked.
+	lu.a.kick(p)
 }
 
 // mapData maps s's data and builds its scatter/gather list, which covers exactly the bytes
