@@ -1882,11 +1882,10 @@ func TestFaults_ManyTriggers(t *testing.T) {
 				fault.Rule{Name: "smaller", Match: m, Action: fault.Action{Kind: fault.KindCapacity, Size: size}})
 			set.off()
 			unit := w.dev.UnitAt(disk0.Target, disk0.Lun)
-			for n := 0; n < 1000000 && unit.Blocks() != size/blockBytes; n++ {
-				runtime.Gosched()
-			}
-			if got := unit.Blocks() * blockBytes; got != size {
-				t.Fatalf("the disk has %d bytes, and %d are held", got, w.dev.Stats().HeldByFaults)
+			for deadline := time.Now().Add(time.Minute); unit.Blocks() != size/blockBytes; runtime.Gosched() {
+				if time.Now().After(deadline) {
+					t.Fatalf("the disk has %d bytes, and %d are held", unit.Blocks()*blockBytes, w.dev.Stats().HeldByFaults)
+				}
 			}
 			if name == "command" {
 				wantCode(t, w.reap(w.driver.Queues[0], 1)[0], 1, hba.CodeExecuted)

@@ -578,7 +578,6 @@ func TestCorrupt(t *testing.T) {
 	})
 }
 
-// TestDecide_TheFirstDecides: of two rules that say the same of a command, the first has it.
 // Each bit that flips is another one: none flips back.
 func TestCorrupt_FlipsEachBitOnce(t *testing.T) {
 	const blocks = 20000
@@ -619,6 +618,7 @@ func TestCorrupt_FlipsEachBitOnce(t *testing.T) {
 	}
 }
 
+// TestDecide_TheFirstDecides: of two rules that say the same of a command, the first has it.
 func TestDecide_TheFirstDecides(t *testing.T) {
 	for name, tt := range map[string]struct {
 		one, two Action
