@@ -112,8 +112,7 @@ type LUStats struct {
 	Abandoned                   uint64 // given up after BuildIo
 	// Held is how long SRBs had to wait for each reason, the current wait included.
 	Held [GateReasons]time.Duration
-	// BusyTime is how long SRBs were outstanding or waiting: an estimate, sampled ten
-	// times a second.
+	// BusyTime is how long SRBs were outstanding or waiting: an estimate; see lookPeriod.
 	BusyTime time.Duration
 	// OldestAge is how long the oldest SRB of the unit has been here; see looks.
 	OldestAge time.Duration
