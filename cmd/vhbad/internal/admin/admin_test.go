@@ -629,11 +629,14 @@ func TestServer_CloseStalled(t *testing.T) {
 	}
 }
 
-// A request that has come in full before the server is closed gets its answer.
+// A request that its client has sent before the server is closed gets its answer, though it
+// is read only then.
 func TestServer_CloseAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		finish := make(chan struct{})
+		all := strings.Repeat("all of it ", 1000) // more than the HTTP server reads ahead
+		read, finish := make(chan struct{}), make(chan struct{})
 		c, end := servePipe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-read
 			text, err := io.ReadAll(r.Body)
 			if err != nil {
 				t.Error(err)
@@ -649,15 +652,16 @@ func TestServer_CloseAnswers(t *testing.T) {
 			synctest.Wait()
 			go func() { ended <- end() }()
 			synctest.Wait()
+			close(read)
 			time.Sleep(5 * time.Second)
 			close(finish)
 		}()
-		res, err := c.Post("http://vhbad/", "text/plain", strings.NewReader("all of it"))
+		res, err := c.Post("http://vhbad/", "text/plain", strings.NewReader(all))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text, err := io.ReadAll(res.Body); err != nil || string(text) != "all of it" {
-			t.Errorf("answer %q, %v", text, err)
+		if text, err := io.ReadAll(res.Body); err != nil || string(text) != all {
+			t.Errorf("answer of %d bytes, %v; want all %d", len(text), err, len(all))
 		}
 		_ = res.Body.Close()
 		if err := <-ended; err != nil {

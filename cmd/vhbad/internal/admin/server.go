@@ -42,8 +42,8 @@ const (
 	idleTimeout  = 60 * time.Second
 )
 
-// closeGrace is how long a client may take for the rest of an answer once the server is
-// being closed.
+// closeGrace is how long a client may take for the rest of a request's body, and of an
+// answer, once the server is being closed.
 const closeGrace = time.Second
 
 // connKey is the key of a request's connection in its context.
@@ -141,16 +141,16 @@ func (s *Server) await(c net.Conn, more, less awaited) {
 // delay whoever stops or hands over the daemon: the HTTP server gives a client 5 s to say
 // something, readTimeout for a body, and writeTimeout for an answer.
 func hurry(c net.Conn, a awaited) {
-	now := time.Now()
+	end := time.Now().Add(closeGrace)
 	if a&awaitsWord != 0 {
 		_ = c.Close() // it has not asked for anything
 	}
 	// The connection may be closed already, which is as well.
 	if a&awaitsBody != 0 {
-		_ = c.SetReadDeadline(now)
+		_ = c.SetReadDeadline(end) // all of it may be here, and just not read yet
 	}
 	if a&awaitsReader != 0 {
-		_ = c.SetWriteDeadline(now.Add(closeGrace))
+		_ = c.SetWriteDeadline(end)
 	}
 }
 
@@ -164,7 +164,8 @@ func (s *Server) hurryAll() {
 	}
 }
 
-// Close lets requests that have come in full finish until ctx ends, then stops the server.
+// Close lets requests that have come in full, or do so soon, finish until ctx ends, then
+// stops the server.
 func (s *Server) Close(ctx context.Context) error {
 	s.hurryAll()
 	err := s.http.Shutdown(ctx)
