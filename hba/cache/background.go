@@ -1,6 +1,11 @@
 package cache
 
-import "slices"
+import (
+	"errors"
+	"slices"
+
+	"github.com/vhbad/vhbad/hba/media"
+)
 
 // Background write-out. Which writes become durable early is decided when a write comes
 // for which the high-water mark or chance requires it, or a comparison that such a write
@@ -147,6 +152,9 @@ func (c *Cache) left(n int) {
 // roomOut makes room for need sectors to come: it chooses, as inserting them would have,
 // and writes out everything that leaves, including what failed flushes left behind.
 //
+// Errors: of the durable medium. That it has no space for some is none if the others have
+// made the room.
+//
 // +checklocks:c.outMu
 func (c *Cache) roomOut(life uint64, need int) error {
 	c.mu.Lock()
@@ -174,10 +182,20 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	c.mu.Unlock()
 	c.newestOut()
 	if err := c.writeOut(nil); err != nil {
+		if errors.Is(err, media.ErrNoSpace) && c.hasRoom(need) { // others have left
+			return nil
+		}
 		return err
 	}
 	c.left(n)
 	return nil
+}
+
+// hasRoom reports whether there is room for need sectors now.
+func (c *Cache) hasRoom(need int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.store.used+need <= c.room
 }
 
 // endLeaving writes out what was chosen before the power went. From here on every call

@@ -435,3 +435,34 @@ func TestFlush_WithoutSpace(t *testing.T) {
 		}
 	}
 }
+
+// TestChange_WithoutSpace: a cache that is full of writes for which the medium has no space
+// takes trims, and then as much as they have released space for.
+func TestChange_WithoutSpace(t *testing.T) {
+	const chunk, chunks = 64 << 10, 16
+	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 4 * chunks * chunk, LimitBytes: 2 * chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, m, cache.Config{SizeBytes: chunks * chunk})
+	put(t, c, 0, 1, 2*chunk)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(chunks) {
+		put(t, c, (2+2*i)*chunk, 2, chunk)
+	}
+	one := make([]byte, chunk)
+	if _, err := c.WriteAt(one, 3*chunks*chunk); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("a write beyond the room: %v, want ErrNoSpace", err)
+	}
+	if err := c.Discard(chunk, chunk); err != nil {
+		t.Errorf("a trim: %v", err)
+	}
+	if _, err := c.WriteAt(one, 3*chunks*chunk); err != nil {
+		t.Errorf("a write once one of those before it has space: %v", err)
+	}
+	if err := c.Discard(0, 4*chunks*chunk); err != nil { // so that it can be closed
+		t.Error(err)
+	}
+}

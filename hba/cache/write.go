@@ -241,7 +241,11 @@ func (c *Cache) changeSectors(x *change, mayBlock bool) (done bool, err error) {
 		if v == verdictThrough {
 			return true, c.throughOut(x, life)
 		}
-		if err = c.roomOut(life, int(x.n>>c.shift)); err != nil {
+		err = c.roomOut(life, int(x.n>>c.shift))
+		if x.kind != KindWrite && errors.Is(err, media.ErrNoSpace) { // it may release what all others want
+			return true, c.throughOut(x, life)
+		}
+		if err != nil {
 			return true, c.outcome(x.op(), x.off, x.n, err)
 		}
 		// The life is still the same: roomOut has checked it, and a cut needs outMu.
