@@ -68,6 +68,7 @@
 // # Locks
 //
 // rangeGate.mu and session.mu are leaves, except for the arena's lock; neither is held
-// across Submit. A connection's lock may come before rangeGate.mu, in Fence. Disk.lossMu comes before rangeGate.mu, which is taken under it to see
-// the writes under way. Disk.learnMu is outermost, and held across commands.
+// across Submit. A connection's lock comes before rangeGate.mu, in Fence. So does
+// Disk.lossMu, under which rangeGate.mu is taken to see the writes under way.
+// Disk.learnMu is outermost, and held across commands.
 package disk
