@@ -33,6 +33,7 @@ func (s *sender) encodeCut() {
 	}
 	s.next++
 	s.breaks = true
+	r.endsAt = s.encodedBytes // which is not reached, unless all of it is kept
 	total := 0
 	for _, b := range s.bufs {
 		total += len(b)

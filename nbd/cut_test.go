@@ -194,3 +194,33 @@ func (cc *cutCase) cut(t *testing.T, s *testServer, d *nbdtest.Manual, network s
 	<-d.Closed
 	return got
 }
+
+// TestCutReply_NotFollowed: a reply that breaks off was not sent, however much of it was, and
+// whatever its slot was used for before.
+func TestCutReply_NotFollowed(t *testing.T) {
+	d := nbdtest.NewManual(1 << 20)
+	s := newServer(t, d, nbd.Limits{MaxRequests: 1})
+	c := s.client("unix")
+	for cookie, length := range []uint32{512, 1024} {
+		if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: uint64(cookie), Length: length}); err != nil {
+			t.Fatal(err)
+		}
+		r := <-d.Requests
+		r.FollowReply()
+		if length == 1024 {
+			r.CutReply(1000)
+			nbdtest.Complete(r, nbd.OK)
+			break
+		}
+		nbdtest.Complete(r, nbd.OK)
+		get(t, c)
+	}
+	if b, err := io.ReadAll(c.Conn); err != nil || len(b) != 1000 {
+		t.Errorf("%d bytes of the reply, %v", len(b), err)
+	}
+	<-d.Closed
+	st := s.waitStats("end", func(st nbd.Stats) bool { return st.ConnectionsOpen == 0 })
+	if n := st.ReplyTimes[nbd.OpRead].Count(); n != 1 {
+		t.Errorf("%d replies were followed to the client, want 1", n)
+	}
+}
