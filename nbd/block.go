@@ -56,6 +56,9 @@ type block struct {
 	refs atomic.Int32
 }
 
+// alone says whether there is a block, and nobody refers to it but the reader.
+func (b *block) alone() bool { return b != nil && b.refs.Load() == 1 }
+
 // allocate returns a block with one reference, or nil if there is no memory or
 // budget now: then the reader must send the replies it has and call awaitMemory.
 //
@@ -172,7 +175,7 @@ func (c *Conn) hurryLocked() {
 //
 // +checklocks:c.mu
 func (c *Conn) ownLocked() {
-	if b := c.wait.own; b != nil && b.refs.Load() == 1 {
+	if c.wait.own.alone() {
 		c.wait.end()
 	}
 }
@@ -207,10 +210,13 @@ var (
 func (c *Conn) awaitMemory(sizeBytes int, own *block) error {
 	size := dma.BlockBytes(sizeBytes)
 	c.mu.Lock()
-	for c.overBudgetLocked(size) && !c.dead.Load() {
+	for c.overBudgetLocked(size) && !own.alone() && !c.dead.Load() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
+	if own.alone() {
+		return nil // there may be no budget for more
+	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	timer := time.AfterFunc(c.patience(size), cancel)
@@ -222,7 +228,7 @@ func (c *Conn) awaitMemory(sizeBytes int, own *block) error {
 		return nil
 	case c.ctx.Err() != nil:
 		return c.ctx.Err()
-	case own != nil && own.refs.Load() == 1:
+	case own.alone():
 		return nil
 	case c.draining():
 		return errMemoryDrain

@@ -793,6 +793,46 @@ func TestMemory_OwnBlock(t *testing.T) {
 	}
 }
 
+// TestMemory_OwnBlockInBudget: a connection that may have no more memory until a long request is
+// answered goes on when its reply block can be used again.
+func TestMemory_OwnBlockInBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := nbdtest.NewManual(1 << 20)
+		s, _ := synctestServer(t, d, nbd.Limits{MaxBytesInFlight: 256 << 10})
+		c, err := nbdtest.NewClient(pipeTo(s), "disk0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := func(cookie uint64, length uint32) {
+			t.Helper()
+			if err := c.Send(nbdtest.Command{Type: nbdtest.CmdRead, Cookie: cookie, Length: length}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		read(0, 128<<10)
+		long := <-d.Requests
+		last := uint64(0)
+		for len(d.Requests) == int(last) {
+			last++
+			read(last, 16<<10)
+		}
+		for range last - 1 {
+			nbdtest.Complete(<-d.Requests, nbd.OK)
+			get(t, c)
+		}
+		synctest.Wait()
+		if n := len(d.Requests); n != 1 {
+			t.Errorf("%d requests go on with the reply block, want the one that waits for it", n)
+		}
+		nbdtest.Complete(long, nbd.OK)
+		get(t, c)
+		nbdtest.Complete(<-d.Requests, nbd.OK)
+		get(t, c)
+		_ = s.Shutdown(t.Context())
+	})
+}
+
 // flakyListener fails Accept a few times before it goes on.
 type flakyListener struct {
 	net.Listener

@@ -11,7 +11,7 @@ import "errors"
 
 // rxAlone says whether no request refers to the receive block. Once it is true, only parse
 // can make it false.
-func (c *Conn) rxAlone() bool { return c.rx.refs.Load() == 1 }
+func (c *Conn) rxAlone() bool { return c.rx.alone() }
 
 // makeRoom makes sure that the receive block has room for what parse needs. It may move
 // unparsed input to the block's front, or replace the block. It returns false if the
@@ -92,7 +92,7 @@ func (c *Conn) receiveInto(b *block) {
 // trim gives back memory that an idle connection does not need.
 func (c *Conn) trim() {
 	c.dropGranted()
-	if c.tx != nil && c.tx.refs.Load() == 1 {
+	if c.tx.alone() {
 		c.drop(c.tx)
 		c.tx, c.txAt, c.txBytes = nil, 0, minReplyBlockBytes
 	}
@@ -159,7 +159,7 @@ func (c *Conn) carveOwn(r *Request, length int) bool {
 func (c *Conn) carveShared(r *Request, length int) bool {
 	header := c.format.dataBytes()
 	size := header + length
-	if c.tx != nil && c.txAt > 0 && c.tx.refs.Load() == 1 {
+	if c.txAt > 0 && c.tx.alone() {
 		c.txAt = 0 // everything carved from it has left
 	}
 	if c.tx == nil || c.txAt+size > len(c.tx.mem) {
