@@ -87,7 +87,7 @@ race: ## unit tests under the race detector; needs a C compiler
 
 .PHONY: interop
 interop: ## peers on this host and bad input; needs the packages of `make deps`
-	$(GO) test -tags interop -count=1 -timeout 5m ./cmd/vhbad/e2e/...
+	$(GO) test -tags interop -count=1 -timeout 10m ./cmd/vhbad/e2e/...
 
 .PHONY: kernel
 kernel: ## /dev/nbd0 in a guest kernel (User-Mode Linux); needs the packages of `make deps`
