@@ -30,6 +30,10 @@ func (u *Unit) readCapacity10(t *Task) {
 func (u *Unit) serviceActionIn(t *Task, mayBlock bool) (done bool) {
 	switch scsi.ServiceAction(t.CDB[1] & 0x1f) {
 	case scsi.ActionReadCapacity16:
+		if t.CDB[14]&1 == 0 && [8]byte(t.CDB[2:10]) != [8]byte{} { // as in READ CAPACITY(10)
+			u.invalidCDB(t, 2)
+			return true
+		}
 		n, _ := scsi.AllocationBytes(&t.CDB)
 		var b [scsi.ReadCapacity16Bytes]byte
 		scsi.PutReadCapacity16Data(b[:], u.capacity())

@@ -382,7 +382,8 @@ func (u *Unit) executeOther(t *Task, op scsi.Opcode, mayBlock bool) (done bool) 
 }
 
 // checkConditions ends t if the unit had no power when conditions were loaded, or if a
-// unit attention is pending or the unit is stopped and op is not exempt.
+// unit attention is pending or the unit is stopped and op is not exempt. What is no
+// command is none at a stopped unit, too.
 func (u *Unit) checkConditions(t *Task, op scsi.Opcode, conditions uint32) (ended bool) {
 	if conditions&conditionOff != 0 {
 		if op == scsi.OpReportLUNs {
@@ -399,7 +400,7 @@ func (u *Unit) checkConditions(t *Task, op scsi.Opcode, conditions uint32) (ende
 		return true
 	}
 	if u.conditions.Load()&conditionStopped == 0 || op == scsi.OpStartStopUnit ||
-		op == scsi.OpModeSense6 || op == scsi.OpModeSense10 {
+		op == scsi.OpModeSense6 || op == scsi.OpModeSense10 || !scsi.Known(op) {
 		return false
 	}
 	u.failCode(t, scsi.KeyNotReady, scsi.NotReadyInitializingRequired)

@@ -271,6 +271,14 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestKnown(t *testing.T) {
+	for op, want := range map[scsi.Opcode]bool{scsi.OpTestUnitReady: true, scsi.OpVerify12: true, 0x04: false, 0xc1: false} {
+		if got := scsi.Known(op); got != want {
+			t.Errorf("%v: %t, want %t", op, got, want)
+		}
+	}
+}
+
 func TestPutCDB_NoAllocs(t *testing.T) {
 	var cdb [scsi.CDBMaxBytes]byte
 	if n := testing.AllocsPerRun(100, func() {

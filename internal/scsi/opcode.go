@@ -57,6 +57,9 @@ func (o Opcode) String() string {
 	return "0x" + strconv.FormatUint(uint64(o), 16)
 }
 
+// Known reports whether o is one of the operation codes above.
+func Known(o Opcode) bool { return opcodeNames[o] != "" }
+
 var opcodeNames = [256]string{
 	OpTestUnitReady:      "TEST UNIT READY",
 	OpRequestSense:       "REQUEST SENSE",
