@@ -466,3 +466,42 @@ func TestChange_WithoutSpace(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCompareAndWrite_WithoutSpace: one that goes through a full cache to a medium that has
+// space for a part of it writes nothing, whether or not what it is to replace is pending.
+func TestCompareAndWrite_WithoutSpace(t *testing.T) {
+	const chunk, off = 64 << 10, 64<<10 - 512
+	for _, pending := range []byte{0, 4} {
+		for _, cuts := range []bool{false, true} {
+			m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 8 * chunk, LimitBytes: chunk})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, m, cache.Config{SizeBytes: chunk, Eviction: cache.EvictNone})
+			put(t, c, 0, 1, chunk)
+			flush(t, c)
+			old := byte(1)
+			if pending != 0 {
+				old = pending
+				put(t, c, off, old, 512)
+			}
+			put(t, c, 4*chunk, 3, chunk-int(c.Stats().PendingBytes)) // there is no room any more
+			compare := append(bytes.Repeat([]byte{old}, 512), make([]byte, 512)...)
+			mismatch, err := c.CompareAndWriteAt(compare, bytes.Repeat([]byte{2}, 1024), off)
+			var where *media.Error
+			if mismatch >= 0 || !errors.Is(err, media.ErrNoSpace) || !errors.As(err, &where) || where.OffsetBytes != off {
+				t.Errorf("%d, %v, want no space for any of it", mismatch, err)
+			}
+			if at(t, c, off) != old || at(t, m, off) == 2 {
+				t.Errorf("%d of %d was written: the medium holds %d", at(t, c, off), old, at(t, m, off))
+			}
+			if cuts { // what is there is right for a cut, too
+				if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Verdict.Class != cache.ClassLegal {
+					t.Errorf("%+v", r.Verdict)
+				}
+			} else if err := c.Discard(4*chunk, chunk); err != nil { // so that it can be closed
+				t.Error(err)
+			}
+		}
+	}
+}

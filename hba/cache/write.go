@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/vhbad/vhbad/hba/media"
@@ -386,13 +387,13 @@ func (c *Cache) update(op string, y *change, fn func(part []byte) bool) error {
 	if _, _, err := c.read(x.p, x.off, c.inner.ReadAt); err != nil {
 		return err
 	}
-	id, v, err := c.updateFrom(op, y, x, fn)
+	id, old, v, err := c.updateFrom(op, y, x, fn)
 	y.id = id
 	switch {
 	case err != nil || v == verdictInserted && !x.durable():
 		return err
 	case v == verdictThrough:
-		return c.storeThrough(x, id)
+		return c.storeOrUndo(x, y.off, id, old)
 	case v == verdictUnchanged:
 		return nil
 	}
@@ -426,28 +427,48 @@ func (c *Cache) makeRoomOut(op string, off, n int64, sectors int) (life uint64, 
 
 // updateFrom is the part of update that must not be interrupted. x is the sectors around
 // y, as they were a moment ago. If there is no room, their new contents get an id and go
-// to the durable medium next.
+// to the durable medium next, in place of the old ones.
 //
 // +checklocks:c.outMu
-func (c *Cache) updateFrom(op string, y, x *change, fn func(part []byte) bool) (id uint64, v verdict, err error) {
+func (c *Cache) updateFrom(op string, y, x *change, fn func(part []byte) bool) (id uint64, old []byte, v verdict, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.refuseLocked(op, y.off, y.n); err != nil {
-		return 0, verdictUnchanged, err
+		return 0, nil, verdictUnchanged, err
 	}
 	for i := range x.n >> c.shift {
 		if v, pending := c.store.newest(x.off>>c.shift + i); pending {
 			c.store.content(x.p[i<<c.shift:], v)
 		}
 	}
-	if !fn(x.p[y.off-x.off : y.off-x.off+y.n]) {
-		return 0, verdictUnchanged, nil
+	room := c.store.used+int(x.n>>c.shift) <= c.room
+	if !room {
+		old = slices.Clone(x.p)
 	}
-	if need := int(x.n >> c.shift); c.store.used+need <= c.room {
-		return c.insertLocked(x).id, verdictInserted, nil
+	switch {
+	case !fn(x.p[y.off-x.off : y.off-x.off+y.n]):
+		return 0, nil, verdictUnchanged, nil
+	case room:
+		return c.insertLocked(x).id, nil, verdictInserted, nil
 	}
 	c.record.stats.Evictions[EvictionThrough]++
-	return c.store.takeID(), verdictThrough, nil
+	return c.store.takeID(), old, verdictThrough, nil
+}
+
+// storeOrUndo writes x, the sectors around what changes from off on, to the durable
+// medium as write id. If there is space for a part only, that gets its old contents back.
+// Of a sector that is pending these are the newest, which may become durable at any time.
+//
+// +checklocks:c.outMu
+func (c *Cache) storeOrUndo(x *change, off int64, id uint64, old []byte) error {
+	err := c.storeThrough(x, id)
+	var where *media.Error
+	if done := written(x.p, x.off, err); done > 0 && errors.Is(err, media.ErrNoSpace) && errors.As(err, &where) {
+		if _, undo := c.inner.WriteAt(old[:done], x.off); undo == nil {
+			where.OffsetBytes, where.LengthBytes = off, x.off+x.n-off
+		}
+	}
+	return err
 }
 
 // CompareAndWriteAt implements media.ComparerWriter.
