@@ -1,10 +1,7 @@
 package cache
 
 import (
-	"errors"
 	"slices"
-
-	"github.com/vhbad/vhbad/hba/media"
 )
 
 // Background write-out. Which writes become durable early is decided when a write comes
@@ -152,7 +149,7 @@ func (c *Cache) left(n int) {
 // roomOut makes room for need sectors to come: it chooses, as inserting them would have,
 // and writes out everything that leaves, including what failed flushes left behind.
 //
-// Errors: of the durable medium. That it has no space for some is none if the others have
+// Errors: of the durable medium. That it fails to take some is none if the others have
 // made the room.
 //
 // +checklocks:c.outMu
@@ -182,7 +179,7 @@ func (c *Cache) roomOut(life uint64, need int) error {
 	c.mu.Unlock()
 	c.newestOut()
 	if err := c.writeOut(nil); err != nil {
-		if errors.Is(err, media.ErrNoSpace) && c.hasRoom(need) { // others have left
+		if concernsSome(err) && c.hasRoom(need) { // others have left
 			return nil
 		}
 		return err

@@ -324,7 +324,7 @@ func (c *Cache) applyRun(k *cut, run []Fate) error {
 		}
 		if changes {
 			off, n := (first+int64(i))<<c.shift, int64(j-i)<<c.shift
-			if err := c.changeMedium(kind, k.now.p[i<<c.shift:j<<c.shift], off, n, nil); err != nil {
+			if _, err := c.changeMedium(kind, k.now.p[i<<c.shift:j<<c.shift], off, n, nil); err != nil {
 				return err
 			}
 			c.heal(run[i:j])

@@ -505,3 +505,60 @@ func TestCompareAndWrite_WithoutSpace(t *testing.T) {
 		}
 	}
 }
+
+// TestFlush_WithoutSpaceForAllOfARun: of writes that follow each other, those are written
+// for which the medium has space, before and behind the others.
+func TestFlush_WithoutSpaceForAllOfARun(t *testing.T) {
+	const chunk = 64 << 10
+	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 16 * chunk, LimitBytes: 3 * chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, m, cache.Config{})
+	put(t, c, 3*chunk, 1, chunk)
+	flush(t, c)
+	put(t, c, 0, 2, 4*chunk)
+	if err := c.Flush(); !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("flush: %v, want ErrNoSpace", err)
+	}
+	if s := c.Stats(); s.PendingBytes != chunk || at(t, m, 0) != 2 || at(t, m, chunk) != 2 || at(t, m, 3*chunk) != 2 {
+		t.Errorf("%d bytes are pending, want the %d for which there is no space", s.PendingBytes, chunk)
+	}
+	if err := c.Discard(0, chunk); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil || !bytes.Equal(contents(t, m), contents(t, c)) {
+		t.Errorf("flush with a trim: %v", err)
+	}
+}
+
+// TestFlush_WithABadSector: what a medium cannot write keeps nothing else from it, and fails
+// each flush. One on which much fails is not asked for all of it.
+func TestFlush_WithABadSector(t *testing.T) {
+	const chunk = 64 << 10
+	m := &scratched{Media: memory(t, 64*chunk), unwrite: map[int64]bool{chunk + 512: true}}
+	counted := &counting{Media: m}
+	c := open(t, counted, cache.Config{})
+	put(t, c, 0, 2, 3*chunk)
+	put(t, c, 5*chunk, 2, chunk)
+	for range 2 {
+		if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+			t.Errorf("flush: %v, want ErrMedium", err)
+		}
+		if s := c.Stats(); s.PendingBytes != chunk || at(t, m, 0) != 2 || at(t, m, 2*chunk) != 2 || at(t, m, 5*chunk) != 2 {
+			t.Errorf("%d bytes are pending, want %d", s.PendingBytes, chunk)
+		}
+	}
+	for off := int64(0); off < 64*chunk; off += chunk {
+		put(t, c, off, 3, chunk)
+		m.unwrite[off] = true
+	}
+	counted.writes = 0
+	if err := c.Flush(); !errors.Is(err, media.ErrMedium) || counted.writes > 16 {
+		t.Errorf("flush: %v, after %d writes", err, counted.writes)
+	}
+	clear(m.unwrite)
+	if err := c.Flush(); err != nil || !bytes.Equal(contents(t, m), contents(t, c)) {
+		t.Errorf("flush once all is well: %v", err)
+	}
+}

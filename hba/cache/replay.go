@@ -249,7 +249,7 @@ func (r *Replay) through(s *Step) error {
 	c := r.c
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	if err := c.changeMedium(x.kind, x.p, x.off, x.n, nil); err != nil {
+	if _, err := c.changeMedium(x.kind, x.p, x.off, x.n, nil); err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -16,8 +16,16 @@ type pick struct {
 	kind   Kind
 }
 
-// bufferBytes is the longest write to the durable medium.
-const bufferBytes = 1 << 20
+const (
+	// bufferBytes is the longest write to the durable medium.
+	bufferBytes = 1 << 20
+	// pieceBytes: what is left of a longer one that has failed is written in pieces that
+	// end at multiples of it.
+	pieceBytes = 64 << 10
+	// maxBad is how many pieces may meet a bad medium before a write-out gives up: each
+	// may take its time.
+	maxBad = 8
+)
 
 // pickLocked adds to picked, for each sector of w, its version if that is the newest one
 // older than write before.
@@ -58,8 +66,9 @@ func (c *Cache) turnLocked(turn *int, n int) {
 // by is the change that must be durable when writeOut returns: picked versions then go
 // through any caches of the durable medium, too. If by is nil they need not.
 //
-// If by is nil, those for which the medium has no space are tried again once others have
-// released some. Any other error ends writeOut at once.
+// If by is nil, those that the medium fails to take are passed over, as they need not
+// concern others; and those for which it has no space are tried again once others have
+// released some. Any other error, or too many, ends writeOut at once.
 //
 // While outMu is held, versions are removed only here and in Cut, so picks stay valid.
 //
@@ -76,38 +85,67 @@ func (c *Cache) writeOut(by *change) error {
 	return err
 }
 
-// writeRuns is writeOut for sorted picks. Those for which there was no space are left in
-// picks from its beginning; released says that there may be some now.
+// concernsSome reports whether an error of the durable medium may be about some sectors
+// only.
+func concernsSome(err error) bool {
+	return errors.Is(err, media.ErrNoSpace) || errors.Is(err, media.ErrMedium)
+}
+
+// writeRuns is writeOut for sorted picks. Those that were passed over are left in picks
+// from its beginning; released says that there may be space for some now.
 //
 // +checklocks:c.outMu
 func (c *Cache) writeRuns(picks []pick, by *change) (left []pick, released bool, err error) {
 	left = picks[:0]
+	bad, pieces := 0, 0 // pieces: how many of rest are written in pieces
 	for rest := picks; len(rest) > 0; {
 		if c.cutting.Load() && !c.ending {
 			return left, released, errNoPower
 		}
-		run := 1
-		for run < len(rest) && rest[run].sector == rest[0].sector+int64(run) && rest[run].kind == rest[0].kind &&
-			(run+1)<<c.shift <= bufferBytes {
-			run++
-		}
-		switch failed := c.writeRun(rest[:run], by); {
+		run := c.runOf(rest, pieces)
+		done, failed := c.writeRun(rest[:run], by)
+		switch {
 		case failed == nil:
 			released = released || len(left) > 0 && rest[0].kind != KindWrite
-		case by == nil && errors.Is(failed, media.ErrNoSpace): // else it may be a loss that was told
-			left, err = append(left, rest[:run]...), failed
-		default:
+		case by != nil || !concernsSome(failed): // with by it may be a loss that was told
 			return left, released, failed
+		case pieces == 0 && run<<c.shift > pieceBytes:
+			rest, pieces = rest[done:], run-done
+			continue
+		default:
+			left, err = append(left, rest[done:run]...), failed
+			if errors.Is(failed, media.ErrMedium) {
+				if bad++; bad == maxBad {
+					return left, released, failed
+				}
+			}
 		}
-		rest = rest[run:]
+		rest, pieces = rest[run:], max(pieces-run, 0)
 	}
 	return left, released, err
 }
 
-// writeRun makes picks of one kind durable whose sectors follow each other.
+// runOf is how many of the sorted picks go to the durable medium next, in one write: one
+// piece, if some are written in pieces.
+func (c *Cache) runOf(picks []pick, pieces int) (run int) {
+	most := bufferBytes >> c.shift
+	if pieces > 0 {
+		perPiece := int64(pieceBytes) >> c.shift
+		most = min(pieces, int(perPiece-picks[0].sector%perPiece))
+	}
+	for run = 1; run < min(most, len(picks)); run++ {
+		if picks[run].sector != picks[0].sector+int64(run) || picks[run].kind != picks[0].kind {
+			break
+		}
+	}
+	return run
+}
+
+// writeRun makes picks of one kind durable whose sectors follow each other. If it fails,
+// the first ones may be nevertheless; done is how many.
 //
 // +checklocks:c.outMu
-func (c *Cache) writeRun(run []pick, by *change) error {
+func (c *Cache) writeRun(run []pick, by *change) (done int, err error) {
 	off, n := run[0].sector<<c.shift, int64(len(run))<<c.shift
 	p := c.buffer[:n]
 	if run[0].kind == KindWrite {
@@ -118,10 +156,25 @@ func (c *Cache) writeRun(run []pick, by *change) error {
 		c.mu.Unlock()
 	}
 	c.pace()
-	if err := c.changeMedium(run[0].kind, p, off, n, by); err != nil {
-		c.recordStep(Step{Kind: StepUnsure, OffsetBytes: off, LengthBytes: n})
-		return err
+	done = len(run)
+	if written, err := c.changeMedium(run[0].kind, p, off, n, by); err != nil {
+		done = written >> c.shift
+		from := int64(done) << c.shift
+		c.recordStep(Step{Kind: StepUnsure, OffsetBytes: off + from, LengthBytes: n - from})
+		if done == 0 {
+			return 0, err
+		}
+		c.tookRun(run[:done])
+		return done, err
 	}
+	c.tookRun(run)
+	return done, nil
+}
+
+// tookRun drops picks that are on the durable medium.
+//
+// +checklocks:c.outMu
+func (c *Cache) tookRun(run []pick) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.recordRun(run)
@@ -130,33 +183,35 @@ func (c *Cache) writeRun(run []pick, by *change) error {
 		c.healLocked(run[i].sector)
 	}
 	c.settleLocked()
-	return nil
 }
 
 // changeMedium changes n bytes at off of the durable medium in one call; for KindWrite
 // they are in p. by is that of writeOut: if it is not nil, they go through the medium's
-// caches, too.
+// caches, too. If it fails, the first written bytes have been changed; with by it is not
+// known how many.
 //
 // +checklocks:c.outMu
-func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) error {
+func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) (written int, err error) {
 	c.remember(off, n)
-	var err error
 	switch kind {
 	case KindWrite:
 		if by != nil && c.can.FUA != nil {
 			_, err = c.can.FUA.WriteAtFUA(p, off)
-			return err
+			return 0, err
 		}
-		_, err = c.inner.WriteAt(p, off)
+		written, err = c.inner.WriteAt(p, off)
 	case KindTrim:
 		err = c.can.Discard.Discard(off, n)
 	case KindZero, KindAllocate:
 		err = c.can.Zero.Zero(off, n, kind == KindAllocate)
 	}
-	if err == nil && by != nil {
-		err = c.syncFor(by)
+	if by != nil {
+		written = 0
+		if err == nil {
+			err = c.syncFor(by)
+		}
 	}
-	return err
+	return written, err
 }
 
 // healLocked notes that a sector has been written to the durable medium.
@@ -255,7 +310,7 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 			part.p = x.p[done : done+part.n]
 		}
 		c.pace()
-		if err := c.changeMedium(part.kind, part.p, part.off, part.n, by); err != nil {
+		if _, err := c.changeMedium(part.kind, part.p, part.off, part.n, by); err != nil {
 			c.recordStep(Step{Kind: StepUnsure, OffsetBytes: part.off, LengthBytes: part.n})
 			return err
 		}
