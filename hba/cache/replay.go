@@ -2,6 +2,7 @@ package cache
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/media"
@@ -23,6 +24,14 @@ type Replay struct {
 	cut     *Report
 	last    *Report
 	inexact string
+	// unsure is where the first medium has failed and nobody has written since.
+	unsure []unsure
+}
+
+// An unsure range of the first medium holds nobody knows what.
+type unsure struct {
+	from, to int64
+	why      string
 }
 
 // ReplayConfig describes the cache that was recorded.
@@ -50,7 +59,12 @@ func NewReplay(m media.Media, config ReplayConfig) (*Replay, error) {
 }
 
 // Inexact returns why the medium may differ from the first one; "" if it does not.
-func (r *Replay) Inexact() string { return r.inexact }
+func (r *Replay) Inexact() string {
+	if r.inexact == "" && len(r.unsure) > 0 {
+		return r.unsure[0].why
+	}
+	return r.inexact
+}
 
 // UnreadableSectors is how many sectors cuts have made unreadable and nothing has
 // rewritten since. The medium holds garbage there.
@@ -74,7 +88,12 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 	case StepThrough:
 		return r.through(s)
 	case StepUnsure:
-		r.doubt(fmt.Sprintf("the medium failed to write %d bytes at %d", s.LengthBytes, s.OffsetBytes))
+		if err := r.inside(s); err != nil {
+			return err
+		}
+		from, to := s.OffsetBytes, s.OffsetBytes+s.LengthBytes
+		r.known(from, to) // by a retry, as a rule
+		r.unsure = append(r.unsure, unsure{from, to, fmt.Sprintf("the medium failed to write %d bytes at %d", to-from, from)})
 	case StepFlushed:
 		r.flushed(s)
 	case StepLie:
@@ -83,6 +102,7 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		}
 		r.c.PromisedRange(s.OffsetBytes, s.LengthBytes)
 	case StepCut:
+		r.doubt(r.Inexact()) // what is unsure may have become what is left
 		o := s.Cut
 		if o.LoseFlushed > 0 { // no step records what was promised
 			r.doubt("a power cut was to lose what had been flushed")
@@ -103,6 +123,7 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		if r.c.can.Resize == nil {
 			return fmt.Errorf("the disk became %d bytes long, and this medium cannot", s.LengthBytes)
 		}
+		r.known(s.LengthBytes, math.MaxInt64)
 		return r.c.Resize(s.LengthBytes)
 	case StepAnswer:
 		if s.Lie {
@@ -128,6 +149,20 @@ func (r *Replay) Report() *Report { return r.last }
 func (r *Replay) doubt(why string) {
 	if r.inexact == "" {
 		r.inexact = why
+	}
+}
+
+// known ends the doubts about a range: it has been written, or is no more.
+func (r *Replay) known(from, to int64) {
+	before := r.unsure
+	r.unsure = nil
+	for _, u := range before {
+		if u.from < min(u.to, from) {
+			r.unsure = append(r.unsure, unsure{u.from, min(u.to, from), u.why})
+		}
+		if max(u.from, to) < u.to {
+			r.unsure = append(r.unsure, unsure{max(u.from, to), u.to, u.why})
+		}
 	}
 }
 
@@ -194,6 +229,7 @@ func (r *Replay) durable(s *Step) error {
 	if err := r.pickOut(s); err != nil {
 		return err
 	}
+	r.known(s.OffsetBytes, s.OffsetBytes+s.LengthBytes)
 	return c.writeOut(nil)
 }
 
@@ -252,6 +288,7 @@ func (r *Replay) through(s *Step) error {
 	if _, err := c.changeMedium(x.kind, x.p, x.off, x.n, nil); err != nil {
 		return err
 	}
+	r.known(x.off, x.off+x.n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tookLocked(x, s.Write)

@@ -357,6 +357,81 @@ func TestReplay_Doubt(t *testing.T) {
 	}
 }
 
+// A resizableScratched medium can become smaller, too.
+type resizableScratched struct {
+	*scratched
+	media.Resizer
+}
+
+// TestReplay_DoubtEnds: where a medium that failed has been written again, or is no more, it
+// is known what it holds, unless the power has gone in between.
+func TestReplay_DoubtEnds(t *testing.T) {
+	const off = 3 << 18
+	for _, tt := range []struct {
+		name  string
+		do    func(c *cache.Cache)
+		exact bool
+	}{
+		{"nothing", func(*cache.Cache) {}, false},
+		{"the same again", func(c *cache.Cache) { flush(t, c) }, true},
+		{"through", func(c *cache.Cache) { put(t, c, off, 2, 2*cache.MinSizeBytes) }, true},
+		{"all but the first", func(c *cache.Cache) { put(t, c, off+512, 2, 2*cache.MinSizeBytes) }, false},
+		{"all but the last", func(c *cache.Cache) { put(t, c, off+1536-2*cache.MinSizeBytes, 2, 2*cache.MinSizeBytes) }, false},
+		{"all but one in the middle", func(c *cache.Cache) {
+			put(t, c, off+512-2*cache.MinSizeBytes, 2, 2*cache.MinSizeBytes)
+			put(t, c, off+1024, 2, 2*cache.MinSizeBytes)
+		}, false},
+		{"a trim of all", func(c *cache.Cache) {
+			if err := c.Discard(0, c.Size()); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		{"a smaller disk", func(c *cache.Cache) {
+			if err := c.Resize(1 << 18); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		{"a power cut", func(c *cache.Cache) {
+			cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+			put(t, c, off, 2, 2*cache.MinSizeBytes)
+		}, false},
+		{"a power cut afterwards", func(c *cache.Cache) {
+			flush(t, c)
+			cut(t, c, cache.CutOptions{Policy: cache.PolicyNone})
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := &notebook{}
+			m, again := memory(t, 1<<20), memory(t, 1<<20)
+			bad := &scratched{Media: m, unwrite: map[int64]bool{off + 512: true}}
+			c := open(t, resizableScratched{bad, m.(media.Resizer)}, cache.Config{SizeBytes: cache.MinSizeBytes, Recorder: n})
+			put(t, c, off, 1, 2048)
+			for range 2 {
+				if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+					t.Fatal(err)
+				}
+			}
+			clear(bad.unwrite)
+			tt.do(c)
+			r, err := cache.NewReplay(again, cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range n.all() {
+				if err := r.Do(&s, time.Time{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if why := r.Inexact(); (why == "") != tt.exact {
+				t.Errorf("inexact: %q", why)
+			}
+			if tt.exact && !bytes.Equal(contents(t, m), contents(t, again)) {
+				t.Error("the replay's medium differs from the recorded one")
+			}
+		})
+	}
+}
+
 // TestRecorder_Full: who must not wait is told so when the recorder has no room, and
 // nothing has happened.
 func TestRecorder_Full(t *testing.T) {
