@@ -18,6 +18,8 @@ func (f *File) Discard(off, n int64) error { return f.Zero(off, n, false) }
 
 // Zero implements Zeroer: it punches holes, or zeroes and allocates the range.
 // Where the file system can do neither it writes zeros.
+//
+// Errors: ErrMedium, also if the file was truncated meanwhile: holes do not make it longer.
 func (f *File) Zero(off, n int64, allocate bool) error {
 	s := stripesOf(off, n)
 	f.atOnce.long.Add(1)
@@ -26,12 +28,16 @@ func (f *File) Zero(off, n int64, allocate bool) error {
 		return err
 	}
 	defer f.leaveChange(s)
-	for end := off + n; off < end; {
+	first, end := off, off+n
+	for off < end {
 		k := min(end-off, holeSliceBytes)
 		if err := f.zeroSlice(off, k, allocate); err != nil {
 			return err
 		}
 		off += k
+	}
+	if has := max(f.end(end), first); has < end {
+		return f.fail("zero", has, end-has, errTruncated)
 	}
 	return nil
 }

@@ -353,6 +353,32 @@ func TestFile_Truncated(t *testing.T) {
 	}
 }
 
+// TestFile_ZeroWhereTruncated: what is gone does not read as zeros, so to zero it fails.
+func TestFile_ZeroWhereTruncated(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	f := newFile(t, media.FileConfig{Path: path, SizeBytes: 1 << 20})
+	if err := os.Truncate(path, 10000); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ off, n, want int64 }{{8192, 4096, 10000}, {16384, 4096, 16384}, {4096, 4096, -1}} {
+		for name, zero := range map[string]func() error{
+			"discard":  func() error { return f.Discard(tt.off, tt.n) },
+			"zero":     func() error { return f.Zero(tt.off, tt.n, false) },
+			"allocate": func() error { return f.Zero(tt.off, tt.n, true) },
+		} {
+			var where *media.Error
+			switch err := zero(); {
+			case tt.want < 0:
+				if err != nil {
+					t.Errorf("%s at %d: %v", name, tt.off, err)
+				}
+			case !errors.Is(err, media.ErrMedium) || !errors.As(err, &where) || where.OffsetBytes != tt.want:
+				t.Errorf("%s at %d: %v, want ErrMedium at %d", name, tt.off, err, tt.want)
+			}
+		}
+	}
+}
+
 func TestFile_DiscardFreesSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	f := newFile(t, media.FileConfig{Path: path, SizeBytes: 4 << 20})
