@@ -62,7 +62,7 @@ func (lu *LogicalUnit) Submit(p *Processor, batch []*SRB) {
 			lu.enqueueLocked(s)
 		}
 	}
-	if s := lu.waiting.head; s != nil && credits > 0 && run.head == nil {
+	if lu.waiting.head != nil && credits > 0 {
 		// A head-of-queue SRB, or one behind a queue function, may be able to go.
 		lu.startWaitingLocked(p, &run, &credits)
 	}

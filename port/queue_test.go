@@ -116,6 +116,36 @@ func TestQueue_Actions(t *testing.T) {
 	b.d.complete(b.p, s[3])
 }
 
+// A head-of-queue SRB goes ahead of those that wait also if it comes with others, of which
+// some start at once.
+func TestQueue_HeadInBatch(t *testing.T) {
+	for name, hold := range map[string]func(second *SRB){
+		"behind an ordered one":   func(second *SRB) { second.QueueAction = OrderedTag },
+		"behind an untagged one":  func(second *SRB) { second.Flags &^= FlagQueueActionEnable },
+		"behind one with a reset": func(second *SRB) { second.Function = FunctionResetLogicalUnit },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
+			s := b.srbs(4, &finished{})
+			hold(s[1])
+			s[2].QueueAction = OrderedTag
+			s[3].QueueAction = HeadOfQueueTag
+			b.lu.Submit(b.p, s)
+			held := b.d.take()
+			if !slices.Contains(held, s[3]) {
+				t.Errorf("started tags %v, want the head of queue, %d, among them", tags(held), s[3].Tag)
+			}
+			for range s { // whose completion starts others
+				for _, x := range held {
+					b.d.complete(b.p, x)
+				}
+				held = b.d.take()
+			}
+			b.wantNoViolations()
+		})
+	}
+}
+
 // BUSY with QUEUE FULL waits for a quarter of what is outstanding, and comes
 // back through BuildIo at the front of the queue.
 func TestQueue_QueueFull(t *testing.T) {
