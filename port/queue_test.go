@@ -37,6 +37,40 @@ func (b *bench) srbs(n int, done *finished) []*SRB {
 	return out
 }
 
+// What the unit said of the SRB's last life is no answer to this one.
+func TestSubmit_ForgetsSense(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	fails := func(p *Processor, s *SRB) bool {
+		s.Status, s.ScsiStatus, s.SenseBytes = StatusError|StatusAutosenseValid, scsi.StatusCheckCondition, 18
+		b.a.Complete(p, s)
+		return true
+	}
+	s := b.srb(&finished{})
+	submit := func() { b.lu.Submit(b.p, []*SRB{s}) }
+	for name, next := range map[string]func(){
+		"good": func() {
+			d.startIo = func(p *Processor, s *SRB) bool { d.complete(p, s); return true }
+			submit()
+		},
+		"refused": func() {
+			s.DataTransferBytes = 512 // without a direction
+			submit()
+			s.DataTransferBytes = 0
+		},
+	} {
+		d.startIo = fails
+		submit()
+		if s.SenseBytes != 18 {
+			t.Fatalf("%s: %d bytes of sense data, want those of the miniport", name, s.SenseBytes)
+		}
+		if next(); s.SenseBytes != 0 {
+			t.Errorf("%s: %d bytes of sense data are left", name, s.SenseBytes)
+		}
+	}
+	b.wantNoViolations()
+}
+
 // Depth bounds what is outstanding; completions let the next in, in order.
 func TestQueue_Depth(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})
@@ -268,6 +302,22 @@ func TestQueue_PauseAndBusy(t *testing.T) {
 		b.d.complete(b.p, s[2])
 		b.d.complete(b.p, s[3])
 	})
+}
+
+// A unit that was called busy while the last of its SRBs was on its way, and is parked now,
+// has no completion to wait for.
+func TestQueue_BusyCountsNoParked(t *testing.T) {
+	d := &driver{model: FullDuplex}
+	b := newBench(t, d, AdapterOptions{})
+	s := b.srb(&finished{})
+	d.onceBuilt(s, func() { b.a.DeviceBusy(b.p, 0, 0, 0, 1) })
+	b.lu.Submit(b.p, []*SRB{s})
+	b.wantStarted(s)
+	if st := b.lu.Stats(); st.Parked != 1 {
+		t.Errorf("stats %+v, want it parked once", st)
+	}
+	b.d.complete(b.p, s)
+	b.wantNoViolations()
 }
 
 // SRBs that the port completes by itself were not outstanding, and do not count towards
