@@ -937,7 +937,13 @@ func TestFaults_DMAAfterCompletionBringsWhatWasRead(t *testing.T) {
 			b := w.driver.MappedBuffer(t, 4*blockBytes, dma.Write)
 			wantCode(t, w.do(t, disk0.Read(1, 0, 4, b))[0], 1, hba.CodeExecuted)
 			clear(b.Bytes)
+			if tt.want == 0 {
+				b.Unmap() // to look there would be a fault
+			}
 			w.clock.Advance(time.Second)
+			if got := w.iommu.Faults(); got != 0 {
+				t.Errorf("%d DMA faults", got)
+			}
 			if got := bytes.Count(b.Bytes, []byte{0x55}); got != tt.want*blockBytes {
 				t.Errorf("%d bytes came late, want the %d that were read", got, tt.want*blockBytes)
 			}
