@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -246,6 +247,37 @@ func TestAwaitMemory_Scarce(t *testing.T) {
 	if err := arena.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAwaitMemory_Draining: a drain that has begun before the wait could be seen ends it, too,
+// and is not put off by those that begin later.
+func TestAwaitMemory_Draining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arena, err := dma.NewArena(1 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newBareConn(arena)
+		c.ctx = t.Context()
+		taken := arena.Alloc(1 << 20)
+		c.wishes.Store(wishDrain)
+		time.AfterFunc(lastOrdersTime/2, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.hurryLocked()
+		})
+		begin := time.Now()
+		if err := c.awaitMemory(minBlockBytes, nil); !errors.Is(err, errMemoryDrain) {
+			t.Errorf("%v, want %v", err, errMemoryDrain)
+		}
+		if took := time.Since(begin); took != lastOrdersTime {
+			t.Errorf("waited for %v, want %v", took, lastOrdersTime)
+		}
+		arena.Free(taken)
+		if err := arena.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestCarve_Granted: a reply block that was waited for is used as it is. To give it back for
