@@ -288,6 +288,37 @@ func TestGiveUp_NoRetry(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// Nor is one without anybody to give it up to.
+func TestGiveUp_NoRetryOfOthers(t *testing.T) {
+	for name, end := range map[string]func(b *bench){
+		"given up": func(b *bench) { b.a.giveUp(b.p, b.lu) },
+		"removed":  func(b *bench) { b.a.MarkDeviceFailed(b.p, 0, 0, 0, "smoke") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &driver{model: FullDuplex}
+				d.buildIo = func(*Processor, *SRB) bool { return false } // kept, as above
+				b := newBench(t, d, AdapterOptions{})
+				done := &finished{}
+				s := b.srbs(2, done)
+				b.lu.Submit(b.p, s)
+				end(b)
+				synctest.Wait()
+				s[0].Status = StatusBusy
+				b.a.Complete(b.p, s[0])
+				if l := done.list(); len(l) != 1 || l[0] != s[0] || l[0].Status.Code() != StatusBusy {
+					t.Errorf("completions %v, want one BUSY", l)
+				}
+				if st := b.lu.Stats(); st.Waiting != 0 {
+					t.Errorf("stats %+v, want none waiting", st)
+				}
+				b.d.complete(b.p, s[1])
+				b.wantNoViolations()
+			})
+		})
+	}
+}
+
 // Execute does not wait for an SRB that was given up, and frees its memory when it
 // comes back.
 func TestGiveUp_Execute(t *testing.T) {
