@@ -1463,6 +1463,11 @@ func TestFaults_Data(t *testing.T) {
 				t.Errorf("a CDB of %s bytes has moved data", name)
 			}
 		}
+		c := disk0.Read(1, 0, 8, in)
+		c.CDBBytes = uint8(scsi.PutRead6(&c.CDB, 0, 8) - 1)
+		if got := w.do(t, c)[0]; got.Code == hba.CodeExecuted && got.ScsiStatus == 0 {
+			t.Errorf("a READ(6) with 5 bytes of CDB: %+v, want it refused", got)
+		}
 	})
 	w.wantOthers(t)
 	w.wantIdle(t)

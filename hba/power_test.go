@@ -272,9 +272,10 @@ func TestPower_LostNexus(t *testing.T) {
 type toldMedium struct {
 	*media.Memory
 	media.Promiser
-	broke int
-	acts  []string
-	lost  []int64
+	broke  int
+	acts   []string
+	lost   []int64
+	astray []int64
 }
 
 func (m *toldMedium) Broke(act string) {
@@ -284,6 +285,10 @@ func (m *toldMedium) Broke(act string) {
 
 func (m *toldMedium) LostWrite(off, n int64, data [][]byte, _ bool) {
 	m.lost = append(m.lost, off, n, int64(len(data)))
+}
+
+func (m *toldMedium) Misdirected(off, meant, n int64, _ bool) {
+	m.astray = append(m.astray, off, meant, n)
 }
 
 // TestFaults_IgnoreFUAOfReadIsTold: the medium that keeps account of what was hostile is
@@ -312,6 +317,25 @@ func TestFaults_IgnoreFUAOfReadIsTold(t *testing.T) {
 		if !slices.Equal(m.acts, tt.want) {
 			t.Errorf("after a READ of block %d with FUA %t the medium was told of %q, want %q", tt.lba, tt.fua, m.acts, tt.want)
 		}
+	}
+	w.wantIdle(t)
+}
+
+// TestFaults_MisdirectedIsTold: so it is of a WRITE that went elsewhere.
+func TestFaults_MisdirectedIsTold(t *testing.T) {
+	w := newFaultyWorld(t, hba.Config{QueuePairs: 1, Workers: 1})
+	m := &toldMedium{Memory: w.memory}
+	if err := w.dev.RemoveUnit(t.Context(), disk0.Target, disk0.Lun); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(t, disk0, m)
+	w.set(t, fault.Rule{Action: fault.Action{Kind: fault.KindMisdirected, ShiftBlocks: 4}})
+	w.do(t, disk0.Write(1, 1, 1, w.driver.MappedBuffer(t, blockBytes, dma.Read)))
+	if want := []string{string(fault.KindMisdirected)}; !slices.Equal(m.acts, want) {
+		t.Errorf("the medium was told of %q, want %q", m.acts, want)
+	}
+	if want := []int64{5 * blockBytes, blockBytes, blockBytes}; !slices.Equal(m.astray, want) {
+		t.Errorf("the medium was told of %d, want what was written at %d", m.astray, want)
 	}
 	w.wantIdle(t)
 }
