@@ -138,9 +138,10 @@ fuzz: ## each fuzz target for FUZZTIME
 	done
 
 .PHONY: soak
-soak: ## the id race with ten million requests; more orders of steps; 50 power cuts for each load; then unit tests under the race detector, over and over for SOAKTIME
+soak: ## the id race with ten million requests; more scripts of the queues; more orders of steps; 50 power cuts for each load; then unit tests under the race detector, over and over for SOAKTIME
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 10m -run TestA12 ./port ./port/porttest/mutants
 	VHBAD_SOAK=1 $(GO) test -count=1 -timeout 20m -run TestLinearizable ./cmd/vhbad/internal/road
+	$(GO) test -count=1 -timeout 20m -run TestModel_Flow ./port -rapid.checks=20000
 	VHBAD_INTERLEAVE_PREEMPTIONS=1 VHBAD_INTERLEAVE_SEEDS=100000 $(GO) test -tags interleave -count=1 -timeout 30m -run TestInterleave_ ./port ./hba
 	$(GO) test -tags kernel -count=1 -timeout 60m -parallel 2 -run 'TestKernel/crash/' ./cmd/vhbad/e2e -crashes 50
 	@end=$$(( SECONDS + $$(echo '$(SOAKTIME)' | sed -e 's/h/*3600/' -e 's/m/*60/' -e 's/s//') )); \
