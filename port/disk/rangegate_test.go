@@ -188,6 +188,30 @@ func TestRangeGate_Fence(t *testing.T) {
 	}
 }
 
+// A fence elsewhere changes nothing about the order of others.
+func TestRangeGate_OrderBesideFence(t *testing.T) {
+	var g rangeGate
+	gone, running := gateCommand(&g, 0, 512), gateCommand(&g, 8192, 8704)
+	long, short := gateCommand(&g, 8192, 12288), gateCommand(&g, 9216, 9728)
+	list(g.enterSlow(gone, holdShared))
+	g.fence(gone.s)
+	list(g.narrowFence(gone.s, []span{{0, 512}}))
+	for _, x := range []struct {
+		c    *command
+		hold hold
+		want []*command
+	}{{running, holdShared, []*command{running}}, {long, holdExclusive, nil}, {short, holdShared, nil}} {
+		if got := list(g.enterSlow(x.c, x.hold)); !slices.Equal(got, x.want) {
+			t.Errorf("write of %d to %d: %d granted, want %d", x.c.lockFrom, x.c.lockTo, len(got), len(x.want))
+		}
+	}
+	for _, x := range []struct{ c, want *command }{{running, long}, {long, short}} {
+		if got := list(g.leave(x.c)); !slices.Equal(got, []*command{x.want}) {
+			t.Errorf("%d granted, want the next one in line", len(got))
+		}
+	}
+}
+
 // Writes of sessions that are both gone do not wait for each other in a circle, whatever
 // waits for what when their clients go.
 func TestRangeGate_FencesInTurn(t *testing.T) {

@@ -231,47 +231,55 @@ func TestSession_ClientGone(t *testing.T) {
 	}
 }
 
-// What a client left under way is over before a later write to the same place begins; one
-// to another place does not wait for it.
-func TestSession_GoneClientsWrite(t *testing.T) {
-	m := porttest.NewMachine(t, porttest.ArenaBytes)
-	begun := make(chan uint8, 8)
+// fillBlock is a command that fills a block of 512 bytes.
+func fillBlock(cookie, block uint64, fill byte) nbdtest.Command {
+	return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: block * 512, Length: 512, Payload: bytes.Repeat([]byte{fill}, 512)}
+}
+
+// serveWrites serves a disk of 64 blocks whose adapter calls begun with the block of each
+// write that it starts. It returns the fake, the server, and a maker of clients.
+func serveWrites(t *testing.T, m *porttest.Machine, begun func(block uint8)) (*porttest.Miniport, *nbd.Server, func() *nbdtest.Client) {
+	t.Helper()
 	fake := porttest.New(m, porttest.Options{Script: func(stage porttest.Stage, s *port.SRB) porttest.Action {
 		if stage == porttest.StageStartIo && scsi.Opcode(s.CDB[0]) == scsi.OpWrite16 {
-			begun <- s.CDB[9] // the last byte of the LBA
+			begun(s.CDB[9]) // the last byte of the LBA
 		}
 		return porttest.Continue
 	}})
 	server, _, conn := serveDisk(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
 		blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096,
 	})
-	client := func(conn net.Conn) *nbdtest.Client {
+	return fake, server, func() *nbdtest.Client {
 		t.Helper()
-		c, err := nbdtest.NewClient(conn, "disk")
+		again, err := net.Dial("unix", conn.RemoteAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = again.Close() })
+		c, err := nbdtest.NewClient(again, "disk")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
-	write := func(cookie uint64, block uint64, fill byte) nbdtest.Command {
-		return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: block * 512, Length: 512, Payload: bytes.Repeat([]byte{fill}, 512)}
-	}
+}
+
+// What a client left under way is over before a later write to the same place begins; one
+// to another place does not wait for it.
+func TestSession_GoneClientsWrite(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	begun := make(chan uint8, 8)
+	fake, server, client := serveWrites(t, m, func(block uint8) { begun <- block })
 	release := fake.Hold()
-	gone := client(conn)
-	if err := gone.Send(write(1, 3, 'a')); err != nil {
+	if err := client().Send(fillBlock(1, 3, 'a')); err != nil {
 		t.Fatal(err)
 	}
 	if b := <-begun; b != 3 {
 		t.Fatalf("block %d written first, want 3", b)
 	}
 	server.Drop("disk")
-	again, err := net.Dial("unix", conn.RemoteAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = again.Close() }()
-	c := client(again)
-	if err := c.Send(write(1, 3, 'b'), write(2, 7, 'c')); err != nil {
+	c := client()
+	if err := c.Send(fillBlock(1, 3, 'b'), fillBlock(2, 7, 'c')); err != nil {
 		t.Fatal(err)
 	}
 	if b := <-begun; b != 7 {
@@ -286,5 +294,45 @@ func TestSession_GoneClientsWrite(t *testing.T) {
 	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
 	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
 		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
+	}
+}
+
+// While the reader of a client that has gone may still submit, nobody writes anywhere; what
+// waited for that goes as soon as the reader has stopped.
+func TestSession_GoneClientsReader(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	begun, goOn := make(chan uint8, 8), make(chan struct{})
+	fake, server, client := serveWrites(t, m, func(block uint8) {
+		begun <- block
+		if block == 3 {
+			<-goOn // on the reader's goroutine
+		}
+	})
+	release := fake.Hold()
+	if err := client().Send(fillBlock(1, 3, 'a')); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	server.Drop("disk")
+	c := client()
+	// The answer to a request that never reaches the disk shows that all before it have.
+	if err := c.Send(fillBlock(1, 7, 'c'), nbdtest.Command{Type: nbdtest.CmdRead, Cookie: 99, Offset: 1 << 40, Length: 512}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Receive(); err != nil || r.Cookie != 99 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	select {
+	case b := <-begun:
+		t.Errorf("block %d written while more might come from the client that had gone", b)
+	default:
+	}
+	close(goOn)
+	if b := <-begun; b != 7 {
+		t.Errorf("block %d written, want 7", b)
+	}
+	release(m.Processor(t, "release"))
+	if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
