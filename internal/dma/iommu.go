@@ -40,8 +40,6 @@ const (
 	// A window's state is generation<<8 | access; no access means unmapped.
 	stateGenerationShift = 8
 	stateAccessMask      = 1<<stateGenerationShift - 1
-	// stateInUse, one of the bits that Unmap clears, says that Use is using the mapping.
-	stateInUse = 1 << (stateGenerationShift - 1)
 
 	// Windows is the number of windows of an IOMMU. Window 0 is never handed
 	// out, so that the zero Addr always faults.
@@ -92,11 +90,12 @@ type window struct {
 type IOMMU struct {
 	arena   *Arena
 	windows []window
+	// using is set while Use uses memory, with useMu held, which an Unmap then waits for.
+	using atomic.Bool
 
 	faults  atomic.Uint64
 	onFault atomic.Pointer[func(Fault)]
 
-	// useMu is held while Use uses memory, and taken by an Unmap that waits for that.
 	useMu sync.Mutex
 
 	mu sync.Mutex
@@ -224,13 +223,15 @@ func (m *IOMMU) Map(w Window, b []byte, access Access) Addr {
 	return Addr(w)<<windowShift | Addr(generation)<<generationShift
 }
 
-// Unmap ends w's mapping: its addresses fault from now on. It waits for a Use of
-// the mapping. Unmapping an unmapped window does nothing.
+// Unmap ends w's mapping: its addresses fault from now on. It waits for a Use that is
+// under way, which may be of the mapping. Unmapping an unmapped window does nothing.
 func (m *IOMMU) Unmap(w Window) {
 	e := &m.windows[w]
-	old := e.state.Load()
-	if old&stateAccessMask != 0 && e.state.Swap(old&^stateAccessMask)&stateInUse != 0 {
-		m.awaitUse()
+	if old := e.state.Load(); old&stateAccessMask != 0 {
+		e.state.Store(old &^ stateAccessMask)
+		if m.using.Load() { // else a Use that begins now finds no mapping
+			m.awaitUse()
+		}
 	}
 }
 
@@ -249,7 +250,7 @@ func (m *IOMMU) Translate(addr Addr, n int, access Access) ([]byte, bool) {
 	e := &m.windows[addr.window()]
 	state := e.state.Load()
 	extent := e.extent.Load()
-	if (e.state.Load()^state)&^stateInUse != 0 || uint16(state>>stateGenerationShift) != addr.generation() || state&stateAccessMask == 0 {
+	if e.state.Load() != state || !addr.isIn(state) {
 		m.fault(addr, n, access, "no live mapping")
 		return nil, false
 	}
@@ -281,7 +282,7 @@ func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
 	return false
 }
 
-// Use calls use with the n bytes at addr, if Translate finds them. Unmap of their window
+// Use calls use with the n bytes at addr, if Translate finds them. Unmap, of any window,
 // waits until use returns, which is to be soon: this is for a device whose driver does not
 // wait for it.
 //
@@ -289,18 +290,13 @@ func (m *IOMMU) Live(addr Addr, n int, access Access) bool {
 func (m *IOMMU) Use(addr Addr, n int, access Access, use func(b []byte)) bool {
 	m.useMu.Lock()
 	defer m.useMu.Unlock()
+	m.using.Store(true) // before the mapping is looked up
+	defer m.using.Store(false)
 	b, ok := m.Translate(addr, n, access)
-	if !ok {
-		return false
+	if ok {
+		use(b)
 	}
-	e := &m.windows[addr.window()]
-	if state := e.state.Load(); !addr.isIn(state) || !e.state.CompareAndSwap(state, state|stateInUse) {
-		m.fault(addr, n, access, "no live mapping") // any more
-		return false
-	}
-	use(b)
-	e.state.And(^uint64(stateInUse)) // an Unmap that waits has cleared it
-	return true
+	return ok
 }
 
 // isMapped is Live without counting a fault.
