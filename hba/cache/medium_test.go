@@ -562,3 +562,39 @@ func TestFlush_WithABadSector(t *testing.T) {
 		t.Errorf("flush once all is well: %v", err)
 	}
 }
+
+// A boasting medium takes nothing, and says that it has taken all, or more, or less than nothing.
+type boasting struct {
+	media.Media
+	more int // than all of it
+	well bool
+}
+
+func (m *boasting) WriteAt(p []byte, off int64) (int, error) {
+	if m.well {
+		return m.Media.WriteAt(p, off)
+	}
+	return len(p) + m.more, &media.Error{Op: "write", OffsetBytes: off, LengthBytes: int64(len(p)), Kind: media.ErrMedium}
+}
+
+// TestFlush_OfWhatFailedAsAWhole: a medium that fails and nevertheless counts all bytes as
+// written, or an impossible number, has not written any.
+func TestFlush_OfWhatFailedAsAWhole(t *testing.T) {
+	const chunk = 64 << 10
+	for _, more := range []int{0, chunk, -1 << 30} {
+		m := &boasting{Media: memory(t, 8*chunk), more: more}
+		c := open(t, m, cache.Config{})
+		put(t, c, 0, 1, 2*chunk)
+		put(t, c, 4*chunk, 2, 2*chunk)
+		if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+			t.Errorf("%d more: flush: %v, want ErrMedium", more, err)
+		}
+		if got := c.Stats().PendingBytes; got != 4*chunk {
+			t.Errorf("%d more: %d bytes are pending, want all", more, got)
+		}
+		m.well = true
+		if err := c.Flush(); err != nil || !bytes.Equal(contents(t, m), contents(t, c)) || at(t, m, 5*chunk) != 2 {
+			t.Errorf("%d more: flush once all is well: %v", more, err)
+		}
+	}
+}

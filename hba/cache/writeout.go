@@ -187,8 +187,8 @@ func (c *Cache) tookRun(run []pick) {
 
 // changeMedium changes n bytes at off of the durable medium in one call; for KindWrite
 // they are in p. by is that of writeOut: if it is not nil, they go through the medium's
-// caches, too. If it fails, the first written bytes have been changed; with by it is not
-// known how many.
+// caches, too. If it fails, the first written bytes have been changed, which are not all;
+// with by it is not known how many.
 //
 // +checklocks:c.outMu
 func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) (written int, err error) {
@@ -200,6 +200,9 @@ func (c *Cache) changeMedium(kind Kind, p []byte, off, n int64, by *change) (wri
 			return 0, err
 		}
 		written, err = c.inner.WriteAt(p, off)
+		if written < 0 || int64(written) >= n { // then err does not say what failed: it may be all
+			written = 0
+		}
 	case KindTrim:
 		err = c.can.Discard.Discard(off, n)
 	case KindZero, KindAllocate:
