@@ -3,6 +3,8 @@ package cache
 import (
 	"fmt"
 	"math"
+	"slices"
+	"sort"
 	"time"
 
 	"github.com/vhbad/vhbad/hba/media"
@@ -24,7 +26,8 @@ type Replay struct {
 	cut     *Report
 	last    *Report
 	inexact string
-	// unsure is where the first medium has failed and nobody has written since.
+	// unsure is where the first medium has failed and nobody has written since, in order
+	// of the disk and without overlaps: there may be thousands, each failed flush tries all.
 	unsure []unsure
 }
 
@@ -91,9 +94,7 @@ func (r *Replay) Do(s *Step, at time.Time) error {
 		if err := r.inside(s); err != nil {
 			return err
 		}
-		from, to := s.OffsetBytes, s.OffsetBytes+s.LengthBytes
-		r.known(from, to) // by a retry, as a rule
-		r.unsure = append(r.unsure, unsure{from, to, fmt.Sprintf("the medium failed to write %d bytes at %d", to-from, from)})
+		r.unknown(s.OffsetBytes, s.OffsetBytes+s.LengthBytes)
 	case StepFlushed:
 		r.flushed(s)
 	case StepLie:
@@ -154,16 +155,26 @@ func (r *Replay) doubt(why string) {
 
 // known ends the doubts about a range: it has been written, or is no more.
 func (r *Replay) known(from, to int64) {
-	before := r.unsure
-	r.unsure = nil
-	for _, u := range before {
-		if u.from < min(u.to, from) {
-			r.unsure = append(r.unsure, unsure{u.from, min(u.to, from), u.why})
+	first := sort.Search(len(r.unsure), func(i int) bool { return r.unsure[i].to > from })
+	end := first
+	var rest []unsure
+	for ; end < len(r.unsure) && r.unsure[end].from < to; end++ {
+		u := r.unsure[end]
+		if u.from < from {
+			rest = append(rest, unsure{u.from, from, u.why})
 		}
-		if max(u.from, to) < u.to {
-			r.unsure = append(r.unsure, unsure{max(u.from, to), u.to, u.why})
+		if to < u.to {
+			rest = append(rest, unsure{to, u.to, u.why})
 		}
 	}
+	r.unsure = slices.Replace(r.unsure, first, end, rest...)
+}
+
+// unknown begins a doubt about a range, in place of those there are.
+func (r *Replay) unknown(from, to int64) {
+	r.known(from, to) // by a retry, as a rule
+	at := sort.Search(len(r.unsure), func(i int) bool { return r.unsure[i].from > from })
+	r.unsure = slices.Insert(r.unsure, at, unsure{from, to, fmt.Sprintf("the medium failed to write %d bytes at %d", to-from, from)})
 }
 
 // inside refuses a range that no cache has.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -429,6 +430,37 @@ func TestReplay_DoubtEnds(t *testing.T) {
 				t.Error("the replay's medium differs from the recorded one")
 			}
 		})
+	}
+}
+
+// TestReplay_DoubtsOverlap: where many doubts overlap, and end in part, some are left as
+// long as there is a sector of which nobody knows what it holds.
+func TestReplay_DoubtsOverlap(t *testing.T) {
+	for seed := range uint64(50) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		r, err := cache.NewReplay(memory(t, 64*512), cache.ReplayConfig{SectorBytes: 512, SizeBytes: cache.MinSizeBytes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var unsure [64]bool
+		for id := range uint64(100) {
+			first := random.IntN(len(unsure))
+			n := 1 + random.IntN(len(unsure)-first)
+			doubt := random.IntN(3) == 0
+			s := cache.Step{Kind: cache.StepUnsure, OffsetBytes: int64(first) * 512, LengthBytes: int64(n) * 512}
+			if !doubt {
+				s.Kind, s.Op, s.Write, s.Data = cache.StepThrough, cache.KindWrite, id+1, make([]byte, n*512)
+			}
+			if err := r.Do(&s, time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				unsure[first+i] = doubt
+			}
+			if why := r.Inexact(); (why != "") != slices.Contains(unsure[:], true) {
+				t.Fatalf("seed %d, step %d: inexact: %q, of %v", seed, id, why, unsure)
+			}
+		}
 	}
 }
 
