@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"log/slog"
 	"sync/atomic"
 	"testing"
 
@@ -44,8 +43,7 @@ func TestTalker_UnitAttention(t *testing.T) {
 	p := m.Processor(t, "test")
 	fake := porttest.New(m, porttest.Options{})
 	mp := &attentive{Miniport: fake}
-	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: mp})
-	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
+	d := newDisk(t, m, p, porttest.Subject{Function: fake.Function(), Miniport: mp})
 	read := make(chan struct{}, 2)
 	d.refresh.Routine = func(*port.Processor) { read <- struct{}{} }
 	for i, condition := range []scsi.Additional{scsi.BusDeviceResetFunctionOccurred, scsi.CapacityDataHasChanged} {

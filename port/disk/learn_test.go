@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"log/slog"
 	"sync/atomic"
 	"testing"
 
@@ -53,8 +52,7 @@ func TestRescan_Fails(t *testing.T) {
 	p := m.Processor(t, "test")
 	fake := porttest.New(m, porttest.Options{})
 	mp := &named{Miniport: fake}
-	a := m.Adapter(t, p, porttest.Subject{Function: fake.Function(), Miniport: mp})
-	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
+	d := newDisk(t, m, p, porttest.Subject{Function: fake.Function(), Miniport: mp})
 	d.geometry.Store(&geometry{})
 	if err := d.Rescan(p); err == nil || d.Serial() != "" || d.SizeBytes() != 0 {
 		t.Errorf("without block limits: %v, serial number %q, %d bytes; want an error, and the disk as it was", err, d.Serial(), d.SizeBytes())

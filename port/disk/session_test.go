@@ -39,12 +39,18 @@ func serveOn(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geo
 	return conn
 }
 
+// newDisk is a disk on the first unit of an adapter, which has not been asked what it is.
+func newDisk(t *testing.T, m *porttest.Machine, p *port.Processor, subject porttest.Subject) *Disk {
+	t.Helper()
+	a := m.Adapter(t, p, subject)
+	return &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
+}
+
 // serveDisk is serveOn that returns the server and the disk as well.
 func serveDisk(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) (*nbd.Server, *Disk, net.Conn) {
 	t.Helper()
 	p := m.Processor(t, "test")
-	a := m.Adapter(t, p, subject)
-	d := &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
+	d := newDisk(t, m, p, subject)
 	d.geometry.Store(g)
 	exports, err := nbd.NewExportSet(nbd.Export{Name: "disk", Device: d})
 	if err != nil {
