@@ -103,8 +103,8 @@ func (h *Header) check() error {
 	switch {
 	case sector != 512 && sector != 4096:
 		return fmt.Errorf("sectors of %d bytes: want 512 or 4096", sector)
-	case h.DiskBytes < 0 || h.DiskBytes%sector != 0:
-		return fmt.Errorf("a disk of %d bytes: want a multiple of %d", h.DiskBytes, sector)
+	case h.DiskBytes < sector || h.DiskBytes%sector != 0:
+		return fmt.Errorf("a disk of %d bytes: want a positive multiple of %d", h.DiskBytes, sector)
 	case h.CacheBytes < cache.MinSizeBytes || h.CacheBytes > cache.MaxSizeBytes || h.CacheBytes%sector != 0:
 		return fmt.Errorf("a cache of %d bytes: want a multiple of %d from %d to %d", h.CacheBytes, sector, cache.MinSizeBytes, int64(cache.MaxSizeBytes))
 	case len(h.Disk) > maxNameBytes:

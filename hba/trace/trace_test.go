@@ -312,6 +312,7 @@ func TestReader_Refused(t *testing.T) {
 		{"a header without end", change(10, 0xff, 0xff), "a length of 65535 bytes"},
 		{"a short header", change(10, 12, 0), "a length of 12 bytes"},
 		{"sectors", change(12, 1, 2, 3, 4), "sectors of 67305985 bytes"},
+		{"no disk", change(16, 0, 0, 0, 0, 0, 0, 0, 0), "a disk of 0 bytes: want a positive multiple of"},
 		{"an endless disk", change(16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), "a disk of -1 bytes"},
 		{"an endless cache", change(24, 0, 0, 0, 0, 0, 0, 0, 1), "a cache of 72057594037927936 bytes"},
 		{"eviction", change(48, 9), "cache-eviction 9"},
