@@ -50,9 +50,8 @@ type Conn struct {
 	number     uint8  // see SetNumber
 	peer       peer   // nobody if peers are not counted
 
-	// transmitting is guarded by Server.mu, and so is whether the connection
-	// counts as one of an export's.
-	transmitting   bool
+	// reserved says whether the connection counts as one of an export's. Server.mu guards
+	// it, and what follows.
 	reserved       bool
 	reservedName   string
 	reservedDevice Device
@@ -63,6 +62,11 @@ type Conn struct {
 	wishes atomic.Uint32
 	dead   atomic.Bool
 	reason atomic.Uint32 // a CloseReason, once dead
+
+	// transmitting is guarded by Server.mu. The sweeper looks at it and at what follows, and
+	// keeps visits for itself.
+	transmitting bool
+	visits       visits
 
 	// requestSince is when the client last made progress with a request that it has
 	// begun to send, replySince with a reply that it is owed, in ns since epoch; zero

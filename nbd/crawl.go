@@ -1,7 +1,9 @@
 package nbd
 
-// A crawl is what the sweeper remembers of a connection that waits for its client.
+// A crawl is how far a connection that waits for its client was when the sweeper last
+// saw it get on.
 type crawl struct {
+	seen       bool
 	movedBytes uint64 // sent and received
 	sinceNs    int64  // since epoch
 }
@@ -15,21 +17,18 @@ func (s *Server) memoryShort() bool {
 // client has to take or send as much as is held for it within Limits.ReplyTimeout.
 // A byte now and then, which otherwise satisfies that limit, would tie the memory up for
 // days. A connection that holds little, or waits for the device, is left alone.
-//
-// visits remembers how far c was when that time began; this visit is at atNs since
-// epoch.
+// This visit is at atNs since epoch.
 //
 // Concurrency: the sweeper.
-func (c *Conn) crawls(visits map[*Conn]crawl, atNs int64) bool {
-	held := c.heldBytes.Load()
+func (c *Conn) crawls(atNs int64) bool {
+	held, last := c.heldBytes.Load(), &c.visits.crawl
 	if held <= scarceBytes || c.requestSince.Load() == 0 && c.replySince.Load() == 0 {
-		delete(visits, c)
+		last.seen = false
 		return false
 	}
 	moved := c.receivedBytes.Load() + c.sentBytes.Load()
-	last, seen := visits[c]
-	if !seen || moved-last.movedBytes >= uint64(held) {
-		visits[c] = crawl{movedBytes: moved, sinceNs: atNs}
+	if !last.seen || moved-last.movedBytes >= uint64(held) {
+		*last = crawl{seen: true, movedBytes: moved, sinceNs: atNs}
 		return false
 	}
 	return atNs-last.sinceNs > int64(c.limits.ReplyTimeout)

@@ -2,21 +2,21 @@ package nbd
 
 import "time"
 
-// A rest is what the sweeper remembers of a connection that may be idle.
+// A rest is when the sweeper last saw that a connection was busy.
 type rest struct {
+	seen          bool
 	receivedBytes uint64
 	sinceNs       int64 // since epoch
 }
 
 // idleFor returns how long c has had no request, as far as the sweeper's visits show.
-// This visit is at atNs since epoch. rests remembers when c was last seen to be busy.
+// This visit is at atNs since epoch.
 //
 // Concurrency: the sweeper.
-func (c *Conn) idleFor(rests map[*Conn]rest, atNs int64) time.Duration {
-	received := c.receivedBytes.Load()
-	last, seen := rests[c]
-	if !seen || last.receivedBytes != received || c.hasInFlight() || c.waitsForMemory() {
-		rests[c] = rest{receivedBytes: received, sinceNs: atNs}
+func (c *Conn) idleFor(atNs int64) time.Duration {
+	received, last := c.receivedBytes.Load(), &c.visits.rest
+	if !last.seen || last.receivedBytes != received || c.hasInFlight() || c.waitsForMemory() {
+		*last = rest{seen: true, receivedBytes: received, sinceNs: atNs}
 		return 0
 	}
 	return time.Duration(atNs - last.sinceNs)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"sync"
 	"time"
@@ -18,10 +17,6 @@ import (
 
 // ErrServerClosed is what Serve returns after Shutdown.
 var ErrServerClosed = errors.New("nbd: server closed")
-
-// sweepInterval is how often connections are checked for clients that have stalled,
-// and for memory that idle connections do not need.
-const sweepInterval = time.Second
 
 // A Server serves exports to NBD clients. Set its exported fields, which must
 // not change afterwards, and call Serve.
@@ -426,81 +421,6 @@ func (s *Server) enter(c *Conn) bool {
 		s.folded[c.export.Name] = &OpTable{}
 	}
 	return true
-}
-
-// sweep checks the connections now and then until none is left.
-func (s *Server) sweep() {
-	interval := min(sweepInterval, s.limits.ReplyTimeout/4)
-	if s.limits.IdleTimeout > 0 {
-		interval = min(interval, s.limits.IdleTimeout/4)
-	}
-	interval = max(interval, time.Millisecond)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	lastReads := make(map[*Conn]uint64)
-	rests := make(map[*Conn]rest)
-	crawls := make(map[*Conn]crawl)
-	for {
-		ticked := false
-		select {
-		case <-tick.C:
-			ticked = true
-		case <-s.alone:
-		}
-		s.mu.Lock()
-		if len(s.conns) == 0 {
-			s.sweeping = false
-			s.mu.Unlock()
-			return
-		}
-		conns := make([]*Conn, 0, len(s.conns))
-		for c := range s.conns {
-			if c.transmitting {
-				conns = append(conns, c)
-			}
-		}
-		s.mu.Unlock()
-		if !ticked {
-			continue
-		}
-		at, short := now(), s.memoryShort()
-		reads := make(map[*Conn]uint64, len(conns))
-		for _, c := range conns {
-			if reason := s.overstays(c, rests, crawls, at, short); reason != CloseReasonCount {
-				c.kill(reason)
-				continue
-			}
-			n := c.reads.Load()
-			last, seen := lastReads[c]
-			if seen && last == n && c.requestSince.Load() == 0 && c.heldBytes.Load() > minBlockBytes {
-				c.poke(wishTrim)
-			}
-			reads[c] = n
-		}
-		lastReads = reads
-		maps.DeleteFunc(rests, func(c *Conn, _ rest) bool { _, ok := reads[c]; return !ok })
-		maps.DeleteFunc(crawls, func(c *Conn, _ crawl) bool { _, ok := reads[c]; return !ok })
-	}
-}
-
-// overstays returns why c is to be closed, or CloseReasonCount if it is not. rests and
-// crawls are what the sweeper remembers of connections; this visit is at atNs since epoch,
-// and short says whether memory is.
-//
-// Concurrency: the sweeper.
-func (s *Server) overstays(c *Conn, rests map[*Conn]rest, crawls map[*Conn]crawl, atNs int64, short bool) CloseReason {
-	late := func(sinceNs int64) bool { return sinceNs != 0 && atNs-sinceNs > int64(s.limits.ReplyTimeout) }
-	switch {
-	case late(c.replySince.Load()):
-		return CloseReplyTimeout
-	case late(c.requestSince.Load()):
-		return CloseRequestTimeout
-	case c.crawls(crawls, atNs) && short:
-		return CloseTooSlow
-	case s.limits.IdleTimeout > 0 && c.idleFor(rests, atNs) > s.limits.IdleTimeout:
-		return CloseIdle
-	}
-	return CloseReasonCount
 }
 
 // Shutdown drains the server: it stops accepting, ends negotiations, lets each
