@@ -79,6 +79,7 @@ func (cc *cutCase) wireOf(t *testing.T, s *testServer, d *nbdtest.Manual, networ
 		if err := <-sent; err != nil {
 			t.Fatal(err)
 		}
+		_ = c.Conn.Close() // else the server waits for it
 		<-d.Closed
 	}
 	return got[0], got[1][len(got[0]):]
