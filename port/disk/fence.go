@@ -3,6 +3,8 @@ package disk
 import (
 	"slices"
 	"sync/atomic"
+
+	"github.com/vhbad/vhbad/port"
 )
 
 // A fence keeps other clients' writes off what a client that has gone left under way. That
@@ -20,6 +22,8 @@ type fence struct {
 	// Otherwise it may begin one anywhere.
 	narrow bool
 	spans  []span
+	// lost: what the session has under way is not executed any more.
+	lost bool
 }
 
 // A span is a range of whole blocks, in bytes.
@@ -56,7 +60,7 @@ func (g *rangeGate) narrowFence(s *session, spans []span) (granted *command) {
 // +checklocks:g.mu
 func (g *rangeGate) needsFenceLocked(s *session) bool {
 	isOfS := func(c *command) bool { return c.s == s }
-	return !s.fence.narrow || isWriting(&s.fast) || slices.ContainsFunc(g.running, isOfS) || slices.ContainsFunc(g.waiting, isOfS)
+	return !s.fence.lost && (!s.fence.narrow || isWriting(&s.fast) || slices.ContainsFunc(g.running, isOfS) || slices.ContainsFunc(g.waiting, isOfS))
 }
 
 // liftFencesLocked takes down the fences that are not needed any more.
@@ -73,6 +77,16 @@ func (g *rangeGate) liftFencesLocked() {
 	}
 	clear(g.fenced[len(kept):])
 	g.fenced = kept
+}
+
+// lose takes down all fences. It returns the commands that may run now.
+func (g *rangeGate) lose() (granted *command) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.fenced {
+		s.fence.lost = true
+	}
+	return g.grantLocked()
 }
 
 // rankLocked is the place of a session's fence among the fences, or how many there are if
@@ -108,3 +122,9 @@ func (s *session) NarrowFence() {
 	s.mu.Unlock()
 	startGranted(s.p, s.d.gate.narrowFence(s, spans))
 }
+
+// ForgetGone lets writes pass those that connections left under way which have ended: the
+// caller knows that the unit executes none of them, and will not. See Options.Nexus.
+//
+// Concurrency: Passive.
+func (d *Disk) ForgetGone(p *port.Processor) { startGranted(p, d.gate.lose()) }

@@ -188,6 +188,31 @@ func TestRangeGate_Fence(t *testing.T) {
 	}
 }
 
+// What a lost session has under way is not waited for.
+func TestRangeGate_Lost(t *testing.T) {
+	var g rangeGate
+	gone, same := gateCommand(&g, 0, 512), gateCommand(&g, 0, 4096)
+	g.enterFast(&gone.s.fast)
+	gone.hold = holdFast
+	g.fence(gone.s)
+	if got := list(g.enterSlow(same, holdShared)); len(got) != 0 {
+		t.Error("a write passed a fence")
+	}
+	if got := list(g.lose()); !slices.Equal(got, []*command{same}) {
+		t.Errorf("%d granted when what is behind the fence was lost, want the write that waited", len(got))
+	}
+	list(g.leave(same))
+	if !g.enterFast(&same.s.fast) {
+		t.Error("the fast way stays closed")
+	}
+	same.hold = holdFast
+	list(g.leave(same))
+	list(g.leave(gone))
+	if len(g.fenced) != 0 || g.exclusive.Load() != 0 {
+		t.Errorf("left over: %d fences, %d exclusive", len(g.fenced), g.exclusive.Load())
+	}
+}
+
 // A fence elsewhere changes nothing about the order of others.
 func TestRangeGate_OrderBesideFence(t *testing.T) {
 	var g rangeGate

@@ -167,9 +167,10 @@ func TestPower_Triggers(t *testing.T) {
 }
 
 // TestPower_HeldWriteIsForgotten: a write that a rule holds when the power goes does
-// not overwrite, when it is let go, what the next client has written and flushed.
+// not overwrite, when it is let go, what the next client has written and flushed. Nor does
+// that client wait for it to time out, which takes longer than commands of a test may.
 func TestPower_HeldWriteIsForgotten(t *testing.T) {
-	config, command := serve(t, "memory:1MiB,cache=writeback")
+	config, command := serve(t, "memory:1MiB,cache=writeback", "--srb-timeout", "1h")
 	d := start(t, config, command)
 	admin := filepath.Join(config.folder, "admin.sock")
 	vhbadDo(t, "fault", "add", "hold", "hang", "disk=d", "op=write", "budget=1", "--admin", admin)

@@ -246,6 +246,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	var dropped nbd.Dropped
 	if o.DropConnections {
 		dropped = m.server.Drop(name)
+		m.forgetGone(e)
 		p.loseNexus(m.cuts.ctx, dropped)
 	}
 	d.tellCut(name, joinTrigger(trigger, rule), report, err)
@@ -329,6 +330,17 @@ func (p *power) loseNexus(ctx context.Context, dropped nbd.Dropped) {
 	next := uint8(p.drops%255) + 1
 	p.nexus.Store(uint32(next))
 	p.unit.LoseNexus(next)
+}
+
+// forgetGone tells a disk without power, whose nexus is about to be lost, that what dropped
+// connections have under way is not executed any more. Those of the next nexus are not
+// among them yet.
+func (m *machine) forgetGone(e *export) {
+	// If no processor is free, later writes wait for them until they have timed out.
+	_ = m.onProcessor("power", func(p *port.Processor) error {
+		e.ForgetGone(p)
+		return nil
+	})
 }
 
 // tellCut publishes a cut, including one that failed.
