@@ -19,7 +19,7 @@ func BenchmarkBegin(b *testing.B) {
 			d := &Disk{}
 			d.geometry.Store(&geometry{blocks: 1 << 20, blockBytes: 512, maxTransfer: 2048})
 			s := &session{d: d, conn: &nbd.Conn{}}
-			d.gate.register(&s.fast)
+			d.gate.register(s)
 			c := &command{s: s, srb: &port.SRB{}}
 			r := &nbd.Request{Op: o.op, OffsetBytes: 3 * size, LengthBytes: size, Data: make([]byte, size)}
 			b.ReportAllocs()

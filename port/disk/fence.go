@@ -2,7 +2,6 @@ package disk
 
 import (
 	"slices"
-	"sync/atomic"
 
 	"github.com/vhbad/vhbad/port"
 )
@@ -60,7 +59,7 @@ func (g *rangeGate) narrowFence(s *session, spans []span) (granted *command) {
 // +checklocks:g.mu
 func (g *rangeGate) needsFenceLocked(s *session) bool {
 	isOfS := func(c *command) bool { return c.s == s }
-	return !s.fence.lost && (!s.fence.narrow || isWriting(&s.fast) || slices.ContainsFunc(g.running, isOfS) || slices.ContainsFunc(g.waiting, isOfS))
+	return !s.fence.lost && (!s.fence.narrow || s.isWriting() || slices.ContainsFunc(g.running, isOfS) || slices.ContainsFunc(g.waiting, isOfS))
 }
 
 // liftFencesLocked takes down the fences that are not needed any more.
@@ -100,8 +99,8 @@ func (g *rangeGate) rankLocked(s *session) int {
 	return len(g.fenced)
 }
 
-// isWriting reports whether a session has fast writes under way.
-func isWriting(fast *atomic.Int64) bool { return fast.Load()&fastUnderWay != 0 }
+// isWriting reports whether s has fast writes under way that are not lost.
+func (s *session) isWriting() bool { return !s.fence.lost && s.fast.Load()&fastUnderWay != 0 }
 
 // Fence implements nbd.Fencer.
 func (s *session) Fence() { s.d.gate.fence(s) }

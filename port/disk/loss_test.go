@@ -11,7 +11,7 @@ import (
 // lossSession is a session of d's, as Open leaves it.
 func lossSession(d *Disk) *session {
 	s := &session{d: d}
-	d.gate.register(&s.fast)
+	d.gate.register(s)
 	s.told.Store(d.lossesOfOthers())
 	return s
 }

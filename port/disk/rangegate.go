@@ -26,9 +26,8 @@ type rangeGate struct {
 	_         [60]byte
 
 	mu sync.Mutex
-	// sessions holds their counters.
 	// +checklocks:mu
-	sessions []*atomic.Int64
+	sessions []*session
 	// begun counts the writes of the slow way, and the fast ones of sessions that
 	// have gone.
 	// +checklocks:mu
@@ -76,8 +75,8 @@ func (g *rangeGate) writes() writesSeen {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	w := writesSeen{begun: g.begun, quiet: len(g.running)+len(g.waiting) == 0}
-	for _, fast := range g.sessions {
-		n := fast.Load()
+	for _, s := range g.sessions {
+		n := s.fast.Load()
 		w.begun += n / fastBegun
 		w.answering = w.answering || n&answering != 0
 		w.quiet = w.quiet && n&(fastUnderWay|answering) == 0
@@ -85,22 +84,19 @@ func (g *rangeGate) writes() writesSeen {
 	return w
 }
 
-// register adds a session's counter.
-func (g *rangeGate) register(n *atomic.Int64) {
+// register adds a session.
+func (g *rangeGate) register(s *session) {
 	g.mu.Lock()
-	g.sessions = append(g.sessions, n)
+	g.sessions = append(g.sessions, s)
 	g.mu.Unlock()
 }
 
-func (g *rangeGate) unregister(n *atomic.Int64) {
+func (g *rangeGate) unregister(s *session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for i := range g.sessions {
-		if g.sessions[i] == n {
-			g.begun += n.Load() / fastBegun
-			g.sessions = append(g.sessions[:i], g.sessions[i+1:]...)
-			return
-		}
+	if i := slices.Index(g.sessions, s); i >= 0 {
+		g.begun += s.fast.Load() / fastBegun
+		g.sessions = slices.Delete(g.sessions, i, i+1)
 	}
 }
 
@@ -173,7 +169,7 @@ func (g *rangeGate) grantLocked() (granted *command) {
 		return nil
 	}
 	last := &granted
-	drained := !slices.ContainsFunc(g.sessions, isWriting)
+	drained := !slices.ContainsFunc(g.sessions, (*session).isWriting)
 	kept := g.waiting[:0]
 	for _, c := range g.waiting {
 		if c.hold == holdExclusive && !drained || conflicts(c, g.running) || g.heldBackLocked(c, kept) {
@@ -216,8 +212,8 @@ func conflicts(c *command, others []*command) bool {
 	return slices.ContainsFunc(others, c.conflicts)
 }
 
-// conflicts reports whether c must not run beside o: they share a block and one of the two
-// is exclusive.
+// conflicts reports whether c must not run beside o: they share a block, one of the two
+// is exclusive, and o is not lost.
 func (c *command) conflicts(o *command) bool {
-	return (c.hold == holdExclusive || o.hold == holdExclusive) && c.lockFrom < o.lockTo && o.lockFrom < c.lockTo
+	return (c.hold == holdExclusive || o.hold == holdExclusive) && c.lockFrom < o.lockTo && o.lockFrom < c.lockTo && !o.s.fence.lost
 }

@@ -11,7 +11,7 @@ import (
 
 func gateCommand(g *rangeGate, from, to uint64) *command {
 	s := &session{d: &Disk{}}
-	g.register(&s.fast)
+	g.register(s)
 	return &command{s: s, lockFrom: from, lockTo: to}
 }
 
@@ -101,7 +101,7 @@ func TestRangeGate_Stress(t *testing.T) {
 			c := gateCommand(&g, 0, 0)
 			for range rounds {
 				if c.s.fence.narrow {
-					g.unregister(&c.s.fast)
+					g.unregister(c.s)
 					c = gateCommand(&g, 0, 0)
 				}
 				c.slot = i
@@ -188,28 +188,34 @@ func TestRangeGate_Fence(t *testing.T) {
 	}
 }
 
-// What a lost session has under way is not waited for.
+// What a lost session has under way is not waited for, whatever it is and whoever comes.
 func TestRangeGate_Lost(t *testing.T) {
-	var g rangeGate
-	gone, same := gateCommand(&g, 0, 512), gateCommand(&g, 0, 4096)
-	g.enterFast(&gone.s.fast)
-	gone.hold = holdFast
-	g.fence(gone.s)
-	if got := list(g.enterSlow(same, holdShared)); len(got) != 0 {
-		t.Error("a write passed a fence")
-	}
-	if got := list(g.lose()); !slices.Equal(got, []*command{same}) {
-		t.Errorf("%d granted when what is behind the fence was lost, want the write that waited", len(got))
-	}
-	list(g.leave(same))
-	if !g.enterFast(&same.s.fast) {
-		t.Error("the fast way stays closed")
-	}
-	same.hold = holdFast
-	list(g.leave(same))
-	list(g.leave(gone))
-	if len(g.fenced) != 0 || g.exclusive.Load() != 0 {
-		t.Errorf("left over: %d fences, %d exclusive", len(g.fenced), g.exclusive.Load())
+	for _, tt := range []struct{ gone, same hold }{
+		{holdFast, holdShared}, {holdFast, holdExclusive}, {holdExclusive, holdShared}, {holdExclusive, holdExclusive},
+	} {
+		var g rangeGate
+		gone, same := gateCommand(&g, 0, 512), gateCommand(&g, 0, 4096)
+		if tt.gone == holdFast {
+			g.enterFast(&gone.s.fast)
+			gone.hold = holdFast
+		} else {
+			list(g.enterSlow(gone, tt.gone))
+		}
+		g.fence(gone.s)
+		if got := list(g.enterSlow(same, tt.same)); len(got) != 0 {
+			t.Errorf("%+v: a write passed a fence", tt)
+		}
+		if got := list(g.lose()); !slices.Equal(got, []*command{same}) {
+			t.Errorf("%+v: %d granted when what is behind the fence was lost, want the write that waited", tt, len(got))
+		}
+		list(g.leave(same))
+		list(g.leave(gone))
+		if !g.enterFast(&same.s.fast) {
+			t.Errorf("%+v: the fast way stays closed", tt)
+		}
+		if len(g.fenced) != 0 || g.exclusive.Load() != 0 {
+			t.Errorf("%+v: left over: %d fences, %d exclusive", tt, len(g.fenced), g.exclusive.Load())
+		}
 	}
 }
 

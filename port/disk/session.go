@@ -104,7 +104,7 @@ func (d *Disk) Open(c *nbd.Conn) (nbd.Session, error) {
 	s.mu.Unlock()
 	s.group = d.groups.take()
 	c.SetNumber(s.group)
-	d.gate.register(&s.fast)
+	d.gate.register(s)
 	s.told.Store(d.lossesOfOthers())
 	return s, nil
 }
@@ -135,7 +135,7 @@ func (g *groupSet) give(n uint8) {
 
 // Close implements nbd.Session. The memory of orphans is freed as they come back.
 func (s *session) Close() {
-	s.d.gate.unregister(&s.fast)
+	s.d.gate.unregister(s)
 	s.d.groups.give(s.group)
 	s.mu.Lock()
 	s.closed = true
