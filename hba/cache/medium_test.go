@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/hba/cache"
 	"github.com/vhbad/vhbad/hba/hbatest"
@@ -503,6 +504,53 @@ func TestCompareAndWrite_WithoutSpace(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestWriteThrough_WithoutSpaceForAll: of a write that goes through a full cache and says how
+// much of it was written, that much stays written: what was pending there is older.
+func TestWriteThrough_WithoutSpaceForAll(t *testing.T) {
+	const chunk, off = 64 << 10, 64<<10 - 1024
+	m, err := media.NewMemory(media.MemoryConfig{SizeBytes: 8 * chunk, LimitBytes: chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := &notebook{}
+	c := open(t, m, cache.Config{SizeBytes: chunk, Eviction: cache.EvictNone, Recorder: notes})
+	put(t, c, 0, 1, chunk)
+	flush(t, c)
+	put(t, c, off-512, 4, 1536)
+	put(t, c, 2*chunk, 3, chunk-1536) // there is no room any more
+	n, err := c.WriteAt(bytes.Repeat([]byte{2}, 2048), off)
+	if n != 1024 || !errors.Is(err, media.ErrNoSpace) {
+		t.Fatalf("%d, %v, want half of it and no space for more", n, err)
+	}
+	if err := c.Discard(2*chunk, chunk); err != nil { // so that it can be flushed
+		t.Fatal(err)
+	}
+	want := append(bytes.Repeat([]byte{4}, 512), bytes.Repeat([]byte{2}, 1024)...)
+	got := make([]byte, len(want))
+	for _, flushed := range []bool{false, true} {
+		if _, err := c.ReadAt(got, off-512); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("flushed: %v: %d, %d and %d are read, %v, want 4, 2 and 2", flushed, got[0], got[512], got[1024], err)
+		}
+		flush(t, c)
+	}
+	if r := cut(t, c, cache.CutOptions{Policy: cache.PolicyNone}); r.Verdict.Class != cache.ClassLegal {
+		t.Errorf("%+v", r.Verdict)
+	}
+	again := memory(t, 8*chunk)
+	r, err := cache.NewReplay(again, cache.ReplayConfig{SectorBytes: 512, SizeBytes: chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range notes.all() {
+		if err := r.Do(&s, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(contents(t, again), contents(t, m)) {
+		t.Error("a replay leaves another image")
 	}
 }
 

@@ -461,13 +461,15 @@ func (c *Cache) updateFrom(op string, y, x *change, fn func(part []byte) bool) (
 //
 // +checklocks:c.outMu
 func (c *Cache) storeOrUndo(x *change, off int64, id uint64, old []byte) error {
-	err := c.storeThrough(x, id)
+	half, err := c.storeThrough(x, id)
 	var where *media.Error
 	if done := written(x.p, x.off, err); done > 0 && errors.Is(err, media.ErrNoSpace) && errors.As(err, &where) {
 		if _, undo := c.inner.WriteAt(old[:done], x.off); undo == nil {
 			where.OffsetBytes, where.LengthBytes = off, x.off+x.n-off
 		}
+		return err // what is pending undoes it, too
 	}
+	c.tookThrough(&half, id)
 	return err
 }
 

@@ -292,20 +292,24 @@ func (c *Cache) throughOut(x *change, life uint64) error {
 	x.id = id
 	c.record.stats.Evictions[EvictionThrough]++
 	c.mu.Unlock()
-	return c.storeThrough(x, id)
+	half, err := c.storeThrough(x, id)
+	c.tookThrough(&half, id)
+	return err
 }
 
-// storeThrough is throughOut of x as write id.
+// storeThrough is throughOut of x as write id. If it fails, half is what the medium has
+// written of the part that failed. What is pending there is older and has to go, unless
+// the caller undoes that write.
 //
 // +checklocks:c.outMu
-func (c *Cache) storeThrough(x *change, id uint64) error {
+func (c *Cache) storeThrough(x *change, id uint64) (half change, err error) {
 	var by *change
 	if x.durable() {
 		by = x
 	}
 	for done := int64(0); done < x.n; {
 		if c.cutting.Load() {
-			return c.powerLost(x.op(), x.off+done, x.n-done)
+			return change{}, c.powerLost(x.op(), x.off+done, x.n-done)
 		}
 		part := change{kind: x.kind, off: x.off + done, n: x.n - done, fua: x.fua, lie: x.lie}
 		if x.kind == KindWrite {
@@ -313,17 +317,30 @@ func (c *Cache) storeThrough(x *change, id uint64) error {
 			part.p = x.p[done : done+part.n]
 		}
 		c.pace()
-		if _, err := c.changeMedium(part.kind, part.p, part.off, part.n, by); err != nil {
+		if written, err := c.changeMedium(part.kind, part.p, part.off, part.n, by); err != nil {
 			c.recordStep(Step{Kind: StepUnsure, OffsetBytes: part.off, LengthBytes: part.n})
-			return err
+			part.n = int64(written) >> c.shift << c.shift
+			part.p = part.p[:part.n]
+			return part, err
 		}
-		c.mu.Lock()
-		c.recordWrite(StepThrough, &part, id)
-		c.tookLocked(&part, id)
-		c.mu.Unlock()
+		c.tookThrough(&part, id)
 		done += part.n
 	}
-	return nil
+	return change{}, nil
+}
+
+// tookThrough notes that x, which may be nothing, is on the durable medium as write id
+// and never was pending.
+//
+// +checklocks:c.outMu
+func (c *Cache) tookThrough(x *change, id uint64) {
+	if x.n == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recordWrite(StepThrough, x, id)
+	c.tookLocked(x, id)
 }
 
 // tookLocked drops what was pending for the sectors of x, which as write id is on the
