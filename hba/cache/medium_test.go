@@ -611,6 +611,45 @@ func TestFlush_WithABadSector(t *testing.T) {
 	}
 }
 
+// TestFlush_WithoutSpaceAndWithABadSector: what had no space gets what a trim has released, and
+// a trim goes through a full cache to release some, though a bad sector fails behind them.
+func TestFlush_WithoutSpaceAndWithABadSector(t *testing.T) {
+	const chunk, chunks, bad = 64 << 10, 16, 60 * 64 << 10
+	under, err := media.NewMemory(media.MemoryConfig{SizeBytes: 64 * chunk, LimitBytes: 2 * chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &scratched{Media: under, unwrite: map[int64]bool{bad: true}}
+	c := open(t, m, cache.Config{SizeBytes: chunks * chunk})
+	put(t, c, 4*chunk, 1, 2*chunk)
+	flush(t, c)
+	put(t, c, 0, 2, 512)
+	if err := c.Discard(4*chunk, chunk); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c, bad, 3, 512)
+	if err := c.Flush(); !errors.Is(err, media.ErrMedium) {
+		t.Errorf("flush: %v, want ErrMedium", err)
+	}
+	if s := c.Stats(); s.PendingWrites != 1 || at(t, m, 0) != 2 {
+		t.Errorf("%d writes are pending, want the one on the bad sector", s.PendingWrites)
+	}
+	for i := range int64(chunks - 1) {
+		put(t, c, (8+i)*chunk, 4, chunk)
+	}
+	if err := c.Flush(); !errors.Is(err, media.ErrMedium) || !errors.Is(err, media.ErrNoSpace) {
+		t.Errorf("flush: %v, want both errors", err)
+	}
+	put(t, c, 40*chunk, 4, chunk-512) // there is no room any more
+	if err := c.Discard(5*chunk, chunk); err != nil {
+		t.Errorf("a trim: %v", err)
+	}
+	clear(m.unwrite)
+	if err := c.Discard(0, 64*chunk); err != nil { // so that it can be closed
+		t.Error(err)
+	}
+}
+
 // A boasting medium takes nothing, and says that it has taken all, or more, or less than nothing.
 type boasting struct {
 	media.Media

@@ -68,7 +68,8 @@ func (c *Cache) turnLocked(turn *int, n int) {
 //
 // If by is nil, those that the medium fails to take are passed over, as they need not
 // concern others; and those for which it has no space are tried again once others have
-// released some. Any other error, or too many, ends writeOut at once.
+// released some. Any other error, or too many, ends writeOut at once. The error says if
+// some had no space and if others met a bad medium.
 //
 // While outMu is held, versions are removed only here and in Cut, so picks stay valid.
 //
@@ -78,11 +79,17 @@ func (c *Cache) writeOut(by *change) error {
 	if c.buffer == nil {
 		c.buffer = make([]byte, bufferBytes)
 	}
-	left, released, err := c.writeRuns(c.picked, by)
-	if released && errors.Is(err, media.ErrNoSpace) {
-		_, _, err = c.writeRuns(left, by)
+	left, err := c.writeRuns(c.picked, by)
+	if err == nil && left.released {
+		bad := left.bad
+		if left, err = c.writeRuns(left.picks, by); left.bad == nil {
+			left.bad = bad
+		}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return errors.Join(left.noSpace, left.bad)
 }
 
 // concernsSome reports whether an error of the durable medium may be about some sectors
@@ -91,38 +98,45 @@ func concernsSome(err error) bool {
 	return errors.Is(err, media.ErrNoSpace) || errors.Is(err, media.ErrMedium)
 }
 
-// writeRuns is writeOut for sorted picks. Those that were passed over are left in picks
-// from its beginning; released says that there may be space for some now.
+// A leftover is what was passed over by writeRuns.
+type leftover struct {
+	picks    []pick // those for which there was no space
+	released bool   // there may be space for some of them now
+	noSpace  error  // of the last of them
+	bad      error  // of the last that met a bad medium
+}
+
+// writeRuns is writeOut for sorted picks. left.picks are in picks from its beginning.
 //
 // +checklocks:c.outMu
-func (c *Cache) writeRuns(picks []pick, by *change) (left []pick, released bool, err error) {
-	left = picks[:0]
+func (c *Cache) writeRuns(picks []pick, by *change) (left leftover, err error) {
+	left.picks = picks[:0]
 	bad, pieces := 0, 0 // pieces: how many of rest are written in pieces
 	for rest := picks; len(rest) > 0; {
 		if c.cutting.Load() && !c.ending {
-			return left, released, errNoPower
+			return left, errNoPower
 		}
 		run := c.runOf(rest, pieces)
 		done, failed := c.writeRun(rest[:run], by)
 		switch {
 		case failed == nil:
-			released = released || len(left) > 0 && rest[0].kind != KindWrite
+			left.released = left.released || left.noSpace != nil && rest[0].kind != KindWrite
 		case by != nil || !concernsSome(failed): // with by it may be a loss that was told
-			return left, released, failed
+			return left, failed
 		case pieces == 0 && run<<c.shift > pieceBytes:
 			rest, pieces = rest[done:], run-done
 			continue
+		case errors.Is(failed, media.ErrNoSpace):
+			left.picks, left.noSpace = append(left.picks, rest[done:run]...), failed
 		default:
-			left, err = append(left, rest[done:run]...), failed
-			if errors.Is(failed, media.ErrMedium) {
-				if bad++; bad == maxBad {
-					return left, released, failed
-				}
+			left.bad = failed
+			if bad++; bad == maxBad {
+				return left, nil
 			}
 		}
 		rest, pieces = rest[run:], max(pieces-run, 0)
 	}
-	return left, released, err
+	return left, nil
 }
 
 // runOf is how many of the sorted picks go to the durable medium next, in one write: one
