@@ -144,6 +144,9 @@ type Cache struct {
 	picked []pick
 	// +checklocks:outMu
 	buffer []byte
+	// from is the sector at which the next write-out begins: see writeOut.
+	// +checklocks:outMu
+	from int64
 	// ending: whoever writes out does so although the power is going.
 	// +checklocks:outMu
 	ending bool

@@ -650,6 +650,54 @@ func TestFlush_WithoutSpaceAndWithABadSector(t *testing.T) {
 	}
 }
 
+// TestFlush_WithManyBadSectors: a write-out that much fails of goes no further, but the next one
+// goes on behind it, so that all that can be written is after some. Closing writes all of it.
+func TestFlush_WithManyBadSectors(t *testing.T) {
+	const chunk, bad, most = 64 << 10, 30, 16
+	for _, closes := range []bool{false, true} {
+		m := &scratched{Media: &unclosed{memory(t, 128*chunk)}, unwrite: map[int64]bool{}}
+		counted := &counting{Media: m}
+		c := open(t, counted, cache.Config{})
+		good := int64(0)
+		for i := range int64(bad) {
+			put(t, c, 2*i*chunk, 1, chunk)
+			m.unwrite[2*i*chunk] = true
+			if i%6 == 5 { // some are written before the next fail
+				put(t, c, (2*i+1)*chunk, 2, chunk)
+				good++
+			}
+		}
+		put(t, c, 127*chunk, 2, chunk)
+		good++
+		if closes {
+			if err := c.Close(); !errors.Is(err, media.ErrMedium) {
+				t.Errorf("close: %v, want ErrMedium", err)
+			}
+		} else {
+			for range 4 {
+				counted.writes = 0
+				if err := c.Flush(); !errors.Is(err, media.ErrMedium) || counted.writes > most {
+					t.Errorf("flush: %v, after %d writes", err, counted.writes)
+				}
+				put(t, c, 126*chunk, 3, 512) // what succeeds in between does not make it begin anew
+			}
+			if s := c.Stats(); s.PendingBytes > bad*chunk+512 {
+				t.Errorf("%d bytes are pending, want those on bad sectors", s.PendingBytes)
+			}
+		}
+		got := int64(0)
+		for _, off := range []int64{11, 23, 35, 47, 59, 127} {
+			if at(t, m, off*chunk) == 2 {
+				got++
+			}
+		}
+		if got != good {
+			t.Errorf("closed: %v: %d of %d that can be written are", closes, got, good)
+		}
+		clear(m.unwrite)
+	}
+}
+
 // A boasting medium takes nothing, and says that it has taken all, or more, or less than nothing.
 type boasting struct {
 	media.Media

@@ -23,7 +23,8 @@ const (
 	// end at multiples of it.
 	pieceBytes = 64 << 10
 	// maxBad is how many pieces may meet a bad medium before a write-out gives up: each
-	// may take its time.
+	// may take its time. One that is the last, as the power goes or the cache is closed,
+	// gives up after as many in a row.
 	maxBad = 8
 )
 
@@ -60,7 +61,8 @@ func (c *Cache) turnLocked(turn *int, n int) {
 }
 
 // writeOut makes the picked versions durable, in order of their sectors, and drops them
-// and all older ones of their sectors. It gives up with errNoPower when the power is
+// and all older ones of their sectors. It begins where the last one gave up, so that
+// what is bad does not keep what is behind it here forever. It gives up with errNoPower when the power is
 // about to be cut; what it has done by then is done.
 //
 // by is the change that must be durable when writeOut returns: picked versions then go
@@ -79,6 +81,11 @@ func (c *Cache) writeOut(by *change) error {
 	if c.buffer == nil {
 		c.buffer = make([]byte, bufferBytes)
 	}
+	if at := c.firstOut(c.from); by == nil && at > 0 {
+		slices.Reverse(c.picked[:at])
+		slices.Reverse(c.picked[at:])
+		slices.Reverse(c.picked)
+	}
 	left, err := c.writeRuns(c.picked, by)
 	if err == nil && left.released {
 		bad := left.bad
@@ -90,6 +97,14 @@ func (c *Cache) writeOut(by *change) error {
 		return err
 	}
 	return errors.Join(left.noSpace, left.bad)
+}
+
+// firstOut is the index of the first of the sorted picks from sector on.
+//
+// +checklocks:c.outMu
+func (c *Cache) firstOut(sector int64) int {
+	at, _ := slices.BinarySearchFunc(c.picked, sector, func(p pick, sector int64) int { return cmp.Compare(p.sector, sector) })
+	return at
 }
 
 // concernsSome reports whether an error of the durable medium may be about some sectors
@@ -106,7 +121,7 @@ type leftover struct {
 	bad      error  // of the last that met a bad medium
 }
 
-// writeRuns is writeOut for sorted picks. left.picks are in picks from its beginning.
+// writeRuns is writeOut for picks in that order. left.picks are in picks from its beginning.
 //
 // +checklocks:c.outMu
 func (c *Cache) writeRuns(picks []pick, by *change) (left leftover, err error) {
@@ -121,6 +136,9 @@ func (c *Cache) writeRuns(picks []pick, by *change) (left leftover, err error) {
 		switch {
 		case failed == nil:
 			left.released = left.released || left.noSpace != nil && rest[0].kind != KindWrite
+			if c.ending {
+				bad = 0
+			}
 		case by != nil || !concernsSome(failed): // with by it may be a loss that was told
 			return left, failed
 		case pieces == 0 && run<<c.shift > pieceBytes:
@@ -131,6 +149,10 @@ func (c *Cache) writeRuns(picks []pick, by *change) (left leftover, err error) {
 		default:
 			left.bad = failed
 			if bad++; bad == maxBad {
+				c.from = 0
+				if run < len(rest) {
+					c.from = rest[run].sector
+				}
 				return left, nil
 			}
 		}
