@@ -153,15 +153,17 @@ type waiter struct {
 	own *block
 }
 
-// hurryLocked ends the wait for memory, at once or in a moment, if a drain has begun. It may be
-// called any number of times.
+// hurryLocked ends the wait for memory: at once if the client has left, and at once or in a moment
+// if a drain has begun. It may be called any number of times.
 //
 // +checklocks:c.mu
 func (c *Conn) hurryLocked() {
 	w := &c.wait
 	switch {
-	case !c.draining():
-	case w.end == nil || w.hurried:
+	case w.end == nil:
+	case c.left.Load():
+		w.end()
+	case !c.draining() || w.hurried:
 	case w.timer == nil:
 		w.end()
 	default:
@@ -202,20 +204,24 @@ var (
 )
 
 // awaitMemory waits until allocate(sizeBytes) is worth another try, or own, unless nil, is
-// alone. A client that closes does not end the wait: what it has sent before, up to its
-// DISC, is still to be done.
+// alone. A client that closes does not end the wait at once: what it has sent before, up to
+// its DISC, is still to be done if that is possible.
 //
 // Concurrency: reader only, asleep in the sense of Conn.park.
-// Errors: errMemory; errMemoryDrain; or that the connection is dead.
+// Errors: errMemory; errMemoryDrain; errLeft; or that the connection is dead.
 func (c *Conn) awaitMemory(sizeBytes int, own *block) error {
 	size := dma.BlockBytes(sizeBytes)
+	c.watchLeaving()
 	c.mu.Lock()
-	for c.overBudgetLocked(size) && !own.alone() && !c.dead.Load() {
+	for c.overBudgetLocked(size) && !own.alone() && !c.dead.Load() && !c.left.Load() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
-	if own.alone() {
+	switch {
+	case own.alone():
 		return nil // there may be no budget for more
+	case c.left.Load():
+		return errLeft
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
@@ -232,6 +238,8 @@ func (c *Conn) awaitMemory(sizeBytes int, own *block) error {
 		return nil
 	case c.draining():
 		return errMemoryDrain
+	case c.left.Load():
+		return errLeft
 	}
 	return errMemory
 }

@@ -61,6 +61,7 @@ type Conn struct {
 	// wishes are what the server asks of the reader; see poke.
 	wishes atomic.Uint32
 	dead   atomic.Bool
+	left   atomic.Bool   // the reader is to wait no more; see leave.go. Stored with mu held
 	reason atomic.Uint32 // a CloseReason, once dead
 
 	// transmitting is guarded by Server.mu. The sweeper looks at it and at what follows, and
@@ -107,7 +108,8 @@ type Conn struct {
 	// withheld keeps replies back; see lastOrders.
 	// +checklocks:mu
 	withheld bool
-	// fencer is the session from the beginning of transmission on, unless it is none.
+	// fencer is the session from the beginning of transmission on, unless it is none, until its
+	// fence is up.
 	// +checklocks:mu
 	fencer Fencer
 	// wait is the wait for memory that the connection is in.
@@ -295,9 +297,7 @@ func (c *Conn) kill(reason CloseReason) {
 func (c *Conn) die(reason CloseReason) (first bool) {
 	c.mu.Lock()
 	if first = !c.dead.Load(); first {
-		if c.fencer != nil {
-			c.fencer.Fence() // the client does not know yet
-		}
+		c.fenceLocked() // the client does not know yet
 		c.reason.Store(uint32(reason))
 		c.dead.Store(true)
 	}

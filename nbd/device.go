@@ -74,7 +74,8 @@ type Session interface {
 // one, and goes on from there: what is still under way on the former must not undo that.
 //
 // Concurrency: Fence is called once, by whoever ends the connection, before its socket is
-// closed and with a lock held: it must not wait, nor call the connection. NarrowFence is
+// closed, or by whoever sees that the client has closed it, and with a lock held: it must not
+// wait, nor call the connection. NarrowFence is
 // called by the connection's reader when it submits no more, before Fence or after, and
 // before Close.
 type Fencer interface {

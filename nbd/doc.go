@@ -13,6 +13,7 @@
 //	    receiver  socket -> Requests, by one reader goroutine (receive.go)
 //	      room    the memory for its input and for replies (room.go)
 //	      ahead   memory for the payload that is expected next (ahead.go)
+//	      leave   that its client goes while it waits (leave.go)
 //	    sender    completed Requests -> socket, by whoever flushes (send.go); long
 //	              reads by reference to the device's pages (refer.go)
 //	    lastOrders  what a draining connection still accepts (drain.go)

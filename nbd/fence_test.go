@@ -1,7 +1,9 @@
 package nbd_test
 
 import (
+	"net"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/nbd"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
@@ -100,4 +102,94 @@ func TestFence(t *testing.T) {
 		}
 		expectEnd(t, c.Conn)
 	})
+}
+
+// TestFence_Waits: the fence goes up as soon as the client has gone though the reader waits, for
+// a slot or for memory, and what it has not read is left alone after a while, since others
+// wait for it.
+func TestFence_Waits(t *testing.T) {
+	const long = 256 << 10
+	for name, limits := range map[string]nbd.Limits{
+		"for a slot":       {MaxRequests: 1},
+		"for its budget":   {MaxBytesInFlight: long},
+		"for all's memory": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &fencedDevice{nbdtest.NewManual(1 << 20), make(chan string, 16)}
+			s := newServer(t, d, limits)
+			c := s.client("unix")
+			read := nbdtest.Command{Type: nbdtest.CmdRead, Length: long}
+			if err := c.Send(read); err != nil {
+				t.Fatal(err)
+			}
+			r := <-d.Requests
+			if limits == (nbd.Limits{}) {
+				for _, b := range takeAll(s.Arena) {
+					defer s.Arena.Free(b)
+				}
+			}
+			if err := c.Send(read); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if err := c.Conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{"fence", "narrow"} {
+				select {
+				case got := <-d.events:
+					if got != want {
+						t.Errorf("%q, want %q", got, want)
+					}
+				case <-time.After(deadline):
+					t.Fatalf("no %s", want)
+				}
+			}
+			if d := time.Since(began); d < 900*time.Millisecond {
+				t.Errorf("it was given up after %v: there might have been a slot or memory", d)
+			}
+			nbdtest.Complete(r, nbd.OK)
+			if got := <-d.events; got != "close" {
+				t.Errorf("%q, want the session's close", got)
+			}
+			if n := len(d.Requests); n != 0 {
+				t.Errorf("%d requests were carried out all the same", n)
+			}
+			s.waitStats("end", func(st nbd.Stats) bool { return st.Closes[nbd.CloseEOF] == 1 })
+		})
+	}
+}
+
+// TestFence_WaitsForDisc: what a client sends before its DISC is done though it closes its half
+// while the reader waits, if that does not take long.
+func TestFence_WaitsForDisc(t *testing.T) {
+	d := &fencedDevice{nbdtest.NewManual(1 << 20), make(chan string, 16)}
+	s := newServer(t, d, nbd.Limits{MaxRequests: 1})
+	c := s.client("unix")
+	flush := nbdtest.Command{Type: nbdtest.CmdFlush}
+	if err := c.Send(flush, flush, flush, nbdtest.Command{Type: nbdtest.CmdDisc}); err != nil {
+		t.Fatal(err)
+	}
+	r := <-d.Requests
+	if err := c.Conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-d.events; got != "fence" {
+		t.Errorf("%q, want the fence", got)
+	}
+	nbdtest.Complete(r, nbd.OK)
+	for range 2 {
+		nbdtest.Complete(<-d.Requests, nbd.OK)
+	}
+	for range 3 {
+		if r := get(t, c); r.Errno != nbd.OK {
+			t.Error(r.Errno)
+		}
+	}
+	for _, want := range []string{"narrow", "close"} {
+		if got := <-d.events; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	expectEnd(t, c.Conn)
 }

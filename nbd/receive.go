@@ -85,6 +85,8 @@ type receiver struct {
 
 	gather gatherer
 	orders lastOrders
+	// onHangup is leaves, made when it is first needed.
+	onHangup func()
 	// untilYield is how many reads there may be before others have a turn.
 	untilYield int
 	// takenBefore is what taken was when the input was read, and dataBytes the data of
@@ -119,13 +121,16 @@ func (c *Conn) receive() CloseReason {
 			}
 		case stepFull:
 			c.awaitSent()
+			if c.left.Load() {
+				return c.stopped() // it may have a fence up, and not be about to stop
+			}
 			runtime.Gosched() // others have their turn before the next batch
 		case stepSlot:
 			c.park()
 			c.awaitSlot()
 			c.unpark()
-			if c.draining() {
-				return CloseShutdown
+			if c.draining() || c.left.Load() {
+				return c.stopped()
 			}
 		case stepMemory:
 			if c.orders.taken {
@@ -371,8 +376,9 @@ func (c *Conn) putBack(r *Request) { c.free = append(c.free, r) }
 
 // awaitSlot waits until a slot comes back, or there is no point any more.
 func (c *Conn) awaitSlot() {
+	c.watchLeaving()
 	c.mu.Lock()
-	for len(c.returned) == 0 && !c.dead.Load() && !c.draining() {
+	for len(c.returned) == 0 && !c.dead.Load() && !c.draining() && !c.left.Load() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
@@ -384,7 +390,7 @@ func (c *Conn) awaitSlot() {
 // It need not park: whoever sends also takes what completes meanwhile.
 func (c *Conn) awaitSent() {
 	c.mu.Lock()
-	for c.flushing && !c.dead.Load() && !c.draining() {
+	for c.flushing && !c.dead.Load() && !c.draining() && !c.left.Load() {
 		c.cond.Wait()
 	}
 	c.mu.Unlock()
@@ -447,12 +453,15 @@ func (c *Conn) unpark() {
 	c.mu.Unlock()
 }
 
-// stopped is why the reader has stopped waiting for memory.
+// stopped is why the reader has stopped waiting, for memory or for a slot.
 func (c *Conn) stopped() CloseReason {
-	if c.dead.Load() {
+	switch {
+	case c.dead.Load():
 		return CloseKilled // kill knows the true reason
+	case c.draining():
+		return CloseShutdown
 	}
-	return CloseShutdown
+	return CloseEOF
 }
 
 // fill reads more input.

@@ -59,6 +59,9 @@ type Conn struct {
 	// armed holds the events that the poller looks for.
 	// +checklocks:mu
 	armed uint32
+	// hangup is the function of WatchHangup.
+	// +checklocks:mu
+	hangup func()
 }
 
 const closed = 1 << 32
@@ -514,7 +517,14 @@ func (c *Conn) fire(events uint32) {
 	if c.armed != 0 && c.fd >= 0 {
 		_ = c.armLocked() // it is known
 	}
+	var hangup func()
+	if events&(unix.EPOLLRDHUP|trouble) != 0 {
+		hangup = c.hangup
+	}
 	c.mu.Unlock()
+	if hangup != nil {
+		hangup()
+	}
 	if in {
 		c.in.kick()
 	}

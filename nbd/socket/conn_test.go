@@ -342,6 +342,48 @@ func TestAwaitHangup(t *testing.T) {
 	}
 }
 
+// TestWatchHangup: the function is called when the peer closes, or at once if it has, beside
+// other waits and though they come and go; and not before.
+func TestWatchHangup(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, first := range []bool{false, true} { // the peer closes first
+			a, b := pair(t, network)
+			c := take(t, b)
+			hungUp := make(chan struct{}, 16)
+			watch := func() {
+				t.Helper()
+				if err := c.WatchHangup(func() { hungUp <- struct{}{} }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !first {
+				for range 2 {
+					watch()
+					if _, err := a.Write([]byte("sent")); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				go func() { _, _ = c.Read(make([]byte, 1)) }() // ends with the test
+				select {
+				case <-hungUp:
+					t.Errorf("%s: called with the peer there", network)
+				default:
+				}
+			}
+			_ = a.Close()
+			watch()
+			<-hungUp
+			_ = c.Close()
+			if err := c.WatchHangup(nil); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%s: closed: %v", network, err)
+			}
+		}
+	}
+}
+
 // pollers is how many goroutines wait for the epoll descriptor.
 func pollers() int {
 	stacks := make([]byte, 1<<20)

@@ -25,6 +25,32 @@ func (c *Conn) AwaitHangup() error {
 	return nil
 }
 
+// WatchHangup has fn called when the peer has closed the connection, or at least its half; soon,
+// if it has. It costs a system call only if the poller does not look for that already. fn may be
+// called more than once, and also later, while the receiver waits for input: until then the
+// watch is not over. The first fn is the one that is called.
+//
+// fn must not wait, nor call c; it is called with the poller's lock held.
+//
+// Concurrency: the receiver's goroutine. Errors: net.ErrClosed; the kernel may be out of memory
+// or watches.
+func (c *Conn) WatchHangup(fn func()) error {
+	if !c.use() {
+		return net.ErrClosed
+	}
+	defer c.release()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hangup == nil {
+		c.hangup = fn
+	}
+	if c.known && c.armed&unix.EPOLLRDHUP != 0 {
+		return nil
+	}
+	c.armed |= unix.EPOLLRDHUP
+	return c.armLocked()
+}
+
 // hungUp says whether the peer has closed.
 func (c *Conn) hungUp() bool {
 	fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}

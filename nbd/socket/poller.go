@@ -25,8 +25,8 @@ type poller struct {
 	// request that is already there does not touch the counter.
 	blocking atomic.Int32
 
-	// lookMu is held while connections are told of events. It is taken before mu and any
-	// Conn.mu.
+	// lookMu is held while connections are told of events. It is taken before mu, any
+	// Conn.mu, and what functions of WatchHangup take.
 	lookMu sync.Mutex
 	// +checklocks:lookMu
 	events [64]unix.EpollEvent

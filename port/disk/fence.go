@@ -10,8 +10,8 @@ import (
 // client, or the one after it, may send a write again on a new connection and go on from
 // there; if the first one took effect only then, an acknowledged write would be undone.
 //
-// A fence goes up before the client can know that the connection has ended, unless it has
-// closed its socket itself, and is lifted when the session's last write is over. Fences
+// A fence goes up before the client can know that the connection has ended, or as soon as it is
+// seen that the client has closed its socket itself, and is lifted when the session's last write is over. Fences
 // stand in order of their time: a session that has a fence itself respects those before it
 // only, so nobody waits in a circle.
 //

@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vhbad/vhbad/internal/dma"
 	"github.com/vhbad/vhbad/internal/scsi"
@@ -35,7 +37,7 @@ func serve(t *testing.T, m *porttest.Machine) *nbdtest.Client {
 // serveOn is serve for any adapter and geometry. It returns a connection.
 func serveOn(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) net.Conn {
 	t.Helper()
-	_, _, conn := serveDisk(t, m, subject, g)
+	_, _, conn := serveDisk(t, m, subject, g, 0)
 	return conn
 }
 
@@ -46,8 +48,9 @@ func newDisk(t *testing.T, m *porttest.Machine, p *port.Processor, subject portt
 	return &Disk{lu: a.LogicalUnits()[0], adapter: a, options: Options{Arena: m.Arena, RetryCount: 1, Log: slog.New(slog.DiscardHandler)}}
 }
 
-// serveDisk is serveOn that returns the server and the disk as well.
-func serveDisk(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry) (*nbd.Server, *Disk, net.Conn) {
+// serveDisk is serveOn that returns the server and the disk as well. Its clients have so many
+// requests in flight at most, or as many as usual if that is zero.
+func serveDisk(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *geometry, maxRequests int) (*nbd.Server, *Disk, net.Conn) {
 	t.Helper()
 	p := m.Processor(t, "test")
 	d := newDisk(t, m, p, subject)
@@ -60,7 +63,7 @@ func serveDisk(t *testing.T, m *porttest.Machine, subject porttest.Subject, g *g
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &nbd.Server{Exports: exports, Arena: m.Arena, Limits: nbd.Limits{MaxPayloadBytes: 1 << 20}}
+	server := &nbd.Server{Exports: exports, Arena: m.Arena, Limits: nbd.Limits{MaxPayloadBytes: 1 << 20, MaxRequests: maxRequests}}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -208,7 +211,7 @@ func TestSession_ClientGone(t *testing.T) {
 			}})
 			server, d, conn := serveDisk(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
 				blocks: 64, blockBytes: 512, maxTransfer: 1, preferredBytes: 4096,
-			})
+			}, 0)
 			c, err := nbdtest.NewClient(conn, "disk")
 			if err != nil {
 				t.Fatal(err)
@@ -242,6 +245,10 @@ func fillBlock(cookie, block uint64, fill byte) nbdtest.Command {
 	return nbdtest.Command{Type: nbdtest.CmdWrite, Cookie: cookie, Offset: block * 512, Length: 512, Payload: bytes.Repeat([]byte{fill}, 512)}
 }
 
+// slots are how many requests a client of serveWrites has in flight at most: fewer than the
+// adapter can take.
+const slots = 8
+
 // serveWrites serves a disk of 64 blocks whose adapter calls begun with the block of each
 // write that it starts. It returns the fake, the server, and a maker of clients.
 func serveWrites(t *testing.T, m *porttest.Machine, begun func(block uint8)) (*porttest.Miniport, *nbd.Server, func() *nbdtest.Client) {
@@ -254,7 +261,7 @@ func serveWrites(t *testing.T, m *porttest.Machine, begun func(block uint8)) (*p
 	}})
 	server, _, conn := serveDisk(t, m, porttest.Subject{Function: fake.Function(), Miniport: fake}, &geometry{
 		blocks: 64, blockBytes: 512, maxTransfer: 64, preferredBytes: 4096,
-	})
+	}, slots)
 	return fake, server, func() *nbdtest.Client {
 		t.Helper()
 		again, err := net.Dial("unix", conn.RemoteAddr().String())
@@ -290,6 +297,56 @@ func TestSession_GoneClientsWrite(t *testing.T) {
 	}
 	if b := <-begun; b != 7 {
 		t.Errorf("block %d written while an earlier write of block 3 was under way, want 7", b)
+	}
+	release(m.Processor(t, "release"))
+	for range 2 {
+		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
+	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
+		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
+	}
+}
+
+// So it is if the client closes the connection itself while the reader waits for a slot, and does
+// not read. What it has sent and is not yet begun stays undone if no slot comes.
+func TestSession_GoneClientsWaitingReader(t *testing.T) {
+	m := porttest.NewMachine(t, porttest.ArenaBytes)
+	begun := make(chan uint8, 32)
+	fake, server, client := serveWrites(t, m, func(block uint8) { begun <- block })
+	release := fake.Hold()
+	gone, c := client(), client()
+	commands := []nbdtest.Command{fillBlock(0, 3, 'a')}
+	for i := range slots { // one too many
+		commands = append(commands, fillBlock(uint64(i+1), 5, 'a'))
+	}
+	if err := gone.Send(commands...); err != nil {
+		t.Fatal(err)
+	}
+	if b := <-begun; b != 3 {
+		t.Fatalf("block %d written first, want 3", b)
+	}
+	if err := gone.Conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	gate := &server.Exports.(*nbd.ExportSet).List()[0].Device.(*Disk).gate
+	for end := time.Now().Add(time.Minute); gate.exclusive.Load() == 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("no fence, and a client that is long gone")
+		}
+	}
+	if err := c.Send(fillBlock(1, 3, 'b'), fillBlock(2, 7, 'c')); err != nil {
+		t.Fatal(err)
+	}
+	for b := range begun {
+		if b == 3 {
+			t.Error("block 3 is written again while the first write is under way")
+		}
+		if b == 7 {
+			break
+		}
 	}
 	release(m.Processor(t, "release"))
 	for range 2 {
