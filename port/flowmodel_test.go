@@ -723,6 +723,7 @@ func (m *flowModel) do(p *Processor, s flowStep) {
 	a, u, lun := m.b.a, s.Unit, uint8(s.Unit)
 	g := &m.gates[u]
 	now := time.Now()
+	pause := max(1, s.N) // one of no time would end beside this step, and the model is not made for that
 	switch s.Kind {
 	case "submit":
 		m.submit(p, u, s.N, s.SRBs)
@@ -739,14 +740,14 @@ func (m *flowModel) do(p *Processor, s flowStep) {
 			m.problem("reset: %v", err)
 		}
 	case "pause":
-		m.adapter.paused = now.Add(time.Duration(s.N) * time.Second)
-		a.Pause(p, s.N)
+		m.adapter.paused = now.Add(time.Duration(pause) * time.Second)
+		a.Pause(p, pause)
 	case "resume":
 		m.adapter.paused = time.Time{}
 		a.Resume(p)
 	case "pause unit":
-		g.paused = now.Add(time.Duration(s.N) * time.Second)
-		a.PauseDevice(p, 0, 0, lun, s.N)
+		g.paused = now.Add(time.Duration(pause) * time.Second)
+		a.PauseDevice(p, 0, 0, lun, pause)
 	case "resume unit":
 		g.paused = time.Time{}
 		a.ResumeDevice(p, 0, 0, lun)
