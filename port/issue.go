@@ -84,10 +84,34 @@ func submittedTwice(s *SRB) string {
 	return "port: submitted while it belongs to the port or the miniport: " + s.String()
 }
 
+// startTasksLocked moves the waiting resets and aborts that may start from the queue to
+// run: like those that come now, they wait neither for other SRBs nor for a credit.
+//
+// +checklocks:lu.mu
+func (lu *LogicalUnit) startTasksLocked(p *Processor, run *srbQueue) {
+	if !lu.tasksWait || lu.a.gate.Load()&(gateStopped|gateGone) != 0 {
+		return
+	}
+	lu.tasksWait = false
+	var stay srbQueue
+	for lu.waiting.head != nil {
+		s := lu.waiting.pop()
+		if s.taskManagement() && lu.mayStartLocked(s) {
+			lu.linkLocked(p, s)
+			run.push(s)
+			continue
+		}
+		lu.tasksWait = lu.tasksWait || s.taskManagement()
+		stay.push(s)
+	}
+	lu.waiting = stay
+}
+
 // startWaitingLocked moves the SRBs that may start from the queue to run.
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) startWaitingLocked(p *Processor, run *srbQueue, credits *int) {
+	lu.startTasksLocked(p, run)
 	lu.bringForwardLocked()
 	for lu.waiting.head != nil && *credits > 0 && lu.mayStartLocked(lu.waiting.head) {
 		s := lu.waiting.pop()
@@ -114,13 +138,12 @@ func (lu *LogicalUnit) dispatch(p *Processor) {
 	var run srbQueue
 	yieldPoint("dispatch")
 	lu.mu.Lock()
-	want := min(lu.waiting.n, lu.leftLocked())
-	if want <= 0 {
-		lu.mu.Unlock()
-		return
+	lu.startTasksLocked(p, &run)
+	credits := 0
+	if want := min(lu.waiting.n, lu.leftLocked()); want > 0 {
+		credits = a.reserve(want)
+		lu.startWaitingLocked(p, &run, &credits)
 	}
-	credits := a.reserve(want)
-	lu.startWaitingLocked(p, &run, &credits)
 	lu.stats.Started += uint64(run.n)
 	starved := lu.starvedLocked(credits)
 	lu.mu.Unlock()
@@ -339,7 +362,8 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	lu.mu.Lock()
 	for s := group.head; s != nil; s = s.next {
 		lu.unlinkLocked(s)
-		if s.charged { // task management is not, unless it has waited
+		lu.tasksWait = lu.tasksWait || s.taskManagement()
+		if s.charged { // task management is not
 			s.charged = false
 			freed++
 		}

@@ -658,6 +658,62 @@ func TestQueue_TaskManagementPasses(t *testing.T) {
 	b.wantNoViolations()
 }
 
+// A reset or an abort that came while the adapter was stopped goes down at the restart,
+// past all that waits: for a gate, for the unit's depth or for the adapter's limit.
+func TestQueue_TaskManagementAfterRestart(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before func(b *bench) // while it is stopped
+		after  func(b *bench) // so that the rest may go
+	}{
+		"paused": {
+			before: func(b *bench) { b.a.PauseDevice(b.p, 0, 0, 0, 60) },
+			after:  func(b *bench) { b.a.ResumeDevice(b.p, 0, 0, 0) },
+		},
+		"depth": {
+			before: func(b *bench) { b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 1) },
+			after:  func(b *bench) { b.a.SetDeviceQueueDepth(b.p, 0, 0, 0, 2) },
+		},
+		"limit": {
+			before: func(b *bench) { b.a.outstanding.Store(int64(b.a.config.MaxNumberOfIO)) },
+			after:  func(b *bench) { b.a.unreserve(b.p, b.a.config.MaxNumberOfIO) },
+		},
+	} {
+		for _, f := range []Function{FunctionAbortCommand, FunctionResetLogicalUnit, FunctionResetDevice} {
+			t.Run(name+" "+f.String(), func(t *testing.T) {
+				d := &driver{model: FullDuplex, features: func(c *Config) { c.Features = FeatureAbortCommand }}
+				b := newBench(t, d, AdapterOptions{})
+				if err := b.a.Stop(b.p); err != nil {
+					t.Fatal(err)
+				}
+				s := b.srbs(4, &finished{})
+				for i := range 2 {
+					s[2+i].Function, s[2+i].QueueAction = f, SimpleTag
+				}
+				b.lu.Submit(b.p, s)
+				b.wantStarted()
+				tt.before(b)
+				if err := b.a.Restart(b.p); err != nil {
+					t.Fatal(err)
+				}
+				tasks := s[2:]
+				b.wantStarted(tasks...)
+				for _, x := range tasks {
+					b.d.complete(b.p, x)
+				}
+				tt.after(b)
+				b.wantStarted(s[:2]...)
+				for _, x := range s[:2] {
+					b.d.complete(b.p, x)
+				}
+				if n := b.a.outstanding.Load(); n != 0 {
+					t.Errorf("%d charged at the end", n)
+				}
+				b.wantNoViolations()
+			})
+		}
+	}
+}
+
 // There is no reset above that of the bus.
 func TestReset_NoSuchLevel(t *testing.T) {
 	b := newBench(t, &driver{model: FullDuplex}, AdapterOptions{})

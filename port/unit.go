@@ -51,6 +51,9 @@ type LogicalUnit struct {
 	// waiting SRBs are the port's, oldest first.
 	// +checklocks:mu
 	waiting srbQueue
+	// tasksWait: resets or aborts may be among them. They do while the adapter is stopped.
+	// +checklocks:mu
+	tasksWait bool
 	// quiescing SRBs complete when nothing is outstanding.
 	// +checklocks:mu
 	quiescing srbQueue
@@ -412,6 +415,7 @@ func (s *SRB) timeout() uint32 {
 //
 // +checklocks:lu.mu
 func (lu *LogicalUnit) enqueueLocked(s *SRB) {
+	lu.tasksWait = lu.tasksWait || s.taskManagement()
 	if s.QueueAction == HeadOfQueueTag && s.Flags&FlagQueueActionEnable != 0 {
 		lu.waiting.pushFront(s)
 		return
