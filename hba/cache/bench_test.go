@@ -156,3 +156,32 @@ func BenchmarkTryWriteMeetsFlush(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkChoose is the longest that a write takes while a cache goes on being full: the
+// one that comes to the high-water mark chooses what leaves.
+func BenchmarkChoose(b *testing.B) {
+	const sizeBytes, bytes = 256 << 20, 4 << 10
+	for _, eviction := range []cache.Eviction{cache.EvictFIFO, cache.EvictRandom} {
+		b.Run(eviction.String(), func(b *testing.B) {
+			c := open(b, memory(b, sizeBytes), cache.Config{SizeBytes: sizeBytes, Eviction: eviction})
+			p := make([]byte, bytes)
+			off := int64(0)
+			for b.Loop() {
+				chosen, longest := c.Stats().Evictions[cache.EvictionRoom], time.Duration(0)
+				for c.Stats().Evictions[cache.EvictionRoom] == chosen {
+					began := time.Now()
+					if _, err := c.TryWriteAt(p, off); err != nil {
+						b.Fatal(err)
+					}
+					longest = max(longest, time.Since(began))
+					off = (off + 37*bytes) % sizeBytes
+				}
+				b.ReportMetric(float64(longest.Microseconds()), "longest-us")
+				b.ReportMetric(float64(c.Stats().Evictions[cache.EvictionRoom]-chosen), "writes")
+				b.StopTimer()
+				c.Settle()
+				b.StartTimer()
+			}
+		})
+	}
+}
