@@ -300,10 +300,11 @@ func (c *Cache) Close() error {
 func (c *Cache) closeInner() (closed bool, err error) {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
+	id := c.nextID()
 	err = c.emptyOut()
 	was := c.setClosed(true)
-	if err == nil {
-		err = c.emptyOut() // what has come meanwhile
+	if err == nil || c.nextID() != id {
+		err = c.emptyOut() // what has come meanwhile, and what failed
 	}
 	if closing := c.inner.Close(); closing != nil {
 		c.setClosed(was)

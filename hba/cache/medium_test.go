@@ -399,6 +399,36 @@ func TestClose_MeetsWrites(t *testing.T) {
 	}
 }
 
+// A meddling medium has something done when the first write comes, which fails.
+type meddling struct {
+	unclosed
+	first func()
+}
+
+func (m *meddling) WriteAt(p []byte, off int64) (int, error) {
+	if first := m.first; first != nil {
+		m.first = nil
+		first()
+		return 0, media.ErrMedium
+	}
+	return m.Media.WriteAt(p, off)
+}
+
+// TestClose_WritesWhatComesMeanwhile: a write that is done while closing writes out what the
+// medium does not take is on the medium, as without that failure.
+func TestClose_WritesWhatComesMeanwhile(t *testing.T) {
+	m := &meddling{unclosed: unclosed{memory(t, 1<<20)}}
+	c := open(t, m, cache.Config{})
+	put(t, c, 0, 1, 512)
+	m.first = func() { put(t, c, 1<<19, 2, 512) }
+	if err := c.Close(); err != nil {
+		t.Errorf("close: %v, though in the end all was written", err)
+	}
+	if at(t, m, 0) != 1 || at(t, m, 1<<19) != 2 {
+		t.Errorf("the medium holds %d and %d, want 1 and 2", at(t, m, 0), at(t, m, 1<<19))
+	}
+}
+
 // TestFlush_WithoutSpace: a medium that has no space for one write gets the others, too: they
 // may need none, and a trim releases some, which the first one then gets.
 func TestFlush_WithoutSpace(t *testing.T) {
