@@ -113,6 +113,7 @@ type LUStats struct {
 	Parked                      uint64 // built, but the unit was not ready for StartIo
 	Timeouts                    uint64
 	Abandoned                   uint64 // given up after BuildIo
+	GivenUp                     bool   // no reset brought the unit back
 	// Held is how long SRBs had to wait for each reason, the current wait included.
 	Held [GateReasons]time.Duration
 	// BusyTime is how long SRBs were outstanding or waiting: an estimate; see lookPeriod.
@@ -155,6 +156,7 @@ func (lu *LogicalUnit) Stats() LUStats {
 	s.Held = lu.held.until(lu.gate.Load(), now)
 	s.OldestAge = lu.lookLocked(now)
 	s.Depth, s.Outstanding, s.Waiting = lu.depth, lu.outstanding, lu.waiting.n
+	s.GivenUp = lu.givenUp()
 	return s
 }
 

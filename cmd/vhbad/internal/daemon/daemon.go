@@ -364,8 +364,36 @@ func (d *Daemon) Endpoints() []Endpoint {
 // HTTPAddress returns the address of the metrics, empty if they are switched off.
 func (d *Daemon) HTTPAddress() string { return d.httpAddr }
 
-// Ready implements metrics.Health.
+// Ready reports whether the daemon has started and does not stop.
 func (d *Daemon) Ready() bool { return state(d.state.Load()) == stateReady }
+
+// NotReady implements metrics.Health. A daemon none of whose disks can be used is not
+// ready: whoever asks sends clients elsewhere. One without disks waits for those that are
+// added, and a disk that a rule has pulled out is as it is meant to be.
+func (d *Daemon) NotReady() string {
+	if !d.Ready() {
+		return state(d.state.Load()).String()
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.machine == nil {
+		return stateDraining.String()
+	}
+	lost := false
+	for _, e := range d.machine.list() {
+		switch {
+		case e.state() != client.DiskServing:
+		case e.LogicalUnit().Stats().GivenUp:
+			lost = true
+		default:
+			return ""
+		}
+	}
+	if lost {
+		return "no disk answers, and no reset has helped"
+	}
+	return ""
+}
 
 // ClientGone is closed when the only client, of Options.Single, is gone; the
 // daemon should be stopped then.

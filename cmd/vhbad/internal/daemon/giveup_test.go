@@ -2,6 +2,9 @@ package daemon
 
 import (
 	"bytes"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +76,69 @@ func TestGivenUp_ComesBackByReset(t *testing.T) {
 		t.Errorf("read after the reset: %v, or other data", err)
 	}
 	noViolations(t, machineOf(d))
+}
+
+// readiness is what /readyz answers.
+func readiness(t *testing.T, d *Daemon) (code int, body string) {
+	t.Helper()
+	res, err := http.Get("http://" + d.HTTPAddress() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+// TestGivenUp_Ready: a daemon none of whose disks can be used is not ready, and says why;
+// it is again as soon as one can.
+func TestGivenUp_Ready(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		specs []string
+		want  int
+	}{
+		{"alone", []string{"db=memory:1MiB"}, http.StatusServiceUnavailable},
+		{"another works", []string{"db=memory:1MiB", "other=memory:1MiB"}, http.StatusOK},
+		{"another is pulled out", []string{"db=memory:1MiB", "away=memory:1MiB"}, http.StatusServiceUnavailable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := impatient(t, tt.specs...)
+			s.HTTP = "127.0.0.1:0"
+			d, _ := s.mustStart(t)
+			if tt.specs[len(tt.specs)-1] == "away=memory:1MiB" {
+				c := open(t, s.socket(), "away")
+				putFaults(t, d, client.FaultRule{Name: "out", Disk: "away", Action: fault.Action{Kind: fault.KindUnplug}})
+				if _, err := c.do(cmdRead, 0, 512, nil); err == nil {
+					t.Error("a disk that is pulled out can be read")
+				}
+			}
+			if code, body := readiness(t, d); code != http.StatusOK {
+				t.Errorf("before: %d %q", code, body)
+			}
+			c := open(t, s.socket(), "db")
+			putFaults(t, d, client.FaultRule{Name: "hang", Disk: "db", Action: fault.Action{Kind: fault.KindHang}}, neverReset("db"), neverResetBus())
+			if _, err := c.do(cmdRead, 0, 512, nil); err == nil || err.Error() != "errno 108" {
+				t.Fatalf("a read that hangs: %v, want ESHUTDOWN", err)
+			}
+			code, body := readiness(t, d)
+			if code != tt.want || code != http.StatusOK && !strings.Contains(body, "no reset") {
+				t.Errorf("given up: %d %q, want %d and why", code, body, tt.want)
+			}
+			if err := d.RemoveFault("no-reset-bus"); err != nil {
+				t.Fatal(err)
+			}
+			for err := d.ResetDisk("db", client.ResetBus); err != nil; { // see ComesBackByReset
+				err = d.ResetDisk("db", client.ResetBus)
+			}
+			if code, body := readiness(t, d); code != http.StatusOK {
+				t.Errorf("after a reset: %d %q", code, body)
+			}
+		})
+	}
 }
 
 // The daemon stops, and says nothing went wrong, although commands hang that no reset

@@ -10,8 +10,8 @@ import (
 
 // Health says what state the daemon is in.
 type Health interface {
-	// Ready reports whether clients are served: neither starting nor draining.
-	Ready() bool
+	// NotReady says why clients are not served. It is empty if they are.
+	NotReady() string
 }
 
 // index is for people who open the address in a browser.
@@ -25,18 +25,18 @@ const index = `vhbad shows here:
 // nothing, so others may be given access to it.
 //
 // /healthz is 200 as long as the process answers; /readyz is 200 while clients are served
-// and 503 otherwise.
+// and 503, with the reason, otherwise.
 func Handler(r *prometheus.Registry, h Health) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{Registry: r, EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, index) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if h.Ready() {
-			text(w, http.StatusOK, "ready\n")
+		if why := h.NotReady(); why != "" {
+			text(w, http.StatusServiceUnavailable, "not ready: "+why+"\n")
 			return
 		}
-		text(w, http.StatusServiceUnavailable, "not ready\n")
+		text(w, http.StatusOK, "ready\n")
 	})
 	return mux
 }

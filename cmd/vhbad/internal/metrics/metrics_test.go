@@ -36,7 +36,12 @@ func (s *source) Snapshot() (Snapshot, bool) { return s.s, s.ok }
 
 type health bool
 
-func (h health) Ready() bool { return bool(h) }
+func (h health) NotReady() string {
+	if h {
+		return ""
+	}
+	return "draining"
+}
 
 // full has every metric.
 func full() *source {
@@ -259,7 +264,7 @@ func TestHandler(t *testing.T) {
 		{ready, "GET", "/healthz", 200, "ok"},
 		{draining, "GET", "/healthz", 200, "ok"},
 		{ready, "GET", "/readyz", 200, "ready"},
-		{draining, "GET", "/readyz", 503, "not ready"},
+		{draining, "GET", "/readyz", 503, "not ready: draining\n"},
 		{ready, "GET", "/metrics", 200, `vhbad_hba_ring_entries{queue="0",state="in_flight"} 4`},
 		{ready, "GET", "/metrics", 200, "go_goroutines"},
 		{ready, "POST", "/metrics", 405, ""},
