@@ -109,8 +109,12 @@ func adapter() Dashboard {
 				queries: []query{{"sum by (instance, export) (vhbad_port_waiting_srbs{<export>})", "{{instance}} {{export}}"}},
 			},
 			graph{
-				title: "Timeouts", description: "Commands per second that ran out of time. Each one starts the ladder of resets.", unit: unitOpsPS,
-				queries: []query{{"sum by (instance, export) (rate(vhbad_port_timeouts_total{<export>}[<rate>]))", "{{instance}} {{export}}"}},
+				title: "Timeouts", unit: unitOpsPS,
+				description: "Commands per second that ran out of time. Each one starts the ladder of resets. Given up: no reset helped, and the client got an error for what the device still holds.",
+				queries: []query{
+					{"sum by (instance, export) (rate(vhbad_port_timeouts_total{<export>}[<rate>]))", "{{instance}} {{export}}"},
+					{"sum by (instance, export) (rate(vhbad_port_abandoned_total{<export>}[<rate>]))", "{{instance}} {{export}} given up"},
+				},
 			},
 			graph{
 				title: "Resets and aborts", unit: unitEventsPS,

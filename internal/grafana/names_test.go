@@ -150,6 +150,37 @@ func TestNames_Dashboards(t *testing.T) {
 	}
 }
 
+// notShown are the metrics that are on no dashboard, and why.
+var notShown = map[string]string{
+	"vhbad_export_info": "what an export is does not change: the choice of exports is made from it",
+}
+
+// TestNames_Shown: every metric is where a person looks for it, or in notShown.
+func TestNames_Shown(t *testing.T) {
+	known := metrics(t)
+	shown := make(map[string]bool)
+	for _, d := range dashboards() {
+		for _, p := range d.Panels {
+			for _, q := range p.Targets {
+				for _, s := range selectors(q.Expr) {
+					name, _ := find(known, s.metric)
+					shown[name] = true
+				}
+			}
+		}
+	}
+	for name := range known {
+		if why, ok := notShown[name]; ok == shown[name] {
+			t.Errorf("%s: on a dashboard is %t, but notShown says %q", name, shown[name], why)
+		}
+	}
+	for name := range notShown {
+		if known[name].kind == "" {
+			t.Errorf("notShown names %s, which the daemon does not have", name)
+		}
+	}
+}
+
 // legendLabel is a label in a legend, which must be one that the query keeps.
 var legendLabel = regexp.MustCompile(`\{\{(\w+)\}\}`)
 

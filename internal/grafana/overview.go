@@ -43,6 +43,15 @@ func overview() Dashboard {
 					`sum(rate(vhbad_requests_total{<export>, result=~"error|aborted"}[<rate>])) / sum(rate(vhbad_requests_total{<export>}[<rate>]))`, "errors",
 				}},
 			},
+			number{
+				title: "Configuration", description: "Whether the daemon could use its configuration when it last read it. If not, the last good one is in force: vhbad status says why.", unit: unitCount,
+				queries: []query{{"min by (instance) (vhbad_config_last_reload_successful{<instance>})", "{{instance}}"}},
+				words:   map[string]Mapped{"0": {"not usable", "red", 0}, "1": {"in force", "green", 1}},
+			},
+			number{
+				title: "Configuration read", description: "Time ago that the daemon last read a configuration that it could use.", unit: unitSeconds,
+				queries: []query{{"time() - max by (instance) (vhbad_config_last_reload_success_timestamp_seconds{<instance>})", "{{instance}}"}},
+			},
 		}},
 		row{"Requests", []interface{ panel() Panel }{
 			graph{
@@ -96,10 +105,12 @@ func overview() Dashboard {
 		}},
 		row{"Connections", []interface{ panel() Panel }{
 			graph{
-				title: "Clients", description: "Connections that have each export open, and those of them by TLS.", unit: unitCount,
+				title: "Clients", unit: unitCount,
+				description: "Connections that have each export open, those of them by TLS, and all of the daemon. What all has more than the exports together still negotiates.",
 				queries: []query{
 					{"sum by (instance, export) (vhbad_connections{<export>})", "{{instance}} {{export}}"},
 					{"sum by (instance, export) (vhbad_connections_tls{<export>})", "{{instance}} {{export}} TLS"},
+					{"sum by (instance) (vhbad_connections_open{<instance>})", "{{instance}} all"},
 				},
 			},
 			graph{
@@ -123,6 +134,15 @@ func overview() Dashboard {
 					{"sum by (instance, direction) (rate(vhbad_network_bytes_total{<instance>}[<rate>]))", "{{instance}} {{direction}}"},
 					{"sum by (instance) (rate(vhbad_network_lent_bytes_total{<instance>}[<rate>]))", "{{instance}} transmit, not copied"},
 				},
+			},
+			graph{
+				title: "Long reads not copied", description: "Long reads on their way that may be sent without copying them.", unit: unitCount,
+				queries: []query{{"sum by (instance) (vhbad_memory_pipes_in_use{<instance>})", "{{instance}}"}},
+			},
+			graph{
+				title: "Without pauses", unit: unitCount,
+				description: "1 while connections read at once instead of pausing for more requests, as more gets done so.",
+				queries:     []query{{"max by (instance) (vhbad_network_without_pauses{<instance>})", "{{instance}}"}},
 			},
 			graph{
 				title: "Certificate ends in", description: "Time until the server's certificate is no longer valid. No line without TLS.", unit: unitSeconds,

@@ -38,6 +38,14 @@ func power() Dashboard {
 				}},
 			},
 			graph{
+				title: "Faults left out", unit: unitOpsPS,
+				description: "Completions and transfers per second that a hostile rule was to make, and the device had no room for. No export: the fault is of the adapter.",
+				queries: []query{{
+					`sum by (instance, export, rule, kind, class) (rate(vhbad_fault_left_out_total{<instance>, export=~"$export|"}[<rate>]))`,
+					"{{instance}} {{export}} {{rule}}: {{kind}}, {{class}}",
+				}},
+			},
+			graph{
 				title: "Rules", description: "Fault rules in force, by their state.", unit: unitCount,
 				queries: []query{{"sum by (instance, state, class) (vhbad_fault_rules{<instance>})", "{{instance}} {{class}} {{state}}"}},
 			},
@@ -67,6 +75,14 @@ func power() Dashboard {
 				queries: []query{{"sum by (instance, export, reason) (rate(vhbad_cache_evictions_total{<export>}[<rate>]))", "{{instance}} {{export}} {{reason}}"}},
 			},
 			graph{
+				title: "Failures of the medium", unit: unitEventsPS,
+				description: "Flushes per second that could not make everything durable, and times that the medium did not take what was written out in the background. It stays in the cache.",
+				queries: []query{
+					{"sum by (instance, export) (rate(vhbad_cache_failed_flushes_total{<export>}[<rate>]))", "{{instance}} {{export}} flushes"},
+					{"sum by (instance, export) (rate(vhbad_cache_failed_write_outs_total{<export>}[<rate>]))", "{{instance}} {{export}} background"},
+				},
+			},
+			graph{
 				title: "Writes covered by a flush", description: "Writes that a flush made durable, on average. One: the client flushes after each write.", unit: unitCount,
 				queries: []query{{
 					"sum by (instance, export) (rate(vhbad_flush_covered_writes_sum{<export>}[<rate>]))" +
@@ -87,6 +103,10 @@ func power() Dashboard {
 			graph{
 				title: "Fate of sectors", description: "Sectors that were not durable at a power cut, per second, by what became of them and the class of the cut.", unit: unitOpsPS, stack: true,
 				queries: []query{{"sum by (instance, export, outcome, class) (rate(vhbad_crash_sectors_total{<export>}[<rate>]))", "{{instance}} {{export}} {{outcome}}, {{class}}"}},
+			},
+			graph{
+				title: "Unreadable sectors", description: "Sectors that a power cut left unreadable, until they are written.", unit: unitCount,
+				queries: []query{{"sum by (instance, export) (vhbad_cache_unreadable_sectors{<export>})", "{{instance}} {{export}}"}},
 			},
 			graph{
 				title: "Hostile acts", description: "Commands per second to which a disk with a write cache did what no correct drive does, by what that was.", unit: unitOpsPS,
