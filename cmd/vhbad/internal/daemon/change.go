@@ -303,6 +303,7 @@ func (d *Daemon) leave(ctx context.Context, m *machine, e *export, limit time.Du
 	if err != nil {
 		err = fmt.Errorf("disk %q: its connections have not ended: %w", e.name(), err)
 	}
+	e.failures.end()
 	return errors.Join(err, m.media.close(e.medium))
 }
 

@@ -32,6 +32,7 @@ type export struct {
 	*disk.Disk // set by attach
 
 	medium         media.Media
+	failures       *failureLog
 	power          *power
 	unit           *target.Unit
 	device         *hba.Device // set by place, with the address
@@ -182,6 +183,12 @@ func (d *Daemon) openDisks(ctx context.Context, m *machine) error {
 		disks = append(disks, e)
 	}
 	m.disks.Store(&disks)
+	d.pushAlways("failures", func(context.Context) error {
+		for _, e := range m.list() {
+			e.failures.end()
+		}
+		return nil
+	})
 	return nil
 }
 
@@ -227,7 +234,8 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 		md = wc
 	}
 	m.media.add(md, c.Name)
-	e = &export{medium: md, power: &power{cache: wc, trace: rec}, createdTheFile: creates}
+	failures := &failureLog{log: d.log.With("disk", c.Name)}
+	e = &export{medium: md, failures: failures, power: &power{cache: wc, trace: rec}, createdTheFile: creates}
 	e.settings.Store(c)
 	e.unit, err = target.NewUnit(md, target.Config{
 		Serial: serial(c.Name), BlockBytes: uint32(c.BlockSize), ReadOnly: c.ReadOnly,
@@ -235,7 +243,7 @@ func (d *Daemon) openDisk(ctx context.Context, m *machine, c *config.Disk) (e *e
 		// flush: writing through would cost an fdatasync each. Memory has nothing
 		// before it.
 		WriteCache: true, NoCache: isMemory(md),
-		MediumFailed: (&failureLog{log: d.log.With("disk", c.Name)}).tell,
+		MediumFailed: failures.tell,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", c.Name, err), m.media.close(md))
