@@ -153,6 +153,21 @@ func TestDaemon_KeepsDataOverRestart(t *testing.T) {
 	}
 }
 
+// get asks a daemon's HTTP server for a page.
+func get(t *testing.T, d *Daemon, path string) (code int, body string) {
+	t.Helper()
+	res, err := http.Get("http://" + d.HTTPAddress() + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
 func TestDaemon_StatusAndMetrics(t *testing.T) {
 	s := newSettings(t, "disk0=memory:1MiB", "two=memory:2MiB,block-size=4096,read-only")
 	s.HTTP = "127.0.0.1:0"
@@ -198,18 +213,7 @@ func TestDaemon_StatusAndMetrics(t *testing.T) {
 		t.Errorf("admin socket: %v, %v; want mode 0600", fi.Mode(), err)
 	}
 
-	get := func(path string) (int, string) {
-		res, err := http.Get("http://" + d.HTTPAddress() + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = res.Body.Close() }()
-		b, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res.StatusCode, string(b)
-	}
+	get := func(path string) (int, string) { return get(t, d, path) }
 	if code, _ := get("/readyz"); code != http.StatusOK {
 		t.Errorf("readyz: %d", code)
 	}

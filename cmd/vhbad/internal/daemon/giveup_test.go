@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bytes"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -78,21 +77,6 @@ func TestGivenUp_ComesBackByReset(t *testing.T) {
 	noViolations(t, machineOf(d))
 }
 
-// readiness is what /readyz answers.
-func readiness(t *testing.T, d *Daemon) (code int, body string) {
-	t.Helper()
-	res, err := http.Get("http://" + d.HTTPAddress() + "/readyz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res.StatusCode, string(b)
-}
-
 // TestGivenUp_Ready: a daemon none of whose disks can be used is not ready, and says why;
 // it is again as soon as one can.
 func TestGivenUp_Ready(t *testing.T) {
@@ -116,7 +100,7 @@ func TestGivenUp_Ready(t *testing.T) {
 					t.Error("a disk that is pulled out can be read")
 				}
 			}
-			if code, body := readiness(t, d); code != http.StatusOK {
+			if code, body := get(t, d, "/readyz"); code != http.StatusOK {
 				t.Errorf("before: %d %q", code, body)
 			}
 			c := open(t, s.socket(), "db")
@@ -124,7 +108,7 @@ func TestGivenUp_Ready(t *testing.T) {
 			if _, err := c.do(cmdRead, 0, 512, nil); err == nil || err.Error() != "errno 108" {
 				t.Fatalf("a read that hangs: %v, want ESHUTDOWN", err)
 			}
-			code, body := readiness(t, d)
+			code, body := get(t, d, "/readyz")
 			if code != tt.want || code != http.StatusOK && !strings.Contains(body, "no reset") {
 				t.Errorf("given up: %d %q, want %d and why", code, body, tt.want)
 			}
@@ -134,7 +118,7 @@ func TestGivenUp_Ready(t *testing.T) {
 			for err := d.ResetDisk("db", client.ResetBus); err != nil; { // see ComesBackByReset
 				err = d.ResetDisk("db", client.ResetBus)
 			}
-			if code, body := readiness(t, d); code != http.StatusOK {
+			if code, body := get(t, d, "/readyz"); code != http.StatusOK {
 				t.Errorf("after a reset: %d %q", code, body)
 			}
 		})
