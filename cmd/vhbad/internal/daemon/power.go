@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -195,9 +196,18 @@ func (d *Daemon) onPowerCut(m *machine, p hba.PowerCut) {
 	}
 	tell := func(err error) { d.log.Error("power cut by a rule", "disk", e.name(), "rule", rule, "error", err) }
 	if _, err := d.cutPower(e.name(), o, triggerRule, rule, cutPatience, tell); err != nil {
+		if _, off := errors.AsType[offError](err); off { // which is what the rule is for
+			d.log.Info("power cut by a rule: the disk has no power already", "disk", e.name(), "rule", rule)
+			return
+		}
 		tell(err)
 	}
 }
+
+// An offError is that of a power cut of a disk that has no power.
+type offError struct{ error }
+
+func (e offError) Unwrap() error { return e.error }
 
 // cutPower cuts the power of a disk and restores it after the time asked for, or when the
 // daemon stops. If the losses are not decided within patience, waits is called, once, with
@@ -222,7 +232,7 @@ func (d *Daemon) cutPower(name string, o client.PowerCutOptions, trigger, rule s
 	}
 	p := e.power
 	if !p.switchOff() {
-		return client.PowerReport{}, admin.Conflict("disk %q has no power already", name)
+		return client.PowerReport{}, offError{admin.Conflict("disk %q has no power already", name)}
 	}
 	if !m.cuts.begin() {
 		p.switchOn()

@@ -636,6 +636,61 @@ func TestCutPower_ByRule(t *testing.T) {
 	}
 }
 
+// TestCutPower_ByRuleWhileOff: a rule that is to cut the power of a disk that has none has
+// nothing to do, which is no error.
+func TestCutPower_ByRuleWhileOff(t *testing.T) {
+	s := newSettings(t, "db=memory:1MiB,cache=writeback")
+	o := s.options(t)
+	lines := make(lineWriter, 16)
+	o.Log = slog.New(slog.NewTextHandler(lines, nil))
+	d, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cutting sync.WaitGroup
+	t.Cleanup(cutting.Wait)  // the cut ends
+	t.Cleanup(stopper(t, d)) // when the daemon stops
+	putFaults(t, d, client.FaultRule{
+		Name: "again", Disk: "db", Match: fault.Match{Op: fault.Ops{"mark"}, AtMark: "now"}, Action: fault.Action{Kind: fault.KindPowerCut},
+	})
+	cut := s.follow(t, client.EventPowerCut)
+	cutting.Go(func() {
+		if _, err := d.CutPower("db", client.PowerCutOptions{OffForSeconds: 3600}); err != nil {
+			t.Error(err)
+		}
+	})
+	cut.want(client.EventPowerCut, "db")
+	if n, err := d.SetMark("now"); n != 1 || err != nil {
+		t.Fatalf("%d rules wait for the mark, %v", n, err)
+	}
+	for late := time.After(10 * time.Second); ; {
+		select {
+		case line := <-lines:
+			if !strings.Contains(line, "power cut by a rule") {
+				continue
+			}
+			if strings.Contains(line, "level=ERROR") || !strings.Contains(line, "no power already") {
+				t.Errorf("a rule finds the power off: %s", line)
+			}
+		case <-late:
+			t.Error("the log says nothing of the rule")
+		}
+		return
+	}
+}
+
+// A lineWriter is the file of a log whose lines are received; those beyond its capacity are
+// lost.
+type lineWriter chan string
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	select {
+	case w <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
 // trySend sends a command without data and waits for its reply.
 func (c *nbdConn) trySend(cmd uint16) error {
 	be := binary.BigEndian
