@@ -94,6 +94,8 @@ type Daemon struct {
 	// current is the configuration in force, of which Options.Config was the first.
 	current  atomic.Pointer[config.Config]
 	reloaded lastReload
+	// reading is for readAgain.
+	reading chan struct{}
 
 	// steps belongs to the goroutine that calls Start and Stop.
 	steps []step
@@ -147,7 +149,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), events: events.NewLog(events.DefaultCapacity, nil), failed: make(chan error, 1), handedOver: make(chan struct{}), clientGone: make(chan struct{})}
 	d.current.Store(o.Config)
 	d.reloaded.set(nil)
-	d.changing = make(chan struct{}, 1)
+	d.changing, d.reading = make(chan struct{}, 1), make(chan struct{}, 1)
 	d.life, d.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	defer o.Predecessor.Close()
 	if err := d.start(ctx); err != nil {

@@ -107,7 +107,7 @@ func (d *Daemon) Reload(ctx context.Context) (client.Reload, error) {
 		return client.Reload{}, err
 	}
 	defer end()
-	next, err := readAgain(ctx, d.o.Reload)
+	next, err := readAgain(ctx, d.reading, d.o.Reload)
 	var r client.Reload
 	if err == nil {
 		r, err = d.become(ctx, m, next)
@@ -135,8 +135,10 @@ const readLimit = 10 * time.Second
 
 // readAgain calls read, and gives it up after readLimit or when ctx ends: a file system
 // whose server is gone keeps its readers waiting for as long as it likes, and meanwhile
-// nothing could be changed, and the daemon could not stop.
-func readAgain(ctx context.Context, read func() (*config.Config, error)) (*config.Config, error) {
+// nothing could be changed, and the daemon could not stop. What was given up goes on, and
+// keeps a thread: reading holds a value as long as something reads, and the next waits for
+// that within its time.
+func readAgain(ctx context.Context, reading chan struct{}, read func() (*config.Config, error)) (*config.Config, error) {
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
 	type outcome struct {
@@ -144,10 +146,15 @@ func readAgain(ctx context.Context, read func() (*config.Config, error)) (*confi
 		err error
 	}
 	done := make(chan outcome, 1)
-	go func() {
-		c, err := read()
-		done <- outcome{c, err}
-	}()
+	select {
+	case reading <- struct{}{}:
+		go func() {
+			c, err := read()
+			<-reading
+			done <- outcome{c, err}
+		}()
+	case <-ctx.Done():
+	}
 	select {
 	case o := <-done:
 		if o.err != nil {

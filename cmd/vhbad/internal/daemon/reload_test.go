@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -467,13 +468,43 @@ func TestReadAgain_Limit(t *testing.T) {
 		hang := make(chan struct{})
 		defer close(hang)
 		begun := time.Now()
-		_, err := readAgain(t.Context(), func() (*config.Config, error) {
+		_, err := readAgain(t.Context(), make(chan struct{}, 1), func() (*config.Config, error) {
 			<-hang
 			return nil, nil
 		})
 		wantError(t, err, client.ErrUnavailable, "could not be read within 10s")
 		if took := time.Since(begun); took != readLimit {
 			t.Errorf("took %s, want %s", took, readLimit)
+		}
+	})
+}
+
+// TestReadAgain_HangsAgain: as long as a reading that was given up goes on, others wait and are
+// given up, too, and keep no thread of their own; then they read what is there.
+func TestReadAgain_HangsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		var readings atomic.Int32
+		reading := make(chan struct{}, 1)
+		for range 3 {
+			begun := time.Now()
+			_, err := readAgain(t.Context(), reading, func() (*config.Config, error) {
+				readings.Add(1)
+				<-hang
+				return nil, nil
+			})
+			wantError(t, err, client.ErrUnavailable, "could not be read within 10s")
+			if took := time.Since(begun); took != readLimit {
+				t.Errorf("took %s, want %s", took, readLimit)
+			}
+		}
+		if n := readings.Load(); n != 1 {
+			t.Errorf("%d read at once, want 1", n)
+		}
+		time.AfterFunc(readLimit/2, func() { close(hang) })
+		want := &config.Config{}
+		if got, err := readAgain(t.Context(), reading, func() (*config.Config, error) { return want, nil }); err != nil || got != want {
+			t.Errorf("once the file can be read: %p, %v; want %p", got, err, want)
 		}
 	})
 }
