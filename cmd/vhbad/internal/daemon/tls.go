@@ -29,6 +29,9 @@ const (
 
 // certificates are a server's, read again when their files change.
 //
+// The files may be on a file system that hangs: no lock is held while they are looked at,
+// and handshakes wait for that no longer than lookLimit.
+//
 // Concurrency: any goroutine.
 type certificates struct {
 	dir        string
@@ -36,24 +39,32 @@ type certificates struct {
 	log        *slog.Logger
 	now        func() time.Time
 
+	// looking is the right to look at the files, and to use seen, retry and said: whoever
+	// has put a value in holds it, until it takes the value out.
+	looking chan struct{}
+	// seen are the files as they were when last read, successfully or not.
+	seen [4]fingerprint
+	// retry is when files that could not be used are read again even if they have not
+	// changed; zero if they could be used.
+	retry time.Time
+	// said is the error last logged about files that could not be used; empty if they
+	// could.
+	said string
+
 	mu sync.Mutex
 	// +checklocks:mu
 	current *tls.Config
 	// expiry is when the current certificate expires.
 	// +checklocks:mu
 	expiry time.Time
-	// seen are the files as they were when last read, successfully or not.
+	// underWay is set while a look for handshakes is, and late if one has waited for it in
+	// vain: nobody else waits then.
 	// +checklocks:mu
-	seen [4]fingerprint
-	// retry is when files that could not be used are read again even if they have not
-	// changed; zero if they could be used.
-	// +checklocks:mu
-	retry time.Time
-	// said is the error last logged about files that could not be used; empty if they
-	// could.
-	// +checklocks:mu
-	said string
+	underWay, late bool
 }
+
+// lookLimit is how long a handshake waits until the files have been looked at.
+const lookLimit = time.Second
 
 // retryEvery is how often files that could not be used are read again: a certificate may
 // become valid merely with time.
@@ -76,30 +87,90 @@ func loadCertificates(c *config.TLS, log *slog.Logger) (*certificates, error) {
 	if c.Mode == config.TLSOff {
 		return nil, nil
 	}
-	s := &certificates{dir: c.Certificates, verifyPeer: c.VerifyPeer, log: log, now: time.Now}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, err := s.changedLocked(); err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
-	}
-	if err := s.loadLocked(); err != nil {
+	s := newCertificates(c.Certificates, c.VerifyPeer, log, time.Now)
+	if err := s.read(); err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
 	return s, nil
 }
 
+func newCertificates(dir string, verifyPeer bool, log *slog.Logger, now func() time.Time) *certificates {
+	return &certificates{dir: dir, verifyPeer: verifyPeer, log: log, now: now, looking: make(chan struct{}, 1)}
+}
+
+// read reads the files for the first time.
+func (s *certificates) read() error {
+	if _, err := s.changed(); err != nil {
+		return err
+	}
+	return s.load()
+}
+
 // config returns the configuration for one TLS handshake. While files are being replaced
-// and do not fit each other yet, the last good ones stay in force.
+// and do not fit each other yet, or cannot be read in time, the last good ones stay in force.
 func (s *certificates) config() *tls.Config {
+	if current, late := s.inForce(); late {
+		return current
+	}
+	limit := time.NewTimer(lookLimit)
+	defer limit.Stop()
+	done := make(chan struct{})
+	select {
+	case s.looking <- struct{}{}:
+		go func() {
+			s.setUnderWay(true)
+			s.look()
+			s.setUnderWay(false)
+			<-s.looking
+			close(done)
+		}()
+	case <-limit.C:
+		return s.tooLate()
+	}
+	select {
+	case <-done:
+		current, _ := s.inForce()
+		return current
+	case <-limit.C:
+		return s.tooLate()
+	}
+}
+
+func (s *certificates) inForce() (current *tls.Config, late bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	changed, err := s.changedLocked()
+	return s.current, s.late
+}
+
+func (s *certificates) setUnderWay(is bool) {
+	s.mu.Lock()
+	s.underWay, s.late = is, false
+	s.mu.Unlock()
+}
+
+// tooLate has nobody wait for the look that is under way, if there still is one, and returns
+// what is in force.
+func (s *certificates) tooLate() *tls.Config {
+	s.mu.Lock()
+	current, news := s.current, s.underWay && !s.late
+	s.late = s.underWay
+	s.mu.Unlock()
+	if news {
+		s.log.Error("certificates cannot be read: the last good ones stay in force until they can: does the file system answer?", "certificates", s.dir)
+	}
+	return current
+}
+
+// look reads the files again if they have changed, or could not be used. The caller holds
+// looking.
+func (s *certificates) look() {
+	changed, err := s.changed()
 	again := changed || !s.retry.IsZero() && !s.now().Before(s.retry)
 	if !again {
-		return s.current
+		return
 	}
 	if err == nil {
-		err = s.loadLocked()
+		err = s.load()
 	}
 	if err != nil {
 		s.retry = s.now().Add(retryEvery)
@@ -107,11 +178,10 @@ func (s *certificates) config() *tls.Config {
 			s.said = said
 			s.log.Error("certificates are not replaced", "error", err)
 		}
-		return s.current
+		return
 	}
 	s.retry, s.said = time.Time{}, ""
-	s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.expiry)
-	return s.current
+	s.log.Info("certificates replaced", "certificates", s.dir, "not_after", s.notAfter())
 }
 
 // notAfter returns when the certificate expires.
@@ -130,10 +200,8 @@ func (s *certificates) files() []string {
 	return files
 }
 
-// changedLocked looks whether a file is another one than the last time.
-//
-// +checklocks:s.mu
-func (s *certificates) changedLocked() (bool, error) {
+// changed looks whether a file is another one than the last time. The caller holds looking.
+func (s *certificates) changed() (bool, error) {
 	changed := false
 	var errs []error
 	for i, name := range s.files() {
@@ -166,10 +234,8 @@ func (s *certificates) explain(name string, err error) error {
 	return fmt.Errorf("%w: want %s", err, what)
 }
 
-// loadLocked reads the files.
-//
-// +checklocks:s.mu
-func (s *certificates) loadLocked() error {
+// load reads the files.
+func (s *certificates) load() error {
 	keyPath := filepath.Join(s.dir, keyFile)
 	fi, err := os.Stat(keyPath)
 	if err != nil {
@@ -211,7 +277,9 @@ func (s *certificates) loadLocked() error {
 		c.VerifyPeerCertificate = gone.verify
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
+	s.mu.Lock()
 	s.current, s.expiry = c, pair.Leaf.NotAfter
+	s.mu.Unlock()
 	return nil
 }
 

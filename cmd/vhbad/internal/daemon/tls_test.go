@@ -2,14 +2,18 @@ package daemon
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhbad/vhbad/cmd/vhbad/internal/config"
 	"github.com/vhbad/vhbad/nbd/nbdtest"
@@ -90,13 +94,8 @@ func TestTLS_WhoMayUseWhat(t *testing.T) {
 
 // load reads the certificates in dir at a time.
 func load(dir string, verifyPeer bool, at time.Time, log *slog.Logger) (*certificates, error) {
-	s := &certificates{dir: dir, verifyPeer: verifyPeer, log: log, now: func() time.Time { return at }}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, err := s.changedLocked(); err != nil {
-		return nil, err
-	}
-	return s, s.loadLocked()
+	s := newCertificates(dir, verifyPeer, log, func() time.Time { return at })
+	return s, s.read()
 }
 
 func TestCertificates_Bad(t *testing.T) {
@@ -231,6 +230,74 @@ func TestCertificates_Replaced(t *testing.T) {
 	if !strings.Contains(log.String(), "certificates replaced") {
 		t.Errorf("the log does not tell of new certificates:\n%s", &log)
 	}
+}
+
+// TestCertificates_Hang: files that cannot be read for now, as on a file system that hangs,
+// keep handshakes waiting for a moment, and then nobody; once they can be read, they count.
+func TestCertificates_Hang(t *testing.T) {
+	one, two := nbdtest.NewAuthority(t), nbdtest.NewAuthority(t)
+	var log lockedBuffer
+	s, err := load(one.Dir, false, time.Now(), slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(a *nbdtest.Authority, when string) {
+		t.Helper()
+		got := make(chan []byte, 1)
+		go func() {
+			got <- s.config().Certificates[0].Certificate[0]
+			_ = s.notAfter()
+			close(got)
+		}()
+		late := time.After(20 * time.Second)
+		for n := range 2 {
+			select {
+			case c := <-got:
+				if n == 0 && !bytes.Equal(c, a.ServerCertificate.Certificate[0]) {
+					t.Errorf("%s: another certificate", when)
+				}
+			case <-late:
+				t.Fatalf("%s: handshakes and status wait", when)
+			}
+		}
+	}
+	expect(one, "at first")
+	// Whoever opens a FIFO waits until somebody writes to it.
+	cert := filepath.Join(one.Dir, certificateFile)
+	pipe := filepath.Join(one.Dir, "pipe")
+	if err := errors.Join(os.Rename(cert, cert+".old"), unix.Mkfifo(pipe, 0o600), os.Link(pipe, cert)); err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() {
+		f, err := os.OpenFile(pipe, os.O_RDWR, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(release)
+	expect(one, "while the certificate cannot be read")
+	begun := time.Now()
+	for range 50 {
+		expect(one, "while it still cannot be read")
+	}
+	if took := time.Since(begun); took > 10*lookLimit {
+		t.Errorf("50 handshakes wait %s", took)
+	}
+	if n := strings.Count(log.String(), "cannot be read"); n != 1 {
+		t.Errorf("the log says so %d times, want once:\n%s", n, log.String())
+	}
+	for _, name := range []string{certificateFile, keyFile} {
+		if err := os.Rename(filepath.Join(two.Dir, name), filepath.Join(one.Dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release()
+	s.looking <- struct{}{} // the look has ended
+	<-s.looking
+	expect(two, "once there is one that can be read")
 }
 
 func TestLimits_PerPeer(t *testing.T) {
