@@ -86,7 +86,7 @@ func (d *Daemon) pluggedIn(m *machine, e *export, lu *port.LogicalUnit) {
 // Earlier connections belong to e.
 func (e *export) again() *export {
 	back := &export{
-		medium: e.medium, power: e.power, unit: e.unit, device: e.device, targetID: e.targetID, lun: e.lun,
+		medium: e.medium, failures: e.failures, power: e.power, unit: e.unit, device: e.device, targetID: e.targetID, lun: e.lun,
 		createdTheFile: e.createdTheFile,
 	}
 	back.settings.Store(e.config())
