@@ -22,7 +22,7 @@ type PowerCutOptions struct {
 	Damage string `json:"damage,omitempty"`
 	// LoseFlushed is how many sectors, drawn by the seed, lose what a flush or FUA has
 	// promised since the last cut: each then holds what it held at that cut, or zeros.
-	// No correct drive does this: ErrInvalid unless the daemon runs with --hostile.
+	// No correct drive does this: it is refused unless the daemon runs with --hostile.
 	LoseFlushed int `json:"lose_flushed,omitempty"`
 	// OffForSeconds is how long the disk stays without power, at most 3600.
 	OffForSeconds float64 `json:"off_for_seconds,omitempty"`

@@ -55,7 +55,7 @@ const (
 	PlaceAfter  Place = "after"  // it is done, and not answered
 )
 
-// An Action is a kind and its parameters; see Kinds for which kind takes which field.
+// An Action is a kind and those parameters that it takes.
 type Action struct {
 	Kind Kind `json:"kind" yaml:"kind"`
 

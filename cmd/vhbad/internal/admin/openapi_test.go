@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,11 +37,13 @@ type documentWriter struct {
 	reflector jsonschema.Reflector
 	schemas   map[string]any
 	taken     map[string]bool // names of types that are in bodies of requests
+	// fields are the names in JSON of the fields of each type, by their names in Go.
+	fields map[string]map[string]string
 }
 
 func newDocumentWriter(t *testing.T) *documentWriter {
 	t.Helper()
-	w := &documentWriter{schemas: make(map[string]any), taken: make(map[string]bool)}
+	w := &documentWriter{schemas: make(map[string]any), taken: make(map[string]bool), fields: make(map[string]map[string]string)}
 	w.reflector = jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true, Mapper: spelled}
 	// The path is both that of the folder and, joined to the base, of the package.
 	err := w.reflector.AddGoComments("github.com/vhbad/vhbad/cmd/vhbad/internal/admin", "../../../../client", jsonschema.WithFullComment())
@@ -78,6 +81,7 @@ func spelled(t reflect.Type) *jsonschema.Schema {
 // schemaOf returns a schema that refers to the components, and adds to those.
 func (w *documentWriter) schemaOf(t *testing.T, rt reflect.Type, body bool) map[string]any {
 	t.Helper()
+	w.collect(rt)
 	text, err := json.Marshal(w.reflector.ReflectFromType(rt))
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +111,86 @@ func (w *documentWriter) finish() map[string]any {
 			s["additionalProperties"] = false
 		}
 	}
+	for name, s := range w.schemas {
+		w.describe(name, s.(map[string]any))
+	}
 	return w.schemas
+}
+
+// collect notes the fields of a type and of those in it.
+func (w *documentWriter) collect(rt reflect.Type) {
+	switch rt.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+		w.collect(rt.Elem())
+	case reflect.Struct:
+		if w.fields[rt.Name()] != nil {
+			return
+		}
+		w.fields[rt.Name()] = make(map[string]string)
+		for f := range rt.Fields() {
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+				w.fields[rt.Name()][f.Name] = name
+			}
+			w.collect(f.Type)
+		}
+	}
+}
+
+// elsewhere returns the name in JSON of a field of any type, if all agree on it.
+func (w *documentWriter) elsewhere(field string) (string, bool) {
+	names := make(map[string]bool)
+	for _, fields := range w.fields {
+		if name, ok := fields[field]; ok {
+			names[name] = true
+		}
+	}
+	for name := range names {
+		return name, len(names) == 1
+	}
+	return "", false
+}
+
+// Words of comments that may be names of fields, and those that can be nothing else.
+var (
+	nameForm  = regexp.MustCompile(`\b[A-Z]\w*`)
+	mixedForm = regexp.MustCompile(`[a-z][A-Z]|[A-Z]{2}[a-z]`)
+)
+
+// describe has the descriptions of a type, which are comments of Go, name fields as they are
+// in JSON.
+func (w *documentWriter) describe(typeName string, s map[string]any) {
+	spell := func(text, own string) string {
+		var out strings.Builder
+		end := 0
+		for _, at := range nameForm.FindAllStringIndex(text, -1) {
+			word := text[at[0]:at[1]]
+			begins := at[0] == 0 || strings.HasSuffix(strings.TrimRight(text[:at[0]], " \n"), ".")
+			name, ok := w.fields[typeName][word]
+			if !ok && w.schemas[word] == nil && mixedForm.MatchString(word) {
+				name, ok = w.elsewhere(word)
+			}
+			switch {
+			case at[0] == 0 && own != "" && name == own:
+			case ok && (!begins || mixedForm.MatchString(word)):
+			default:
+				continue
+			}
+			out.WriteString(text[end:at[0]] + name)
+			end = at[1]
+		}
+		return out.String() + text[end:]
+	}
+	if text, ok := s["description"].(string); ok {
+		s["description"] = spell(text, "")
+	}
+	properties, _ := s["properties"].(map[string]any)
+	for own, p := range properties {
+		if p, ok := p.(map[string]any); ok {
+			if text, ok := p["description"].(string); ok {
+				p["description"] = spell(text, own)
+			}
+		}
+	}
 }
 
 func (w *documentWriter) operation(t *testing.T, rt *Route) map[string]any {
@@ -205,6 +288,52 @@ func TestOpenAPI_Document(t *testing.T) {
 	Handler(sources(fixed{})).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/openapi.json", nil))
 	if w.Code != http.StatusOK || !bytes.Equal(w.Body.Bytes(), document) {
 		t.Errorf("GET /v1/openapi.json: %d, %d bytes; want the document", w.Code, w.Body.Len())
+	}
+}
+
+// TestOpenAPI_Descriptions: descriptions name what is in JSON, not the fields, errors and
+// functions of Go that they come from.
+func TestOpenAPI_Descriptions(t *testing.T) {
+	var d struct {
+		Components struct {
+			Schemas map[string]struct {
+				Description string
+				Properties  map[string]struct{ Description string }
+			}
+		}
+	}
+	if err := json.Unmarshal(document, &d); err != nil {
+		t.Fatal(err)
+	}
+	ofGo := func(schema, text string) {
+		t.Helper()
+		for _, word := range nameForm.FindAllString(text, -1) {
+			_, isType := d.Components.Schemas[word]
+			if !isType && word != "MiB" && word != "URIs" && mixedForm.MatchString(word) {
+				t.Errorf("%s: %s is of Go: %s", schema, word, text)
+			}
+		}
+	}
+	described := 0
+	for name, s := range d.Components.Schemas {
+		ofGo(name, s.Description)
+		for property, p := range s.Properties {
+			ofGo(name+"."+property, p.Description)
+			if p.Description != "" {
+				described++
+			}
+		}
+	}
+	if described < 100 {
+		t.Errorf("only %d properties are described", described)
+	}
+	for property, text := range map[string]string{
+		"size_bytes": d.Components.Schemas["DiskChange"].Properties["size_bytes"].Description,
+		"error":      d.Components.Schemas["Problem"].Properties["error"].Description,
+	} {
+		if got, _, _ := strings.Cut(text, " "); got != property {
+			t.Errorf("the description of %s begins with %s", property, got)
+		}
 	}
 }
 
