@@ -3,6 +3,7 @@ package progress
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -15,6 +16,8 @@ const (
 	period = 100 * time.Millisecond
 	// cells is the length of the bar itself, if there is room.
 	cells = 30
+	// leastCells is the length below which it says nothing.
+	leastCells = 3
 )
 
 // A Unit says in which unit progress is counted.
@@ -81,22 +84,39 @@ func (b *Bar) Update(done, total int64) {
 // fitted returns the line, shortened to fit the terminal, and its width. A line that
 // reaches the last column would wrap, and \r would not return to its beginning.
 func (b *Bar) fitted(done, total int64, taken time.Duration) (line string, width int) {
-	line = b.line(done, total, taken, cells)
-	width = utf8.RuneCountInString(line)
-	columns := b.fits()
-	if columns == 0 {
+	share, rest := b.numbers(done, total, taken)
+	number := fmt.Sprintf(" %3.0f%%", share*100)
+	long := utf8.RuneCountInString(b.what + number + rest)
+	room := b.fits() - 1
+	if room < 0 {
+		room = math.MaxInt
+	} else {
+		b.width = min(b.width, room) // the terminal may have been wider before
+	}
+	switch cells := min(cells, room-long-len(" []")); {
+	case cells >= leastCells:
+		full := int(share * float64(cells))
+		line = fmt.Sprintf("%s [%s%s]%s%s", b.what, strings.Repeat("#", full), strings.Repeat("-", cells-full), number, rest)
+	case long <= room:
+		line = b.what + number + rest
+	default:
+		line = shortened(b.what, room-len(number)) + number
+	}
+	if width = utf8.RuneCountInString(line); width <= room {
 		return line, width
 	}
-	b.width = min(b.width, columns-1) // the terminal may have been wider before
-	if width < columns {
-		return line, width
+	if line = strings.TrimLeft(number, " "); len(line) <= room {
+		return line, len(line)
 	}
-	line = b.line(done, total, taken, max(0, cells-(width-columns+1)))
-	width = utf8.RuneCountInString(line)
-	if width < columns {
-		return line, width
+	return "", 0 // a part of a number would be another one
+}
+
+// shortened returns what fits of s.
+func shortened(s string, columns int) string {
+	if r := []rune(s); len(r) > columns {
+		return string(r[:max(0, columns-1)]) + "…"
 	}
-	return string([]rune(line)[:columns-1]), columns - 1
+	return s
 }
 
 // End ends the line of a task that was broken off, leaving the bar where it is, so that
@@ -109,22 +129,20 @@ func (b *Bar) End() {
 	}
 }
 
-// line returns the line to show after taken, with a bar of cells cells.
-func (b *Bar) line(done, total int64, taken time.Duration, cells int) string {
-	share := 1.0
+// numbers returns the share that is done, and what is said behind it.
+func (b *Bar) numbers(done, total int64, taken time.Duration) (share float64, rest string) {
+	share = 1.0
 	if total > 0 {
 		share = min(1, float64(done)/float64(total))
 	}
-	full := int(share * float64(cells))
-	line := fmt.Sprintf("%s [%s%s] %3.0f%%", b.what, strings.Repeat("#", full), strings.Repeat("-", cells-full), share*100)
 	if b.unit == Bytes {
-		line += " of " + bytes(total)
+		rest = " of " + bytes(total)
 	}
 	if share > 0 && share < 1 {
 		left := time.Duration(float64(taken) * (1 - share) / share)
-		line += fmt.Sprintf(", %v left", left.Round(time.Second))
+		rest += fmt.Sprintf(", %v left", left.Round(time.Second))
 	}
-	return line
+	return share, rest
 }
 
 // bytes formats n for people, in powers of 1024.

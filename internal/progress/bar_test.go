@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func TestBar(t *testing.T) {
@@ -86,7 +87,8 @@ func TestBar_End(t *testing.T) {
 }
 
 // A line that does not fit into the terminal would be drawn below the last each time: the
-// bar is shorter there, and what does not fit even so is cut off.
+// bar is shorter there or gone, then what is left goes, and at last the end of what is being
+// done: the share is what a person waits for.
 func TestBar_Narrow(t *testing.T) {
 	const gib = 1 << 30
 	var out strings.Builder
@@ -101,7 +103,13 @@ func TestBar_Narrow(t *testing.T) {
 		{81, "preallocating disk größe [#######-----------------------]  25% of 4 GiB, 6s left"},
 		{80, "preallocating disk größe [#######----------------------]  25% of 4 GiB, 9s left"},
 		{61, "preallocating disk größe [##-------]  25% of 4 GiB, 12s left"},
-		{30, "preallocating disk größe []  "},
+		{54, "preallocating disk größe  25% of 4 GiB, 15s left"},
+		{48, "preallocating disk größe  25%"},
+		{30, "preallocating disk größe  25%"},
+		{20, "preallocating…  25%"},
+		{7, "…  25%"},
+		{6, "25%"},
+		{3, ""},
 		{1, ""},
 	} {
 		out.Reset()
@@ -109,7 +117,11 @@ func TestBar_Narrow(t *testing.T) {
 		columns = tt.columns
 		b.Update(gib, 4*gib)
 		want := tt.want
-		if got, _ := strings.CutPrefix(out.String(), "\r"); got != want {
+		got, _ := strings.CutPrefix(out.String(), "\r")
+		if n := utf8.RuneCountInString(got); tt.columns > 0 && n >= tt.columns {
+			t.Errorf("%d columns: a line of %d", tt.columns, n)
+		}
+		if got = strings.TrimRight(got, " "); got != want {
 			t.Errorf("%d, %d columns: %q, want %q", i, columns, got, want)
 		}
 	}
