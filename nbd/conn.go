@@ -368,6 +368,9 @@ func (c *Conn) transmit() {
 	c.handOut()
 	switch reason {
 	case CloseDisconnect:
+		c.mu.Lock()
+		c.fenceLocked() // the client may close its socket, and go on elsewhere, at once
+		c.mu.Unlock()
 		c.finish()
 		c.farewell()
 		if c.tls != "" {

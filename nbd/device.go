@@ -73,11 +73,10 @@ type Session interface {
 // clients write. A client whose connection has ended sends its requests again on another
 // one, and goes on from there: what is still under way on the former must not undo that.
 //
-// Concurrency: Fence is called once, by whoever ends the connection, before its socket is
-// closed, or by whoever sees that the client has closed it, and with a lock held: it must not
-// wait, nor call the connection. NarrowFence is
-// called by the connection's reader when it submits no more, before Fence or after, and
-// before Close.
+// Concurrency: Fence is called once, with a lock held: it must not wait, nor call the
+// connection. Whoever ends the connection calls it before its socket is closed, or whoever sees
+// that the client has closed it, or has sent its DISC. NarrowFence is called by the connection's
+// reader when it submits no more, before Fence or after, and before Close.
 type Fencer interface {
 	// Fence has writes of other sessions that begin from now on wait for the session's
 	// own that they overlap: those under way, and those that its reader may still submit.

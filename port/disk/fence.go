@@ -11,9 +11,9 @@ import (
 // there; if the first one took effect only then, an acknowledged write would be undone.
 //
 // A fence goes up before the client can know that the connection has ended, or as soon as it is
-// seen that the client has closed its socket itself, and is lifted when the session's last write is over. Fences
-// stand in order of their time: a session that has a fence itself respects those before it
-// only, so nobody waits in a circle.
+// seen that the client has closed its socket itself, or has said that it will; and is lifted when
+// the session's last write is over. Fences stand in order of their time: a session that has a
+// fence itself respects those before it only, so nobody waits in a circle.
 //
 // It is guarded by rangeGate.mu.
 type fence struct {
