@@ -61,17 +61,18 @@ func (c *Cache) turnLocked(turn *int, n int) {
 }
 
 // writeOut makes the picked versions durable, in order of their sectors, and drops them
-// and all older ones of their sectors. It begins where the last one gave up, so that
-// what is bad does not keep what is behind it here forever. It gives up with errNoPower when the power is
-// about to be cut; what it has done by then is done.
+// and all older ones of their sectors. If by is nil it begins where the last one gave up,
+// and comes round, so that bad sectors do not keep what is behind them pending forever.
+// It gives up with errNoPower when the power is about to be cut; what it has done by then
+// is done.
 //
 // by is the change that must be durable when writeOut returns: picked versions then go
 // through any caches of the durable medium, too. If by is nil they need not.
 //
 // If by is nil, those that the medium fails to take are passed over, as they need not
 // concern others; and those for which it has no space are tried again once others have
-// released some. Any other error, or too many, ends writeOut at once. The error says if
-// some had no space and if others met a bad medium.
+// released some. Any other error ends writeOut at once, and after maxBad bad pieces it only
+// tries those again. The error says if some had no space and if others met a bad medium.
 //
 // While outMu is held, versions are removed only here and in Cut, so picks stay valid.
 //
@@ -121,7 +122,8 @@ type leftover struct {
 	bad      error  // of the last that met a bad medium
 }
 
-// writeRuns is writeOut for picks in that order. left.picks are in picks from its beginning.
+// writeRuns writes picks out in the order that they have. left.picks are in picks from its
+// beginning.
 //
 // +checklocks:c.outMu
 func (c *Cache) writeRuns(picks []pick, by *change) (left leftover, err error) {
