@@ -26,9 +26,9 @@ func (c *Conn) AwaitHangup() error {
 }
 
 // WatchHangup has fn called when the peer has closed the connection, or at least its half; soon,
-// if it has. It costs a system call only if the poller does not look for that already. fn may be
-// called more than once, and also later, while the receiver waits for input: until then the
-// watch is not over. The first fn is the one that is called.
+// if it has. It costs a system call only if the poller does not look for that already. The watch
+// goes on until the poller has seen input, or the end. Even later, fn is called whenever the
+// poller sees the end, so it may be called more than once. Only the fn of the first call counts.
 //
 // fn must not wait, nor call c; it is called with the poller's lock held.
 //
