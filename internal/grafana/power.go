@@ -38,14 +38,6 @@ func power() Dashboard {
 				}},
 			},
 			graph{
-				title: "Faults left out", unit: unitOpsPS,
-				description: "Completions and transfers per second that a hostile rule was to make, and the device had no room for. No export: the fault is of the adapter.",
-				queries: []query{{
-					`sum by (instance, export, rule, kind, class) (rate(vhbad_fault_left_out_total{<instance>, export=~"$export|"}[<rate>]))`,
-					"{{instance}} {{export}} {{rule}}: {{kind}}, {{class}}",
-				}},
-			},
-			graph{
 				title: "Rules", description: "Fault rules in force, by their state.", unit: unitCount,
 				queries: []query{{"sum by (instance, state, class) (vhbad_fault_rules{<instance>})", "{{instance}} {{class}} {{state}}"}},
 			},
