@@ -20,6 +20,21 @@ func (d *fencedDevice) Open(c *nbd.Conn) (nbd.Session, error) {
 	return &fencedSession{s, d, c}, err
 }
 
+// expect waits for events, in that order.
+func (d *fencedDevice) expect(t *testing.T, events ...string) {
+	t.Helper()
+	for _, want := range events {
+		select {
+		case got := <-d.events:
+			if got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+		case <-time.After(deadline):
+			t.Fatalf("no %s", want)
+		}
+	}
+}
+
 type fencedSession struct {
 	nbd.Session
 	d *fencedDevice
@@ -69,15 +84,9 @@ func TestFence(t *testing.T) {
 			if err := tt.end(s, c); err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range tt.want {
-				if got := <-d.events; got != want {
-					t.Errorf("%q, want %q", got, want)
-				}
-			}
+			d.expect(t, tt.want...)
 			nbdtest.Complete(r, nbd.OK)
-			if got := <-d.events; got != "close" {
-				t.Errorf("%q, want the session's close", got)
-			}
+			d.expect(t, "close")
 		})
 	}
 	t.Run("client says so", func(t *testing.T) {
@@ -88,23 +97,12 @@ func TestFence(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := <-d.Requests
-		for _, want := range []string{"narrow", "fence"} { // as soon as nothing more can come
-			select {
-			case got := <-d.events:
-				if got != want {
-					t.Errorf("%q, want %q", got, want)
-				}
-			case <-time.After(deadline):
-				t.Fatalf("no %s", want)
-			}
-		}
+		d.expect(t, "narrow", "fence") // as soon as nothing more can come
 		nbdtest.Complete(r, nbd.OK)
 		if r := get(t, c); r.Errno != nbd.OK {
 			t.Error(r.Errno)
 		}
-		if got := <-d.events; got != "close" {
-			t.Errorf("%q, want the session's close", got)
-		}
+		d.expect(t, "close")
 		expectEnd(t, c.Conn)
 	})
 }
@@ -140,23 +138,12 @@ func TestFence_Waits(t *testing.T) {
 			if err := c.Conn.Close(); err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range []string{"fence", "narrow"} {
-				select {
-				case got := <-d.events:
-					if got != want {
-						t.Errorf("%q, want %q", got, want)
-					}
-				case <-time.After(deadline):
-					t.Fatalf("no %s", want)
-				}
-			}
+			d.expect(t, "fence", "narrow")
 			if d := time.Since(began); d < 900*time.Millisecond {
 				t.Errorf("it was given up after %v: there might have been a slot or memory", d)
 			}
 			nbdtest.Complete(r, nbd.OK)
-			if got := <-d.events; got != "close" {
-				t.Errorf("%q, want the session's close", got)
-			}
+			d.expect(t, "close")
 			if n := len(d.Requests); n != 0 {
 				t.Errorf("%d requests were carried out all the same", n)
 			}
@@ -188,9 +175,7 @@ func waitsForDisc(t *testing.T) bool {
 	if err := c.Conn.(*net.UnixConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-d.events; got != "fence" {
-		t.Errorf("%q, want the fence", got)
-	}
+	d.expect(t, "fence")
 	nbdtest.Complete(r, nbd.OK)
 	for range 2 {
 		select {
@@ -208,11 +193,7 @@ func waitsForDisc(t *testing.T) bool {
 			t.Error(r.Errno)
 		}
 	}
-	for _, want := range []string{"narrow", "close"} {
-		if got := <-d.events; got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
+	d.expect(t, "narrow", "close")
 	expectEnd(t, c.Conn)
 	return true
 }

@@ -299,15 +299,7 @@ func TestSession_GoneClientsWrite(t *testing.T) {
 		t.Errorf("block %d written while an earlier write of block 3 was under way, want 7", b)
 	}
 	release(m.Processor(t, "release"))
-	for range 2 {
-		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
-			t.Fatalf("%+v, %v", r, err)
-		}
-	}
-	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
-	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
-		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
-	}
+	wantLastWrite(t, c)
 }
 
 // So it is if the client closes the connection itself while the reader waits for a slot, and does
@@ -349,15 +341,7 @@ func TestSession_GoneClientsWaitingReader(t *testing.T) {
 		}
 	}
 	release(m.Processor(t, "release"))
-	for range 2 {
-		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
-			t.Fatalf("%+v, %v", r, err)
-		}
-	}
-	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
-	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
-		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
-	}
+	wantLastWrite(t, c)
 }
 
 // While the reader of a client that has gone may still submit, nobody writes anywhere; what
@@ -397,5 +381,20 @@ func TestSession_GoneClientsReader(t *testing.T) {
 	release(m.Processor(t, "release"))
 	if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// wantLastWrite takes the replies to two writes, and checks that block 3 has what c wrote
+// there.
+func wantLastWrite(t *testing.T, c *nbdtest.Client) {
+	t.Helper()
+	for range 2 {
+		if r, err := c.Receive(); err != nil || r.Errno != nbd.OK {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	r, err := c.Do(nbdtest.Command{Type: nbdtest.CmdRead, Offset: 3 * 512, Length: 512})
+	if err != nil || !bytes.Equal(r.Data, bytes.Repeat([]byte{'b'}, 512)) {
+		t.Errorf("block 3 is %q, %v; want what was written last", r.Data, err)
 	}
 }

@@ -232,8 +232,8 @@ func TestCertificates_Replaced(t *testing.T) {
 	}
 }
 
-// TestCertificates_Hang: files that cannot be read for now, as on a file system that hangs,
-// keep handshakes waiting for a moment, and then nobody; once they can be read, they count.
+// TestCertificates_Hang: files on a file system that hangs keep handshakes waiting for a
+// moment, and then nobody; when it answers again, they count.
 func TestCertificates_Hang(t *testing.T) {
 	one, two := nbdtest.NewAuthority(t), nbdtest.NewAuthority(t)
 	var log lockedBuffer
