@@ -30,7 +30,7 @@ const (
 // certificates are a server's, read again when their files change.
 //
 // The files may be on a file system that hangs: no lock is held while they are looked at,
-// and handshakes wait for that no longer than lookLimit.
+// and handshakes wait for that no longer than limit.
 //
 // Concurrency: any goroutine.
 type certificates struct {
@@ -38,6 +38,7 @@ type certificates struct {
 	verifyPeer bool
 	log        *slog.Logger
 	now        func() time.Time
+	limit      time.Duration // lookLimit, except in tests
 
 	// looking is the right to look at the files, and to use seen, retry and said: whoever
 	// has put a value in holds it, until it takes the value out.
@@ -95,7 +96,7 @@ func loadCertificates(c *config.TLS, log *slog.Logger) (*certificates, error) {
 }
 
 func newCertificates(dir string, verifyPeer bool, log *slog.Logger, now func() time.Time) *certificates {
-	return &certificates{dir: dir, verifyPeer: verifyPeer, log: log, now: now, looking: make(chan struct{}, 1)}
+	return &certificates{dir: dir, verifyPeer: verifyPeer, log: log, now: now, limit: lookLimit, looking: make(chan struct{}, 1)}
 }
 
 // read reads the files for the first time.
@@ -112,26 +113,26 @@ func (s *certificates) config() *tls.Config {
 	if current, late := s.inForce(); late {
 		return current
 	}
-	limit := time.NewTimer(lookLimit)
-	defer limit.Stop()
+	late := time.NewTimer(s.limit)
+	defer late.Stop()
 	done := make(chan struct{})
 	select {
 	case s.looking <- struct{}{}:
+		s.setUnderWay(true)
 		go func() {
-			s.setUnderWay(true)
 			s.look()
 			s.setUnderWay(false)
 			<-s.looking
 			close(done)
 		}()
-	case <-limit.C:
+	case <-late.C:
 		return s.tooLate()
 	}
 	select {
 	case <-done:
 		current, _ := s.inForce()
 		return current
-	case <-limit.C:
+	case <-late.C:
 		return s.tooLate()
 	}
 }

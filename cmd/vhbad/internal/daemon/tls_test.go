@@ -92,9 +92,10 @@ func TestTLS_WhoMayUseWhat(t *testing.T) {
 	}
 }
 
-// load reads the certificates in dir at a time.
+// load reads the certificates in dir at a time. Handshakes wait for files as long as it takes.
 func load(dir string, verifyPeer bool, at time.Time, log *slog.Logger) (*certificates, error) {
 	s := newCertificates(dir, verifyPeer, log, func() time.Time { return at })
+	s.limit = time.Hour
 	return s, s.read()
 }
 
@@ -278,13 +279,13 @@ func TestCertificates_Hang(t *testing.T) {
 		}
 	})
 	t.Cleanup(release)
-	expect(one, "while the certificate cannot be read")
-	begun := time.Now()
-	for range 50 {
-		expect(one, "while it still cannot be read")
+	s.limit = time.Millisecond
+	for late := false; !late; _, late = s.inForce() {
+		expect(one, "while the certificate cannot be read")
 	}
-	if took := time.Since(begun); took > 10*lookLimit {
-		t.Errorf("50 handshakes wait %s", took)
+	s.limit = time.Hour
+	for range 3 {
+		expect(one, "while it still cannot be read")
 	}
 	if n := strings.Count(log.String(), "cannot be read"); n != 1 {
 		t.Errorf("the log says so %d times, want once:\n%s", n, log.String())
