@@ -16,12 +16,9 @@ type failureLog struct {
 	log *slog.Logger
 
 	mu sync.Mutex
-	// timer ends the interval after the last line; nil before the first failure.
+	// timer ends the interval after the last line; nil if none is under way.
 	// +checklocks:mu
 	timer *time.Timer
-	// quiet is set until the timer ends it.
-	// +checklocks:mu
-	quiet bool
 	// untold counts the failures since the last line, and last is the latest of them.
 	// +checklocks:mu
 	untold uint64
@@ -35,25 +32,20 @@ func (f *failureLog) tell(err error) {
 	defer f.mu.Unlock()
 	f.untold++
 	f.last = err
-	if f.quiet {
+	if f.timer != nil {
 		return
 	}
 	// Writing the log may take time, so it is not done here, on the device's path.
-	f.quiet = true
 	log := f.lineLocked()
 	go log()
-	if f.timer == nil {
-		f.timer = time.AfterFunc(failureInterval, f.over)
-	} else {
-		f.timer.Reset(failureInterval)
-	}
+	f.timer = time.AfterFunc(failureInterval, f.over)
 }
 
 // over ends an interval.
 func (f *failureLog) over() {
 	f.mu.Lock()
 	if f.untold == 0 {
-		f.quiet = false
+		f.timer = nil
 		f.mu.Unlock()
 		return
 	}
