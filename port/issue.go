@@ -363,7 +363,7 @@ func (lu *LogicalUnit) park(p *Processor, group *srbQueue) {
 	for s := group.head; s != nil; s = s.next {
 		lu.unlinkLocked(s)
 		lu.tasksWait = lu.tasksWait || s.taskManagement()
-		if s.charged { // task management is not
+		if s.charged { // task management is not, unless the adapter was restarted just then
 			s.charged = false
 			freed++
 		}
